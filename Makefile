@@ -1,0 +1,38 @@
+# make run    make .venv, install, run the main job on the embedded emoji world, print the report's path
+# make test   the whole test suite
+# make bench  the measurements of docs/, one script each
+# make lint   style
+#
+# PYTHON (3.11 or newer) makes the environment once; it is brought up to date only when pyproject.toml or
+# constraints.txt change. `make run RECIPE=emoji/expo_lora ARGS="--set seed=1"` runs something else.
+
+PYTHON ?= python3
+RECIPE ?= emoji/expo
+ARGS ?=
+VENV := .venv
+READY := $(VENV)/.installed
+
+.PHONY: run test bench lint install
+.DEFAULT_GOAL := run
+
+run: $(READY)
+	@$(VENV)/bin/diffexpo run $(RECIPE) $(ARGS)
+
+# Each worker computes with one thread, so that as many tests run at once as there are cores (at most 4: memory).
+test: $(READY)
+	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -q -n logical --maxprocesses 4 --dist loadfile $(ARGS)
+
+bench: $(READY)
+	@set -e; for script in benchmarks/*.py; do echo "== $$script"; $(VENV)/bin/python "$$script" $(ARGS); done
+
+lint: $(READY)
+	$(VENV)/bin/ruff check src tests benchmarks
+
+install: $(READY)
+
+$(READY): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit("diffexpo needs Python 3.11 or newer, not " + sys.version.split()[0] + ": make PYTHON=python3.11" if sys.version_info < (3, 11) else 0)'
+	@echo "installing into $(VENV) (once; a few minutes)"
+	@$(PYTHON) -m venv $(VENV)
+	@$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,label]'
+	@touch $(READY)

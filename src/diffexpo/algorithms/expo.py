@@ -1,0 +1,153 @@
+"""EXPO: Diffusion-DPO on offline and online pairs, plus a bonus for exploring beyond the main agent.
+
+loss = mean(-log sigmoid(h)) + alpha mean(sigmoid(-h_ex))
+h_ex = -beta_ex/2 [delta(x) - delta(x')],   delta = error - error_ref
+
+x is an exploration sample, x' a main sample of the same prompt at one shared (t, eps). The papers' s is this
+error difference delta (read as a reward, both terms would reverse). Source: the EXPO papers, loss (3) and
+(7); docs/algorithms/expo.md.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from diffexpo.algorithms.diffusion_dpo import (
+    DiffusionDpo,
+    Metrics,
+    diffusion_dpo_loss,
+    measure_errors,
+    pair_margin,
+)
+from diffexpo.config.schema import AlgorithmConfig
+from diffexpo.diffusion.objectives import NoiseDraw
+from diffexpo.errors import DataError
+from diffexpo.types import Conditioning, LossOutput, PairBatch, Policy
+
+# The literal reading of the papers has beta * T in the preference term and beta in the bonus; T is merged
+# into our beta.
+MERGED_TIMESTEPS = 1000
+
+
+def exploration_bonus(
+    explored: Tensor, main: Tensor, explored_ref: Tensor, main_ref: Tensor, *, beta: float
+) -> Tensor:
+    """Predicted probability that the main sample beats the exploration sample; minimising it is optimism.
+
+    sigmoid(beta/2 (delta_explored - delta_main)), delta = error - error_ref
+
+    Args:
+        explored, main: (E,) mean squared prediction errors of the policy on samples of the two agents, same
+            prompt, noise, time.
+        explored_ref, main_ref: (E,) those of the reference.
+        beta: > 0.
+    Returns:
+        (E,) in (0, 1). Policy = reference gives exactly 1/2. Descent lowers the exploration sample's error
+        and raises the main sample's, with a slope of at most beta/8 each, so the bonus limits itself.
+    Raises:
+        ValueError: beta is not above 0.
+    Source: EXPO eq. 3 (E sigma(beta (s_ex - s_main))) with s = delta; the 1/2 is that of our margins.
+    """
+    if not beta > 0:
+        raise ValueError(f"exploration_bonus: beta is {beta}; expected a number above 0")
+    return torch.sigmoid(-pair_margin(explored, main, explored_ref, main_ref, beta=beta))
+
+
+def expo_loss(
+    winner: Tensor,
+    loser: Tensor,
+    winner_ref: Tensor,
+    loser_ref: Tensor,
+    explored: Tensor | None,
+    main: Tensor | None,
+    explored_ref: Tensor | None,
+    main_ref: Tensor | None,
+    *,
+    beta: float,
+    alpha: float,
+    beta_explore: float | None = None,
+) -> Tensor:
+    """EXPO's loss, mean(diffusion_dpo_loss) + alpha mean(exploration_bonus).
+
+    Args:
+        winner, loser, winner_ref, loser_ref: (B,) mean squared prediction errors of the pairs.
+        explored, main, explored_ref, main_ref: (E,) those of the contrast pairs; untouched, and may be None,
+            when alpha is 0.
+        beta: > 0, of the pairs.
+        alpha: >= 0. Up to 1 (matched beta) the gradient on a labelled pair is never reversed, even if its
+            loser is the exploration sample; beyond, its margin stalls at -log(alpha - 1).
+        beta_explore: Of the bonus; None is `beta`.
+    Returns:
+        Scalar. Policy = reference gives ln 2 + alpha / 2. alpha 0 is diffusion_dpo_loss(...).mean() bit for
+        bit.
+    Raises:
+        ValueError: alpha is negative, or above 0 without contrast errors.
+    Source: EXPO eq. 3 and 7. One beta serves both terms by default; the papers print beta T in the first and
+        beta in the second.
+    """
+    if not alpha >= 0:
+        raise ValueError(f"expo_loss: alpha is {alpha}; expected 0 or more")
+    loss = diffusion_dpo_loss(winner, loser, winner_ref, loser_ref, beta=beta).mean()
+    if alpha == 0:
+        return loss
+    if explored is None or main is None or explored_ref is None or main_ref is None:
+        raise ValueError(
+            f"expo_loss: alpha is {alpha}, but a contrast error is None; pass all four, or alpha=0"
+        )
+    chosen = beta if beta_explore is None else beta_explore
+    return loss + alpha * exploration_bonus(explored, main, explored_ref, main_ref, beta=chosen).mean()
+
+
+class Expo(DiffusionDpo):
+    """EXPO on a `PairBatch` with contrast pairs. With alpha 0 it runs the very code of `DiffusionDpo`."""
+
+    def __init__(self, settings: AlgorithmConfig, empty: Conditioning | None = None) -> None:
+        super().__init__(settings, empty)
+        self.beta_explore = resolve_beta_explore(settings)
+
+    @property
+    def needs_reference(self) -> bool:
+        return self.settings.kind != "simpo" or self.settings.alpha > 0
+
+    def loss(self, policy: Policy, batch: PairBatch, noise_key: tuple[str | int, ...]) -> LossOutput:
+        """Mean loss over pairs plus alpha times the mean bonus over contrast pairs (none: no bonus)."""
+        if self.settings.alpha == 0 or not batch.contrast_keys:
+            return super().loss(policy, batch, noise_key)
+        per_pair, metrics = self.pair_losses(policy, batch, noise_key)
+        bonus, bonus_metrics = self._bonus(policy, batch, noise_key)
+        loss = per_pair.mean() + self.settings.alpha * bonus.mean()
+        metrics |= bonus_metrics
+        metrics["train/loss"] = (loss.detach() * len(batch), len(batch))
+        return LossOutput(loss, metrics)
+
+    def _bonus(
+        self, policy: Policy, batch: PairBatch, noise_key: tuple[str | int, ...]
+    ) -> tuple[Tensor, Metrics]:
+        if batch.explored is None or batch.main is None or batch.contrast_conditioning is None:
+            raise DataError(
+                f"the batch names {len(batch.contrast_keys)} contrast pairs but lacks explored, main or "
+                "contrast_conditioning; expected all three"
+            )
+        # Its own name: the same pair may stand in the batch as a preference, with other noise.
+        draw = NoiseDraw.keyed(
+            batch.contrast_keys, (*noise_key, "contrast"), policy.path, batch.explored.shape[1:]
+        )
+        errors = measure_errors(policy, batch.explored, batch.main, draw, batch.contrast_conditioning)
+        four = (errors.winner, errors.loser, errors.winner_ref, errors.loser_ref)
+        bonus = exploration_bonus(*four, beta=self.beta_explore)
+        margin = pair_margin(*four, beta=self.beta_explore).detach()
+        count = len(batch.contrast_keys)
+        return bonus, {
+            "train/bonus": (bonus.detach().sum(), count),
+            "train/bonus_margin": (margin.sum(), count),
+        }
+
+
+def resolve_beta_explore(settings: AlgorithmConfig) -> float:
+    """The bonus's beta as a number: `matched` is beta, `literal` is beta / 1000."""
+    if settings.beta_explore == "matched":
+        return settings.beta
+    if settings.beta_explore == "literal":
+        return settings.beta / MERGED_TIMESTEPS
+    return float(settings.beta_explore)

@@ -1,0 +1,175 @@
+"""`diffexpo doctor` and `diffexpo env`: is this machine ready, and what is on it."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import shutil
+import subprocess
+import sys
+from dataclasses import asdict, dataclass
+from importlib import metadata, util
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from diffexpo.errors import EXIT_FAILED
+
+PACKAGES = (
+    "torch",
+    "diffusers",
+    "transformers",
+    "accelerate",
+    "peft",
+    "safetensors",
+    "pyarrow",
+    "numpy",
+    "pillow",
+    "pydantic",
+)
+EXTRAS = {"label": ("fastapi", "uvicorn"), "track": ("tensorboard",)}
+GIB = 2**30
+
+
+@dataclass(frozen=True)
+class Check:
+    """One line of the doctor: ok, warn or fail; what was found; what to do."""
+
+    state: str
+    what: str
+    fix: str = ""
+
+
+def doctor(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
+    """Check this machine: versions, accelerator, memory, disk, extras, embedded models. Exit code 4 if something is broken."""
+    checks = [*_packages(), _torchvision(), _accelerator(), _memory(), _disk(), _hub(), *_extras(), _world()]
+    if as_json:
+        print(json.dumps([asdict(check) for check in checks], indent=2))
+    else:
+        for check in checks:
+            print(f" {check.state.upper():4}  {check.what}{f' -> {check.fix}' if check.fix else ''}")
+    if any(check.state == "fail" for check in checks):
+        raise typer.Exit(EXIT_FAILED)
+
+
+def env() -> None:
+    """Print versions and hardware as a block to paste into a bug report."""
+    from diffexpo import __version__
+
+    print(f"diffexpo {__version__}")
+    print(f"python {platform.python_version()} ({sys.executable})")
+    print(f"platform {platform.platform()}")
+    for name in (*PACKAGES, "typer", "rich", "pyyaml"):
+        print(f"{name} {_version(name) or 'not installed'}")
+    print(_accelerator().what)
+    print(_memory().what)
+    settings = sorted(name for name in os.environ if name.startswith("DIFFEXPO_"))
+    print(f"DIFFEXPO_ variables: {', '.join(settings) or 'none'}")
+
+
+def _version(name: str) -> str | None:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _packages() -> list[Check]:
+    found = {name: _version(name) for name in PACKAGES}
+    checks = [
+        Check(
+            "ok",
+            f"python {platform.python_version()} | " + " | ".join(f"{k} {v}" for k, v in found.items() if v),
+        )
+    ]
+    missing = [name for name, version in found.items() if version is None]
+    if missing:
+        checks.append(
+            Check("fail", f"not installed: {', '.join(missing)}", f"pip install {' '.join(missing)}")
+        )
+    return checks
+
+
+def _torchvision() -> Check:
+    # A torchvision built for another torch stops transformers and diffusers from importing.
+    if util.find_spec("torchvision") is None:
+        return Check("ok", "torchvision absent (not needed)")
+    probe = subprocess.run(
+        [sys.executable, "-c", "import torchvision"], capture_output=True, text=True, check=False
+    )
+    if probe.returncode == 0:
+        return Check("ok", f"torchvision {_version('torchvision')} imports (not needed)")
+    return Check(
+        "fail", f"torchvision {_version('torchvision')} does not import", "pip uninstall torchvision"
+    )
+
+
+def _accelerator() -> Check:
+    if util.find_spec("torch") is None:
+        return Check("fail", "no accelerator information: torch is not installed", "pip install torch")
+    import torch
+
+    if not torch.accelerator.is_available():
+        return Check(
+            "warn",
+            f"no accelerator, cpu with {torch.get_num_threads()} threads: the emoji recipes run, SD 1.5 is slow",
+        )
+    device = torch.accelerator.current_accelerator()
+    text = f"accelerator {device}, {torch.accelerator.device_count()} device(s)"
+    if device is not None and device.type == "cuda":
+        free, total = torch.cuda.mem_get_info()
+        text += f": {torch.cuda.get_device_name()}, {free / GIB:.1f} of {total / GIB:.1f} GiB free"
+        text += f", bf16 {'yes' if torch.cuda.is_bf16_supported() else 'no'}"
+    return Check("ok", text)
+
+
+def _memory() -> Check:
+    import psutil
+
+    memory = psutil.virtual_memory()
+    text = f"memory {memory.available / GIB:.1f} of {memory.total / GIB:.1f} GiB available"
+    if memory.available < 3 * GIB:
+        return Check("warn", text, "the emoji recipes need about 3 GiB; close other programs")
+    return Check("ok", text)
+
+
+def _disk() -> Check:
+    free = shutil.disk_usage(Path.cwd()).free
+    text = f"disk {free / GIB:.1f} GiB free here"
+    return Check("ok", text) if free > GIB else Check("warn", text, "a run needs about 1 GiB")
+
+
+def _hub() -> Check:
+    token = "set" if os.environ.get("HF_TOKEN") else "not set (needed for gated models only)"
+    offline = ", offline" if os.environ.get("HF_HUB_OFFLINE") else ""
+    cache = os.environ.get("HF_HOME") or str(Path.home() / ".cache" / "huggingface")
+    return Check("ok", f"model hub cache {cache}{offline}, HF_TOKEN {token}")
+
+
+def _extras() -> list[Check]:
+    checks = []
+    for extra, modules in EXTRAS.items():
+        missing = [name for name in modules if util.find_spec(name) is None]
+        if missing:
+            checks.append(
+                Check(
+                    "warn",
+                    f"extra '{extra}' missing ({', '.join(missing)})",
+                    f'pip install "diffexpo[{extra}]"',
+                )
+            )
+        else:
+            checks.append(Check("ok", f"extra '{extra}' installed"))
+    return checks
+
+
+def _world() -> Check:
+    from diffexpo.emoji.dataset import asset_path
+
+    names = ("diffusion", "flow", "judge_train", "judge_heldout", "probe", "offline", "negatives", "images")
+    missing = [name for name in names if not asset_path(name).exists()]
+    if missing:
+        return Check("fail", f"embedded emoji world incomplete: {', '.join(missing)}", "reinstall diffexpo")
+    return Check("ok", "embedded emoji world complete")

@@ -1,0 +1,55 @@
+"""The command tree and the entry point."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from diffexpo import __version__
+from diffexpo.cli import config, data, doctor, emoji, recipes
+from diffexpo.cli.export import export
+from diffexpo.cli.failures import Boundary
+from diffexpo.cli.report import report
+from diffexpo.cli.run import run
+from diffexpo.cli.stages import collect, evaluate, pair, train
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Align text-to-image diffusion and flow-matching models with preferences, online.",
+    epilog="Exit codes: 0 done, 2 usage or settings, 3 missing model, data or file, 4 failed, 75 interrupted and resumable.",
+)
+app.command("run")(run)
+app.command("report")(report)
+app.command("export")(export)
+for stage in (collect, pair, train, evaluate):
+    app.command(stage.__name__, rich_help_panel="Single stages")(stage)
+app.add_typer(recipes.app, name="recipes")
+app.add_typer(config.app, name="config")
+app.add_typer(data.app, name="data")
+app.add_typer(emoji.app, name="emoji")
+app.command("doctor")(doctor.doctor)
+app.command("env")(doctor.env)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print(__version__)
+        raise typer.Exit()
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Align text-to-image diffusion and flow-matching models with preferences, online."""
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Entry point of the `diffexpo` script; ends the process with its exit code."""
+    with Boundary():
+        app(arguments, prog_name="diffexpo")

@@ -1,0 +1,239 @@
+"""What a person sees while a run works: phases with rate and ETA, lines, warnings, tables; and the same in log.txt.
+
+On a terminal a phase is a live bar; elsewhere it is plain lines: one at the start, one at the end, and at most one per ten seconds
+between. `NO_COLOR` turns colours off. Only the first of several processes speaks.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, TextIO
+
+if TYPE_CHECKING:
+    from rich.console import Console as RichConsole
+    from rich.progress import Progress, TaskID
+
+INTERVAL_S = 10.0
+
+
+def duration(seconds: float) -> str:
+    """Seconds in words: `duration(75)` is "1:15"."""
+    if seconds < 10:
+        return f"{seconds:.1f} s"
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    minutes, rest = divmod(whole, 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+
+
+def rate(units_per_s: float, unit: str) -> str:
+    """A speed: `rate(12.34, "images")` is "12.3 images/s"."""
+    if units_per_s >= 100:
+        return f"{units_per_s:.0f} {unit}/s"
+    return f"{units_per_s:.1f} {unit}/s" if units_per_s >= 1 else f"{units_per_s:.2f} {unit}/s"
+
+
+class Phase:
+    """One phase in progress; `advance` is called after every finished unit."""
+
+    def __init__(
+        self, name: str, total: int, unit: str, say: Callable[[str], None], clock: Callable[[], float]
+    ) -> None:
+        self.name, self.total, self.unit = name, total, unit
+        self.done = 0
+        self.bar: Callable[[int], None] | None = None
+        self._say, self._clock = say, clock
+        self._start = self._last = clock()
+
+    @property
+    def elapsed(self) -> float:
+        return self._clock() - self._start
+
+    def advance(self, count: int = 1) -> None:
+        """Count more finished units; a plain line if ten seconds have passed since the last."""
+        self.done += count
+        if self.bar is not None:
+            self.bar(count)
+        now = self._clock()
+        if now - self._last < INTERVAL_S or self.done == self.total:
+            return
+        self._last = now
+        speed = self.done / max(self.elapsed, 1e-9)
+        if self.done < self.total:
+            left = f"ETA {duration((self.total - self.done) / speed)}" if speed > 0 else "ETA unknown"
+            count = f"{self.done}/{self.total} {self.unit} ({100 * self.done / self.total:.0f}%)"
+            self._say(f"{self.name}: {count} {rate(speed, self.unit)} {left}")
+        else:
+            self._say(f"{self.name}: {self.done} {self.unit} {rate(speed, self.unit)}")
+
+    def summary(self, complete: bool) -> str:
+        """The closing line."""
+        speed = self.done / max(self.elapsed, 1e-9)
+        of = f"/{self.total}" if self.total else ""
+        count = f"{self.done} {self.unit}" if complete else f"stopped at {self.done}{of} {self.unit}"
+        tail = f" ({rate(speed, self.unit)})" if self.done and self.elapsed >= 0.05 else ""
+        return f"{self.name}: {count} in {duration(self.elapsed)}{tail}"
+
+
+class Console:
+    """Output of a command.
+
+    Args:
+        stream: Where to write; standard output by default.
+        interactive: Live bars or plain lines; default: whether the stream is a terminal.
+        environment: Read for NO_COLOR and RANK.
+        clock: Seconds, monotonic.
+    """
+
+    def __init__(
+        self,
+        stream: TextIO | None = None,
+        *,
+        interactive: bool | None = None,
+        environment: Mapping[str, str] | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        environment = os.environ if environment is None else environment
+        self._stream = sys.stdout if stream is None else stream
+        self._interactive = self._stream.isatty() if interactive is None else interactive
+        self._color = not environment.get("NO_COLOR")
+        self._silent = environment.get("RANK", "0") != "0"
+        self._clock = clock
+        self._log: Path | None = None
+        self._unlogged: list[str] = []
+        self._rich: RichConsole | None = None
+        self._progress: Progress | None = None
+
+    def attach_log(self, path: Path) -> None:
+        """Every line goes to this file too, with its time; also those that were said before."""
+        if self._silent:
+            return
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._log = path
+        waiting, self._unlogged = self._unlogged, []
+        self._append("".join(waiting))
+
+    def line(self, text: str = "") -> None:
+        """One plain line."""
+        self._to_screen(text)
+        self._to_log(text)
+
+    def warning(self, text: str) -> None:
+        """A line that begins with `warning:`."""
+        self._to_screen(f"warning: {text}", style="yellow")
+        self._to_log(f"warning: {text}")
+
+    def table(self, title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
+        """A titled table; numbers to the right."""
+        cells = [[_cell(value) for value in row] for row in rows]
+        widths = [max([len(name), *(len(row[i]) for row in cells)]) for i, name in enumerate(columns)]
+        numeric = [
+            bool(rows) and all(isinstance(row[i], (int, float)) for row in rows) for i in range(len(columns))
+        ]
+        self.line(title)
+        self.line("  " + _join(columns, widths, numeric))
+        self.line("  " + "  ".join("-" * width for width in widths))
+        for row in cells:
+            self.line("  " + _join(row, widths, numeric))
+
+    @contextmanager
+    def phase(self, name: str, total: int, unit: str) -> Iterator[Phase]:
+        """A phase of `total` units (0: unknown); advance the object inside the block. The closing line tells the rate."""
+        say = self._to_log if self._interactive else self.line
+        phase = Phase(name, total, unit, say, self._clock)
+        say(f"{name}: {total} {unit}" if total else f"{name} ...")
+        progress, task = self._open_bar(phase)
+        complete = False
+        try:
+            yield phase
+            complete = True
+        finally:
+            self._close_bar(progress, task)
+            self.line(phase.summary(complete))
+
+    def _open_bar(self, phase: Phase) -> tuple[Progress | None, TaskID | None]:
+        if not self._interactive or self._silent:
+            return None, None
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+        if self._progress is None:
+            self._progress = Progress(
+                TextColumn("{task.description}"),
+                BarColumn(bar_width=28),
+                MofNCompleteColumn(),
+                TextColumn("{task.fields[unit]}  {task.fields[speed]}  ETA"),
+                TimeRemainingColumn(compact=True),
+                console=self._rich_console(),
+                transient=True,
+            )
+            self._progress.start()
+        progress = self._progress
+        task = progress.add_task(phase.name, total=phase.total or None, unit=phase.unit, speed="")
+
+        def show(count: int) -> None:
+            progress.update(
+                task, advance=count, speed=rate(phase.done / max(phase.elapsed, 1e-9), phase.unit)
+            )
+
+        phase.bar = show
+        return progress, task
+
+    def _close_bar(self, progress: Progress | None, task: TaskID | None) -> None:
+        if progress is None or task is None:
+            return
+        progress.remove_task(task)
+        if not progress.tasks:
+            progress.stop()
+            self._progress = None
+
+    def _rich_console(self) -> RichConsole:
+        if self._rich is None:
+            from rich.console import Console as RichConsole
+
+            self._rich = RichConsole(
+                file=self._stream,
+                force_terminal=True,
+                no_color=not self._color,
+                highlight=False,
+                markup=False,
+                soft_wrap=True,
+            )
+        return self._rich
+
+    def _to_screen(self, text: str, style: str | None = None) -> None:
+        if self._silent:
+            return
+        if self._interactive:
+            self._rich_console().print(text, style=style)
+        else:
+            print(text, file=self._stream, flush=True)
+
+    def _to_log(self, text: str) -> None:
+        line = f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}\n"
+        if self._log is None:
+            self._unlogged.append(line)
+        else:
+            self._append(line)
+
+    def _append(self, text: str) -> None:
+        if self._log is not None and text:
+            with self._log.open("a", encoding="utf-8") as file:
+                file.write(text)
+
+
+def _cell(value: object) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _join(row: Sequence[str], widths: Sequence[int], numeric: Sequence[bool]) -> str:
+    cells = zip(row, widths, numeric, strict=True)
+    return "  ".join(
+        text.rjust(width) if right else text.ljust(width) for text, width, right in cells
+    ).rstrip()

@@ -1,0 +1,191 @@
+"""`diffexpo run`: the whole loop, new or resumed."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import threading
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Annotated, Self
+
+import typer
+
+from diffexpo.cli.failures import Boundary
+from diffexpo.cli.folders import RUNS, find_run, free_folder, run_state
+from diffexpo.cli.progress import Console
+from diffexpo.errors import ConfigError
+
+if TYPE_CHECKING:
+    from diffexpo.config import LoadedConfig, RunConfig
+
+Set = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set", metavar="KEY=VALUE", help="Override one setting, e.g. --set training.steps=100. Repeatable."
+    ),
+]
+
+
+class Deadline:
+    """Interrupts the process, as Ctrl-C would, after so many minutes; the run saves itself and can be resumed."""
+
+    def __init__(self, minutes: float | None) -> None:
+        self.timer = None
+        if minutes is not None:
+            self.timer = threading.Timer(60.0 * minutes, os.kill, (os.getpid(), signal.SIGINT))
+            self.timer.daemon = True
+
+    def __enter__(self) -> Self:
+        if self.timer is not None:
+            self.timer.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self.timer is not None:
+            self.timer.cancel()
+
+
+def run(
+    recipes: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="RECIPE",
+            help="Embedded recipes or YAML files, merged left to right; with --resume a run folder.",
+        ),
+    ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Continue a run: the folder or name given, else the most recent.")
+    ] = False,
+    name: Annotated[str | None, typer.Option(help="Name of the run; its folder is runs/NAME.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(metavar="FOLDER", help="Folder of the run, instead of runs/NAME.")
+    ] = None,
+    overrides: Set = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Check the settings, print the plan, do nothing.")
+    ] = False,
+    max_minutes: Annotated[
+        float | None, typer.Option(min=0.01, help="Stop after this long, saved and resumable (exit code 75).")
+    ] = None,
+    stop_after: Annotated[
+        str | None, typer.Option(metavar="STAGE", help="Stop after this stage; --dry-run lists the stages.")
+    ] = None,
+) -> None:
+    """Align a model: explore, judge, train, evaluate; ends with a report.
+
+    Ctrl-C (or a crash) loses nothing: `diffexpo run --resume` continues and ends with the very same weights.
+
+    \b
+    diffexpo run emoji/expo                      the embedded example, minutes on two cores
+    diffexpo run emoji/expo --set seed=1         another seed
+    diffexpo run emoji/expo my.yaml --dry-run    my.yaml on top of the recipe; print the plan only
+    diffexpo run --resume                        continue the most recent run
+    """
+    loaded, run_dir = (
+        _resume(recipes, out, name, overrides) if resume else _start(recipes, out, name, overrides)
+    )
+    console = Console()
+    if dry_run:
+        _print_plan(loaded.config, run_dir, console)
+        return
+    if resume and run_state(run_dir) == "finished":
+        console.line(f"{run_dir} is complete; nothing to resume")
+        if (run_dir / "report.html").is_file():
+            console.line(f"report: {run_dir / 'report.html'}")
+        return
+    with Boundary(run_dir), Deadline(max_minutes):
+        _print_header(loaded.config, run_dir, resume, console)
+        from diffexpo import build
+
+        report = build.run(
+            loaded.config,
+            run_dir,
+            sources=loaded.sources,
+            stop_after=stop_after,
+            resume=resume,
+            console=console,
+        )
+        if stop_after is not None:
+            console.line(f"stopped after {stop_after}; continue with: diffexpo run --resume {run_dir}")
+            return
+        console.line(f"report: {report}")
+
+
+def _start(
+    recipes: list[str] | None, out: Path | None, name: str | None, overrides: list[str] | None
+) -> tuple[LoadedConfig, Path]:
+    """Settings and folder of a new run.
+
+    A folder that the user named is used as it is (the builder continues it if the settings are the same, and refuses it
+    otherwise); a recipe's own name gets the next free number. Several processes start at once and must agree: no number.
+    """
+    from diffexpo.config import list_recipes, load_config
+
+    if not recipes:
+        known = ", ".join(recipe.name for recipe in list_recipes())
+        raise ConfigError(f"no recipe given: expected an embedded recipe or a YAML file (embedded: {known})")
+    chosen = [*(overrides or ()), *([f"name={json.dumps(name)}"] if name is not None else ())]
+    loaded = load_config(recipes, chosen)
+    if out is not None:
+        return loaded, out
+    is_chosen = loaded.sources["name"].startswith("--set")
+    if is_chosen or int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        return loaded, RUNS / loaded.config.name
+    return loaded, free_folder(loaded.config.name)
+
+
+def _resume(
+    recipes: list[str] | None, out: Path | None, name: str | None, overrides: list[str] | None
+) -> tuple[LoadedConfig, Path]:
+    from diffexpo.config import read_resolved
+
+    named = [*(recipes or ()), *(str(given) for given in (name, out) if given is not None)]
+    if len(named) > 1:
+        raise ConfigError(f"--resume continues one run, not {len(named)} ({', '.join(named)})")
+    if overrides:
+        raise ConfigError(
+            f"--set {overrides[0]} with --resume: a resumed run keeps the settings it began with; start a new run to change them"
+        )
+    run_dir = find_run(named[0] if named else None)
+    return read_resolved(run_dir / "config.yaml"), run_dir
+
+
+def _print_plan(config: RunConfig, run_dir: Path, console: Console) -> None:
+    from diffexpo import build
+    from diffexpo.config import config_notes
+
+    console.table(f"plan of {run_dir}", ["stage", "what"], build.plan(config))
+    for note in config_notes(config):
+        console.warning(note)
+    console.line("nothing was run (--dry-run)")
+
+
+def _print_header(config: RunConfig, run_dir: Path, resume: bool, console: Console) -> None:
+    from diffexpo import __version__
+
+    verb = "resumes" if resume else "runs"
+    agents = (
+        f", {config.explore.agents} agent{'s' * (config.explore.agents > 1)}"
+        if config.explore.iterations > 1
+        else ""
+    )
+    console.line(
+        f"diffexpo {__version__} {verb} {config.algorithm.type} on {config.model.path} ({config.tuning.kind}{agents}), "
+        f"{config.explore.iterations} iterations"
+    )
+    console.line(
+        f"device {_device(config)} | seed {config.seed} | folder {run_dir} | settings {run_dir / 'config.yaml'}"
+    )
+
+
+def _device(config: RunConfig) -> str:
+    import torch
+
+    if config.model.device != "auto":
+        return config.model.device
+    accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    return str(accelerator) if accelerator is not None else f"cpu ({torch.get_num_threads()} threads)"

@@ -1,0 +1,279 @@
+"""From recipes, environment and flags to one checked RunConfig, with the origin of every value.
+
+Layers are merged left to right: defaults, recipes in the order given, `DIFFEXPO_*` variables, `--set a.b=c`. Groups merge key by
+key; lists are replaced whole, or one element at a time (`--set rewards.0.weight=2`).
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+import yaml
+from pydantic import ValidationError
+
+from diffexpo.config.explain import explain_errors, is_setting, suggest_setting
+from diffexpo.config.recipes import find_recipe, origin_of
+from diffexpo.config.schema import RunConfig
+from diffexpo.errors import ConfigError
+
+ENV_PREFIX = "DIFFEXPO_"
+DEFAULT = "default"
+
+Value = bool | int | float | str | None | list["Value"] | dict[str, "Value"]
+
+
+@dataclass(frozen=True)
+class LoadedConfig:
+    """A checked configuration and, for every leaf by dotted path, where its value comes from."""
+
+    config: RunConfig
+    sources: dict[str, str]
+
+
+class _Loader(yaml.SafeLoader):
+    """Safe YAML with the scalars of YAML 1.2: `off` and `no` are words, `1e-5` is a number; a key may stand only once."""
+
+    yaml_implicit_resolvers: ClassVar = {
+        first: [
+            pair for pair in pairs if pair[0] not in ("tag:yaml.org,2002:bool", "tag:yaml.org,2002:float")
+        ]
+        for first, pairs in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[object, object]:
+        keys = [key.value for key, _ in node.value]
+        for (key, _), name in zip(node.value, keys, strict=True):
+            if keys.count(name) > 1:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"the key {name!r} stands twice in one group", key.start_mark
+                )
+        return super().construct_mapping(node, deep)
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:bool", re.compile(r"^(?:true|True|TRUE|false|False|FALSE)$"), list("tTfF")
+)
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(
+        r"^[-+]?(?:(?:\d[\d_]*\.[\d_]*|\.\d[\d_]*)(?:[eE][-+]?\d+)?|\d[\d_]*[eE][-+]?\d+|\.(?:inf|Inf)|\.(?:nan|NaN))$"
+    ),
+    list("-+0123456789."),
+)
+
+
+def parse_yaml(text: str, origin: str) -> Value:
+    """Parse YAML safely.
+
+    Args:
+        text: YAML; `off`, `no`, `yes` stay words and `1e-5` is a float.
+        origin: File or flag, for the message.
+    Returns:
+        Plain Python values; `parse_yaml("1e-5", "--set")` is the float 1e-05.
+    Raises:
+        ConfigError: not YAML, or a key stands twice.
+    """
+    try:
+        return yaml.load(text, Loader=_Loader)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{origin} is not valid YAML: {' '.join(str(error).split())}") from None
+
+
+def dump_yaml(value: Value) -> str:
+    """YAML text that `parse_yaml` and any YAML 1.1 reader read back to the same values."""
+    return yaml.safe_dump(value, sort_keys=False, allow_unicode=True, width=110)
+
+
+def config_to_yaml(config: RunConfig) -> str:
+    """The whole resolved configuration as YAML; loading it again gives an equal configuration."""
+    return dump_yaml(config.model_dump(mode="json"))
+
+
+def load_config(
+    recipes: Sequence[str | Path],
+    overrides: Sequence[str] = (),
+    environment: Mapping[str, str] | None = None,
+) -> LoadedConfig:
+    """Merge recipes, environment and overrides, and check the result.
+
+    Args:
+        recipes: Names of embedded recipes (`emoji/expo`) or YAML files, merged left to right.
+        overrides: `a.b=value` strings of `--set`; the value is YAML (`[1, 2]`, `null`, `1e-5`).
+        environment: Variables to read `DIFFEXPO_A__B=value` from; None takes the process environment, {} none.
+    Returns:
+        The configuration and the origin of every value. `load_config([], ["seed=3"], {})` has seed 3 from
+        "--set seed=3" and every other value from "default".
+    Raises:
+        MissingError: no such recipe (the nearest names are given).
+        ConfigError: unknown key, wrong type, value out of range or a combination that makes no sense.
+    """
+    merged = _Merged()
+    for recipe in recipes:
+        path = find_recipe(str(recipe))
+        origin = origin_of(path)
+        values = parse_yaml(_read(path), origin)
+        if values is None:
+            values = {}
+        if not isinstance(values, dict):
+            raise ConfigError(
+                f"{origin} holds a {type(values).__name__}; expected a YAML mapping of settings"
+            )
+        merged.merge(values, origin)
+    for name, text in sorted((os.environ if environment is None else environment).items()):
+        if name.startswith(ENV_PREFIX):
+            keys = name.removeprefix(ENV_PREFIX).lower().split("__")
+            merged.set(keys, parse_yaml(text, name), name)
+    for override in overrides:
+        key, equals, text = override.partition("=")
+        if not equals or not key.strip():
+            raise ConfigError(f"--set {override!r} has no value; expected --set group.key=value")
+        origin = f"--set {override}"
+        merged.set(key.strip().split("."), parse_yaml(text, origin), origin)
+    return merged.check()
+
+
+def read_resolved(path: Path) -> LoadedConfig:
+    """The configuration of an existing run (`config.yaml`), untouched by the environment."""
+    return load_config([path], (), {})
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ConfigError(
+            f"{path} is not UTF-8 text (byte {error.start}); save the recipe as UTF-8"
+        ) from None
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be read: {error.strerror}") from None
+
+
+class _Merged:
+    """The values so far and the origin of each leaf."""
+
+    def __init__(self) -> None:
+        self.values: dict[str, Value] = RunConfig().model_dump(mode="json")
+        self.sources: dict[str, str] = {path: DEFAULT for path, _ in leaves(self.values)}
+
+    def merge(self, values: Mapping[str, Value], origin: str) -> None:
+        self._merge_into(self.values, values, (), origin)
+
+    def _merge_into(
+        self, target: dict[str, Value], values: Mapping[str, Value], at: tuple[str, ...], origin: str
+    ) -> None:
+        for key, value in values.items():
+            if not isinstance(key, str):
+                group = ".".join(at) or "the top level"
+                raise ConfigError(
+                    f"{key!r} in {group} (from {origin}) is not a name; setting names are words"
+                )
+            present = target.get(key)
+            if isinstance(value, dict) and isinstance(present, dict):
+                self._merge_into(present, value, (*at, key), origin)
+            else:
+                self._put(target, key, value, (*at, key), origin)
+
+    def set(self, keys: Sequence[str], value: Value, origin: str) -> None:
+        """Put one value at a dotted path; integers index lists."""
+        group: Value = self.values
+        for depth, key in enumerate(keys):
+            last = depth == len(keys) - 1
+            path = ".".join(keys[: depth + 1])
+            if isinstance(group, list):
+                if not key.isdecimal() or int(key) >= len(group):
+                    parent = ".".join(keys[:depth])
+                    raise ConfigError(
+                        f"{path} (from {origin}) does not exist: {parent} is a list of length {len(group)}, "
+                        f"counted from 0; set the whole list instead"
+                    )
+                index = int(key)
+                if last and not isinstance(value, dict):
+                    self._forget(path)
+                    group[index] = value
+                    self.sources[path] = origin
+                elif last:
+                    self._merge_element(group, index, value, path, origin)
+                else:
+                    group = group[index]
+            elif isinstance(group, dict):
+                if last and isinstance(value, dict) and isinstance(group.get(key), dict):
+                    self._merge_into(group[key], value, tuple(keys), origin)
+                elif last:
+                    self._put(group, key, value, tuple(keys), origin)
+                else:
+                    if key not in group:
+                        raise ConfigError(f"{path} is not a setting (from {origin}).{suggest_setting(path)}")
+                    group = group[key]
+            else:
+                parent = ".".join(keys[:depth])
+                kind = "is a single value" if is_setting(parent) else "is not a group"
+                raise ConfigError(
+                    f"{'.'.join(keys)} (from {origin}) cannot be set: {parent} {kind}, it holds no {key!r}"
+                )
+
+    def _merge_element(
+        self, group: list[Value], index: int, value: dict[str, Value], path: str, origin: str
+    ) -> None:
+        element = group[index]
+        if isinstance(element, dict):
+            self._merge_into(element, value, tuple(path.split(".")), origin)
+        else:
+            group[index] = value
+            self._record(path, value, origin)
+
+    def _put(
+        self, target: dict[str, Value], key: str, value: Value, at: tuple[str, ...], origin: str
+    ) -> None:
+        path = ".".join(at)
+        self._forget(path)
+        target[key] = value
+        self._record(path, value, origin)
+
+    def _record(self, path: str, value: Value, origin: str) -> None:
+        for leaf, _ in leaves(value, path):
+            self.sources[leaf] = origin
+
+    def _forget(self, path: str) -> None:
+        for leaf in [name for name in self.sources if name == path or name.startswith(f"{path}.")]:
+            del self.sources[leaf]
+
+    def check(self) -> LoadedConfig:
+        """Validate; turn every complaint into a message with path, value, origin and what was expected."""
+        _refuse_booleans_as_numbers(self.values, self.sources)
+        try:
+            config = RunConfig.model_validate(self.values)
+        except ValidationError as error:
+            raise ConfigError(explain_errors(error, self.values, self.sources)) from None
+        return LoadedConfig(config, self._complete(config))
+
+    def _complete(self, config: RunConfig) -> dict[str, str]:
+        """Origins for every leaf of the final configuration: keys that a list element left out are defaults."""
+        return {path: self.sources.get(path, DEFAULT) for path, _ in leaves(config.model_dump(mode="json"))}
+
+
+def leaves(value: Value, path: str = "") -> Iterable[tuple[str, Value]]:
+    """Every leaf of nested settings as (dotted path, value). Lists of groups are walked by index, other lists are leaves."""
+    if isinstance(value, dict) and value:
+        for key, inner in value.items():
+            yield from leaves(inner, f"{path}.{key}" if path else str(key))
+    elif isinstance(value, list) and value and all(isinstance(item, dict) for item in value):
+        for index, inner in enumerate(value):
+            yield from leaves(inner, f"{path}.{index}")
+    else:
+        yield path, value
+
+
+def _refuse_booleans_as_numbers(values: dict[str, Value], sources: Mapping[str, str]) -> None:
+    # The validator would read `true` as the number 1.
+    from diffexpo.config.explain import expected_at
+
+    for path, value in leaves(values):
+        if isinstance(value, bool) and is_setting(path) and "true or false" not in expected_at(path):
+            raise ConfigError(
+                f"{path} = {str(value).lower()} (from {sources.get(path, DEFAULT)}): expected {expected_at(path)}"
+            )

@@ -1,0 +1,63 @@
+"""Recipes by name: the embedded YAML files, and a user's own by path."""
+
+from __future__ import annotations
+
+import difflib
+from dataclasses import dataclass
+from pathlib import Path
+
+from diffexpo.errors import MissingError
+
+RECIPES = Path(__file__).resolve().parent.parent / "recipes"
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """One embedded recipe: its name, its file, and the first line of its header."""
+
+    name: str
+    path: Path
+    summary: str
+
+
+def list_recipes() -> list[Recipe]:
+    """The embedded recipes by name."""
+    found = []
+    for path in sorted(RECIPES.rglob("*.yaml")):
+        lines = path.read_text(encoding="utf-8").splitlines()
+        summary = lines[0].lstrip("# ").strip() if lines and lines[0].startswith("#") else ""
+        found.append(Recipe(path.relative_to(RECIPES).with_suffix("").as_posix(), path, summary))
+    return found
+
+
+def find_recipe(name: str) -> Path:
+    """The file of a recipe.
+
+    Args:
+        name: An embedded name (`emoji/expo`, with or without `.yaml`) or a path to a YAML file; a file that exists wins.
+    Returns:
+        The path of the file; `find_recipe("emoji/expo").name` is "expo.yaml".
+    Raises:
+        MissingError: neither; the nearest names are given.
+    """
+    path = Path(name).expanduser()
+    if path.is_file():
+        return path
+    names = {recipe.name: recipe.path for recipe in list_recipes()}
+    wanted = name.removesuffix(".yaml")
+    if wanted in names:
+        return names[wanted]
+    near = [known for known in names if known.rpartition("/")[2] == wanted.rpartition("/")[2]]
+    near += [
+        known for known in difflib.get_close_matches(wanted, names, n=3, cutoff=0.6) if known not in near
+    ]
+    hint = f"Did you mean {' or '.join(near[:3])}?" if near else f"Embedded recipes: {', '.join(names)}."
+    raise MissingError(f"no recipe {name!r}: neither a file nor an embedded recipe. {hint}")
+
+
+def origin_of(path: Path) -> str:
+    """How messages name a recipe file: `recipe emoji/expo` if it is embedded, else its path."""
+    absolute = path.resolve()
+    if absolute.is_relative_to(RECIPES):
+        return f"recipe {absolute.relative_to(RECIPES).with_suffix('').as_posix()}"
+    return str(path)

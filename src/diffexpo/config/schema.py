@@ -1,0 +1,260 @@
+"""The whole configuration of a run. Every field is documented here and nowhere else; unknown keys are errors.
+
+Defaults are the settings of the EXPO paper (SD 1.5, section 5.1 of "Aligning Diffusion Models with Online Preference
+Learning") where it states one; the embedded recipes scale them down and say so. Imports without torch.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+
+class Section(BaseModel):
+    """A group of settings. Unknown keys are refused; field texts are the docstrings below each field."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
+
+
+Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
+Positive = Annotated[float, Field(gt=0.0)]
+Count = Annotated[int, Field(ge=1)]
+
+
+class ModelConfig(Section):
+    path: str = "emoji:diffusion"
+    """Base model: a diffusers folder, a hub id, or one of the embedded models `emoji:diffusion`, `emoji:flow`."""
+    revision: str | None = None
+    """Hub revision (branch, tag or commit) when `path` is a hub id."""
+    variant: str | None = None
+    """Hub file variant, e.g. `fp16`."""
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    """Precision of the frozen weights. Errors and losses are float32 in any case."""
+    device: str = "auto"
+    """`auto` takes an accelerator if there is one, else the CPU; or a torch device such as `cpu`, `cuda:1`."""
+
+
+class LoraConfig(Section):
+    rank: Count = 16
+    """Rank of the low-rank update."""
+    alpha: float | None = Field(default=None, gt=0.0)
+    """Scale numerator; the update is multiplied by alpha / rank. Default: alpha = rank."""
+    target_modules: tuple[str, ...] = ("to_q", "to_k", "to_v", "to_out.0")
+    """Module name endings that get an adapter; it is an error if none is found."""
+
+
+class TuningConfig(Section):
+    kind: Literal["lora", "full"] = "full"
+    """`lora` trains adapters on a frozen base; `full` trains the denoiser itself (references are copies)."""
+    lora: LoraConfig = LoraConfig()
+    """Adapter settings; read only with `kind: lora`."""
+
+
+class PromptConfig(Section):
+    source: str = "emoji:train"
+    """Prompts to draw from: `emoji:train`, or a `.txt` (one a line), `.jsonl` or `.parquet` file."""
+    max_tokens: int | None = Field(default=None, ge=1)
+    """Longest prompt in tokens; longer ones are dropped and counted. Default: what the text encoder takes."""
+
+
+class NegativeConfig(Section):
+    source: str | None = "emoji:negatives"
+    """Negative prompts, one a line: `emoji:negatives` or a text file; null turns them off."""
+    schedule: Literal["linear", "constant", "cosine", "off"] = "linear"
+    """tau(t), the probability that a prompt gets a negative prompt in iteration t (the paper: linear decay)."""
+    initial: Fraction = 1.0
+    """tau at the first collecting iteration (the paper leaves it open)."""
+    mode: Literal["cfg", "append"] = "cfg"
+    """`cfg`: the negative prompt replaces the empty prompt in classifier-free guidance; `append`: its words are added to the
+    prompt (algorithm 1 read literally). The training prompt is the plain one in both."""
+    agents: Literal["both", "exploration"] = "both"
+    """Who gets it: both agents (algorithm 1) or the exploration agent only."""
+
+
+class SamplerConfig(Section):
+    name: Literal["ddpm", "ddim", "dpmpp", "flow_euler"] = "ddpm"
+    """`ddpm` ancestral, `ddim` with `eta`, `dpmpp` DPM-Solver++ 2M, `flow_euler` for flow models."""
+    steps: Count = 50
+    """Network calls per image (doubled by guidance)."""
+    guidance: float = Field(default=7.5, ge=0.0)
+    """Classifier-free guidance scale; 1 turns guidance off and halves the cost."""
+    eta: Fraction = 0.0
+    """Noise of `ddim`: 0 deterministic, 1 like `ddpm`. Ignored by the others."""
+
+
+class ExploreConfig(Section):
+    iterations: Count = 5
+    """Outer iterations T. Iteration 1 trains on offline data; samples are collected after iterations 1..T-1."""
+    prompts_per_iteration: Count = 20480
+    """Prompts drawn per iteration, without replacement while they last."""
+    images_per_prompt: Count = 4
+    """Images B each agent draws for a prompt; with two agents 2B compete."""
+    agents: Literal[1, 2] = 2
+    """2 is EXPO-II: main = previous iterate, exploration = current one. 1 is EXPO-I: both are the current one."""
+    sampler: SamplerConfig = SamplerConfig()
+    """How agents draw images."""
+    negatives: NegativeConfig = NegativeConfig()
+    """Negative prompts that widen the search early."""
+    batch_size: Count = 64
+    """Images per network call while collecting. Results belong to it: a picture is regenerated at the same batch size."""
+
+
+class RewardConfig(Section):
+    name: str
+    """Name in metrics and reports; unique within the run."""
+    type: Literal["clip", "jpeg_compressibility", "jpeg_incompressibility", "python"]
+    """`clip`: a CLIPModel folder in the PickScore layout; JPEG file size in kB; or a user's Python file."""
+    path: str | None = None
+    """`clip`: folder, hub id or `emoji:judge_train`; `python`: `file.py:function`."""
+    weight: float = 1.0
+    """Weight in the mixture; negative prefers low scores."""
+    role: Literal["train", "watch"] = "train"
+    """`train` ranks images; `watch` is scored and reported only."""
+
+
+class MixtureConfig(Section):
+    kind: Literal["zscore", "rank", "pareto"] = "zscore"
+    """How several `train` rewards become one ranking within a prompt: weighted sum of z-scores, weighted sum of ranks, or
+    Pareto (the winner must beat the loser under every reward). With one reward all three rank alike."""
+
+
+class PairingConfig(Section):
+    min_margin: float = Field(default=0.0, ge=0.0)
+    """A pair is kept only if best minus worst exceeds this (in units of the mixed score, or of the raw reward with one)."""
+
+
+class OfflineConfig(Section):
+    source: str | None = "emoji:offline"
+    """Offline pairs D_off: `emoji:offline` or a Parquet file or folder in the Pick-a-Pic v2 columns; null for none."""
+    limit: int | None = Field(default=None, ge=1)
+    """Use at most this many pairs (by keyed order)."""
+
+
+class HybridConfig(Section):
+    offline_weight: float = Field(default=1.0, ge=0.0)
+    """Sampling weight of each offline pair relative to an online pair (1: plain union, as in the paper; 0: on-policy only)."""
+    decay: Fraction = 1.0
+    """Sampling weight of a pair collected k iterations ago is decay**k (1: all iterations count alike; 0: the last only)."""
+
+
+class AlgorithmConfig(Section):
+    type: Literal["expo", "diffusion_dpo"] = "expo"
+    """`expo` with alpha 0 is Diffusion-DPO bit for bit."""
+    beta: Positive = 5000.0
+    """Pull towards the reference. Multiplies a *mean* squared error (by beta/2), so the pull grows with the number of latent
+    elements: 5000 at 16,384 elements (SD 1.5) pulls like 156 at 512."""
+    kind: Literal["sigmoid", "hinge", "ipo", "cdpo", "robust", "simpo"] = "sigmoid"
+    """Loss on the pair's logit."""
+    label_smoothing: float = Field(default=0.0, ge=0.0, lt=0.5)
+    """Assumed share of flipped labels, for `cdpo` and `robust`."""
+    simpo_gamma: float = Field(default=0.0, ge=0.0)
+    """Target margin of `simpo` (reference-free)."""
+    sft_weight: float = Field(default=0.0, ge=0.0)
+    """Adds this times the winner's error: an anchor against both errors rising."""
+    alpha: float = Field(default=0.0, ge=0.0)
+    """Exploration bonus (EXPO eq. 3). Up to 1 (matched beta) no labelled preference is reversed. The papers state no value."""
+    beta_explore: Literal["matched", "literal"] | Positive = "matched"
+    """beta inside the bonus: the same as `beta`, the papers' literal beta without T (beta / 1000), or a number."""
+    contrast_fraction: Fraction = 0.25
+    """Contrast pairs per preference pair in a batch when alpha > 0."""
+    uncertainty: Literal["off", "optimism", "pessimism"] = "off"
+    """Offset Gamma_w - Gamma_l in the logit: `optimism` fits r + Gamma, `pessimism` (the printed sign of eq. 5) r - Gamma."""
+    uncertainty_scale: float = Field(default=1.0, ge=0.0)
+    """Gamma = scale x population std of the per-prompt z-scored rewards across scorers (needs two or more rewards)."""
+    reference: Literal["base", "previous"] = "base"
+    """What errors are measured against: the base model throughout, or the previous iterate."""
+    empty_prompt_fraction: Fraction = 0.2
+    """Pairs trained with the empty prompt, policy and reference alike (Diffusion-DPO: 0.2)."""
+
+
+class TrainingConfig(Section):
+    steps: Count = 2000
+    """Optimiser steps per iteration."""
+    batch_size: Count = 512
+    """Pairs per optimiser step, over all processes and accumulated micro-batches."""
+    micro_batch_size: Count = 8
+    """Pairs per forward. Changes speed and memory, not results beyond rounding."""
+    learning_rate: Positive = 5.12e-6
+    """AdamW learning rate as used (the papers' 1e-8 is per pair of the effective batch: 1e-8 x 512)."""
+    warmup_fraction: Fraction = 0.25
+    """Linear warm-up over this share of an iteration's steps, then constant (the paper: 25%)."""
+    weight_decay: float = Field(default=1e-2, ge=0.0)
+    """AdamW weight decay."""
+    adam_beta1: float = Field(default=0.9, ge=0.0, lt=1.0)
+    """AdamW first moment decay."""
+    adam_beta2: float = Field(default=0.999, ge=0.0, lt=1.0)
+    """AdamW second moment decay."""
+    adam_epsilon: Positive = 1e-8
+    """AdamW epsilon."""
+    max_grad_norm: Positive = 1.0
+    """Gradient norm clip."""
+    ema_decay: float = Field(default=0.0, ge=0.0, lt=1.0)
+    """Exponential moving average of the trained weights within an iteration; 0 is off. With it the iterate is the average."""
+    gradient_checkpointing: bool = False
+    """Trade compute for memory in the denoiser."""
+    checkpoint_every: Count = 100
+    """Optimiser steps between checkpoints inside an iteration."""
+    mixed_precision: Literal["no", "bf16", "fp16"] = "no"
+    """Autocast of the denoiser's forward; policy and reference run under the same one."""
+    max_bad_steps: Count = 5
+    """Stop after this many consecutive non-finite steps (each is skipped and counted)."""
+
+
+class EvaluationConfig(Section):
+    prompts: str = "emoji:heldout"
+    """Prompts never trained on: `emoji:heldout`, or a prompt file."""
+    num_prompts: Count = 128
+    """How many of them (keyed order)."""
+    images_per_prompt: Count = 1
+    """Images per prompt and model, with the same seeds for every model."""
+    sampler: SamplerConfig = SamplerConfig()
+    """The deployment sampler, for all models alike."""
+    judges: tuple[RewardConfig, ...] = ()
+    """Held-out judges: never used for training. The first decides the win rate."""
+    kl_prompts: int = Field(default=32, ge=0)
+    """Prompts for the KL to the base (one path each); 0 turns it off."""
+    vendi_prompts: int = Field(default=8, ge=0)
+    """Prompts for the Vendi score; 0 turns it off."""
+    vendi_images: Count = 8
+    """Images per prompt for the Vendi score (its maximum)."""
+    every_iteration: bool = True
+    """Evaluate each iterate (reward-KL curve), not only the last."""
+    bootstrap: Count = 10000
+    """Bootstrap resamples, clustered by prompt, for 95% intervals."""
+    grid_prompts: Count = 8
+    """Prompts in the before/after picture (the first of the keyed order, not chosen by hand)."""
+
+
+class BaselineConfig(Section):
+    offline_dpo: bool = False
+    """Also train Diffusion-DPO on D_off alone with the same number of network evaluations, and compare."""
+
+
+class RunConfig(Section):
+    name: str = Field(default="expo", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    """Run name; the default folder is `runs/<name>`."""
+    seed: int = Field(default=0, ge=0, lt=2**63)
+    """The one seed. Every random number is keyed by it and by what it is for."""
+    model: ModelConfig = ModelConfig()
+    tuning: TuningConfig = TuningConfig()
+    prompts: PromptConfig = PromptConfig()
+    explore: ExploreConfig = ExploreConfig()
+    rewards: tuple[RewardConfig, ...] = (
+        RewardConfig(name="judge_train", type="clip", path="emoji:judge_train"),
+    )
+    mixture: MixtureConfig = MixtureConfig()
+    pairing: PairingConfig = PairingConfig()
+    offline: OfflineConfig = OfflineConfig()
+    hybrid: HybridConfig = HybridConfig()
+    algorithm: AlgorithmConfig = AlgorithmConfig()
+    training: TrainingConfig = TrainingConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+    baseline: BaselineConfig = BaselineConfig()
+
+    @model_validator(mode="after")
+    def _refuse_wrong_combinations(self) -> RunConfig:
+        from diffexpo.config.rules import check_combinations
+
+        check_combinations(self)
+        return self

@@ -1,0 +1,86 @@
+"""Looking into a store: what a file is, where a pair came from, what is damaged."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from diffexpo.data.files import sha256_of
+from diffexpo.data.manifests import list_manifests, manifest_files, manifest_path
+from diffexpo.data.rows import PAIR_SCHEMA, SCHEMAS, Row, to_rows
+from diffexpo.data.shards import LatentFile, Shard, list_shards, read_header, read_rows
+from diffexpo.errors import StoreError
+
+
+def describe_file(root: Path, shard: Shard) -> dict[str, object]:
+    """A manifest's entry of one shard: {"sha256", "rows", "bytes"}.
+
+    Raises:
+        StoreError: a latents file is not the one that was written with its rows.
+    """
+    path = root / shard.name
+    digest = sha256_of(path)
+    if shard.kind == "latents":
+        rows, expected, _ = read_header(root / shard.sibling("samples").name)
+        if digest != expected:
+            raise StoreError(f"{path} is not the file that was written with its rows; delete both and resume")
+    else:
+        rows = read_header(path)[0]
+    return {"sha256": digest, "rows": rows, "bytes": path.stat().st_size}
+
+
+def find_problems(root: Path) -> list[str]:
+    """Everything that is wrong with complete stages: files gone or changed, counts that do not match."""
+    found = []
+    for stage, iteration in list_manifests(root):
+        try:
+            files = manifest_files(root, stage, iteration)
+        except StoreError as error:
+            found.append(str(error))
+            continue
+        for name, entry in files.items():
+            try:
+                problem = _compare(root, name, entry, manifest_path(root, stage, iteration).name)
+            except StoreError as error:
+                problem = str(error)
+            found += [problem] if problem else []
+    return found
+
+
+def find_pair(root: Path, pair_id: str) -> tuple[Shard, Row]:
+    """The shard and row of a pair.
+
+    Raises:
+        StoreError: it is in no shard.
+    """
+    for shard in list_shards(root, "pairs"):
+        ids = read_rows(root / shard.name, PAIR_SCHEMA, ["pair_id"])["pair_id"].to_pylist()
+        if pair_id in ids:
+            table = read_rows(root / shard.name, PAIR_SCHEMA)
+            return shard, to_rows(table.slice(ids.index(pair_id), 1))[0]
+    raise StoreError(f"there is no pair {pair_id!r} in {root}; `pairs()` lists them")
+
+
+def provenance(root: Path, name: str) -> dict[str, object]:
+    """The manifest that names a shard (None while its stage is not complete) and what it says of it."""
+    shard = Shard.parse(name)
+    assert shard is not None, name  # names come from the store's own listing
+    entry = manifest_files(root, shard.stage, shard.iteration).get(name)
+    if entry is None:
+        return {"manifest": None}
+    return {"manifest": manifest_path(root, shard.stage, shard.iteration).name, **entry}
+
+
+def _compare(root: Path, name: str, entry: Mapping[str, object], manifest: str) -> str:
+    path = root / name
+    if not path.exists():
+        return f"{name} is missing although {manifest} names it"
+    digest = sha256_of(path)
+    if digest != entry["sha256"]:
+        return f"{name} has sha256 {digest}, {manifest} says {entry['sha256']}: the file has changed"
+    shard = Shard.parse(name)
+    if shard is not None and shard.kind != "latents":
+        rows = read_rows(path, SCHEMAS[shard.kind], SCHEMAS[shard.kind].names[:1]).num_rows
+        return "" if rows == entry["rows"] else f"{name} has {rows} rows, {manifest} says {entry['rows']}"
+    count = len(LatentFile(path).names())
+    return "" if count == entry["rows"] else f"{name} holds {count} latents, {manifest} says {entry['rows']}"

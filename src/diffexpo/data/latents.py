@@ -1,0 +1,96 @@
+"""The torch side of the data: text embeddings kept once a prompt, and pictures to latents and back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from diffexpo.types import Conditioning, Policy
+
+
+class PromptEmbeddings:
+    """Embeddings of prompts, each encoded alone.
+
+    Encoding one text at a time costs a little and buys exactness: an embedding then depends on its text
+    only, never on which texts it was batched with, so a resumed run and a run in several processes see the
+    same bits.
+
+    Args:
+        policy: Its `encode_prompts` is frozen and deterministic.
+        prompts: Texts to encode now; others are encoded when they are first asked for.
+        max_bytes: Memory the embeddings may take; the longest unused ones make room and are encoded again on
+            demand.
+    """
+
+    def __init__(self, policy: Policy, prompts: Iterable[str] = (), *, max_bytes: int = 2 * 2**30) -> None:
+        self._policy = policy
+        self._max_bytes = max_bytes
+        self._bytes = 0
+        self._rows: dict[str, Conditioning] = {}
+        self.add(prompts)
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def add(self, prompts: Iterable[str]) -> None:
+        """Encode the texts that are not there yet, while they fit; more than that is left to `select`."""
+        for text in dict.fromkeys(prompts):
+            if self._bytes >= self._max_bytes:
+                return
+            self._row(text)
+
+    def select(self, texts: Sequence[str]) -> Conditioning:
+        """Conditioning of B texts in order (repeats allowed), on the CPU."""
+        rows = {text: self._row(text) for text in dict.fromkeys(texts)}
+        return Conditioning.concatenate([rows[text] for text in texts])
+
+    def _row(self, text: str) -> Conditioning:
+        row = self._rows.pop(text, None)
+        if row is None:
+            with torch.no_grad():
+                row = self._policy.encode_prompts([text]).to("cpu")
+            self._bytes += _bytes_of(row)
+            while self._rows and self._bytes > self._max_bytes:
+                self._bytes -= _bytes_of(self._rows.pop(next(iter(self._rows))))
+        self._rows[text] = row  # last in the dict: used last
+        return row
+
+
+def image_size(policy: Policy) -> tuple[int, int]:
+    """(height, width) of the pictures a policy draws, found by decoding one zero latent."""
+    with torch.no_grad():
+        image = policy.decode_latents(torch.zeros(1, *policy.latent_shape, device=policy.device))
+    return int(image.shape[-2]), int(image.shape[-1])
+
+
+def encode_pixels(policy: Policy, pixels: np.ndarray, batch_size: int) -> np.ndarray:
+    """uint8 pictures (N,H,W,3) to float32 latents (N,C,h,w), in batches from the front."""
+    latents: list[Tensor] = []
+    for start in range(0, len(pixels), batch_size):
+        part = torch.from_numpy(pixels[start : start + batch_size]).permute(0, 3, 1, 2).float() / 255
+        with torch.no_grad():
+            latents.append(policy.encode_images(part.to(policy.device)).float().cpu())
+    return torch.cat(latents).numpy() if latents else np.zeros((0, *policy.latent_shape), np.float32)
+
+
+def pixel_decoder(policy: Policy, batch_size: int = 16) -> Callable[[np.ndarray], np.ndarray]:
+    """A function from latents (N,C,h,w) to uint8 pictures (N,H,W,3), e.g. for `export_pairs`."""
+
+    def decode(latents: np.ndarray) -> np.ndarray:
+        parts = []
+        for start in range(0, len(latents), batch_size):
+            with torch.no_grad():
+                images = policy.decode_latents(
+                    torch.from_numpy(latents[start : start + batch_size]).to(policy.device)
+                )
+            parts.append((images.float().clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).cpu().numpy())
+        return np.concatenate(parts)
+
+    return decode
+
+
+def _bytes_of(row: Conditioning) -> int:
+    return sum(tensor.nbytes for tensor in row.tensors.values())

@@ -1,0 +1,104 @@
+"""Manifests: one small JSON a stage and iteration, written last. Its existence means that the stage is
+complete.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+
+from diffexpo.data.files import write_whole
+from diffexpo.errors import StoreError
+
+FORMAT = 1
+_NAME = re.compile(r"(?P<stage>[a-z_]+)-(?P<iteration>\d{4,})\.json")
+
+
+def manifest_path(root: Path, stage: str, iteration: int) -> Path:
+    """`root/manifests/<stage>-<iteration>.json`."""
+    if not re.fullmatch(r"[a-z_]+", stage) or iteration < 0:
+        raise StoreError(
+            f"stage {stage!r} of iteration {iteration!r}: a stage is lower case letters, an iteration >= 0"
+        )
+    return root / "manifests" / f"{stage}-{iteration:04d}.json"
+
+
+def list_manifests(root: Path) -> list[tuple[str, int]]:
+    """(stage, iteration) of every manifest, by iteration, then stage."""
+    matches = [_NAME.fullmatch(path.name) for path in (root / "manifests").glob("*.json")]
+    return sorted(
+        ((m["stage"], int(m["iteration"])) for m in matches if m), key=lambda item: (item[1], item[0])
+    )
+
+
+def read_manifest(path: Path) -> tuple[dict[str, object], dict[str, dict[str, object]]]:
+    """(payload, file name -> {"sha256", "rows", "bytes"}).
+
+    Raises:
+        StoreError: the file is damaged or of another format.
+    """
+    try:
+        body = json.loads(path.read_bytes())
+        if body["format"] != FORMAT:
+            raise StoreError(
+                f"{path} has format {body['format']}, this version reads {FORMAT}; use the version that "
+                "wrote it"
+            )
+        return dict(body["payload"]), dict(body["files"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise StoreError(
+            f"{path} is damaged ({error!r}); restore it, or delete it and resume: finished units are "
+            "kept, it is written anew"
+        ) from error
+
+
+def manifest_files(root: Path, stage: str, iteration: int) -> dict[str, dict[str, object]]:
+    """Files that a manifest names; none while there is no manifest."""
+    path = manifest_path(root, stage, iteration)
+    return read_manifest(path)[1] if path.exists() else {}
+
+
+def write_manifest(
+    path: Path,
+    stage: str,
+    iteration: int,
+    payload: Mapping[str, object],
+    files: Mapping[str, Mapping[str, object]],
+) -> None:
+    """Write it whole. A manifest that is there already may grow but loses nothing.
+
+    Raises:
+        StoreError: the older manifest names a file that has changed or is gone.
+    """
+    if path.exists():
+        for name, entry in read_manifest(path)[1].items():
+            if files.get(name) != entry:
+                raise StoreError(
+                    f"{path} names {name}, which has changed or is gone; a manifest can only grow"
+                )
+    body = {
+        "format": FORMAT,
+        "stage": stage,
+        "iteration": iteration,
+        "payload": _finite(payload),
+        "files": dict(files),
+    }
+    write_whole(path, (json.dumps(body, indent=1, sort_keys=True, allow_nan=False) + "\n").encode())
+
+
+def _finite(value: object) -> object:
+    """JSON has no NaN: numbers that are not finite become null."""
+    if isinstance(value, Mapping):
+        return {str(key): _finite(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(item) for item in value]
+    if isinstance(value, np.generic):
+        return _finite(value.item())
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value

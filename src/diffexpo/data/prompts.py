@@ -1,0 +1,195 @@
+"""Prompt files: `.txt` (one a line), `.jsonl` (one object a line) or `.parquet`. A bad line is an error.
+
+JSON lines and Parquet have a `prompt` (or `caption`) and may have `id`, `category` and `negative_prompt`;
+every other text field becomes an attribute of the prompt.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from diffexpo.errors import ImportFormatError, MissingError
+from diffexpo.types import Prompt
+
+SUFFIXES = (".txt", ".jsonl", ".parquet")
+_CHUNK = 256
+
+
+@dataclass(frozen=True)
+class PromptReport:
+    """What a prompt file held and what was dropped."""
+
+    read: int
+    kept: int
+    duplicates: int
+
+
+def load_prompts(source_path: str | Path) -> list[Prompt]:
+    """The distinct prompts of a file, in its order. `read_prompts` also counts."""
+    return read_prompts(source_path)[0]
+
+
+def read_prompts(source_path: str | Path) -> tuple[list[Prompt], PromptReport]:
+    """The distinct prompts of a file and a count of what was dropped.
+
+    Args:
+        source_path: A `.txt`, `.jsonl` or `.parquet` file, text in UTF-8.
+    Returns:
+        (prompts, report). A prompt without `id` gets one made from its text, so it does not depend on the
+        file's order.
+    Raises:
+        MissingError: there is no such file.
+        ImportFormatError: an empty line, text that is not UTF-8, a file that is not what its name says, an
+            id used twice.
+    """
+    path = Path(source_path)
+    if not path.is_file():
+        near = difflib.get_close_matches(path.name, [p.name for p in path.parent.glob("*")], 1)
+        hint = f" Did you mean {path.parent / near[0]}?" if near and not path.is_dir() else ""
+        raise MissingError(
+            f"prompts.source: there is no file {path}; expected one of {', '.join(SUFFIXES)}.{hint}"
+        )
+    readers = {".txt": _read_txt, ".jsonl": _read_jsonl, ".parquet": _read_parquet}
+    if path.suffix.lower() not in readers:
+        raise ImportFormatError(
+            f"prompts.source: {path} ends in {path.suffix!r}; expected {', '.join(SUFFIXES)}"
+        )
+    kept: dict[str, Prompt] = {}
+    texts_by_id: dict[str, str] = {}
+    count = 0
+    for where, prompt in readers[path.suffix.lower()](path):
+        count += 1
+        if prompt.text in kept:
+            continue
+        if texts_by_id.setdefault(prompt.id, prompt.text) != prompt.text:
+            raise ImportFormatError(
+                f"{where}: id {prompt.id!r} belongs to another prompt already "
+                f"({texts_by_id[prompt.id]!r}); ids name random numbers "
+                "and must be unique"
+            )
+        kept[prompt.text] = prompt
+    if not kept:
+        raise ImportFormatError(f"{path} holds no prompt; expected at least one")
+    return list(kept.values()), PromptReport(read=count, kept=len(kept), duplicates=count - len(kept))
+
+
+def filter_long(
+    prompts: Sequence[Prompt], count_tokens: Callable[[Sequence[str]], Sequence[int]], max_tokens: int
+) -> tuple[list[Prompt], list[Prompt]]:
+    """Split into (kept, dropped): dropped ones have more than `max_tokens` tokens and would be cut silently
+    by the encoder.
+
+    Args:
+        prompts: Any number.
+        count_tokens: Texts -> number of tokens of each, as the policy counts them.
+        max_tokens: Largest allowed count, >= 1.
+    Returns:
+        (kept, dropped), both in order.
+    """
+    kept: list[Prompt] = []
+    dropped: list[Prompt] = []
+    for start in range(0, len(prompts), _CHUNK):
+        part = prompts[start : start + _CHUNK]
+        for prompt, count in zip(part, count_tokens([p.text for p in part]), strict=True):
+            (kept if count <= max_tokens else dropped).append(prompt)
+    return kept, dropped
+
+
+def prompt_id(text: str) -> str:
+    """Id of a prompt that has none: a hash of its text; `prompt_id("a cat") == "p-8178a3117428"`."""
+    return f"p-{hashlib.blake2b(text.encode(), digest_size=6).hexdigest()}"
+
+
+def _read_txt(path: Path) -> Iterator[tuple[str, Prompt]]:
+    for where, line in _lines(path):
+        yield where, Prompt(prompt_id(line), line)
+
+
+def _read_jsonl(path: Path) -> Iterator[tuple[str, Prompt]]:
+    for where, line in _lines(path):
+        try:
+            record = json.loads(line)
+        except ValueError as error:
+            raise ImportFormatError(
+                f"{where} is not JSON ({error}); expected an object such as {_EXAMPLE}"
+            ) from error
+        if not isinstance(record, dict):
+            raise ImportFormatError(f"{where} is {line[:60]!r}; expected an object such as {_EXAMPLE}")
+        yield where, _from_record(where, record)
+
+
+def _read_parquet(path: Path) -> Iterator[tuple[str, Prompt]]:
+    try:
+        with pq.ParquetFile(path) as file:
+            schema = file.schema_arrow
+            columns = [
+                field.name
+                for field in schema
+                if pa.types.is_string(field.type) or pa.types.is_large_string(field.type)
+            ]
+            row = 0
+            for batch in file.iter_batches(columns=columns):
+                for record in batch.to_pylist():
+                    yield f"{path}, row {row}", _from_record(f"{path}, row {row}", record)
+                    row += 1
+    except (pa.ArrowException, OSError) as error:
+        raise ImportFormatError(f"{path} is not readable Parquet ({error}); get it again") from error
+
+
+_EXAMPLE = '{"prompt": "a cat", "id": "cat", "category": "animals"}'
+
+
+def _from_record(where: str, record: Mapping[str, object]) -> Prompt:
+    name = "prompt" if "prompt" in record else "caption"
+    text = record.get(name)
+    if not isinstance(text, str) or not text.strip():
+        has = (
+            f"{name!r} is {text!r}"
+            if name in record
+            else f"there is no 'prompt', only {', '.join(map(repr, record)) or 'nothing'}"
+        )
+        raise ImportFormatError(f"{where}: {has}; expected text, as in {_EXAMPLE}")
+    for key in ("id", "category"):
+        if not isinstance(record.get(key) or "", str):
+            raise ImportFormatError(f"{where}: {key!r} is {record[key]!r}; expected text")
+    attributes = {
+        key: value
+        for key, value in record.items()
+        if key not in (name, "id", "category") and isinstance(value, str)
+    }
+    text = text.strip()
+    return Prompt(
+        str(record.get("id") or prompt_id(text)), text, str(record.get("category") or ""), attributes
+    )
+
+
+def _lines(path: Path) -> Iterable[tuple[str, str]]:
+    """(where, text) of every line; only LF and CRLF end lines, because prompts may hold other separators."""
+    data = path.read_bytes()
+    if b"\0" in data:
+        raise ImportFormatError(
+            f"{path} is not a text file (it holds zero bytes); expected one prompt a line in UTF-8"
+        )
+    lines = data.removeprefix(b"\xef\xbb\xbf").split(b"\n")
+    if lines[-1] == b"":
+        lines.pop()
+    for number, line in enumerate(lines, start=1):
+        where = f"{path}, line {number}"
+        try:
+            text = line.decode("utf-8").strip()
+        except UnicodeDecodeError as error:
+            raise ImportFormatError(
+                f"{where} is not UTF-8 (byte {line[error.start]:#04x} at column {error.start + 1}); save "
+                "the file as UTF-8"
+            ) from error
+        if not text:
+            raise ImportFormatError(f"{where} is empty; expected a prompt on every line, so delete the line")
+        yield where, text

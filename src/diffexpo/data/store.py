@@ -1,0 +1,482 @@
+"""The store: everything a run drew, scored, was given and paired, in one append-only folder of plain files.
+
+    store/samples-*.parquet  latents-*.safetensors  pairs-*.parquet      shards, one set for each unit of work
+    store/manifests/<stage>-<iteration>.json                             written last: complete
+
+A shard never changes once it has its name. Each process writes shards of its own units; after a barrier
+(the caller's) one process writes the manifest with every file's SHA-256 and row count. `samples()` and
+`pairs()` see what a manifest names; what no manifest names is a unit to continue from or garbage, and
+`discard_incomplete` tells which. Loads without torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import ArrayLike
+
+from diffexpo.data.audit import describe_file, find_pair, find_problems, provenance
+from diffexpo.data.files import TEMPORARY
+from diffexpo.data.manifests import (
+    list_manifests,
+    manifest_files,
+    manifest_path,
+    read_manifest,
+    write_manifest,
+)
+from diffexpo.data.rows import PAIR_SCHEMA, SAMPLE_SCHEMA, SCHEMAS, Row, to_rows, to_table
+from diffexpo.data.shards import (
+    STAGE_KINDS,
+    LatentFile,
+    Shard,
+    list_shards,
+    read_header,
+    read_rows,
+    write_latents,
+    write_rows,
+)
+from diffexpo.errors import MissingError, StoreError
+
+_OPEN_FILES = 256
+_RESUMABLE = ("collect", "offline", "label")
+
+
+class Store:
+    """A folder of samples, latents and pairs.
+
+    Args:
+        root: The folder, e.g. `runs/expo/store`.
+        create: Make it when it is not there; else that is an error.
+    Raises:
+        MissingError: the folder is not there and `create` is off.
+    """
+
+    def __init__(self, root: str | Path, *, create: bool = True) -> None:
+        self.root = Path(root)
+        if create:
+            (self.root / "manifests").mkdir(parents=True, exist_ok=True)
+        elif not self.root.is_dir():
+            raise MissingError(
+                f"there is no store at {self.root}; name a run folder that has collected or imported data"
+            )
+        self._places: dict[str, tuple[str, int]] = {}  # sample id -> (samples shard, row)
+        self._indexed: set[str] = set()
+        self._latent_files: dict[str, LatentFile] = {}
+
+    # ---- writing -------------------------------------------------------------------------------------------
+
+    def append_unit(
+        self,
+        iteration: int,
+        rank: int,
+        unit: int,
+        samples: Sequence[Mapping[str, object]],
+        latents: ArrayLike,
+        *,
+        stage: str = "collect",
+    ) -> str:
+        """`append_collection` with the latents as one array (N,C,h,w), row i for sample i."""
+        array = np.asarray(latents)
+        if len(array) != len(samples):
+            raise StoreError(
+                f"{len(samples)} samples came with latents of shape {array.shape}; the first axis must "
+                "count them"
+            )
+        by_id = {str(row.get("sample_id")): array[i] for i, row in enumerate(samples)}
+        return self.append_collection(iteration, rank, samples, by_id, unit=unit, stage=stage)
+
+    def append_collection(
+        self,
+        iteration: int,
+        rank: int,
+        samples: Sequence[Mapping[str, object]],
+        latents: Mapping[str, np.ndarray],
+        *,
+        unit: int = 0,
+        stage: str = "collect",
+    ) -> str:
+        """Write one finished unit: its latents, then its rows. The rows' file is the mark that the unit is
+        done.
+
+        Args:
+            iteration, rank, unit: Name the shard. A unit is written once, by whichever process.
+            samples: Rows with the columns of `SAMPLE_SCHEMA`; iteration, unit and latent_file are filled in.
+            latents: Sample id -> array (C,h,w), exactly one for each row; stored bit for bit.
+            stage: `collect` or `offline`.
+        Returns:
+            Name of the Parquet shard.
+        Raises:
+            StoreError: a wrong row (names column and value), latents that do not match, or a unit that is
+                there already.
+        """
+        shard = Shard("samples", stage, iteration, rank, unit)
+        self._refuse_rewrite(shard)
+        latent_shard = shard.sibling("latents")
+        filled = {"iteration": iteration, "unit": unit, "latent_file": latent_shard.name}
+        table = to_table(samples, SAMPLE_SCHEMA, filled)
+        ids = table["sample_id"].to_pylist()
+        _check_latents(ids, latents)
+        self._refresh()
+        for sample_id in ids:
+            if sample_id in self._places:
+                raise StoreError(
+                    f"sample {sample_id!r} is in the store already ({self._places[sample_id][0]}); ids "
+                    "are unique"
+                )
+        digest = write_latents(self.root / latent_shard.name, {i: latents[i] for i in ids})
+        write_rows(self.root / shard.name, table, latents_sha256=digest)
+        self._index(shard.name, ids)
+        return shard.name
+
+    def append_pairs(
+        self,
+        iteration: int,
+        rank: int,
+        pairs: Sequence[Mapping[str, object]],
+        *,
+        unit: int = 0,
+        stage: str = "pair",
+        note: Mapping[str, object] | None = None,
+    ) -> str:
+        """Write one shard of preferences between samples that are in the store.
+
+        Args:
+            iteration, rank, unit: Name the shard.
+            pairs: Rows with the columns of `PAIR_SCHEMA`.
+            stage: `pair` (ranked by rewards), `offline` (imported) or `label` (people).
+            note: Small JSON kept with the unit, see `note()`.
+        Returns:
+            Name of the Parquet shard.
+        Raises:
+            StoreError: a wrong row, a sample that is not in the store, or a unit that is there already.
+        """
+        shard = Shard("pairs", stage, iteration, rank, unit)
+        self._refuse_rewrite(shard)
+        table = to_table(pairs, PAIR_SCHEMA, {"iteration": iteration})
+        for row in to_rows(table):
+            self._check_pair(row)
+        write_rows(self.root / shard.name, table, note=note)
+        return shard.name
+
+    def write_manifest(self, stage: str, iteration: int, payload: Mapping[str, object]) -> Path:
+        """Declare a stage of an iteration complete. One process calls this, after all have written their
+        shards.
+
+        Args:
+            stage, iteration: Name the manifest. Stages that write no shards (train, evaluate) may have one
+            too.
+            payload: JSON kept with it; numbers that are not finite become null.
+        Returns:
+            Path of the manifest.
+        Raises:
+            StoreError: a unit is missing or half written, a latents file is not the one that was written
+                with its rows, or an older manifest names a file that is gone.
+        """
+        shards = list_shards(self.root, stage=stage, iteration=iteration)
+        self._check_units(stage, iteration, shards)
+        files = {shard.name: describe_file(self.root, shard) for shard in shards}
+        path = manifest_path(self.root, stage, iteration)
+        write_manifest(path, stage, iteration, payload, files)
+        return path
+
+    def discard_incomplete(self, stage: str, iteration: int) -> list[str]:
+        """Remove what a killed process left of a stage; call it on one process before the stage starts again.
+
+        Finished units of collect, offline and label stay (the stage continues after them); an unfinished
+        `pair` stage, which takes moments, is removed whole. Files that a manifest names are never touched.
+
+        Returns:
+            Names of the files removed.
+        """
+        kept = set(manifest_files(self.root, stage, iteration))
+        if stage in _RESUMABLE:
+            done = STAGE_KINDS[stage][-1]
+            for shard in list_shards(self.root, stage=stage, iteration=iteration):
+                if (self.root / shard.sibling(done).name).exists():
+                    kept.add(shard.name)
+        removed = []
+        for path in sorted([*self.root.iterdir(), *(self.root / "manifests").glob(f"*{TEMPORARY}")]):
+            name = path.name.removesuffix(TEMPORARY)
+            shard = Shard.parse(name)
+            ours = (
+                (shard.stage, shard.iteration) == (stage, iteration)
+                if shard
+                else name == f"{stage}-{iteration:04d}.json"
+            )
+            if ours and path.name not in kept:
+                path.unlink()
+                removed.append(path.name)
+        self._forget()
+        return removed
+
+    # ---- state ---------------------------------------------------------------------------------------------
+
+    def is_complete(self, stage: str, iteration: int) -> bool:
+        """Whether the stage's manifest is there (and readable: a damaged one is a StoreError, not a no)."""
+        path = manifest_path(self.root, stage, iteration)
+        return path.exists() and bool(read_manifest(path))
+
+    def unit_done(self, iteration: int, unit: int, *, stage: str = "collect") -> bool:
+        """Whether a unit's shards are written, by whichever process."""
+        kind = STAGE_KINDS[stage][-1]
+        probe = Shard(kind, stage, iteration, 0, unit).name.replace("-r00-", "-r*-")
+        return next(self.root.glob(probe), None) is not None
+
+    def manifest(self, stage: str, iteration: int) -> dict[str, object]:
+        """The payload a stage was completed with.
+
+        Raises:
+            StoreError: there is no manifest: the stage is not complete.
+        """
+        path = manifest_path(self.root, stage, iteration)
+        if not path.exists():
+            raise StoreError(
+                f"there is no {path}: {stage} {iteration} is not complete; resume the run to finish it"
+            )
+        return read_manifest(path)[0]
+
+    def completed(self) -> list[tuple[str, int]]:
+        """(stage, iteration) of every manifest, by iteration."""
+        return list_manifests(self.root)
+
+    def note(self, iteration: int, unit: int, *, stage: str) -> dict[str, object]:
+        """The note a unit's pairs were written with."""
+        shards = [s for s in list_shards(self.root, "pairs", stage, iteration) if s.unit == unit]
+        if not shards:
+            raise StoreError(f"unit {unit} of {stage} {iteration} is not in {self.root}")
+        return read_header(self.root / shards[0].name)[2]
+
+    # ---- reading -------------------------------------------------------------------------------------------
+
+    def samples(self, iteration: int | None = None, columns: Sequence[str] | None = None) -> list[Row]:
+        """Sample rows of complete stages, by iteration and unit; `columns` reads only some.
+
+        Raises:
+            StoreError: that iteration has shards but no manifest, or a shard is damaged.
+        """
+        return self._rows("samples", iteration, columns)
+
+    def pairs(
+        self, iteration: int | None = None, source: str | None = None, columns: Sequence[str] | None = None
+    ) -> list[Row]:
+        """Pair rows of complete stages, by iteration and unit; optionally of one source (offline, online,
+        human).
+        """
+        needed = None if columns is None else list(dict.fromkeys([*columns, "source"]))
+        rows = self._rows("pairs", iteration, needed)
+        if source is not None:
+            rows = [row for row in rows if row["source"] == source]
+        return rows if needed is None else [{name: row[name] for name in columns or ()} for row in rows]
+
+    def collected(self, iteration: int, *, stage: str = "collect") -> list[Row]:
+        """Sample rows of every finished unit, whether the stage is complete or not."""
+        shards = list_shards(self.root, "samples", stage, iteration)
+        return to_rows(self._table("samples", shards, None))
+
+    def sample(self, sample_id: str) -> Row:
+        """One sample's row.
+
+        Raises:
+            StoreError: it is not in the store.
+        """
+        name, position = self._require(sample_id)
+        return to_rows(read_rows(self.root / name, SAMPLE_SCHEMA).slice(position, 1))[0]
+
+    def latent(self, sample_id: str) -> np.ndarray:
+        """One sample's latents (C,h,w), bit for bit as they were stored."""
+        return self._latent_file(self._require(sample_id)[0]).read(sample_id)
+
+    def latents(self, sample_ids: Sequence[str]) -> np.ndarray:
+        """Latents (N,C,h,w) in the order asked for (repeats allowed), from memory-mapped files."""
+        arrays = [self.latent(sample_id) for sample_id in sample_ids]
+        if not arrays:
+            raise StoreError("no sample ids were given, so there are no latents to stack")
+        for sample_id, array in zip(sample_ids, arrays, strict=True):
+            if array.shape != arrays[0].shape or array.dtype != arrays[0].dtype:
+                raise StoreError(
+                    f"latents of {sample_id!r} are {array.dtype} {array.shape}, those of "
+                    f"{sample_ids[0]!r} are {arrays[0].dtype} "
+                    f"{arrays[0].shape}; a store belongs to one model: import or collect into a new run"
+                )
+        return np.stack(arrays)
+
+    def lineage(self, pair_id: str) -> dict[str, object]:
+        """A pair's whole history.
+
+        Returns:
+            {"pair": row, "winner": sample row, "loser": sample row, "explored"/"main": sample rows or None,
+            "weights": {agent: sha256 of its weights}, "files": {file: {"manifest", "sha256", "rows",
+            "bytes"}}}.
+        Raises:
+            StoreError: the pair is not in the store.
+        """
+        shard, row = find_pair(self.root, pair_id)
+        return self._lineage(shard, row)
+
+    def problems(self) -> list[str]:
+        """Everything that is wrong with complete stages: files gone or changed, rows or latents that do not
+        match.
+        """
+        return find_problems(self.root)
+
+    def verify(self) -> int:
+        """Recompute every SHA-256 and row count.
+
+        Returns:
+            Number of files checked.
+        Raises:
+            StoreError: lists every problem.
+        """
+        problems = self.problems()
+        if problems:
+            raise StoreError(f"{self.root} has {len(problems)} problems:\n  " + "\n  ".join(problems))
+        return sum(len(manifest_files(self.root, stage, iteration)) for stage, iteration in self.completed())
+
+    # ---- inside --------------------------------------------------------------------------------------------
+
+    def _rows(self, kind: str, iteration: int | None, columns: Sequence[str] | None) -> list[Row]:
+        shards = list_shards(self.root, kind, iteration=iteration)
+        complete = {
+            group: manifest_files(self.root, *group) for group in {(s.stage, s.iteration) for s in shards}
+        }
+        for stage, number in complete:
+            if iteration is not None and not self.is_complete(stage, number):
+                raise StoreError(
+                    f"{stage} {number} is not complete: {manifest_path(self.root, stage, number)} is "
+                    "missing. Resume the run to finish "
+                    "it; `collected()` reads finished units."
+                )
+        named = [shard for shard in shards if shard.name in complete[(shard.stage, shard.iteration)]]
+        return to_rows(self._table(kind, named, list(columns) if columns is not None else None))
+
+    def _table(self, kind: str, shards: Sequence[Shard], columns: list[str] | None) -> pa.Table:
+        schema = SCHEMAS[kind]
+        unknown = [name for name in columns or () if name not in schema.names]
+        if unknown:
+            raise StoreError(
+                f"there is no column {unknown[0]!r} among the {kind}; there are {', '.join(schema.names)}"
+            )
+        if not shards:
+            return schema.empty_table()
+        tables = [
+            read_rows(self.root / s.name, schema, columns).replace_schema_metadata(None) for s in shards
+        ]
+        return pa.concat_tables(tables)
+
+    def _refuse_rewrite(self, shard: Shard) -> None:
+        if shard.stage not in STAGE_KINDS or shard.kind not in STAGE_KINDS[shard.stage]:
+            raise StoreError(
+                f"stage {shard.stage!r} writes no {shard.kind}; the stages are {', '.join(STAGE_KINDS)}"
+            )
+        if shard.stage != "label" and manifest_path(self.root, shard.stage, shard.iteration).exists():
+            raise StoreError(
+                f"{shard.stage} {shard.iteration} is complete; the store only grows by new iterations"
+            )
+        if any(
+            s.unit == shard.unit for s in list_shards(self.root, shard.kind, shard.stage, shard.iteration)
+        ):
+            raise StoreError(
+                f"unit {shard.unit} of {shard.stage} {shard.iteration} is in the store already; ask "
+                "unit_done() and skip it, or "
+                "call discard_incomplete() when the stage starts"
+            )
+
+    def _check_pair(self, row: Row) -> None:
+        if row["winner_id"] == row["loser_id"]:
+            raise StoreError(f"pair {row['pair_id']!r}: sample {row['winner_id']!r} is both winner and loser")
+        for column in ("winner_id", "loser_id", "explored_id", "main_id"):
+            if row[column] is not None and self._place(str(row[column])) is None:
+                raise StoreError(
+                    f"pair {row['pair_id']!r}: {column} {row[column]!r} is not a sample of {self.root}; "
+                    "append samples first"
+                )
+
+    def _check_units(self, stage: str, iteration: int, shards: Sequence[Shard]) -> None:
+        names = {shard.name for shard in shards}
+        for shard in shards:
+            for kind in STAGE_KINDS[stage]:
+                if shard.sibling(kind).name not in names:
+                    raise StoreError(
+                        f"unit {shard.unit} of {stage} {iteration} is half written ({shard.name} without "
+                        f"{shard.sibling(kind).name}); call discard_incomplete() and make the unit again"
+                    )
+        units = {shard.unit for shard in shards}
+        missing = sorted(set(range(max(units, default=-1) + 1)) - units)
+        if missing and stage != "label":
+            raise StoreError(
+                f"{stage} {iteration} is not complete: units {missing} are missing; resume to make them"
+            )
+
+    def _lineage(self, shard: Shard, pair: Row) -> dict[str, object]:
+        history: dict[str, object] = {"pair": pair}
+        files = {shard.name}
+        weights: dict[str, object] = {}
+        for role in ("winner", "loser", "explored", "main"):
+            sample_id = pair[f"{role}_id"]
+            row = self.sample(str(sample_id)) if sample_id is not None else None
+            history[role] = row
+            if row is not None:
+                weights[str(row["agent"])] = row["weights"]
+                files |= {self._require(str(sample_id))[0], str(row["latent_file"])}
+        history["weights"] = weights
+        history["files"] = {name: provenance(self.root, name) for name in sorted(files)}
+        return history
+
+    def _index(self, name: str, ids: Sequence[str]) -> None:
+        for position, sample_id in enumerate(ids):
+            if sample_id in self._places:
+                raise StoreError(
+                    f"sample {sample_id!r} is in both {self._places[sample_id][0]} and {name}; delete "
+                    "one and resume"
+                )
+            self._places[sample_id] = (name, position)
+        self._indexed.add(name)
+
+    def _refresh(self) -> None:
+        """Index the shards that other processes wrote meanwhile."""
+        for shard in list_shards(self.root, "samples"):
+            if shard.name not in self._indexed:
+                column = read_rows(self.root / shard.name, SAMPLE_SCHEMA, ["sample_id"])["sample_id"]
+                self._index(shard.name, column.to_pylist())
+
+    def _place(self, sample_id: str) -> tuple[str, int] | None:
+        if sample_id not in self._places:
+            self._refresh()
+        return self._places.get(sample_id)
+
+    def _require(self, sample_id: str) -> tuple[str, int]:
+        place = self._place(sample_id)
+        if place is None:
+            raise StoreError(f"there is no sample {sample_id!r} in {self.root}; `samples()` lists them")
+        return place
+
+    def _latent_file(self, samples_name: str) -> LatentFile:
+        if samples_name not in self._latent_files:
+            shard = Shard.parse(samples_name)
+            assert shard is not None, samples_name  # names come from the store's own listing
+            if len(self._latent_files) >= _OPEN_FILES:
+                self._latent_files.pop(next(iter(self._latent_files)))
+            self._latent_files[samples_name] = LatentFile(self.root / shard.sibling("latents").name)
+        return self._latent_files[samples_name]
+
+    def _forget(self) -> None:
+        self._places.clear()
+        self._indexed.clear()
+        self._latent_files.clear()
+
+
+def _check_latents(ids: Sequence[str], latents: Mapping[str, np.ndarray]) -> None:
+    extra, missing = sorted(set(latents) - set(ids)), [i for i in ids if i not in latents]
+    if extra or missing:
+        raise StoreError(
+            f"latents and samples differ: without latents {missing[:3]}, without a row {extra[:3]}"
+        )
+    for sample_id in ids:
+        array = latents[sample_id]
+        if not isinstance(array, np.ndarray) or array.ndim != 3 or array.dtype.kind != "f":
+            raise StoreError(
+                f"latents of {sample_id!r} are {array!r:.80}; they must be a float array (C,h,w)"
+            )

@@ -1,0 +1,73 @@
+"""Mathematics of diffusion and flow matching: paths, kernels, guidance, sampling, objectives (torch only)."""
+
+from diffexpo.diffusion.guidance import classifier_free_guidance, double_guidance
+from diffexpo.diffusion.kernels import (
+    add_noise,
+    ddim_std,
+    ddim_transition,
+    eps_from_v,
+    eps_from_velocity,
+    eps_from_x0,
+    flow_sde_transition,
+    gaussian_kl,
+    mean_log_prob,
+    prediction_error,
+    v_target,
+    velocity_target,
+    x0_from_eps,
+    x0_from_v,
+    x0_from_velocity,
+)
+from diffexpo.diffusion.objectives import (
+    NoiseDraw,
+    empty_prompt_mask,
+    pair_errors,
+    prediction_errors,
+)
+from diffexpo.diffusion.path import Path, shifted
+from diffexpo.diffusion.sampling import (
+    NoiseSource,
+    Trajectory,
+    num_network_evaluations,
+    predict_guided,
+    replay_log_probs,
+    sample,
+    sample_trajectory,
+)
+from diffexpo.diffusion.transitions import Transition, sampler_grid, step_moments
+
+__all__ = [
+    "NoiseDraw",
+    "NoiseSource",
+    "Path",
+    "Trajectory",
+    "Transition",
+    "add_noise",
+    "classifier_free_guidance",
+    "ddim_std",
+    "ddim_transition",
+    "double_guidance",
+    "empty_prompt_mask",
+    "eps_from_v",
+    "eps_from_velocity",
+    "eps_from_x0",
+    "flow_sde_transition",
+    "gaussian_kl",
+    "mean_log_prob",
+    "num_network_evaluations",
+    "pair_errors",
+    "predict_guided",
+    "prediction_error",
+    "prediction_errors",
+    "replay_log_probs",
+    "sample",
+    "sample_trajectory",
+    "sampler_grid",
+    "shifted",
+    "step_moments",
+    "v_target",
+    "velocity_target",
+    "x0_from_eps",
+    "x0_from_v",
+    "x0_from_velocity",
+]

@@ -1,0 +1,121 @@
+"""Denoising errors of a policy on given images, with noise that is keyed by what it is for.
+
+Row i of a batch draws its noise and t from its own named generator, so that splitting a batch, reordering it
+or spreading it over processes changes nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from diffexpo.diffusion.kernels import add_noise, prediction_error
+from diffexpo.diffusion.path import Path
+from diffexpo.rng import keyed_uniform, torch_generator
+from diffexpo.types import Conditioning, Policy
+
+
+class NoiseDraw(NamedTuple):
+    """Noise eps (B, ...) float32 and times t (B,) float32, on the CPU."""
+
+    eps: Tensor
+    t: Tensor
+
+    @staticmethod
+    def keyed(
+        keys: Sequence[str], noise_key: tuple[str | int, ...], path: Path, shape: Sequence[int]
+    ) -> NoiseDraw:
+        """One draw per key.
+
+        Args:
+            keys: Names of the rows, e.g. pair ids.
+            noise_key: What the draw is for, e.g. (run seed, iteration, "noise", step).
+            path: Says how t is distributed.
+            shape: Of one latent, (C, h, w).
+        Returns:
+            (eps, t); row i depends on noise_key and keys[i] only.
+        """
+        eps, t = [], []
+        for key in keys:
+            generator = torch_generator(*noise_key, key)
+            eps.append(torch.randn(tuple(shape), generator=generator))
+            t.append(path.training_t(1, generator))
+        return NoiseDraw(torch.stack(eps), torch.cat(t))
+
+
+def prediction_errors(
+    policy: Policy, x0: Tensor, eps: Tensor, t: Tensor, conditioning: Conditioning
+) -> Tensor:
+    """Error of the policy's own prediction at given noise and time, with the weights in use.
+
+    error_b = mean over C,H,W of (predict(alpha_t x0 + sigma_t eps, t, c) - target)^2
+
+    Args:
+        policy: Predicts eps, v, x0 or a velocity; the error is in that native space.
+        x0: (B,C,h,w) clean scaled latents.
+        eps: (B,C,h,w) noise.
+        t: (B,) in [0, 1].
+        conditioning: B rows.
+    Returns:
+        (B,) float32 or better. A network that knows x0 gives 0.
+    Raises:
+        ValueError: x0, eps, t and conditioning do not have the same number of rows.
+    Source: Diffusion-DPO (arXiv 2311.12908) eq. 14; no classifier-free guidance, as in every forward-process
+        loss.
+    """
+    if not len(x0) == len(eps) == len(t) == len(conditioning):
+        raise ValueError(
+            f"prediction_errors: {len(x0)} latents, {len(eps)} noises, {len(t)} times and "
+            f"{len(conditioning)} conditionings; all must be equal"
+        )
+    eps = eps.to(x0.device, x0.dtype)
+    # Scales in float64 from the table, so that they are the same whatever device the latents are on.
+    precise_t = t.detach().cpu().to(torch.float64)
+    x_t = add_noise(x0, eps, *policy.path.alpha_sigma(precise_t))
+    prediction = policy.predict(x_t, t.to(x0.device), conditioning)
+    return prediction_error(prediction, policy.path.target(x0, eps, precise_t))
+
+
+def pair_errors(
+    policy: Policy, winner: Tensor, loser: Tensor, eps: Tensor, t: Tensor, conditioning: Conditioning
+) -> tuple[Tensor, Tensor]:
+    """Errors of winners and losers under the same noise, time and prompt, in one forward on [winner; loser].
+
+    Args:
+        policy: As in `prediction_errors`.
+        winner, loser: (B,C,h,w) clean latents of one prompt each.
+        eps: (B,C,h,w) and t (B,): shared by both halves (without sharing, the gap of errors drowns in noise).
+        conditioning: B rows, shared too.
+    Returns:
+        (winner errors (B,), loser errors (B,)). winner equal to loser gives equal errors.
+    Source: Diffusion-DPO (arXiv 2311.12908), authors' training code.
+    """
+    count = len(winner)
+    errors = prediction_errors(
+        policy,
+        torch.cat([winner, loser]),
+        torch.cat([eps, eps]),
+        torch.cat([t, t]),
+        Conditioning.concatenate([conditioning, conditioning]),
+    )
+    return errors[:count], errors[count:]
+
+
+def empty_prompt_mask(keys: Sequence[str], noise_key: tuple[str | int, ...], fraction: float) -> Tensor:
+    """Which rows are trained with the empty prompt.
+
+    Args:
+        keys: Names of the rows.
+        noise_key: What the draw is for.
+        fraction: Expected share, in [0, 1].
+    Returns:
+        (B,) bool; a row depends on noise_key and its key only. fraction 0 is all False, 1 all True.
+    Source: Diffusion-DPO's `proportion_empty_prompts` (0.2); classifier-free guidance needs the empty prompt
+        trained too.
+    """
+    return torch.tensor(
+        [keyed_uniform(*noise_key, key, "empty") < fraction for key in keys], dtype=torch.bool
+    )

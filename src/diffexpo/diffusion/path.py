@@ -1,0 +1,230 @@
+"""The noising path x_t = alpha_t x0 + sigma_t eps of a model, and what its network predicts.
+
+t is a float in [0, 1], 1 is pure noise. Integer timesteps and 0..1000 exist only in `timestep`, which gives
+what the network is fed.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from diffexpo.diffusion.kernels import (
+    Coefficient,
+    eps_from_v,
+    eps_from_velocity,
+    eps_from_x0,
+    v_target,
+    velocity_target,
+    x0_from_eps,
+    x0_from_v,
+    x0_from_velocity,
+)
+from diffexpo.errors import PolicyError
+
+PredictionType = Literal["epsilon", "v_prediction", "sample", "flow"]
+Spacing = Literal["leading", "trailing", "linspace"]
+
+
+@dataclass(frozen=True, eq=False)
+class Path:
+    """Schedule and prediction type of one model.
+
+    kind "vp": a table abar of N levels, alpha_t = sqrt(abar), sigma_t = sqrt(1 - abar), t = index / (N - 1).
+    kind "flow": alpha_t = 1 - t, sigma_t = t, network timestep 1000 t; `shift` moves the levels that are used
+    towards noise.
+
+    The remaining fields say how the model's own scheduler walks the path when it samples.
+    """
+
+    kind: Literal["vp", "flow"]
+    prediction_type: PredictionType
+    num_train_timesteps: int = 1000
+    alphas_cumprod: Tensor | None = None
+    shift: float = 1.0
+    timestep_spacing: Spacing = "leading"
+    steps_offset: int = 0
+    set_alpha_to_one: bool = True
+    clip_sample_range: float | None = None
+
+    @staticmethod
+    def vp(
+        alphas_cumprod: Tensor,
+        prediction_type: PredictionType = "epsilon",
+        *,
+        timestep_spacing: Spacing = "leading",
+        steps_offset: int = 0,
+        set_alpha_to_one: bool = True,
+        clip_sample_range: float | None = None,
+    ) -> Path:
+        """Variance-preserving path from the table abar (N,), decreasing in (0, 1]; it is kept in float64."""
+        table = torch.as_tensor(alphas_cumprod).detach().to("cpu", torch.float64)
+        if table.ndim != 1 or len(table) < 2:
+            raise PolicyError(
+                f"alphas_cumprod has shape {tuple(table.shape)}; expected one row of two or more levels"
+            )
+        if prediction_type not in ("epsilon", "v_prediction", "sample"):
+            raise PolicyError(
+                f"prediction_type is {prediction_type!r}; a variance-preserving model predicts "
+                "epsilon, v_prediction or sample"
+            )
+        if timestep_spacing not in ("leading", "trailing", "linspace"):
+            raise PolicyError(
+                f"timestep_spacing is {timestep_spacing!r}; expected leading, trailing or linspace"
+            )
+        return Path(
+            "vp",
+            prediction_type,
+            num_train_timesteps=len(table),
+            alphas_cumprod=table,
+            timestep_spacing=timestep_spacing,
+            steps_offset=steps_offset,
+            set_alpha_to_one=set_alpha_to_one,
+            clip_sample_range=clip_sample_range,
+        )
+
+    @staticmethod
+    def flow(shift: float = 1.0, *, num_train_timesteps: int = 1000) -> Path:
+        """Rectified-flow path whose network predicts the velocity eps - x0."""
+        if not shift > 0:
+            raise PolicyError(f"shift is {shift}; expected a number above 0 (1 is no shift, SD3 has 3)")
+        return Path("flow", "flow", num_train_timesteps=num_train_timesteps, shift=float(shift))
+
+    @staticmethod
+    def from_scheduler_config(config: Mapping[str, object]) -> Path:
+        """Path of a diffusers `scheduler_config.json`, read as a plain mapping.
+
+        Args:
+            config: The scheduler's settings, with `_class_name`. Missing keys take that class's own defaults.
+        Returns:
+            The path; SD 1.5's file gives abar[0] = 0.99915 and abar[999] = 0.00466.
+        Raises:
+            PolicyError: a setting that this package does not reproduce (thresholding, dynamic shifting,
+                unknown schedule).
+        Source: diffusers' DDIM, DDPM and flow-match Euler schedulers; the table is computed in float64 here,
+            float32 there.
+        """
+        name = str(config.get("_class_name", ""))
+        if "FlowMatch" in name:
+            if config.get("use_dynamic_shifting"):
+                raise PolicyError(
+                    "scheduler use_dynamic_shifting is true; a fixed shift is expected: "
+                    "set it to false and give `shift`"
+                )
+            return Path.flow(
+                float(config.get("shift", 1.0)),
+                num_train_timesteps=int(config.get("num_train_timesteps", 1000)),
+            )
+        if config.get("thresholding"):
+            raise PolicyError(
+                "scheduler thresholding is true; it is for pixel models and not "
+                "reproduced here: set it to false"
+            )
+        clips_by_default = name.startswith(("DDIM", "DDPM"))
+        clip = bool(config.get("clip_sample", clips_by_default))
+        spaced_by_default = (
+            "linspace" if name.startswith(("Euler", "DPMSolver", "LMS", "Heun")) else "leading"
+        )
+        return Path.vp(
+            _alphas_cumprod(config),
+            str(config.get("prediction_type", "epsilon")),
+            timestep_spacing=str(config.get("timestep_spacing", spaced_by_default)),
+            steps_offset=int(config.get("steps_offset", 0)),
+            set_alpha_to_one=bool(config.get("set_alpha_to_one", not name.startswith("PNDM"))),
+            clip_sample_range=float(config.get("clip_sample_range", 1.0)) if clip else None,
+        )
+
+    def alpha_sigma(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        """(alpha_t, sigma_t) at t, in t's precision; t = 1 is the noisiest level, index N - 1 of a table."""
+        if self.kind == "flow":
+            return 1 - t, t
+        abar = self.alphas_cumprod[self._index(t).cpu()]
+        dtype = t.dtype if t.dtype in (torch.float32, torch.float64) else torch.float32
+        return abar.sqrt().to(t.device, dtype), (1 - abar).sqrt().to(t.device, dtype)
+
+    def timestep(self, t: Tensor) -> Tensor:
+        """What the network is fed: the integer index (vp) or num_train_timesteps * t (flow)."""
+        return t * self.num_train_timesteps if self.kind == "flow" else self._index(t)
+
+    def x0_eps(self, prediction: Tensor, x_t: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+        """(x0, eps) that the network's prediction at x_t, t (B,) implies."""
+        return self.x0_eps_at(prediction, x_t, *self.alpha_sigma(t))
+
+    def x0_eps_at(
+        self, prediction: Tensor, x_t: Tensor, alpha_t: Coefficient, sigma_t: Coefficient
+    ) -> tuple[Tensor, Tensor]:
+        """(x0, eps) that the network's prediction implies, with the scales given."""
+        if self.prediction_type == "epsilon":
+            return x0_from_eps(prediction, x_t, alpha_t, sigma_t), prediction
+        if self.prediction_type == "v_prediction":
+            return x0_from_v(prediction, x_t, alpha_t, sigma_t), eps_from_v(prediction, x_t, alpha_t, sigma_t)
+        if self.prediction_type == "sample":
+            return prediction, eps_from_x0(prediction, x_t, alpha_t, sigma_t)
+        return x0_from_velocity(prediction, x_t, sigma_t), eps_from_velocity(prediction, x_t, sigma_t)
+
+    def target(self, x0: Tensor, eps: Tensor, t: Tensor) -> Tensor:
+        """What the network should predict for x0, eps at t (B,)."""
+        if self.prediction_type == "epsilon":
+            return eps
+        if self.prediction_type == "v_prediction":
+            return v_target(x0, eps, *self.alpha_sigma(t))
+        if self.prediction_type == "sample":
+            return x0
+        return velocity_target(x0, eps)
+
+    def training_t(self, count: int, generator: torch.Generator) -> Tensor:
+        """Training times t (count,) float32.
+
+        vp: uniform over the N levels; flow: logit-normal(0, 1), then shifted.
+
+        Source: Diffusion-DPO's code (uniform); SD3 (arXiv 2403.03206) section 3.1 and eq. 23 (logit-normal,
+            shift).
+        """
+        if self.kind == "vp":
+            index = torch.randint(self.num_train_timesteps, (count,), generator=generator)
+            return index.to(torch.float32) / (self.num_train_timesteps - 1)
+        return shifted(torch.sigmoid(torch.randn(count, generator=generator)), self.shift)
+
+    def _index(self, t: Tensor) -> Tensor:
+        return torch.round(t.to(torch.float32) * (self.num_train_timesteps - 1)).to(torch.int64)
+
+
+def shifted(sigma: Coefficient, shift: float) -> Coefficient:
+    """Noise level after the resolution shift, shift sigma / (1 + (shift - 1) sigma); 0 and 1 stay.
+
+    Source: SD3 (arXiv 2403.03206) eq. 23.
+    """
+    return shift * sigma / (1 + (shift - 1) * sigma)
+
+
+def _alphas_cumprod(config: Mapping[str, object]) -> Tensor:
+    """The table abar in float64 from a scheduler's beta settings."""
+    count = int(config.get("num_train_timesteps", 1000))
+    schedule = str(config.get("beta_schedule", "linear"))
+    start, end = float(config.get("beta_start", 1e-4)), float(config.get("beta_end", 0.02))
+    if config.get("trained_betas") is not None:
+        betas = torch.tensor(config["trained_betas"], dtype=torch.float64)
+    elif schedule == "linear":
+        betas = torch.linspace(start, end, count, dtype=torch.float64)
+    elif schedule == "scaled_linear":
+        betas = torch.linspace(math.sqrt(start), math.sqrt(end), count, dtype=torch.float64) ** 2
+    elif schedule == "squaredcos_cap_v2":
+        level = (
+            torch.cos((torch.arange(count + 1, dtype=torch.float64) / count + 0.008) / 1.008 * math.pi / 2)
+            ** 2
+        )
+        betas = (1 - level[1:] / level[:-1]).clamp(max=0.999)
+    else:
+        raise PolicyError(
+            f"scheduler beta_schedule is {schedule!r}; expected linear, scaled_linear or squaredcos_cap_v2"
+        )
+    abar = torch.cumprod(1 - betas, dim=0)
+    if config.get("rescale_betas_zero_snr"):
+        root = abar.sqrt()
+        abar = ((root - root[-1]) * root[0] / (root[0] - root[-1])) ** 2
+    return abar

@@ -1,0 +1,263 @@
+"""Drawing latents from a policy, and the log-probabilities of what was drawn.
+
+One list of transitions (`sampler_grid`) and one step function (`step_moments`) serve sampling, recorded
+trajectories and their replay, so that they cannot drift apart. Grids equal those of diffusers' schedulers,
+because that is how the result is deployed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from diffexpo.config.schema import SamplerConfig
+from diffexpo.diffusion.guidance import classifier_free_guidance
+from diffexpo.diffusion.kernels import ddim_transition, eps_from_x0, mean_log_prob
+from diffexpo.diffusion.transitions import Transition, half_log_snr, sampler_grid, step_moments, stochastic_grid
+from diffexpo.types import Conditioning, Policy
+
+
+def _no_tick() -> None:
+    return None
+
+
+class NoiseSource:
+    """Standard normal noise for a batch, each row from its own generator: a row's noise ignores its batch."""
+
+    def __init__(self, generators: Sequence[torch.Generator], shape: Sequence[int]) -> None:
+        self.generators = tuple(generators)
+        self.shape = tuple(shape)
+
+    def __len__(self) -> int:
+        return len(self.generators)
+
+    def draw(self) -> Tensor:
+        """The next (B, *shape) float32 on the CPU."""
+        return torch.stack([torch.randn(self.shape, generator=g) for g in self.generators])
+
+
+@dataclass(frozen=True)
+class Trajectory:
+    """What a sampler visited, from noise to image.
+
+    latents (T+1,B,C,h,w), t (T,), mean_log_probs (T,B), has_density (T,).
+
+    A deterministic step (the last one of DDPM) has no density; its log-prob is stored as 0 here and in the
+    replay.
+    """
+
+    latents: Tensor
+    t: Tensor
+    mean_log_probs: Tensor
+    has_density: Tensor
+
+
+def num_network_evaluations(sampler: SamplerConfig, guidance_active: bool) -> int:
+    """Network evaluations per image: one a step, two with guidance. 50 steps with guidance are 100."""
+    return sampler.steps * (2 if guidance_active else 1)
+
+
+def predict_guided(
+    policy: Policy,
+    x_t: Tensor,
+    t: float,
+    conditioning: Conditioning,
+    negative: Conditioning | None,
+    guidance: float,
+) -> Tensor:
+    """The policy's prediction at one level, guided away from `negative` in one forward of 2B rows.
+
+    Args:
+        policy: Denoiser, with the weights in use.
+        x_t: (B,C,h,w) at level t in [0, 1].
+        conditioning, negative: B rows each; negative None or guidance 1 runs the conditional half only.
+        guidance: Classifier-free guidance scale.
+    Returns:
+        (B,C,h,w) in float32 or better.
+    """
+    return _predict(policy, x_t, t, _stack_guidance(conditioning, negative, guidance), guidance)
+
+
+@torch.no_grad()
+def sample(
+    policy: Policy,
+    conditioning: Conditioning,
+    negative: Conditioning | None,
+    sampler: SamplerConfig,
+    noise: NoiseSource,
+    *,
+    tick: Callable[[], None] = _no_tick,
+) -> Tensor:
+    """Draw one latent per row of the conditioning, with the weights in use.
+
+    Args:
+        policy: Denoiser.
+        conditioning: B rows.
+        negative: B rows for guidance (empty or negative prompts), or None for none.
+        sampler: Name, steps, guidance and eta.
+        noise: B rows; its first draw is the starting noise, the next ones belong to the random steps.
+        tick: Called after every step; may raise to stop.
+    Returns:
+        (B,C,h,w) float32 scaled latents on the policy's device.
+    Raises:
+        ConfigError: the sampler does not fit the model. ValueError: row counts differ.
+    """
+    _check_rows(conditioning, negative, noise)
+    grid = sampler_grid(policy.path, sampler.name, sampler.steps, sampler.eta)
+    stacked = _stack_guidance(conditioning, negative, sampler.guidance)
+    x = noise.draw().to(policy.device)
+    if sampler.name == "dpmpp":
+        return _sample_dpmpp(policy, stacked, sampler.guidance, grid, x, tick)
+    for transition in grid:
+        prediction = _predict(policy, x, transition.t, stacked, sampler.guidance)
+        mean, std = step_moments(policy.path, transition, prediction, x)
+        x = _move(mean, std, transition, noise)
+        tick()
+    return x
+
+
+@torch.no_grad()
+def sample_trajectory(
+    policy: Policy,
+    conditioning: Conditioning,
+    negative: Conditioning | None,
+    sampler: SamplerConfig,
+    noise: NoiseSource,
+    *,
+    tick: Callable[[], None] = _no_tick,
+) -> Trajectory:
+    """Like `sample`, keeping every latent and the mean log-prob of every step.
+
+    Returns:
+        The trajectory; its last latents equal those of `sample` with the same noise.
+    Raises:
+        ConfigError: the sampler is deterministic, so that its steps have no density.
+    Source: DDPO (arXiv 2305.13301) section 4.
+    """
+    _check_rows(conditioning, negative, noise)
+    grid = stochastic_grid(policy.path, sampler)
+    stacked = _stack_guidance(conditioning, negative, sampler.guidance)
+    latents, log_probs = [noise.draw().to(policy.device)], []
+    for transition in grid:
+        x = latents[-1]
+        prediction = _predict(policy, x, transition.t, stacked, sampler.guidance)
+        mean, std = step_moments(policy.path, transition, prediction, x)
+        latents.append(_move(mean, std, transition, noise))
+        log_probs.append(_log_prob(latents[-1], mean, std, transition))
+        tick()
+    return Trajectory(
+        torch.stack(latents),
+        torch.tensor([transition.t for transition in grid]),
+        torch.stack(log_probs),
+        torch.tensor([transition.has_density for transition in grid]),
+    )
+
+
+def replay_log_probs(
+    policy: Policy,
+    trajectory: Trajectory,
+    conditioning: Conditioning,
+    negative: Conditioning | None,
+    sampler: SamplerConfig,
+) -> Tensor:
+    """Mean log-probs (T,B) of a recorded trajectory under the weights in use; differentiable.
+
+    With the weights and the batch that made the trajectory, the difference to what it recorded is exactly 0.
+    """
+    grid = stochastic_grid(policy.path, sampler)
+    if len(grid) != len(trajectory.t):
+        raise ValueError(
+            f"the trajectory has {len(trajectory.t)} steps and the sampler {len(grid)}; "
+            "replay with the sampler that drew it"
+        )
+    stacked = _stack_guidance(conditioning, negative, sampler.guidance)
+    log_probs = []
+    for transition, x, x_next in zip(grid, trajectory.latents[:-1], trajectory.latents[1:], strict=True):
+        prediction = _predict(policy, x, transition.t, stacked, sampler.guidance)
+        mean, std = step_moments(policy.path, transition, prediction, x)
+        log_probs.append(_log_prob(x_next, mean, std, transition))
+    return torch.stack(log_probs)
+
+
+def _sample_dpmpp(
+    policy: Policy,
+    stacked: Conditioning,
+    guidance: float,
+    grid: list[Transition],
+    x: Tensor,
+    tick: Callable[[], None],
+) -> Tensor:
+    """DPM-Solver++(2M), midpoint, first order at both ends.
+
+    D = x0 + (x0 - x0_before) / (2 r), r = (lambda_t - lambda_before) / (lambda_s - lambda_t), lambda =
+    log(alpha / sigma); then the deterministic transition with D for x0 and the eps that belongs to it.
+
+    Source: arXiv 2211.01095 algorithm 2; written through the DDIM kernel, which is its first-order step.
+    """
+    before: tuple[Tensor, float] | None = None
+    for step in grid:
+        prediction = _predict(policy, x, step.t, stacked, guidance)
+        x0, _ = policy.path.x0_eps_at(prediction, x, step.alpha_t, step.sigma_t)
+        log_snr = half_log_snr(step.alpha_t, step.sigma_t)
+        extrapolated = x0
+        if before is not None and step.sigma_s > 0:
+            ratio = (log_snr - before[1]) / (half_log_snr(step.alpha_s, step.sigma_s) - log_snr)
+            extrapolated = x0 + (0.5 / ratio) * (x0 - before[0])
+        x, _ = ddim_transition(
+            extrapolated,
+            eps_from_x0(extrapolated, x, step.alpha_t, step.sigma_t),
+            alpha_t=step.alpha_t,
+            sigma_t=step.sigma_t,
+            alpha_s=step.alpha_s,
+            sigma_s=step.sigma_s,
+            eta=0.0,
+        )
+        before = (x0, log_snr)
+        tick()
+    return x
+
+
+def _stack_guidance(
+    conditioning: Conditioning, negative: Conditioning | None, guidance: float
+) -> Conditioning:
+    """[negative; conditional] when guidance acts, else the conditional rows."""
+    if negative is None or guidance == 1.0:
+        return conditioning
+    return Conditioning.concatenate([negative, conditioning])
+
+
+def _predict(policy: Policy, x_t: Tensor, t: float, stacked: Conditioning, guidance: float) -> Tensor:
+    """One forward; 2B rows of conditioning mean guidance."""
+    times = torch.full((len(stacked),), t, dtype=torch.float32, device=x_t.device)
+    if len(stacked) == len(x_t):
+        return _at_least_float32(policy.predict(x_t, times, stacked))
+    both = _at_least_float32(policy.predict(torch.cat([x_t, x_t]), times, stacked))
+    return classifier_free_guidance(both[: len(x_t)], both[len(x_t) :], scale=guidance)
+
+
+def _move(mean: Tensor, std: Tensor, transition: Transition, noise: NoiseSource) -> Tensor:
+    """Where the step goes; noise is drawn only by a step that uses it."""
+    if not transition.has_density:
+        return mean
+    return mean + std.reshape(-1, *[1] * (mean.ndim - 1)) * noise.draw().to(mean.device)
+
+
+def _log_prob(x_next: Tensor, mean: Tensor, std: Tensor, transition: Transition) -> Tensor:
+    if not transition.has_density:
+        return torch.zeros(len(mean), dtype=mean.dtype, device=mean.device)
+    return mean_log_prob(x_next, mean, std)
+
+
+def _at_least_float32(prediction: Tensor) -> Tensor:
+    return prediction.float() if prediction.dtype in (torch.float16, torch.bfloat16) else prediction
+
+
+def _check_rows(conditioning: Conditioning, negative: Conditioning | None, noise: NoiseSource) -> None:
+    if len(conditioning) != len(noise) or (negative is not None and len(negative) != len(noise)):
+        raise ValueError(
+            f"sample: {len(conditioning)} conditionings, {'no' if negative is None else len(negative)} negatives and "
+            f" {len(noise)} noise generators; one of each per image is needed"
+        )

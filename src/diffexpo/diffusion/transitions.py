@@ -1,0 +1,164 @@
+"""The denoising steps of each sampler as numbers, and the one function that takes a step.
+
+Grids equal those of diffusers' schedulers, because that is how an aligned model is deployed.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from diffexpo.config.schema import SamplerConfig
+from diffexpo.diffusion.kernels import ddim_std, ddim_transition, eps_from_x0
+from diffexpo.diffusion.path import Path, shifted
+from diffexpo.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Transition:
+    """One denoising step from level t to level t_next, in numbers: x = alpha x0 + sigma eps at each end."""
+
+    t: float
+    t_next: float
+    alpha_t: float
+    sigma_t: float
+    alpha_s: float
+    sigma_s: float
+    eta: float
+    std: float
+
+    @property
+    def has_density(self) -> bool:
+        """Whether the step is random (std above 0)."""
+        return self.std > 0
+
+
+def sampler_grid(path: Path, name: str, steps: int, eta: float = 0.0) -> list[Transition]:
+    """The transitions of a sampler, from pure noise to the image.
+
+    Args:
+        path: The model's path; its spacing, offset and last alpha are used.
+        name: ddpm, ddim, dpmpp (all vp) or flow_euler (flow).
+        steps: Number of transitions, >= 1.
+        eta: Noise of ddim in [0, 1]; ddpm has 1, the others 0.
+    Returns:
+        `steps` transitions with t decreasing; 50 ddpm steps on 1000 leading levels start at index 980 +
+        offset.
+    Raises:
+        ConfigError: the sampler does not fit the path, or there are more steps than levels.
+    Source: diffusers' DDPM, DDIM, DPMSolverMultistep and FlowMatchEuler schedulers. DDIM's target level is
+        index - N // steps for every spacing, DDPM's the next of the list, and the flow schedule is shifted
+        twice at its lower end, as there.
+    """
+    if (name == "flow_euler") != (path.kind == "flow"):
+        fitting = "flow_euler" if path.kind == "flow" else "ddpm, ddim or dpmpp"
+        raise ConfigError(
+            f"sampler.name is {name!r}, but the model is a {path.kind} model; expected {fitting}"
+        )
+    if name == "flow_euler":
+        return _flow_grid(path, steps)
+    count = path.num_train_timesteps
+    limit = count - 1 if name == "dpmpp" else count
+    if steps > limit:
+        raise ConfigError(
+            f"sampler.steps is {steps}, but {name} on this model's {count} levels takes at most {limit}"
+        )
+    index = _vp_indices(path, name, steps)
+    if max(index) >= count:
+        raise ConfigError(
+            f"sampler.steps is {steps}: with steps_offset {path.steps_offset} the first level is "
+            f"{max(index)} of {count}; take fewer steps"
+        )
+    if name == "ddim":
+        following = [i - count // steps for i in index]
+    else:
+        following = [*index[1:], -1]
+    last_abar = 1.0 if name != "ddim" or path.set_alpha_to_one else float(path.alphas_cumprod[0])
+    noise = {"ddpm": 1.0, "ddim": float(eta), "dpmpp": 0.0}[name]
+    return [_vp_transition(path, i, j, last_abar, noise) for i, j in zip(index, following, strict=True)]
+
+
+def stochastic_grid(path: Path, sampler: SamplerConfig) -> list[Transition]:
+    """`sampler_grid`, refusing a sampler none of whose steps is random."""
+    grid = sampler_grid(path, sampler.name, sampler.steps, sampler.eta)
+    if not any(transition.has_density for transition in grid):
+        raise ConfigError(
+            f"sampler {sampler.name} with eta {sampler.eta} is deterministic: its kernel has no density, so "
+            "there are no log-probabilities; take ddpm, or ddim with eta above 0, with two or more steps"
+        )
+    return grid
+
+
+def step_moments(
+    path: Path, transition: Transition, prediction: Tensor, x_t: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Mean (B,C,h,w) and std (B,) of one transition of ddpm, ddim or flow_euler, given the prediction.
+
+    A model whose scheduler clips x0 is clipped here too: ddpm then derives eps from the clipped x0, ddim
+        keeps the
+    network's eps, as diffusers does.
+    """
+    x0, eps = path.x0_eps_at(prediction, x_t, transition.alpha_t, transition.sigma_t)
+    if path.clip_sample_range is not None:
+        x0 = x0.clamp(-path.clip_sample_range, path.clip_sample_range)
+        if transition.eta == 1.0:
+            eps = eps_from_x0(x0, x_t, transition.alpha_t, transition.sigma_t)
+    return ddim_transition(
+        x0,
+        eps,
+        alpha_t=transition.alpha_t,
+        sigma_t=transition.sigma_t,
+        alpha_s=transition.alpha_s,
+        sigma_s=transition.sigma_s,
+        eta=transition.eta,
+    )
+
+
+def half_log_snr(alpha: float, sigma: float) -> float:
+    """log(alpha / sigma), with a floor under alpha for tables that end at zero signal."""
+    return math.log(max(alpha, 2.0**-12)) - math.log(sigma)
+
+
+def _vp_indices(path: Path, name: str, steps: int) -> list[int]:
+    """Decreasing level indices. DPM-Solver++ spaces steps + 1 points and leaves the last one to sigma 0."""
+    count = path.num_train_timesteps
+    points = steps + 1 if name == "dpmpp" else steps
+    if path.timestep_spacing == "trailing":
+        return [round(count - i * (count / steps)) - 1 for i in range(steps)]
+    if path.timestep_spacing == "linspace":
+        gap = (count - 1) / max(points - 1, 1)
+        rising = [round(i * gap) for i in range(points)]
+    else:
+        rising = [i * (count // points) + path.steps_offset for i in range(points)]
+    return rising[::-1][:steps]
+
+
+def _vp_transition(path: Path, index: int, following: int, last_abar: float, eta: float) -> Transition:
+    abar_t = float(path.alphas_cumprod[index])
+    abar_s = float(path.alphas_cumprod[following]) if following >= 0 else last_abar
+    scale = path.num_train_timesteps - 1
+    return _transition(
+        index / scale,
+        max(following, 0) / scale,
+        (abar_t**0.5, (1 - abar_t) ** 0.5),
+        (abar_s**0.5, (1 - abar_s) ** 0.5),
+        eta,
+    )
+
+
+def _flow_grid(path: Path, steps: int) -> list[Transition]:
+    lowest = float(shifted(1.0 / path.num_train_timesteps, path.shift))
+    gap = (1.0 - lowest) / max(steps - 1, 1)
+    sigmas = [*(float(shifted(1.0 - i * gap, path.shift)) for i in range(steps)), 0.0]
+    return [
+        _transition(s, r, (1 - s, s), (1 - r, r), 0.0) for s, r in zip(sigmas[:-1], sigmas[1:], strict=True)
+    ]
+
+
+def _transition(
+    t: float, t_next: float, here: tuple[float, float], there: tuple[float, float], eta: float
+) -> Transition:
+    std = ddim_std(alpha_t=here[0], sigma_t=here[1], alpha_s=there[0], sigma_s=there[1], eta=eta)
+    return Transition(t, t_next, *here, *there, eta, float(std))

@@ -1,0 +1,114 @@
+"""Trains the rectified-flow base: two text encoders and an SD3 transformer together, on precomputed latents."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import torch
+from diffusers import AutoencoderKL
+from diffusers.models.attention_processor import Attention
+from torch import Tensor
+from torch.nn.functional import pad
+from transformers import CLIPTextModelWithProjection, CLIPTokenizer
+
+from diffexpo.emoji.fit import Average, autocast, choose_device, fit
+from diffexpo.emoji.layout import save_flow
+from diffexpo.emoji.models import make_flow_text_encoders, make_flow_transformer
+from diffexpo.emoji.tokens import make_tokenizer
+from diffexpo.emoji.train_diffusion import LatentDraws
+
+BATCH = 64
+LEARNING_RATE = 1e-3
+ABSENT_TOKENS = 256  # zero tokens that diffusers puts where the absent third text encoder would speak
+
+
+class FoldedContextProcessor:
+    """SD3's joint attention where the last context token stands for `ABSENT_TOKENS` equal ones.
+
+    Equal tokens without positions stay equal in every layer, so the softmax over 256 of them is the softmax over one
+    whose logits are raised by log(256): the same function at a quarter of the cost.
+    """
+
+    def __call__(
+        self,
+        attn: Attention,
+        hidden_states: Tensor,
+        encoder_hidden_states: Tensor,
+        attention_mask: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor | None]:
+        """Return the attention's outputs for the image tokens and for the context tokens."""
+        num_image = hidden_states.shape[1]
+
+        def split(x: Tensor) -> Tensor:
+            return x.unflatten(-1, (attn.heads, -1)).transpose(1, 2)
+
+        query, key, value = split(attn.to_q(hidden_states)), split(attn.to_k(hidden_states)), split(
+            attn.to_v(hidden_states)
+        )
+        query, key = attn.norm_q(query), attn.norm_k(key)
+        added_query = attn.norm_added_q(split(attn.add_q_proj(encoder_hidden_states)))
+        added_key = attn.norm_added_k(split(attn.add_k_proj(encoder_hidden_states)))
+        query = torch.cat([query, added_query], dim=2)
+        key = torch.cat([key, added_key], dim=2)
+        value = torch.cat([value, split(attn.add_v_proj(encoder_hidden_states))], dim=2)
+        logits = (query @ key.transpose(-1, -2)) * query.shape[-1] ** -0.5
+        bias = pad(torch.zeros(key.shape[2] - 1, device=key.device), (0, 1), value=math.log(ABSENT_TOKENS))
+        joined = ((logits + bias.to(logits.dtype)).softmax(dim=-1).to(value.dtype) @ value).transpose(1, 2).flatten(2)
+        image, context = joined[:, :num_image], joined[:, num_image:]
+        image = attn.to_out[1](attn.to_out[0](image))
+        return image, context if attn.context_pre_only else attn.to_add_out(context)
+
+
+def encode_captions(
+    encoders: tuple[CLIPTextModelWithProjection, CLIPTextModelWithProjection],
+    tokenizer: CLIPTokenizer,
+    captions: list[str],
+) -> tuple[Tensor, Tensor]:
+    """Return context (B, 24 + 1, D) and pooled (B, P) as diffusers makes them, the absent encoder's tokens folded in one."""
+    tokens = tokenizer(captions, padding="max_length", truncation=True, return_tensors="pt")
+    ids = tokens.input_ids.to(encoders[0].device)
+    outputs = [encoder(ids, output_hidden_states=True) for encoder in encoders]
+    states = torch.cat([output.hidden_states[-2] for output in outputs], dim=-1)
+    return pad(states, (0, 0, 0, 1)), torch.cat([output.text_embeds for output in outputs], dim=-1)
+
+
+def train_flow(minutes: float, out: Path, seed: int, vae: AutoencoderKL, snapshot_minutes: float = 8.0) -> None:
+    """Train text encoders and transformer from scratch and save the StableDiffusion3Pipeline folder to `out`.
+
+    The target is the velocity eps - x0 of x_t = (1 - t) x0 + t eps, with t = sigmoid of a standard normal.
+    """
+    torch.manual_seed(seed)
+    device = choose_device()
+    tokenizer = make_tokenizer()
+    data = LatentDraws(vae, seed + 1)
+    first, second = make_flow_text_encoders(tokenizer)
+    encoders = (first.to(device), second.to(device))
+    for encoder in encoders:
+        encoder.set_attn_implementation("eager")
+    transformer = make_flow_transformer().to(device)
+    transformer.set_attn_processor(FoldedContextProcessor())
+    modules = torch.nn.ModuleDict({"first": first, "second": second, "transformer": transformer})
+    average = Average(modules, 0.999)
+
+    def loss_of(progress: float) -> Tensor:
+        x0, captions = data.draw(BATCH)
+        eps = data.noise_like(x0)
+        slices = (torch.arange(BATCH) + torch.rand(BATCH, generator=data.generator)) / BATCH
+        normal = torch.special.ndtri(slices.clamp(1e-4, 1 - 1e-4))[torch.randperm(BATCH, generator=data.generator)]
+        t = torch.sigmoid(normal)
+        share = t.view(-1, 1, 1, 1)
+        x_t = (1 - share) * x0 + share * eps
+        with autocast(device):
+            context, pooled = encode_captions(encoders, tokenizer, captions)
+            velocity = transformer(
+                x_t.to(device), encoder_hidden_states=context, pooled_projections=pooled,
+                timestep=(t * 1000).to(device), return_dict=False,
+            )[0]
+        return (velocity.float() - (eps - x0).to(device)).square().mean()
+
+    def snapshot() -> None:
+        save_flow(vae, encoders, tokenizer, transformer, out)
+
+    fit("flow", loss_of, modules.parameters(), minutes=minutes, learning_rate=LEARNING_RATE, averages=[average],
+        snapshot=snapshot, snapshot_minutes=snapshot_minutes, warmup=0.04)

@@ -1,0 +1,233 @@
+"""Warnings a person should read before trusting a run. Each states what was seen and what to do about it.
+
+Input is a `History`: one entry an evaluated iteration (entry 0 is the base model). Anything unknown is None or missing and then
+fires nothing. Thresholds are constants here, and the documentation lists them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+COLLAPSE_ACCURACY = 0.9
+ERROR_RISE = 0.2
+DIVERSITY_DROP = 0.2
+DIVERSITY_LOSS = 0.5
+TIE_SHARE = 0.5
+FAILED_SHARE = 0.05
+KL_GROWTH = 1.5
+LEARNING_ACCURACY = 0.505
+
+Severity = Literal["critical", "warning", "note"]
+
+
+@dataclass(frozen=True)
+class Alarm:
+    """One warning: `message` says what was seen, `what_to_do` what usually helps."""
+
+    name: str
+    severity: Severity
+    message: str
+    what_to_do: str
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """What is known after one iteration (0: the base). Rewards are (mean, low, high) with a 95% interval.
+
+    Errors are means over the last tenth of the iteration's optimiser steps; `dropped` are pairing counts.
+    """
+
+    iteration: int
+    train_reward: tuple[float, float, float] | None = None
+    heldout_reward: tuple[float, float, float] | None = None
+    win_rate: tuple[float, float, float] | None = None
+    vendi: float | None = None
+    kl: float | None = None
+    implicit_accuracy: float | None = None
+    winner_error: float | None = None
+    loser_error: float | None = None
+    winner_reference_error: float | None = None
+    loser_reference_error: float | None = None
+    reward_std: float | None = None
+    images: int | None = None
+    images_failed: int | None = None
+    groups: int | None = None
+    dropped_ties: int | None = None
+    skipped_steps: int | None = None
+
+
+@dataclass(frozen=True)
+class History:
+    """Snapshots in order of iteration, base first where it was evaluated; `kl_budget` in nats per image, None for no limit."""
+
+    snapshots: Sequence[Snapshot] = field(default_factory=tuple)
+    kl_budget: float | None = None
+
+
+def check_alarms(history: History) -> list[Alarm]:
+    """All alarms that a history raises, the critical ones first.
+
+    Args:
+        history: What is known of each iteration.
+    Returns:
+        Alarms ordered by severity; empty if nothing looks wrong, which is not a proof that all is well.
+    """
+    found: list[Alarm] = []
+    base = next((item for item in history.snapshots if item.iteration == 0), None)
+    for item in history.snapshots:
+        if item.iteration > 0:
+            found += _errors_rise(item) + _no_learning(item) + _skipped(item)
+        found += _flat_rewards(item)
+    trained = [item for item in history.snapshots if item.iteration > 0]
+    if trained:
+        found += _worse(trained[-1]) + _budget(trained[-1], history.kl_budget) + _idle_kl(trained)
+        if base is not None:
+            found += _over_optimised(base, trained[-1]) + _diversity(base, trained[-1])
+    order = ("critical", "warning", "note")
+    return sorted(found, key=lambda alarm: order.index(alarm.severity))
+
+
+def _errors_rise(item: Snapshot) -> list[Alarm]:
+    errors = (item.winner_error, item.winner_reference_error, item.loser_error, item.loser_reference_error)
+    if any(value is None for value in errors) or min(errors[1], errors[3]) <= 0:
+        return []
+    winner, loser = item.winner_error / errors[1] - 1, item.loser_error / errors[3] - 1
+    if min(winner, loser) <= ERROR_RISE:
+        return []
+    seen = f"iteration {item.iteration}: the error on winners rose by {winner:.0%} and on losers by {loser:.0%} over the reference"
+    advice = "Lower training.learning_rate or raise algorithm.beta (both by 3 to 10 times); or set algorithm.sft_weight > 0."
+    if item.implicit_accuracy is not None and item.implicit_accuracy > COLLAPSE_ACCURACY:
+        seen += (
+            f", while implicit accuracy is {item.implicit_accuracy:.2f}: the model tells the pairs apart by forgetting how to "
+            "denoise both of them (collapse)"
+        )
+        return [Alarm("collapse", "critical", seen + ".", advice)]
+    return [Alarm("errors_rise", "warning", seen + ": it denoises both worse.", advice)]
+
+
+def _no_learning(item: Snapshot) -> list[Alarm]:
+    if item.implicit_accuracy is None or item.implicit_accuracy > LEARNING_ACCURACY:
+        return []
+    seen = f"iteration {item.iteration}: implicit accuracy ended at {item.implicit_accuracy:.3f}, no better than a coin."
+    return [
+        Alarm(
+            "no_learning",
+            "note",
+            seen,
+            "Train longer, raise training.learning_rate, or check that winners truly differ.",
+        )
+    ]
+
+
+def _skipped(item: Snapshot) -> list[Alarm]:
+    if not item.skipped_steps:
+        return []
+    seen = f"iteration {item.iteration}: {item.skipped_steps} optimiser step(s) were skipped for a non-finite loss or gradient."
+    return [
+        Alarm(
+            "skipped_steps",
+            "warning",
+            seen,
+            "Lower training.learning_rate, or use float32 or bf16 instead of fp16.",
+        )
+    ]
+
+
+def _flat_rewards(item: Snapshot) -> list[Alarm]:
+    found = []
+    if item.reward_std is not None and item.reward_std == 0.0:
+        seen = (
+            f"iteration {item.iteration}: all collected images got the same reward, so no pair can be ranked."
+        )
+        found.append(
+            Alarm("zero_variance", "critical", seen, "Check the scorer and that the pictures are not blank.")
+        )
+    if item.groups and item.dropped_ties is not None and item.dropped_ties / item.groups > TIE_SHARE:
+        seen = f"iteration {item.iteration}: {item.dropped_ties} of {item.groups} prompts gave a tie and no pair."
+        advice = (
+            "Lower pairing.min_margin, draw more images a prompt, or raise exploration (negatives, guidance)."
+        )
+        found.append(Alarm("many_ties", "warning", seen, advice))
+    if item.images and item.images_failed is not None and item.images_failed / item.images > FAILED_SHARE:
+        seen = f"iteration {item.iteration}: scoring failed for {item.images_failed} of {item.images} images; they were left out."
+        found.append(
+            Alarm("scorer_failures", "warning", seen, "Look at the scorer's own messages in log.txt.")
+        )
+    return found
+
+
+def _over_optimised(base: Snapshot, last: Snapshot) -> list[Alarm]:
+    if None in (base.train_reward, last.train_reward, base.heldout_reward, last.heldout_reward):
+        return []
+    gained = last.train_reward[0] > base.train_reward[0]
+    lost = last.heldout_reward[0] < base.heldout_reward[0]
+    if not (gained and lost):
+        return []
+    sure = last.heldout_reward[2] < base.heldout_reward[0] or (
+        last.win_rate is not None and last.win_rate[2] < 0.5
+    )
+    seen = (
+        f"the training reward rose from {base.train_reward[0]:.3g} to {last.train_reward[0]:.3g} while the held-out judge fell "
+        f"from {base.heldout_reward[0]:.3g} to {last.heldout_reward[0]:.3g}: the model pleases its own judge only"
+    )
+    advice = "Use an earlier iterate, raise algorithm.beta, train fewer steps, or mix in a second reward."
+    return [Alarm("over_optimisation", "critical" if sure else "warning", seen + ".", advice)]
+
+
+def _diversity(base: Snapshot, last: Snapshot) -> list[Alarm]:
+    if base.vendi is None or last.vendi is None or base.vendi <= 1.0:
+        return []
+    drop = 1.0 - (last.vendi - 1.0) / (base.vendi - 1.0)
+    if drop <= DIVERSITY_DROP:
+        return []
+    seen = (
+        f"the Vendi score fell from {base.vendi:.2f} to {last.vendi:.2f} (above its minimum of 1 that is {drop:.0%} less): images "
+        "of one prompt look more alike"
+    )
+    advice = "Raise algorithm.beta, keep offline pairs in the mixture, or train fewer steps."
+    return [Alarm("diversity", "critical" if drop > DIVERSITY_LOSS else "warning", seen + ".", advice)]
+
+
+def _worse(last: Snapshot) -> list[Alarm]:
+    if last.win_rate is None or last.win_rate[2] >= 0.5:
+        return []
+    rate, low, high = last.win_rate
+    seen = f"the held-out judge prefers the base model: win rate {rate:.0%} (95% interval {low:.0%} to {high:.0%})."
+    return [
+        Alarm(
+            "worse_than_base",
+            "critical",
+            seen,
+            "Do not use this model. Lower training.learning_rate or raise algorithm.beta.",
+        )
+    ]
+
+
+def _budget(last: Snapshot, budget: float | None) -> list[Alarm]:
+    if budget is None or last.kl is None or last.kl <= budget:
+        return []
+    seen = f"the KL to the base is {last.kl:.3g} nats per image, above the budget of {budget:.3g}."
+    return [Alarm("kl_budget", "warning", seen, "Use an earlier iterate or raise algorithm.beta.")]
+
+
+def _idle_kl(trained: Sequence[Snapshot]) -> list[Alarm]:
+    known = [item for item in trained if item.kl is not None and item.heldout_reward is not None]
+    if len(known) < 2:
+        return []
+    best, last = max(known, key=lambda item: item.heldout_reward[0]), known[-1]
+    if last.kl <= KL_GROWTH * best.kl or last.heldout_reward[2] >= best.heldout_reward[0]:
+        return []
+    seen = (
+        f"since iteration {best.iteration} the KL to the base grew from {best.kl:.3g} to {last.kl:.3g} nats per image and the "
+        "held-out reward fell"
+    )
+    return [
+        Alarm(
+            "kl_without_return",
+            "warning",
+            seen + ".",
+            f"Iteration {best.iteration} is the better model; stop there.",
+        )
+    ]

@@ -1,0 +1,93 @@
+"""Pictures: labelled grids and small encodings for the report. Pillow and NumPy only."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from diffexpo.errors import DataError
+
+_PAD = 6
+
+
+def to_uint8(images: np.ndarray) -> np.ndarray:
+    """Images (N,3,H,W) in [0,1] to 8-bit (N,H,W,3), rounded to nearest: what is saved, shown and judged alike."""
+    if images.ndim != 4 or images.shape[1] != 3:
+        raise DataError(f"images of shape {images.shape}; expected (N, 3, H, W)")
+    return np.rint(np.clip(images, 0.0, 1.0) * 255.0).astype(np.uint8).transpose(0, 2, 3, 1)
+
+
+def picture_grid(
+    rows: Sequence[Sequence[np.ndarray | None]],
+    row_labels: Sequence[str],
+    column_labels: Sequence[str],
+    *,
+    tile: int = 128,
+) -> Image.Image:
+    """One labelled sheet: prompts down, models across.
+
+    Args:
+        rows: Per prompt its pictures (H,W,3) uint8, one a column; None leaves a hole.
+        row_labels: Prompt of each row, shown above its pictures.
+        column_labels: Model of each column.
+        tile: Side of a picture in the sheet, in pixels.
+    Returns:
+        An RGB image of width columns * (tile + 6) + 6.
+    """
+    if len(rows) != len(row_labels) or any(len(row) != len(column_labels) for row in rows):
+        raise DataError(
+            f"picture grid: {len(rows)} rows, {len(row_labels)} row labels, {len(column_labels)} column labels"
+        )
+    font = ImageFont.load_default(size=13)
+    line = 20
+    width = len(column_labels) * (tile + _PAD) + _PAD
+    sheet = Image.new("RGB", (width, line + len(rows) * (tile + line + _PAD)), "white")
+    draw = ImageDraw.Draw(sheet)
+    for column, label in enumerate(column_labels):
+        draw.text((_PAD + column * (tile + _PAD), 2), _fit(draw, label, tile, font), fill="black", font=font)
+    for index, (pictures, label) in enumerate(zip(rows, row_labels, strict=True)):
+        top = line + index * (tile + line + _PAD)
+        draw.text((_PAD, top + 2), _fit(draw, label, width - 2 * _PAD, font), fill="#444444", font=font)
+        for column, picture in enumerate(pictures):
+            if picture is not None:
+                small = Image.fromarray(picture).resize((tile, tile), Image.Resampling.LANCZOS)
+                sheet.paste(small, (_PAD + column * (tile + _PAD), top + line))
+    return sheet
+
+
+def save_grid(path: Path, sheet: Image.Image) -> Path:
+    """Write a sheet as PNG, through a temporary name so that a reader never sees half of it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_suffix(".tmp")
+    sheet.save(temporary, format="PNG", optimize=True)
+    temporary.replace(path)
+    return path
+
+
+def data_uri(picture: np.ndarray, *, side: int = 224) -> str:
+    """A picture (H,W,3) uint8 as a data URI: PNG if small already, else JPEG shrunk so that no side exceeds `side`."""
+    image = Image.fromarray(picture)
+    buffer = io.BytesIO()
+    if max(image.size) <= 96:
+        image.save(buffer, format="PNG", optimize=True)
+        kind = "png"
+    else:
+        image.thumbnail((side, side), Image.Resampling.LANCZOS)
+        image.save(buffer, format="JPEG", quality=86)
+        kind = "jpeg"
+    return f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode('ascii')}"
+
+
+def _fit(
+    draw: ImageDraw.ImageDraw, text: str, width: int, font: ImageFont.FreeTypeFont | ImageFont.ImageFont
+) -> str:
+    if draw.textlength(text, font=font) <= width:
+        return text
+    while text and draw.textlength(text + "...", font=font) > width:
+        text = text[:-1]
+    return text + "..."

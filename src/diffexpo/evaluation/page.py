@@ -1,0 +1,155 @@
+"""What stands on the report's page besides its figures: cards with pictures, tables, commands."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import yaml
+from PIL import Image
+
+import diffexpo
+from diffexpo.evaluation.grid import data_uri, picture_grid, save_grid
+from diffexpo.evaluation.records import Json, RunRecord
+from diffexpo.evaluation.summary import BASELINE, Summary
+from diffexpo.evaluation.verdict import equal_cost, give_verdict
+
+PAGE_PICTURES = 24
+
+
+def page_values(record: RunRecord, summary: Summary) -> Json:
+    """Everything the template shows except the figures."""
+    config = record.config
+    versions = _shown_versions(record, summary)
+    tuning = config.get("tuning", {}).get("kind", "full")
+    return {
+        "version": diffexpo.__version__,
+        "name": config.get("name", record.run_dir.name),
+        "run_dir": record.run_dir.as_posix(),
+        "config": config,
+        "state": record.status.get("state", "unknown"),
+        "summary": summary,
+        "verdict": give_verdict(summary),
+        "equal_cost": equal_cost(summary),
+        "labels": {name: version_label(name) for name in record.suites},
+        "suites": record.suites,
+        "versions": versions,
+        "grid": _grid(record, summary, versions),
+        "pairs": _pairs(record),
+        "pairing": pairing_rows(record.metrics),
+        "tuning": tuning,
+        "base_path": config.get("model", {}).get("path", ""),
+        "config_text": yaml.safe_dump(config, sort_keys=False, allow_unicode=True),
+        "env_rows": _flat(record.env),
+        "baseline": BASELINE,
+    }
+
+
+def version_label(name: str) -> str:
+    """What a version is called on the page."""
+    return {"base": "base", BASELINE: "offline DPO"}.get(name, name.replace("iteration-", "EXPO "))
+
+
+# ---- pictures --------------------------------------------------------------------------------------------------------
+
+
+def _shown_versions(record: RunRecord, summary: Summary) -> list[str]:
+    return [name for name in ("base", BASELINE, summary.final) if name in record.suites]
+
+
+def _grid(record: RunRecord, summary: Summary, versions: Sequence[str]) -> list[Json]:
+    """Cards of the first prompts in keyed order, one picture a version; also saved as one sheet."""
+    if not versions:
+        return []
+    first = record.suites[versions[0]]
+    wanted = int(record.config.get("evaluation", {}).get("grid_prompts", 8))
+    cards, rows = [], []
+    for index, prompt in enumerate(first.prompts[: min(wanted, PAGE_PICTURES)]):
+        pictures, row = [], []
+        for name in versions:
+            suite = record.suites[name]
+            same = next((i for i, other in enumerate(suite.prompts) if other.id == prompt.id), None)
+            image = None if same is None else suite.picture(same)
+            row.append(image)
+            if image is not None:
+                at = np.flatnonzero((suite.prompt_index == same) & (suite.image_index == 0))[0]
+                score = suite.scores[summary.judge][at] if summary.judge in suite.scores else np.nan
+                shown = f"{score:.2f}" if np.isfinite(score) else "not scored"
+                pictures.append({"label": version_label(name), "uri": data_uri(image), "score": shown})
+        cards.append({"prompt": prompt.text, "category": prompt.category, "pictures": pictures})
+        rows.append(row)
+    sheet = picture_grid(rows, [card["prompt"] for card in cards], [version_label(name) for name in versions])
+    save_grid(record.run_dir / "eval" / "grid.png", sheet)
+    return cards
+
+
+def _pairs(record: RunRecord) -> list[Json]:
+    folder = record.run_dir / "eval" / "pairs"
+    cards = []
+    for example in record.examples[:PAGE_PICTURES]:
+        sides = []
+        for side in ("winner", "loser"):
+            path = folder / str(vars(example)[f"{side}_image"])
+            scores = {
+                name: value for name, value in vars(example)[f"{side}_scores"].items() if value is not None
+            }
+            sides.append(
+                {
+                    "side": side,
+                    "uri": data_uri(_read_picture(path)) if path.is_file() else "",
+                    "agent": vars(example)[f"{side}_agent"],
+                    "negative": vars(example)[f"{side}_negative"],
+                    "scores": ", ".join(f"{name} {value:.2f}" for name, value in scores.items()),
+                }
+            )
+        cards.append({"example": example, "sides": sides})
+    return cards
+
+
+def _read_picture(path: Path) -> np.ndarray:
+    with Image.open(path) as image:
+        return np.asarray(image.convert("RGB"))
+
+
+# ---- tables ----------------------------------------------------------------------------------------------------------
+
+
+def pairing_rows(metrics: Sequence[Json]) -> list[Json]:
+    """What pairing kept and dropped, one row an iteration; None where a number is not recorded."""
+    names = (
+        "groups",
+        "count",
+        "dropped_ties",
+        "dropped_nan",
+        "margin_mean",
+        "winner_from_exploration",
+        "winner_from_negative",
+    )
+    rows = []
+    for line in metrics:
+        if line.get("phase") == "pair":
+            rows.append(
+                {"iteration": line.get("iteration")} | {name: line.get(f"pairs/{name}") for name in names}
+            )
+    return rows
+
+
+def _flat(values: Json, prefix: str = "") -> list[tuple[str, str]]:
+    rows: list[tuple[str, str]] = []
+    for key, value in values.items():
+        name = f"{prefix}{key}"
+        rows += _flat(value, f"{name}.") if isinstance(value, dict) else [(name, str(value))]
+    return rows
+
+
+def count(value: float | None) -> str:
+    """1234 as 1,234."""
+    return "not recorded" if value is None else f"{value:,.0f}"
+
+
+def seconds(value: float | None) -> str:
+    """A duration, in seconds or minutes."""
+    if value is None:
+        return "not recorded"
+    return f"{value:.1f} s" if value < 120 else f"{value / 60:.1f} min"

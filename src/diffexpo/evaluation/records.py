@@ -1,0 +1,333 @@
+"""What an evaluation leaves on disk and the report reads: the run folder's reader side. Imports without torch.
+
+    <run>/config.yaml         resolved configuration
+    <run>/env.json            versions and machine, any JSON object
+    <run>/status.json         {"state": "running" | "finished" | "interrupted" | "failed", ...}
+    <run>/metrics.jsonl       one JSON object a line: iteration, step, phase, wall_s and "name": number
+    <run>/eval/<version>/     base, iteration-1, iteration-2, ..., baseline: suite.json + images/00000.png ...
+    <run>/eval/pairs/         pairs.json + pictures of the example pairs
+    <run>/baseline/           run folder of the offline baseline; its metrics.jsonl is read for its cost
+
+Phases in metrics.jsonl: `train` is one line per optimiser step; `train_summary`, `collect`, `pair` and `evaluate` are one line per
+iteration. `cost/*` and `time/*` are amounts spent in what the line describes, so their sum is the run's total.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import numpy as np
+import yaml
+from PIL import Image
+
+from diffexpo.errors import DataError, MissingError
+from diffexpo.types import Prompt
+
+Json = dict[str, object]
+PAIR_RULES = ("first", "median margin", "largest margin")
+
+
+@dataclass
+class SuiteResult:
+    """One version's pictures and numbers on the evaluation prompts.
+
+    Rows are images: `prompt_index` and `image_index` (N,), `images` (N,H,W,3) uint8, `scores` scorer -> (N,) with NaN where scoring
+    failed. Rows whose image_index is below `images_per_prompt` enter rewards and win rates; the others exist for the Vendi score.
+    `roles` says for each scorer whether it is a `heldout` judge (never trained on) or a `train` reward.
+    `vendi` maps a prompt id to its Vendi score over `vendi_images` images; `kl` holds one path KL (nats per image) a row.
+    """
+
+    version: str
+    prompts: tuple[Prompt, ...]
+    prompt_index: np.ndarray
+    image_index: np.ndarray
+    images: np.ndarray
+    scores: dict[str, np.ndarray]
+    roles: dict[str, str]
+    scorers: dict[str, str] = field(default_factory=dict)
+    images_per_prompt: int = 1
+    vendi: dict[str, float] = field(default_factory=dict)
+    vendi_images: int = 0
+    embedder: str = ""
+    kl: list[float] = field(default_factory=list)
+    kl_estimator: str = ""
+    sampler: dict[str, object] = field(default_factory=dict)
+    seed: int = 0
+    seconds: float = 0.0
+    network_evaluations: int = 0
+
+    @property
+    def scored(self) -> np.ndarray:
+        """Mask (N,) of the rows that rewards and win rates use."""
+        return self.image_index < self.images_per_prompt
+
+    def prompt_ids(self) -> list[str]:
+        """Prompt id of each row."""
+        return [self.prompts[index].id for index in self.prompt_index]
+
+    def picture(self, prompt: int, image: int = 0) -> np.ndarray:
+        """Picture (H,W,3) uint8 of the prompt-th prompt."""
+        return self.images[np.flatnonzero((self.prompt_index == prompt) & (self.image_index == image))[0]]
+
+
+@dataclass(frozen=True)
+class PairExample:
+    """A collected pair as the report shows it. `rule` says why this one; images are file names beside pairs.json."""
+
+    pair_id: str
+    iteration: int
+    prompt: str
+    rule: str
+    margin: float
+    winner_agent: str
+    loser_agent: str
+    winner_negative: str = ""
+    loser_negative: str = ""
+    winner_scores: Mapping[str, float | None] = field(default_factory=dict)
+    loser_scores: Mapping[str, float | None] = field(default_factory=dict)
+    winner_image: str = ""
+    loser_image: str = ""
+
+
+@dataclass
+class RunRecord:
+    """Everything a report can be made of; what is absent is empty."""
+
+    run_dir: Path
+    config: Json
+    env: Json
+    status: Json
+    metrics: list[Json]
+    suites: dict[str, SuiteResult]
+    baseline_metrics: list[Json]
+    examples: list[PairExample]
+    problems: list[str]
+
+    @property
+    def iterations(self) -> list[int]:
+        """Evaluated iterations in order."""
+        return sorted(int(name.split("-")[1]) for name in self.suites if name.startswith("iteration-"))
+
+
+def save_suite(result: SuiteResult, folder: Path) -> Path:
+    """Write pictures as PNG, then suite.json (its existence means complete).
+
+    Args:
+        result: What `evaluate_version` returned.
+        folder: `<run>/eval/<version>`; made if it does not exist.
+    Returns:
+        The folder. `load_suite` gives back an equal result, pictures bit for bit.
+    """
+    pictures = folder / "images"
+    pictures.mkdir(parents=True, exist_ok=True)
+    for row, image in enumerate(result.images):
+        Image.fromarray(image).save(pictures / f"{row:05d}.png")
+    payload: Json = {
+        name: value
+        for name, value in vars(result).items()
+        if name not in ("images", "scores", "prompts", "prompt_index", "image_index")
+    }
+    payload["prompts"] = [asdict_prompt(prompt) for prompt in result.prompts]
+    payload["prompt_index"] = [int(value) for value in result.prompt_index]
+    payload["image_index"] = [int(value) for value in result.image_index]
+    payload["scores"] = {name: [_number(value) for value in values] for name, values in result.scores.items()}
+    payload["sampler"] = dict(result.sampler)
+    payload["kl"] = [_number(value) for value in result.kl]
+    write_json(folder / "suite.json", payload)
+    return folder
+
+
+def is_saved(folder: Path) -> bool:
+    """Whether a complete suite lies in the folder."""
+    return (folder / "suite.json").exists()
+
+
+def load_suite(folder: Path) -> SuiteResult:
+    """Read what `save_suite` wrote.
+
+    Raises:
+        MissingError: no suite.json (the evaluation never finished).
+        DataError: a file that is damaged, or a picture that is missing.
+    """
+    path = folder / "suite.json"
+    if not path.exists():
+        raise MissingError(
+            f"{path} does not exist: the evaluation of {folder.name!r} did not finish; run `diffexpo run --resume`"
+        )
+    try:
+        fields = json.loads(path.read_text(encoding="utf-8"))
+        fields["prompts"] = tuple(Prompt(**prompt) for prompt in fields["prompts"])
+        fields["prompt_index"] = np.array(fields["prompt_index"], dtype=np.int64)
+        fields["image_index"] = np.array(fields["image_index"], dtype=np.int64)
+        fields["scores"] = {name: _array(values) for name, values in fields["scores"].items()}
+        fields["kl"] = [math.nan if value is None else value for value in fields["kl"]]
+        pictures = [
+            np.asarray(Image.open(_picture(folder, row)).convert("RGB"))
+            for row in range(len(fields["prompt_index"]))
+        ]
+        fields["images"] = np.stack(pictures)
+        return SuiteResult(**fields)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DataError(
+            f"{folder}: not a complete evaluation ({error}); delete the folder and run `diffexpo run --resume`"
+        ) from error
+
+
+def choose_pair_examples(pairs: Sequence[Mapping[str, object]]) -> list[tuple[str, Mapping[str, object]]]:
+    """Pick pairs by rule, not by hand: the first, the median margin, the largest margin.
+
+    Args:
+        pairs: Pair rows of one iteration in store order, each with pair_id and margin.
+    Returns:
+        Up to three (rule, row), without repeats; empty for no pairs.
+    """
+    if not pairs:
+        return []
+    ordered = sorted(pairs, key=lambda row: (float(row["margin"]), str(row["pair_id"])))
+    chosen, seen = [], set()
+    for rule, row in zip(PAIR_RULES, (pairs[0], ordered[len(ordered) // 2], ordered[-1]), strict=True):
+        if row["pair_id"] not in seen:
+            seen.add(row["pair_id"])
+            chosen.append((rule, row))
+    return chosen
+
+
+def save_pair_examples(
+    run_dir: Path, iteration: int, examples: Sequence[tuple[PairExample, np.ndarray, np.ndarray]]
+) -> Path:
+    """Add an iteration's example pairs (example, winner (H,W,3) uint8, loser) to `<run>/eval/pairs`; writing again replaces them."""
+    folder = run_dir / "eval" / "pairs"
+    folder.mkdir(parents=True, exist_ok=True)
+    rows = [row for row in _read_json(folder / "pairs.json", []) if row["iteration"] != iteration]
+    for index, (example, winner, loser) in enumerate(examples):
+        names = {side: f"{iteration:04d}-{index}-{side}.png" for side in ("winner", "loser")}
+        Image.fromarray(winner).save(folder / names["winner"])
+        Image.fromarray(loser).save(folder / names["loser"])
+        row = asdict(example) | {"winner_image": names["winner"], "loser_image": names["loser"]}
+        for side in ("winner_scores", "loser_scores"):
+            row[side] = {name: _number(value) for name, value in row[side].items()}
+        rows.append(row)
+    rows.sort(key=lambda row: row["iteration"])
+    return write_json(folder / "pairs.json", rows)
+
+
+def read_metrics(path: Path) -> list[Json]:
+    """Lines of a metrics.jsonl; a half-written last line is left out, an absent file is empty.
+
+    Raises:
+        DataError: a line before the last is not a JSON object.
+    """
+    if not path.exists():
+        return []
+    lines = [line for line in path.read_text(encoding="utf-8").split("\n") if line.strip()]
+    rows: list[Json] = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            row = json.loads(line)
+        except ValueError as error:
+            if number == len(lines):
+                break
+            raise DataError(f"{path} line {number}: not JSON ({error}); the file is damaged") from error
+        if not isinstance(row, dict):
+            raise DataError(f"{path} line {number}: expected a JSON object, found {line[:40]!r}")
+        rows.append(row)
+    return rows
+
+
+def series(lines: Iterable[Json], name: str, phase: str | None = None) -> list[tuple[int, float]]:
+    """(iteration, value) of every finite value of one metric, in file order."""
+    found = []
+    for line in lines:
+        value = line.get(name)
+        if isinstance(value, (int, float)) and math.isfinite(value) and phase in (None, line.get("phase")):
+            found.append((int(line.get("iteration") or 0), float(value)))
+    return found
+
+
+def load_run(run_dir: Path) -> RunRecord:
+    """Read a run folder, finished or not; what cannot be read becomes a sentence in `problems`.
+
+    Raises:
+        MissingError: the folder holds no config.yaml, so it is not a run.
+    """
+    config_path = run_dir / "config.yaml"
+    if not config_path.exists():
+        raise MissingError(
+            f"{run_dir} is not a run folder: {config_path} does not exist; give the folder of `diffexpo run`"
+        )
+    config = yaml.safe_load(config_path.read_text(encoding="utf-8")) or {}
+    problems: list[str] = []
+    suites: dict[str, SuiteResult] = {}
+    for folder in sorted((run_dir / "eval").glob("*/"), key=_version_order):
+        if folder.name == "pairs":
+            continue
+        try:
+            suites[folder.name] = load_suite(folder)
+        except (MissingError, DataError) as error:
+            problems.append(str(error))
+    return RunRecord(
+        run_dir=run_dir,
+        config=config,
+        env=_read_json(run_dir / "env.json", {}),
+        status=_read_json(run_dir / "status.json", {}),
+        metrics=read_metrics(run_dir / "metrics.jsonl"),
+        suites=suites,
+        baseline_metrics=read_metrics(run_dir / "baseline" / "metrics.jsonl"),
+        examples=[PairExample(**row) for row in _read_json(run_dir / "eval" / "pairs" / "pairs.json", [])],
+        problems=problems,
+    )
+
+
+def write_json(path: Path, payload: object) -> Path:
+    """JSON through a temporary name, fsync and rename: a reader sees the old file or the new one. NaN is refused."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_suffix(".tmp")
+    with temporary.open("w", encoding="utf-8") as file:
+        json.dump(payload, file, indent=1, allow_nan=False)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+    return path
+
+
+def asdict_prompt(prompt: Prompt) -> Json:
+    """A prompt as a JSON object; `Prompt(**asdict_prompt(p)) == p`."""
+    return {
+        "id": prompt.id,
+        "text": prompt.text,
+        "category": prompt.category,
+        "attributes": dict(prompt.attributes),
+    }
+
+
+def _version_order(folder: Path) -> tuple[int, int, str]:
+    if folder.name == "base":
+        return (0, 0, "")
+    kind, _, number = folder.name.partition("-")
+    return (1, int(number), "") if kind == "iteration" and number.isdigit() else (2, 0, folder.name)
+
+
+def _picture(folder: Path, row: int) -> Path:
+    return folder / "images" / f"{row:05d}.png"
+
+
+def _read_json(path: Path, absent: object) -> object:
+    if not path.exists():
+        return absent
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise DataError(f"{path}: not JSON ({error}); the file is damaged") from error
+
+
+def _number(value: float | None) -> float | None:
+    return float(value) if value is not None and math.isfinite(value) else None
+
+
+def _array(values: Sequence[float | None]) -> np.ndarray:
+    return np.array([math.nan if value is None else value for value in values], dtype=np.float64)

@@ -1,0 +1,192 @@
+"""Evaluate one version of a policy: the same prompts, the same keyed noise, the same judges for every version.
+
+The noise of an image comes from (run seed, "evaluate", prompt id, image index) and batches are cut alike for all versions, so two
+versions' pictures differ by their weights alone. Judges see what a person sees: the 8-bit picture.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from diffexpo.config.schema import EvaluationConfig
+from diffexpo.diffusion import NoiseSource, num_network_evaluations, sample
+from diffexpo.errors import DataError, RewardError
+from diffexpo.evaluation.divergence import kl_estimator, path_kl
+from diffexpo.evaluation.grid import to_uint8
+from diffexpo.evaluation.metrics import vendi_score
+from diffexpo.evaluation.records import SuiteResult, is_saved, load_suite, save_suite
+from diffexpo.rng import keyed_order, torch_generator
+from diffexpo.types import Conditioning, Policy, Prompt, Reward
+
+__all__ = ["SuiteResult", "choose_prompts", "evaluate_version", "is_saved", "load_suite", "save_suite"]
+
+Embed = Callable[[Tensor], Tensor]
+
+
+def _nothing() -> None:
+    pass
+
+
+def choose_prompts(prompts: Sequence[Prompt], count: int, seed: int) -> list[Prompt]:
+    """The first `count` prompts in keyed order: chosen by the run's seed, not by hand; the order decides who is in the grid."""
+    by_id = {prompt.id: prompt for prompt in prompts}
+    return [by_id[name] for name in keyed_order(by_id, seed, "evaluate", "prompts")[:count]]
+
+
+def evaluate_version(
+    policy: Policy,
+    version: str,
+    prompts: Sequence[Prompt],
+    settings: EvaluationConfig,
+    judges: Sequence[Reward],
+    seed: int,
+    tick: Callable[[], None] = _nothing,
+    *,
+    train_rewards: Sequence[Reward] = (),
+    embed: Embed | None = None,
+    embedder: str = "",
+    reference: str = "base",
+    name: str | None = None,
+    batch_size: int = 64,
+) -> SuiteResult:
+    """Draw, judge and measure one version.
+
+    Args:
+        policy: The model; `version` and `reference` are names in its weight sets.
+        prompts: Evaluation prompts in order; the first `vendi_prompts` and `kl_prompts` of them serve those numbers.
+        settings: Sampler and counts.
+        judges: Held-out scorers, never trained on; the first decides win rates.
+        seed: The run's seed.
+        tick: Called after every denoising step of a batch and after every scored batch.
+        train_rewards: Scorers that the run trains on, for the over-optimisation alarm; reported, never decisive.
+        embed: Images (B,3,H,W) in [0,1] -> features (B,d) for the Vendi score; None leaves it out.
+        embedder: Name of `embed`, printed beside the number.
+        name: Name of the result, if not `version` (e.g. "iteration-2" for the weights "current").
+        batch_size: Images per network call; the same for all versions.
+    Returns:
+        A SuiteResult with images (N,H,W,3) uint8 ordered by prompt, then image.
+    Raises:
+        DataError: no prompts, or two scorers of one name.
+        Interrupted: from `tick`.
+    """
+    scorers = [*judges, *train_rewards]
+    names = [scorer.name for scorer in scorers]
+    if not prompts:
+        raise DataError("evaluation.prompts holds no prompt; expected at least one")
+    if len(set(names)) != len(names):
+        raise DataError(f"evaluation scorers are named {names}; expected different names")
+    started = time.monotonic()
+    vendi_prompts = settings.vendi_prompts if embed is not None and settings.vendi_images > 1 else 0
+    prompt_index, image_index = _rows(len(prompts), settings, vendi_prompts)
+    texts = [prompt.text for prompt in prompts]
+    conditioning, negative = _encode(policy, texts, settings.sampler.guidance)
+    images, scores, features = [], {scorer: [] for scorer in names}, []
+    for start in range(0, len(prompt_index), batch_size):
+        rows = slice(start, start + batch_size)
+        which = prompt_index[rows]
+        keys = [(prompts[p].id, int(i)) for p, i in zip(which, image_index[rows], strict=True)]
+        noise = NoiseSource([torch_generator(seed, "evaluate", *key) for key in keys], policy.latent_shape)
+        empty = None if negative is None else negative.select([0] * len(keys))
+        with policy.weights.use(version):
+            latents = sample(
+                policy, conditioning.select(which.tolist()), empty, settings.sampler, noise, tick=tick
+            )
+            batch = to_uint8(policy.decode_latents(latents).cpu().numpy())
+        images.append(batch)
+        seen = torch.from_numpy(batch.transpose(0, 3, 1, 2).astype(np.float32) / 255.0)
+        for scorer in scorers:
+            scores[scorer.name].append(_score(scorer, seen, [texts[p] for p in which]))
+        if vendi_prompts:
+            features.append(embed(seen).detach().cpu().numpy())
+        tick()
+    calls = num_network_evaluations(settings.sampler, negative is not None)
+    kl = _measure_kl(
+        policy, version, reference, prompts, settings, conditioning, negative, seed, batch_size, tick
+    )
+    vendi: dict[str, float] = {}
+    if vendi_prompts:
+        table = np.concatenate(features)
+        for index in range(min(vendi_prompts, len(prompts))):
+            mine = (prompt_index == index) & (image_index < settings.vendi_images)
+            vendi[prompts[index].id] = vendi_score(table[mine])
+    return SuiteResult(
+        version=name or version,
+        prompts=tuple(prompts),
+        prompt_index=prompt_index,
+        image_index=image_index,
+        images=np.concatenate(images),
+        scores={scorer: np.concatenate(values).astype(np.float64) for scorer, values in scores.items()},
+        roles={scorer.name: "heldout" for scorer in judges}
+        | {scorer.name: "train" for scorer in train_rewards},
+        scorers={scorer.name: f"{scorer.version}; {scorer.scale}" for scorer in scorers},
+        images_per_prompt=settings.images_per_prompt,
+        vendi=vendi,
+        vendi_images=settings.vendi_images if vendi else 0,
+        embedder=embedder if vendi else "",
+        kl=kl,
+        kl_estimator=kl_estimator(policy.path, settings.sampler) if kl else "",
+        sampler=settings.sampler.model_dump(),
+        seed=seed,
+        seconds=time.monotonic() - started,
+        network_evaluations=len(prompt_index) * calls,
+    )
+
+
+def _rows(num_prompts: int, settings: EvaluationConfig, vendi_prompts: int) -> tuple[np.ndarray, np.ndarray]:
+    """Prompt and image index of every picture: Vendi's prompts get as many as it needs, the others `images_per_prompt`."""
+    counts = [
+        max(settings.images_per_prompt, settings.vendi_images if index < vendi_prompts else 0)
+        for index in range(num_prompts)
+    ]
+    return np.repeat(np.arange(num_prompts), counts), np.concatenate([np.arange(count) for count in counts])
+
+
+def _encode(
+    policy: Policy, texts: Sequence[str], guidance: float
+) -> tuple[Conditioning, Conditioning | None]:
+    with torch.no_grad():
+        conditioning = policy.encode_prompts(texts)
+        return conditioning, None if guidance == 1.0 else policy.encode_prompts([""])
+
+
+def _score(scorer: Reward, images: Tensor, prompts: Sequence[str]) -> np.ndarray:
+    """Scores of a batch; a scorer that fails gives NaN, which every later number leaves out and counts."""
+    try:
+        with torch.no_grad():
+            values = scorer.score(images, prompts).detach().cpu().numpy().astype(np.float64)
+    except RewardError:
+        return np.full(len(prompts), np.nan)
+    return np.where(np.isfinite(values), values, np.nan)
+
+
+def _measure_kl(
+    policy: Policy,
+    version: str,
+    reference: str,
+    prompts: Sequence[Prompt],
+    settings: EvaluationConfig,
+    conditioning: Conditioning,
+    negative: Conditioning | None,
+    seed: int,
+    batch_size: int,
+    tick: Callable[[], None],
+) -> list[float]:
+    count = min(settings.kl_prompts, len(prompts))
+    if count == 0 or version == reference:
+        return []
+    values: list[float] = []
+    for start in range(0, count, batch_size):
+        rows = list(range(start, min(start + batch_size, count)))
+        generators = [torch_generator(seed, "evaluate", "kl", prompts[row].id) for row in rows]
+        noise = NoiseSource(generators, policy.latent_shape)
+        empty = None if negative is None else negative.select([0] * len(rows))
+        kl = path_kl(
+            policy, version, reference, conditioning.select(rows), empty, settings.sampler, noise, tick=tick
+        )
+        values.extend(float(value) for value in kl)
+    return values

@@ -1,0 +1,237 @@
+"""Collecting: agents draw images for an iteration's requests, rewards score them, the store remembers them.
+
+The work is cut into *units*: one agent, one batch of (request, image index) couples. A unit is drawn in one batch, written as
+one shard and skipped when it exists, so a killed run loses at most one unit, units can be spread over processes, and a
+picture can be drawn again bit for bit: its noise is keyed by its name and its row remembers the batch it was drawn in.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from torch import Tensor
+
+from diffexpo.config.schema import SamplerConfig
+from diffexpo.data.latents import PromptEmbeddings
+from diffexpo.data.store import Store
+from diffexpo.diffusion.sampling import NoiseSource, sample
+from diffexpo.errors import StoreError
+from diffexpo.online.agents import Agent
+from diffexpo.online.explore import Request
+from diffexpo.online.pairing import Row
+from diffexpo.rng import torch_generator
+from diffexpo.types import Policy
+
+Score = Callable[[Tensor, Sequence[str]], Mapping[str, np.ndarray]]
+Tick = Callable[[], None]
+
+
+@dataclass(frozen=True)
+class Item:
+    """One image to draw: the request, its place in the iteration, and which of the agent's images it is."""
+
+    request: Request
+    group: int
+    index: int
+
+
+@dataclass(frozen=True)
+class Unit:
+    """One batch of one agent."""
+
+    number: int
+    agent: Agent
+    items: tuple[Item, ...]
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """What stays the same while one iteration is collected."""
+
+    policy: Policy
+    embeddings: PromptEmbeddings
+    score: Score
+    sampler: SamplerConfig
+    append_negatives: bool
+    seed: int
+    iteration: int
+    model: str
+
+
+def make_units(agents: Sequence[Agent], requests: Sequence[Request], batch_size: int) -> list[Unit]:
+    """Cut the iteration into units of at most `batch_size` images, agent by agent; independent of the number of processes."""
+    units: list[Unit] = []
+    for agent in agents:
+        items = [
+            Item(request, group, index)
+            for group, request in enumerate(requests)
+            for index in range(agent.num_images)
+        ]
+        for start in range(0, len(items), batch_size):
+            units.append(Unit(len(units), agent, tuple(items[start : start + batch_size])))
+    return units
+
+
+def collect(
+    drawing: Drawing, units: Sequence[Unit], store: Store, *, rank: int, size: int, tick: Tick
+) -> None:
+    """Draw, score and store this process's units that are not in the store yet.
+
+    Args:
+        drawing: Policy, embeddings, scorer and names of the random numbers.
+        units: All units of the iteration; this process takes every `size`-th from `rank`.
+        store: Where shards go.
+        rank, size: This process among all.
+        tick: Called after each network call and each unit.
+    """
+    for unit in units[rank::size]:
+        if store.unit_done(drawing.iteration, unit.number):
+            for _ in range(drawing.sampler.steps + 1):
+                tick()
+            continue
+        rows, latents = draw_unit(drawing, unit, tick)
+        store.append_unit(drawing.iteration, rank, unit.number, rows, latents)
+        tick()
+
+
+def draw_unit(drawing: Drawing, unit: Unit, tick: Tick) -> tuple[list[Row], Tensor]:
+    """The sample rows and latents (B,C,h,w) of one unit."""
+    keys = [_noise_key(drawing, unit.agent, item) for item in unit.items]
+    texts = [_prompt_text(drawing, unit.agent, item.request) for item in unit.items]
+    negatives = [_guidance_text(drawing, unit.agent, item.request) for item in unit.items]
+    with drawing.policy.weights.use(unit.agent.version):
+        latents = draw_latents(
+            drawing.policy, drawing.embeddings, drawing.sampler, keys, texts, negatives, tick
+        )
+    images = drawing.policy.decode_latents(latents)
+    plain = [item.request.prompt.text for item in unit.items]
+    scores = drawing.score(images, plain)
+    rows = [
+        _row(drawing, unit, position, key, {name: float(values[position]) for name, values in scores.items()})
+        for position, key in enumerate(keys)
+    ]
+    return rows, latents
+
+
+def draw_latents(
+    policy: Policy,
+    embeddings: PromptEmbeddings,
+    sampler: SamplerConfig,
+    keys: Sequence[Sequence[str | int]],
+    texts: Sequence[str],
+    negatives: Sequence[str],
+    tick: Tick,
+) -> Tensor:
+    """Latents of one batch under the version in use; row i's noise comes from the generator named keys[i]."""
+    noise = NoiseSource([torch_generator(*key) for key in keys], policy.latent_shape)
+    negative = embeddings.select(negatives) if sampler.guidance != 1.0 else None
+    return sample(policy, embeddings.select(texts), negative, sampler, noise, tick=tick)
+
+
+def redraw(policy: Policy, embeddings: PromptEmbeddings, row: Row, tick: Tick) -> Tensor:
+    """Draw one stored sample again, (1,C,h,w), with the version in use; equal bit for bit to what was stored.
+
+    The batch is filled to its old size and the sample stands at its old position, because a kernel's rounding belongs to the
+    batch's shape; what the other rows hold does not matter.
+
+    Raises:
+        StoreError: the row was not drawn by a sampler (offline data and human uploads cannot be drawn again).
+    """
+    if not row["seed_key"] or not row["sampler"]:
+        raise StoreError(
+            f"sample {row['sample_id']} has no seed: it was imported, not drawn, and cannot be regenerated"
+        )
+    size, position = int(row["batch_size"]), int(row["batch_position"])
+    settings = json.loads(str(row["sampler"]))
+    append = settings.pop("append_negatives")
+    negative = str(row["negative_prompt"] or "")
+    text = _append(str(row["prompt"]), negative) if append and negative else str(row["prompt"])
+    latents = draw_latents(
+        policy,
+        embeddings,
+        SamplerConfig(**settings),
+        [json.loads(str(row["seed_key"]))] * size,
+        [text] * size,
+        ["" if append else negative] * size,
+        tick,
+    )
+    return latents[position : position + 1]
+
+
+def texts_needed(requests: Sequence[Request], append_negatives: bool) -> list[str]:
+    """Every text whose embedding an iteration needs, the empty prompt first."""
+    texts = [""]
+    for request in requests:
+        texts.append(request.prompt.text)
+        if request.negative is not None:
+            texts.append(
+                _append(request.prompt.text, request.negative) if append_negatives else request.negative
+            )
+    return list(dict.fromkeys(texts))
+
+
+def group_rows(rows: Sequence[Row]) -> list[list[Row]]:
+    """Candidates of each request in a fixed order (by group, then sample id), whatever order shards were written in."""
+    groups: dict[int, list[Row]] = {}
+    for row in sorted(rows, key=lambda row: (int(row["group"]), str(row["sample_id"]))):
+        groups.setdefault(int(row["group"]), []).append(row)
+    return list(groups.values())
+
+
+def _noise_key(drawing: Drawing, agent: Agent, item: Item) -> tuple[str | int, ...]:
+    return (
+        drawing.seed,
+        drawing.iteration,
+        "collect",
+        agent.name,
+        item.request.prompt.id,
+        item.group,
+        item.index,
+    )
+
+
+def _negative_of(agent: Agent, request: Request) -> str | None:
+    return request.negative if agent.uses_negatives else None
+
+
+def _prompt_text(drawing: Drawing, agent: Agent, request: Request) -> str:
+    negative = _negative_of(agent, request)
+    if drawing.append_negatives and negative:
+        return _append(request.prompt.text, negative)
+    return request.prompt.text
+
+
+def _guidance_text(drawing: Drawing, agent: Agent, request: Request) -> str:
+    return "" if drawing.append_negatives else (_negative_of(agent, request) or "")
+
+
+def _append(prompt: str, negative: str) -> str:
+    return f"{prompt}, {negative}"
+
+
+def _row(
+    drawing: Drawing, unit: Unit, position: int, key: Sequence[str | int], rewards: dict[str, float]
+) -> Row:
+    item, agent = unit.items[position], unit.agent
+    settings = drawing.sampler.model_dump() | {"append_negatives": drawing.append_negatives}
+    return {
+        "sample_id": f"{drawing.iteration:04d}-{item.group:06d}-{agent.name}-{item.index:02d}",
+        "iteration": drawing.iteration,
+        "unit": unit.number,
+        "group": item.group,
+        "prompt_id": item.request.prompt.id,
+        "prompt": item.request.prompt.text,
+        "negative_prompt": _negative_of(agent, item.request),
+        "agent": agent.name,
+        "weights": agent.fingerprint,
+        "seed_key": json.dumps(list(key)),
+        "batch_size": len(unit.items),
+        "batch_position": position,
+        "sampler": json.dumps(settings, sort_keys=True),
+        "rewards": rewards,
+        "model": drawing.model,
+        "source": "online",
+    }

@@ -1,0 +1,130 @@
+r"""Exploring: which prompts an iteration draws, and which of them carry a negative prompt.
+
+    tau(t) = tau_0 * max(0, 1 - (t - 1) / (T - 1))          linear decay, t = 1 .. T
+
+A prompt gets a negative prompt with probability tau(t), so the search is wide early and the late data are on the policy's own
+ground. The papers fix the linear shape and leave tau_0 and the list of negative prompts open; we take tau_0 = 1.
+In mode `cfg` the negative prompt replaces the empty prompt in classifier-free guidance; in mode `append` its words are added to
+the prompt. The *training* prompt is the plain one in both.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from diffexpo.errors import ConfigError
+from diffexpo.rng import keyed_choice, keyed_order, keyed_uniform
+from diffexpo.types import Prompt
+
+
+def linear_decay(iteration: int, iterations: int, initial: float) -> float:
+    """Rate tau(t) that falls linearly from `initial` at iteration 1 to 0 at the last one.
+
+        tau(t) = initial * max(0, 1 - (t - 1) / (T - 1))
+
+    Args:
+        iteration: t, counted from 1.
+        iterations: T; with T = 1 the rate is `initial`.
+        initial: tau_0 in [0, 1].
+    Returns:
+        A probability; linear_decay(2, 5, 1.0) = 0.75.
+    Raises:
+        ConfigError: t < 1 or T < 1.
+    Source: EXPO, section 5.2 ("linear decay"); values are ours.
+    """
+    _check_iteration(iteration, iterations)
+    if iterations == 1:
+        return initial
+    return initial * max(0.0, 1.0 - (iteration - 1) / (iterations - 1))
+
+
+def cosine_decay(iteration: int, iterations: int, initial: float) -> float:
+    """Rate that falls along half a cosine from `initial` at iteration 1 to 0 at the last; 0.5 * initial half-way."""
+    _check_iteration(iteration, iterations)
+    if iterations == 1:
+        return initial
+    return initial * 0.5 * (1.0 + math.cos(math.pi * min(1.0, (iteration - 1) / (iterations - 1))))
+
+
+def constant(iteration: int, iterations: int, initial: float) -> float:
+    """The same rate in every iteration (the papers' ablation: over-saturates colours late)."""
+    _check_iteration(iteration, iterations)
+    return initial
+
+
+def off(iteration: int, iterations: int, initial: float) -> float:
+    """No negative prompts: 0 in every iteration."""
+    _check_iteration(iteration, iterations)
+    return 0.0
+
+
+SCHEDULES: dict[str, Callable[[int, int, float], float]] = {
+    "linear": linear_decay,
+    "cosine": cosine_decay,
+    "constant": constant,
+    "off": off,
+}
+
+
+@dataclass(frozen=True)
+class Request:
+    """One prompt to draw images for, with the negative prompt it carries (None: the empty prompt guides)."""
+
+    prompt: Prompt
+    negative: str | None
+
+
+def draw_prompts(prompts: Sequence[Prompt], iteration: int, count: int, seed: int) -> list[Prompt]:
+    """The prompts of one iteration: the next `count` of a stream of keyed permutations, so none repeats while they last.
+
+    Args:
+        prompts: The pool; ids are unique.
+        iteration: Collecting iteration, from 1.
+        count: Prompts an iteration draws.
+        seed: Run seed.
+    Returns:
+        `count` prompts (repeated with another pass if the pool is smaller), sorted by pass and id order.
+    Raises:
+        ConfigError: the pool is empty.
+    """
+    if not prompts:
+        raise ConfigError(
+            "prompts: the pool is empty after filtering - expected at least one prompt; check prompts.source"
+        )
+    by_id = {prompt.id: prompt for prompt in prompts}
+    first, last = (iteration - 1) * count, iteration * count
+    drawn: list[Prompt] = []
+    for turn in range(first // len(by_id), (last - 1) // len(by_id) + 1):
+        order = keyed_order(by_id, seed, "prompts", turn)
+        start = max(first - turn * len(order), 0)
+        drawn += [by_id[key] for key in order[start : last - turn * len(order)]]
+    return drawn
+
+
+def attach_negatives(
+    prompts: Sequence[Prompt], negatives: Sequence[str], rate: float, iteration: int, seed: int
+) -> list[Request]:
+    """Give each prompt a negative prompt with probability `rate`, keyed by prompt and position.
+
+    Args:
+        prompts: Prompts of this iteration.
+        negatives: The list D_N; with none, no prompt gets one.
+        rate: tau(t) in [0, 1].
+        iteration, seed: Names of the random numbers.
+    Returns:
+        One request a prompt, in order.
+    """
+    requests = []
+    for position, prompt in enumerate(prompts):
+        key = (seed, iteration, "negative", prompt.id, position)
+        chosen = bool(negatives) and keyed_uniform(*key, "use") < rate
+        negative = negatives[keyed_choice(len(negatives), *key, "which")] if chosen else None
+        requests.append(Request(prompt, negative))
+    return requests
+
+
+def _check_iteration(iteration: int, iterations: int) -> None:
+    if iteration < 1 or iterations < 1:
+        raise ConfigError(f"iteration {iteration} of {iterations} - expected counting from 1")

@@ -1,0 +1,328 @@
+r"""The outer loop of everything that learns from pairs: train, evaluate, collect, pair, repeat.
+
+    for t = 1 .. T:
+        p_t = train(init p_{t-1}, reference, D_off + D_1 + ... + D_{t-1})
+        evaluate p_t
+        if t < T:
+            collect D_t with main = p_{t-1} and exploration = p_t;  pair best and worst
+
+(EXPO algorithm 1; nothing is collected after the last update, because nothing would learn from it.) Every stage looks at its
+manifest in the store and skips what is complete, so the loop can die anywhere and be started again.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+from torch import Tensor
+
+from diffexpo.config.schema import RunConfig
+from diffexpo.data.latents import PromptEmbeddings
+from diffexpo.data.pairs import PairLoader, PairSource
+from diffexpo.data.store import Store
+from diffexpo.errors import ResumeError
+from diffexpo.online.agents import make_agents
+from diffexpo.online.collect import Drawing, Score, collect, group_rows, make_units, texts_needed
+from diffexpo.online.cost import contrast_pairs, sampling_cost, training_cost
+from diffexpo.online.explore import SCHEDULES, attach_negatives, draw_prompts
+from diffexpo.online.pairing import PairingReport, Row, make_pairs
+from diffexpo.training.checkpoint import read_tensors, remove_checkpoints, write_tensors
+from diffexpo.training.distributed import World
+from diffexpo.training.engine import Engine
+from diffexpo.training.metrics import MetricsWriter
+from diffexpo.types import Policy, Prompt
+
+
+class Bar(Protocol):
+    """A progress bar of one phase."""
+
+    def advance(self, count: int = 1) -> None: ...
+
+
+class Console(Protocol):
+    """Where the loop reports to a person."""
+
+    def phase(self, name: str, total: int, unit: str) -> AbstractContextManager[Bar]: ...
+    def line(self, text: str) -> None: ...
+    def warning(self, text: str) -> None: ...
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """How scores become an order; the rewards behind it are the builder's business.
+
+    `mix` maps reward -> (G, n) to one score (G, n); `dominance` says which candidate beats which under
+    every reward (G, n, n), for Pareto; `uncertainty` gives Gamma (G, n); `check` raises RewardError on scores that cannot rank anything.
+    """
+
+    judge: str
+    mix: Callable[[Mapping[str, np.ndarray]], np.ndarray]
+    check: Callable[[Mapping[str, np.ndarray]], None]
+    dominance: Callable[[Mapping[str, np.ndarray]], np.ndarray] | None
+    uncertainty: Callable[[Mapping[str, np.ndarray]], np.ndarray] | None
+
+
+@dataclass
+class Loop:
+    """Everything one run needs. Built by `diffexpo.build`, used by the functions below."""
+
+    config: RunConfig
+    run_dir: Path
+    policy: Policy
+    engine: Engine
+    store: Store
+    prompts: Sequence[Prompt]
+    negatives: Sequence[str]
+    embeddings: PromptEmbeddings
+    score: Score
+    ranking: Ranking
+    world: World
+    metrics: MetricsWriter
+    console: Console
+    check_signals: Callable[[], None]
+    evaluate: Callable[[Loop, str, int], None]
+    initial: Mapping[str, Tensor]
+    lane: str = ""
+
+
+STAGES = ("train", "evaluate", "collect", "pair")
+
+
+def run(loop: Loop, on_iterate: Callable[[Loop, int], None], until: tuple[str, int] | None = None) -> None:
+    """Run every stage that is not complete, in order.
+
+    Args:
+        loop: The run.
+        on_iterate: Called with each new iterate (the evaluation, which stands above this room).
+        until: Stop after this (stage, iteration), e.g. ("collect", 1).
+    Raises:
+        Interrupted: a signal arrived; everything up to here is saved.
+    """
+    for stage, iteration in schedule(loop.config):
+        if stage == "evaluate":
+            on_iterate(loop, iteration)
+        else:
+            {"train": train, "collect": collect_iteration, "pair": pair}[stage](loop, iteration)
+        if until == (stage, iteration):
+            return
+
+
+def schedule(config: RunConfig) -> list[tuple[str, int]]:
+    """The stages of a run in order: (stage, iteration)."""
+    last = config.explore.iterations
+    return [
+        (stage, iteration)
+        for iteration in range(1, last + 1)
+        for stage in STAGES
+        if iteration < last or stage in ("train", "evaluate")
+    ]
+
+
+def train(loop: Loop, iteration: int) -> None:
+    """Train p_t from p_{t-1} on D_off and everything collected so far."""
+    if loop.store.is_complete(loop.lane + "train", iteration):
+        return
+    config = loop.config
+    load_iterates(loop, iteration - 1)
+    weights = loop.policy.weights
+    weights.copy("base" if config.algorithm.reference == "base" else "current", "reference")
+    loader = _pair_loader(loop, iteration)
+    loop.console.line(f"iteration {iteration}: training on {loader.describe()}")
+    began = time.monotonic()
+    with ticking(
+        loop, f"train {iteration}", config.training.steps * loop.engine.micro_steps, "micro-batches"
+    ) as tick:
+        report = loop.engine.train_iteration(
+            iteration,
+            loader,
+            steps=config.training.steps,
+            checkpoint_dir=loop.run_dir / "checkpoints" / f"iteration-{iteration:04d}",
+            run_seed=config.seed,
+            tick=tick,
+        )
+    if loop.world.rank == 0:
+        write_tensors(weights_path(loop, iteration), weights.state("current"))
+        payload = report.metrics() | {
+            "pairs/available": loader.size,
+            "cost/network_evaluations": training_cost(config, iteration),
+            "time/train_s": time.monotonic() - began,
+        }
+        loop.metrics.write_once(iteration, "train_summary", payload)
+        loop.store.write_manifest(
+            loop.lane + "train", iteration, payload | {"weights": weights.fingerprint("current")}
+        )
+        remove_checkpoints(loop.run_dir / "checkpoints" / f"iteration-{iteration:04d}")
+    loop.world.barrier()
+
+
+def collect_iteration(loop: Loop, iteration: int) -> None:
+    """Both agents draw images for this iteration's prompts; rewards score them; rows and latents go to the store."""
+    if loop.store.is_complete("collect", iteration):
+        return
+    config, explore = loop.config, loop.config.explore
+    load_iterates(loop, iteration)
+    agents = make_agents(loop.policy.weights, explore)
+    rate = SCHEDULES[explore.negatives.schedule](iteration, explore.iterations, explore.negatives.initial)
+    prompts = draw_prompts(loop.prompts, iteration, explore.prompts_per_iteration, config.seed)
+    requests = attach_negatives(prompts, loop.negatives, rate, iteration, config.seed)
+    append = explore.negatives.mode == "append"
+    loop.embeddings.add(texts_needed(requests, append))
+    drawing = Drawing(
+        loop.policy,
+        loop.embeddings,
+        loop.score,
+        explore.sampler,
+        append,
+        config.seed,
+        iteration,
+        config.model.path,
+    )
+    units = make_units(agents, requests, explore.batch_size)
+    share = len(units[loop.world.rank :: loop.world.size])
+    if loop.world.rank == 0:
+        loop.store.discard_incomplete("collect", iteration)
+    loop.world.barrier()
+    began = time.monotonic()
+    with ticking(loop, f"collect {iteration}", share * (explore.sampler.steps + 1), "batches") as tick:
+        collect(drawing, units, loop.store, rank=loop.world.rank, size=loop.world.size, tick=tick)
+    loop.world.barrier()
+    if loop.world.rank == 0:
+        rows = loop.store.collected(iteration)
+        groups = group_rows(rows)
+        loop.ranking.check(_stack(groups))
+        payload = {"explore/tau": rate} | collection_metrics(rows)
+        payload["cost/network_evaluations"] = sampling_cost(config, len(rows))
+        payload["time/collect_s"] = time.monotonic() - began
+        loop.metrics.write_once(iteration, "collect", payload)
+        loop.store.write_manifest("collect", iteration, payload)
+    loop.world.barrier()
+
+
+def pair(loop: Loop, iteration: int) -> PairingReport | None:
+    """Rank each prompt's candidates; the best and the worst become winner and loser."""
+    if loop.store.is_complete("pair", iteration):
+        return None
+    report = None
+    if loop.world.rank == 0:
+        loop.store.discard_incomplete("pair", iteration)
+        groups = group_rows(loop.store.samples(iteration))
+        scores = _stack(groups)
+        ranking = loop.ranking
+        pairs, report = make_pairs(
+            groups,
+            ranking.mix(scores),
+            iteration=iteration,
+            seed=loop.config.seed,
+            judge=ranking.judge,
+            min_margin=loop.config.pairing.min_margin,
+            dominance=ranking.dominance(scores) if ranking.dominance else None,
+            uncertainty=ranking.uncertainty(scores) if ranking.uncertainty else None,
+        )
+        loop.store.append_pairs(iteration, 0, pairs)
+        loop.metrics.write_once(iteration, "pair", report.metrics())
+        loop.store.write_manifest("pair", iteration, report.metrics())
+        loop.console.line(
+            f"iteration {iteration}: {report.kept} pairs of {report.groups} prompts "
+            f"({report.dropped_tie} ties, {report.dropped_nan} without two scores), "
+            f"{report.winner_from.get('exploration', 0)} winners from the exploration agent"
+        )
+    loop.world.barrier()
+    return report
+
+
+def load_iterates(loop: Loop, iteration: int) -> None:
+    """Put p_t in "current" and p_{t-1} in "main" (p_0 for both at t = 0)."""
+    load_iterate(loop, iteration, "current")
+    load_iterate(loop, max(iteration - 1, 0), "main")
+
+
+def load_iterate(loop: Loop, iteration: int, version: str) -> None:
+    """Put the trained weights of p_t in a version; p_0 is what the policy started with.
+
+    Raises:
+        ResumeError: the file is gone or does not hold what was trained.
+    """
+    weights = loop.policy.weights
+    if iteration == 0:
+        weights.load(version, loop.initial)
+        return
+    path = weights_path(loop, iteration)
+    if not path.exists():
+        raise ResumeError(
+            f"{path} is missing although iteration {iteration} is complete; restore it or start a new run"
+        )
+    weights.load(version, read_tensors(path))
+    expected = loop.store.manifest(loop.lane + "train", iteration)["weights"]
+    if weights.fingerprint(version) != expected:
+        raise ResumeError(
+            f"{path} does not hold the weights that were trained; restore it or start a new run"
+        )
+
+
+def weights_path(loop: Loop, iteration: int) -> Path:
+    """Where p_t is kept."""
+    return loop.run_dir / "checkpoints" / f"weights-{iteration:04d}.safetensors"
+
+
+def collection_metrics(rows: Sequence[Row]) -> dict[str, float]:
+    """Means of what was drawn, by reward, agent and negative prompt."""
+    metrics: dict[str, float] = {"rollout/images": len(rows)}
+    metrics["rollout/negative_prompt_fraction"] = float(
+        np.mean([bool(row["negative_prompt"]) for row in rows])
+    )
+    names = list(rows[0]["rewards"])
+    for name in names:
+        values = np.array([row["rewards"][name] for row in rows], dtype=np.float64)
+        good = np.isfinite(values)
+        metrics[f"rollout/reward/{name}/mean"] = float(values[good].mean()) if good.any() else float("nan")
+        metrics[f"rollout/reward/{name}/std"] = float(values[good].std()) if good.any() else float("nan")
+        metrics[f"rollout/reward/{name}/failed"] = int((~good).sum())
+    for agent in dict.fromkeys(str(row["agent"]) for row in rows):
+        own = np.array([row["rewards"][names[0]] for row in rows if row["agent"] == agent], dtype=np.float64)
+        metrics[f"rollout/agent/{agent}/reward"] = (
+            float(np.nanmean(own)) if np.isfinite(own).any() else float("nan")
+        )
+    return metrics
+
+
+def _pair_loader(loop: Loop, iteration: int) -> PairLoader:
+    config = loop.config
+    refs = PairSource(loop.store, config.hybrid).index(iteration)
+    use_contrast = config.algorithm.type == "expo" and config.algorithm.alpha > 0
+    loop.embeddings.add(["", *refs.prompts()])
+    return PairLoader(
+        loop.store,
+        refs,
+        loop.embeddings,
+        batch_size=config.training.batch_size,
+        run_seed=config.seed,
+        iteration=iteration,
+        contrast_per_batch=contrast_pairs(config.training.batch_size, config.algorithm.contrast_fraction)
+        if use_contrast
+        else 0,
+    )
+
+
+def _stack(groups: Sequence[Sequence[Row]]) -> dict[str, np.ndarray]:
+    names = list(groups[0][0]["rewards"])
+    return {
+        name: np.array([[row["rewards"][name] for row in rows] for rows in groups], dtype=np.float64)
+        for name in names
+    }
+
+
+@contextmanager
+def ticking(loop: Loop, name: str, total: int, unit: str) -> Iterator[Callable[[], None]]:
+    with loop.console.phase(name, total, unit) as bar:
+
+        def tick() -> None:
+            bar.advance(1)
+            loop.check_signals()
+
+        yield tick

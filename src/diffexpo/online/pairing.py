@@ -1,0 +1,193 @@
+r"""Pairing: the best and the worst of a prompt's candidates become winner and loser.
+
+    w = argmax_i r_i,   l = argmin_i r_i,   kept if r_w - r_l > min_margin      (West-of-n, EXPO algorithm 1)
+
+Ties and groups with fewer than two finite scores give no pair and are counted. With `pareto` the winner must beat the loser
+under *every* reward; among such couples the one with the largest mixed gap is taken.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from diffexpo.rng import keyed_choice
+
+Row = dict[str, object]
+
+
+def best_and_worst(scores: Tensor, min_margin: float = 0.0) -> tuple[Tensor, Tensor, Tensor]:
+    """Index of the best and worst candidate of each group, and whether they differ enough.
+
+        best = argmax_i r_i, worst = argmin_i r_i, valid = r_best - r_worst > min_margin
+
+    Args:
+        scores: Rewards, shape (G, n); NaN marks a candidate whose scoring failed and is never chosen.
+        min_margin: Smallest gap, in units of the scores, >= 0; the gap must exceed it, so ties are invalid.
+    Returns:
+        (best, worst, valid), each (G,): long, long, bool. For [[1., 3., 2.]]: 1, 0, True. The first of equal candidates
+        is taken; a group with fewer than two finite scores is invalid.
+    Source: EXPO algorithm 1 (best and worst of 2B); tie and margin rules are ours.
+    """
+    finite = torch.isfinite(scores)
+    high = torch.where(finite, scores, torch.full_like(scores, -torch.inf))
+    low = torch.where(finite, scores, torch.full_like(scores, torch.inf))
+    best, worst = high.argmax(dim=1), low.argmin(dim=1)
+    enough = finite.sum(dim=1) >= 2
+    gap = high.gather(1, best[:, None])[:, 0] - low.gather(1, worst[:, None])[:, 0]
+    return best, worst, enough & (gap > min_margin)
+
+
+def best_dominating(beats: Tensor, mixed: Tensor, min_margin: float = 0.0) -> tuple[Tensor, Tensor, Tensor]:
+    """Like `best_and_worst`, over couples whose winner beats the loser under every reward (Pareto).
+
+        (w, l) = argmax over allowed (i, j) of r_i - r_j,   allowed = i beats j under every reward and r_i - r_j > min_margin
+
+    Args:
+        beats: (G, n, n) bool, candidate i is strictly better than j under every reward.
+        mixed: Mixed score (G, n), NaN where a candidate is out.
+        min_margin: Smallest mixed gap.
+    Returns:
+        (best, worst, valid), each (G,); with one reward the same as `best_and_worst`.
+    Source: the multi-reward comparison of D3PO; the papers leave EXPO-II-M's combination open.
+    """
+    gap = mixed[:, :, None] - mixed[:, None, :]
+    allowed = beats & torch.isfinite(gap) & (gap > min_margin)
+    flat = torch.where(allowed, gap, torch.full_like(gap, -torch.inf)).flatten(1)
+    choice = flat.argmax(dim=1)
+    return choice // mixed.shape[1], choice % mixed.shape[1], allowed.flatten(1).any(dim=1)
+
+
+@dataclass
+class PairingReport:
+    """What pairing kept and dropped, for metrics."""
+
+    groups: int = 0
+    kept: int = 0
+    dropped_tie: int = 0
+    dropped_nan: int = 0
+    margins: list[float] = field(default_factory=list)
+    winner_from: dict[str, int] = field(default_factory=dict)
+    loser_from: dict[str, int] = field(default_factory=dict)
+    winner_with_negative: int = 0
+
+    def metrics(self) -> dict[str, float]:
+        """Metric name -> value, as documented on the evaluation page."""
+        kept = max(self.kept, 1)
+        return {
+            "pairs/count": self.kept,
+            "pairs/groups": self.groups,
+            "pairs/dropped_ties": self.dropped_tie,
+            "pairs/dropped_nan": self.dropped_nan,
+            "pairs/margin_mean": float(np.mean(self.margins)) if self.margins else 0.0,
+            "pairs/winner_from_exploration": self.winner_from.get("exploration", 0) / kept,
+            "pairs/loser_from_exploration": self.loser_from.get("exploration", 0) / kept,
+            "pairs/winner_from_negative": self.winner_with_negative / kept,
+        }
+
+
+def make_pairs(
+    groups: Sequence[Sequence[Row]],
+    mixed: np.ndarray,
+    *,
+    iteration: int,
+    seed: int,
+    judge: str,
+    min_margin: float = 0.0,
+    dominance: np.ndarray | None = None,
+    uncertainty: np.ndarray | None = None,
+) -> tuple[list[Row], PairingReport]:
+    """Pair rows of one iteration, one at most for each group of candidates.
+
+    Args:
+        groups: G groups of n sample rows; all rows of a group share the prompt.
+        mixed: Mixed score (G, n), NaN where a candidate is out.
+        iteration, seed: Names of the pair ids and of the contrast draw.
+        judge: What ranked them, for the lineage.
+        min_margin: Smallest gap.
+        dominance: (G, n, n) bool: which candidate beats which under every reward; the winner must beat the loser (Pareto).
+        uncertainty: Gamma of each candidate (G, n), stored with the pair.
+    Returns:
+        (pair rows, report). A row also names a contrast couple, one image of the exploration agent and one of the main
+        agent drawn by key, whenever both agents drew for the prompt.
+    """
+    scores = torch.as_tensor(mixed, dtype=torch.float64)
+    if dominance is None:
+        best, worst, valid = best_and_worst(scores, min_margin)
+    else:
+        best, worst, valid = best_dominating(torch.as_tensor(dominance), scores, min_margin)
+    report = PairingReport(groups=len(groups))
+    pairs: list[Row] = []
+    for index, rows in enumerate(groups):
+        if not valid[index]:
+            enough = int(torch.isfinite(scores[index]).sum()) >= 2
+            report.dropped_tie += enough
+            report.dropped_nan += not enough
+            continue
+        w, l = int(best[index]), int(worst[index])
+        margin = float(scores[index, w] - scores[index, l])
+        gammas = (
+            (None, None)
+            if uncertainty is None
+            else (float(uncertainty[index, w]), float(uncertainty[index, l]))
+        )
+        pairs.append(_pair_row(rows, w, l, margin, gammas, index, iteration, seed, judge))
+        _count(report, rows[w], rows[l], margin)
+    return pairs, report
+
+
+def _pair_row(
+    rows: Sequence[Row],
+    w: int,
+    l: int,
+    margin: float,
+    gammas: tuple[float | None, float | None],
+    index: int,
+    iteration: int,
+    seed: int,
+    judge: str,
+) -> Row:
+    winner, loser = rows[w], rows[l]
+    explored, main = _contrast(rows, seed, iteration, index)
+    return {
+        "pair_id": f"pair-{iteration:04d}-{index:06d}",
+        "iteration": iteration,
+        "prompt_id": winner["prompt_id"],
+        "prompt": winner["prompt"],
+        "winner_id": winner["sample_id"],
+        "loser_id": loser["sample_id"],
+        "judge": judge,
+        "margin": margin,
+        "source": "online",
+        "winner_agent": winner["agent"],
+        "loser_agent": loser["agent"],
+        "explored_id": explored,
+        "main_id": main,
+        "uncertainty_winner": gammas[0],
+        "uncertainty_loser": gammas[1],
+    }
+
+
+def _contrast(rows: Sequence[Row], seed: int, iteration: int, index: int) -> tuple[str | None, str | None]:
+    ids: list[str | None] = []
+    for agent in ("exploration", "main"):
+        own = [str(row["sample_id"]) for row in rows if row["agent"] == agent]
+        ids.append(own[keyed_choice(len(own), seed, iteration, "contrast", agent, index)] if own else None)
+    return (ids[0], ids[1]) if None not in ids else (None, None)
+
+
+def _count(report: PairingReport, winner: Row, loser: Row, margin: float) -> None:
+    report.kept += 1
+    report.margins.append(margin)
+    for counts, row in ((report.winner_from, winner), (report.loser_from, loser)):
+        counts[str(row["agent"])] = counts.get(str(row["agent"]), 0) + 1
+    report.winner_with_negative += row_has_negative(winner)
+
+
+def row_has_negative(row: Row) -> bool:
+    """Whether the sample was drawn with a negative prompt."""
+    return bool(row["negative_prompt"])

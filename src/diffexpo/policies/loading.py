@@ -1,0 +1,246 @@
+"""Reading a diffusers folder by components: every broken input is a message that names the file, never a
+silent random weight.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+from safetensors import SafetensorError, safe_open
+from transformers import CLIPTokenizer
+
+from diffexpo.errors import MissingError, PolicyError
+
+LOAD_ERRORS = (OSError, ValueError, RuntimeError, TypeError, KeyError, SafetensorError)
+
+
+@dataclass(frozen=True)
+class ModelFolder:
+    """A diffusers pipeline on disk: its folder, its model_index.json and which weight files count."""
+
+    path: Path
+    index: Mapping[str, object]
+    variant: str | None
+
+    @property
+    def pipeline_class(self) -> str:
+        return str(self.index.get("_class_name"))
+
+    def has(self, component: str) -> bool:
+        """Whether model_index.json declares the component (a [null, null] entry does not)."""
+        entry = self.index.get(component)
+        return isinstance(entry, list) and len(entry) == 2 and entry[0] is not None
+
+
+def resolve_folder(folder_or_id: str, *, revision: str | None = None, variant: str | None = None) -> Path:
+    """The local folder of a model: itself when it exists, else a hub download of configs, tokenizers and
+    safetensors.
+
+    Args:
+        folder_or_id: A folder, or a hub id `owner/name`.
+        revision: Hub branch, tag or commit.
+        variant: Hub file variant such as `fp16`; other variants are not downloaded.
+    Returns:
+        An existing folder.
+    Raises:
+        MissingError: neither a folder nor a hub model that can be reached.
+    """
+    folder = Path(folder_or_id).expanduser()
+    if folder.exists():
+        return folder
+    if not re.fullmatch(r"[\w][\w.-]*/[\w][\w.-]*", folder_or_id):
+        raise MissingError(
+            f"model.path={folder_or_id!r}: no such folder; expected a diffusers folder, a hub id "
+            "`owner/name` or an embedded model (`emoji:diffusion`, `emoji:flow`)"
+        )
+    weights = f"*.{variant}*.safetensors" if variant else "*.safetensors"
+    try:
+        return Path(
+            snapshot_download(
+                folder_or_id, revision=revision, allow_patterns=["*.json", "*.txt", "*.model", weights]
+            )
+        )
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        raise MissingError(
+            f"model.path={folder_or_id!r}: not a local folder, and the hub did not give it ({error}); check "
+            "the spelling, the network, or download it and name the folder"
+        ) from error
+
+
+def read_model_folder(folder: Path, variant: str | None = None) -> ModelFolder:
+    """Read model_index.json.
+
+    Raises:
+        PolicyError: not a folder in the diffusers pipeline layout, or a damaged index.
+    """
+    index_file = folder / "model_index.json"
+    if not index_file.is_file():
+        raise PolicyError(
+            f"{folder}: not a diffusers pipeline folder (model_index.json is not there); expected what "
+            "`DiffusionPipeline.save_pretrained(folder)` writes"
+        )
+    return ModelFolder(folder, read_json(index_file), variant)
+
+
+def read_json(file: Path) -> dict[str, object]:
+    """A JSON object from a file of the model folder."""
+    if not file.is_file():
+        raise MissingError(
+            f"{file}: file is missing; the model folder is incomplete, copy or download it again"
+        )
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise PolicyError(f"{file}: not readable as JSON ({error}); copy or download it again") from error
+    if not isinstance(content, dict):
+        raise PolicyError(f"{file}: holds {type(content).__name__}, expected a JSON object")
+    return content
+
+
+def component_folder(model: ModelFolder, component: str) -> Path:
+    """The subfolder of a component that the family needs.
+
+    Raises:
+        MissingError: the index or the disk lacks it.
+    """
+    folder = model.path / component
+    if not model.has(component) or not folder.is_dir():
+        where = (
+            "model_index.json does not name it" if not model.has(component) else f"{folder} does not exist"
+        )
+        raise MissingError(
+            f"{model.path}: component {component!r} is missing ({where}); a {model.pipeline_class} needs it, "
+            "save the whole pipeline with `save_pretrained`"
+        )
+    return folder
+
+
+def weight_files(folder: Path, variant: str | None) -> list[Path]:
+    """The safetensors files of one component (shards included) of the chosen variant.
+
+    Raises:
+        MissingError: there is none (a pickle file does not count: those can run code).
+    """
+    infix = rf"\.{re.escape(variant)}" if variant else ""
+    name = re.compile(rf"(diffusion_pytorch_model|model){infix}(-\d+-of-\d+)?\.safetensors")
+    files = sorted(file for file in folder.glob("*.safetensors") if name.fullmatch(file.name))
+    if not files:
+        kind = f"variant {variant!r}" if variant else "plain variant"
+        raise MissingError(
+            f"{folder}: no safetensors weights ({kind}); pickled `.bin` files are not read, convert the "
+            "model with `save_pretrained` or choose another model.variant"
+        )
+    return files
+
+
+def check_weight_files(files: Sequence[Path]) -> None:
+    """Open every header: a truncated or damaged file is named before anything loads.
+
+    Raises:
+        PolicyError: a file that is not whole.
+    """
+    for file in files:
+        try:
+            with safe_open(file, framework="pt") as tensors:
+                tensors.keys()
+        except (SafetensorError, OSError) as error:
+            raise PolicyError(
+                f"{file}: damaged safetensors file of {file.stat().st_size} bytes ({error}); copy or "
+                "download it again"
+            ) from error
+
+
+def fingerprint_files(files: Sequence[Path], root: Path) -> str:
+    """sha256 over names (relative to `root`) and contents of weight files, in sorted order."""
+    digest = hashlib.sha256()
+    for file in sorted(files):
+        digest.update(f"{file.relative_to(root).as_posix()}\n".encode())
+        with file.open("rb") as stream:
+            while block := stream.read(1 << 20):
+                digest.update(block)
+    return digest.hexdigest()
+
+
+def load_module(
+    module_class: type, model: ModelFolder, component: str, dtype: torch.dtype, device: torch.device
+) -> torch.nn.Module:
+    """One network of the folder: frozen, in eval mode, every weight from the file.
+
+    Args:
+        module_class: A diffusers or transformers model class.
+        model: The folder.
+        component: Subfolder name.
+        dtype, device: Where and how to hold it.
+    Returns:
+        The module; no parameter asks for a gradient.
+    Raises:
+        MissingError: component or weights are not there.
+        PolicyError: damaged file, or weights that do not fit the configuration.
+    """
+    folder = component_folder(model, component)
+    check_weight_files(weight_files(folder, model.variant))
+    read_json(folder / "config.json")
+    try:
+        module, report = module_class.from_pretrained(
+            str(folder),
+            dtype=dtype,
+            variant=model.variant,
+            use_safetensors=True,
+            local_files_only=True,
+            output_loading_info=True,
+        )
+    except LOAD_ERRORS as error:
+        raise PolicyError(
+            f"{folder}: {module_class.__name__} cannot be loaded ({error}); config.json and weights must "
+            "belong together"
+        ) from error
+    wrong = [str(key) for key in (*report["missing_keys"], *report["mismatched_keys"])]
+    if wrong:
+        raise PolicyError(
+            f"{folder}: {len(wrong)} weights are missing or of another shape (first: {wrong[0]}); they would "
+            "be random, so the model is refused"
+        )
+    return module.to(device).eval().requires_grad_(False)
+
+
+def load_tokenizer(model: ModelFolder, component: str) -> CLIPTokenizer:
+    """A tokenizer of the folder.
+
+    Raises:
+        MissingError: component is not there.
+        PolicyError: its files cannot be read.
+    """
+    folder = component_folder(model, component)
+    try:
+        return CLIPTokenizer.from_pretrained(str(folder), local_files_only=True)
+    except LOAD_ERRORS as error:
+        raise PolicyError(
+            f"{folder}: CLIPTokenizer cannot be loaded ({error}); copy or download it again"
+        ) from error
+
+
+def count_tokens(tokenizer: CLIPTokenizer, prompts: Sequence[str]) -> list[int]:
+    """Length of each prompt in tokens, start and end marks included, before any truncation."""
+    if not prompts:
+        return []
+    return [len(ids) for ids in tokenizer(list(prompts), truncation=False, verbose=False).input_ids]
+
+
+def choose_device(name: str) -> torch.device:
+    """`auto` is the accelerator if there is one, else the CPU; other names are torch devices."""
+    if name != "auto":
+        return torch.device(name)
+    return (
+        torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
+    )
+
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}

@@ -1,0 +1,62 @@
+"""Configuration to scorers, and the 8-bit picture that every scorer sees."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from diffexpo.config.schema import RewardConfig
+from diffexpo.errors import ConfigError
+from diffexpo.types import Reward
+
+
+def load_rewards(
+    configs: Sequence[RewardConfig], resolve: Callable[[str], str], device: torch.device | str
+) -> list[Reward]:
+    """Build the scorers of a configuration, in its order.
+
+    Args:
+        configs: Reward settings; names must differ.
+        resolve: Turns a `path` (an `emoji:` alias, say) into a folder, hub id or file.
+        device: Where networks run.
+    Returns:
+        One scorer each, loaded and ready.
+    Raises:
+        ConfigError: two rewards of one name, or a type without the path it needs.
+        MissingError: model, file or function is not there.
+        RewardError: a model that is not what the type needs.
+    """
+    from diffexpo.rewards import REWARDS
+
+    names = [config.name for config in configs]
+    for name in names:
+        if names.count(name) > 1:
+            raise ConfigError(
+                f"rewards: name {name!r} is used {names.count(name)} times; names must be unique"
+            )
+    scorers: list[Reward] = []
+    for config in configs:
+        if config.type in ("clip", "python"):
+            if config.path is None:
+                expected = "a CLIPModel folder or hub id" if config.type == "clip" else "`file.py:function`"
+                raise ConfigError(
+                    f"rewards: {config.name!r} has type {config.type} but no path; expected {expected}"
+                )
+            scorers.append(REWARDS[config.type](config.name, resolve(config.path), device))
+        else:
+            scorers.append(REWARDS[config.type](config.name))
+    return scorers
+
+
+def to_bytes(images: Tensor) -> np.ndarray:
+    """Images (B,3,H,W) in [0,1] to uint8 (B,H,W,3): round(255 x), clamped, as a saved PNG would hold them."""
+    quantised = (images.detach().float().cpu() * 255).round().clamp(0, 255).to(torch.uint8)
+    return quantised.permute(0, 2, 3, 1).contiguous().numpy()
+
+
+def quantise(images: Tensor) -> Tensor:
+    """Images (B,3,H,W) in [0,1] at 8 bits, float32 again. Quantising twice changes nothing."""
+    return (images.detach().float() * 255).round().clamp(0, 255) / 255

@@ -1,0 +1,144 @@
+"""Several scores of the same candidates become one ranking within each prompt.
+
+Scores are arrays (G, n): G prompts, n candidates. A candidate without a score under any reward has none in
+the mixture.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping
+from typing import Literal
+
+import numpy as np
+
+from diffexpo.errors import RewardError
+
+# Smallest within-prompt std that is divided by: below it the differences are rounding, not preference.
+STD_FLOOR = 1e-6
+
+
+def mix_rewards(
+    scores: Mapping[str, np.ndarray], weights: Mapping[str, float], kind: Literal["zscore", "rank", "pareto"]
+) -> np.ndarray:
+    """One score a candidate, comparable within its prompt.
+
+        zscore: sum_k w_k (r_k - mean_G) / max(std_G, floor)      rank: sum_k w_k rank_k, ranks in [0, 1],
+            ties averaged
+
+    With one reward all kinds return it unscaled (negated if its weight is negative), so that margins are in
+    its own units. `pareto` orders as `zscore`; ask `dominates` whether a pair is kept.
+
+    Args:
+        scores: name -> (G, n), NaN where scoring failed.
+        weights: name -> weight of every score; not 0.
+        kind: How to mix.
+    Returns:
+        (G, n) float64, NaN where any reward is NaN. Scores [[0, 1]] under two rewards of weight 1 give
+        z-scores [[-2, 2]].
+    Raises:
+        RewardError: no reward, shapes or names that differ, a weight of 0.
+    Source: the papers say only "multi-reward"; within-group z-scores are what current multi-reward trainers
+    default to.
+    """
+    stacked, signs = _stack(scores, weights)
+    if len(stacked) == 1:
+        return np.sign(signs[0]) * stacked[0]
+    parts = _ranks(stacked) if kind == "rank" else _zscores(stacked)
+    return np.einsum("k,kgn->gn", signs, parts)
+
+
+def dominance(scores: Mapping[str, np.ndarray], weights: Mapping[str, float]) -> np.ndarray:
+    """(G, n, n) bool: candidate i is strictly better than j under every reward (by the sign of its
+    weight).
+    """
+    stacked, signs = _stack(scores, weights)
+    directed = np.sign(signs)[:, None, None] * stacked
+    # Comparisons with NaN are False: a candidate without a score neither wins nor loses.
+    return (directed[:, :, :, None] > directed[:, :, None, :]).all(axis=0)
+
+
+def dominates(
+    scores: Mapping[str, np.ndarray], weights: Mapping[str, float], winner: np.ndarray, loser: np.ndarray
+) -> np.ndarray:
+    """(G,) bool: winner (G,) beats loser (G,), candidate indices, under every reward of its prompt."""
+    groups = np.arange(len(winner))
+    return dominance(scores, weights)[groups, np.asarray(winner), np.asarray(loser)]
+
+
+def uncertainty(scores: Mapping[str, np.ndarray]) -> np.ndarray:
+    """Disagreement of the scorers: population std over scorers of their per-prompt z-scores, (G, n), NaN
+    where one is NaN.
+
+    Raises:
+        RewardError: fewer than two scorers.
+    """
+    if len(scores) < 2:
+        raise RewardError(
+            f"uncertainty: needs two or more rewards, got {len(scores)}; add one or set "
+            "algorithm.uncertainty=off"
+        )
+    stacked, _ = _stack(scores, dict.fromkeys(scores, 1.0))
+    return _zscores(stacked).std(axis=0)
+
+
+def conflicts(scores: Mapping[str, np.ndarray]) -> dict[tuple[str, str], float]:
+    """Rank correlation (Spearman) of every two scorers within prompts, averaged over the prompts where both
+    vary.
+
+    Returns:
+        (name, name) -> correlation in [-1, 1]; 1 the same order, below 0 they pull apart; NaN if no prompt
+        decides.
+    """
+    stacked, _ = _stack(scores, dict.fromkeys(scores, 1.0))
+    ranks = _ranks(stacked)
+    found: dict[tuple[str, str], float] = {}
+    for (i, first), (j, second) in itertools.combinations(enumerate(scores), 2):
+        values = []
+        for a, b in zip(ranks[i], ranks[j], strict=True):
+            a, b = a[np.isfinite(a)], b[np.isfinite(b)]
+            if len(a) > 1 and np.ptp(a) > 0 and np.ptp(b) > 0:
+                values.append(float(np.corrcoef(a, b)[0, 1]))
+        found[first, second] = float(np.mean(values)) if values else float("nan")
+    return found
+
+
+def _stack(scores: Mapping[str, np.ndarray], weights: Mapping[str, float]) -> tuple[np.ndarray, np.ndarray]:
+    """Scores (K, G, n) with NaN wherever any is not finite, and weights (K,)."""
+    if not scores:
+        raise RewardError("mixture: no train reward; expected at least one with role=train")
+    if scores.keys() != weights.keys():
+        raise RewardError(
+            f"mixture: scores of {sorted(scores)} but weights of {sorted(weights)}; expected the same names"
+        )
+    for name, weight in weights.items():
+        if weight == 0 or not np.isfinite(weight):
+            raise RewardError(
+                f"mixture: reward {name!r} has weight {weight}; use role=watch for a reward that must not "
+                "rank"
+            )
+    shapes = {name: np.shape(values) for name, values in scores.items()}
+    if len(set(shapes.values())) > 1 or any(len(shape) != 2 for shape in shapes.values()):
+        raise RewardError(f"mixture: shapes {shapes}; expected one (prompts, candidates) for all")
+    stacked = np.stack([np.asarray(values, dtype=np.float64) for values in scores.values()])
+    usable = np.isfinite(stacked).all(axis=0)
+    return np.where(usable, stacked, np.nan), np.array([float(weights[name]) for name in scores])
+
+
+def _zscores(stacked: np.ndarray) -> np.ndarray:
+    """Per reward and prompt, over the candidates that have a score; a constant group is all 0."""
+    usable = np.isfinite(stacked)
+    count = np.maximum(usable.sum(axis=-1, keepdims=True), 1)
+    mean = np.where(usable, stacked, 0.0).sum(axis=-1, keepdims=True) / count
+    centred = stacked - mean
+    std = np.sqrt(np.where(usable, centred**2, 0.0).sum(axis=-1, keepdims=True) / count)
+    return centred / np.maximum(std, STD_FLOOR)
+
+
+def _ranks(stacked: np.ndarray) -> np.ndarray:
+    """Ranks in [0, 1] within each prompt, ties averaged, NaN kept; a group of one is 0.5."""
+    above = (stacked[..., :, None] > stacked[..., None, :]).sum(axis=-1)
+    equal = (stacked[..., :, None] == stacked[..., None, :]).sum(axis=-1) - 1
+    others = np.isfinite(stacked).sum(axis=-1, keepdims=True) - 1
+    ranks = np.where(others > 0, (above + 0.5 * equal) / np.maximum(others, 1), 0.5)
+    return np.where(np.isfinite(stacked), ranks, np.nan)

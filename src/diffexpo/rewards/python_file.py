@@ -1,0 +1,118 @@
+"""A user's own scorer: `file.py:function`, called as function(images, prompts)."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import TracebackType
+
+import torch
+from torch import Tensor
+
+from diffexpo.errors import ConfigError, DiffexpoError, MissingError, RewardError
+
+
+class _BlameUserCode:
+    """Turns whatever the user's code raises into a RewardError that names it; its classes cannot be known
+    beforehand.
+    """
+
+    def __init__(self, where: str) -> None:
+        self.where = where
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> bool:
+        if not isinstance(error, Exception) or isinstance(error, DiffexpoError):
+            return False
+        line = ""
+        while trace is not None:
+            line, trace = (
+                f" (line {trace.tb_lineno} of {Path(trace.tb_frame.f_code.co_filename).name})",
+                trace.tb_next,
+            )
+        raise RewardError(
+            f"{self.where} raised {type(error).__name__}: {error}{line}; correct the function"
+        ) from error
+
+
+class PythonFileReward:
+    """Scores by a user's function.
+
+    The function gets `images`, a float32 tensor (B,3,H,W) in [0,1] on the CPU, and `prompts`, a list of B
+    strings, and returns B numbers (list, tuple, NumPy array or tensor), higher is better. NaN or infinity
+    excludes that image and is counted.
+
+    Args:
+        name: Name in metrics.
+        path: `file.py:function`.
+        device: Not used; the function chooses its own.
+    Raises:
+        ConfigError: the path has no `:function`.
+        MissingError: no such file or function.
+        RewardError: the file cannot be run.
+    """
+
+    scale = "the function's own"
+
+    def __init__(self, name: str, path: str, device: torch.device | str = "cpu") -> None:
+        self.name = name
+        file_name, separator, function_name = path.rpartition(":")
+        if not separator or not file_name.endswith(".py") or not function_name.isidentifier():
+            raise ConfigError(f"reward {name!r}: path={path!r}; expected `file.py:function`")
+        file = Path(file_name).expanduser()
+        if not file.is_file():
+            raise MissingError(
+                f"reward {name!r}: no file {file}; expected a Python file with a function {function_name}"
+            )
+        self.version = hashlib.sha256(file.read_bytes()).hexdigest()
+        self._where = f"reward {name!r}: {file}:{function_name}"
+        self._function = _load_function(name, file, function_name)
+
+    def score(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
+        """Scores (B,), NaN where the function gave no finite number.
+
+        Raises:
+            RewardError: the function raised, or returned something other than B numbers.
+        """
+        with _BlameUserCode(self._where):
+            result = self._function(images.detach().float().cpu(), list(prompts))
+        try:
+            scores = torch.as_tensor(result, dtype=torch.float32).detach().cpu()
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise RewardError(
+                f"{self._where} returned {type(result).__name__}, which is not numbers ({error}); expected "
+                f"{len(images)} numbers"
+            ) from error
+        if scores.shape != (len(images),):
+            raise RewardError(
+                f"{self._where} returned shape {tuple(scores.shape)} for {len(images)} images; expected one "
+                "number each"
+            )
+        return torch.where(torch.isfinite(scores), scores, torch.nan)
+
+
+def _load_function(name: str, file: Path, function_name: str) -> Callable[[Tensor, list[str]], object]:
+    module_name = f"diffexpo_reward_{hashlib.sha256(str(file.resolve()).encode()).hexdigest()[:16]}"
+    spec = importlib.util.spec_from_file_location(module_name, file)
+    assert spec is not None and spec.loader is not None  # a .py path always has a loader
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[module_name] = module  # dataclasses inside the file look themselves up there
+    with _BlameUserCode(f"reward {name!r}: importing {file}"):
+        spec.loader.exec_module(module)
+    function = vars(module).get(function_name)
+    if not callable(function):
+        names = sorted(
+            key for key, value in vars(module).items() if callable(value) and not key.startswith("_")
+        )
+        raise MissingError(
+            f"reward {name!r}: {file} has no function {function_name!r}; it defines "
+            f"{', '.join(names) or 'none'}"
+        )
+    return function

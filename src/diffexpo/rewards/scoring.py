@@ -1,0 +1,110 @@
+"""Many images through many scorers: quantised once, in batches; a failure is a NaN that is counted, never a
+number.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from diffexpo.errors import RewardError
+from diffexpo.rewards.base import quantise
+from diffexpo.types import Reward
+
+_log = logging.getLogger("diffexpo")
+
+
+def score_images(
+    rewards: Sequence[Reward],
+    images: Tensor,
+    prompts: Sequence[str],
+    *,
+    batch_size: int = 64,
+    tick: Callable[[], None] = lambda: None,
+) -> dict[str, np.ndarray]:
+    """Scores of every image under every scorer.
+
+    Images are rounded to 8 bits once, before any scorer: what was scored is what a saved PNG shows. A batch
+    whose scorer raises RewardError is scored again image by image, so that one bad image costs one row.
+
+    Args:
+        rewards: Scorers.
+        images: (N,3,H,W) in [0,1].
+        prompts: N texts.
+        batch_size: Images per call of a scorer.
+        tick: Called after every scored batch.
+    Returns:
+        name -> (N,) float32, NaN where scoring failed or was not finite; `num_failed` counts them.
+    Raises:
+        RewardError: images and prompts differ in number.
+    """
+    if len(images) != len(prompts):
+        raise RewardError(
+            f"scoring: {len(images)} images but {len(prompts)} prompts; expected one prompt an image"
+        )
+    pictures = quantise(images)
+    scores = {reward.name: np.full(len(prompts), np.nan, dtype=np.float32) for reward in rewards}
+    for reward in rewards:
+        for start in range(0, len(prompts), batch_size):
+            rows = slice(start, min(start + batch_size, len(prompts)))
+            scores[reward.name][rows] = _score_batch(reward, pictures[rows], prompts[rows])
+            tick()
+    for name, count in num_failed(scores).items():
+        if count:
+            _log.warning(
+                "reward %r gave no finite score for %d of %d images; they are excluded",
+                name,
+                count,
+                len(prompts),
+            )
+    return scores
+
+
+def num_failed(scores: Mapping[str, np.ndarray]) -> dict[str, int]:
+    """Rows without a finite score, by scorer."""
+    return {name: int((~np.isfinite(values)).sum()) for name, values in scores.items()}
+
+
+def check_rewards(scores: Mapping[str, np.ndarray]) -> None:
+    """Start-up self-check of the train rewards on a few images: refuse what cannot rank anything.
+
+    Args:
+        scores: name -> scores of two or more different images.
+    Raises:
+        RewardError: a scorer gave no finite score at all, or the same one for every image.
+    """
+    for name, values in scores.items():
+        finite = np.asarray(values)[np.isfinite(values)]
+        if finite.size == 0:
+            raise RewardError(
+                f"reward {name!r}: none of {np.size(values)} images got a finite score; look at the warnings "
+                "above and correct the scorer"
+            )
+        if finite.size > 1 and np.ptp(finite) == 0:
+            raise RewardError(
+                f"reward {name!r}: all {finite.size} images got {finite[0]:.6g}; a constant reward ranks "
+                "nothing, use another"
+            )
+
+
+def _score_batch(reward: Reward, images: Tensor, prompts: Sequence[str]) -> np.ndarray:
+    try:
+        scores = reward.score(images, prompts)
+        if scores.shape != (len(prompts),):
+            raise RewardError(
+                f"reward {reward.name!r} returned shape {tuple(scores.shape)} for {len(prompts)} images"
+            )
+    except RewardError as error:
+        if len(prompts) == 1:
+            _log.warning("%s", error)
+            return np.full(1, np.nan, dtype=np.float32)
+        rows = range(len(prompts))
+        return np.concatenate(
+            [_score_batch(reward, images[row : row + 1], prompts[row : row + 1]) for row in rows]
+        )
+    scores = scores.detach().float().cpu()
+    return torch.where(torch.isfinite(scores), scores, torch.nan).numpy()

@@ -1,0 +1,134 @@
+"""Processes of a run: a thin view on accelerate's state. One process needs no set-up and starts nothing.
+
+What travels between processes is tensors and JSON, never pickle.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from accelerate.state import PartialState
+
+from diffexpo.errors import ConfigError
+
+LAUNCHER_VARIABLES = ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+
+
+@dataclass(frozen=True)
+class World:
+    """Who we are among `size` processes. `World()` is the single process. Every method is collective: all
+    ranks call it."""
+
+    rank: int = 0
+    size: int = 1
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+
+    def barrier(self) -> None:
+        """Wait for all."""
+        if self.size > 1:
+            dist.barrier()
+
+    def all_reduce_sum(self, tensors: Sequence[torch.Tensor]) -> None:
+        """Replace each tensor by its sum over the processes, in one message per dtype."""
+        if self.size == 1:
+            return
+        for dtype in dict.fromkeys(tensor.dtype for tensor in tensors):
+            same = [tensor for tensor in tensors if tensor.dtype == dtype]
+            flat = torch.cat([tensor.detach().reshape(-1) for tensor in same]).to(self.device)
+            dist.all_reduce(flat)
+            for tensor, part in zip(same, flat.split([tensor.numel() for tensor in same]), strict=True):
+                tensor.copy_(part.view_as(tensor))
+
+    def broadcast(self, tensors: Sequence[torch.Tensor]) -> None:
+        """Replace each tensor by rank 0's."""
+        if self.size == 1:
+            return
+        for tensor in tensors:
+            message = tensor.detach().to(self.device).contiguous()
+            dist.broadcast(message, src=0)
+            tensor.copy_(message)
+
+    def gather_objects(self, items: list[Any]) -> list[Any]:
+        """Every process's list of JSON values behind each other, in rank order, on all processes.
+
+        Tuples come back as lists and numbers bit for bit; the same holds for a single process.
+        """
+        text = json.dumps(items)
+        if self.size == 1:
+            return json.loads(text)
+        payload = torch.frombuffer(bytearray(text.encode()), dtype=torch.uint8).to(self.device)
+        sizes = [torch.zeros(1, dtype=torch.int64, device=self.device) for _ in range(self.size)]
+        dist.all_gather(sizes, torch.tensor([len(payload)], device=self.device))
+        lengths = [int(size) for size in sizes]
+        padded = torch.zeros(max(lengths), dtype=torch.uint8, device=self.device)
+        padded[: len(payload)] = payload
+        parts = [torch.empty_like(padded) for _ in range(self.size)]
+        dist.all_gather(parts, padded)
+        texts = [part[:length].cpu().numpy().tobytes() for part, length in zip(parts, lengths, strict=True)]
+        return [item for part in texts for item in json.loads(part)]
+
+    def broadcast_object(self, value: Any) -> Any:
+        """Rank 0's JSON value on all processes."""
+        return self.gather_objects([value] if self.rank == 0 else [])[0]
+
+    def any(self, flag: bool) -> bool:
+        """Whether the flag is set on some process."""
+        return any(self.gather_objects([bool(flag)]))
+
+
+def start_world(processes: int | None = None, device: str = "auto") -> World:
+    """Join the processes that a launcher started, or be the single one.
+
+    Args:
+        processes: How many are expected; None takes what the launcher says.
+        device: `auto`, `cpu`, or a torch device (of a single process).
+    Returns:
+        The World; a single process initialises nothing.
+    Raises:
+        ConfigError: the number asked for is not the number that runs, or the launcher's variables are
+            incomplete.
+    """
+    text = os.environ.get("WORLD_SIZE", "1")
+    if not text.isdecimal() or int(text) < 1:
+        raise ConfigError(
+            f"WORLD_SIZE={text!r} is not a number of processes; unset it or start with torchrun"
+        )
+    announced = int(text)
+    if processes is not None and processes != announced:
+        raise ConfigError(
+            f"{processes} processes were asked for but WORLD_SIZE says {announced}; "
+            f"start with `torchrun --nproc-per-node {processes} -m diffexpo ...`"
+        )
+    if announced == 1:
+        return World(device=_single_device(device))
+    missing = [name for name in LAUNCHER_VARIABLES if name not in os.environ]
+    if missing:
+        raise ConfigError(
+            f"WORLD_SIZE={announced} but {', '.join(missing)} not set: nothing started the other processes; "
+            "unset WORLD_SIZE or start with torchrun"
+        )
+    state = PartialState(cpu=device == "cpu" or not torch.cuda.is_available())
+    if state.num_processes != announced:
+        raise ConfigError(
+            f"WORLD_SIZE={announced} but {state.num_processes} processes are running; "
+            "start all with one torchrun command"
+        )
+    return World(state.process_index, state.num_processes, state.device)
+
+
+def stop_world(world: World) -> None:
+    """Leave the process group (nothing to do for a single process)."""
+    if world.size > 1:
+        PartialState().destroy_process_group()
+
+
+def _single_device(device: str) -> torch.device:
+    if device != "auto":
+        return torch.device(device)
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")

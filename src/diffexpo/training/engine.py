@@ -1,0 +1,326 @@
+"""The optimiser loop of one iteration: exact means over any split, one host synchronisation a step, resume at
+the step.
+
+    gradient of a step = sum over processes and micro-batches of factor * gradient(mean loss of the
+    micro-batch)
+
+with factors that add up to the mean over the whole global batch. Nothing here knows diffusion: the loss is
+the algorithm's, and every random number in it is keyed by (run seed, iteration, "train", step, pair), never
+by order.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import math
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from diffexpo.config.schema import TrainingConfig
+from diffexpo.errors import Interrupted, TrainingError
+from diffexpo.rng import keyed_seed
+from diffexpo.training.batches import micro_batches, move_batch, process_share
+from diffexpo.training.checkpoint import (
+    Checkpoint,
+    load_latest,
+    read_checkpoint,
+    remove_checkpoints,
+    save_checkpoint,
+)
+from diffexpo.training.distributed import World
+from diffexpo.training.metrics import MetricsWriter
+from diffexpo.training.optimizer import Average, LossScale, learning_rate, make_optimizer
+from diffexpo.training.progress import Progress, TrainReport, check_identity
+from diffexpo.training.selfcheck import check_start
+from diffexpo.types import Algorithm, PairBatch, Policy
+
+AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+class Loader(Protocol):
+    """Gives the global batch of any optimiser step, from 0, without replaying the ones before."""
+
+    def batch(self, step: int) -> PairBatch: ...
+
+
+class Engine:
+    """Trains a policy's "current" weights with an algorithm, one iteration at a time.
+
+    Args:
+        policy: The policy; its "reference" is set by the caller.
+        algorithm: Gives the loss of a batch.
+        settings: Optimiser settings.
+        metrics: Where each step's line goes (rank 0 only).
+        world: The processes; default: one.
+        initial_loss: The loss's value when current and reference agree, for the start-up check; None: not
+            checked.
+        warn: Gets lines that a person should see; default: the log.
+    """
+
+    def __init__(
+        self,
+        policy: Policy,
+        algorithm: Algorithm,
+        settings: TrainingConfig,
+        metrics: MetricsWriter,
+        *,
+        world: World | None = None,
+        initial_loss: float | None = None,
+        warn: Callable[[str], None] | None = None,
+    ) -> None:
+        self.policy = policy
+        self.algorithm = algorithm
+        self.settings = settings
+        self.metrics = metrics
+        self.world = world or World()
+        self.initial_loss = initial_loss
+        self.warn = warn or logging.getLogger("diffexpo").warning
+        self._stopped: Interrupted | None = None
+
+    @property
+    def micro_steps(self) -> int:
+        """Micro-batches (calls of `tick`) per optimiser step on this process."""
+        first, last = process_share(self.settings.batch_size, self.world.rank, self.world.size)
+        return math.ceil((last - first) / self.settings.micro_batch_size)
+
+    def train_iteration(
+        self,
+        iteration: int,
+        loader: Loader,
+        *,
+        steps: int,
+        checkpoint_dir: Path,
+        run_seed: int,
+        tick: Callable[[], None] = lambda: None,
+        resume: bool = True,
+    ) -> TrainReport:
+        """Train one iteration with a fresh optimiser, from its newest valid checkpoint if there is one.
+
+        Args:
+            iteration: Its number; part of every key and of the metrics.
+            loader: Global batches by step.
+            steps: Optimiser steps of the iteration.
+            checkpoint_dir: This iteration's checkpoints.
+            run_seed: The run's seed.
+            tick: Called after every micro-batch; may raise Interrupted. Steps done before a resume are ticked
+                too.
+            resume: False removes the checkpoints and starts at step 0.
+        Returns:
+            The report; "current" holds the iterate (the average of the weights where `ema_decay` is set).
+        Raises:
+            Interrupted: `tick` raised it; the last whole step is saved.
+            TrainingError: the start-up check failed, or too many steps in a row were not finite.
+            ResumeError: the checkpoint is of another run.
+        """
+        self._stopped = None
+        run = self._begin(iteration, steps, Path(checkpoint_dir), run_seed, resume)
+        self.metrics.rewind(iteration, run.step)
+        try:
+            if run.step == 0:
+                self.self_check(loader.batch(0), (run_seed, iteration, "train", 0))
+            for _ in range(run.step * self.micro_steps):
+                self._tick(tick)
+            while run.step < steps:
+                self._take_step(run, loader.batch(run.step), tick)
+                if self._stopped is not None:
+                    raise self._stopped
+                if run.step % self.settings.checkpoint_every == 0 and run.step < steps:
+                    self._save(run, checkpoint_dir)
+        except Interrupted as interrupted:
+            if run.step > run.saved_at:
+                self._save(run, checkpoint_dir)
+            # No process may leave, and be missed by the launcher, while rank 0 is still saving.
+            self.world.barrier()
+            raise Interrupted(
+                f"{interrupted} (iteration {iteration}, step {run.step} of {steps})"
+            ) from interrupted
+        finally:
+            for parameter in run.parameters.values():
+                parameter.grad = None
+        if run.average is not None:
+            self.policy.weights.load(
+                "current", {name: value.cpu() for name, value in run.average.tensors.items()}
+            )
+        return TrainReport(steps, run.skipped, run.resumed_from, run.tail_means())
+
+    def self_check(self, batch: PairBatch, noise_key: tuple[str | int, ...]) -> None:
+        """Check the start of an iteration on the first micro-batch of `batch` (see
+        `selfcheck.check_start`)."""
+        first = micro_batches(batch, self.settings.micro_batch_size)[0][0]
+        check_start(
+            self.policy,
+            self.algorithm,
+            move_batch(first, self.policy.device),
+            noise_key,
+            initial_loss=self.initial_loss,
+            autocast=self._autocast,
+            is_exact=self.policy.device.type == "cpu" and self.settings.mixed_precision == "no",
+        )
+
+    def _take_step(self, run: Progress, batch: PairBatch, tick: Callable[[], None]) -> None:
+        """One optimiser step: gradients over all micro-batches and processes, finite check, clip, update,
+        metrics line."""
+        noise_key = (run.run_seed, run.iteration, "train", run.step)
+        # Losses are keyed; this is for networks that draw from torch's own generator all the same (dropout).
+        torch.manual_seed(keyed_seed(*noise_key, "global", self.world.rank))
+        sums = self._accumulate(run, batch, noise_key, tick)
+        gradients = [parameter.grad for parameter in run.parameters.values()]
+        self.world.all_reduce_sum(gradients)
+        norm = torch.nn.utils.get_total_norm(gradients)
+        values, grad_norm = self._merge(sums, norm)
+        grad_norm /= run.scale.value
+        rate = learning_rate(run.step, run.steps, self.settings)
+        is_finite = math.isfinite(grad_norm) and math.isfinite(values["train/loss"])
+        loss_scale = run.scale.value
+        if is_finite:
+            clip = min(1.0, self.settings.max_grad_norm / (grad_norm + 1e-6)) / loss_scale
+            if clip != 1.0:
+                torch._foreach_mul_(gradients, clip)
+            for group in run.optimizer.param_groups:
+                group["lr"] = rate
+            run.optimizer.step()
+            if run.average is not None:
+                run.average.update()
+            run.scale.accept()
+            run.bad_in_a_row = 0
+            run.tail.append(values)
+        else:
+            run.skipped += 1
+            run.bad_in_a_row += 0 if run.scale.reject() else 1
+        for parameter in run.parameters.values():
+            parameter.grad = None
+        run.step += 1
+        if self.world.rank == 0:
+            line = values | {
+                "train/lr": rate,
+                "train/grad_norm": grad_norm,
+                "train/skipped_steps": run.skipped,
+            }
+            if run.scale.is_dynamic:
+                line["train/loss_scale"] = loss_scale
+            self.metrics.write(run.iteration, run.step, "train", line)
+        if run.bad_in_a_row >= self.settings.max_bad_steps:
+            raise TrainingError(
+                f"iteration {run.iteration}, step {run.step}: {run.bad_in_a_row} steps in a row were "
+                f"not finite (loss {values['train/loss']}, gradient norm {grad_norm}; "
+                f"pairs {', '.join(batch.keys[:3])}, ...); "
+                "lower training.learning_rate or algorithm.beta, "
+                "or look at these pairs with `diffexpo data inspect`"
+            )
+
+    def _accumulate(
+        self, run: Progress, batch: PairBatch, noise_key: tuple[str | int, ...], tick: Callable[[], None]
+    ) -> list[tuple[str, Tensor, float]]:
+        """Gradients of this process's micro-batches; returns (metric, sum, count) still on the device:
+        nothing waits here."""
+        world, settings = self.world, self.settings
+        sums: list[tuple[str, Tensor, float]] = []
+        for part, factor in micro_batches(batch, settings.micro_batch_size, world.rank, world.size):
+            with self._autocast():
+                output = self.algorithm.loss(self.policy, move_batch(part, self.policy.device), noise_key)
+            (output.loss * (factor * run.scale.value)).backward()
+            # The objective itself, so that its factors (which may differ from shares of pairs) are right in
+            # the log too.
+            sums.append(("train/loss", output.loss.detach() * factor, 0.0))
+            sums.extend((name, *value) for name, value in output.metrics.items() if name != "train/loss")
+            self._tick(tick)
+        for parameter in run.parameters.values():
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+        return sums
+
+    def _merge(self, sums: list[tuple[str, Tensor, float]], norm: Tensor) -> tuple[dict[str, float], float]:
+        """Means over all processes, and the gradient norm, with a single wait for the device."""
+        numbers = torch.stack([norm, *(value for _, value, _ in sums)]).tolist()
+        rows = [[name, number, count] for (name, _, count), number in zip(sums, numbers[1:], strict=True)]
+        if self.world.size > 1:
+            stopped = None if self._stopped is None else str(self._stopped)
+            gathered = self.world.gather_objects([{"rows": rows, "stopped": stopped}])
+            rows = [row for part in gathered for row in part["rows"]]
+            messages = [part["stopped"] for part in gathered if part["stopped"] is not None]
+            self._stopped = Interrupted(messages[0]) if messages else None
+        totals: dict[str, tuple[float, float]] = {}
+        for name, number, count in rows:
+            total, counted = totals.get(name, (0.0, 0.0))
+            totals[name] = (total + number, counted + count)
+        # train/loss comes as shares of the mean (count 0); everything else as sums with counts.
+        return {name: total / (counted or 1.0) for name, (total, counted) in totals.items()}, numbers[0]
+
+    def _tick(self, tick: Callable[[], None]) -> None:
+        """With several processes a stop waits for the end of the step, where all agree on it."""
+        try:
+            tick()
+        except Interrupted as interrupted:
+            if self.world.size == 1:
+                raise
+            self._stopped = interrupted
+
+    def _autocast(self) -> AbstractContextManager[None]:
+        dtype = AUTOCAST.get(self.settings.mixed_precision)
+        if dtype is None:
+            return nullcontext()
+        # Without the cache of casted weights: one made in the reference's no_grad pass would cut the
+        # gradient.
+        return torch.autocast(self.policy.device.type, dtype=dtype, cache_enabled=False)
+
+    def _begin(self, iteration: int, steps: int, folder: Path, run_seed: int, resume: bool) -> Progress:
+        """Fresh state, or the checkpoint's."""
+        checkpoint = self._find_checkpoint(folder, resume)
+        if checkpoint is not None:
+            check_identity(checkpoint, iteration, run_seed, steps)
+            self.policy.weights.load("current", checkpoint.tensors["current"])
+        self._check_agreement()
+        parameters = self.policy.weights.trainable()
+        settings = self.settings
+        run = Progress(
+            iteration=iteration,
+            steps=steps,
+            run_seed=run_seed,
+            parameters=parameters,
+            optimizer=make_optimizer(parameters.values(), settings),
+            average=Average(parameters, settings.ema_decay) if settings.ema_decay > 0 else None,
+            scale=LossScale.for_precision(settings.mixed_precision),
+        )
+        for parameter in parameters.values():
+            parameter.grad = None
+        if checkpoint is not None:
+            run.restore(checkpoint)
+        return run
+
+    def _find_checkpoint(self, folder: Path, resume: bool) -> Checkpoint | None:
+        """Rank 0 chooses; the others read the same one."""
+        if self.world.rank == 0 and not resume:
+            remove_checkpoints(folder)
+        checkpoint = load_latest(folder, self.warn) if self.world.rank == 0 else None
+        if self.world.size == 1:
+            return checkpoint
+        name = self.world.broadcast_object(None if checkpoint is None else checkpoint.path.name)
+        if name is None or self.world.rank == 0:
+            return checkpoint
+        return read_checkpoint(folder / name)
+
+    def _check_agreement(self) -> None:
+        """All processes must start from the same weights; else their updates would drift apart unseen."""
+        if self.world.size == 1:
+            return
+        digest = hashlib.sha256()
+        for name, tensor in sorted(self.policy.weights.state("current").items()):
+            digest.update(name.encode())
+            digest.update(tensor.contiguous().view(-1).view(torch.uint8).numpy())
+        if len(set(self.world.gather_objects([digest.hexdigest()]))) > 1:
+            raise TrainingError(
+                "the processes start from different weights; give all of them the same model and run folder"
+            )
+
+    def _save(self, run: Progress, folder: Path) -> None:
+        if self.world.rank == 0:
+            self.metrics.sync()
+            tensors = {"current": self.policy.weights.state("current")} | run.tensors()
+            save_checkpoint(Path(folder), tensors, run.state())
+        run.saved_at = run.step

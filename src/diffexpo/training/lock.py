@@ -1,0 +1,82 @@
+"""One process at a time in a run folder: an operating-system lock, so that a killed holder leaves nothing to
+clean up."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import socket
+import time
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from diffexpo.errors import RunLockedError
+
+
+class RunLock:
+    """Holds `run.lock` of a run folder while the `with` block runs.
+
+    The lock is the kernel's (flock) and dies with its process; the text in the file only names the holder.
+    With several processes (torchrun) rank 0 takes it for all.
+    """
+
+    def __init__(self, run_dir: Path) -> None:
+        self.path = Path(run_dir) / "run.lock"
+        self._descriptor: int | None = None
+
+    def acquire(self) -> None:
+        """Take the lock or refuse.
+
+        Raises:
+            RunLockedError: another process holds it; the message names its pid and host.
+        """
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        # O_CLOEXEC is Python's default: a program started from here does not inherit (and outlive) the lock.
+        descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            holder = _describe(os.pread(descriptor, 4096, 0))
+            os.close(descriptor)
+            raise RunLockedError(
+                f"run folder {self.path.parent} is in use by {holder}; "
+                "wait for it to end, stop it, or choose another folder"
+            ) from None
+        except OSError as error:
+            os.close(descriptor)
+            raise RunLockedError(
+                f"run folder {self.path.parent} cannot be locked ({error.strerror}); "
+                "put it on a file system with file locks"
+            ) from error
+        text = json.dumps({"pid": os.getpid(), "host": socket.gethostname(), "since": time.strftime("%F %T")})
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, text.encode(), 0)
+        self._descriptor = descriptor
+
+    def release(self) -> None:
+        """Give the lock back. The file stays: removing it would let two processes lock two different
+        files."""
+        if self._descriptor is not None:
+            os.ftruncate(self._descriptor, 0)
+            os.close(self._descriptor)
+            self._descriptor = None
+
+    def __enter__(self) -> Self:
+        self.acquire()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.release()
+
+
+def _describe(text: bytes) -> str:
+    """The holder in words; the text is written after locking, so it can be missing for an instant."""
+    try:
+        holder = json.loads(text)
+        return f"process {holder['pid']} on {holder['host']} (since {holder['since']})"
+    except (ValueError, KeyError, TypeError):
+        return "another process (it has not written its name yet)"

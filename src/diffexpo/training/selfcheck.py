@@ -1,0 +1,188 @@
+"""Checks before the first step of an iteration: cheap, and each one a fault that would otherwise waste the
+whole run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from diffexpo.errors import TrainingError
+from diffexpo.types import Algorithm, Conditioning, PairBatch, Policy, WeightSets
+
+# Elsewhere than on the CPU the two forwards may take different kernels, which rounds differently.
+INEXACT_TOLERANCE = 1e-2
+
+
+def check_start(
+    policy: Policy,
+    algorithm: Algorithm,
+    batch: PairBatch,
+    noise_key: tuple[str | int, ...],
+    *,
+    initial_loss: float | None = None,
+    autocast: Callable[[], AbstractContextManager[None]],
+    is_exact: bool,
+) -> None:
+    """Something is trained; against itself the model has margin 0; the gradient arrives everywhere.
+
+    Args:
+        policy: Policy about to be trained.
+        algorithm: Its method.
+        batch: One micro-batch of the first step.
+        noise_key: As in the first step.
+        initial_loss: What the loss must be when current and reference agree (ln 2 for Diffusion-DPO's
+            sigmoid); None: unknown.
+        autocast: Context of the forwards.
+        is_exact: Demand exact zeros (CPU, float32).
+    Raises:
+        TrainingError: names what failed and what to do.
+    """
+    parameters = policy.weights.trainable()
+    if not parameters:
+        raise TrainingError(
+            "nothing to train: the policy has 0 trainable tensors; "
+            "check tuning.kind, and tuning.lora.target_modules against the model's module names"
+        )
+    with autocast():
+        output = algorithm.loss(policy, batch, noise_key)
+    output.loss.backward()
+    gradients = {name: parameter.grad for name, parameter in parameters.items()}
+    for parameter in parameters.values():
+        parameter.grad = None
+    check_gradients(gradients)
+    if not algorithm.needs_reference:
+        return
+    if not _same_state(policy.weights, "current", "reference"):
+        with autocast(), torch.no_grad():
+            output = algorithm.loss(_SelfReferenced(policy), batch, noise_key)
+    # A reference-free margin (SimPO's) is not 0 at the start; only one with reference errors beside it is.
+    if "train/winner_reference_error" in output.metrics:
+        check_zero_margin(output.metrics["train/margin"], is_exact)
+    check_loss(output.loss.detach(), initial_loss, is_exact)
+
+
+def check_gradients(gradients: dict[str, Tensor | None]) -> None:
+    """Every trained module has a gradient that is not zero.
+
+    A low-rank pair counts as one module: at the start its up matrix (B) is 0, so that its down matrix (A)
+    rightly has gradient 0.
+
+    Raises:
+        TrainingError: names the modules that the gradient does not reach.
+    """
+    reached: dict[str, bool] = {}
+    for name, gradient in gradients.items():
+        module = trained_module(name)
+        # NaN counts as reached: it is reported as a non-finite step, with the step's own message.
+        arrived = gradient is not None and bool((gradient != 0).any())
+        reached[module] = reached.get(module, False) or arrived
+    missed = [module for module, arrived in reached.items() if not arrived]
+    if len(missed) == len(reached):
+        raise TrainingError(
+            f"no gradient reaches any of the {len(reached)} trained modules; "
+            "winners equal to losers, or a loss detached from the policy, cause this"
+        )
+    if missed:
+        shown = ", ".join(missed[:5]) + (", ..." if len(missed) > 5 else "")
+        raise TrainingError(
+            f"no gradient reaches {len(missed)} of {len(reached)} trained modules: {shown}; "
+            "they are not part of the forward pass, so leave them out of tuning.lora.target_modules"
+        )
+
+
+def trained_module(name: str) -> str:
+    """The module a trained tensor belongs to: the adapted layer of a low-rank matrix, else the tensor
+    itself."""
+    for marker in (".lora_A.", ".lora_B."):
+        if marker in name:
+            return name.split(marker)[0]
+    return name
+
+
+def check_zero_margin(margin: tuple[Tensor, int], is_exact: bool) -> None:
+    """With the policy as its own reference the margin is 0.
+
+    Raises:
+        TrainingError: two forwards differ: something in the network is random.
+    """
+    mean = float(margin[0]) / margin[1]
+    if not abs(mean) <= (0.0 if is_exact else INEXACT_TOLERANCE):
+        raise TrainingError(
+            f"with the policy as its own reference the margin is {mean!r}, expected 0: two forwards "
+            "with the same weights and inputs differ; turn off dropout and other randomness in the denoiser"
+        )
+
+
+def check_loss(loss: Tensor, expected: float | None, is_exact: bool) -> None:
+    """With the policy as its own reference the loss is the value it has at margin 0 (ln 2 for the sigmoid).
+
+    Raises:
+        TrainingError: current and reference are not measured in the same way.
+    """
+    tolerance = 1e-6 if is_exact else INEXACT_TOLERANCE
+    if expected is not None and not abs(float(loss) - expected) <= tolerance:
+        raise TrainingError(
+            f"with the policy as its own reference the loss is {float(loss)!r}, expected {expected!r}; "
+            "the loss does not measure current and reference in the same way"
+        )
+
+
+def _same_state(weights: WeightSets, first: str, second: str) -> bool:
+    ours, theirs = weights.state(first), weights.state(second)
+    return ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+@dataclass(frozen=True)
+class _OneVersion:
+    """Weight sets in which every name stands for "current"."""
+
+    weights: WeightSets
+
+    def names(self) -> list[str]:
+        return self.weights.names()
+
+    def use(self, name: str) -> AbstractContextManager[None]:
+        return self.weights.use("current")
+
+    def copy(self, source: str, target: str) -> None:
+        raise AssertionError("a loss does not change weight sets")
+
+    def drop(self, name: str) -> None:
+        raise AssertionError("a loss does not change weight sets")
+
+    def trainable(self) -> dict[str, torch.nn.Parameter]:
+        return self.weights.trainable()
+
+    def state(self, name: str) -> dict[str, Tensor]:
+        return self.weights.state("current")
+
+    def load(self, name: str, state: object) -> None:
+        raise AssertionError("a loss does not change weight sets")
+
+
+class _SelfReferenced:
+    """A policy that is its own reference."""
+
+    def __init__(self, policy: Policy) -> None:
+        self._policy = policy
+        self.path = policy.path
+        self.weights = _OneVersion(policy.weights)
+        self.latent_shape = policy.latent_shape
+        self.device = policy.device
+        self.fingerprint = policy.fingerprint
+
+    def encode_prompts(self, prompts: Iterable[str]) -> Conditioning:
+        return self._policy.encode_prompts(list(prompts))
+
+    def encode_images(self, images: Tensor) -> Tensor:
+        return self._policy.encode_images(images)
+
+    def decode_latents(self, latents: Tensor) -> Tensor:
+        return self._policy.decode_latents(latents)
+
+    def predict(self, x_t: Tensor, t: Tensor, conditioning: Conditioning) -> Tensor:
+        return self._policy.predict(x_t, t, conditioning)

@@ -1,0 +1,184 @@
+"""What users meet: a quick `--help`, documented settings, public names that exist, documented commands that exist."""
+
+import re
+import shlex
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import typer
+from pydantic import BaseModel
+
+from diffexpo.cli.main import app
+from diffexpo.config.explain import settings
+from diffexpo.config.schema import RunConfig
+
+ROOT = Path(__file__).resolve().parents[2]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
+
+
+def python(code: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False
+    )
+
+
+def test_help_answers_within_a_second():
+    def seconds() -> float:
+        began = time.perf_counter()
+        done = subprocess.run(
+            [sys.executable, "-m", "diffexpo", "--help"], capture_output=True, timeout=60, check=False
+        )
+        assert done.returncode == 0
+        return time.perf_counter() - began
+
+    assert min(seconds() for _ in range(3)) < 1.0
+
+
+@pytest.mark.parametrize(
+    ("statement", "heavy"),
+    [
+        ("import diffexpo", ("torch", "pydantic", "numpy", "typer")),
+        ("import diffexpo.cli.main", ("torch", "pydantic", "numpy", "diffusers", "transformers", "pyarrow")),
+        (
+            "import diffexpo.config, diffexpo.types, diffexpo.errors, diffexpo.rng",
+            ("torch", "diffusers", "transformers"),
+        ),
+        ("from diffexpo.data.store import Store", ("torch", "diffusers", "transformers")),
+        (
+            "import diffexpo.diffusion, diffexpo.algorithms",
+            ("diffusers", "transformers", "peft", "accelerate", "pyarrow"),
+        ),
+    ],
+)
+def test_imports_stay_light(statement, heavy):
+    done = python(f"import sys; {statement}; print(*[name for name in {heavy!r} if name in sys.modules])")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == []
+
+
+def test_help_imports_no_torch():
+    code = "import sys\ntry:\n    from diffexpo.cli.main import main\n    main(['--help'])\nexcept SystemExit:\n    pass\n"
+    done = python(code + "print('LOADED', *[n for n in ('torch', 'pydantic', 'numpy') if n in sys.modules])")
+    assert done.stdout.splitlines()[-1].split() == ["LOADED"]
+
+
+def test_every_public_name_exists():
+    import diffexpo
+
+    for name in diffexpo.__all__:
+        assert vars(diffexpo).get(name) is not None or diffexpo.__getattr__(name) is not None
+    with pytest.raises(AttributeError, match="nonsense"):
+        diffexpo.nonsense  # noqa: B018
+
+
+def models(model: type[BaseModel], seen: set[type[BaseModel]]) -> set[type[BaseModel]]:
+    seen.add(model)
+    for field in model.model_fields.values():
+        for inner in (field.annotation, *getattr(field.annotation, "__args__", ())):
+            if isinstance(inner, type) and issubclass(inner, BaseModel) and inner not in seen:
+                models(inner, seen)
+    return seen
+
+
+def test_every_setting_is_documented():
+    bare = []
+    for model in models(RunConfig, set()):
+        for name, field in model.model_fields.items():
+            is_group = "Config" in str(field.annotation)
+            if not is_group and len((field.description or "").split()) == 0:
+                bare.append(f"{model.__name__}.{name}")
+    assert not bare, f"settings without a docstring below them: {bare}"
+
+
+def test_settings_are_listed_once_with_what_they_expect():
+    paths = [setting.path for setting in settings()]
+    assert len(paths) == len(set(paths)) > 80
+    assert all(setting.expected for setting in settings())
+
+
+def commands() -> tuple[set[str], set[str]]:
+    """Every command as the words behind `diffexpo`, and the names of the groups."""
+    tree = typer.main.get_command(app)
+    names, groups = set(), set()
+    for name, command in tree.commands.items():
+        inner = getattr(command, "commands", None)
+        if inner is None:
+            names.add(name)
+        else:
+            groups.add(name)
+            names |= {f"{name} {sub}" for sub in inner}
+    return names, groups
+
+
+def documented_commands(page: Path) -> list[tuple[int, str]]:
+    """(line, command) for every `diffexpo ...` in a page's code blocks and inline code."""
+    found = []
+    in_block = False
+    for number, line in enumerate(page.read_text(encoding="utf-8").splitlines(), 1):
+        if line.lstrip().startswith("```"):
+            in_block = not in_block
+            continue
+        code = [line] if in_block or line.startswith("    ") else re.findall(r"`([^`]+)`", line)
+        found += [
+            (number, match[1])
+            for text in code
+            for match in [re.match(r"\s*(?:\$ )?(?:\.venv/bin/)?(diffexpo(?: .*)?)$", text)]
+            if match
+        ]
+    return found
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_documented_commands_exist(page):
+    names, groups = commands()
+    unknown = []
+    for number, text in documented_commands(page):
+        words = [word for word in shlex.split(text, comments=True)[1:] if word not in ("...", "|")]
+        first = words[0] if words else "--help"
+        second = words[1] if len(words) > 1 else ""
+        known = (
+            first.startswith("-")
+            or first in names
+            or (first in groups and (second.startswith("-") or not second))
+        )
+        alternatives = [f"{first} {choice}" for choice in second.split("|")]
+        if not known and not (first in groups and all(choice in names for choice in alternatives)):
+            unknown.append(f"{page.name}:{number} {text}")
+    assert not unknown, "\n".join(unknown)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_documented_make_targets_exist(page):
+    targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
+    named = set(re.findall(r"(?:`|^ {4}|^\$ )make ([a-z]+)", page.read_text(encoding="utf-8"), re.MULTILINE))
+    assert named <= targets
+
+
+def test_constraints_pin_every_dependency_within_its_bounds():
+    import tomllib
+
+    from packaging.requirements import Requirement
+    from packaging.utils import canonicalize_name
+    from packaging.version import Version
+
+    lines = [
+        line
+        for line in (ROOT / "constraints.txt").read_text().splitlines()
+        if line and not line.startswith("#")
+    ]
+    pins = {
+        canonicalize_name(name): Version(version) for name, version in (line.split("==") for line in lines)
+    }
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    extras = project["optional-dependencies"]
+    for text in [*project["dependencies"], *extras["dev"], *extras["label"]]:
+        requirement = Requirement(text)
+        assert pins[canonicalize_name(requirement.name)] in requirement.specifier, text
+        assert all(clause.operator == ">=" for clause in requirement.specifier), (
+            "pyproject states lower bounds only"
+        )
+    assert all(pin.local is None for pin in pins.values())
+    assert "torchvision" not in pins

@@ -1,0 +1,19 @@
+"""Micro-batch size changes speed and memory, not results beyond rounding (with zero-mean residual)."""
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+from tests.invariants.conftest import diffexpo, run_arguments
+
+
+@pytest.mark.parametrize("micro", [1, 4])
+def test_micro_batches_do_not_change_the_result(world, truth, tmp_path, micro):
+    run_dir = tmp_path / "run"
+    diffexpo(*run_arguments(world, run_dir), "--set", f"training.micro_batch_size={micro}")
+    one = load_file(truth / "checkpoints" / "weights-0001.safetensors")
+    two = load_file(run_dir / "checkpoints" / "weights-0001.safetensors")
+    difference = np.concatenate([(one[name] - two[name]).ravel() for name in one]).astype(np.float64)
+    assert np.abs(difference).max() < 1e-5
+    spread = difference.std() / np.sqrt(difference.size)
+    assert abs(difference.mean()) < 5 * spread + 1e-12

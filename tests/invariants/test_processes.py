@@ -1,0 +1,31 @@
+"""Two processes (torchrun, gloo) end with the same pairs as one, and the same weights within rounding."""
+
+import subprocess
+import sys
+
+from safetensors.numpy import load_file
+
+from tests.invariants.conftest import environment, pair_rows, run_arguments
+
+
+def test_two_processes_equal_one(world, truth, tmp_path):
+    run_dir = tmp_path / "run"
+    done = subprocess.run(
+        [
+            sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2",
+            "-m", "diffexpo", *run_arguments(world, run_dir),
+        ],
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    ours, theirs = pair_rows(run_dir), pair_rows(truth)
+    names = ("pair_id", "winner_id", "loser_id", "prompt", "explored_id", "main_id")
+    assert [[row[name] for name in names] for row in ours] == [
+        [row[name] for name in names] for row in theirs
+    ]
+    for path in sorted((truth / "checkpoints").glob("weights-*.safetensors")):
+        one, two = load_file(path), load_file(run_dir / "checkpoints" / path.name)
+        assert max(abs(one[name] - two[name]).max() for name in one) < 1e-6

@@ -1,0 +1,183 @@
+"""Layers, origins, YAML scalars and messages of the configuration."""
+
+import pytest
+import yaml
+
+from diffexpo.config import config_to_yaml, find_recipe, list_recipes, load_config, read_resolved
+from diffexpo.config.load import leaves, parse_yaml
+from diffexpo.errors import ConfigError, MissingError
+
+NONE: dict[str, str] = {}
+
+
+def refuse(*overrides, environment=NONE, recipes=()):
+    with pytest.raises(ConfigError) as caught:
+        load_config(recipes, overrides, environment)
+    return str(caught.value)
+
+
+def write(folder, name, text):
+    path = folder / name
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def test_layers_merge_left_to_right_and_every_value_knows_its_origin(tmp_path):
+    one = write(
+        tmp_path, "one.yaml", "seed: 1\ntraining: {steps: 10, batch_size: 8}\nalgorithm: {beta: 100}\n"
+    )
+    two = write(tmp_path, "two.yaml", "training: {steps: 20}\n")
+    environment = {"DIFFEXPO_ALGORITHM__BETA": "200", "DIFFEXPO_SEED": "2", "PATH": "x"}
+    loaded = load_config([one, two], ["seed=3"], environment)
+    assert (loaded.config.seed, loaded.config.training.steps, loaded.config.training.batch_size) == (3, 20, 8)
+    assert loaded.config.algorithm.beta == 200.0
+    assert loaded.sources["seed"] == "--set seed=3"
+    assert loaded.sources["algorithm.beta"] == "DIFFEXPO_ALGORITHM__BETA"
+    assert loaded.sources["training.steps"] == str(two)
+    assert loaded.sources["training.batch_size"] == str(one)
+    assert loaded.sources["training.weight_decay"] == "default"
+
+
+def test_every_leaf_of_every_recipe_has_an_origin():
+    for recipe in list_recipes():
+        loaded = load_config([recipe.name], [], NONE)
+        assert set(loaded.sources) == {path for path, _ in leaves(loaded.config.model_dump(mode="json"))}
+
+
+def test_the_process_environment_is_read_and_a_resumed_run_ignores_it(monkeypatch, tmp_path):
+    monkeypatch.setenv("DIFFEXPO_TRAINING__STEPS", "7")
+    assert load_config([]).config.training.steps == 7
+    saved = write(tmp_path, "config.yaml", config_to_yaml(load_config([], [], NONE).config))
+    assert read_resolved(saved).config.training.steps == 2000
+
+
+@pytest.mark.parametrize("recipe", [recipe.name for recipe in list_recipes()])
+def test_a_resolved_configuration_reads_back_equal(recipe, tmp_path):
+    loaded = load_config([recipe], [], NONE)
+    text = config_to_yaml(loaded.config)
+    assert read_resolved(write(tmp_path, "config.yaml", text)).config == loaded.config
+    assert yaml.safe_load(text) == parse_yaml(text, "test")
+
+
+@pytest.mark.parametrize(
+    ("text", "value"), [("1e-5", 1e-5), ("5E-6", 5e-6), ("-1.5e3", -1500.0), (".5", 0.5), ("3", 3)]
+)
+def test_numbers_are_numbers(text, value):
+    parsed = parse_yaml(text, "test")
+    assert parsed == value
+    assert type(parsed) is type(value)
+
+
+@pytest.mark.parametrize("word", ["off", "no", "yes", "on", "1e", "e5", "1.2.3"])
+def test_words_stay_words(word):
+    assert parse_yaml(word, "test") == word
+
+
+def test_a_learning_rate_without_a_point_is_a_float_from_every_layer(tmp_path):
+    path = write(tmp_path, "a.yaml", "training: {learning_rate: 1e-5}\n")
+    assert load_config([path], [], NONE).config.training.learning_rate == 1e-5
+    assert load_config([], ["training.learning_rate=2e-5"], NONE).config.training.learning_rate == 2e-5
+    assert (
+        load_config([], [], {"DIFFEXPO_TRAINING__LEARNING_RATE": "3e-5"}).config.training.learning_rate
+        == 3e-5
+    )
+
+
+def test_off_and_no_reach_the_settings_that_use_them():
+    loaded = load_config([], ["explore.negatives.schedule=off", "training.mixed_precision=no"], NONE)
+    assert loaded.config.explore.negatives.schedule == "off"
+    assert loaded.config.training.mixed_precision == "no"
+
+
+def test_lists_are_replaced_whole_or_by_element():
+    judges = "evaluation.judges=[{name: a, type: clip, path: x}, {name: b, type: jpeg_compressibility}]"
+    loaded = load_config([], [judges, "evaluation.judges.1.weight=-2", "evaluation.judges.0.path=y"], NONE)
+    first, second = loaded.config.evaluation.judges
+    assert (first.path, second.weight) == ("y", -2.0)
+    assert loaded.sources["evaluation.judges.1.weight"] == "--set evaluation.judges.1.weight=-2"
+    assert loaded.sources["evaluation.judges.1.name"] == f"--set {judges}"
+    assert load_config([], ["rewards.0.weight=3"], NONE).config.rewards[0].path == "emoji:judge_train"
+    assert load_config([], ["tuning.lora.target_modules=[to_q]"], NONE).config.tuning.lora.target_modules == (
+        "to_q",
+    )
+
+
+def test_an_unknown_key_names_its_file_and_the_closest_setting(tmp_path):
+    path = write(tmp_path, "my.yaml", "training:\n  learning_rat: 1e-5\n")
+    message = refuse(recipes=[path])
+    assert (
+        message
+        == f"training.learning_rat is not a setting (from {path}). Did you mean training.learning_rate?"
+    )
+    assert "Did you mean training.learning_rate?" in refuse("learning_rate=1")
+    assert "Did you mean explore.iterations?" in refuse("explore.iteration=1")
+    assert "Did you mean algorithm?" in refuse("algorthm.beta=1")
+    assert "DIFFEXPO_SEEED" in refuse(environment={"DIFFEXPO_SEEED": "1"})
+    assert "Did you mean rewards[].weight?" in refuse("rewards.0.wieght=1") or "rewards.0.weight" in refuse(
+        "rewards.0.wieght=1"
+    )
+
+
+@pytest.mark.parametrize(
+    ("override", "parts"),
+    [
+        ("training.steps=abc", ["training.steps = 'abc'", "an integer >= 1"]),
+        ("training.steps=0", ["training.steps = 0", ">= 1"]),
+        ("training.steps=1.5", ["training.steps = 1.5", "an integer"]),
+        ("training.steps=true", ["training.steps = true", "an integer"]),
+        ("algorithm.beta=-1", ["algorithm.beta = -1", "a number > 0"]),
+        ("algorithm.beta=.inf", ["algorithm.beta = inf", "finite"]),
+        ("algorithm.kind=sigmod", ["one of sigmoid, hinge", "Did you mean sigmoid?"]),
+        ("algorithm.beta_explore=foo", ["matched", "literal", "a number > 0"]),
+        ("explore.agents=3", ["explore.agents = 3", "one of 1, 2"]),
+        ("model.path=5", ["model.path = 5", "text", "quotes"]),
+        ("training=5", ["training = 5", "a group of settings", "steps"]),
+        ("training.gradient_checkpointing=maybe", ["true or false"]),
+        ("name=a b", ["name = 'a b'", "matching"]),
+        ("seed.x=1", ["seed.x", "single value"]),
+        ("rewards.4.weight=1", ["rewards.4", "length 1"]),
+        ("rewards=[{type: clip}]", ["rewards.0.name is not given"]),
+        ("seed", ["has no value", "--set group.key=value"]),
+        ("seed=[1", ["not valid YAML"]),
+    ],
+)
+def test_a_wrong_value_says_what_where_from_and_what_was_expected(override, parts):
+    message = refuse(override)
+    for part in [*parts, override.partition("=")[0]]:
+        assert part in message
+
+
+def test_all_problems_are_listed_at_once():
+    assert len(refuse("training.steps=abc", "algorithm.beta=x", "nonsense=1").splitlines()) == 3
+
+
+def test_a_key_that_stands_twice_is_refused(tmp_path):
+    message = refuse(recipes=[write(tmp_path, "twice.yaml", "seed: 1\nname: a\nseed: 2\n")])
+    assert "'seed' stands twice" in message
+    assert "twice.yaml" in message
+
+
+@pytest.mark.parametrize("text", ["- 1\n", "a: [\n", "!!python/object/apply:os.system ['true']\n", "5: x\n"])
+def test_files_that_are_no_recipe_are_refused(tmp_path, text):
+    assert "odd.yaml" in refuse(recipes=[write(tmp_path, "odd.yaml", text)])
+
+
+def test_a_file_that_is_not_utf8_is_refused(tmp_path):
+    path = tmp_path / "latin.yaml"
+    path.write_bytes("name: caf\u00e9\n".encode("latin-1"))
+    assert "UTF-8" in refuse(recipes=[path])
+
+
+def test_recipes_are_found_by_name_and_by_path(tmp_path):
+    assert find_recipe("emoji/expo") == find_recipe("emoji/expo.yaml")
+    path = write(tmp_path, "mine.yaml", "seed: 1\n")
+    assert find_recipe(str(path)) == path
+
+
+@pytest.mark.parametrize(
+    ("name", "near"),
+    [("emoji/exop", "emoji/expo"), ("expo", "emoji/expo"), ("emoji/dpo", "emoji/dpo_offline")],
+)
+def test_a_missing_recipe_names_the_nearest(name, near):
+    with pytest.raises(MissingError, match=near):
+        find_recipe(name)

@@ -1,0 +1,127 @@
+"""Every contradiction is refused with its reason; what is merely odd is noted."""
+
+import math
+
+import pytest
+
+from diffexpo.config import RunConfig, check_combinations, config_notes, list_recipes, load_config
+from diffexpo.config.rules import check_flow, effective_beta_explore
+from diffexpo.errors import ConfigError
+
+JUDGE = "evaluation.judges=[{name: j, type: clip, path: emoji:judge_heldout}]"
+TWO_REWARDS = "rewards=[{name: a, type: clip, path: x}, {name: b, type: jpeg_compressibility}]"
+
+
+def load(*overrides):
+    return load_config([], overrides, {}).config
+
+
+@pytest.mark.parametrize(
+    ("overrides", "reason"),
+    [
+        (["algorithm.alpha=0.1", "explore.agents=1"], "same weights"),
+        (["algorithm.alpha=0.1", "algorithm.kind=simpo"], "reference"),
+        (["algorithm.alpha=0.1", "algorithm.type=diffusion_dpo"], "no bonus"),
+        (["algorithm.alpha=0.1", "explore.iterations=1"], "never acts"),
+        (["algorithm.alpha=0.1", "algorithm.contrast_fraction=0"], "no contrast pairs"),
+        (["algorithm.uncertainty=optimism"], "spread between scorers"),
+        (["algorithm.uncertainty=pessimism"], "1 train reward:"),
+        (["algorithm.uncertainty=optimism", TWO_REWARDS, "rewards.1.role=watch"], "1 train reward:"),
+        (["algorithm.uncertainty=optimism", TWO_REWARDS, "algorithm.kind=simpo"], "simpo has none"),
+        (["algorithm.uncertainty=optimism", TWO_REWARDS, "algorithm.uncertainty_scale=0"], "always 0"),
+        (["algorithm.label_smoothing=0.1"], "only cdpo and robust"),
+        (["algorithm.simpo_gamma=0.1"], "only simpo"),
+        (["explore.sampler.guidance=1"], "never evaluated"),
+        (["explore.sampler.guidance=0.5"], "followed instead of avoided"),
+        (["explore.negatives.agents=exploration", "explore.agents=1"], "no separate exploration agent"),
+        (["offline.source=null", "explore.iterations=1"], "nothing to learn from"),
+        (["hybrid.offline_weight=0", "explore.iterations=1"], "weight 0"),
+        (["offline.source=null", "baseline.offline_dpo=true"], "no pairs to train on"),
+        (["prompts.source=''"], "prompts.source is empty"),
+        (["evaluation.prompts=emoji:train"], "never trained on"),
+        (["rewards=[]"], "no reward with role: train"),
+        (["rewards.0.role=watch"], "no reward with role: train"),
+        (["rewards.0.weight=0"], "ranks nothing"),
+        (["rewards.0.path=null"], "path is empty"),
+        (["rewards=[{name: a, type: python, path: scorer.py}]"], "file.py:function"),
+        (["rewards=[{name: a, type: jpeg_compressibility, path: x}]"], "reads no file"),
+        ([TWO_REWARDS, "rewards.1.name=a"], "unique"),
+        ([JUDGE, "evaluation.judges.0.name=judge_train"], "unique"),
+        ([JUDGE, "evaluation.judges.0.path=emoji:judge_train"], "over-optimisation"),
+        (["training.batch_size=32", "training.micro_batch_size=12"], "8 does"),
+        (["evaluation.vendi_images=1"], "always 1"),
+    ],
+)
+def test_a_contradiction_is_refused_with_its_reason(overrides, reason):
+    with pytest.raises(ConfigError, match=reason):
+        load(*overrides)
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["explore.sampler.guidance=1", "explore.negatives.schedule=off"],
+        ["explore.sampler.guidance=1", "explore.negatives.mode=append"],
+        ["explore.sampler.guidance=1", "explore.negatives.source=null"],
+        ["explore.iterations=1", "rewards=[]"],
+        ["explore.agents=1", "explore.images_per_prompt=1"],
+        ["algorithm.uncertainty=optimism", TWO_REWARDS],
+        ["algorithm.alpha=0.1"],
+        ["algorithm.label_smoothing=0.1", "algorithm.kind=cdpo"],
+        ["offline.source=null"],
+        [JUDGE, "rewards.0.role=watch", "explore.iterations=1"],
+    ],
+)
+def test_what_makes_sense_passes(overrides):
+    check_combinations(load(*overrides))
+
+
+def test_all_contradictions_are_told_at_once():
+    with pytest.raises(ConfigError) as caught:
+        load("algorithm.alpha=0.1", "explore.agents=1", "evaluation.vendi_images=1")
+    assert len(str(caught.value).splitlines()) == 2
+
+
+def test_literal_beta_is_beta_over_a_thousand():
+    assert effective_beta_explore(load("algorithm.beta_explore=literal")) == 5.0
+    assert effective_beta_explore(load("algorithm.beta_explore=matched")) == 5000.0
+    assert effective_beta_explore(load("algorithm.beta_explore=12")) == 12.0
+
+
+def notes(*overrides):
+    return "\n".join(config_notes(load(JUDGE, *overrides)))
+
+
+def test_notes_speak_of_what_is_odd_and_are_silent_otherwise():
+    assert notes() == ""
+    assert notes("algorithm.alpha=1") == ""
+    assert "nearly inert" in notes("algorithm.alpha=1", "algorithm.beta_explore=literal")
+    assert "same loss as sigmoid" in notes("algorithm.kind=robust")
+    assert "iteration 1 has no offline pairs" in notes("offline.source=null")
+    assert "no win rate" in "\n".join(config_notes(RunConfig()))
+    assert "collapsed" in notes("training.learning_rate=1e-4")
+
+
+def test_the_note_on_a_strong_bonus_gives_the_margin_at_which_it_stalls():
+    # Descent on -log sigma(h) + alpha sigma(h) has its zero at sigma(h) = 1 / alpha.
+    stall = -math.log(3.0 - 1.0)
+    assert 1 / (1 + math.exp(-stall)) == pytest.approx(1 / 3)
+    assert f"h = {stall:+.3g}" in notes("algorithm.alpha=3")
+
+
+def test_samplers_must_fit_the_model():
+    flow = load("explore.sampler.name=flow_euler", "evaluation.sampler.name=flow_euler")
+    check_flow(flow, "flow")
+    check_flow(load(), "vp")
+    with pytest.raises(ConfigError, match=r"explore\.sampler\.name = ddpm.*flow_euler"):
+        check_flow(load("evaluation.sampler.name=flow_euler"), "flow")
+    with pytest.raises(ConfigError, match=r"evaluation\.sampler\.name"):
+        check_flow(flow, "vp")
+    check_flow(load("explore.iterations=1", "evaluation.sampler.name=flow_euler"), "flow")
+
+
+@pytest.mark.parametrize("recipe", [recipe.name for recipe in list_recipes()])
+def test_every_recipe_loads_and_its_samplers_fit(recipe):
+    config = load_config([recipe], [], {}).config
+    check_flow(config, "flow" if config.model.path == "emoji:flow" else "vp")
+    assert config.evaluation.judges

@@ -1,0 +1,104 @@
+"""Each alarm fires on its own failure and stays silent on a healthy run."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from diffexpo.evaluation.alarms import History, Snapshot, check_alarms
+
+BASE = Snapshot(0, train_reward=(20.0, 19.8, 20.2), heldout_reward=(21.0, 20.8, 21.2), vendi=4.5)
+GOOD = Snapshot(
+    1,
+    train_reward=(21.0, 20.8, 21.2),
+    heldout_reward=(21.6, 21.4, 21.8),
+    win_rate=(0.66, 0.58, 0.74),
+    vendi=4.2,
+    kl=6.0,
+    implicit_accuracy=0.64,
+    winner_error=0.301,
+    loser_error=0.318,
+    winner_reference_error=0.30,
+    loser_reference_error=0.31,
+    reward_std=1.1,
+    images=512,
+    images_failed=3,
+    groups=64,
+    dropped_ties=3,
+    skipped_steps=0,
+)
+
+
+def names(*snapshots: Snapshot, kl_budget: float | None = None) -> list[tuple[str, str]]:
+    return [(alarm.name, alarm.severity) for alarm in check_alarms(History(snapshots, kl_budget))]
+
+
+def test_silence_on_a_healthy_run_and_on_an_empty_one() -> None:
+    assert names(BASE, GOOD) == []
+    assert names() == []
+    assert names(BASE) == []
+    assert names(Snapshot(1)) == []
+
+
+def test_the_documented_collapse_fires() -> None:
+    """Implicit accuracy 0.96 and both errors up by 0.7, as a learning rate of 1e-4 at beta 300 once did."""
+    for rise in (lambda error: error + 0.7, lambda error: error * 1.7):
+        bad = replace(
+            GOOD,
+            implicit_accuracy=0.96,
+            winner_error=rise(0.30),
+            loser_error=rise(0.31),
+            win_rate=(0.22, 0.14, 0.31),
+        )
+        found = names(BASE, bad)
+        assert ("collapse", "critical") in found and ("worse_than_base", "critical") in found
+    text = check_alarms(History((BASE, bad)))[0]
+    assert "0.96" in text.message and "learning_rate" in text.what_to_do
+
+
+def test_collapse_needs_both_errors_up() -> None:
+    assert names(BASE, replace(GOOD, implicit_accuracy=0.96, loser_error=0.62)) == []
+    only_errors = replace(GOOD, winner_error=0.6, loser_error=0.62)
+    assert names(BASE, only_errors) == [("errors_rise", "warning")]
+
+
+@pytest.mark.parametrize(("high", "severity"), [(21.3, "warning"), (20.9, "critical")])
+def test_over_optimisation(high: float, severity: str) -> None:
+    bad = replace(GOOD, heldout_reward=(20.7, 20.5, high), win_rate=(0.48, 0.40, 0.56))
+    assert names(BASE, bad) == [("over_optimisation", severity)]
+
+
+@pytest.mark.parametrize(("vendi", "expected"), [(3.9, []), (3.4, ["warning"]), (2.0, ["critical"])])
+def test_diversity_drop_is_measured_above_the_minimum_of_one(vendi: float, expected: list[str]) -> None:
+    assert [
+        severity for name, severity in names(BASE, replace(GOOD, vendi=vendi)) if name == "diversity"
+    ] == expected
+
+
+@pytest.mark.parametrize(
+    ("change", "name"),
+    [
+        ({"reward_std": 0.0}, "zero_variance"),
+        ({"dropped_ties": 40}, "many_ties"),
+        ({"images_failed": 60}, "scorer_failures"),
+        ({"skipped_steps": 2}, "skipped_steps"),
+        ({"implicit_accuracy": 0.5}, "no_learning"),
+    ],
+)
+def test_data_and_training_alarms(change: dict[str, float], name: str) -> None:
+    assert [found for found, _ in names(BASE, replace(GOOD, **change))] == [name]
+
+
+def test_kl_budget_and_kl_without_return() -> None:
+    assert names(BASE, GOOD, kl_budget=5.0) == [("kl_budget", "warning")]
+    assert names(BASE, GOOD, kl_budget=7.0) == []
+    later = replace(
+        GOOD, iteration=2, kl=20.0, heldout_reward=(21.2, 21.1, 21.4), win_rate=(0.55, 0.47, 0.63)
+    )
+    assert names(BASE, GOOD, later) == [("kl_without_return", "warning")]
+
+
+def test_critical_comes_first() -> None:
+    bad = replace(GOOD, skipped_steps=1, implicit_accuracy=0.5, win_rate=(0.2, 0.1, 0.3))
+    assert [severity for _, severity in names(BASE, bad)] == ["critical", "warning", "note"]

@@ -1,0 +1,275 @@
+"""The report says what the files say, is one file, and survives whatever is missing."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from tests.unit.evaluation.synthetic_run import make_config, make_run, make_suite, train_lines, write_lines
+
+from diffexpo.errors import DataError, MissingError
+from diffexpo.evaluation.grid import data_uri, picture_grid, to_uint8
+from diffexpo.evaluation.records import (
+    choose_pair_examples,
+    load_run,
+    load_suite,
+    read_metrics,
+    save_pair_examples,
+    save_suite,
+    series,
+)
+from diffexpo.evaluation.report import write_report
+from diffexpo.evaluation.summary import summarise
+from diffexpo.evaluation.verdict import give_verdict
+
+
+class Page(HTMLParser):
+    """Tags that are open, what is referred to, and the text."""
+
+    VOID = ("meta", "img", "br", "link")
+
+    def __init__(self, source: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.links: list[str] = []
+        self.images_without_alt = 0
+        self.ids: list[str] = []
+        self.text = ""
+        self.feed(source)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        values = dict(attrs)
+        self.links += [str(values[name]) for name in ("src", "href", "xlink:href") if values.get(name)]
+        self.images_without_alt += tag == "img" and not values.get("alt")
+        self.ids += [str(values["id"])] if values.get("id") else []
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.handle_starttag(tag, attrs)
+        if tag not in self.VOID:
+            self.open.pop()
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.text += " " + data
+
+
+def read(run_dir: Path) -> tuple[str, Page, str]:
+    source = write_report(run_dir).read_text(encoding="utf-8")
+    page = Page(source)
+    return source, page, re.sub(r"\s+", " ", page.text)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_run(tmp_path_factory.mktemp("report"))
+
+
+@pytest.fixture(scope="module")
+def rendered(finished: Path) -> tuple[str, Page, str]:
+    return read(finished)
+
+
+@pytest.fixture
+def copied(finished: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(finished, tmp_path / "runs" / "synthetic"))
+
+
+def test_one_self_contained_well_formed_file(finished: Path, rendered: tuple[str, Page, str]) -> None:
+    source, page, _ = rendered
+    assert page.open == []
+    assert len(source) < 3_000_000
+    assert all(link.startswith(("data:", "#")) for link in page.links)
+    assert "<script" not in source and "@import" not in source and "url(http" not in source
+    assert page.images_without_alt == 0
+    assert len(page.ids) == len(set(page.ids))
+    assert source.count('role="img"') == 12 and source.count("aria-label=") >= 12
+    for link in page.links:
+        assert not link.startswith("#") or link[1:] in page.ids
+    assert (finished / "eval" / "grid.png").is_file()
+
+
+def test_the_same_files_give_the_same_bytes(finished: Path, rendered: tuple[str, Page, str]) -> None:
+    assert write_report(finished).read_text(encoding="utf-8") == rendered[0]
+
+
+def test_verdict_quotes_the_numbers_that_the_suites_hold(
+    finished: Path, rendered: tuple[str, Page, str]
+) -> None:
+    base, last = (load_suite(finished / "eval" / name) for name in ("base", "iteration-3"))
+    share = float((last.scores["judge_heldout"] > base.scores["judge_heldout"]).mean())
+    text = rendered[2]
+    assert "Better than the base model" in text
+    assert f"{100 * share:.1f}% of comparisons" in text
+    assert "at equal network evaluations (70,656 against 70,656)" in text
+    assert "None raised." in text and "Unfinished." not in text
+    change = np.mean([last.vendi[name] - base.vendi[name] for name in base.vendi])
+    assert f"changed by {change:+.2f}" in text
+
+
+def test_derived_cost_counts_what_was_done(finished: Path) -> None:
+    summary = summarise(load_run(finished))
+    rows = {row.phase: row for row in summary.costs}
+    assert rows["collect"].total == 1024 * 12 * 2
+    assert rows["train"].total == 180 * 32 * 8
+    assert summary.expo_cost == rows["collect"].total + rows["train"].total
+    assert summary.baseline_cost == 276 * 32 * 8
+
+
+def test_recorded_cost_wins_over_the_derived_one(copied: Path) -> None:
+    lines = read_metrics(copied / "metrics.jsonl")
+    for line in lines:
+        if line["phase"] == "train_summary":
+            line |= {"cost/network_evaluations": 100, "cost/backward_evaluations": 10}
+    write_lines(copied / "metrics.jsonl", lines)
+    rows = {row.phase: row for row in summarise(load_run(copied)).costs}
+    assert rows["train"].total == 3 * (100 + 2 * 10)
+
+
+def test_says_so_when_offline_dpo_is_better(copied: Path) -> None:
+    save_suite(make_suite("baseline", shift=3.0, kl=7.0), copied / "eval" / "baseline")
+    assert "Offline DPO is better than EXPO here" in " ".join(
+        give_verdict(summarise(load_run(copied))).sentences
+    )
+
+
+def test_unequal_cost_is_called_unfair(copied: Path) -> None:
+    write_lines(copied / "baseline" / "metrics.jsonl", train_lines(1, 100))
+    assert "this is not a fair comparison" in " ".join(give_verdict(summarise(load_run(copied))).sentences)
+
+
+@pytest.mark.parametrize(
+    ("shift", "title"),
+    [(-1.5, "Not better: worse than the base model"), (0.0, "Undecided: no clear difference")],
+)
+def test_bad_and_unclear_results_are_called_that(copied: Path, shift: float, title: str) -> None:
+    save_suite(make_suite("iteration-3", shift=shift, kl=9.0, vendi=4.0), copied / "eval" / "iteration-3")
+    assert give_verdict(summarise(load_run(copied))).title.startswith(title)
+
+
+def test_collapse_and_a_better_baseline_are_on_the_page(copied: Path) -> None:
+    save_suite(make_suite("baseline", shift=3.0, kl=7.0), copied / "eval" / "baseline")
+    write_lines(copied / "metrics.jsonl", train_lines(1, 60, rise=0.7, accuracy=0.97))
+    _, _, text = read(copied)
+    assert "critical: collapse" in text
+    assert "Offline DPO is the better model here." in text
+
+
+def test_without_baseline_kl_vendi_judge_and_pairs_it_says_what_is_absent(tmp_path: Path) -> None:
+    run_dir = tmp_path / "bare"
+    run_dir.mkdir()
+    (run_dir / "config.yaml").write_text(yaml.safe_dump(make_config()), encoding="utf-8")
+    for name, shift in (("base", 0.0), ("iteration-3", 0.5)):
+        save_suite(make_suite(name, shift=shift, vendi=0.0, judge=False), run_dir / "eval" / name)
+    _, page, text = read(run_dir)
+    assert page.open == []
+    for sentence in (
+        "No verdict yet",
+        "No held-out judge is configured",
+        "No win rate:",
+        "No reward-KL curve:",
+        "No Vendi score:",
+        "No training step with train/loss",
+        "No collecting iteration",
+        "No pairing line",
+        "No example pairs:",
+        "No comparison: offline Diffusion-DPO was not trained",
+        "The environment was not recorded",
+    ):
+        assert sentence in text, sentence
+
+
+def test_unfinished_runs_are_reported_as_far_as_they_are(copied: Path) -> None:
+    shutil.rmtree(copied / "eval" / "iteration-3")
+    shutil.rmtree(copied / "eval" / "baseline")
+    (copied / "eval" / "iteration-2" / "suite.json").unlink()
+    (copied / "status.json").write_text(json.dumps({"state": "interrupted"}), encoding="utf-8")
+    with (copied / "metrics.jsonl").open("a", encoding="utf-8") as file:
+        file.write('{"iteration": 3, "step": 61, "pha')
+    _, _, text = read(copied)
+    assert "Unfinished." in text and "interrupted" in text and "of 3 planned iterations" in text
+    assert "This is iteration 1 of 3 planned" in text
+    assert "evaluation of 'iteration-2' did not finish" in text
+
+
+def test_a_run_that_has_only_begun(tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text("name: begun\n", encoding="utf-8")
+    _, page, text = read(tmp_path)
+    assert page.open == []
+    assert "No iterate has been evaluated yet" in text and "No pictures:" in text
+    with pytest.raises(MissingError, match="not a run folder"):
+        write_report(tmp_path / "nowhere")
+
+
+def test_prompts_cannot_inject_markup(copied: Path) -> None:
+    suite = load_suite(copied / "eval" / "base")
+    evil = '<script>alert("x")</script> & "quotes"'
+    path = copied / "eval" / "base" / "suite.json"
+    stored = json.loads(path.read_text(encoding="utf-8"))
+    stored["prompts"][0]["text"] = evil
+    path.write_text(json.dumps(stored), encoding="utf-8")
+    source, page, _ = read(copied)
+    assert "<script" not in source and page.open == []
+    assert suite.prompts[1].text in source
+
+
+def test_only_rows_that_both_models_drew_are_compared(copied: Path) -> None:
+    save_suite(make_suite("iteration-3", shift=1.1, kl=9.0, count=30), copied / "eval" / "iteration-3")
+    summary = summarise(load_run(copied))
+    assert summary.wins["iteration-3"].num == 30
+    assert any("share 30 of 48 images" in problem for problem in summary.problems)
+
+
+def test_verdict_without_files_is_unknown(tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text("name: begun\n", encoding="utf-8")
+    assert give_verdict(summarise(load_run(tmp_path))).kind == "unknown"
+
+
+def test_metrics_keep_order_and_report_damage(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    assert read_metrics(path) == []
+    path.write_text(
+        '{"iteration": 1, "a": 2}\n{"iteration": 2, "a": null}\n{"iteration": 3, "a": NaN}\n{"iter',
+        encoding="utf-8",
+    )
+    assert series(read_metrics(path), "a") == [(1, 2.0)]
+    path.write_text('{"iteration": 1}\nrubbish\n{"iteration": 2}\n', encoding="utf-8")
+    with pytest.raises(DataError, match="line 2"):
+        read_metrics(path)
+
+
+def test_example_pairs_follow_the_rule_and_can_be_written_twice(tmp_path: Path) -> None:
+    rows = [{"pair_id": str(i), "margin": margin} for i, margin in enumerate([0.5, 3.0, 1.0, 2.0, 0.1])]
+    assert [(rule, row["pair_id"]) for rule, row in choose_pair_examples(rows)] == [
+        ("first", "0"),
+        ("median margin", "2"),
+        ("largest margin", "1"),
+    ]
+    assert [rule for rule, _ in choose_pair_examples(rows[:1])] == ["first"]
+    assert choose_pair_examples([]) == []
+    run_dir = make_run(tmp_path)
+    before = load_run(run_dir).examples
+    save_pair_examples(run_dir, 2, [])
+    after = load_run(run_dir).examples
+    assert [example for example in before if example.iteration == 1] == after
+
+
+def test_pictures_are_rounded_labelled_and_encoded() -> None:
+    images = np.array([0.0, 0.4999, 1.2, -3.0]).reshape(4, 1, 1, 1).repeat(3, axis=1)
+    assert to_uint8(images)[:, 0, 0, 0].tolist() == [0, 127, 255, 0]
+    red = np.zeros((8, 8, 3), dtype=np.uint8) + np.array([255, 0, 0], dtype=np.uint8)
+    sheet = np.asarray(picture_grid([[red, None]], ["a very long prompt " * 9], ["base", "EXPO"], tile=64))
+    assert (sheet == [255, 0, 0]).all(axis=2).sum() == 64 * 64
+    assert data_uri(red).startswith("data:image/png")
+    assert data_uri(np.zeros((512, 512, 3), dtype=np.uint8)).startswith("data:image/jpeg")
+    with pytest.raises(DataError, match="row labels"):
+        picture_grid([[red]], [], ["base"])

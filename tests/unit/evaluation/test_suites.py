@@ -1,0 +1,155 @@
+"""Evaluations are comparable between versions, complete on disk, and never turn a failure into a number."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path as FolderPath
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from diffexpo.config.schema import EvaluationConfig, SamplerConfig
+from diffexpo.diffusion import Path
+from diffexpo.errors import DataError, MissingError, RewardError
+from diffexpo.evaluation.suites import choose_prompts, evaluate_version, is_saved, load_suite, save_suite
+from diffexpo.policies.toy import ToyPolicy
+from diffexpo.types import Prompt
+
+ABAR = torch.cumprod(1 - torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64), dim=0)
+PROMPTS = [Prompt(f"id{i}", f"word {i}") for i in range(6)]
+SETTINGS = EvaluationConfig(
+    num_prompts=6,
+    images_per_prompt=2,
+    sampler=SamplerConfig(name="ddpm", steps=3, guidance=2.0),
+    kl_prompts=4,
+    vendi_prompts=2,
+    vendi_images=4,
+)
+
+
+class Redness:
+    """Mean of the red channel; may fail on some prompts."""
+
+    version, scale = "1", "mean red"
+
+    def __init__(self, name: str = "redness", fails: str = "") -> None:
+        self.name, self.fails = name, fails
+        self.seen: list[Tensor] = []
+
+    def score(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
+        self.seen.append(images)
+        if self.fails == "raise":
+            raise RewardError("offline")
+        values = images[:, 0].mean(dim=(1, 2))
+        return torch.where(torch.tensor([text == self.fails for text in prompts]), torch.nan, values)
+
+
+def make_policy() -> ToyPolicy:
+    policy = ToyPolicy(Path.vp(ABAR))
+    state = policy.weights.state("current")
+    policy.weights.load("moved", {name: value + 0.05 for name, value in state.items()})
+    return policy
+
+
+def flat(images: Tensor) -> Tensor:
+    return images.flatten(1) + 0.1
+
+
+def test_same_noise_for_every_version_and_rows_in_order() -> None:
+    policy = make_policy()
+    base = evaluate_version(policy, "base", PROMPTS, SETTINGS, [Redness()], 7, embed=flat, embedder="pixels")
+    again = evaluate_version(policy, "base", PROMPTS, SETTINGS, [Redness()], 7, embed=flat, embedder="pixels")
+    moved = evaluate_version(
+        policy, "moved", PROMPTS, SETTINGS, [Redness()], 7, embed=flat, embedder="pixels"
+    )
+    policy.weights.copy("base", "twin")
+    twin = evaluate_version(policy, "twin", PROMPTS, SETTINGS, [Redness()], 7, embed=flat, embedder="pixels")
+    assert np.array_equal(base.images, again.images) and np.array_equal(base.images, twin.images)
+    assert not np.array_equal(base.images, moved.images)
+    assert base.prompt_index.tolist() == [0] * 4 + [1] * 4 + [2, 2, 3, 3, 4, 4, 5, 5]
+    assert base.scored.sum() == 12
+    assert base.kl == [] and twin.kl == [0.0] * 4 and min(moved.kl) > 0
+    assert set(base.vendi) == {"id0", "id1"} and all(1 <= value <= 4 for value in base.vendi.values())
+    assert base.network_evaluations == 16 * 6
+
+
+def test_a_picture_does_not_depend_on_the_other_prompts() -> None:
+    policy = make_policy()
+    whole = evaluate_version(policy, "base", PROMPTS, SETTINGS, [Redness()], 7)
+    part = evaluate_version(policy, "base", PROMPTS[3:5], SETTINGS, [Redness()], 7, batch_size=3)
+    other = evaluate_version(policy, "base", PROMPTS[3:5], SETTINGS, [Redness()], 8)
+    for image in range(2):
+        gap = part.picture(0, image).astype(int) - whole.picture(3, image).astype(int)
+        assert np.abs(gap).max() <= 1
+    assert not np.array_equal(part.images, other.images)
+
+
+def test_judges_see_the_eight_bit_picture() -> None:
+    judge = Redness()
+    result = evaluate_version(make_policy(), "base", PROMPTS, SETTINGS, [judge], 0)
+    seen = torch.cat(judge.seen)
+    assert torch.equal(seen * 255, torch.round(seen * 255))
+    assert result.scores["redness"] == pytest.approx(result.images[..., 0].mean(axis=(1, 2)) / 255, abs=1e-6)
+
+
+def test_failures_become_nan_and_stay_so_on_disk(tmp_path: FolderPath) -> None:
+    judges = [Redness("picky", fails="word 2"), Redness("broken", fails="raise")]
+    result = evaluate_version(
+        make_policy(), "base", PROMPTS, SETTINGS, judges, 0, train_rewards=[Redness("train")]
+    )
+    assert np.isnan(result.scores["picky"]).sum() == 2
+    assert np.isnan(result.scores["broken"]).all()
+    assert result.roles == {"picky": "heldout", "broken": "heldout", "train": "train"}
+    loaded = load_suite(save_suite(result, tmp_path / "base"))
+    assert np.array_equal(loaded.images, result.images)
+    for name, values in result.scores.items():
+        assert np.array_equal(loaded.scores[name], values, equal_nan=True)
+    for field in ("version", "prompts", "vendi", "kl", "sampler", "scorers", "network_evaluations", "seed"):
+        assert vars(loaded)[field] == vars(result)[field]
+
+
+def test_half_written_evaluations_are_not_complete(tmp_path: FolderPath) -> None:
+    folder = save_suite(
+        evaluate_version(make_policy(), "base", PROMPTS, SETTINGS, [Redness()], 0), tmp_path / "base"
+    )
+    assert is_saved(folder)
+    (folder / "images" / "00003.png").unlink()
+    with pytest.raises(DataError, match="delete the folder"):
+        load_suite(folder)
+    (folder / "suite.json").unlink()
+    assert not is_saved(folder)
+    with pytest.raises(MissingError, match="did not finish"):
+        load_suite(folder)
+
+
+def test_vendi_and_kl_can_be_off_and_interruption_passes_through() -> None:
+    settings = SETTINGS.model_copy(update={"kl_prompts": 0, "vendi_prompts": 0})
+    result = evaluate_version(make_policy(), "moved", PROMPTS, settings, [Redness()], 0, embed=flat)
+    assert result.kl == [] and result.vendi == {} and result.vendi_images == 0 and len(result.images) == 12
+    ticks: list[int] = []
+
+    def stop() -> None:
+        ticks.append(1)
+        if len(ticks) == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        evaluate_version(make_policy(), "moved", PROMPTS, settings, [Redness()], 0, stop)
+
+
+def test_bad_requests_are_refused() -> None:
+    with pytest.raises(DataError, match="no prompt"):
+        evaluate_version(make_policy(), "base", [], SETTINGS, [Redness()], 0)
+    with pytest.raises(DataError, match="different names"):
+        evaluate_version(make_policy(), "base", PROMPTS, SETTINGS, [Redness(), Redness()], 0)
+
+
+def test_prompts_are_chosen_by_seed_not_by_position() -> None:
+    chosen = choose_prompts(PROMPTS, 3, 0)
+    assert chosen == choose_prompts(PROMPTS[::-1], 3, 0) and len(chosen) == 3
+    assert choose_prompts(PROMPTS, 5, 0)[:3] == chosen
+    assert any(choose_prompts(PROMPTS, 3, seed) != chosen for seed in range(1, 5))
+    assert choose_prompts([*PROMPTS, replace(PROMPTS[0])], 99, 0) == choose_prompts(PROMPTS, 99, 0)

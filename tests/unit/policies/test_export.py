@@ -1,0 +1,124 @@
+"""What is exported is what plain diffusers draws."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import StableDiffusionPipeline
+from safetensors import safe_open
+from safetensors.torch import load_file
+
+from diffexpo.config.schema import LoraConfig, ModelConfig, TuningConfig
+from diffexpo.errors import PolicyError
+from diffexpo.policies.base import load_policy
+from diffexpo.policies.export import LORA_FILE, export_policy
+from diffexpo.policies.sd3 import SD3Policy
+from diffexpo.policies.unet import UNetPolicy
+
+
+def trained(folder: Path, kind: str, alpha: float | None = None) -> UNetPolicy | SD3Policy:
+    tuning = TuningConfig(kind=kind, lora=LoraConfig(rank=4, alpha=alpha))
+    policy = load_policy(ModelConfig(device="cpu"), tuning, folder_or_id=str(folder), seed=0)
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in policy.weights.trainable().values():
+            parameter.add_(0.05 * torch.randn(parameter.shape, generator=generator))
+    return policy
+
+
+@pytest.mark.parametrize("name", ["diffusion_folder", "v_folder", "flow_folder"])
+@pytest.mark.parametrize(("kind", "alpha"), [("lora", None), ("lora", 16.0), ("full", None)])
+def test_reloaded_model_is_equal(
+    name: str, kind: str, alpha: float | None, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    policy = trained(request.getfixturevalue(name), kind, alpha)
+    report = export_policy(policy, "current", tmp_path / "export")
+    assert report["forward_difference"] == 0 and report["image_difference"] == 0
+    assert report["kind"] == kind and report["base_fingerprint"] == policy.fingerprint
+
+
+@pytest.mark.parametrize("name", ["diffusion_folder", "flow_folder"])
+def test_odd_scale_costs_one_rounding(name: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
+    policy = trained(request.getfixturevalue(name), "lora", 5.0)
+    report = export_policy(policy, "current", tmp_path)
+    assert report["forward_difference"] < 1e-5 and report["image_difference"] < 1e-5
+
+
+def test_alpha_is_folded_and_the_header_says_so(diffusion_folder: Path, tmp_path: Path) -> None:
+    policy = trained(diffusion_folder, "lora", 16.0)
+    export_policy(policy, "current", tmp_path)
+    state, tensors = policy.weights.state("current"), load_file(tmp_path / LORA_FILE)
+    assert len(tensors) == len(state)
+    for key, value in state.items():
+        assert torch.equal(tensors[f"unet.{key}"], value * 4 if ".lora_B." in key else value)
+    with safe_open(tmp_path / LORA_FILE, framework="pt") as file:
+        header = file.metadata()
+    adapter = json.loads(header["lora_adapter_metadata"])
+    assert adapter["unet.r"] == adapter["unet.lora_alpha"] == 4
+    assert header["ss_network_dim"] == header["ss_network_alpha"] == "4"
+    assert header["modelspec.resolution"] == "16x16"
+    assert header["modelspec.prediction_type"] == "epsilon"
+    assert policy.fingerprint in header["ss_training_comment"]
+
+
+def test_a_user_gets_the_versions_picture(diffusion_folder: Path, tmp_path: Path) -> None:
+    policy = trained(diffusion_folder, "lora")
+    policy.weights.copy("current", "best")
+    policy.weights.copy("base", "current")
+    export_policy(policy, "best", tmp_path)
+    pipeline = StableDiffusionPipeline.from_pretrained(diffusion_folder, safety_checker=None)
+    x_t, t = torch.randn(1, *policy.latent_shape), torch.tensor([0.4])
+    conditioning = policy.encode_prompts(["a cat"])
+    states = conditioning.tensors["encoder_hidden_states"]
+
+    def plain() -> torch.Tensor:
+        with torch.no_grad():
+            return pipeline.unet(x_t, policy.path.timestep(t), encoder_hidden_states=states).sample
+
+    with torch.no_grad(), policy.weights.use("base"):
+        assert torch.equal(plain(), policy.predict(x_t, t, conditioning))
+    pipeline.load_lora_weights(tmp_path)
+    with torch.no_grad(), policy.weights.use("best"):
+        assert torch.equal(plain(), policy.predict(x_t, t, conditioning))
+
+
+def test_unknown_version_and_base_folder_are_refused(diffusion_folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(PolicyError, match="'nobody'"):
+        export_policy(trained(diffusion_folder, "lora"), "nobody", tmp_path)
+    with pytest.raises(PolicyError, match="own folder"):
+        export_policy(trained(diffusion_folder, "full"), "current", diffusion_folder)
+
+
+def test_an_export_that_differs_is_refused_and_removed(diffusion_folder: Path, tmp_path: Path) -> None:
+    policy = trained(diffusion_folder, "lora")
+    # The base in memory is no longer the base on disk.
+    with torch.no_grad():
+        policy.weights.network.conv_in.weight.mul_(1.01)
+    with pytest.raises(PolicyError, match="another result after reloading"):
+        export_policy(policy, "current", tmp_path)
+    assert not (tmp_path / LORA_FILE).exists()
+
+
+def test_half_precision_base_exports(flow_folder: Path, tmp_path: Path) -> None:
+    model = ModelConfig(device="cpu", dtype="bfloat16")
+    policy = load_policy(model, TuningConfig(kind="lora"), folder_or_id=str(flow_folder), seed=0)
+    report = export_policy(policy, "current", tmp_path)
+    assert report["forward_difference"] < 1e-2
+    assert {tensor.dtype for tensor in load_file(tmp_path / LORA_FILE).values()} == {torch.float32}
+
+
+def test_folder_may_state_its_text_length(flow_folder: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(flow_folder, tmp_path / "model"))
+    (folder / "diffexpo.json").write_text('{"max_sequence_length": 0}')
+    policy = trained(folder, "full")
+    report = export_policy(policy, "current", tmp_path / "export")
+    assert report["forward_difference"] == 0 and report["image_difference"] == 0
+    again = trained(tmp_path / "export", "full")
+    assert policy.t5_tokens == again.t5_tokens == 0 and trained(flow_folder, "full").t5_tokens == 256
+    (folder / "diffexpo.json").write_text('{"max_sequence_length": -1}')
+    with pytest.raises(PolicyError, match="max_sequence_length=-1"):
+        trained(folder, "full")

@@ -1,0 +1,85 @@
+"""Many scorers over many images: quantised once, failures counted, nothing becomes 0."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from diffexpo.errors import RewardError
+from diffexpo.rewards.jpeg import JpegCompressibility
+from diffexpo.rewards.python_file import PythonFileReward
+from diffexpo.rewards.scoring import check_rewards, num_failed, score_images
+
+SOURCE = """
+calls = []
+def brightness(images, prompts):
+    calls.append(len(prompts))
+    return images.mean(dim=(1, 2, 3))
+def pixels(images, prompts):
+    return [float((image * 255 - (image * 255).round()).abs().max()) for image in images]
+def picky(images, prompts):
+    if "bad" in prompts:
+        raise ValueError("cannot look at this")
+    return [1.0 + len(prompt) for prompt in prompts]
+def holes(images, prompts):
+    return [float("inf") if prompt == "bad" else 2.0 for prompt in prompts]
+def broken(images, prompts):
+    raise RuntimeError("server is down")
+"""
+
+
+def rewards(tmp_path: Path, *functions: str) -> list[PythonFileReward]:
+    file = tmp_path / "scorers.py"
+    file.write_text(SOURCE)
+    return [PythonFileReward(function, f"{file}:{function}") for function in functions]
+
+
+IMAGES = torch.rand(7, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+PROMPTS = ["a", "b", "bad", "d", "e", "f", "g"]
+
+
+def test_batches_do_not_change_scores_and_tick_each_time(tmp_path: Path) -> None:
+    scorers = [*rewards(tmp_path, "brightness"), JpegCompressibility("jpeg")]
+    ticks: list[int] = []
+    whole = score_images(scorers, IMAGES, PROMPTS)
+    split = score_images(scorers, IMAGES, PROMPTS, batch_size=3, tick=lambda: ticks.append(1))
+    assert len(ticks) == 2 * 3
+    for name in ("brightness", "jpeg"):
+        assert whole[name].dtype == np.float32
+        np.testing.assert_array_equal(whole[name], split[name])
+
+
+def test_scorers_see_8_bit_pictures(tmp_path: Path) -> None:
+    scores = score_images(rewards(tmp_path, "pixels"), IMAGES, PROMPTS)
+    assert float(scores["pixels"].max()) < 1e-4
+
+
+def test_one_bad_image_costs_one_row(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    scores = score_images(rewards(tmp_path, "picky", "holes"), IMAGES, PROMPTS, batch_size=4)
+    for name, value in (("picky", 2.0), ("holes", 2.0)):
+        assert np.isnan(scores[name][2])
+        assert (np.delete(scores[name], 2) == value).all()
+    assert num_failed(scores) == {"picky": 1, "holes": 1}
+    assert "cannot look at this" in caplog.text and "1 of 7 images" in caplog.text
+
+
+def test_dead_scorer_gives_nan_and_the_self_check_refuses_it(tmp_path: Path) -> None:
+    scores = score_images(rewards(tmp_path, "broken", "brightness"), IMAGES[:2], PROMPTS[:2])
+    assert np.isnan(scores["broken"]).all() and np.isfinite(scores["brightness"]).all()
+    with pytest.raises(RewardError, match="'broken': none of 2 images"):
+        check_rewards(scores)
+
+
+def test_constant_reward_is_refused() -> None:
+    check_rewards({"fine": np.array([1.0, 1.0, 1.1])})
+    check_rewards({"one image cannot tell": np.array([1.0])})
+    with pytest.raises(RewardError, match="'flat': all 3 images got 0.5"):
+        check_rewards({"fine": np.array([1.0, 2.0]), "flat": np.array([0.5, 0.5, np.nan, 0.5])})
+
+
+def test_lengths_must_agree(tmp_path: Path) -> None:
+    with pytest.raises(RewardError, match="7 images but 1 prompts"):
+        score_images(rewards(tmp_path, "brightness"), IMAGES, ["a"])

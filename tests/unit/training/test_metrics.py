@@ -1,0 +1,88 @@
+"""The metrics file survives crashes and repeated stages."""
+
+import errno
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from diffexpo.errors import DiffexpoError
+from diffexpo.training.metrics import MetricsWriter, read_metrics
+
+
+def steps(path: Path) -> list[tuple[int, int | None, str]]:
+    return [(line["iteration"], line["step"], line["phase"]) for line in read_metrics(path)]
+
+
+def test_lines_hold_the_fields_and_null_for_what_is_not_finite(tmp_path: Path) -> None:
+    path = tmp_path / "run" / "metrics.jsonl"
+    MetricsWriter(path).write(
+        1, 2, "train", {"train/loss": 0.1 + 0.2, "train/grad_norm": float("nan"), "n": 3}
+    )
+    line = json.loads(path.read_text())
+    assert line.pop("wall_s") >= 0
+    expected = {
+        "iteration": 1,
+        "step": 2,
+        "phase": "train",
+        "train/loss": 0.1 + 0.2,
+        "train/grad_norm": None,
+        "n": 3,
+    }
+    assert line == expected
+
+
+@pytest.mark.parametrize("tail", [b"{", b'{"iteration": 1}', b"\x00\x00\x00\n", b"{}{}\n"])
+def test_a_torn_tail_is_removed_on_opening(tmp_path: Path, tail: bytes) -> None:
+    path = tmp_path / "metrics.jsonl"
+    MetricsWriter(path).write(1, 1, "train", {})
+    whole = path.read_bytes()
+    path.write_bytes(whole + tail)
+    assert steps(path) == [(1, 1, "train")]
+    MetricsWriter(path)
+    assert path.read_bytes() == whole
+
+
+def test_a_phase_is_written_once_even_by_the_next_process(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    for _ in range(2):
+        writer = MetricsWriter(path)
+        writer.write_once(1, "collect", {"a": 1})
+        writer.write_once(1, "collect", {"a": 2})
+        writer.write_once(2, "collect", {"a": 3})
+    assert [line["a"] for line in read_metrics(path)] == [1, 3]
+
+
+def test_rewind_cuts_what_will_be_done_again(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    writer = MetricsWriter(path)
+    for iteration in (1, 2):
+        for step in (1, 2, 3):
+            writer.write(iteration, step, "train", {})
+        writer.write_once(iteration, "train_summary", {})
+    assert writer.rewind(2, 3) == 0
+    assert writer.rewind(2, 1) == 3
+    assert steps(path)[-2:] == [(1, None, "train_summary"), (2, 1, "train")]
+    writer.write_once(2, "train_summary", {})
+    assert steps(path)[-1] == (2, None, "train_summary")
+    assert writer.rewind(3, 0) == 0
+
+
+def test_a_full_disk_is_a_clear_error(tmp_path: Path) -> None:
+    if not Path("/dev/full").exists():
+        pytest.skip("no /dev/full here")
+    writer = MetricsWriter(tmp_path / "metrics.jsonl")
+    writer.path.unlink()
+    writer.path.symlink_to("/dev/full")
+    with pytest.raises(DiffexpoError, match=os.strerror(errno.ENOSPC)):
+        writer.write(1, 1, "train", {})
+
+
+def test_other_processes_write_nothing(tmp_path: Path) -> None:
+    writer = MetricsWriter(tmp_path / "none" / "metrics.jsonl", active=False)
+    writer.write(1, 1, "train", {})
+    writer.write_once(1, "train", {})
+    assert writer.rewind(1, 0) == 0
+    writer.sync()
+    assert list(tmp_path.iterdir()) == []
