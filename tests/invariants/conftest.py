@@ -1,170 +1,27 @@
-"""A whole run in seconds: a tiny diffusers folder with random weights, real commands, real files."""
+"""The tiny world and one uninterrupted run in it (see tests/world.py)."""
 
-from __future__ import annotations
+from tests.world import (
+    SIGINT,
+    SIGKILL,
+    diffexpo,
+    environment,
+    kill_when,
+    pair_rows,
+    run_arguments,
+    truth,
+    weights,
+    world,
+)
 
-import hashlib
-import io
-import os
-import signal
-import subprocess
-import sys
-import time
-from pathlib import Path
-
-import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
-import pytest
-from PIL import Image
-
-from tests.tiny import tiny_diffusion
-
-RECIPE = """\
-name: tiny
-seed: 7
-model: {{path: {model}, device: cpu}}
-prompts: {{source: {root}/prompts.txt}}
-offline: {{source: {root}/offline.parquet}}
-explore:
-  iterations: 3
-  prompts_per_iteration: 4
-  images_per_prompt: 2
-  batch_size: 4
-  sampler: {{name: ddim, steps: 3, guidance: 2.0, eta: 1.0}}
-  negatives: {{source: {root}/negatives.txt, schedule: linear, initial: 0.9}}
-rewards:
-  - {{name: brightness, type: python, path: "{root}/rewards.py:brightness"}}
-  - {{name: kilobytes, type: jpeg_incompressibility, weight: 0.5}}
-algorithm: {{type: expo, beta: 200.0, alpha: 0.1, contrast_fraction: 0.5}}
-training:
-  steps: 6
-  batch_size: 4
-  micro_batch_size: 2
-  learning_rate: 1.0e-3
-  checkpoint_every: 2
-evaluation:
-  prompts: {root}/heldout.txt
-  num_prompts: 3
-  sampler: {{name: ddim, steps: 3, guidance: 2.0}}
-  judges: [{{name: redness, type: python, path: "{root}/rewards.py:redness"}}]
-  kl_prompts: 2
-  vendi_prompts: 0
-  bootstrap: 200
-  grid_prompts: 2
-"""
-
-REWARDS = """\
-def brightness(images, prompts):
-    return images.mean(dim=(1, 2, 3)).tolist()
-
-
-def redness(images, prompts):
-    return (images[:, 0] - images[:, 1:].mean(dim=1)).mean(dim=(1, 2)).tolist()
-"""
-
-
-def jpeg(generator: np.random.Generator, side: int) -> bytes:
-    pixels = generator.integers(0, 256, size=(4, 4, 3), dtype=np.uint8)
-    out = io.BytesIO()
-    Image.fromarray(pixels).resize((side, side)).save(out, "JPEG", quality=95)
-    return out.getvalue()
-
-
-@pytest.fixture(scope="session")
-def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Folder with a recipe, a model, prompts, negatives, rewards and offline pairs."""
-    root = tmp_path_factory.mktemp("world")
-    model = tiny_diffusion(root / "model")
-    generator = np.random.default_rng(0)
-    prompts = [f"thing {index}" for index in range(9)]
-    (root / "prompts.txt").write_text("\n".join(prompts) + "\n")
-    (root / "heldout.txt").write_text("unseen 1\nunseen 2\nunseen 3\n")
-    (root / "negatives.txt").write_text("dark\nblurry\n")
-    (root / "rewards.py").write_text(REWARDS)
-    rows = 12
-    table = {
-        "caption": [prompts[index % 9] for index in range(rows)],
-        "jpg_0": [jpeg(generator, 16) for _ in range(rows)],
-        "jpg_1": [jpeg(generator, 16) for _ in range(rows)],
-        "label_0": [float(index % 2) for index in range(rows)],
-        "label_1": [float(1 - index % 2) for index in range(rows)],
-        "has_label": [True] * rows,
-        "are_different": [True] * rows,
-        "image_0_uid": [f"a{index}" for index in range(rows)],
-        "image_1_uid": [f"b{index}" for index in range(rows)],
-        "best_image_uid": [f"{'ba'[index % 2]}{index}" for index in range(rows)],
-        "model_0": ["made"] * rows,
-        "model_1": ["made"] * rows,
-        "ranking_id": list(range(rows)),
-        "user_id": [0] * rows,
-        "num_example_per_prompt": [1] * rows,
-    }
-    pq.write_table(pa.table(table), root / "offline.parquet")
-    (root / "recipe.yaml").write_text(RECIPE.format(model=model, root=root))
-    return root
-
-
-def environment(threads: int = 1) -> dict[str, str]:
-    return os.environ | {"OMP_NUM_THREADS": str(threads), "NO_COLOR": "1", "HF_HUB_OFFLINE": "1"}
-
-
-def diffexpo(*arguments: str | Path, check: bool = True) -> subprocess.CompletedProcess[str]:
-    """The real command line in a process of its own."""
-    done = subprocess.run(
-        [sys.executable, "-m", "diffexpo", *map(str, arguments)],
-        env=environment(),
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    if check:
-        assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-    return done
-
-
-def kill_when(arguments: list[str], ready, signal_number: int, timeout: float = 200.0) -> int:  # noqa: ANN001
-    """Start the command, send the signal to its group as soon as `ready()` is true, return the exit code."""
-    process = subprocess.Popen(
-        [sys.executable, "-m", "diffexpo", *arguments],
-        env=environment(),
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
-    )
-    began = time.monotonic()
-    while process.poll() is None and not ready() and time.monotonic() - began < timeout:
-        time.sleep(0.002)
-    if process.poll() is None:
-        os.killpg(process.pid, signal_number)
-    return process.wait(timeout=timeout)
-
-
-def weights(run_dir: Path) -> dict[str, str]:
-    """SHA-256 of every iterate's file."""
-    return {
-        path.name: hashlib.sha256(path.read_bytes()).hexdigest()
-        for path in sorted((run_dir / "checkpoints").glob("weights-*.safetensors"))
-    }
-
-
-def pair_rows(run_dir: Path) -> list[dict[str, object]]:
-    rows = []
-    for path in sorted((run_dir / "store").rglob("pairs-*.parquet")):
-        rows += pq.read_table(path).to_pylist()
-    return sorted(rows, key=lambda row: row["pair_id"])
-
-
-@pytest.fixture(scope="session")
-def truth(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The run folder of one uninterrupted run."""
-    run_dir = tmp_path_factory.mktemp("truth") / "run"
-    diffexpo(*run_arguments(world, run_dir))
-    return run_dir
-
-
-def run_arguments(world: Path, run_dir: Path) -> list[str]:
-    """`run` with the folder's name and place."""
-    return ["run", str(world / "recipe.yaml"), "--out", str(run_dir)]
-
-
-SIGKILL, SIGINT = signal.SIGKILL, signal.SIGINT
+__all__ = [
+    "SIGINT",
+    "SIGKILL",
+    "diffexpo",
+    "environment",
+    "kill_when",
+    "pair_rows",
+    "run_arguments",
+    "truth",
+    "weights",
+    "world",
+]

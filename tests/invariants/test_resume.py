@@ -14,7 +14,7 @@ def lines(run_dir):
 
 
 MOMENTS = {
-    "in training": "checkpoints/iteration-0002/step-*",
+    "in training": "checkpoints/iteration-0002/checkpoint-*",
     "in collecting": "store/**/samples-0002-*",
     "before pairing": "store/manifests/collect-0001.json",
 }

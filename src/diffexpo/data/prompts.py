@@ -32,16 +32,19 @@ class PromptReport:
     duplicates: int
 
 
-def load_prompts(source_path: str | Path) -> list[Prompt]:
+def load_prompts(source_path: str | Path, key: str = "prompts.source") -> list[Prompt]:
     """The distinct prompts of a file, in its order. `read_prompts` also counts."""
-    return read_prompts(source_path)[0]
+    return read_prompts(source_path, key)[0]
 
 
-def read_prompts(source_path: str | Path) -> tuple[list[Prompt], PromptReport]:
+def read_prompts(
+    source_path: str | Path, key: str = "prompts.source"
+) -> tuple[list[Prompt], PromptReport]:
     """The distinct prompts of a file and a count of what was dropped.
 
     Args:
         source_path: A `.txt`, `.jsonl` or `.parquet` file, text in UTF-8.
+        key: The setting that names the file, for messages.
     Returns:
         (prompts, report). A prompt without `id` gets one made from its text, so it does not depend on the
         file's order.
@@ -55,12 +58,12 @@ def read_prompts(source_path: str | Path) -> tuple[list[Prompt], PromptReport]:
         near = difflib.get_close_matches(path.name, [p.name for p in path.parent.glob("*")], 1)
         hint = f" Did you mean {path.parent / near[0]}?" if near and not path.is_dir() else ""
         raise MissingError(
-            f"prompts.source: there is no file {path}; expected one of {', '.join(SUFFIXES)}.{hint}"
+            f"{key}: there is no file {path}; expected one of {', '.join(SUFFIXES)}.{hint}"
         )
     readers = {".txt": _read_txt, ".jsonl": _read_jsonl, ".parquet": _read_parquet}
     if path.suffix.lower() not in readers:
         raise ImportFormatError(
-            f"prompts.source: {path} ends in {path.suffix!r}; expected {', '.join(SUFFIXES)}"
+            f"{key}: {path} ends in {path.suffix!r}; expected {', '.join(SUFFIXES)}"
         )
     kept: dict[str, Prompt] = {}
     texts_by_id: dict[str, str] = {}
@@ -77,7 +80,7 @@ def read_prompts(source_path: str | Path) -> tuple[list[Prompt], PromptReport]:
             )
         kept[prompt.text] = prompt
     if not kept:
-        raise ImportFormatError(f"{path} holds no prompt; expected at least one")
+        raise ImportFormatError(f"{key}: {path} holds no prompt; expected at least one")
     return list(kept.values()), PromptReport(read=count, kept=len(kept), duplicates=count - len(kept))
 
 

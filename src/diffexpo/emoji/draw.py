@@ -20,9 +20,12 @@ GUIDANCE = 4.0
 def load_pipeline(folder: Path) -> StableDiffusionPipeline | StableDiffusion3Pipeline:
     """Return the folder's pipeline in float32, quiet."""
     flow = "StableDiffusion3Pipeline" in (folder / "model_index.json").read_text(encoding="utf-8")
-    kind = StableDiffusion3Pipeline if flow else StableDiffusionPipeline
-    pipeline = kind.from_pretrained(folder, local_files_only=True)
-    if flow:
+    if not flow:
+        pipeline = StableDiffusionPipeline.from_pretrained(folder, local_files_only=True)
+    else:  # diffusers wants to be told that there is no T5
+        pipeline = StableDiffusion3Pipeline.from_pretrained(
+            folder, text_encoder_3=None, tokenizer_3=None, local_files_only=True
+        )
         pipeline.transformer.set_attn_processor(FoldedContextProcessor())  # the same pictures, 4x faster
     pipeline.set_progress_bar_config(disable=True)
     return pipeline

@@ -33,6 +33,7 @@ def make_vae() -> AutoencoderKL:
         in_channels=3, out_channels=3, sample_size=IMAGE_SIZE, latent_channels=LATENT_CHANNELS,
         down_block_types=("DownEncoderBlock2D",) * 4, up_block_types=("UpDecoderBlock2D",) * 4,
         block_out_channels=(16, 32, 64, 80), layers_per_block=1, norm_num_groups=8, mid_block_add_attention=False,
+        shift_factor=0.0,  # SD3 pipelines add it
     )
 
 

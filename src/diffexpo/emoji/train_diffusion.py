@@ -8,19 +8,22 @@ import numpy as np
 import torch
 from diffusers import AutoencoderKL
 from diffusers.models.attention_processor import AttnProcessor
-from torch import Tensor
+from safetensors.torch import load_file
+from torch import Tensor, nn
 
 from diffexpo.emoji.captions import CaptionedDraws
 from diffexpo.emoji.dataset import is_train, load_images, load_rows
 from diffexpo.emoji.fit import Average, autocast, choose_device, fit
 from diffexpo.emoji.layout import save_diffusion
-from diffexpo.emoji.models import make_ddim, make_text_encoder, make_unet
+from diffexpo.emoji.models import LATENT_CHANNELS, LATENT_SIZE, make_ddim, make_text_encoder, make_unet
 from diffexpo.emoji.tokens import make_tokenizer
 from diffexpo.emoji.train_vae import encode_pictures
 
 BATCH = 128
 LEARNING_RATE = 1e-3
 MIN_SNR_GAMMA = 5.0
+GROUNDING_SHARE = 0.15
+GROUNDING_WEIGHT = 0.05
 
 
 class LatentDraws:
@@ -51,19 +54,62 @@ def min_snr_weight(alpha_bar: Tensor, gamma: float = MIN_SNR_GAMMA) -> Tensor:
     return snr.clamp(max=gamma) / snr
 
 
-def train_diffusion(minutes: float, out: Path, seed: int, vae: AutoencoderKL, snapshot_minutes: float = 8.0) -> None:
-    """Train text encoder and UNet from scratch and save the StableDiffusionPipeline folder to `out`, now and then too."""
+class TextGrounding(nn.Module):
+    """Predicts the mean clean latents of a caption from its last text states, so that rare words soon mean something.
+
+    Through the denoiser alone a word that is drawn fifty times hardly reaches the text encoder; this direct regression
+    does it at a tenth of the cost. It is used in training only and not saved.
+    """
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.head = nn.Sequential(nn.Linear(width, 384), nn.GELU(), nn.Linear(384, LATENT_CHANNELS * LATENT_SIZE**2))
+
+    def forward(self, states: Tensor, ids: Tensor, end: int) -> Tensor:
+        """Return (B, C, h, w) from text states (B, L, D); the mean over the end token and the padding is read."""
+        last = (ids == end).to(states.dtype).unsqueeze(-1)
+        pooled = (states * last).sum(dim=1) / last.sum(dim=1)
+        return self.head(pooled).unflatten(-1, (LATENT_CHANNELS, LATENT_SIZE, LATENT_SIZE))
+
+
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """Return a safetensors file's tensors in float32."""
+    return {name: value.float() for name, value in load_file(path).items()}
+
+
+def train_diffusion(
+    minutes: float, out: Path, seed: int, vae: AutoencoderKL, snapshot_minutes: float = 8.0, start: Path | None = None
+) -> None:
+    """Train text encoder and UNet and save the StableDiffusionPipeline folder to `out`, every `snapshot_minutes` too.
+
+    The first GROUNDING_SHARE of the time goes to the text encoder alone (see `TextGrounding`); then both learn the noise
+    together, with the grounding as a small second loss. With `start` both go on from the weights in that folder.
+    """
     torch.manual_seed(seed)
     device = choose_device()
     tokenizer = make_tokenizer()
     data = LatentDraws(vae, seed)
-    text_encoder = make_text_encoder(tokenizer).to(device)
+    text_encoder, unet = make_text_encoder(tokenizer).to(device), make_unet().to(device)
+    if start is not None:
+        text_encoder.load_state_dict(read_weights(start / "text_encoder" / "model.safetensors"))
+        unet.load_state_dict(read_weights(start / "unet" / "diffusion_pytorch_model.safetensors"))
     text_encoder.set_attn_implementation("eager")
-    unet = make_unet().to(device)
     unet.set_attn_processor(AttnProcessor())  # in bfloat16 on a CPU 1.6x faster than the fused kernel
-    modules = torch.nn.ModuleDict({"text_encoder": text_encoder, "unet": unet})
-    average = Average(modules, 0.999)
+    grounding = TextGrounding(text_encoder.config.hidden_size).to(device)
+    text = nn.ModuleDict({"text_encoder": text_encoder, "grounding": grounding})
+    everything = nn.ModuleDict({"text": text, "unet": unet})
     alpha_bars = make_ddim().alphas_cumprod.to(device)
+
+    def encode(captions: list[str], x0: Tensor) -> tuple[Tensor, Tensor]:
+        ids = tokenizer(captions, padding="max_length", truncation=True, return_tensors="pt").input_ids.to(device)
+        with autocast(device):
+            states = text_encoder(ids).last_hidden_state
+            guess = grounding(states, ids, tokenizer.eos_token_id)
+        return states, (guess.float() - x0.to(device)).square().mean()
+
+    def grounding_loss(progress: float) -> Tensor:
+        x0, captions = data.draw(BATCH)
+        return encode(captions, x0)[1]
 
     def loss_of(progress: float) -> Tensor:
         x0, captions = data.draw(BATCH)
@@ -71,17 +117,19 @@ def train_diffusion(minutes: float, out: Path, seed: int, vae: AutoencoderKL, sn
         # Stratified times: one in each of BATCH equal slices, which lowers the variance of the loss.
         slices = (torch.arange(BATCH) + torch.rand(BATCH, generator=data.generator)) / BATCH
         t = (slices * 1000).long().clamp(max=999)[torch.randperm(BATCH, generator=data.generator)].to(device)
-        tokens = tokenizer(captions, padding="max_length", truncation=True, return_tensors="pt")
+        states, grounding_error = encode(captions, x0)
         alpha_bar = alpha_bars[t].view(-1, 1, 1, 1)
         x_t = alpha_bar.sqrt() * x0.to(device) + (1 - alpha_bar).sqrt() * eps.to(device)
         with autocast(device):
-            states = text_encoder(tokens.input_ids.to(device)).last_hidden_state
             prediction = unet(x_t, t, states).sample
         error = (prediction.float() - eps.to(device)).square().mean(dim=(1, 2, 3))
-        return (min_snr_weight(alpha_bar.flatten()) * error).mean()
+        return (min_snr_weight(alpha_bar.flatten()) * error).mean() + GROUNDING_WEIGHT * grounding_error
 
     def snapshot() -> None:
         save_diffusion(vae, text_encoder, tokenizer, unet, out)
 
-    fit("diffusion", loss_of, modules.parameters(), minutes=minutes, learning_rate=LEARNING_RATE, averages=[average],
-        snapshot=snapshot, snapshot_minutes=snapshot_minutes)
+    fit("diffusion text", grounding_loss, text.parameters(), minutes=minutes * GROUNDING_SHARE,
+        learning_rate=1.5e-3, final=0.3)
+    fit("diffusion", loss_of, everything.parameters(), minutes=minutes * (1 - GROUNDING_SHARE),
+        learning_rate=LEARNING_RATE, averages=[Average(everything, 0.999)], snapshot=snapshot,
+        snapshot_minutes=snapshot_minutes)

@@ -8,15 +8,21 @@ from pathlib import Path
 import torch
 from diffusers import AutoencoderKL
 from diffusers.models.attention_processor import Attention
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import pad
 from transformers import CLIPTextModelWithProjection, CLIPTokenizer
 
 from diffexpo.emoji.fit import Average, autocast, choose_device, fit
 from diffexpo.emoji.layout import save_flow
-from diffexpo.emoji.models import make_flow_text_encoders, make_flow_transformer
+from diffexpo.emoji.models import FLOW_TEXT_WIDTHS, make_flow_text_encoders, make_flow_transformer
 from diffexpo.emoji.tokens import make_tokenizer
-from diffexpo.emoji.train_diffusion import LatentDraws
+from diffexpo.emoji.train_diffusion import (
+    GROUNDING_SHARE,
+    GROUNDING_WEIGHT,
+    LatentDraws,
+    TextGrounding,
+    read_weights,
+)
 
 BATCH = 64
 LEARNING_RATE = 1e-3
@@ -73,23 +79,44 @@ def encode_captions(
     return pad(states, (0, 0, 0, 1)), torch.cat([output.text_embeds for output in outputs], dim=-1)
 
 
-def train_flow(minutes: float, out: Path, seed: int, vae: AutoencoderKL, snapshot_minutes: float = 8.0) -> None:
-    """Train text encoders and transformer from scratch and save the StableDiffusion3Pipeline folder to `out`.
+def train_flow(
+    minutes: float, out: Path, seed: int, vae: AutoencoderKL, snapshot_minutes: float = 8.0, start: Path | None = None
+) -> None:
+    """Train text encoders and transformer and save the StableDiffusion3Pipeline folder to `out`.
 
-    The target is the velocity eps - x0 of x_t = (1 - t) x0 + t eps, with t = sigmoid of a standard normal.
+    The target is the velocity eps - x0 of x_t = (1 - t) x0 + t eps, with t = sigmoid of a standard normal. The text
+    encoders are grounded first, and along the way, as the diffusion base's. `start`: go on from that folder's weights.
     """
     torch.manual_seed(seed)
     device = choose_device()
     tokenizer = make_tokenizer()
     data = LatentDraws(vae, seed + 1)
     first, second = make_flow_text_encoders(tokenizer)
+    transformer = make_flow_transformer()
+    if start is not None:
+        first.load_state_dict(read_weights(start / "text_encoder" / "model.safetensors"))
+        second.load_state_dict(read_weights(start / "text_encoder_2" / "model.safetensors"))
+        weights = read_weights(start / "transformer" / "diffusion_pytorch_model.safetensors")
+        transformer.load_state_dict(weights)
     encoders = (first.to(device), second.to(device))
     for encoder in encoders:
         encoder.set_attn_implementation("eager")
-    transformer = make_flow_transformer().to(device)
-    transformer.set_attn_processor(FoldedContextProcessor())
-    modules = torch.nn.ModuleDict({"first": first, "second": second, "transformer": transformer})
-    average = Average(modules, 0.999)
+    transformer.to(device).set_attn_processor(FoldedContextProcessor())
+    grounding = TextGrounding(2 * sum(FLOW_TEXT_WIDTHS)).to(device)
+    text = nn.ModuleDict({"first": first, "second": second, "grounding": grounding})
+    everything = nn.ModuleDict({"text": text, "transformer": transformer})
+
+    def encode(captions: list[str], x0: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        ids = tokenizer(captions, padding="max_length", truncation=True, return_tensors="pt").input_ids.to(device)
+        with autocast(device):
+            context, pooled = encode_captions(encoders, tokenizer, captions)
+            both = torch.cat([context[:, :-1], pooled.unsqueeze(1).expand(-1, ids.shape[1], -1)], dim=-1)
+            guess = grounding(both, ids, tokenizer.eos_token_id)
+        return context, pooled, (guess.float() - x0.to(device)).square().mean()
+
+    def grounding_loss(progress: float) -> Tensor:
+        x0, captions = data.draw(2 * BATCH)
+        return encode(captions, x0)[2]
 
     def loss_of(progress: float) -> Tensor:
         x0, captions = data.draw(BATCH)
@@ -99,16 +126,19 @@ def train_flow(minutes: float, out: Path, seed: int, vae: AutoencoderKL, snapsho
         t = torch.sigmoid(normal)
         share = t.view(-1, 1, 1, 1)
         x_t = (1 - share) * x0 + share * eps
+        context, pooled, grounding_error = encode(captions, x0)
         with autocast(device):
-            context, pooled = encode_captions(encoders, tokenizer, captions)
             velocity = transformer(
                 x_t.to(device), encoder_hidden_states=context, pooled_projections=pooled,
                 timestep=(t * 1000).to(device), return_dict=False,
             )[0]
-        return (velocity.float() - (eps - x0).to(device)).square().mean()
+        error = (velocity.float() - (eps - x0).to(device)).square().mean()
+        return error + GROUNDING_WEIGHT * grounding_error
 
     def snapshot() -> None:
         save_flow(vae, encoders, tokenizer, transformer, out)
 
-    fit("flow", loss_of, modules.parameters(), minutes=minutes, learning_rate=LEARNING_RATE, averages=[average],
-        snapshot=snapshot, snapshot_minutes=snapshot_minutes, warmup=0.04)
+    fit("flow text", grounding_loss, text.parameters(), minutes=minutes * GROUNDING_SHARE, learning_rate=1.5e-3,
+        final=0.3)
+    fit("flow", loss_of, everything.parameters(), minutes=minutes * (1 - GROUNDING_SHARE), learning_rate=LEARNING_RATE,
+        averages=[Average(everything, 0.999)], snapshot=snapshot, snapshot_minutes=snapshot_minutes, warmup=0.04)

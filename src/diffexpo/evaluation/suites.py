@@ -6,6 +6,7 @@ versions' pictures differ by their weights alone. Judges see what a person sees:
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Sequence
 
@@ -26,6 +27,7 @@ from diffexpo.types import Conditioning, Policy, Prompt, Reward
 __all__ = ["SuiteResult", "choose_prompts", "evaluate_version", "is_saved", "load_suite", "save_suite"]
 
 Embed = Callable[[Tensor], Tensor]
+_log = logging.getLogger("diffexpo")
 
 
 def _nothing() -> None:
@@ -155,11 +157,12 @@ def _encode(
 
 
 def _score(scorer: Reward, images: Tensor, prompts: Sequence[str]) -> np.ndarray:
-    """Scores of a batch; a scorer that fails gives NaN, which every later number leaves out and counts."""
+    """Scores of a batch; a scorer that fails gives NaN (and says why), which every later number leaves out and counts."""
     try:
         with torch.no_grad():
             values = scorer.score(images, prompts).detach().cpu().numpy().astype(np.float64)
-    except RewardError:
+    except RewardError as error:
+        _log.warning("%s", error)
         return np.full(len(prompts), np.nan)
     return np.where(np.isfinite(values), values, np.nan)
 

@@ -164,7 +164,10 @@ def load_sd3(
     return SD3Policy(
         folder=folder,
         path=path,
-        weights=make_weights(transformer, tuning, seed),
+        # The last block drops its text stream, so the queries made for it reach nothing.
+        weights=make_weights(
+            transformer, tuning, seed, (f"transformer_blocks.{config.num_layers - 1}.attn.add_q_proj.",)
+        ),
         vae=vae,
         text_encoders=encoders,
         tokenizers=tokenizers,

@@ -32,11 +32,13 @@ from diffexpo.types import Conditioning
 PIPELINE = "StableDiffusionPipeline"
 
 
-def make_weights(network: nn.Module, tuning: TuningConfig, seed: int) -> LoraWeightSets | CopyWeightSets:
-    """Adapters or copies on a denoiser, as the tuning kind says."""
+def make_weights(
+    network: nn.Module, tuning: TuningConfig, seed: int, inert: tuple[str, ...] = ()
+) -> LoraWeightSets | CopyWeightSets:
+    """Adapters or copies on a denoiser, as the tuning kind says; `inert` parameters cannot get a gradient."""
     if tuning.kind == "lora":
         return LoraWeightSets(network, tuning.lora, seed)
-    return CopyWeightSets(network)
+    return CopyWeightSets(network, inert)
 
 
 def read_path(folder: ModelFolder, kind: str) -> DiffusionPath:

@@ -241,15 +241,18 @@ class CopyWeightSets:
     differ.
 
     Args:
-        network: The denoiser; every parameter becomes trainable.
+        network: The denoiser; every parameter becomes trainable except the inert ones.
+        inert: Name prefixes of parameters that the family's forward pass computes and discards: no gradient can reach them.
     """
 
     kind = "full"
 
-    def __init__(self, network: nn.Module) -> None:
+    def __init__(self, network: nn.Module, inert: tuple[str, ...] = ()) -> None:
         network.eval().requires_grad_(False)
         base = copies.deepcopy(network)
-        network.requires_grad_(True)
+        self._inert = inert
+        for parameter in self._parameters(network).values():
+            parameter.requires_grad_(True)
         self.base_module = base
         self._versions: dict[str, nn.Module] = {BASE: base, REFERENCE: base, CURRENT: network}
         self._active = CURRENT
@@ -279,7 +282,7 @@ class CopyWeightSets:
         if source == target:
             return
         if CURRENT in (source, target):
-            self.load(target, dict(module.named_parameters()))
+            self.load(target, self._parameters(module))
         else:
             self._versions[target] = module
 
@@ -295,11 +298,11 @@ class CopyWeightSets:
 
     def trainable(self) -> dict[str, nn.Parameter]:
         """Parameters of "current" by their name in the network."""
-        return dict(self._versions[CURRENT].named_parameters())
+        return self._parameters(self._versions[CURRENT])
 
     def state(self, name: str) -> dict[str, Tensor]:
         """Detached CPU copy of a version's parameters."""
-        return {key: value.detach().cpu().clone() for key, value in self._module(name).named_parameters()}
+        return {key: value.detach().cpu().clone() for key, value in self._parameters(self._module(name)).items()}
 
     def load(self, name: str, state: Mapping[str, Tensor]) -> None:
         """Make or overwrite a version from tensors whose names and shapes match exactly."""
@@ -313,12 +316,15 @@ class CopyWeightSets:
             module = copies.deepcopy(self.base_module)
             self._versions[name] = module
         with torch.no_grad():
-            for key, parameter in module.named_parameters():
+            for key, parameter in self._parameters(module).items():
                 parameter.copy_(state[key])
 
     def fingerprint(self, name: str) -> str:
         """sha256 of a version's parameters."""
         return fingerprint_state(self.state(name))
+
+    def _parameters(self, module: nn.Module) -> dict[str, nn.Parameter]:
+        return {name: value for name, value in module.named_parameters() if not name.startswith(self._inert)}
 
     def _module(self, name: str) -> nn.Module:
         if name not in self._versions:

@@ -1,8 +1,7 @@
 """The optimiser loop of one iteration: exact means over any split, one host synchronisation a step, resume at
 the step.
 
-    gradient of a step = sum over processes and micro-batches of factor * gradient(mean loss of the
-    micro-batch)
+    gradient of a step = sum over processes and micro-batches of factor * gradient(micro-batch's mean loss)
 
 with factors that add up to the mean over the whole global batch. Nothing here knows diffusion: the loss is
 the algorithm's, and every random number in it is keyed by (run seed, iteration, "train", step, pair), never

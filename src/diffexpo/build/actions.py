@@ -1,0 +1,115 @@
+"""Commands on an existing run: inspect, regenerate, export, report."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+from torch import Tensor
+
+from diffexpo.build.objects import build_policy
+from diffexpo.config import RunConfig, read_resolved
+from diffexpo.data.export import export_pairs as write_pairs
+from diffexpo.data.latents import PromptEmbeddings, pixel_decoder
+from diffexpo.data.store import Store
+from diffexpo.errors import MissingError, PolicyError
+from diffexpo.evaluation.records import choose_pair_examples
+from diffexpo.evaluation.report import write_report
+from diffexpo.online.collect import redraw
+from diffexpo.online.iterate import Loop
+from diffexpo.policies.export import export_policy
+from diffexpo.rewards.base import to_bytes
+from diffexpo.training.checkpoint import read_tensors
+from diffexpo.types import Policy
+
+
+def inspect(run_dir: Path, pair_id: str | None) -> dict[str, object]:
+    """A pair's whole history, or a summary of the store."""
+    store = Store(run_dir / "store", create=False)
+    if pair_id is not None:
+        return store.lineage(pair_id)
+    pairs = store.pairs()
+    return {
+        "stages": [f"{name}-{iteration}" for name, iteration in store.completed()],
+        "samples": len(store.samples(columns=["sample_id"])),
+        "pairs": len(pairs),
+        "pairs by source": {
+            source: sum(p["source"] == source for p in pairs)
+            for source in sorted({p["source"] for p in pairs})
+        },
+        "example pairs": [row["pair_id"] for _, row in choose_pair_examples(pairs)],
+    }
+
+
+def open_run(run_dir: Path) -> tuple[RunConfig, Store, Policy]:
+    """Configuration, store and base model of an existing run."""
+    config = read_resolved(run_dir / "config.yaml").config
+    return config, Store(run_dir / "store", create=False), build_policy(config)
+
+
+def load_weights(run_dir: Path, policy: Policy, iteration: int, version: str) -> None:
+    """Put an iterate's file into a version; p_0 is what a policy starts with.
+
+    Raises:
+        MissingError: that iterate was not trained.
+    """
+    if iteration == 0:
+        policy.weights.load(version, policy.weights.state("base"))
+        return
+    path = run_dir / "checkpoints" / f"weights-{iteration:04d}.safetensors"
+    if not path.exists():
+        raise MissingError(
+            f"{path} does not exist: iteration {iteration} has not been trained; resume the run first"
+        )
+    policy.weights.load(version, read_tensors(path))
+
+
+def regenerate(run_dir: Path, sample_id: str, out: Path) -> dict[str, object]:
+    """Draw a stored sample again from its row and compare with the stored latents.
+
+    Raises:
+        StoreError: no such sample, or one that was not drawn here.
+        PolicyError: the weights at hand are not those that drew it.
+    """
+    _, store, policy = open_run(run_dir)
+    row = store.sample(sample_id)
+    iteration = int(row["iteration"]) - (row["agent"] == "main")
+    load_weights(run_dir, policy, iteration, "current")
+    found = policy.weights.fingerprint("current")
+    if found != row["weights"]:
+        raise PolicyError(
+            f"sample {sample_id} was drawn by weights {row['weights']}, iteration {iteration} has {found}"
+        )
+    with policy.weights.use("current"):
+        latents = redraw(policy, PromptEmbeddings(policy), row, lambda: None)
+    stored = store.latent(sample_id)
+    difference = float(np.abs(latents[0].numpy() - stored).max())
+    save_picture(policy, latents, out)
+    verdict = "identical" if np.array_equal(latents[0].numpy(), stored) else "different"
+    return {"sample": sample_id, "picture": str(out), "latents": verdict, "largest difference": difference}
+
+
+def save_picture(policy: Policy, latents: Tensor, out: Path) -> None:
+    """The first latent's picture as PNG."""
+    Image.fromarray(to_bytes(policy.decode_latents(latents))[0]).save(out)
+
+
+def export_pairs(run_dir: Path, target: Path) -> int:
+    """All pairs as one Parquet file in the Pick-a-Pic v2 columns; returns the number of rows."""
+    _, store, policy = open_run(run_dir)
+    return write_pairs(store, target, pixel_decoder(policy))
+
+
+def export(run_dir: Path, loop: Loop | None = None) -> list[Path]:
+    """The last iterate for plain diffusers, reloaded and compared."""
+    config = loop.config if loop else read_resolved(run_dir / "config.yaml").config
+    policy = loop.policy if loop else build_policy(config)
+    load_weights(run_dir, policy, config.explore.iterations, "current")
+    done = export_policy(policy, "current", run_dir / "export")
+    return [Path(str(done["file"]))]
+
+
+def report(run_dir: Path) -> Path:
+    """The report, made anew from the files of a run, finished or not."""
+    return write_report(run_dir)

@@ -1,0 +1,144 @@
+"""Evaluating iterates within a run: which version, which judges, where the result goes."""
+
+from __future__ import annotations
+
+import resource
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from diffexpo.build.aliases import named_prompts
+from diffexpo.config import RunConfig
+from diffexpo.evaluation.records import PairExample, choose_pair_examples, save_pair_examples
+from diffexpo.evaluation.suites import choose_prompts, evaluate_version, is_saved, save_suite
+from diffexpo.online import iterate
+from diffexpo.online.iterate import Loop
+from diffexpo.rewards.base import to_bytes
+from diffexpo.rewards.clip import ClipReward
+from diffexpo.types import Reward
+
+EVALUATION_BATCH = 64
+
+
+def make_evaluator(judges: Sequence[Reward], rewards: Sequence[Reward]) -> Callable[[Loop, str, int], None]:
+    """A function (loop, name, iteration) that evaluates an iterate under a name, unless that is done."""
+    embed, embedder = vendi_embedder(judges)
+
+    def evaluate(loop: Loop, name: str, iteration: int) -> None:
+        folder = eval_dir(loop) / name
+        if loop.world.rank == 0 and not is_saved(folder):
+            settings = loop.config.evaluation
+            prompts = choose_prompts(
+                named_prompts(settings.prompts, "evaluation.prompts"), settings.num_prompts, loop.config.seed
+            )
+            if iteration > 0:
+                iterate.load_iterate(loop, iteration, "current")
+            with iterate.ticking(
+                loop, f"evaluate {name}", evaluation_ticks(loop.config, name), "batches"
+            ) as tick:
+                result = evaluate_version(
+                    loop.policy,
+                    "base" if iteration == 0 else "current",
+                    prompts,
+                    settings,
+                    judges,
+                    loop.config.seed,
+                    tick,
+                    train_rewards=rewards,
+                    embed=embed,
+                    embedder=embedder,
+                    name=name,
+                    batch_size=EVALUATION_BATCH,
+                )
+            save_suite(result, folder)
+            means = {
+                scorer: finite_mean(values[result.scored]) for scorer, values in result.scores.items()
+            }
+            line = {f"eval/{scorer}/mean": mean for scorer, mean in means.items()}
+            loop.metrics.write_once(
+                iteration,
+                "evaluate",
+                line | {"time/evaluate_s": result.seconds, "mem/peak_gib": peak_memory_gib()},
+            )
+            loop.console.line(
+                f"{name}: " + ", ".join(f"{scorer} {mean:.3f}" for scorer, mean in means.items())
+            )
+        loop.world.barrier()
+
+    return evaluate
+
+
+def on_iterate(loop: Loop, iteration: int) -> None:
+    """Evaluate p_t: always the last one, the others when the configuration asks for it."""
+    if iteration == loop.config.explore.iterations or loop.config.evaluation.every_iteration:
+        loop.evaluate(loop, "baseline" if loop.lane else f"iteration-{iteration}", iteration)
+
+
+def eval_dir(loop: Loop) -> Path:
+    """All lanes' evaluations lie in the run's one eval folder."""
+    return (loop.run_dir.parent if loop.lane else loop.run_dir) / "eval"
+
+
+def finite_mean(values: np.ndarray) -> float:
+    """Mean of the finite values; NaN if there is none."""
+    finite = values[np.isfinite(values)]
+    return float(finite.mean()) if finite.size else float("nan")
+
+
+def evaluation_ticks(config: RunConfig, name: str) -> int:
+    """Ticks of one evaluation, for the progress bar: network calls and scored batches of pictures and KL paths."""
+    settings = config.evaluation
+    plain = settings.num_prompts * settings.images_per_prompt
+    extra = settings.vendi_prompts * max(settings.vendi_images - settings.images_per_prompt, 0)
+    batches = -(-(plain + extra) // EVALUATION_BATCH)
+    paths = 0 if name == "base" else -(-settings.kl_prompts // EVALUATION_BATCH)
+    return batches * (settings.sampler.steps + 1) + paths * settings.sampler.steps
+
+
+def vendi_embedder(judges: Sequence[Reward]) -> tuple[Callable[[Tensor], Tensor] | None, str]:
+    """Image features for the Vendi score: those of the first judge that has an image encoder, else 32x32 pixels."""
+    for judge in judges:
+        if isinstance(judge, ClipReward):
+            return judge.embed_images, f"{judge.name} image features"
+    return pixel_features, "32x32 pixels"
+
+
+def pixel_features(images: Tensor) -> Tensor:
+    """Images (B,3,H,W) as centred pixel vectors (B, 3072)."""
+    small = torch.nn.functional.interpolate(images, size=(32, 32), mode="bilinear", antialias=True)
+    return (small - small.mean(dim=(1, 2, 3), keepdim=True)).flatten(1)
+
+
+def save_examples(loop: Loop) -> None:
+    """Pictures of a few pairs of each iteration for the report, chosen by rule."""
+    for iteration in range(1, loop.config.explore.iterations):
+        examples = []
+        for rule, pair in choose_pair_examples(loop.store.pairs(iteration)):
+            winner, loser = loop.store.sample(pair["winner_id"]), loop.store.sample(pair["loser_id"])
+            latents = torch.from_numpy(loop.store.latents([pair["winner_id"], pair["loser_id"]]))
+            pictures = to_bytes(loop.policy.decode_latents(latents))
+            example = PairExample(
+                pair_id=pair["pair_id"],
+                iteration=iteration,
+                prompt=pair["prompt"],
+                rule=rule,
+                margin=pair["margin"],
+                winner_agent=winner["agent"],
+                loser_agent=loser["agent"],
+                winner_negative=winner["negative_prompt"] or "",
+                loser_negative=loser["negative_prompt"] or "",
+                winner_scores=winner["rewards"],
+                loser_scores=loser["rewards"],
+            )
+            examples.append((example, pictures[0], pictures[1]))
+        save_pair_examples(loop.run_dir, iteration, examples)
+
+
+def peak_memory_gib() -> float:
+    """Largest resident set of this process so far, GiB."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / (2**30 if sys.platform == "darwin" else 2**20)

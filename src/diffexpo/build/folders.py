@@ -1,0 +1,75 @@
+"""The run folder: what was asked for, on which machine, in which state."""
+
+from __future__ import annotations
+
+import os
+import platform
+import sys
+from collections.abc import Mapping
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+
+import diffexpo
+from diffexpo.config import RunConfig, config_to_yaml, read_resolved
+from diffexpo.errors import ConfigError, ResumeError
+from diffexpo.evaluation.records import write_json
+from diffexpo.training.distributed import World
+
+
+def prepare_folder(
+    config: RunConfig, run_dir: Path, sources: Mapping[str, str], resume: bool, world: World
+) -> None:
+    """Write what was asked for, or check that the folder was made for the same.
+
+    Raises:
+        ConfigError: the folder holds a run with other settings.
+        ResumeError: there is nothing to resume.
+    """
+    path = run_dir / "config.yaml"
+    if path.exists():
+        if read_resolved(path).config != config:
+            raise ConfigError(
+                f"{run_dir} holds a run with other settings; resume it with --resume or choose another --name"
+            )
+    elif resume:
+        raise ResumeError(
+            f"{path} does not exist: {run_dir} is no run folder; start one with `diffexpo run RECIPE`"
+        )
+    if world.rank == 0 and not path.exists():
+        run_dir.mkdir(parents=True, exist_ok=True)
+        write_json(run_dir / "env.json", environment())
+        origins = "".join(f"{key}: {origin}\n" for key, origin in sorted(sources.items()))
+        write_text(run_dir / "config.source.yaml", origins)
+        write_text(path, config_to_yaml(config))
+    world.barrier()
+
+
+def environment() -> dict[str, object]:
+    """What a result may depend on: versions, machine, threads, command."""
+    packages = ("diffusers", "transformers", "peft", "accelerate", "safetensors", "numpy", "pillow")
+    return {
+        "diffexpo": diffexpo.__version__,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        **{package: version(package) for package in packages},
+        "platform": platform.platform(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "accelerator": torch.cuda.get_device_name() if torch.cuda.is_available() else "none",
+        "command": " ".join(["diffexpo", *sys.argv[1:]]),
+    }
+
+
+def write_text(path: Path, text: str) -> None:
+    """A text file through a temporary name."""
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(text, encoding="utf-8")
+    temporary.replace(path)
+
+
+def set_status(run_dir: Path, state: str, world: World) -> None:
+    """status.json: what `diffexpo run --resume` and the report look at."""
+    if world.rank == 0:
+        write_json(run_dir / "status.json", {"state": state, "pid": os.getpid(), "host": platform.node()})

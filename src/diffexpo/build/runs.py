@@ -1,0 +1,198 @@
+"""Commands that run stages: the whole run, one stage of it, the plan, the offline baseline."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+
+from diffexpo.algorithms import ALGORITHMS
+from diffexpo.build.actions import export
+from diffexpo.build.evaluating import eval_dir, on_iterate, save_examples
+from diffexpo.build.folders import prepare_folder, set_status
+from diffexpo.build.objects import build_loop, describe_policy, make_engine
+from diffexpo.config import RunConfig, read_resolved
+from diffexpo.data.store import Store
+from diffexpo.errors import ConfigError, DiffexpoError, Interrupted
+from diffexpo.evaluation.report import write_report
+from diffexpo.evaluation.suites import is_saved, load_suite
+from diffexpo.online import iterate
+from diffexpo.online.cost import offline_steps_of_equal_cost, run_cost
+from diffexpo.online.explore import SCHEDULES
+from diffexpo.online.iterate import Console, Loop
+from diffexpo.training.distributed import World, start_world, stop_world
+from diffexpo.training.lock import RunLock
+from diffexpo.training.metrics import MetricsWriter
+from diffexpo.training.signals import StopSignal
+
+
+def run(
+    config: RunConfig,
+    run_dir: Path,
+    *,
+    sources: Mapping[str, str],
+    resume: bool,
+    console: Console,
+    stop_after: str | None = None,
+) -> Path:
+    """A whole run, or what is left of it: base evaluation, the loop, the baseline, export, report.
+
+    Args:
+        config: Resolved configuration.
+        run_dir: Its folder; made if new.
+        sources: Origin of every value, written to config.source.yaml.
+        resume: Continue an existing folder; otherwise the folder must be new or hold the same configuration.
+        console: Where progress goes.
+        stop_after: Stop after this stage, e.g. "collect-1" (`plan` lists them).
+    Returns:
+        Where the report is, or will be when the run is finished.
+    Raises:
+        Interrupted: a signal arrived; everything is saved.
+        DiffexpoError: what went wrong, with the exit code.
+    """
+    until = parse_stage(config, stop_after)
+    with ExitStack() as stack:
+        world = start_world(device=config.model.device)
+        stack.callback(stop_world, world)
+        prepare_folder(config, run_dir, sources, resume, world)
+        if world.rank == 0:
+            stack.enter_context(RunLock(run_dir))
+            console.attach_log(run_dir / "log.txt")
+        stop = stack.enter_context(StopSignal())
+        set_status(run_dir, "running", world)
+        try:
+            _run(config, run_dir, console, stop, world, until)
+        except DiffexpoError as error:
+            set_status(run_dir, "interrupted" if isinstance(error, Interrupted) else "failed", world)
+            raise
+        set_status(run_dir, "finished" if until is None else "interrupted", world)
+        if world.rank == 0 and until is None:
+            write_report(run_dir)
+    return run_dir / "report.html"
+
+
+def _run(
+    config: RunConfig,
+    run_dir: Path,
+    console: Console,
+    stop: StopSignal,
+    world: World,
+    until: tuple[str, int] | None,
+) -> None:
+    began = time.monotonic()
+    loop = build_loop(config, run_dir, console, stop, world)
+    console.line(
+        f"loaded {config.model.path} ({describe_policy(loop.policy)}) in {time.monotonic() - began:.1f} s"
+    )
+    loop.evaluate(loop, "base", 0)
+    check_base_scores(loop)
+    iterate.run(loop, on_iterate, until)
+    if until is not None:
+        return
+    if config.baseline.offline_dpo:
+        run_baseline(loop)
+    if world.rank == 0:
+        save_examples(loop)
+        for path in export(run_dir, loop=loop):
+            console.line(f"saved {path} (reloaded in plain diffusers and compared)")
+    world.barrier()
+
+
+def run_baseline(loop: Loop) -> None:
+    """Diffusion-DPO on D_off alone with the run's number of network evaluations, evaluated like every iterate."""
+    steps = offline_steps_of_equal_cost(loop.config)
+    config = loop.config.model_copy(
+        update={
+            "explore": loop.config.explore.model_copy(update={"iterations": 1}),
+            "algorithm": loop.config.algorithm.model_copy(
+                update={"type": "diffusion_dpo", "alpha": 0.0, "uncertainty": "off"}
+            ),
+            "training": loop.config.training.model_copy(update={"steps": steps}),
+        }
+    )
+    loop.console.line(
+        f"baseline: offline Diffusion-DPO, {steps} steps (as many network evaluations as the run)"
+    )
+    folder = loop.run_dir / "baseline"
+    metrics = MetricsWriter(folder / "metrics.jsonl", active=loop.world.rank == 0)
+    algorithm = ALGORITHMS["diffusion_dpo"](config.algorithm, loop.embeddings.select([""]))
+    engine = make_engine(config, loop.policy, algorithm, metrics, loop.world, loop.console)
+    lane = replace(loop, config=config, run_dir=folder, engine=engine, metrics=metrics, lane="baseline_")
+    iterate.run(lane, on_iterate)
+
+
+def parse_stage(config: RunConfig, text: str | None) -> tuple[str, int] | None:
+    """ "collect-1" as ("collect", 1).
+
+    Raises:
+        ConfigError: the run has no such stage.
+    """
+    stages = {f"{name}-{iteration}": (name, iteration) for name, iteration in iterate.schedule(config)}
+    if text is not None and text not in stages:
+        raise ConfigError(f"stage {text!r} - expected one of {', '.join(stages)}")
+    return None if text is None else stages[text]
+
+
+def stage(run_dir: Path, name: str, console: Console) -> None:
+    """Run a folder's next incomplete stage of one kind; what must come before it is run first."""
+    config = read_resolved(run_dir / "config.yaml").config
+    store = Store(run_dir / "store")
+    for kind, iteration in iterate.schedule(config):
+        if kind == name and not stage_is_complete(run_dir, store, kind, iteration):
+            run(config, run_dir, sources={}, resume=True, console=console, stop_after=f"{kind}-{iteration}")
+            return
+    console.line(f"{name}: every iteration is complete")
+
+
+def stage_is_complete(run_dir: Path, store: Store, kind: str, iteration: int) -> bool:
+    """Whether a stage has left its mark."""
+    if kind == "evaluate":
+        return is_saved(run_dir / "eval" / f"iteration-{iteration}")
+    return store.is_complete(kind, iteration)
+
+
+def plan(config: RunConfig) -> list[tuple[str, str]]:
+    """What a run will do and cost, without loading a model."""
+    cost, explore, training = run_cost(config), config.explore, config.training
+    rows = [
+        (
+            "evaluate base",
+            f"{config.evaluation.num_prompts} held-out prompts, {config.evaluation.sampler.name}",
+        )
+    ]
+    for name, iteration in iterate.schedule(config):
+        rate = SCHEDULES[explore.negatives.schedule](iteration, explore.iterations, explore.negatives.initial)
+        what = {
+            "train": f"{training.steps} steps x {training.batch_size} pairs",
+            "evaluate": f"{config.evaluation.num_prompts} prompts against the base",
+            "collect": f"{explore.prompts_per_iteration} prompts x {2 * explore.images_per_prompt} images, tau {rate:.2f}",
+            "pair": "best and worst of each prompt",
+        }[name]
+        rows.append((f"{name}-{iteration}", what))
+    if config.baseline.offline_dpo:
+        rows.append(("baseline", f"offline Diffusion-DPO, {offline_steps_of_equal_cost(config)} steps"))
+    rows.append(
+        (
+            "cost",
+            f"{cost.total:,} network evaluations: {cost.sampling:,} sampling, {cost.training:,} training",
+        )
+    )
+    rows.append(
+        (
+            "data",
+            f"{cost.images:,} images drawn, {cost.pairs_trained:,} pairs trained, {cost.optimizer_steps:,} steps",
+        )
+    )
+    return rows
+
+
+def check_base_scores(loop: Loop) -> None:
+    """Start-up self-check: rewards of the base's pictures are finite and not all the same, before anything is spent.
+
+    Raises:
+        RewardError: names the reward that cannot rank anything.
+    """
+    result = load_suite(eval_dir(loop) / "base")
+    loop.ranking.check({name: values[None, :] for name, values in result.scores.items()})

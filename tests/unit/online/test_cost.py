@@ -1,0 +1,105 @@
+import pytest
+import torch
+
+from diffexpo.config import RunConfig
+from diffexpo.online import iterate
+from diffexpo.online.cost import (
+    PAIR_COST,
+    contrast_pairs,
+    offline_steps_of_equal_cost,
+    run_cost,
+    sampling_cost,
+    training_cost,
+)
+from diffexpo.policies.toy import ToyPolicy
+from tests.learning.toy import PATHS, make_loop, online_config
+
+
+def config(alpha=0.0, guidance=7.5, iterations=4, **training):
+    explore = {
+        "iterations": iterations,
+        "prompts_per_iteration": 10,
+        "images_per_prompt": 3,
+        "sampler": {"name": "ddim", "steps": 20, "guidance": guidance},
+        "negatives": {"source": None},
+    }
+    values = {"steps": 50, "batch_size": 16, "micro_batch_size": 4} | training
+    return RunConfig.model_validate({"explore": explore, "training": values, "algorithm": {"alpha": alpha}})
+
+
+def test_a_pair_costs_eight():
+    # policy and reference on winner and loser, and a backward of twice the policy's forward
+    assert PAIR_COST == 2 + 2 + 2 * 2
+
+
+def test_cost_by_hand():
+    cost = run_cost(config())
+    assert cost.images == 3 * 10 * 6
+    assert cost.sampling == cost.images * 20 * 2
+    assert cost.training == 4 * 50 * 16 * 8
+    assert cost.total == cost.sampling + cost.training == 7200 + 25600
+    assert (cost.pairs_trained, cost.optimizer_steps) == (3200, 200)
+
+
+def test_no_guidance_halves_the_sampling():
+    assert 2 * run_cost(config(guidance=1.0)).sampling == run_cost(config()).sampling
+    assert sampling_cost(config(guidance=0.0), 1) == 40  # 0 is guidance too: the unconditional half alone
+
+
+def test_the_bonus_costs_from_the_second_iteration_on():
+    plain, bonus = config(), config(alpha=0.1)
+    assert training_cost(bonus, 1) == training_cost(plain, 1) == 50 * 16 * 8
+    assert training_cost(bonus, 2) == training_cost(bonus, 4) == 50 * (16 + 4) * 8
+    assert run_cost(bonus).total - run_cost(plain).total == 3 * 50 * 4 * 8
+
+
+@pytest.mark.parametrize(
+    ("batch", "fraction", "expected"), [(16, 0.25, 4), (16, 0.0, 0), (2, 0.01, 1), (512, 1.0, 512), (10, 0.26, 3)]
+)
+def test_contrast_pairs(batch, fraction, expected):
+    assert contrast_pairs(batch, fraction) == expected
+
+
+@pytest.mark.parametrize("alpha", [0.0, 0.1])
+@pytest.mark.parametrize("iterations", [2, 5])
+def test_offline_steps_of_equal_cost_cost_the_same(alpha, iterations):
+    whole = config(alpha, iterations=iterations)
+    steps = offline_steps_of_equal_cost(whole)
+    alone = config(iterations=1, steps=steps)
+    assert run_cost(alone).sampling == run_cost(alone).images == 0
+    assert abs(run_cost(alone).total - run_cost(whole).total) <= 16 * PAIR_COST / 2
+
+
+def test_a_run_without_sampling_equals_itself():
+    assert offline_steps_of_equal_cost(config(iterations=1)) == 50
+
+
+class CountingPolicy(ToyPolicy):
+    """Counts network evaluations: rows of every forward, and of those that a backward follows."""
+
+    forwards = backwards = 0
+
+    def predict(self, x_t, t, conditioning):
+        self.forwards += len(x_t)
+        self.backwards += len(x_t) if torch.is_grad_enabled() else 0
+        return super().predict(x_t, t, conditioning)
+
+
+@pytest.mark.parametrize("alpha", [0.0, 0.1])
+def test_the_arithmetic_is_what_a_run_does(alpha, tmp_path):
+    changes = {"steps": 3, "batch_size": 8, "micro_batch_size": 8}
+    settings = online_config("vp", algorithm={"alpha": alpha}, training=changes)
+    policy = CountingPolicy(PATHS["vp"])
+    loop = make_loop(settings, policy, tmp_path, offline_pairs=16)
+    for stage, iteration in iterate.schedule(settings):
+        policy.forwards = policy.backwards = 0
+        iterate.run(loop, lambda loop, iteration: None, (stage, iteration))
+        if stage == "collect":
+            assert (policy.forwards, policy.backwards) == (sampling_cost(settings, 192), 0)
+        if stage == "train":
+            # The start-up check looks at the first batch once more, and again where current is not the reference.
+            pairs = 8 + (2 if alpha and iteration > 1 else 0)
+            check = pairs * (4 if iteration == 1 else 8)
+            assert policy.forwards - check == 3 * pairs * 4
+            spent = policy.forwards - check + 2 * (policy.backwards - pairs * 2)
+            assert spent == training_cost(settings, iteration)
