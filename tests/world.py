@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -119,13 +120,16 @@ def diffexpo(*arguments: str | Path, check: bool = True) -> subprocess.Completed
         capture_output=True,
         text=True,
         timeout=300,
+        check=False,
     )
     if check:
         assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     return done
 
 
-def kill_when(arguments: list[str], ready, signal_number: int, timeout: float = 200.0) -> int:  # noqa: ANN001
+def kill_when(
+    arguments: list[str], ready: Callable[[], bool], signal_number: int, timeout: float = 200.0
+) -> int:
     """Start the command, send the signal to its group as soon as `ready()` is true, return the exit code."""
     process = subprocess.Popen(
         [sys.executable, "-m", "diffexpo", *arguments],

@@ -180,9 +180,9 @@ def test_a_corrected_file_is_all_it_takes(command, world, bad, tmp_path):
 def damaged_rows(world: Path, target: Path) -> None:
     """The world's pairs with a text for a picture, a torn picture, a tie, a row without label, and nonsense labels."""
     rows = pq.read_table(world / "offline.parquet").to_pylist()
-    whole = jpeg(np.random.default_rng(1), 16)
+    whole = jpeg(np.random.default_rng(1), 64)
     rows[0]["jpg_0"] = b"<html>404</html>"
-    rows[1]["jpg_1"] = whole[: len(whole) // 2]
+    rows[1]["jpg_1"] = whole[: len(whole) * 9 // 10]
     rows[2]["label_0"] = rows[2]["label_1"] = 0.5
     rows[3]["has_label"] = False
     rows[4]["label_0"] = 7.0
@@ -234,6 +234,18 @@ def test_bad_rows_are_left_out_and_counted_and_the_run_goes_on(command, world, b
     for pair in pairs:
         assert np.isfinite(scores[pair["winner_id"]]) and np.isfinite(scores[pair["loser_id"]])
     assert store.verify() > 0
+
+
+def test_a_run_without_offline_pairs_explores_with_the_base_first(command, world, tmp_path):
+    run_dir = tmp_path / "run"
+    done = command(*arguments(world, run_dir, *SMALL, "offline.source=null"))
+    assert done.code == 0, done.err
+    assert "no offline pairs, so the base model explores" in done.out
+    store = Store(run_dir / "store")
+    assert {pair["source"] for pair in store.pairs()} == {"online"}
+    assert len({row["weights"] for row in store.samples(1)}) == 1
+    first, second = weights(run_dir).values()
+    assert first != second and (run_dir / "report.html").is_file()
 
 
 def test_a_folder_in_use_is_refused_and_left_alone(command, world, tmp_path):

@@ -9,7 +9,7 @@ from tests.invariants.conftest import SIGINT, SIGKILL, diffexpo, kill_when, pair
 
 def lines(run_dir):
     rows = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
-    timeless = lambda name: name == "wall_s" or name.startswith(("time/", "mem/"))  # noqa: E731
+    timeless = lambda name: name == "wall_s" or name.startswith(("time/", "mem/"))
     return [{name: value for name, value in row.items() if not timeless(name)} for row in rows]
 
 

@@ -75,13 +75,13 @@ def test_flipped_labels_move_samples_to_the_other_side(tmp_path):
     assert standard_errors(before[:, 0], draw(policy, "current")[:, 0]) > 40
 
 
-def test_pairs_without_information_teach_nothing(tmp_path):
-    policy = make_policy("vp", "full")
+@pytest.mark.parametrize("path", ["vp", "flow"])
+def test_pairs_without_information_teach_nothing(path, tmp_path):
+    policy = make_policy(path, "full")
+    before = draw(policy, "current")
     train_offline(policy, settings(), SidePairs(policy, 64, blind=True), tmp_path, STEPS, RATE)
-    accuracy = float((margins(policy, SidePairs(policy, 256, name="heldout").batch(0)) > 0).float().mean())
-    blind = SidePairs(policy, 256, name="heldout", blind=True).batch(0)
-    assert abs(float((margins(policy, blind) > 0).float().mean()) - 0.5) < 4 * 0.5 / math.sqrt(256)
-    assert accuracy < 0.9
+    # With labels the same training moves the first axis by 2 to 3.
+    assert (draw(policy, "current").mean(dim=0) - before.mean(dim=0)).abs().max() < 0.5
 
 
 def test_expo_with_alpha_0_is_diffusion_dpo_bit_for_bit(tmp_path):

@@ -15,8 +15,8 @@ __all__ = [
     "DiffusionDpo",
     "Expo",
     "diffusion_dpo_loss",
-    "expo_loss",
     "exploration_bonus",
+    "expo_loss",
     "pair_margin",
     "simpo_loss",
 ]

@@ -9,18 +9,20 @@ authors' code.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from diffexpo.config.schema import AlgorithmConfig
+from diffexpo.diffusion.kernels import at_least_float32
 from diffexpo.diffusion.objectives import NoiseDraw, empty_prompt_mask, pair_errors
 from diffexpo.errors import ConfigError
 from diffexpo.types import Conditioning, LossOutput, PairBatch, Policy
 
 Kind = Literal["sigmoid", "hinge", "ipo", "cdpo", "robust"]
+KINDS: tuple[Kind, ...] = get_args(Kind)
 Metrics = dict[str, tuple[Tensor, int]]
 
 
@@ -31,14 +33,16 @@ def pair_margin(
 
     Args:
         winner, loser: (B,) mean squared prediction errors of the policy.
-        winner_ref, loser_ref: (B,) those of the reference at the same noise and time.
+        winner_ref, loser_ref: (B,) those of the reference at the same noise and time; no gradient reaches
+            them.
         beta: > 0; multiplies a mean error, so the pull grows with the number of latent elements.
     Returns:
         (B,), positive where the policy has moved towards the winner. Policy = reference gives 0.
     Source: Diffusion-DPO (arXiv 2311.12908) eq. 14 with T and the weighting merged into beta, as in the
         authors' code.
     """
-    return -0.5 * beta * ((winner - winner_ref) - (loser - loser_ref))
+    winner, loser, winner_ref, loser_ref = map(at_least_float32, (winner, loser, winner_ref, loser_ref))
+    return -0.5 * beta * ((winner - winner_ref.detach()) - (loser - loser_ref.detach()))
 
 
 def diffusion_dpo_loss(
@@ -76,6 +80,11 @@ def diffusion_dpo_loss(
     """
     if not beta > 0:
         raise ValueError(f"diffusion_dpo_loss: beta is {beta}; expected a number above 0")
+    if kind not in KINDS:
+        raise ValueError(
+            f"diffusion_dpo_loss: kind is {kind!r}; expected sigmoid, hinge, ipo, cdpo or robust "
+            "(simpo has its own function)"
+        )
     if not 0 <= label_smoothing < 0.5:
         raise ValueError(f"diffusion_dpo_loss: label_smoothing is {label_smoothing}; expected 0 <= q < 0.5")
     if label_smoothing and kind not in ("cdpo", "robust"):
@@ -93,21 +102,16 @@ def diffusion_dpo_loss(
     agree, flipped = -(1 - label_smoothing) * logsigmoid(z), label_smoothing * logsigmoid(-z)
     if kind == "cdpo":
         return agree - flipped
-    if kind == "robust":
-        return (agree + flipped) / (1 - 2 * label_smoothing)
-    raise ValueError(
-        f"diffusion_dpo_loss: kind is {kind!r}; expected sigmoid, hinge, ipo, cdpo or robust "
-        "(simpo has its own function)"
-    )
+    return (agree + flipped) / (1 - 2 * label_smoothing)
 
 
-def simpo_loss(winner: Tensor, loser: Tensor, *, beta: float, gamma: float) -> Tensor:
+def simpo_loss(winner: Tensor, loser: Tensor, *, beta: float, gamma: Tensor | float) -> Tensor:
     """Reference-free preference loss, -logsigmoid(beta/2 (loser - winner) - gamma).
 
     Args:
         winner, loser: (B,) mean squared prediction errors of the policy.
         beta: > 0.
-        gamma: Demanded margin of the logit, >= 0.
+        gamma: Demanded margin of the logit, >= 0; number or (B,).
     Returns:
         (B,). Equal errors and gamma 0 give ln 2. Without a reference the model drifts: use a small learning
         rate.
@@ -117,7 +121,7 @@ def simpo_loss(winner: Tensor, loser: Tensor, *, beta: float, gamma: float) -> T
     """
     if not beta > 0:
         raise ValueError(f"simpo_loss: beta is {beta}; expected a number above 0")
-    return -logsigmoid(0.5 * beta * (loser - winner) - gamma)
+    return -logsigmoid(0.5 * beta * (at_least_float32(loser) - at_least_float32(winner)) - gamma)
 
 
 @dataclass(frozen=True)

@@ -40,7 +40,7 @@ def exploration_bonus(
     Args:
         explored, main: (E,) mean squared prediction errors of the policy on samples of the two agents, same
             prompt, noise, time.
-        explored_ref, main_ref: (E,) those of the reference.
+        explored_ref, main_ref: (E,) those of the reference; no gradient reaches them.
         beta: > 0.
     Returns:
         (E,) in (0, 1). Policy = reference gives exactly 1/2. Descent lowers the exploration sample's error

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import time
-from collections.abc import Mapping
-from contextlib import ExitStack
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -60,6 +61,7 @@ def run(
         if world.rank == 0:
             stack.enter_context(RunLock(run_dir))
             console.attach_log(run_dir / "log.txt")
+            stack.enter_context(logged_to(console))
         stop = stack.enter_context(StopSignal())
         set_status(run_dir, "running", world)
         try:
@@ -71,6 +73,30 @@ def run(
         if world.rank == 0 and until is None:
             write_report(run_dir)
     return run_dir / "report.html"
+
+
+class ConsoleHandler(logging.Handler):
+    """Warnings of the rooms (failed scores, cut prompts) as lines of the console, and so of log.txt."""
+
+    def __init__(self, console: Console) -> None:
+        super().__init__(logging.WARNING)
+        self.console = console
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.console.warning(record.getMessage())
+
+
+@contextmanager
+def logged_to(console: Console) -> Iterator[None]:
+    """Inside the block the package's log records go to the console."""
+    logger, handler = logging.getLogger("diffexpo"), ConsoleHandler(console)
+    propagates, logger.propagate = logger.propagate, False
+    logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.propagate = propagates
 
 
 def _run(

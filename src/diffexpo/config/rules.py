@@ -294,7 +294,7 @@ def config_notes(config: RunConfig) -> list[str]:
         notes.append(f"algorithm.kind = {algorithm.kind} with label_smoothing 0 is the same loss as sigmoid")
     if algorithm.kind == "simpo" and algorithm.reference == "previous":
         notes.append("algorithm.reference = previous is not used: simpo has no reference")
-    if explore.iterations > 1 and (config.offline.source is None or config.hybrid.offline_weight == 0):
+    if explore.iterations > 1 and config.offline.source is None:
         notes.append(
             "iteration 1 has no offline pairs to train on: it explores with the base model as both agents"
         )

@@ -18,6 +18,11 @@ Coefficient = Tensor | float
 FlowSdeKind = Literal["flow_grpo", "dance", "cps"]
 
 
+def at_least_float32(x: Tensor) -> Tensor:
+    """Half precision raised to float32; float32 and float64 as they are."""
+    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+
+
 def prediction_error(prediction: Tensor, target: Tensor) -> Tensor:
     """Mean squared error of each sample.
 
@@ -38,7 +43,7 @@ def prediction_error(prediction: Tensor, target: Tensor) -> Tensor:
             f"prediction has shape {tuple(prediction.shape)} and target {tuple(target.shape)}; "
             "they must be equal"
         )
-    difference = _raised(prediction) - _raised(target)
+    difference = at_least_float32(prediction) - at_least_float32(target)
     return difference.square().flatten(1).mean(dim=1)
 
 
@@ -54,6 +59,7 @@ def add_noise(x0: Tensor, eps: Tensor, alpha_t: Coefficient, sigma_t: Coefficien
     Source: DDPM (arXiv 2006.11239) eq. 4; rectified flow (arXiv 2209.03003) with alpha_t = 1 - t, sigma_t =
         t.
     """
+    x0, eps = at_least_float32(x0), at_least_float32(eps)
     return _spread(alpha_t, x0) * x0 + _spread(sigma_t, x0) * eps
 
 
@@ -67,6 +73,7 @@ def v_target(x0: Tensor, eps: Tensor, alpha_t: Coefficient, sigma_t: Coefficient
         (B, ...). At alpha_t 1, sigma_t 0 it is eps.
     Source: Progressive distillation (arXiv 2202.00512), appendix D.
     """
+    x0, eps = at_least_float32(x0), at_least_float32(eps)
     return _spread(alpha_t, x0) * eps - _spread(sigma_t, x0) * x0
 
 
@@ -79,7 +86,7 @@ def velocity_target(x0: Tensor, eps: Tensor) -> Tensor:
         (B, ...). x0 = 0 gives eps.
     Source: Rectified flow (arXiv 2209.03003) eq. 1, in SD3's direction of time (t = 1 is noise).
     """
-    return eps - x0
+    return at_least_float32(eps) - at_least_float32(x0)
 
 
 def eps_from_v(v: Tensor, x_t: Tensor, alpha_t: Coefficient, sigma_t: Coefficient) -> Tensor:
@@ -92,7 +99,7 @@ def eps_from_v(v: Tensor, x_t: Tensor, alpha_t: Coefficient, sigma_t: Coefficien
         (B, ...). With the exact v it is the eps that made x_t; errors obey mse_eps = alpha_t^2 mse_v.
     Source: Progressive distillation (arXiv 2202.00512), appendix D.
     """
-    v, x_t = _raised(v), _raised(x_t)
+    v, x_t = at_least_float32(v), at_least_float32(x_t)
     return _spread(alpha_t, x_t) * v + _spread(sigma_t, x_t) * x_t
 
 
@@ -106,7 +113,7 @@ def x0_from_v(v: Tensor, x_t: Tensor, alpha_t: Coefficient, sigma_t: Coefficient
         (B, ...). With the exact v it is x0; errors obey mse_x0 = sigma_t^2 mse_v.
     Source: Progressive distillation (arXiv 2202.00512), appendix D.
     """
-    v, x_t = _raised(v), _raised(x_t)
+    v, x_t = at_least_float32(v), at_least_float32(x_t)
     return _spread(alpha_t, x_t) * x_t - _spread(sigma_t, x_t) * v
 
 
@@ -120,7 +127,7 @@ def x0_from_eps(eps: Tensor, x_t: Tensor, alpha_t: Coefficient, sigma_t: Coeffic
         (B, ...). sigma_t 0 and alpha_t 1 returns x_t.
     Source: DDIM (arXiv 2010.02502) eq. 9.
     """
-    eps, x_t = _raised(eps), _raised(x_t)
+    eps, x_t = at_least_float32(eps), at_least_float32(x_t)
     return (x_t - _spread(sigma_t, x_t) * eps) / _spread(alpha_t, x_t)
 
 
@@ -134,7 +141,7 @@ def eps_from_x0(x0: Tensor, x_t: Tensor, alpha_t: Coefficient, sigma_t: Coeffici
         (B, ...). alpha_t 0 and sigma_t 1 returns x_t.
     Source: DDPM (arXiv 2006.11239) eq. 4, solved for eps.
     """
-    x0, x_t = _raised(x0), _raised(x_t)
+    x0, x_t = at_least_float32(x0), at_least_float32(x_t)
     return (x_t - _spread(alpha_t, x_t) * x0) / _spread(sigma_t, x_t)
 
 
@@ -148,7 +155,7 @@ def x0_from_velocity(velocity: Tensor, x_t: Tensor, sigma: Coefficient) -> Tenso
         (B, ...). sigma 0 returns x_t; errors obey mse_x0 = sigma^2 mse_u.
     Source: Rectified flow (arXiv 2209.03003).
     """
-    velocity, x_t = _raised(velocity), _raised(x_t)
+    velocity, x_t = at_least_float32(velocity), at_least_float32(x_t)
     return x_t - _spread(sigma, x_t) * velocity
 
 
@@ -162,7 +169,7 @@ def eps_from_velocity(velocity: Tensor, x_t: Tensor, sigma: Coefficient) -> Tens
         (B, ...). sigma 1 returns x_t; errors obey mse_eps = (1 - sigma)^2 mse_u.
     Source: Rectified flow (arXiv 2209.03003).
     """
-    velocity, x_t = _raised(velocity), _raised(x_t)
+    velocity, x_t = at_least_float32(velocity), at_least_float32(x_t)
     return x_t + (1 - _spread(sigma, x_t)) * velocity
 
 
@@ -192,7 +199,7 @@ def ddim_transition(
     Source: DDIM (arXiv 2010.02502) eq. 12 and 16. Written for any (alpha, sigma), not only alpha^2 + sigma^2
         = 1, where it reduces to the paper's (1 - abar_s) / (1 - abar_t) (1 - abar_t / abar_s).
     """
-    x0, eps = _raised(x0), _raised(eps)
+    x0, eps = at_least_float32(x0), at_least_float32(eps)
     alpha_t, sigma_t, alpha_s, sigma_s, eta = (_double(c) for c in (alpha_t, sigma_t, alpha_s, sigma_s, eta))
     std, direction = _ddim_scales(alpha_t, sigma_t, alpha_s, sigma_s, eta)
     mean = _spread(alpha_s, x0) * x0 + _spread(direction, x0) * eps
@@ -227,7 +234,7 @@ def flow_sde_transition(
     kind: FlowSdeKind = "flow_grpo",
     sigma_max: Coefficient | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Stochastic step of a flow model from sigma to sigma_next < sigma, with the ODE's marginals.
+    """Stochastic step of a flow model from sigma to sigma_next < sigma, with (for small steps) the ODE's marginals.
 
     dt = sigma_next - sigma
     flow_grpo: g = a sqrt(sigma / (1 - sigma)),
@@ -251,7 +258,7 @@ def flow_sde_transition(
         2509.05952). The sigma_max rule is that of Flow-GRPO's code; its std excludes sqrt(-dt), ours includes
         it.
     """
-    x_t, velocity = _raised(x_t), _raised(velocity)
+    x_t, velocity = at_least_float32(x_t), at_least_float32(velocity)
     sigma, sigma_next, level = _double(sigma), _double(sigma_next), _double(noise_level)
     dt = sigma_next - sigma
     if kind == "flow_grpo":
@@ -297,10 +304,9 @@ def mean_log_prob(x: Tensor, mean: Tensor, std: Coefficient) -> Tensor:
     Source: DDPO (arXiv 2305.13301) eq. 4; the mean instead of the sum is the authors' code and what the
         field's clip ranges assume (the true log-ratio is C*H*W times larger).
     """
-    x, mean = _raised(x), _raised(mean)
-    scale = _spread(std, mean)
-    log_scale = torch.log(scale) if isinstance(scale, Tensor) else math.log(scale)
-    density = -(x - mean).square() / (2 * scale**2) - log_scale - math.log(math.sqrt(2 * math.pi))
+    x, mean = at_least_float32(x), at_least_float32(mean)
+    scale = _spread(_double(std), mean)
+    density = -(x - mean).square() / (2 * scale**2) - torch.log(scale) - math.log(math.sqrt(2 * math.pi))
     return density.flatten(1).mean(dim=1)
 
 
@@ -316,7 +322,8 @@ def gaussian_kl(mean: Tensor, mean_ref: Tensor, std: Coefficient) -> Tensor:
         (B,). Equal means give 0; a distance of one std gives 1/2.
     Source: DPOK (arXiv 2305.16381) eq. 4. Flow-GRPO's own KL is this times (-dt).
     """
-    return prediction_error(mean, mean_ref) / (2 * _flat(std, mean) ** 2)
+    variance = _double(std).to(mean.device, at_least_float32(mean).dtype) ** 2
+    return prediction_error(mean, mean_ref) / (2 * variance)
 
 
 def _ddim_scales(
@@ -326,11 +333,6 @@ def _ddim_scales(
     forward_variance = (sigma_t**2 - (alpha_t / alpha_s) ** 2 * sigma_s**2).clamp(min=0)
     std = eta * (sigma_s / sigma_t) * torch.sqrt(forward_variance)
     return std, torch.sqrt((sigma_s**2 - std**2).clamp(min=0))
-
-
-def _raised(x: Tensor) -> Tensor:
-    """float32 or better."""
-    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
 
 
 def _double(value: Coefficient) -> Tensor:
@@ -344,15 +346,10 @@ def _spread(value: Coefficient, like: Tensor) -> Coefficient:
     """A number as it is; a 0-dim or (B,) tensor in the latents' precision, shaped to multiply them."""
     if not isinstance(value, Tensor):
         return value
-    value = value.to(_raised(like).dtype)
+    value = value.to(at_least_float32(like).dtype)
     if value.ndim == 0:  # a CPU scalar multiplies tensors of any device without a copy
         return value if value.device.type == "cpu" else value.to(like.device)
     return value.to(like.device).reshape(-1, *[1] * (like.ndim - 1))
-
-
-def _flat(value: Coefficient, like: Tensor) -> Coefficient:
-    """Like `_spread`, to multiply (B,) numbers."""
-    return value.to(like.device, _raised(like).dtype) if isinstance(value, Tensor) else value
 
 
 def _per_sample(value: Tensor, like: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from diffexpo.diffusion.kernels import add_noise, prediction_error
+from diffexpo.diffusion.kernels import add_noise, at_least_float32, prediction_error
 from diffexpo.diffusion.path import Path
 from diffexpo.rng import keyed_uniform, torch_generator
 from diffexpo.types import Conditioning, Policy
@@ -71,6 +71,7 @@ def prediction_errors(
             f"prediction_errors: {len(x0)} latents, {len(eps)} noises, {len(t)} times and "
             f"{len(conditioning)} conditionings; all must be equal"
         )
+    x0 = at_least_float32(x0)
     eps = eps.to(x0.device, x0.dtype)
     # Scales in float64 from the table, so that they are the same whatever device the latents are on.
     precise_t = t.detach().cpu().to(torch.float64)

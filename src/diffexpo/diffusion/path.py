@@ -16,6 +16,7 @@ from torch import Tensor
 
 from diffexpo.diffusion.kernels import (
     Coefficient,
+    at_least_float32,
     eps_from_v,
     eps_from_velocity,
     eps_from_x0,
@@ -29,6 +30,20 @@ from diffexpo.errors import PolicyError
 
 PredictionType = Literal["epsilon", "v_prediction", "sample", "flow"]
 Spacing = Literal["leading", "trailing", "linspace"]
+
+# Defaults of diffusers' scheduler classes, by how their names begin, for settings that a file leaves out.
+LINSPACE_BY_DEFAULT = ("DEIS", "DPMSolver", "Euler", "Heun", "KDPM2", "LMS", "SASolver", "UniPC")
+SMALL_BETAS_BY_DEFAULT = ("Heun", "KDPM2", "LCM", "TCD")
+SCALED_LINEAR_BY_DEFAULT = ("LCM", "TCD")
+# Flow schedules other than the plain shifted one.
+FLOW_SPACINGS = (
+    "shift_terminal",
+    "use_karras_sigmas",
+    "use_exponential_sigmas",
+    "use_beta_sigmas",
+    "invert_sigmas",
+    "stochastic_sampling",
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,11 +77,27 @@ class Path:
         set_alpha_to_one: bool = True,
         clip_sample_range: float | None = None,
     ) -> Path:
-        """Variance-preserving path from the table abar (N,), decreasing in (0, 1]; it is kept in float64."""
+        """Variance-preserving path from the table abar (N,), decreasing within [0, 1], kept in float64.
+
+        Raises:
+            PolicyError: the table does not decrease within [0, 1], ends at 0 for a network that predicts eps
+                (x0 would be divided by 0), or an unknown prediction type or spacing.
+        """
         table = torch.as_tensor(alphas_cumprod).detach().to("cpu", torch.float64)
         if table.ndim != 1 or len(table) < 2:
             raise PolicyError(
                 f"alphas_cumprod has shape {tuple(table.shape)}; expected one row of two or more levels"
+            )
+        in_range = bool((table >= 0).all() and (table <= 1).all())
+        if not in_range or bool((table.diff() > 0).any()):
+            raise PolicyError(
+                f"alphas_cumprod runs from {float(table[0]):g} to {float(table[-1]):g}; expected a table that "
+                "decreases within [0, 1]"
+            )
+        if prediction_type == "epsilon" and float(table[-1]) == 0:
+            raise PolicyError(
+                "alphas_cumprod ends at 0 (zero signal) and prediction_type is 'epsilon': x0 cannot be had "
+                "from eps there; expected v_prediction or sample, or rescale_betas_zero_snr false"
             )
         if prediction_type not in ("epsilon", "v_prediction", "sample"):
             raise PolicyError(
@@ -105,7 +136,7 @@ class Path:
             The path; SD 1.5's file gives abar[0] = 0.99915 and abar[999] = 0.00466.
         Raises:
             PolicyError: a setting that this package does not reproduce (thresholding, dynamic shifting,
-                unknown schedule).
+                another spacing of flow levels, a learned variance, unknown schedule).
         Source: diffusers' DDIM, DDPM and flow-match Euler schedulers; the table is computed in float64 here,
             float32 there.
         """
@@ -116,6 +147,12 @@ class Path:
                     "scheduler use_dynamic_shifting is true; a fixed shift is expected: "
                     "set it to false and give `shift`"
                 )
+            for key in FLOW_SPACINGS:
+                if config.get(key):
+                    raise PolicyError(
+                        f"scheduler {key} is {config[key]!r}; it spaces or steps the flow in another way and "
+                        "is not reproduced here: remove it"
+                    )
             return Path.flow(
                 float(config.get("shift", 1.0)),
                 num_train_timesteps=int(config.get("num_train_timesteps", 1000)),
@@ -125,11 +162,14 @@ class Path:
                 "scheduler thresholding is true; it is for pixel models and not "
                 "reproduced here: set it to false"
             )
+        if config.get("variance_type") not in (None, "fixed_small", "fixed_small_log"):
+            raise PolicyError(
+                f"scheduler variance_type is {config['variance_type']!r}; expected fixed_small, whose ddpm "
+                "step is the one reproduced here"
+            )
         clips_by_default = name.startswith(("DDIM", "DDPM"))
         clip = bool(config.get("clip_sample", clips_by_default))
-        spaced_by_default = (
-            "linspace" if name.startswith(("Euler", "DPMSolver", "LMS", "Heun")) else "leading"
-        )
+        spaced_by_default = "linspace" if name.startswith(LINSPACE_BY_DEFAULT) else "leading"
         return Path.vp(
             _alphas_cumprod(config),
             str(config.get("prediction_type", "epsilon")),
@@ -160,11 +200,11 @@ class Path:
     ) -> tuple[Tensor, Tensor]:
         """(x0, eps) that the network's prediction implies, with the scales given."""
         if self.prediction_type == "epsilon":
-            return x0_from_eps(prediction, x_t, alpha_t, sigma_t), prediction
+            return x0_from_eps(prediction, x_t, alpha_t, sigma_t), at_least_float32(prediction)
         if self.prediction_type == "v_prediction":
             return x0_from_v(prediction, x_t, alpha_t, sigma_t), eps_from_v(prediction, x_t, alpha_t, sigma_t)
         if self.prediction_type == "sample":
-            return prediction, eps_from_x0(prediction, x_t, alpha_t, sigma_t)
+            return at_least_float32(prediction), eps_from_x0(prediction, x_t, alpha_t, sigma_t)
         return x0_from_velocity(prediction, x_t, sigma_t), eps_from_velocity(prediction, x_t, sigma_t)
 
     def target(self, x0: Tensor, eps: Tensor, t: Tensor) -> Tensor:
@@ -205,8 +245,11 @@ def shifted(sigma: Coefficient, shift: float) -> Coefficient:
 def _alphas_cumprod(config: Mapping[str, object]) -> Tensor:
     """The table abar in float64 from a scheduler's beta settings."""
     count = int(config.get("num_train_timesteps", 1000))
-    schedule = str(config.get("beta_schedule", "linear"))
-    start, end = float(config.get("beta_start", 1e-4)), float(config.get("beta_end", 0.02))
+    name = str(config.get("_class_name", ""))
+    scaled = name.startswith(SCALED_LINEAR_BY_DEFAULT)
+    schedule = str(config.get("beta_schedule", "scaled_linear" if scaled else "linear"))
+    lowest, highest = (8.5e-4, 0.012) if name.startswith(SMALL_BETAS_BY_DEFAULT) else (1e-4, 0.02)
+    start, end = float(config.get("beta_start", lowest)), float(config.get("beta_end", highest))
     if config.get("trained_betas") is not None:
         betas = torch.tensor(config["trained_betas"], dtype=torch.float64)
     elif schedule == "linear":

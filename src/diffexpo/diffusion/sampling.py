@@ -15,8 +15,14 @@ from torch import Tensor
 
 from diffexpo.config.schema import SamplerConfig
 from diffexpo.diffusion.guidance import classifier_free_guidance
-from diffexpo.diffusion.kernels import ddim_transition, eps_from_x0, mean_log_prob
-from diffexpo.diffusion.transitions import Transition, half_log_snr, sampler_grid, step_moments, stochastic_grid
+from diffexpo.diffusion.kernels import at_least_float32, ddim_transition, eps_from_x0, mean_log_prob
+from diffexpo.diffusion.transitions import (
+    Transition,
+    half_log_snr,
+    sampler_grid,
+    step_moments,
+    stochastic_grid,
+)
 from diffexpo.types import Conditioning, Policy
 
 
@@ -233,8 +239,8 @@ def _predict(policy: Policy, x_t: Tensor, t: float, stacked: Conditioning, guida
     """One forward; 2B rows of conditioning mean guidance."""
     times = torch.full((len(stacked),), t, dtype=torch.float32, device=x_t.device)
     if len(stacked) == len(x_t):
-        return _at_least_float32(policy.predict(x_t, times, stacked))
-    both = _at_least_float32(policy.predict(torch.cat([x_t, x_t]), times, stacked))
+        return at_least_float32(policy.predict(x_t, times, stacked))
+    both = at_least_float32(policy.predict(torch.cat([x_t, x_t]), times, stacked))
     return classifier_free_guidance(both[: len(x_t)], both[len(x_t) :], scale=guidance)
 
 
@@ -251,13 +257,10 @@ def _log_prob(x_next: Tensor, mean: Tensor, std: Tensor, transition: Transition)
     return mean_log_prob(x_next, mean, std)
 
 
-def _at_least_float32(prediction: Tensor) -> Tensor:
-    return prediction.float() if prediction.dtype in (torch.float16, torch.bfloat16) else prediction
-
-
 def _check_rows(conditioning: Conditioning, negative: Conditioning | None, noise: NoiseSource) -> None:
     if len(conditioning) != len(noise) or (negative is not None and len(negative) != len(noise)):
         raise ValueError(
-            f"sample: {len(conditioning)} conditionings, {'no' if negative is None else len(negative)} negatives and "
-            f" {len(noise)} noise generators; one of each per image is needed"
+            f"sample: {len(conditioning)} conditionings, "
+            f"{'no' if negative is None else len(negative)} negatives and {len(noise)} noise generators; "
+            "one of each per image is needed"
         )

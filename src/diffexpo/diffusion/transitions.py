@@ -6,7 +6,8 @@ Grids equal those of diffusers' schedulers, because that is how an aligned model
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import pairwise
 
 from torch import Tensor
 
@@ -18,7 +19,11 @@ from diffexpo.errors import ConfigError
 
 @dataclass(frozen=True)
 class Transition:
-    """One denoising step from level t to level t_next, in numbers: x = alpha x0 + sigma eps at each end."""
+    """One denoising step from level t to level t_next, in numbers: x = alpha x0 + sigma eps at each end.
+
+    `eps_from_clipped_x0` says which eps goes with an x0 that was clipped: the one x_t then implies (ddpm), or
+    the network's (ddim).
+    """
 
     t: float
     t_next: float
@@ -28,6 +33,7 @@ class Transition:
     sigma_s: float
     eta: float
     std: float
+    eps_from_clipped_x0: bool = False
 
     @property
     def has_density(self) -> bool:
@@ -47,11 +53,18 @@ def sampler_grid(path: Path, name: str, steps: int, eta: float = 0.0) -> list[Tr
         `steps` transitions with t decreasing; 50 ddpm steps on 1000 leading levels start at index 980 +
         offset.
     Raises:
-        ConfigError: the sampler does not fit the path, or there are more steps than levels.
+        ConfigError: the sampler is unknown or does not fit the path, steps or eta is out of range, or there
+            are more steps than levels.
     Source: diffusers' DDPM, DDIM, DPMSolverMultistep and FlowMatchEuler schedulers. DDIM's target level is
         index - N // steps for every spacing, DDPM's the next of the list, and the flow schedule is shifted
         twice at its lower end, as there.
     """
+    if name not in ("ddpm", "ddim", "dpmpp", "flow_euler"):
+        raise ConfigError(f"sampler.name is {name!r}; expected ddpm, ddim, dpmpp or flow_euler")
+    if steps < 1:
+        raise ConfigError(f"sampler.steps is {steps}; expected 1 or more")
+    if not 0 <= eta <= 1:
+        raise ConfigError(f"sampler.eta is {eta}; expected a number from 0 (deterministic) to 1")
     if (name == "flow_euler") != (path.kind == "flow"):
         fitting = "flow_euler" if path.kind == "flow" else "ddpm, ddim or dpmpp"
         raise ConfigError(
@@ -77,16 +90,24 @@ def sampler_grid(path: Path, name: str, steps: int, eta: float = 0.0) -> list[Tr
         following = [*index[1:], -1]
     last_abar = 1.0 if name != "ddim" or path.set_alpha_to_one else float(path.alphas_cumprod[0])
     noise = {"ddpm": 1.0, "ddim": float(eta), "dpmpp": 0.0}[name]
-    return [_vp_transition(path, i, j, last_abar, noise) for i, j in zip(index, following, strict=True)]
+    return [
+        replace(_vp_transition(path, i, j, last_abar, noise), eps_from_clipped_x0=name == "ddpm")
+        for i, j in zip(index, following, strict=True)
+    ]
 
 
 def stochastic_grid(path: Path, sampler: SamplerConfig) -> list[Transition]:
     """`sampler_grid`, refusing a sampler none of whose steps is random."""
     grid = sampler_grid(path, sampler.name, sampler.steps, sampler.eta)
     if not any(transition.has_density for transition in grid):
+        instead = (
+            "step a flow model with flow_sde_transition"
+            if path.kind == "flow"
+            else "take ddpm, or ddim with eta above 0, with two or more steps"
+        )
         raise ConfigError(
             f"sampler {sampler.name} with eta {sampler.eta} is deterministic: its kernel has no density, so "
-            "there are no log-probabilities; take ddpm, or ddim with eta above 0, with two or more steps"
+            f"there are no log-probabilities; {instead}"
         )
     return grid
 
@@ -96,14 +117,13 @@ def step_moments(
 ) -> tuple[Tensor, Tensor]:
     """Mean (B,C,h,w) and std (B,) of one transition of ddpm, ddim or flow_euler, given the prediction.
 
-    A model whose scheduler clips x0 is clipped here too: ddpm then derives eps from the clipped x0, ddim
-        keeps the
-    network's eps, as diffusers does.
+    A model whose scheduler clips x0 is clipped here too: ddpm then derives eps from the clipped x0, ddim keeps
+    the network's eps, as diffusers does.
     """
     x0, eps = path.x0_eps_at(prediction, x_t, transition.alpha_t, transition.sigma_t)
     if path.clip_sample_range is not None:
         x0 = x0.clamp(-path.clip_sample_range, path.clip_sample_range)
-        if transition.eta == 1.0:
+        if transition.eps_from_clipped_x0:
             eps = eps_from_x0(x0, x_t, transition.alpha_t, transition.sigma_t)
     return ddim_transition(
         x0,
@@ -152,9 +172,7 @@ def _flow_grid(path: Path, steps: int) -> list[Transition]:
     lowest = float(shifted(1.0 / path.num_train_timesteps, path.shift))
     gap = (1.0 - lowest) / max(steps - 1, 1)
     sigmas = [*(float(shifted(1.0 - i * gap, path.shift)) for i in range(steps)), 0.0]
-    return [
-        _transition(s, r, (1 - s, s), (1 - r, r), 0.0) for s, r in zip(sigmas[:-1], sigmas[1:], strict=True)
-    ]
+    return [_transition(s, r, (1 - s, s), (1 - r, r), 0.0) for s, r in pairwise(sigmas)]
 
 
 def _transition(

@@ -14,7 +14,7 @@ from diffexpo.emoji.dataset import keyed_fraction
 from diffexpo.emoji.train_flow import FoldedContextProcessor
 
 STEPS = 20
-GUIDANCE = 4.0
+GUIDANCE = 3.0
 
 
 def load_pipeline(folder: Path) -> StableDiffusionPipeline | StableDiffusion3Pipeline:

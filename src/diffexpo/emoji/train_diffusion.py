@@ -83,7 +83,8 @@ def train_diffusion(
     """Train text encoder and UNet and save the StableDiffusionPipeline folder to `out`, every `snapshot_minutes` too.
 
     The first GROUNDING_SHARE of the time goes to the text encoder alone (see `TextGrounding`); then both learn the noise
-    together, with the grounding as a small second loss. With `start` both go on from the weights in that folder.
+    together, with the grounding as a small second loss. With `start` both go on from the weights in that folder at 0.6 of
+    the learning rate.
     """
     torch.manual_seed(seed)
     device = choose_device()
@@ -128,8 +129,10 @@ def train_diffusion(
     def snapshot() -> None:
         save_diffusion(vae, text_encoder, tokenizer, unet, out)
 
-    fit("diffusion text", grounding_loss, text.parameters(), minutes=minutes * GROUNDING_SHARE,
+    # The head is not stored: with `start` it alone is learned anew, quickly.
+    first = GROUNDING_SHARE if start is None else 0.04
+    fit("diffusion text", grounding_loss, (text if start is None else grounding).parameters(), minutes=minutes * first,
         learning_rate=1.5e-3, final=0.3)
-    fit("diffusion", loss_of, everything.parameters(), minutes=minutes * (1 - GROUNDING_SHARE),
-        learning_rate=LEARNING_RATE, averages=[Average(everything, 0.999)], snapshot=snapshot,
-        snapshot_minutes=snapshot_minutes)
+    fit("diffusion", loss_of, everything.parameters(), minutes=minutes * (1 - first),
+        learning_rate=LEARNING_RATE * (1.0 if start is None else 0.6), averages=[Average(everything, 0.999)],
+        snapshot=snapshot, snapshot_minutes=snapshot_minutes)

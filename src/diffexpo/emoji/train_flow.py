@@ -138,7 +138,8 @@ def train_flow(
     def snapshot() -> None:
         save_flow(vae, encoders, tokenizer, transformer, out)
 
-    fit("flow text", grounding_loss, text.parameters(), minutes=minutes * GROUNDING_SHARE, learning_rate=1.5e-3,
-        final=0.3)
-    fit("flow", loss_of, everything.parameters(), minutes=minutes * (1 - GROUNDING_SHARE), learning_rate=LEARNING_RATE,
-        averages=[Average(everything, 0.999)], snapshot=snapshot, snapshot_minutes=snapshot_minutes, warmup=0.04)
+    alone = GROUNDING_SHARE if start is None else 0.04  # the head is not stored: with `start` it alone is learned anew
+    fit("flow text", grounding_loss, (text if start is None else grounding).parameters(), minutes=minutes * alone,
+        learning_rate=1.5e-3, final=0.3)
+    fit("flow", loss_of, everything.parameters(), minutes=minutes * (1 - alone),
+        learning_rate=LEARNING_RATE * (1.0 if start is None else 0.6), averages=[Average(everything, 0.999)], snapshot=snapshot, snapshot_minutes=snapshot_minutes, warmup=0.04)

@@ -40,13 +40,14 @@ def run_cost(config: RunConfig) -> Cost:
     training = T * steps * batch * 8  (+ contrast pairs * 8 from iteration 2 on when alpha > 0)
     """
     explore, training = config.explore, config.training
+    trained = explore.iterations - (config.offline.source is None)
     images = (explore.iterations - 1) * explore.prompts_per_iteration * 2 * explore.images_per_prompt
     return Cost(
         sampling=sampling_cost(config, images),
         training=sum(training_cost(config, iteration) for iteration in range(1, explore.iterations + 1)),
         images=images,
-        pairs_trained=explore.iterations * training.steps * training.batch_size,
-        optimizer_steps=explore.iterations * training.steps,
+        pairs_trained=trained * training.steps * training.batch_size,
+        optimizer_steps=trained * training.steps,
     )
 
 
@@ -57,7 +58,12 @@ def sampling_cost(config: RunConfig, images: int) -> int:
 
 
 def training_cost(config: RunConfig, iteration: int) -> int:
-    """Network evaluations of one iteration's updates; contrast pairs exist from iteration 2 on, when alpha > 0."""
+    """Network evaluations of one iteration's updates; contrast pairs exist from iteration 2 on, when alpha > 0.
+
+    Without offline pairs nothing is trained in iteration 1.
+    """
+    if iteration == 1 and config.offline.source is None:
+        return 0
     training, algorithm = config.training, config.algorithm
     has_contrast = algorithm.type == "expo" and algorithm.alpha > 0 and iteration > 1
     contrast = contrast_pairs(training.batch_size, algorithm.contrast_fraction) if has_contrast else 0

@@ -125,11 +125,15 @@ def schedule(config: RunConfig) -> list[tuple[str, int]]:
 
 
 def train(loop: Loop, iteration: int) -> None:
-    """Train p_t from p_{t-1} on D_off and everything collected so far."""
+    """Train p_t from p_{t-1} on D_off and everything collected so far; without D_off, p_1 is p_0."""
     if loop.store.is_complete(loop.lane + "train", iteration):
         return
     config = loop.config
     load_iterates(loop, iteration - 1)
+    if iteration == 1 and config.offline.source is None:
+        loop.console.line("iteration 1: no offline pairs, so the base model explores")
+        keep_iterate(loop, iteration, {"pairs/available": 0, "cost/network_evaluations": 0})
+        return
     weights = loop.policy.weights
     weights.copy("base" if config.algorithm.reference == "base" else "current", "reference")
     loader = _pair_loader(loop, iteration)
@@ -146,16 +150,22 @@ def train(loop: Loop, iteration: int) -> None:
             run_seed=config.seed,
             tick=tick,
         )
+    payload = report.metrics() | {
+        "pairs/available": loader.size,
+        "cost/network_evaluations": training_cost(config, iteration),
+        "time/train_s": time.monotonic() - began,
+    }
+    keep_iterate(loop, iteration, payload)
+
+
+def keep_iterate(loop: Loop, iteration: int, payload: Mapping[str, float]) -> None:
+    """Write "current" as p_t; the manifest, written last, makes the stage complete."""
+    weights = loop.policy.weights
     if loop.world.rank == 0:
         write_tensors(weights_path(loop, iteration), weights.state("current"))
-        payload = report.metrics() | {
-            "pairs/available": loader.size,
-            "cost/network_evaluations": training_cost(config, iteration),
-            "time/train_s": time.monotonic() - began,
-        }
         loop.metrics.write_once(iteration, "train_summary", payload)
         loop.store.write_manifest(
-            loop.lane + "train", iteration, payload | {"weights": weights.fingerprint("current")}
+            loop.lane + "train", iteration, {**payload, "weights": weights.fingerprint("current")}
         )
         remove_checkpoints(loop.run_dir / "checkpoints" / f"iteration-{iteration:04d}")
     loop.world.barrier()

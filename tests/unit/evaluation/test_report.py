@@ -11,7 +11,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
-from tests.unit.evaluation.synthetic_run import make_config, make_run, make_suite, train_lines, write_lines
 
 from diffexpo.errors import DataError, MissingError
 from diffexpo.evaluation.grid import data_uri, picture_grid, to_uint8
@@ -27,6 +26,7 @@ from diffexpo.evaluation.records import (
 from diffexpo.evaluation.report import write_report
 from diffexpo.evaluation.summary import summarise
 from diffexpo.evaluation.verdict import give_verdict
+from tests.unit.evaluation.synthetic_run import make_config, make_run, make_suite, train_lines, write_lines
 
 
 class Page(HTMLParser):

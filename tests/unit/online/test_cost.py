@@ -74,6 +74,14 @@ def test_a_run_without_sampling_equals_itself():
     assert offline_steps_of_equal_cost(config(iterations=1)) == 50
 
 
+def test_without_offline_pairs_the_first_iteration_trains_nothing():
+    whole = config()
+    online = whole.model_copy(update={"offline": whole.offline.model_copy(update={"source": None})})
+    assert training_cost(online, 1) == 0 and training_cost(online, 2) == training_cost(whole, 2)
+    assert run_cost(whole).training - run_cost(online).training == training_cost(whole, 1)
+    assert (run_cost(online).optimizer_steps, run_cost(online).pairs_trained) == (150, 2400)
+
+
 class CountingPolicy(ToyPolicy):
     """Counts network evaluations: rows of every forward, and of those that a backward follows."""
 
