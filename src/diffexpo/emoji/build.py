@@ -118,7 +118,7 @@ def _has_heldout_attributes(row: dict[str, Any]) -> bool:
     return False
 
 
-def _encode(path: Path, effort: int = 6) -> bytes:
+def _encode(path: Path) -> bytes:
     with Image.open(path) as opened:
         picture = opened.convert("RGBA")
     white = Image.new("RGBA", picture.size, (255, 255, 255, 255))
@@ -126,11 +126,11 @@ def _encode(path: Path, effort: int = 6) -> bytes:
     # 48 colours a picture: 41-44 dB from the original, half the bytes (most of the saving is alpha-edge noise).
     few = flat.quantize(NUM_COLOURS, method=Image.Quantize.MEDIANCUT, kmeans=2, dither=Image.Dither.NONE)
     buffer = io.BytesIO()
-    few.convert("RGB").save(buffer, "WEBP", lossless=True, quality=100 if effort == 6 else 0, method=effort)
+    few.convert("RGB").save(buffer, "WEBP", lossless=True, quality=80, method=4)
     return buffer.getvalue()
 
 
-def build_dataset(sources: Path, out: Path, effort: int = 6) -> int:
+def build_dataset(sources: Path, out: Path) -> int:
     """Write the images file.
 
     Args:
@@ -158,7 +158,7 @@ def build_dataset(sources: Path, out: Path, effort: int = 6) -> int:
                 "id": f"{style}-{hexcode.lower()}", "hexcode": hexcode, "style": style, **label,
                 "split_concept": "heldout" if label["concept"] in heldout else "train",
                 "split_attributes": "heldout" if _has_heldout_attributes(label) else "train",
-                "image": _encode(path, effort),
+                "image": _encode(path),
             })
     assert all(row["skin_tone"] in ("", *SKIN_TONES) for row in rows)
     out.parent.mkdir(parents=True, exist_ok=True)

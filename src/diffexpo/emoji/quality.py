@@ -34,8 +34,8 @@ from diffexpo.types import Prompt
 
 BASES = ("diffusion", "flow")
 JUDGES = ("judge_train", "judge_heldout")
-NUM_PROMPTS = 200
-PICTURES_AN_OCCUPATION = 4  # for each style
+NUM_PROMPTS = 120
+PICTURES_AN_OCCUPATION = 2  # for each style
 Interval = tuple[float, float, float]
 
 

@@ -6,7 +6,6 @@ versions' pictures differ by their weights alone. Judges see what a person sees:
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Callable, Sequence
 
@@ -16,18 +15,18 @@ from torch import Tensor
 
 from diffexpo.config.schema import EvaluationConfig
 from diffexpo.diffusion import NoiseSource, num_network_evaluations, sample
-from diffexpo.errors import DataError, RewardError
+from diffexpo.errors import DataError
 from diffexpo.evaluation.divergence import kl_estimator, path_kl
 from diffexpo.evaluation.grid import to_uint8
 from diffexpo.evaluation.metrics import vendi_score
 from diffexpo.evaluation.records import SuiteResult, is_saved, load_suite, save_suite
+from diffexpo.rewards.scoring import score_images
 from diffexpo.rng import keyed_order, torch_generator
 from diffexpo.types import Conditioning, Policy, Prompt, Reward
 
 __all__ = ["SuiteResult", "choose_prompts", "evaluate_version", "is_saved", "load_suite", "save_suite"]
 
 Embed = Callable[[Tensor], Tensor]
-_log = logging.getLogger("diffexpo")
 
 
 def _nothing() -> None:
@@ -101,8 +100,8 @@ def evaluate_version(
             batch = to_uint8(policy.decode_latents(latents).cpu().numpy())
         images.append(batch)
         seen = torch.from_numpy(batch.transpose(0, 3, 1, 2).astype(np.float32) / 255.0)
-        for scorer in scorers:
-            scores[scorer.name].append(_score(scorer, seen, [texts[p] for p in which]))
+        for scorer, values in score_images(scorers, seen, [texts[p] for p in which]).items():
+            scores[scorer].append(values)
         if vendi_prompts:
             features.append(embed(seen).detach().cpu().numpy())
         tick()
@@ -154,17 +153,6 @@ def _encode(
     with torch.no_grad():
         conditioning = policy.encode_prompts(texts)
         return conditioning, None if guidance == 1.0 else policy.encode_prompts([""])
-
-
-def _score(scorer: Reward, images: Tensor, prompts: Sequence[str]) -> np.ndarray:
-    """Scores of a batch; a scorer that fails gives NaN (and says why), which every later number leaves out and counts."""
-    try:
-        with torch.no_grad():
-            values = scorer.score(images, prompts).detach().cpu().numpy().astype(np.float64)
-    except RewardError as error:
-        _log.warning("%s", error)
-        return np.full(len(prompts), np.nan)
-    return np.where(np.isfinite(values), values, np.nan)
 
 
 def _measure_kl(
