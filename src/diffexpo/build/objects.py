@@ -151,7 +151,7 @@ def import_pairs(
     if store.is_complete("offline", 0):
         return
     if world.rank == 0:
-        with console.phase("import offline pairs", 0, "pairs") as bar:
+        with console.phase("import offline pairs", 0, "units of 256") as bar:
 
             def tick() -> None:
                 bar.advance(1)
