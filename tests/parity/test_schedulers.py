@@ -131,6 +131,30 @@ def test_ddim_with_clipping_keeps_the_networks_eps(eta: float) -> None:
         torch.testing.assert_close(mean + std.reshape(-1, 1, 1, 1) * fresh, theirs, rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
+@pytest.mark.parametrize(("name", "eta"), [("ddim", 0.0), ("ddim", 0.5), ("ddim", 1.0), ("ddpm", 0.0)])
+def test_ddim_and_ddpm_samples(name: str, eta: float, prediction: str) -> None:
+    # ddpm is DDIM at eta 1 with another last alpha, so one scheduler that takes its noise from us serves both.
+    scheduler = DDIMScheduler(
+        **SETTINGS, prediction_type=prediction, steps_offset=1, set_alpha_to_one=name == "ddpm"
+    )
+    scheduler.set_timesteps(20)
+    policy = Gaussian(path_of(scheduler, prediction))
+    conditioning, negative = condition(-0.5, 1.0), condition(0.0, 0.2)
+    sampler = SamplerConfig(name=name, steps=20, guidance=3.0, eta=eta)
+    ours = sample(policy, conditioning, negative, sampler, noise("a", "b"))
+    source = noise("a", "b")
+    x, level = source.draw(), 1.0 if name == "ddpm" else eta
+    steps = zip(sampler_grid(policy.path, name, 20, eta), scheduler.timesteps, strict=True)
+    for step, timestep in steps:
+        t = torch.full((2,), float(timestep) / 999)
+        away, towards = (policy.predict(x, t, side) for side in (negative, conditioning))
+        fresh = source.draw() if step.has_density else torch.zeros_like(x)
+        guided = away + 3.0 * (towards - away)
+        x = scheduler.step(guided, timestep, x, eta=level, variance_noise=fresh).prev_sample
+    torch.testing.assert_close(ours, x, rtol=0, atol=1e-5)
+
+
 @pytest.mark.parametrize("prediction", ["epsilon", "v_prediction", "sample"])
 @pytest.mark.parametrize("spacing", ["leading", "trailing", "linspace"])
 @pytest.mark.parametrize("steps", [2, 8, 20])
