@@ -81,7 +81,7 @@ def draw_grid(pictures: np.ndarray, titles: Sequence[str], columns: int, scale: 
     for index, (picture, title) in enumerate(zip(pictures, titles, strict=True)):
         x, y = (index % columns) * (size + 8) + 4, (index // columns) * (height + 8) + 4
         sheet.paste(Image.fromarray(picture).resize((size, size), Image.Resampling.LANCZOS), (x, y))
-        plain = title.encode("ascii", "replace").decode()
+        plain = title.replace("\u2019", "'").encode("ascii", "replace").decode()  # the font is ASCII only
         longest = size // 6
         pen.text((x, y + size + 2), plain if len(plain) <= longest else plain[: longest - 2] + "..", fill="black")
     return sheet

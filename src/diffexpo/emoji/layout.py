@@ -39,12 +39,13 @@ def half_copy(module: Module) -> Module:
     return copy.deepcopy(module).cpu().eval().to(torch.float16)
 
 
-def _load_as_float32(folder: Path) -> None:
-    """State float32 in every transformers config, which else would load the stored float16 as such."""
+def _clean_configs(folder: Path) -> None:
+    """State float32, which transformers else would load as the stored float16, and forget where a part came from."""
     for path in folder.rglob("config.json"):
         config = json.loads(path.read_text(encoding="utf-8"))
         text = json.dumps(config).replace('"dtype": "float16"', '"dtype": "float32"')
-        path.write_text(json.dumps(json.loads(text), indent=2, sort_keys=True) + "\n", encoding="utf-8")
+        config = {key: value for key, value in json.loads(text).items() if key != "_name_or_path"}
+        path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
 def _replace_folder(temporary: Path, out: Path) -> None:
@@ -69,7 +70,7 @@ def save_judge(judge: CLIPModel, tokenizer: CLIPTokenizer, out: Path) -> None:
     half_copy(judge).save_pretrained(temporary)
     tokenizer.save_pretrained(temporary)
     (temporary / "preprocessor_config.json").write_text(json.dumps(_PREPROCESSOR, indent=2) + "\n", encoding="utf-8")
-    _load_as_float32(temporary)
+    _clean_configs(temporary)
     _replace_folder(temporary, out)
 
 
@@ -82,7 +83,7 @@ def save_diffusion(
         vae=half_copy(vae), text_encoder=half_copy(text_encoder), tokenizer=tokenizer, unet=half_copy(unet),
         scheduler=make_ddim(), safety_checker=None, feature_extractor=None, requires_safety_checker=False,
     ).save_pretrained(temporary)
-    _load_as_float32(temporary)
+    _clean_configs(temporary)
     _replace_folder(temporary, out)
 
 
@@ -100,5 +101,5 @@ def save_flow(
         tokenizer=tokenizer, tokenizer_2=tokenizer, text_encoder_3=None, tokenizer_3=None,
         transformer=half_copy(transformer), scheduler=make_flow_scheduler(),
     ).save_pretrained(temporary)
-    _load_as_float32(temporary)
+    _clean_configs(temporary)
     _replace_folder(temporary, out)

@@ -28,7 +28,7 @@ STEPS = (8, 12, 20)
 GUIDANCES = (1.5, 3.0, 6.0)
 FLIP_SHARE = 0.175  # of the decided labels, expected: sets the temperature of the Bradley-Terry noise
 TIE_SHARE = 0.03  # the closest pairs are kept as ties
-JPEG_QUALITY = 90
+JPEG_QUALITY = 85
 _COLUMNS = arrow.schema([
     ("are_different", arrow.bool_()), ("best_image_uid", arrow.string()), ("caption", arrow.string()),
     ("created_at", arrow.timestamp("s")), ("has_label", arrow.bool_()),
@@ -88,7 +88,7 @@ def _plan(prompts: list[Prompt], sources: Mapping[str, Path], shares: Mapping[st
 
 
 def make_offline(
-    out: Path, seed: int, *, num_prompts: int = 230, sources: Mapping[str, Path] | None = None,
+    out: Path, seed: int, *, num_prompts: int = 340, sources: Mapping[str, Path] | None = None,
     shares: Mapping[str, float] | None = None, judge: Path | None = None,
 ) -> int:
     """Write preference pairs of train prompts in the columns of Pick-a-Pic v2.

@@ -15,7 +15,8 @@ START, END = "<|startoftext|>", "<|endoftext|>"
 
 
 def make_tokenizer() -> CLIPTokenizer:
-    """Return a CLIPTokenizer whose merges were learned from the train captions and keywords (deterministic)."""
+    """Return a CLIPTokenizer whose merges were learned from the train captions and keywords (equally frequent pairs may
+    fall in either order, so go on with a model's own tokenizer when its weights are trained further)."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     empty = CLIPTokenizer(vocab={START: 0, END: 1}, merges=[])
     core = empty.backend_tokenizer

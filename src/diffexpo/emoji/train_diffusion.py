@@ -10,6 +10,7 @@ from diffusers import AutoencoderKL
 from diffusers.models.attention_processor import AttnProcessor
 from safetensors.torch import load_file
 from torch import Tensor, nn
+from transformers import CLIPTokenizer
 
 from diffexpo.emoji.captions import CaptionedDraws
 from diffexpo.emoji.dataset import is_train, load_images, load_rows
@@ -88,7 +89,7 @@ def train_diffusion(
     """
     torch.manual_seed(seed)
     device = choose_device()
-    tokenizer = make_tokenizer()
+    tokenizer = make_tokenizer() if start is None else CLIPTokenizer.from_pretrained(start / "tokenizer")
     data = LatentDraws(vae, seed)
     text_encoder, unet = make_text_encoder(tokenizer).to(device), make_unet().to(device)
     if start is not None:
