@@ -29,8 +29,8 @@ from torch.nn import functional
 
 from diffexpo.algorithms import ALGORITHMS
 from diffexpo.build import resolve
+from diffexpo.config.algorithms import DiffusionDpoConfig
 from diffexpo.config.schema import (
-    AlgorithmConfig,
     HybridConfig,
     ModelConfig,
     SamplerConfig,
@@ -116,7 +116,7 @@ class Bench:
         folder = self.root / f"turn-{self.turn}"
         self.policy.weights.load("current", self.start)
         algorithm = ALGORITHMS["diffusion_dpo"](
-            AlgorithmConfig(type="diffusion_dpo", beta=BETA, empty_prompt_fraction=0.0),
+            DiffusionDpoConfig(beta=BETA, empty_prompt_fraction=0.0),
             self.embeddings.select([""]),
         )
         metrics = MetricsWriter(folder / "metrics.jsonl")

@@ -6,15 +6,16 @@ loop knows rewards, only through the Protocols below.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
+    from diffexpo.config.schema import SamplerConfig
     from diffexpo.diffusion.path import Path as DiffusionPath
 
 
@@ -72,19 +73,24 @@ class WeightSets(Protocol):
     def use(self, name: str) -> AbstractContextManager[None]:
         """Inside the block `predict` runs with that version. Nestable; restores the previous one."""
         ...
+
     def copy(self, source: str, target: str) -> None:
         """Make or overwrite `target` with the values of `source` (exact)."""
         ...
+
     def drop(self, name: str) -> None: ...
     def trainable(self) -> dict[str, torch.nn.Parameter]:
         """Parameters of "current" that are trained, by stable name."""
         ...
+
     def state(self, name: str) -> dict[str, Tensor]:
         """Detached CPU copy of a version, by the names of `trainable()`."""
         ...
+
     def load(self, name: str, state: Mapping[str, Tensor]) -> None:
         """Make or overwrite a version; names and shapes must match exactly."""
         ...
+
     def fingerprint(self, name: str) -> str:
         """SHA-256 over a version's names, shapes, types and bytes."""
         ...
@@ -103,9 +109,11 @@ class Policy(Protocol):
     def encode_images(self, images: Tensor) -> Tensor:
         """Images (B,3,H,W) in [0,1] to scaled latents (B,C,h,w), posterior mean."""
         ...
+
     def decode_latents(self, latents: Tensor) -> Tensor:
         """Latents (B,C,h,w) to float32 images (B,3,H,W) in [0,1]."""
         ...
+
     def predict(self, x_t: Tensor, t: Tensor, conditioning: Conditioning) -> Tensor:
         """The network's own prediction (eps, v, x0 or velocity) for x_t (B,C,h,w) at t (B,)."""
         ...
@@ -121,12 +129,18 @@ class Reward(Protocol):
     def score(self, images: Tensor, prompts: Sequence[str]) -> Tensor: ...
 
 
+# Marks fields whose rows are not those of `keys`: they count by the names in this field.
+ROWS_OF = "rows"
+CONTRAST = {ROWS_OF: "contrast_keys"}
+
+
 @dataclass(frozen=True)
 class PairBatch:
     """Winner and loser latents of B prompts; optionally a contrast pair (exploration sample, main sample) of E prompts.
 
     `weight` (B,) scales each pair's loss (1 by default). `uncertainty_winner/_loser` (B,) are the Gamma of the offset.
-    `keys` name the pairs: the loss draws its noise and t from them, so a batch's split does not change them.
+    `keys` name the pairs: the loss draws its noise and t from them, so a batch's split does not change them. `measured` is what
+    the algorithm found on the whole batch beforehand (see `MeasuresBatch`).
     """
 
     winner: Tensor
@@ -136,10 +150,101 @@ class PairBatch:
     weight: Tensor | None = None
     uncertainty_winner: Tensor | None = None
     uncertainty_loser: Tensor | None = None
-    explored: Tensor | None = None
-    main: Tensor | None = None
-    contrast_conditioning: Conditioning | None = None
-    contrast_keys: tuple[str, ...] = ()
+    explored: Tensor | None = field(default=None, metadata=CONTRAST)
+    main: Tensor | None = field(default=None, metadata=CONTRAST)
+    contrast_conditioning: Conditioning | None = field(default=None, metadata=CONTRAST)
+    contrast_keys: tuple[str, ...] = field(default=(), metadata=CONTRAST)
+    measured: float | None = None
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+
+@dataclass(frozen=True)
+class ScoredBatch:
+    """B images with what was thought of them: latents (B,C,h,w), a prompt each, no pairs.
+
+    `rewards` (B,) are the mixed scores within the prompt, higher is better; of an offline image the share of its pairs that
+    it won. `advantages` (B,) compare a reward with all images of the same prompt and collection, in the batch or not.
+    `groups` (B,) int64: equal numbers are the same prompt and collection. `desirable` (B,) bool. `weight` (B,) scales each
+    row's loss (1 by default). `keys` name the rows: noise and t are drawn from them. `is_grouped`: the rows of a group stand
+    behind each other and are all images of it; the batch is then never cut within a group. `measured` is what the algorithm found
+    on the whole batch beforehand (see `MeasuresBatch`).
+    """
+
+    latents: Tensor
+    conditioning: Conditioning
+    keys: tuple[str, ...]
+    rewards: Tensor
+    advantages: Tensor
+    groups: Tensor
+    desirable: Tensor
+    weight: Tensor | None = None
+    is_grouped: bool = False
+    measured: float | None = None
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+
+@dataclass(frozen=True)
+class TrajectoryBatch:
+    """B transitions x_t -> x_next of sampled trajectories, each with the advantage of its image.
+
+    `x_t`, `x_next` (B,C,h,w) are bit for bit what the sampler had. `index` (B,) int64 is the transition's place in the
+    sampler's grid, 0 the noisiest: the grid gives t, the next t and the kernel. `old_log_prob` (B,) is the mean log-prob per
+    latent element of x_next under the policy that sampled it, with the same guidance. `sampler` drew them; it gives grid and
+    guidance. `negative_conditioning` is the other side of guidance (None: none was used). `old_mean` (B,C,h,w) is the
+    kernel's mean under the sampling policy, for methods that compare means. `weight` (B,) scales each row's loss (1 by
+    default). `keys` name the rows.
+    """
+
+    x_t: Tensor
+    x_next: Tensor
+    index: Tensor
+    old_log_prob: Tensor
+    advantages: Tensor
+    conditioning: Conditioning
+    keys: tuple[str, ...]
+    sampler: SamplerConfig
+    negative_conditioning: Conditioning | None = None
+    old_mean: Tensor | None = None
+    weight: Tensor | None = None
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+
+@dataclass(frozen=True)
+class TrajectoryPairBatch:
+    """B pairs of transitions of one prompt each, of which one is preferred.
+
+    The transitions `winner_x_t` -> `winner_x_next` and `loser_x_t` -> `loser_x_next` (each (B,C,h,w)) stand at the same place
+    `index` (B,) int64 of the sampler's grid. They come from two trajectories (D3PO, PRDP) or branch from a shared x_t (SPO:
+    winner_x_t equals loser_x_t). `winner_old_log_prob`, `loser_old_log_prob` (B,) are mean log-probs per latent element under
+    the policy that sampled them. `winner_reward`, `loser_reward` (B,) are the rewards behind the preference. `sampler` drew
+    them; it gives grid and guidance. `negative_conditioning` is the other side of guidance (None: none was used). `weight`
+    (B,) scales each row's loss (1 by default). `keys` name the rows. `is_grouped`: rows with the same number in `groups` (B,)
+    int64 are all steps of one pair of trajectories, from noise to image, and stand behind each other; the batch is then
+    never cut within a group.
+    """
+
+    winner_x_t: Tensor
+    winner_x_next: Tensor
+    loser_x_t: Tensor
+    loser_x_next: Tensor
+    index: Tensor
+    winner_old_log_prob: Tensor
+    loser_old_log_prob: Tensor
+    winner_reward: Tensor
+    loser_reward: Tensor
+    conditioning: Conditioning
+    keys: tuple[str, ...]
+    sampler: SamplerConfig
+    negative_conditioning: Conditioning | None = None
+    weight: Tensor | None = None
+    groups: Tensor | None = None
+    is_grouped: bool = False
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -153,12 +258,74 @@ class LossOutput:
     metrics: dict[str, tuple[Tensor, int]]
 
 
+Batch = PairBatch | ScoredBatch | TrajectoryBatch | TrajectoryPairBatch
+
+
 class Algorithm(Protocol):
-    """One training method: a loss on a batch."""
+    """One training method: a loss on a batch, and what it needs, which is checked before anything is spent.
+
+    `batch_type` is the class of its batches. With `needs_reference` the loss runs the version "reference"; with
+    `needs_old_policy` it runs "old", which starts each iteration as a copy of "current". `group_size` is the smallest number
+    of images of one prompt that it can learn from; with `needs_whole_groups` a loss must see all of them at once.
+    `initial_loss` is the loss where current, reference and old agree (None:
+    not known beforehand).
+    """
 
     batch_type: type
     needs_reference: bool
+    needs_old_policy: bool
+    group_size: int
+    needs_whole_groups: bool
+    initial_loss: float | None
 
-    def loss(self, policy: Policy, batch: PairBatch, noise_key: tuple[str | int, ...]) -> LossOutput: ...
+    def loss(self, policy: Policy, batch: Batch, noise_key: tuple[str | int, ...]) -> LossOutput:
+        """Loss of a micro-batch: the mean over its rows of `weight` times the row's loss."""
+        ...
 
 
+@runtime_checkable
+class FollowsSteps(Protocol):
+    """An algorithm with something to do after each optimiser step, such as moving the old policy after the current one."""
+
+    def after_step(self, policy: Policy, step: int) -> None:
+        """`step` counts the steps done in this iteration, from 1; steps that were not finite changed nothing and are left out."""
+        ...
+
+
+@runtime_checkable
+class MeasuresBatch(Protocol):
+    """An algorithm whose loss needs a number of the whole batch of a step, over all processes and micro-batches.
+
+    While `measures_batch` holds, the engine adds up `measure` of all micro-batches and gives every one of them the result of
+    `with_measured` in `measured`. A loss that finds None there takes its own rows for the whole batch.
+    """
+
+    measures_batch: bool
+
+    def measure(self, policy: Policy, batch: Batch, noise_key: tuple[str | int, ...]) -> Tensor:
+        """Sums (k,) float64 over the rows of a micro-batch, without gradient."""
+        ...
+
+    def with_measured(self, batch: Batch, sums: Tensor) -> Batch:
+        """The batch with what follows from the sums over all its rows."""
+        ...
+
+
+@runtime_checkable
+class WeighsImages(Protocol):
+    """An algorithm whose rows carry weights that depend on all images of a prompt."""
+
+    def weigh(self, rewards: Tensor) -> Tensor:
+        """Weights (n,) of the n scored images of one prompt and collection, from their rewards (n,) float64."""
+        ...
+
+
+@runtime_checkable
+class LearnsInParts(Protocol):
+    """An algorithm that can give its loss as several, one after the other, so that only one graph is held at a time."""
+
+    def loss_in_parts(
+        self, policy: Policy, batch: Batch, noise_key: tuple[str | int, ...]
+    ) -> Iterator[LossOutput]:
+        """Losses whose values and gradients add up to those of `loss`; each is asked for after the backward of the last."""
+        ...

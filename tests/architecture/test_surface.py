@@ -12,6 +12,7 @@ import typer
 from pydantic import BaseModel
 
 from diffexpo.cli.main import app
+from diffexpo.config.algorithms import METHODS
 from diffexpo.config.explain import settings
 from diffexpo.config.schema import RunConfig
 
@@ -80,7 +81,7 @@ def test_every_public_name_exists():
 def models(model: type[BaseModel], seen: set[type[BaseModel]]) -> set[type[BaseModel]]:
     seen.add(model)
     for field in model.model_fields.values():
-        for inner in (field.annotation, *getattr(field.annotation, "__args__", ())):
+        for inner in (field.annotation, *getattr(field.annotation, "__args__", ()), *METHODS):
             if isinstance(inner, type) and issubclass(inner, BaseModel) and inner not in seen:
                 models(inner, seen)
     return seen
@@ -97,8 +98,8 @@ def test_every_setting_is_documented():
 
 
 def test_settings_are_listed_once_with_what_they_expect():
-    paths = [setting.path for setting in settings()]
-    assert len(paths) == len(set(paths)) > 80
+    listed = [(setting.path, method) for setting in settings() for method in setting.methods or ("",)]
+    assert len(listed) == len(set(listed)) > 80
     assert all(setting.expected for setting in settings())
 
 

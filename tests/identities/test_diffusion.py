@@ -36,6 +36,7 @@ from diffexpo.diffusion import (
     x0_from_velocity,
 )
 from diffexpo.policies.toy import TOY_LORA, ToyPolicy
+from diffexpo.rng import torch_generator
 from tests.unit.diffusion.toys import ABAR, SHAPE, Elementwise, Gaussian, condition, noise
 
 ZERO_AND_ONE = torch.tensor([[[0.0]], [[1.0]]], dtype=torch.float64)
@@ -229,6 +230,40 @@ def test_noise_draws_do_not_depend_on_their_batch() -> None:
         other = NoiseDraw.keyed(keys, (0, 1, "noise", 8), path, SHAPE)
         assert not torch.equal(other.eps, whole.eps) and not torch.equal(other.t, whole.t)
         assert len({row.sum().item() for row in whole.eps}) == 4
+
+
+@pytest.mark.parametrize("path", [VP, FLOW], ids=["vp", "flow"])
+def test_the_whole_range_of_times_leaves_draws_as_they_are(path: Path) -> None:
+    keys = [f"p{row}" for row in range(64)]
+    eps, times = [], []
+    for key in keys:
+        generator = torch_generator(0, "noise", key)
+        eps.append(torch.randn(SHAPE, generator=generator))
+        times.append(path.training_t(1, generator))
+    for draw in (
+        NoiseDraw.keyed(keys, (0, "noise"), path, SHAPE),
+        NoiseDraw.keyed(keys, (0, "noise"), path, SHAPE, (0.0, 1.0)),
+    ):
+        assert torch.equal(draw.eps, torch.stack(eps)) and torch.equal(draw.t, torch.cat(times))
+
+
+@pytest.mark.parametrize("path", [VP, FLOW], ids=["vp", "flow"])
+@pytest.mark.parametrize(("low", "high"), [(0.0, 0.2), (0.5, 1.0), (0.3, 0.7)])
+def test_times_are_mapped_affinely_into_their_range(path: Path, low: float, high: float) -> None:
+    keys = [f"p{row}" for row in range(500)]
+    whole = NoiseDraw.keyed(keys, (0, "noise"), path, SHAPE)
+    part = NoiseDraw.keyed(keys, (0, "noise"), path, SHAPE, (low, high))
+    assert torch.equal(part.eps, whole.eps)
+    torch.testing.assert_close(part.t.double(), low + (high - low) * whole.t.double(), rtol=0, atol=1e-7)
+    assert part.t.dtype == torch.float32 and part.t.min() >= low - 1e-7 and part.t.max() <= high
+    index = torch.round(part.t * 999)
+    assert path is FLOW or (index.min() >= round(low * 999) and index.max() <= round(high * 999))
+
+
+@pytest.mark.parametrize("times", [(0.5, 0.5), (0.7, 0.2), (-0.1, 0.5), (0.5, 1.1), (float("nan"), 1.0)])
+def test_a_range_without_times_is_refused(times: tuple[float, float]) -> None:
+    with pytest.raises(ValueError, match=r"timestep_range is .* expected 0 <= low < high <= 1"):
+        NoiseDraw.keyed(["a"], (0,), VP, SHAPE, times)
 
 
 def test_the_global_generator_is_never_used() -> None:

@@ -88,7 +88,7 @@ def test_flow_models_run_the_same_loop(world, tmp_path):
 def test_alpha_zero_is_diffusion_dpo_bit_for_bit(world, tmp_path):
     settings = ["explore.iterations=2"]
     run(world, tmp_path / "expo", [*settings, "algorithm.alpha=0.0"])
-    run(world, tmp_path / "dpo", [*settings, "algorithm.type=diffusion_dpo", "algorithm.alpha=0.0"])
+    run(world, tmp_path / "dpo", [*settings, "algorithm.type=diffusion_dpo"])
     for t in (1, 2):
         name = f"checkpoints/weights-{t:04d}.safetensors"
         assert (tmp_path / "expo" / name).read_bytes() == (tmp_path / "dpo" / name).read_bytes()

@@ -8,7 +8,7 @@ import math
 import pytest
 import torch
 
-from diffexpo.config.schema import AlgorithmConfig
+from diffexpo.config.algorithms import DiffusionDpoConfig, ExpoConfig
 from diffexpo.online import iterate
 from diffexpo.online.cost import offline_steps_of_equal_cost
 from tests.learning.toy import (
@@ -27,8 +27,8 @@ STEPS, RATE = 150, 2e-3
 ONLINE_RATE = {"full": 2e-3, "lora": 6e-3}
 
 
-def settings(alpha=0.0, kind="expo", **more):
-    return AlgorithmConfig(type=kind, beta=10.0, alpha=alpha, **more)
+def settings(alpha=0.0, kind="expo"):
+    return ExpoConfig(beta=10.0, alpha=alpha) if kind == "expo" else DiffusionDpoConfig(beta=10.0)
 
 
 def standard_errors(after, before):

@@ -13,7 +13,8 @@ from torch import Tensor
 from diffexpo.algorithms import ALGORITHMS
 from diffexpo.algorithms.diffusion_dpo import measure_errors, pair_margin
 from diffexpo.config import RunConfig
-from diffexpo.config.schema import AlgorithmConfig, RewardConfig, SamplerConfig, TrainingConfig, TuningConfig
+from diffexpo.config.algorithms import MethodConfig
+from diffexpo.config.schema import RewardConfig, SamplerConfig, TrainingConfig, TuningConfig
 from diffexpo.data.latents import PromptEmbeddings
 from diffexpo.data.store import Store
 from diffexpo.diffusion import Path, sample
@@ -139,7 +140,7 @@ class SidePairs:
 
 
 def train_offline(
-    policy: ToyPolicy, settings: AlgorithmConfig, loader: SidePairs, folder: Folder, steps: int, rate: float
+    policy: ToyPolicy, settings: MethodConfig, loader: SidePairs, folder: Folder, steps: int, rate: float
 ) -> None:
     """The engine itself, one iteration."""
     training = TrainingConfig(

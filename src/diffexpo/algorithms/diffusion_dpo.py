@@ -8,22 +8,31 @@ authors' code.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from diffexpo.config.schema import AlgorithmConfig
+from diffexpo.algorithms.forward import Metrics, NoiseKey, noisy_images
+from diffexpo.algorithms.pairs import (
+    PairErrors,
+    PairMethod,
+    error_metrics,
+    measure_errors,
+    reference_errors,
+)
+from diffexpo.algorithms.safeguards import auto_beta, safeguard_scale, safeguarded_loser
+from diffexpo.config.algorithms import DiffusionDpoConfig
 from diffexpo.diffusion.kernels import at_least_float32
-from diffexpo.diffusion.objectives import NoiseDraw, empty_prompt_mask, pair_errors
+from diffexpo.diffusion.objectives import NoiseDraw
 from diffexpo.errors import ConfigError
-from diffexpo.types import Conditioning, LossOutput, PairBatch, Policy
+from diffexpo.types import Conditioning, PairBatch, Policy
 
 Kind = Literal["sigmoid", "hinge", "ipo", "cdpo", "robust"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
-Metrics = dict[str, tuple[Tensor, int]]
 
 
 def pair_margin(
@@ -125,92 +134,112 @@ def simpo_loss(winner: Tensor, loser: Tensor, *, beta: float, gamma: Tensor | fl
 
 
 @dataclass(frozen=True)
-class PairErrors:
-    """Errors (B,) of policy and, where the loss needs them, reference on winners and losers."""
+class SafeguardedErrors(PairErrors):
+    """Errors of pairs with the scale (B,) of each loser's gradient."""
 
-    winner: Tensor
-    loser: Tensor
-    winner_ref: Tensor | None
-    loser_ref: Tensor | None
+    loser_scale: Tensor
 
 
-class DiffusionDpo:
+class DiffusionDpo(PairMethod):
     """Diffusion-DPO and its variants on a `PairBatch`."""
 
-    batch_type = PairBatch
-
-    def __init__(self, settings: AlgorithmConfig, empty: Conditioning | None = None) -> None:
+    def __init__(self, settings: DiffusionDpoConfig, empty: Conditioning | None = None) -> None:
         """`empty`: one-row conditioning of the empty prompt, needed if `empty_prompt_fraction` is above 0."""
-        if settings.empty_prompt_fraction > 0 and empty is None:
-            raise ConfigError(
-                f"algorithm.empty_prompt_fraction is {settings.empty_prompt_fraction}, but no "
-                "conditioning of the empty prompt was given; pass `empty`, or set the fraction to 0"
-            )
+        super().__init__(settings, empty)
         if settings.label_smoothing > 0 and settings.kind not in ("cdpo", "robust"):
             raise ConfigError(
                 f"algorithm.label_smoothing is {settings.label_smoothing}, but kind {settings.kind!r} ignores "
                 "it; expected kind cdpo or robust, or label_smoothing 0"
             )
-        self.settings = settings
-        self.empty = empty
 
     @property
     def needs_reference(self) -> bool:
         return self.settings.kind != "simpo"
 
-    def loss(self, policy: Policy, batch: PairBatch, noise_key: tuple[str | int, ...]) -> LossOutput:
-        """Mean loss over the batch's pairs and its metrics; noise is keyed by (noise_key, pair key)."""
-        per_pair, metrics = self.pair_losses(policy, batch, noise_key)
-        loss = per_pair.mean()
-        metrics["train/loss"] = (loss.detach() * len(batch), len(batch))
-        return LossOutput(loss, metrics)
+    @property
+    def measures_batch(self) -> bool:
+        """Whether beta follows the margins of the whole batch."""
+        return self.settings.auto_beta
 
-    def pair_losses(
-        self, policy: Policy, batch: PairBatch, noise_key: tuple[str | int, ...]
-    ) -> tuple[Tensor, Metrics]:
-        """Weighted loss (B,) of each pair, with the anchor on winners, and the metrics of the errors."""
+    @property
+    def initial_loss(self) -> float | None:
+        """ln 2, the sigmoid's loss at margin 0; None where another term or kind joins in."""
         settings = self.settings
-        draw = NoiseDraw.keyed(batch.keys, noise_key, policy.path, batch.winner.shape[1:])
-        conditioning = self._with_empty_prompts(batch, noise_key)
-        errors = measure_errors(
-            policy, batch.winner, batch.loser, draw, conditioning, needs_reference=self.needs_reference
-        )
+        is_plain = settings.kind == "sigmoid" and settings.sft_weight == 0 and settings.uncertainty == "off"
+        return math.log(2.0) if is_plain else None
+
+    def judge(self, errors: PairErrors, batch: PairBatch) -> tuple[Tensor, Metrics]:
+        """Loss (B,) of each pair with the anchor on winners, and the metrics of the errors."""
+        settings = self.settings
+        guarded = isinstance(errors, SafeguardedErrors)
+        loser = safeguarded_loser(errors.loser, errors.loser_scale) if guarded else errors.loser
         offset = self._offset(batch, errors.winner)
         if settings.kind == "simpo":
+            beta = settings.beta
             per_pair = simpo_loss(
-                errors.winner, errors.loser, beta=settings.beta, gamma=settings.simpo_gamma + offset
+                errors.winner, loser, beta=settings.beta, gamma=settings.simpo_gamma + offset
             )
             margin = 0.5 * settings.beta * (errors.loser - errors.winner)
         else:
-            four = (errors.winner, errors.loser, errors.winner_ref, errors.loser_ref)
+            four = (errors.winner, loser, errors.winner_ref, errors.loser_ref)
+            beta = self._beta(batch, errors)
             per_pair = diffusion_dpo_loss(
                 *four,
-                beta=settings.beta,
+                beta=beta,
                 kind=settings.kind,
                 label_smoothing=settings.label_smoothing,
                 offset=offset,
             )
-            margin = pair_margin(*four, beta=settings.beta)
+            margin = pair_margin(*four, beta=beta)
         if settings.sft_weight > 0:
             per_pair = per_pair + settings.sft_weight * errors.winner
-        if batch.weight is not None:
-            per_pair = per_pair * batch.weight.to(per_pair)
-        return per_pair, _error_metrics(errors, margin, settings.beta)
+        metrics = error_metrics(errors, margin, beta)
+        if guarded:
+            metrics["train/loser_gradient_scale"] = (errors.loser_scale.sum(), len(errors.loser_scale))
+        if settings.auto_beta:
+            metrics["train/beta"] = (margin.new_tensor(beta), 1)
+        return per_pair, metrics
 
-    def _with_empty_prompts(self, batch: PairBatch, noise_key: tuple[str | int, ...]) -> Conditioning:
-        """The batch's conditioning with a keyed share of its rows replaced by the empty prompt."""
-        fraction = self.settings.empty_prompt_fraction
-        if fraction == 0 or self.empty is None:
-            return batch.conditioning
-        mask = empty_prompt_mask(batch.keys, noise_key, fraction)
-        if not bool(mask.any()):
-            return batch.conditioning
-        tensors = {}
-        for name, rows in batch.conditioning.tensors.items():
-            empty = self.empty.tensors[name].to(rows.device, rows.dtype)
-            chosen = mask.to(rows.device).reshape(-1, *[1] * (rows.ndim - 1))
-            tensors[name] = torch.where(chosen, empty, rows)
-        return Conditioning(tensors)
+    def measure_pairs(
+        self, policy: Policy, batch: PairBatch, draw: NoiseDraw, conditioning: Conditioning
+    ) -> PairErrors:
+        """The four errors; with the safeguard, those of the very predictions that give its scale."""
+        if not self.settings.safeguard:
+            return super().measure_pairs(policy, batch, draw, conditioning)
+        winner, loser = pair_differences(policy, batch.winner, batch.loser, draw, conditioning)
+        scale = safeguard_scale(winner, loser, mu=self.settings.safeguard_mu)
+        references: tuple[Tensor | None, Tensor | None] = (None, None)
+        if self.needs_reference:
+            references = reference_errors(policy, batch.winner, batch.loser, draw, conditioning)
+        errors = (difference.square().flatten(1).mean(dim=1) for difference in (winner, loser))
+        return SafeguardedErrors(*errors, *references, scale)
+
+    def measure(self, policy: Policy, batch: PairBatch, noise_key: NoiseKey) -> Tensor:
+        """(sum of |h| at beta 1, number of pairs), for the automatic beta."""
+        with torch.no_grad():
+            errors = measure_errors(
+                policy, batch.winner, batch.loser, *self.situation(policy, batch, noise_key)
+            )
+            margin = pair_margin(*_four(errors), beta=1.0).to(torch.float64)
+        return torch.stack([margin.abs().sum(), margin.new_tensor(len(margin))])
+
+    def with_measured(self, batch: PairBatch, sums: Tensor) -> PairBatch:
+        """The batch with the beta that suits the mean of |h| over all its pairs."""
+        mean = sums[:1] / sums[1]
+        # A margin that is not finite makes the step so too, whatever beta is.
+        beta = self._suited_beta(mean) if bool(torch.isfinite(mean).all()) else self.settings.beta
+        return replace(batch, measured=beta)
+
+    def _beta(self, batch: PairBatch, errors: PairErrors) -> float:
+        if not self.settings.auto_beta:
+            return self.settings.beta
+        if batch.measured is not None:
+            return batch.measured
+        return self._suited_beta(pair_margin(*_four(errors), beta=1.0))
+
+    def _suited_beta(self, margins_per_beta: Tensor) -> float:
+        settings = self.settings
+        return float(auto_beta(margins_per_beta, target=settings.auto_beta_target, maximum=settings.beta))
 
     def _offset(self, batch: PairBatch, like: Tensor) -> Tensor | float:
         """Gamma_w - Gamma_l times the scale; a batch without uncertainties (offline pairs) has none."""
@@ -226,37 +255,19 @@ class DiffusionDpo:
         return sign * settings.uncertainty_scale * gap
 
 
-def measure_errors(
-    policy: Policy,
-    winner: Tensor,
-    loser: Tensor,
-    draw: NoiseDraw,
-    conditioning: Conditioning,
-    *,
-    needs_reference: bool = True,
-) -> PairErrors:
-    """Errors under "current" with gradient and "reference" without, at the same noise, time and prompts."""
-    with policy.weights.use("current"):
-        current = pair_errors(policy, winner, loser, draw.eps, draw.t, conditioning)
-    if not needs_reference:
-        return PairErrors(*current, None, None)
-    with torch.no_grad(), policy.weights.use("reference"):
-        reference = pair_errors(policy, winner, loser, draw.eps, draw.t, conditioning)
-    return PairErrors(*current, *reference)
+def pair_differences(
+    policy: Policy, winner: Tensor, loser: Tensor, draw: NoiseDraw, conditioning: Conditioning
+) -> tuple[Tensor, Tensor]:
+    """Prediction less target (B,C,h,w) of winners and losers under "current", in one forward as in `pair_errors`."""
+    images = noisy_images(
+        policy,
+        torch.cat([winner, loser]),
+        NoiseDraw(torch.cat([draw.eps, draw.eps]), torch.cat([draw.t, draw.t])),
+        Conditioning.concatenate([conditioning, conditioning]),
+    )
+    difference = images.predict(policy, "current") - at_least_float32(images.target)
+    return difference[: len(winner)], difference[len(winner) :]
 
 
-def _error_metrics(errors: PairErrors, margin: Tensor, beta: float) -> Metrics:
-    margin = margin.detach()
-    winner, loser = errors.winner.detach(), errors.loser.detach()
-    values = {
-        "train/implicit_accuracy": (margin > 0).to(margin) + 0.5 * (margin == 0).to(margin),
-        "train/margin": margin,
-        "train/winner_error": winner,
-        "train/loser_error": loser,
-    }
-    if errors.winner_ref is not None and errors.loser_ref is not None:
-        values["train/winner_reference_error"] = errors.winner_ref
-        values["train/loser_reference_error"] = errors.loser_ref
-        values["train/implicit_reward_winner"] = -0.5 * beta * (winner - errors.winner_ref)
-        values["train/implicit_reward_loser"] = -0.5 * beta * (loser - errors.loser_ref)
-    return {name: (value.sum(), len(value)) for name, value in values.items()}
+def _four(errors: PairErrors) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
+    return errors.winner, errors.loser, errors.winner_ref, errors.loser_ref

@@ -10,17 +10,15 @@ error difference delta (read as a reward, both terms would reverse). Source: the
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 
-from diffexpo.algorithms.diffusion_dpo import (
-    DiffusionDpo,
-    Metrics,
-    diffusion_dpo_loss,
-    measure_errors,
-    pair_margin,
-)
-from diffexpo.config.schema import AlgorithmConfig
+from diffexpo.algorithms.diffusion_dpo import DiffusionDpo, diffusion_dpo_loss, pair_margin
+from diffexpo.algorithms.forward import Metrics
+from diffexpo.algorithms.pairs import PairErrors, in_parts, measure_errors
+from diffexpo.config.algorithms import ExpoConfig
 from diffexpo.diffusion.objectives import NoiseDraw
 from diffexpo.errors import DataError
 from diffexpo.types import Conditioning, LossOutput, PairBatch, Policy
@@ -102,13 +100,18 @@ def expo_loss(
 class Expo(DiffusionDpo):
     """EXPO on a `PairBatch` with contrast pairs. With alpha 0 it runs the very code of `DiffusionDpo`."""
 
-    def __init__(self, settings: AlgorithmConfig, empty: Conditioning | None = None) -> None:
+    def __init__(self, settings: ExpoConfig, empty: Conditioning | None = None) -> None:
         super().__init__(settings, empty)
         self.beta_explore = resolve_beta_explore(settings)
 
     @property
     def needs_reference(self) -> bool:
         return self.settings.kind != "simpo" or self.settings.alpha > 0
+
+    @property
+    def initial_loss(self) -> float | None:
+        """As of Diffusion-DPO while there is no bonus."""
+        return super().initial_loss if self.settings.alpha == 0 else None
 
     def loss(self, policy: Policy, batch: PairBatch, noise_key: tuple[str | int, ...]) -> LossOutput:
         """Mean loss over pairs plus alpha times the mean bonus over contrast pairs (none: no bonus)."""
@@ -121,30 +124,52 @@ class Expo(DiffusionDpo):
         metrics["train/loss"] = (loss.detach() * len(batch), len(batch))
         return LossOutput(loss, metrics)
 
+    def loss_in_parts(
+        self, policy: Policy, batch: PairBatch, noise_key: tuple[str | int, ...]
+    ) -> Iterator[LossOutput]:
+        """The loss of the pairs in two parts, then alpha times the bonus in two parts."""
+        yield from super().loss_in_parts(policy, batch, noise_key)
+        if self.settings.alpha == 0 or not batch.contrast_keys:
+            return
+        explored, main, draw, conditioning = self._contrast(policy, batch, noise_key)
+        with torch.no_grad():
+            errors = measure_errors(policy, explored, main, draw, conditioning)
+
+        def objective(errors: PairErrors) -> tuple[Tensor, Metrics]:
+            bonus, metrics = self._judge_bonus(errors)
+            return self.settings.alpha * bonus.mean(), metrics
+
+        yield from in_parts(policy, (explored, main), draw, conditioning, errors, objective)
+
     def _bonus(
         self, policy: Policy, batch: PairBatch, noise_key: tuple[str | int, ...]
     ) -> tuple[Tensor, Metrics]:
+        return self._judge_bonus(measure_errors(policy, *self._contrast(policy, batch, noise_key)))
+
+    def _contrast(
+        self, policy: Policy, batch: PairBatch, noise_key: tuple[str | int, ...]
+    ) -> tuple[Tensor, Tensor, NoiseDraw, Conditioning]:
+        """Explored and main latents with their noise and prompts."""
         if batch.explored is None or batch.main is None or batch.contrast_conditioning is None:
             raise DataError(
                 f"the batch names {len(batch.contrast_keys)} contrast pairs but lacks explored, main or "
                 "contrast_conditioning; expected all three"
             )
         # Its own name: the same pair may stand in the batch as a preference, with other noise.
-        draw = NoiseDraw.keyed(
-            batch.contrast_keys, (*noise_key, "contrast"), policy.path, batch.explored.shape[1:]
-        )
-        errors = measure_errors(policy, batch.explored, batch.main, draw, batch.contrast_conditioning)
+        draw = self.draw(policy, batch.contrast_keys, (*noise_key, "contrast"), batch.explored.shape[1:])
+        return batch.explored, batch.main, draw, batch.contrast_conditioning
+
+    def _judge_bonus(self, errors: PairErrors) -> tuple[Tensor, Metrics]:
         four = (errors.winner, errors.loser, errors.winner_ref, errors.loser_ref)
         bonus = exploration_bonus(*four, beta=self.beta_explore)
         margin = pair_margin(*four, beta=self.beta_explore).detach()
-        count = len(batch.contrast_keys)
         return bonus, {
-            "train/bonus": (bonus.detach().sum(), count),
-            "train/bonus_margin": (margin.sum(), count),
+            "train/bonus": (bonus.detach().sum(), len(bonus)),
+            "train/bonus_margin": (margin.sum(), len(bonus)),
         }
 
 
-def resolve_beta_explore(settings: AlgorithmConfig) -> float:
+def resolve_beta_explore(settings: ExpoConfig) -> float:
     """The bonus's beta as a number: `matched` is beta, `literal` is beta / 1000."""
     if settings.beta_explore == "matched":
         return settings.beta

@@ -115,7 +115,7 @@ def pixel_features(images: Tensor) -> Tensor:
 
 def save_examples(loop: Loop) -> None:
     """Pictures of a few pairs of each iteration for the report, chosen by rule."""
-    for iteration in range(1, loop.config.explore.iterations):
+    for iteration in (number for stage, number in loop.store.completed() if stage == "pair"):
         examples = []
         for rule, pair in choose_pair_examples(loop.store.pairs(iteration)):
             winner, loser = loop.store.sample(pair["winner_id"]), loop.store.sample(pair["loser_id"])
@@ -131,8 +131,8 @@ def save_examples(loop: Loop) -> None:
                 loser_agent=loser["agent"],
                 winner_negative=winner["negative_prompt"] or "",
                 loser_negative=loser["negative_prompt"] or "",
-                winner_scores=winner["rewards"],
-                loser_scores=loser["rewards"],
+                winner_scores=winner["rewards"] or {},
+                loser_scores=loser["rewards"] or {},
             )
             examples.append((example, pictures[0], pictures[1]))
         save_pair_examples(loop.run_dir, iteration, examples)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -12,12 +11,17 @@ from diffexpo.algorithms import ALGORITHMS
 from diffexpo.build.aliases import named_prompts, resolve
 from diffexpo.build.evaluating import make_evaluator
 from diffexpo.config import RunConfig
+from diffexpo.config.algorithms import DiffusionDpoConfig, SpinConfig
+from diffexpo.config.trajectory_rules import learns_from_trajectories
 from diffexpo.data.latents import PromptEmbeddings
 from diffexpo.data.offline.ingest import import_offline
 from diffexpo.data.prompts import filter_long, load_prompts
 from diffexpo.data.store import Store
-from diffexpo.diffusion.transitions import sampler_grid
-from diffexpo.online.iterate import Console, Loop, Ranking
+from diffexpo.diffusion.transitions import sampler_transitions, stochastic_grid
+from diffexpo.errors import ConfigError
+from diffexpo.online import rollout
+from diffexpo.online.iterate import LOADERS, Console, Loop, Ranking
+from diffexpo.online.self_play import data_prompts
 from diffexpo.policies.base import load_policy
 from diffexpo.rewards.base import load_rewards
 from diffexpo.rewards.mixture import dominance, mix_rewards, uncertainty
@@ -31,11 +35,13 @@ from diffexpo.types import Algorithm, Policy, Prompt
 
 def build_loop(config: RunConfig, run_dir: Path, console: Console, stop: StopSignal, world: World) -> Loop:
     """Every object of a run, with offline data imported."""
+    check_algorithm(config, ALGORITHMS[config.algorithm.type])
     policy = build_policy(config)
+    # Samplers that do not fit the model, or have no density where one is needed, are refused before anything is spent.
     for sampler in (config.explore.sampler, config.evaluation.sampler):
-        sampler_grid(
-            policy.path, sampler.name, sampler.steps, sampler.eta
-        )  # refuses samplers that do not fit the model
+        sampler_transitions(policy.path, sampler)
+    if learns_from_trajectories(config):
+        stochastic_grid(policy.path, config.explore.sampler)
     prompts = build_prompts(config, policy, console)
     # Everything that may be missing is looked for before the import, which can take hours.
     negatives = build_negatives(config)
@@ -45,6 +51,8 @@ def build_loop(config: RunConfig, run_dir: Path, console: Console, stop: StopSig
     store = Store(run_dir / "store")
     if config.offline.source is not None:
         import_pairs(config, policy, store, console, stop, world)
+    if isinstance(config.algorithm, SpinConfig):
+        prompts = data_prompts(store)  # own images have to stand against data of the same prompt
     embeddings = PromptEmbeddings(policy, [""])
     metrics = MetricsWriter(run_dir / "metrics.jsonl", active=world.rank == 0)
     algorithm = ALGORITHMS[config.algorithm.type](config.algorithm, embeddings.select([""]))
@@ -69,6 +77,29 @@ def build_loop(config: RunConfig, run_dir: Path, console: Console, stop: StopSig
     )
 
 
+def check_algorithm(config: RunConfig, algorithm: type[Algorithm]) -> None:
+    """Refuse a method that cannot learn from what this run would collect, before anything is spent.
+
+    Raises:
+        ConfigError: names the setting, what the method needs and why.
+    """
+    name, explore = config.algorithm.type, config.explore
+    is_rollout = algorithm.batch_type in rollout.BATCH_TYPES
+    if not is_rollout and algorithm.batch_type not in LOADERS:
+        known = ", ".join(batch_type.__name__ for batch_type in (*LOADERS, *rollout.BATCH_TYPES))
+        raise ConfigError(
+            f"algorithm.type = {name}: it learns from {algorithm.batch_type.__name__}, which no loop gives (there are {known})"
+        )
+    drawers = 1 if is_rollout else 2
+    images = drawers * explore.images_per_prompt
+    if (is_rollout or explore.iterations > 1) and images < algorithm.group_size:
+        raise ConfigError(
+            f"explore.images_per_prompt = {explore.images_per_prompt} gives {images} images of a prompt, but algorithm.type = "
+            f"{name} compares {algorithm.group_size} or more; set explore.images_per_prompt="
+            f"{-(-algorithm.group_size // drawers)} or more"
+        )
+
+
 def make_engine(
     config: RunConfig,
     policy: Policy,
@@ -77,21 +108,14 @@ def make_engine(
     world: World,
     console: Console,
 ) -> Engine:
-    """The engine, told what the loss must be while policy and reference agree (ln 2 for a sigmoid of a zero logit)."""
-    plain = (
-        config.algorithm.kind == "sigmoid"
-        and config.algorithm.alpha == 0
-        and config.algorithm.sft_weight == 0
-    )
-    known = plain and config.algorithm.uncertainty == "off"
-    initial_loss = math.log(2.0) if known else None
+    """The engine of a run."""
     return Engine(
         policy,
         algorithm,
         config.training,
         metrics,
         world=world,
-        initial_loss=initial_loss,
+        initial_loss=algorithm.initial_loss,
         warn=console.warning,
     )
 
@@ -139,7 +163,7 @@ def build_ranking(config: RunConfig) -> Ranking:
         check=lambda scores: check_rewards(only(scores)),
         dominance=(lambda scores: dominance(only(scores), train)) if kind == "pareto" else None,
         uncertainty=(lambda scores: uncertainty(only(scores)))
-        if config.algorithm.uncertainty != "off"
+        if isinstance(config.algorithm, DiffusionDpoConfig) and config.algorithm.uncertainty != "off"
         else None,
     )
 

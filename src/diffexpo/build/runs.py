@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
+from types import ModuleType
 
 from diffexpo.algorithms import ALGORITHMS
 from diffexpo.build.actions import export
@@ -15,11 +16,13 @@ from diffexpo.build.evaluating import eval_dir, on_iterate, save_examples
 from diffexpo.build.folders import prepare_folder, set_status
 from diffexpo.build.objects import build_loop, describe_policy, make_engine
 from diffexpo.config import RunConfig, read_resolved
+from diffexpo.config.algorithms import DiffusionDpoConfig, carry_over
+from diffexpo.config.trajectory_rules import learns_from_trajectories
 from diffexpo.data.store import Store
 from diffexpo.errors import ConfigError, DiffexpoError, Interrupted
 from diffexpo.evaluation.report import write_report
 from diffexpo.evaluation.suites import is_saved, load_suite
-from diffexpo.online import iterate
+from diffexpo.online import iterate, rollout
 from diffexpo.online.cost import offline_steps_of_equal_cost, run_cost
 from diffexpo.online.explore import SCHEDULES
 from diffexpo.online.iterate import Console, Loop
@@ -27,6 +30,7 @@ from diffexpo.training.distributed import World, start_world, stop_world
 from diffexpo.training.lock import RunLock
 from diffexpo.training.metrics import MetricsWriter
 from diffexpo.training.signals import StopSignal
+from diffexpo.types import ScoredBatch
 
 
 def run(
@@ -75,6 +79,11 @@ def run(
     return run_dir / "report.html"
 
 
+def loop_of(config: RunConfig) -> ModuleType:
+    """The loop that a method runs in: `rollout` for those that learn from trajectories, `iterate` for the others."""
+    return rollout if learns_from_trajectories(config) else iterate
+
+
 class ConsoleHandler(logging.Handler):
     """Warnings of the rooms (failed scores, cut prompts) as lines of the console, and so of log.txt."""
 
@@ -114,7 +123,7 @@ def _run(
     )
     loop.evaluate(loop, "base", 0)
     check_base_scores(loop)
-    iterate.run(loop, on_iterate, until)
+    loop_of(config).run(loop, on_iterate, until)
     if until is not None:
         return
     if config.baseline.offline_dpo:
@@ -132,9 +141,7 @@ def run_baseline(loop: Loop) -> None:
     config = loop.config.model_copy(
         update={
             "explore": loop.config.explore.model_copy(update={"iterations": 1}),
-            "algorithm": loop.config.algorithm.model_copy(
-                update={"type": "diffusion_dpo", "alpha": 0.0, "uncertainty": "off"}
-            ),
+            "algorithm": carry_over(loop.config.algorithm, DiffusionDpoConfig, uncertainty="off"),
             "training": loop.config.training.model_copy(update={"steps": steps}),
         }
     )
@@ -155,7 +162,7 @@ def parse_stage(config: RunConfig, text: str | None) -> tuple[str, int] | None:
     Raises:
         ConfigError: the run has no such stage.
     """
-    stages = {f"{name}-{iteration}": (name, iteration) for name, iteration in iterate.schedule(config)}
+    stages = {f"{name}-{iteration}": (name, iteration) for name, iteration in loop_of(config).schedule(config)}
     if text is not None and text not in stages:
         raise ConfigError(f"stage {text!r} - expected one of {', '.join(stages)}")
     return None if text is None else stages[text]
@@ -165,7 +172,7 @@ def stage(run_dir: Path, name: str, console: Console) -> None:
     """Run a folder's next incomplete stage of one kind; what must come before it is run first."""
     config = read_resolved(run_dir / "config.yaml").config
     store = Store(run_dir / "store")
-    for kind, iteration in iterate.schedule(config):
+    for kind, iteration in loop_of(config).schedule(config):
         if kind == name and not stage_is_complete(run_dir, store, kind, iteration):
             run(config, run_dir, sources={}, resume=True, console=console, stop_after=f"{kind}-{iteration}")
             return
@@ -188,12 +195,16 @@ def plan(config: RunConfig) -> list[tuple[str, str]]:
             f"{config.evaluation.num_prompts} held-out prompts, {config.evaluation.sampler.name}",
         )
     ]
-    for name, iteration in iterate.schedule(config):
+    is_rollout = learns_from_trajectories(config)
+    is_on_images = ALGORITHMS[config.algorithm.type].batch_type is ScoredBatch
+    unit = "transitions" if is_rollout else "images" if is_on_images else "pairs"
+    images = explore.images_per_prompt * (1 if is_rollout else 2)
+    for name, iteration in loop_of(config).schedule(config):
         rate = SCHEDULES[explore.negatives.schedule](iteration, explore.iterations, explore.negatives.initial)
         what = {
-            "train": f"{training.steps} steps x {training.batch_size} pairs",
+            "train": f"{training.steps} steps x {training.batch_size} {unit}",
             "evaluate": f"{config.evaluation.num_prompts} prompts against the base",
-            "collect": f"{explore.prompts_per_iteration} prompts x {2 * explore.images_per_prompt} images, tau {rate:.2f}",
+            "collect": f"{explore.prompts_per_iteration} prompts x {images} images, tau {rate:.2f}",
             "pair": "best and worst of each prompt",
         }[name]
         rows.append((f"{name}-{iteration}", what))
@@ -208,7 +219,7 @@ def plan(config: RunConfig) -> list[tuple[str, str]]:
     rows.append(
         (
             "data",
-            f"{cost.images:,} images drawn, {cost.pairs_trained:,} pairs trained, {cost.optimizer_steps:,} steps",
+            f"{cost.images:,} images drawn, {cost.pairs_trained:,} {unit} trained, {cost.optimizer_steps:,} steps",
         )
     )
     return rows

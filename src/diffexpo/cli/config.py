@@ -37,7 +37,7 @@ def show(
             print(line)
     else:
         print(config_to_yaml(loaded.config), end="")
-    for note in config_notes(loaded.config):
+    for note in [*loaded.notes, *config_notes(loaded.config)]:
         typer.echo(f"warning: {note}", err=True)
 
 
@@ -63,7 +63,7 @@ def fields(
         raise ConfigError(f"{prefix} is not a setting or a group of settings.{suggest_setting(prefix)}")
     console = Console(interactive=False)
     for setting in chosen:
-        console.line(f"{setting.path}: {setting.expected} (default {json.dumps(setting.default)})")
+        console.line(f"{setting.label}: {setting.expected} (default {json.dumps(setting.default)})")
         if setting.text:
             console.line(f"    {setting.text}")
 

@@ -89,6 +89,8 @@ def run(
         _resume(recipes, out, name, overrides) if resume else _start(recipes, out, name, overrides)
     )
     console = Console()
+    for note in loaded.notes:
+        console.warning(note)
     if dry_run:
         _print_plan(loaded.config, run_dir, console)
         return
@@ -166,13 +168,11 @@ def _print_plan(config: RunConfig, run_dir: Path, console: Console) -> None:
 
 def _print_header(config: RunConfig, run_dir: Path, resume: bool, console: Console) -> None:
     from diffexpo import __version__
+    from diffexpo.config.trajectory_rules import learns_from_trajectories
 
     verb = "resumes" if resume else "runs"
-    agents = (
-        f", {config.explore.agents} agent{'s' * (config.explore.agents > 1)}"
-        if config.explore.iterations > 1
-        else ""
-    )
+    has_agents = config.explore.iterations > 1 and not learns_from_trajectories(config)
+    agents = f", {config.explore.agents} agent{'s' * (config.explore.agents > 1)}" if has_agents else ""
     console.line(
         f"diffexpo {__version__} {verb} {config.algorithm.type} on {config.model.path} ({config.tuning.kind}{agents}), "
         f"{config.explore.iterations} iterations"

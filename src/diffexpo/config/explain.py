@@ -4,29 +4,46 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 
 from pydantic import ValidationError
 
+from diffexpo.config.algorithms import DEFAULT_METHOD, METHOD_BY_NAME
 from diffexpo.config.schema import RunConfig
 
 Json = dict[str, object]
+# The group whose settings depend on its `type`.
+CHOICE = "algorithm"
 
 
 @dataclass(frozen=True)
 class Setting:
-    """One documented setting. `path` is dotted; `[]` stands for an index of a list of groups."""
+    """One documented setting. `path` is dotted; `[]` stands for an index of a list of groups.
+
+    `methods` names the values of `algorithm.type` that have it, if not all do. A path may occur twice: with another
+    default or meaning under other methods.
+    """
 
     path: str
     expected: str
     default: object
     text: str
+    methods: tuple[str, ...] = ()
+
+    @property
+    def label(self) -> str:
+        """The path, with the methods that have it if not all do."""
+        return f"{self.path} ({', '.join(self.methods)})" if self.methods else self.path
+
+    def is_of(self, method: str | None) -> bool:
+        """Whether a run with that method has it; None is any method."""
+        return not self.methods or method is None or method in self.methods
 
 
 @cache
 def settings() -> tuple[Setting, ...]:
-    """Every setting in the order of the schema, lists of groups included."""
+    """Every setting in the order of the schema, lists of groups and the settings of every method included."""
     schema = RunConfig.model_json_schema()
     defaults = RunConfig().model_dump(mode="json")
     found: list[Setting] = []
@@ -58,10 +75,37 @@ def _walk(node: Json, root: Json, path: str, defaults: object, found: list[Setti
             _walk(inner, root, here, default, found)
             continue
         text = " ".join(str(raw.get("description", "")).split())
+        if "discriminator" in inner:
+            _walk_choice(inner, root, here, text, found)
+            continue
         found.append(Setting(here, describe(inner, root), default, text))
         items = _resolve(inner.get("items", {}), root)
         if "properties" in items:
             _walk(items, root, f"{here}[]", None, found)
+
+
+def _walk_choice(node: Json, root: Json, path: str, text: str, found: list[Setting]) -> None:
+    """The settings of every method; one that is the same in several is found once."""
+    choice = f"{path}.type"
+    default = node["default"]
+    assert isinstance(default, dict)
+    found.append(Setting(choice, f"one of {', '.join(METHOD_BY_NAME)}", default["type"], text))
+    owners: dict[Setting, list[str]] = {}
+    for method, settings_class in METHOD_BY_NAME.items():
+        own: list[Setting] = []
+        definition = _resolve({"$ref": f"#/$defs/{settings_class.__name__}"}, root)
+        _walk(definition, root, path, None, own)
+        for setting in own:
+            if setting.path != choice:
+                owners.setdefault(replace(setting, default=_hashable(setting.default)), []).append(method)
+    found.extend(
+        replace(setting, methods=() if len(methods) == len(METHOD_BY_NAME) else tuple(methods))
+        for setting, methods in owners.items()
+    )
+
+
+def _hashable(value: object) -> object:
+    return tuple(value) if isinstance(value, list) else value
 
 
 def describe(node: Json, root: Json) -> str:
@@ -75,6 +119,9 @@ def describe(node: Json, root: Json) -> str:
         parts = [describe(option, root) for option in node["anyOf"]]
         return " or ".join(part for part in parts if part != "null") + (" or null" if "null" in parts else "")
     kind = node.get("type")
+    elements = node.get("prefixItems")
+    if kind == "array" and isinstance(elements, list):
+        return f"a list of {len(elements)}; each element {describe(elements[0], root)}"
     if kind == "array":
         items = _resolve(node.get("items", {}), root)
         return (
@@ -114,31 +161,42 @@ def _generic(path: str) -> str:
     return ".".join(out)
 
 
-def find_setting(path: str) -> Setting | None:
-    """The setting at a dotted path (indices allowed), or None if there is none."""
+def find_setting(path: str, method: str | None = None) -> Setting | None:
+    """The setting at a dotted path (indices allowed), or None if there is none; of one method, or of any."""
     wanted = _generic(path)
-    return next((setting for setting in settings() if setting.path == wanted), None)
+    return next((setting for setting in settings() if setting.path == wanted and setting.is_of(method)), None)
 
 
-def is_setting(path: str) -> bool:
-    """Whether a dotted path names a single setting."""
-    return find_setting(path) is not None
+def is_setting(path: str, method: str | None = None) -> bool:
+    """Whether a dotted path names a single setting, of one method or of any."""
+    return find_setting(path, method) is not None
 
 
-def expected_at(path: str) -> str:
+def chosen_method(values: Mapping[str, object]) -> str | None:
+    """The method that nested values name, or None if it is not one."""
+    group = values.get(CHOICE)
+    name = group.get("type") if isinstance(group, Mapping) else None
+    return name if isinstance(name, str) and name in METHOD_BY_NAME else None
+
+
+def expected_at(path: str, method: str | None = None) -> str:
     """What a path accepts, in words."""
-    setting = find_setting(path)
+    parent, _, last = path.rpartition(".")
+    # An element of a list of plain values has no entry of its own.
+    setting = find_setting(path, method) or (find_setting(parent, method) if last.isdecimal() else None)
     if setting is not None:
         return setting.expected
-    keys = group_keys(path)
+    keys = group_keys(path, method)
     return f"a group of settings ({', '.join(keys)})" if keys else "a setting"
 
 
-def group_keys(path: str) -> list[str]:
-    """Names directly inside a group; "" is the top level."""
+def group_keys(path: str, method: str | None = None) -> list[str]:
+    """Names directly inside a group, those of one method or of any; "" is the top level."""
     prefix = f"{_generic(path)}" if path else ""
     names: dict[str, None] = {}
     for setting in settings():
+        if not setting.is_of(method):
+            continue
         if not prefix:
             names[setting.path.partition(".")[0].removesuffix("[]")] = None
         else:
@@ -148,50 +206,64 @@ def group_keys(path: str) -> list[str]:
     return list(names)
 
 
-def suggest_setting(path: str) -> str:
+def suggest_setting(path: str, method: str | None = None) -> str:
     """ " Did you mean ...?" for an unknown dotted path: siblings first, then settings of that name anywhere."""
     parent, _, name = path.rpartition(".")
-    siblings = group_keys(parent)
+    siblings = group_keys(parent, method)
+    ours = [setting for setting in settings() if setting.is_of(method)]
     near = [
         f"{parent}.{key}" if parent else key
         for key in difflib.get_close_matches(name, siblings, n=1, cutoff=0.6)
     ]
     if not near:
-        near = [setting.path for setting in settings() if setting.path.rpartition(".")[2] == name]
+        near = [setting.path for setting in ours if setting.path.rpartition(".")[2] == name]
     if not near:
-        everything = [setting.path for setting in settings()]
-        near = difflib.get_close_matches(path, everything, n=1, cutoff=0.7)
+        near = difflib.get_close_matches(path, [setting.path for setting in ours], n=1, cutoff=0.7)
     if not near:
-        tails = {setting.path.rpartition(".")[2]: setting.path for setting in reversed(settings())}
+        tails = {setting.path.rpartition(".")[2]: setting.path for setting in reversed(ours)}
         near = [tails[tail] for tail in difflib.get_close_matches(name, tails, n=1, cutoff=0.75)]
     if near:
-        return f" Did you mean {' or '.join(near[:3])}?"
+        return f" Did you mean {' or '.join(dict.fromkeys(near[:3]))}?"
     where = f"{parent} has" if parent and siblings else "There are"
-    return f" {where}: {', '.join(siblings or group_keys(''))}."
+    return f" {where}: {', '.join(siblings or group_keys('', method))}."
 
 
 def explain_errors(error: ValidationError, values: Mapping[str, object], sources: Mapping[str, str]) -> str:
     """A validation error as lines: path, value and origin, what was expected, what to do."""
     lines: dict[str, str] = {}
+    method = chosen_method(values) or DEFAULT_METHOD
     for detail in error.errors(include_url=False):
         path, value = _locate(detail["loc"], values)
+        if str(detail["type"]).startswith("union_tag"):
+            path, value = f"{path}.type", value.get("type") if isinstance(value, Mapping) else value
         origin = _origin(path, sources)
         if detail["type"] == "extra_forbidden":
-            lines.setdefault(path, f"{path} is not a setting (from {origin}).{suggest_setting(path)}")
+            lines.setdefault(path, unknown_setting(path, origin, method))
         elif detail["type"] == "missing":
-            missing = ".".join(str(part) for part in detail["loc"])
+            missing = ".".join(str(part) for part in _without_tag(detail["loc"]))
             lines.setdefault(
-                missing, f"{missing} is not given (in {origin}): expected {expected_at(missing)}"
+                missing, f"{missing} is not given (in {origin}): expected {expected_at(missing, method)}"
             )
         else:
-            lines.setdefault(path, _wrong_value(path, value, origin, str(detail["type"])))
+            lines.setdefault(path, _wrong_value(path, value, origin, str(detail["type"]), method))
     return "\n".join(lines.values())
 
 
-def _wrong_value(path: str, value: object, origin: str, kind: str) -> str:
+def unknown_setting(path: str, origin: str, method: str | None) -> str:
+    """The message on a key that is no setting, or one of another method only."""
+    others = [name for name in METHOD_BY_NAME if name != method and is_setting(path, name)]
+    if method is not None and others and not is_setting(path, method):
+        return (
+            f"{path} is not a setting of {method} (from {origin}): it belongs to {', '.join(others)}. "
+            f"Remove it, or choose another {CHOICE}.type."
+        )
+    return f"{path} is not a setting (from {origin}).{suggest_setting(path, method)}"
+
+
+def _wrong_value(path: str, value: object, origin: str, kind: str, method: str | None) -> str:
     shown = "null" if value is None else repr(value)
-    line = f"{path} = {shown} (from {origin}): expected {expected_at(path)}"
-    setting = find_setting(path)
+    line = f"{path} = {shown} (from {origin}): expected {expected_at(path, method)}"
+    setting = find_setting(path, method)
     if setting is not None and isinstance(value, str) and setting.expected.startswith("one of "):
         choices = setting.expected.removeprefix("one of ").split(", ")
         near = difflib.get_close_matches(value, choices, n=1)
@@ -207,7 +279,7 @@ def _locate(loc: Sequence[str | int], values: Mapping[str, object]) -> tuple[str
     """The dotted path that exists in the values (the validator adds the name of a union's branch) and its value."""
     here: object = values
     path: list[str] = []
-    for part in loc:
+    for part in _without_tag(loc):
         if (
             isinstance(here, Mapping)
             and part in here
@@ -220,6 +292,14 @@ def _locate(loc: Sequence[str | int], values: Mapping[str, object]) -> tuple[str
             break
         path.append(str(part))
     return ".".join(path), here
+
+
+def _without_tag(loc: Sequence[str | int]) -> list[str | int]:
+    """A location without the name of the method, which the validator puts behind the group."""
+    parts = list(loc)
+    return (
+        [CHOICE, *parts[2:]] if parts[:1] == [CHOICE] and parts[1:2] and parts[1] in METHOD_BY_NAME else parts
+    )
 
 
 def _origin(path: str, sources: Mapping[str, str]) -> str:

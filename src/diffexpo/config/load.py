@@ -1,7 +1,9 @@
 """From recipes, environment and flags to one checked RunConfig, with the origin of every value.
 
-Layers are merged left to right: defaults, recipes in the order given, `DIFFEXPO_*` variables, `--set a.b=c`. Groups merge key by
-key; lists are replaced whole, or one element at a time (`--set rewards.0.weight=2`).
+Layers are merged left to right: defaults, each recipe in the order given, all `DIFFEXPO_*` variables, all `--set a.b=c`. Groups
+merge key by key; lists are replaced whole, or one element at a time (`--set rewards.0.weight=2`). A layer that changes
+`algorithm.type` takes over, of what earlier layers set in that group, only what means the same in both methods; what is left
+behind is named in a note.
 """
 
 from __future__ import annotations
@@ -16,7 +18,15 @@ from typing import ClassVar
 import yaml
 from pydantic import ValidationError
 
-from diffexpo.config.explain import explain_errors, is_setting, suggest_setting
+from diffexpo.config.algorithms import METHOD_BY_NAME, same_meaning
+from diffexpo.config.explain import (
+    CHOICE,
+    chosen_method,
+    expected_at,
+    explain_errors,
+    is_setting,
+    suggest_setting,
+)
 from diffexpo.config.recipes import find_recipe, origin_of
 from diffexpo.config.schema import RunConfig
 from diffexpo.errors import ConfigError
@@ -33,6 +43,8 @@ class LoadedConfig:
 
     config: RunConfig
     sources: dict[str, str]
+    notes: tuple[str, ...] = ()
+    """What a layer set and a later one made void, one sentence each."""
 
 
 class _Loader(yaml.SafeLoader):
@@ -124,16 +136,19 @@ def load_config(
                 f"{origin} holds a {type(values).__name__}; expected a YAML mapping of settings"
             )
         merged.merge(values, origin)
+        merged.end_layer()
     for name, text in sorted((os.environ if environment is None else environment).items()):
         if name.startswith(ENV_PREFIX):
             keys = name.removeprefix(ENV_PREFIX).lower().split("__")
             merged.set(keys, parse_yaml(text, name), name)
+    merged.end_layer()
     for override in overrides:
         key, equals, text = override.partition("=")
         if not equals or not key.strip():
             raise ConfigError(f"--set {override!r} has no value; expected --set group.key=value")
         origin = f"--set {override}"
         merged.set(key.strip().split("."), parse_yaml(text, origin), origin)
+    merged.end_layer()
     return merged.check()
 
 
@@ -159,6 +174,39 @@ class _Merged:
     def __init__(self) -> None:
         self.values: dict[str, Value] = RunConfig().model_dump(mode="json")
         self.sources: dict[str, str] = {path: DEFAULT for path, _ in leaves(self.values)}
+        self.notes: list[str] = []
+        self._method = chosen_method(self.values)
+        self._touched: set[str] = set()
+
+    def end_layer(self) -> None:
+        """If the layer changed the method, keep of the earlier layers' settings what means the same in the new one."""
+        touched, self._touched = self._touched, set()
+        before, after = self._method, chosen_method(self.values)
+        # A type that is no method is left for the check to complain of.
+        if before is None or after is None or before == after:
+            return
+        self._method = after
+        old, new = METHOD_BY_NAME[before], METHOD_BY_NAME[after]
+        group = self.values[CHOICE]
+        assert isinstance(group, dict)
+        for name in list(group):
+            path = f"{CHOICE}.{name}"
+            is_default = self.sources.get(path) == DEFAULT
+            if name == "type" or path in touched or (same_meaning(old, new, name) and not is_default):
+                continue
+            if not is_default:
+                self._note_dropped(path, before, after, group[name])
+            self._forget(path)
+            del group[name]
+        for name, value in new().model_dump(mode="json").items():
+            if name not in group:
+                group[name] = value
+                self._record(f"{CHOICE}.{name}", value, DEFAULT)
+
+    def _note_dropped(self, path: str, before: str, after: str, value: Value) -> None:
+        shown = f"{path} = {value!r} (from {self.sources.get(path, DEFAULT)})"
+        why = "means something else in" if is_setting(path, after) else "is no setting of"
+        self.notes.append(f"{shown} was set for {before} and {why} {after}: it is not used")
 
     def merge(self, values: Mapping[str, Value], origin: str) -> None:
         self._merge_into(self.values, values, (), origin)
@@ -193,9 +241,13 @@ class _Merged:
                     )
                 index = int(key)
                 if last and not isinstance(value, dict):
-                    self._forget(path)
+                    # A list of plain values has one origin, that of its newest element.
+                    is_leaf = not any(isinstance(item, dict) for item in group)
+                    leaf = path.rpartition(".")[0] if is_leaf else path
+                    self._forget(leaf)
                     group[index] = value
-                    self.sources[path] = origin
+                    self.sources[leaf] = origin
+                    self._touched.add(leaf)
                 elif last:
                     self._merge_element(group, index, value, path, origin)
                 else:
@@ -237,6 +289,7 @@ class _Merged:
     def _record(self, path: str, value: Value, origin: str) -> None:
         for leaf, _ in leaves(value, path):
             self.sources[leaf] = origin
+            self._touched.add(leaf)
 
     def _forget(self, path: str) -> None:
         for leaf in [name for name in self.sources if name == path or name.startswith(f"{path}.")]:
@@ -249,7 +302,7 @@ class _Merged:
             config = RunConfig.model_validate(self.values)
         except ValidationError as error:
             raise ConfigError(explain_errors(error, self.values, self.sources)) from None
-        return LoadedConfig(config, self._complete(config))
+        return LoadedConfig(config, self._complete(config), tuple(self.notes))
 
     def _complete(self, config: RunConfig) -> dict[str, str]:
         """Origins for every leaf of the final configuration: keys that a list element left out are defaults."""
@@ -270,10 +323,12 @@ def leaves(value: Value, path: str = "") -> Iterable[tuple[str, Value]]:
 
 def _refuse_booleans_as_numbers(values: dict[str, Value], sources: Mapping[str, str]) -> None:
     # The validator would read `true` as the number 1.
-    from diffexpo.config.explain import expected_at
-
+    method = chosen_method(values)
     for path, value in leaves(values):
-        if isinstance(value, bool) and is_setting(path) and "true or false" not in expected_at(path):
+        if not isinstance(value, bool) or not is_setting(path, method):
+            continue
+        expected = expected_at(path, method)
+        if "true or false" not in expected:
             raise ConfigError(
-                f"{path} = {str(value).lower()} (from {sources.get(path, DEFAULT)}): expected {expected_at(path)}"
+                f"{path} = {str(value).lower()} (from {sources.get(path, DEFAULT)}): expected {expected}"
             )

@@ -48,6 +48,7 @@ def find_recipe(name: str) -> Path:
     if wanted in names:
         return names[wanted]
     near = [known for known in names if known.rpartition("/")[2] == wanted.rpartition("/")[2]]
+    near += [known for known in names if known.startswith(wanted) and known not in near]
     near += [
         known for known in difflib.get_close_matches(wanted, names, n=3, cutoff=0.6) if known not in near
     ]

@@ -9,6 +9,13 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
+from diffexpo.config.algorithms import DiffusionDpoConfig, ExpoConfig, ForwardConfig, SpinConfig
+from diffexpo.config.image_rules import image_notes, image_problems
+from diffexpo.config.trajectory_rules import (
+    learns_from_trajectories,
+    trajectory_notes,
+    trajectory_problems,
+)
 from diffexpo.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -33,11 +40,14 @@ def check_combinations(config: RunConfig) -> None:
         *_judges(config),
         *_data(config),
         *_negatives(config),
+        *_times(config),
         *_loss(config),
         *_bonus(config),
         *_uncertainty(config),
         *_training(config),
         *_evaluation(config),
+        *trajectory_problems(config),
+        *image_problems(config),
     ]
     if problems:
         raise ConfigError("\n".join(problems))
@@ -49,20 +59,27 @@ def train_rewards(config: RunConfig) -> list[RewardConfig]:
 
 
 def effective_beta_explore(config: RunConfig) -> float:
-    """beta inside the bonus as a number: beta, beta / 1000 ("literal") or the number given."""
-    chosen = config.algorithm.beta_explore
-    if chosen == "matched":
-        return config.algorithm.beta
-    if chosen == "literal":
-        return config.algorithm.beta / LITERAL_SCALE
-    return float(chosen)
+    """beta inside the bonus of EXPO as a number: beta, beta / 1000 ("literal") or the number given."""
+    algorithm = config.algorithm
+    assert isinstance(algorithm, ExpoConfig)
+    if algorithm.beta_explore == "matched":
+        return algorithm.beta
+    if algorithm.beta_explore == "literal":
+        return algorithm.beta / LITERAL_SCALE
+    return float(algorithm.beta_explore)
+
+
+def collects(config: RunConfig) -> bool:
+    """Whether any images are drawn for training: from the second iteration on, or in each where trajectories are learned
+    from."""
+    return config.explore.iterations > 1 or learns_from_trajectories(config)
 
 
 def negatives_are_on(config: RunConfig) -> bool:
     """Whether any prompt can get a negative prompt while collecting."""
     negatives = config.explore.negatives
     return (
-        config.explore.iterations > 1
+        collects(config)
         and negatives.source is not None
         and negatives.schedule != "off"
         and negatives.initial > 0
@@ -96,7 +113,11 @@ def _rewards(config: RunConfig) -> list[str]:
         problems.append(
             f"{names.count(name)} rewards or judges are named {name!r}: metrics would mix; names are unique"
         )
-    if config.explore.iterations > 1 and not train_rewards(config):
+    if learns_from_trajectories(config) and not train_rewards(config):
+        problems.append(
+            f"rewards holds no reward with role: train, but algorithm.type = {config.algorithm.type} learns from rewards: add one"
+        )
+    elif collects(config) and not train_rewards(config) and not isinstance(config.algorithm, SpinConfig):
         problems.append(
             f"rewards holds no reward with role: train, but explore.iterations = {config.explore.iterations} ranks new "
             f"images: add one, or set explore.iterations=1 to learn from offline pairs alone"
@@ -116,7 +137,7 @@ def _judges(config: RunConfig) -> list[str]:
 
 def _data(config: RunConfig) -> list[str]:
     problems = []
-    only_offline = config.explore.iterations == 1
+    only_offline = not collects(config)
     if only_offline and config.offline.source is None:
         problems.append(
             "offline.source = null with explore.iterations = 1: there is nothing to learn from; "
@@ -157,9 +178,21 @@ def _negatives(config: RunConfig) -> list[str]:
     return problems
 
 
+def _times(config: RunConfig) -> list[str]:
+    if not isinstance(config.algorithm, ForwardConfig):
+        return []
+    low, high = config.algorithm.timestep_range
+    if low < high:
+        return []
+    shown = f"algorithm.timestep_range = [{low:g}, {high:g}]"
+    return [f"{shown} holds no time: expected two numbers, the first below the second, e.g. [0, 0.2]"]
+
+
 def _loss(config: RunConfig) -> list[str]:
     algorithm = config.algorithm
-    problems = []
+    problems: list[str] = []
+    if not isinstance(algorithm, DiffusionDpoConfig):
+        return problems
     if algorithm.label_smoothing > 0 and algorithm.kind not in ("cdpo", "robust"):
         problems.append(
             f"algorithm.label_smoothing = {algorithm.label_smoothing:g} with kind: {algorithm.kind}: only cdpo and robust assume "
@@ -174,14 +207,10 @@ def _loss(config: RunConfig) -> list[str]:
 
 def _bonus(config: RunConfig) -> list[str]:
     algorithm, explore = config.algorithm, config.explore
-    if algorithm.alpha == 0:
+    if not isinstance(algorithm, ExpoConfig) or algorithm.alpha == 0:
         return []
     head = f"algorithm.alpha = {algorithm.alpha:g}"
     problems = []
-    if algorithm.type == "diffusion_dpo":
-        problems.append(
-            f"{head} with type: diffusion_dpo: that method has no bonus; use type: expo or alpha 0"
-        )
     if algorithm.kind == "simpo":
         problems.append(
             f"{head} with kind: simpo: the bonus measures errors against the reference, simpo has none; the two terms would speak "
@@ -203,7 +232,7 @@ def _bonus(config: RunConfig) -> list[str]:
 
 def _uncertainty(config: RunConfig) -> list[str]:
     algorithm = config.algorithm
-    if algorithm.uncertainty == "off":
+    if not isinstance(algorithm, DiffusionDpoConfig) or algorithm.uncertainty == "off":
         return []
     head = f"algorithm.uncertainty = {algorithm.uncertainty}"
     problems = []
@@ -253,28 +282,29 @@ def check_flow(config: RunConfig, kind: str) -> None:
         config: The settings of the run.
         kind: "vp" (noise-predicting diffusion) or "flow" (rectified flow).
     Returns:
-        None; `check_flow(config, "flow")` passes if every sampler in use is flow_euler.
+        None; `check_flow(config, "flow")` passes if every sampler in use is flow_euler or flow_sde.
     Raises:
         ConfigError: names the key, the value and the samplers that fit.
     """
     used = [("evaluation.sampler.name", config.evaluation.sampler.name)]
-    if config.explore.iterations > 1:
+    if collects(config):
         used.insert(0, ("explore.sampler.name", config.explore.sampler.name))
-    fitting = "flow_euler" if kind == "flow" else "ddpm, ddim or dpmpp"
+    fitting = "flow_euler or flow_sde" if kind == "flow" else "ddpm, ddim or dpmpp"
     problems = [
         f"{key} = {name} does not fit {config.model.path}, a {kind} model: expected {fitting}"
         for key, name in used
-        if (name == "flow_euler") != (kind == "flow")
+        if name.startswith("flow") != (kind == "flow")
     ]
     if problems:
         raise ConfigError("\n".join(problems))
 
 
-def config_notes(config: RunConfig) -> list[str]:
-    """What is allowed but worth knowing before spending time, one sentence each."""
-    algorithm, training, explore = config.algorithm, config.training, config.explore
-    notes = []
-    if algorithm.alpha > 0:
+def _method_notes(config: RunConfig) -> list[str]:
+    algorithm = config.algorithm
+    notes: list[str] = []
+    if not isinstance(algorithm, DiffusionDpoConfig):
+        return notes
+    if isinstance(algorithm, ExpoConfig) and algorithm.alpha > 0:
         strength = algorithm.alpha * effective_beta_explore(config) / algorithm.beta
         if strength > 1:
             notes.append(
@@ -294,7 +324,15 @@ def config_notes(config: RunConfig) -> list[str]:
         notes.append(f"algorithm.kind = {algorithm.kind} with label_smoothing 0 is the same loss as sigmoid")
     if algorithm.kind == "simpo" and algorithm.reference == "previous":
         notes.append("algorithm.reference = previous is not used: simpo has no reference")
-    if explore.iterations > 1 and config.offline.source is None:
+    return notes
+
+
+def config_notes(config: RunConfig) -> list[str]:
+    """What is allowed but worth knowing before spending time, one sentence each."""
+    training, explore = config.training, config.explore
+    notes = [*_method_notes(config), *trajectory_notes(config), *image_notes(config)]
+    is_rollout = learns_from_trajectories(config)
+    if explore.iterations > 1 and config.offline.source is None and not is_rollout:
         notes.append(
             "iteration 1 has no offline pairs to train on: it explores with the base model as both agents"
         )
@@ -302,7 +340,8 @@ def config_notes(config: RunConfig) -> list[str]:
         notes.append(
             "baseline.offline_dpo with explore.iterations = 1 trains on the same pairs as the run itself"
         )
-    if explore.iterations == 2 and explore.negatives.schedule == "linear" and negatives_are_on(config):
+    is_constant = explore.iterations == 2 and explore.negatives.schedule == "linear" and not is_rollout
+    if is_constant and negatives_are_on(config):
         notes.append(
             "explore.negatives.schedule = linear with 2 iterations: one round is collected, so tau is its initial value"
         )

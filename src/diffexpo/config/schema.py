@@ -1,4 +1,5 @@
-"""The whole configuration of a run. Every field is documented here and nowhere else; unknown keys are errors.
+"""The whole configuration of a run. Every field is documented here (those of the training methods in `algorithms.py`) and
+nowhere else; unknown keys are errors.
 
 Defaults are the settings of the EXPO paper (SD 1.5, section 5.1 of "Aligning Diffusion Models with Online Preference
 Learning") where it states one; the embedded recipes scale them down and say so. Imports without torch.
@@ -6,20 +7,12 @@ Learning") where it states one; the embedded recipes scale them down and say so.
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
-
-class Section(BaseModel):
-    """A group of settings. Unknown keys are refused; field texts are the docstrings below each field."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
-
-
-Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
-Positive = Annotated[float, Field(gt=0.0)]
-Count = Annotated[int, Field(ge=1)]
+from diffexpo.config.algorithms import AlgorithmConfig, ExpoConfig
+from diffexpo.config.section import Count, Fraction, Positive, Section
 
 
 class ModelConfig(Section):
@@ -73,14 +66,20 @@ class NegativeConfig(Section):
 
 
 class SamplerConfig(Section):
-    name: Literal["ddpm", "ddim", "dpmpp", "flow_euler"] = "ddpm"
-    """`ddpm` ancestral, `ddim` with `eta`, `dpmpp` DPM-Solver++ 2M, `flow_euler` for flow models."""
+    name: Literal["ddpm", "ddim", "dpmpp", "flow_euler", "flow_sde"] = "ddpm"
+    """`ddpm` ancestral, `ddim` with `eta`, `dpmpp` DPM-Solver++ 2M; for flow models `flow_euler`, or the stochastic `flow_sde`."""
     steps: Count = 50
     """Network calls per image (doubled by guidance)."""
     guidance: float = Field(default=7.5, ge=0.0)
     """Classifier-free guidance scale; 1 turns guidance off and halves the cost."""
     eta: Fraction = 0.0
     """Noise of `ddim`: 0 deterministic, 1 like `ddpm`. Ignored by the others."""
+    sde: Literal["flow_grpo", "dance", "cps"] = "flow_grpo"
+    """Stochastic step of `flow_sde`: Flow-GRPO's, DanceGRPO's or coefficients-preserving. Ignored by the others."""
+    noise_level: float = Field(default=0.7, ge=0.0)
+    """Noise of `flow_sde`: a of `flow_grpo` and `cps`, eta of `dance` (Flow-GRPO: 0.7; DanceGRPO: 0.3)."""
+    random_steps: tuple[int, int] | None = None
+    """Only the steps from the first number up to, not including, the second are random (0 is the noisiest); null is all."""
 
 
 class ExploreConfig(Section):
@@ -138,36 +137,6 @@ class HybridConfig(Section):
     """Sampling weight of a pair collected k iterations ago is decay**k (1: all iterations count alike; 0: the last only)."""
 
 
-class AlgorithmConfig(Section):
-    type: Literal["expo", "diffusion_dpo"] = "expo"
-    """`expo` with alpha 0 is Diffusion-DPO bit for bit."""
-    beta: Positive = 5000.0
-    """Pull towards the reference. Multiplies a *mean* squared error (by beta/2), so the pull grows with the number of latent
-    elements: 5000 at 16,384 elements (SD 1.5) pulls like 156 at 512."""
-    kind: Literal["sigmoid", "hinge", "ipo", "cdpo", "robust", "simpo"] = "sigmoid"
-    """Loss on the pair's logit."""
-    label_smoothing: float = Field(default=0.0, ge=0.0, lt=0.5)
-    """Assumed share of flipped labels, for `cdpo` and `robust`."""
-    simpo_gamma: float = Field(default=0.0, ge=0.0)
-    """Target margin of `simpo` (reference-free)."""
-    sft_weight: float = Field(default=0.0, ge=0.0)
-    """Adds this times the winner's error: an anchor against both errors rising."""
-    alpha: float = Field(default=0.0, ge=0.0)
-    """Exploration bonus (EXPO eq. 3). Up to 1 (matched beta) no labelled preference is reversed. The papers state no value."""
-    beta_explore: Literal["matched", "literal"] | Positive = "matched"
-    """beta inside the bonus: the same as `beta`, the papers' literal beta without T (beta / 1000), or a number."""
-    contrast_fraction: Fraction = 0.25
-    """Contrast pairs per preference pair in a batch when alpha > 0."""
-    uncertainty: Literal["off", "optimism", "pessimism"] = "off"
-    """Offset Gamma_w - Gamma_l in the logit: `optimism` fits r + Gamma, `pessimism` (the printed sign of eq. 5) r - Gamma."""
-    uncertainty_scale: float = Field(default=1.0, ge=0.0)
-    """Gamma = scale x population std of the per-prompt z-scored rewards across scorers (needs two or more rewards)."""
-    reference: Literal["base", "previous"] = "base"
-    """What errors are measured against: the base model throughout, or the previous iterate."""
-    empty_prompt_fraction: Fraction = 0.2
-    """Pairs trained with the empty prompt, policy and reference alike (Diffusion-DPO: 0.2)."""
-
-
 class TrainingConfig(Section):
     steps: Count = 2000
     """Optimiser steps per iteration."""
@@ -193,6 +162,9 @@ class TrainingConfig(Section):
     """Exponential moving average of the trained weights within an iteration; 0 is off. With it the iterate is the average."""
     gradient_checkpointing: bool = False
     """Trade compute for memory in the denoiser."""
+    pair_gradient: Literal["joint", "two_pass"] = "joint"
+    """Gradient of a loss on pairs: `joint` in one backward through winners and losers; `two_pass` one half after the other, with
+    the same result, about half the activation memory and one more forward of the policy on each image."""
     checkpoint_every: Count = 100
     """Optimiser steps between checkpoints inside an iteration."""
     mixed_precision: Literal["no", "bf16", "fp16"] = "no"
@@ -247,7 +219,9 @@ class RunConfig(Section):
     pairing: PairingConfig = PairingConfig()
     offline: OfflineConfig = OfflineConfig()
     hybrid: HybridConfig = HybridConfig()
-    algorithm: AlgorithmConfig = AlgorithmConfig()
+    algorithm: AlgorithmConfig = ExpoConfig()
+    """The training method; it decides which other settings this group has. A recipe's settings of another method do not carry
+    over to it, except those that mean the same in both."""
     training: TrainingConfig = TrainingConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     baseline: BaselineConfig = BaselineConfig()

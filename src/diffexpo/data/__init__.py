@@ -1,5 +1,5 @@
-"""Prompts, pairs and the store of a run. Loads without torch; `pairs`, `latents` and `offline.ingest` are
-the torch side.
+"""Prompts, pairs and the store of a run. Loads without torch; `pairs`, `scored`, `latents` and
+`offline.ingest` are the torch side.
 """
 
 from diffexpo.data.export import export_pairs

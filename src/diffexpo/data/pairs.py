@@ -85,7 +85,9 @@ class PairSource:
         rows = [row for row in self._store.pairs(columns=_COLUMNS) if row["iteration"] < iteration]
         refs = [PairRef(*(row[name] for name in _COLUMNS)) for row in rows]
         newest = max((ref.iteration for ref in refs if ref.source != "offline"), default=None)
-        weights = np.array([self._weight(ref, newest) for ref in refs], dtype=np.float64)
+        weights = np.array(
+            [hybrid_weight(self._hybrid, ref.source, ref.iteration, newest) for ref in refs], dtype=np.float64
+        )
         kept = np.flatnonzero(weights > 0)
         if len(kept) == 0:
             raise DataError(
@@ -95,12 +97,14 @@ class PairSource:
             )
         return PairIndex(tuple(refs[i] for i in kept), weights[kept])
 
-    def _weight(self, ref: PairRef, newest: int | None) -> float:
-        if newest is None:
-            return 1.0
-        if ref.source == "offline":
-            return self._hybrid.offline_weight
-        return self._hybrid.decay ** (newest - ref.iteration)
+
+def hybrid_weight(hybrid: HybridConfig, source: str, iteration: int, newest: int | None) -> float:
+    """Sampling weight of what was collected in an iteration, `newest` being the last collection (None: there is none)."""
+    if newest is None:
+        return 1.0
+    if source == "offline":
+        return hybrid.offline_weight
+    return hybrid.decay ** (newest - iteration)
 
 
 @dataclass(frozen=True)

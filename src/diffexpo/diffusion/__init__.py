@@ -27,19 +27,28 @@ from diffexpo.diffusion.objectives import (
 from diffexpo.diffusion.path import Path, shifted
 from diffexpo.diffusion.sampling import (
     NoiseSource,
+    Replayed,
     Trajectory,
     num_network_evaluations,
     predict_guided,
     replay_log_probs,
+    replay_transitions,
     sample,
     sample_trajectory,
 )
-from diffexpo.diffusion.transitions import Transition, sampler_grid, step_moments
+from diffexpo.diffusion.transitions import (
+    Transition,
+    sampler_grid,
+    sampler_transitions,
+    step_moments,
+    transition_rows,
+)
 
 __all__ = [
     "NoiseDraw",
     "NoiseSource",
     "Path",
+    "Replayed",
     "Trajectory",
     "Transition",
     "add_noise",
@@ -60,11 +69,14 @@ __all__ = [
     "prediction_error",
     "prediction_errors",
     "replay_log_probs",
+    "replay_transitions",
     "sample",
     "sample_trajectory",
     "sampler_grid",
+    "sampler_transitions",
     "shifted",
     "step_moments",
+    "transition_rows",
     "v_target",
     "velocity_target",
     "x0_from_eps",

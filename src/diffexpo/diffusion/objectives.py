@@ -26,24 +26,39 @@ class NoiseDraw(NamedTuple):
 
     @staticmethod
     def keyed(
-        keys: Sequence[str], noise_key: tuple[str | int, ...], path: Path, shape: Sequence[int]
+        keys: Sequence[str],
+        noise_key: tuple[str | int, ...],
+        path: Path,
+        shape: Sequence[int],
+        timestep_range: tuple[float, float] = (0.0, 1.0),
     ) -> NoiseDraw:
-        """One draw per key.
+        """One draw per key; t = low + (high - low) t', with t' distributed as the path says.
 
         Args:
             keys: Names of the rows, e.g. pair ids.
             noise_key: What the draw is for, e.g. (run seed, iteration, "noise", step).
-            path: Says how t is distributed.
+            path: Says how t' is distributed.
             shape: Of one latent, (C, h, w).
+            timestep_range: (low, high), 0 <= low < high <= 1. With a table of levels (vp) t is rounded to its
+                nearest level where it is used.
         Returns:
-            (eps, t); row i depends on noise_key and keys[i] only.
+            (eps, t); row i depends on noise_key and keys[i] only. The range (0, 1) leaves t' as it is, bit
+            for bit; eps does not depend on the range.
+        Raises:
+            ValueError: the range is empty or leaves [0, 1].
         """
+        low, high = timestep_range
+        if not 0 <= low < high <= 1:
+            raise ValueError(
+                f"NoiseDraw.keyed: timestep_range is ({low}, {high}); expected 0 <= low < high <= 1"
+            )
         eps, t = [], []
         for key in keys:
             generator = torch_generator(*noise_key, key)
             eps.append(torch.randn(tuple(shape), generator=generator))
             t.append(path.training_t(1, generator))
-        return NoiseDraw(torch.stack(eps), torch.cat(t))
+        # The clamp catches a last-bit excess of the sum, which would be a time beyond the path's end.
+        return NoiseDraw(torch.stack(eps), (low + (high - low) * torch.cat(t)).clamp(low, high))
 
 
 def prediction_errors(

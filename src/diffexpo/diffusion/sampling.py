@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -19,9 +20,10 @@ from diffexpo.diffusion.kernels import at_least_float32, ddim_transition, eps_fr
 from diffexpo.diffusion.transitions import (
     Transition,
     half_log_snr,
-    sampler_grid,
+    sampler_transitions,
     step_moments,
     stochastic_grid,
+    transition_rows,
 )
 from diffexpo.types import Conditioning, Policy
 
@@ -49,7 +51,7 @@ class NoiseSource:
 class Trajectory:
     """What a sampler visited, from noise to image.
 
-    latents (T+1,B,C,h,w), t (T,), mean_log_probs (T,B), has_density (T,).
+    latents (T+1,B,C,h,w), t (T,), mean_log_probs (T,B), has_density (T,), means (T,B,C,h,w) of the steps.
 
     A deterministic step (the last one of DDPM) has no density; its log-prob is stored as 0 here and in the
     replay.
@@ -59,6 +61,7 @@ class Trajectory:
     t: Tensor
     mean_log_probs: Tensor
     has_density: Tensor
+    means: Tensor
 
 
 def num_network_evaluations(sampler: SamplerConfig, guidance_active: bool) -> int:
@@ -69,22 +72,26 @@ def num_network_evaluations(sampler: SamplerConfig, guidance_active: bool) -> in
 def predict_guided(
     policy: Policy,
     x_t: Tensor,
-    t: float,
+    t: float | Tensor,
     conditioning: Conditioning,
     negative: Conditioning | None,
     guidance: float,
+    *,
+    is_negative_fixed: bool = False,
 ) -> Tensor:
-    """The policy's prediction at one level, guided away from `negative` in one forward of 2B rows.
+    """The policy's prediction, guided away from `negative` in one forward of 2B rows.
 
     Args:
         policy: Denoiser, with the weights in use.
-        x_t: (B,C,h,w) at level t in [0, 1].
+        x_t: (B,C,h,w) at level t in [0, 1], a number or (B,).
         conditioning, negative: B rows each; negative None or guidance 1 runs the conditional half only.
         guidance: Classifier-free guidance scale.
+        is_negative_fixed: No gradient flows through the negative half; the value is the same.
     Returns:
         (B,C,h,w) in float32 or better.
     """
-    return _predict(policy, x_t, t, _stack_guidance(conditioning, negative, guidance), guidance)
+    stacked = _stack_guidance(conditioning, negative, guidance)
+    return _predict(policy, x_t, t, stacked, guidance, is_negative_fixed=is_negative_fixed)
 
 
 @torch.no_grad()
@@ -112,7 +119,7 @@ def sample(
         ConfigError: the sampler does not fit the model. ValueError: row counts differ.
     """
     _check_rows(conditioning, negative, noise)
-    grid = sampler_grid(policy.path, sampler.name, sampler.steps, sampler.eta)
+    grid = sampler_transitions(policy.path, sampler)
     stacked = _stack_guidance(conditioning, negative, sampler.guidance)
     x = noise.draw().to(policy.device)
     if sampler.name == "dpmpp":
@@ -146,19 +153,21 @@ def sample_trajectory(
     _check_rows(conditioning, negative, noise)
     grid = stochastic_grid(policy.path, sampler)
     stacked = _stack_guidance(conditioning, negative, sampler.guidance)
-    latents, log_probs = [noise.draw().to(policy.device)], []
+    latents, log_probs, means = [noise.draw().to(policy.device)], [], []
     for transition in grid:
         x = latents[-1]
         prediction = _predict(policy, x, transition.t, stacked, sampler.guidance)
         mean, std = step_moments(policy.path, transition, prediction, x)
         latents.append(_move(mean, std, transition, noise))
         log_probs.append(_log_prob(latents[-1], mean, std, transition))
+        means.append(mean)
         tick()
     return Trajectory(
         torch.stack(latents),
         torch.tensor([transition.t for transition in grid]),
         torch.stack(log_probs),
         torch.tensor([transition.has_density for transition in grid]),
+        torch.stack(means),
     )
 
 
@@ -186,6 +195,55 @@ def replay_log_probs(
         mean, std = step_moments(policy.path, transition, prediction, x)
         log_probs.append(_log_prob(x_next, mean, std, transition))
     return torch.stack(log_probs)
+
+
+class Replayed(NamedTuple):
+    """Transitions under the weights in use: log_prob (B,) per latent element, mean (B,C,h,w), std (B,), and the guided
+    prediction (B,C,h,w)."""
+
+    log_prob: Tensor
+    mean: Tensor
+    std: Tensor
+    prediction: Tensor
+
+
+def replay_transitions(
+    policy: Policy,
+    sampler: SamplerConfig,
+    index: Tensor,
+    x_t: Tensor,
+    x_next: Tensor,
+    conditioning: Conditioning,
+    negative: Conditioning | None,
+    *,
+    is_negative_fixed: bool = False,
+) -> Replayed:
+    """Kernel and log-prob of recorded transitions at any places of the sampler's grid; differentiable.
+
+    Args:
+        policy: Denoiser, with the weights in use.
+        sampler: The sampler that drew them, guidance included.
+        index: (B,) places in its grid, 0 the noisiest; each of a step with a density.
+        x_t, x_next: (B,C,h,w) both ends.
+        conditioning, negative: B rows each, as when they were drawn.
+        is_negative_fixed: No gradient flows through the guidance's negative half.
+    Returns:
+        The kernel. With the weights, and in the batch, that drew the transitions, log_prob equals what was recorded exactly.
+    Raises:
+        ValueError: a step has no density.
+    Source: DDPO (arXiv 2305.13301) section 4; guidance in training as in its authors' code.
+    """
+    grid = stochastic_grid(policy.path, sampler)
+    step = transition_rows(grid, index)
+    if not bool((step.std > 0).all()):
+        raise ValueError(
+            f"replay_transitions: {int((step.std <= 0).sum())} of {len(index)} steps have no density; leave them out"
+        )
+    prediction = predict_guided(
+        policy, x_t, step.t, conditioning, negative, sampler.guidance, is_negative_fixed=is_negative_fixed
+    )
+    mean, std = step_moments(policy.path, step, prediction, x_t)
+    return Replayed(mean_log_prob(x_next, mean, std), mean, std, prediction)
 
 
 def _sample_dpmpp(
@@ -235,13 +293,24 @@ def _stack_guidance(
     return Conditioning.concatenate([negative, conditioning])
 
 
-def _predict(policy: Policy, x_t: Tensor, t: float, stacked: Conditioning, guidance: float) -> Tensor:
+def _predict(
+    policy: Policy,
+    x_t: Tensor,
+    t: float | Tensor,
+    stacked: Conditioning,
+    guidance: float,
+    *,
+    is_negative_fixed: bool = False,
+) -> Tensor:
     """One forward; 2B rows of conditioning mean guidance."""
-    times = torch.full((len(stacked),), t, dtype=torch.float32, device=x_t.device)
+    times = torch.as_tensor(t, dtype=torch.float32).expand(len(x_t)).contiguous().to(x_t.device)
     if len(stacked) == len(x_t):
         return at_least_float32(policy.predict(x_t, times, stacked))
-    both = at_least_float32(policy.predict(torch.cat([x_t, x_t]), times, stacked))
-    return classifier_free_guidance(both[: len(x_t)], both[len(x_t) :], scale=guidance)
+    both = at_least_float32(policy.predict(torch.cat([x_t, x_t]), torch.cat([times, times]), stacked))
+    negative, positive = both[: len(x_t)], both[len(x_t) :]
+    return classifier_free_guidance(
+        negative.detach() if is_negative_fixed else negative, positive, scale=guidance
+    )
 
 
 def _move(mean: Tensor, std: Tensor, transition: Transition, noise: NoiseSource) -> Tensor:

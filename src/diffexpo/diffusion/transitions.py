@@ -9,12 +9,21 @@ import math
 from dataclasses import dataclass, replace
 from itertools import pairwise
 
+import torch
 from torch import Tensor
 
 from diffexpo.config.schema import SamplerConfig
-from diffexpo.diffusion.kernels import ddim_std, ddim_transition, eps_from_x0
+from diffexpo.diffusion.kernels import (
+    FlowSdeKind,
+    ddim_std,
+    ddim_transition,
+    eps_from_x0,
+    flow_sde_transition,
+)
 from diffexpo.diffusion.path import Path, shifted
 from diffexpo.errors import ConfigError
+
+FLOW_SAMPLERS = ("flow_euler", "flow_sde")
 
 
 @dataclass(frozen=True)
@@ -22,7 +31,9 @@ class Transition:
     """One denoising step from level t to level t_next, in numbers: x = alpha x0 + sigma eps at each end.
 
     `eps_from_clipped_x0` says which eps goes with an x0 that was clipped: the one x_t then implies (ddpm), or
-    the network's (ddim).
+    the network's (ddim). `sde` names the stochastic step of a flow model (None: the kernel in alpha and sigma), with its
+    `noise_level` and what stands in for sigma 1. Of several transitions at once (`transition_rows`) the numbers are
+    tensors (B,).
     """
 
     t: float
@@ -34,6 +45,9 @@ class Transition:
     eta: float
     std: float
     eps_from_clipped_x0: bool = False
+    sde: FlowSdeKind | None = None
+    noise_level: float = 0.0
+    sigma_max: float | None = None
 
     @property
     def has_density(self) -> bool:
@@ -46,7 +60,7 @@ def sampler_grid(path: Path, name: str, steps: int, eta: float = 0.0) -> list[Tr
 
     Args:
         path: The model's path; its spacing, offset and last alpha are used.
-        name: ddpm, ddim, dpmpp (all vp) or flow_euler (flow).
+        name: ddpm, ddim, dpmpp (all vp), flow_euler or flow_sde (flow; the latter's noise is that of `sampler_transitions`).
         steps: Number of transitions, >= 1.
         eta: Noise of ddim in [0, 1]; ddpm has 1, the others 0.
     Returns:
@@ -59,18 +73,20 @@ def sampler_grid(path: Path, name: str, steps: int, eta: float = 0.0) -> list[Tr
         index - N // steps for every spacing, DDPM's the next of the list, and the flow schedule is shifted
         twice at its lower end, as there.
     """
-    if name not in ("ddpm", "ddim", "dpmpp", "flow_euler"):
-        raise ConfigError(f"sampler.name is {name!r}; expected ddpm, ddim, dpmpp or flow_euler")
+    if name not in ("ddpm", "ddim", "dpmpp", *FLOW_SAMPLERS):
+        raise ConfigError(
+            f"sampler.name is {name!r}; expected ddpm, ddim, dpmpp, {' or '.join(FLOW_SAMPLERS)}"
+        )
     if steps < 1:
         raise ConfigError(f"sampler.steps is {steps}; expected 1 or more")
     if not 0 <= eta <= 1:
         raise ConfigError(f"sampler.eta is {eta}; expected a number from 0 (deterministic) to 1")
-    if (name == "flow_euler") != (path.kind == "flow"):
-        fitting = "flow_euler" if path.kind == "flow" else "ddpm, ddim or dpmpp"
+    if (name in FLOW_SAMPLERS) != (path.kind == "flow"):
+        fitting = " or ".join(FLOW_SAMPLERS) if path.kind == "flow" else "ddpm, ddim or dpmpp"
         raise ConfigError(
             f"sampler.name is {name!r}, but the model is a {path.kind} model; expected {fitting}"
         )
-    if name == "flow_euler":
+    if name in FLOW_SAMPLERS:
         return _flow_grid(path, steps)
     count = path.num_train_timesteps
     limit = count - 1 if name == "dpmpp" else count
@@ -96,12 +112,43 @@ def sampler_grid(path: Path, name: str, steps: int, eta: float = 0.0) -> list[Tr
     ]
 
 
-def stochastic_grid(path: Path, sampler: SamplerConfig) -> list[Transition]:
-    """`sampler_grid`, refusing a sampler none of whose steps is random."""
+def sampler_transitions(path: Path, sampler: SamplerConfig) -> list[Transition]:
+    """The transitions of a sampler as it is set, the noise of a flow's SDE and `random_steps` included.
+
+    Args:
+        path: The model's path.
+        sampler: All its settings.
+    Returns:
+        `sampler.steps` transitions; those outside `random_steps` are deterministic (eta 0, the ODE).
+    Raises:
+        ConfigError: as of `sampler_grid`, or `random_steps` holds none of the steps.
+    """
     grid = sampler_grid(path, sampler.name, sampler.steps, sampler.eta)
+    if sampler.name == "flow_sde":
+        sigma_max = grid[1].sigma_t if len(grid) > 1 else 0.5
+        grid = [_with_sde(step, sampler.sde, sampler.noise_level, sigma_max) for step in grid]
+    if sampler.random_steps is None:
+        return grid
+    first, last = sampler.random_steps
+    if not 0 <= first < last <= len(grid):
+        raise ConfigError(
+            f"sampler.random_steps is [{first}, {last}]; expected two numbers from 0 to steps ({len(grid)}), the first "
+            "below the second"
+        )
+    return [
+        step
+        if first <= place < last
+        else replace(step, eta=0.0, std=0.0, sde=None, noise_level=0.0, sigma_max=None)
+        for place, step in enumerate(grid)
+    ]
+
+
+def stochastic_grid(path: Path, sampler: SamplerConfig) -> list[Transition]:
+    """`sampler_transitions`, refusing a sampler none of whose steps is random."""
+    grid = sampler_transitions(path, sampler)
     if not any(transition.has_density for transition in grid):
         instead = (
-            "step a flow model with flow_sde_transition"
+            "take flow_sde with noise_level above 0"
             if path.kind == "flow"
             else "take ddpm, or ddim with eta above 0, with two or more steps"
         )
@@ -112,14 +159,41 @@ def stochastic_grid(path: Path, sampler: SamplerConfig) -> list[Transition]:
     return grid
 
 
+def transition_rows(grid: list[Transition], index: Tensor) -> Transition:
+    """Transitions of a grid as one, whose numbers are float64 tensors (B,): row b is grid[index[b]].
+
+    Raises:
+        ValueError: the rows are steps of different kinds (a random one of a flow beside one of its ODE).
+    """
+    chosen = [grid[place] for place in index.tolist()]
+    kinds = {(step.sde, step.noise_level, step.sigma_max, step.eps_from_clipped_x0) for step in chosen}
+    if len(kinds) != 1:
+        raise ValueError(f"transition_rows: steps of {len(kinds)} kinds; expected one kind in all rows")
+    names = ("t", "t_next", "alpha_t", "sigma_t", "alpha_s", "sigma_s", "eta", "std")
+    numbers = {
+        name: torch.tensor([getattr(step, name) for step in chosen], dtype=torch.float64) for name in names
+    }
+    return replace(chosen[0], **numbers)
+
+
 def step_moments(
     path: Path, transition: Transition, prediction: Tensor, x_t: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Mean (B,C,h,w) and std (B,) of one transition of ddpm, ddim or flow_euler, given the prediction.
+    """Mean (B,C,h,w) and std (B,) of one transition of any sampler but dpmpp, given the prediction.
 
     A model whose scheduler clips x0 is clipped here too: ddpm then derives eps from the clipped x0, ddim keeps
     the network's eps, as diffusers does.
     """
+    if transition.sde is not None:
+        return flow_sde_transition(
+            x_t,
+            prediction,
+            sigma=transition.sigma_t,
+            sigma_next=transition.sigma_s,
+            noise_level=transition.noise_level,
+            kind=transition.sde,
+            sigma_max=transition.sigma_max if transition.sde == "flow_grpo" else None,
+        )
     x0, eps = path.x0_eps_at(prediction, x_t, transition.alpha_t, transition.sigma_t)
     if path.clip_sample_range is not None:
         x0 = x0.clamp(-path.clip_sample_range, path.clip_sample_range)
@@ -134,6 +208,22 @@ def step_moments(
         sigma_s=transition.sigma_s,
         eta=transition.eta,
     )
+
+
+def _with_sde(step: Transition, kind: FlowSdeKind, noise_level: float, sigma_max: float) -> Transition:
+    """The step of the ODE made a step of the SDE, its std included."""
+    nothing = torch.zeros(1, 1, dtype=torch.float64)
+    changed = replace(step, sde=kind, noise_level=noise_level, sigma_max=sigma_max)
+    _, std = flow_sde_transition(
+        nothing,
+        nothing,
+        sigma=step.sigma_t,
+        sigma_next=step.sigma_s,
+        noise_level=noise_level,
+        kind=kind,
+        sigma_max=sigma_max if kind == "flow_grpo" else None,
+    )
+    return replace(changed, std=float(std))
 
 
 def half_log_snr(alpha: float, sigma: float) -> float:

@@ -23,10 +23,11 @@ from diffexpo.online.agents import Agent
 from diffexpo.online.explore import Request
 from diffexpo.online.pairing import Row
 from diffexpo.rng import torch_generator
-from diffexpo.types import Policy
+from diffexpo.types import Conditioning, Policy
 
 Score = Callable[[Tensor, Sequence[str]], Mapping[str, np.ndarray]]
 Tick = Callable[[], None]
+Draw = Callable[["Drawing", "Unit", Tick], Tensor]
 
 
 @dataclass(frozen=True)
@@ -75,8 +76,22 @@ def make_units(agents: Sequence[Agent], requests: Sequence[Request], batch_size:
     return units
 
 
+def latents_of_unit(drawing: Drawing, unit: Unit, tick: Tick) -> Tensor:
+    """Latents (B,C,h,w) of one unit, drawn with its agent's weights."""
+    keys, texts, negatives = unit_inputs(drawing, unit)
+    with drawing.policy.weights.use(unit.agent.version):
+        return draw_latents(drawing.policy, drawing.embeddings, drawing.sampler, keys, texts, negatives, tick)
+
+
 def collect(
-    drawing: Drawing, units: Sequence[Unit], store: Store, *, rank: int, size: int, tick: Tick
+    drawing: Drawing,
+    units: Sequence[Unit],
+    store: Store,
+    *,
+    rank: int,
+    size: int,
+    tick: Tick,
+    draw: Draw = latents_of_unit,
 ) -> None:
     """Draw, score and store this process's units that are not in the store yet.
 
@@ -86,34 +101,63 @@ def collect(
         store: Where shards go.
         rank, size: This process among all.
         tick: Called after each network call and each unit.
+        draw: Gives the latents of a unit, and may keep more of them than the store does.
     """
     for unit in units[rank::size]:
         if store.unit_done(drawing.iteration, unit.number):
             for _ in range(drawing.sampler.steps + 1):
                 tick()
             continue
-        rows, latents = draw_unit(drawing, unit, tick)
+        rows, latents = draw_unit(drawing, unit, tick, draw)
         store.append_unit(drawing.iteration, rank, unit.number, rows, latents)
         tick()
 
 
-def draw_unit(drawing: Drawing, unit: Unit, tick: Tick) -> tuple[list[Row], Tensor]:
+def draw_unit(
+    drawing: Drawing, unit: Unit, tick: Tick, draw: Draw = latents_of_unit
+) -> tuple[list[Row], Tensor]:
     """The sample rows and latents (B,C,h,w) of one unit."""
+    latents = draw(drawing, unit, tick)
+    images = drawing.policy.decode_latents(latents)
+    scores = drawing.score(images, plain_texts(unit))
+    rows = [
+        _row(drawing, unit, position, {name: float(values[position]) for name, values in scores.items()})
+        for position in range(len(unit.items))
+    ]
+    return rows, latents
+
+
+def unit_inputs(drawing: Drawing, unit: Unit) -> tuple[list[tuple[str | int, ...]], list[str], list[str]]:
+    """(name of the noise, text, text on the other side of guidance) of each image of a unit."""
     keys = [_noise_key(drawing, unit.agent, item) for item in unit.items]
     texts = [_prompt_text(drawing, unit.agent, item.request) for item in unit.items]
     negatives = [_guidance_text(drawing, unit.agent, item.request) for item in unit.items]
-    with drawing.policy.weights.use(unit.agent.version):
-        latents = draw_latents(
-            drawing.policy, drawing.embeddings, drawing.sampler, keys, texts, negatives, tick
-        )
-    images = drawing.policy.decode_latents(latents)
-    plain = [item.request.prompt.text for item in unit.items]
-    scores = drawing.score(images, plain)
-    rows = [
-        _row(drawing, unit, position, key, {name: float(values[position]) for name, values in scores.items()})
-        for position, key in enumerate(keys)
-    ]
-    return rows, latents
+    return keys, texts, negatives
+
+
+def plain_texts(unit: Unit) -> list[str]:
+    """The prompt of each image of a unit, which rewards score it against."""
+    return [item.request.prompt.text for item in unit.items]
+
+
+def texts_of_row(row: Row) -> tuple[str, str]:
+    """(text, text on the other side of guidance) that a stored sample was drawn with."""
+    append = bool(json.loads(str(row["sampler"]))["append_negatives"])
+    negative = str(row["negative_prompt"] or "")
+    text = _append(str(row["prompt"]), negative) if append and negative else str(row["prompt"])
+    return text, "" if append else negative
+
+
+def noise_of(policy: Policy, keys: Sequence[Sequence[str | int]]) -> NoiseSource:
+    """Noise of a batch; row i's comes from the generator named keys[i]."""
+    return NoiseSource([torch_generator(*key) for key in keys], policy.latent_shape)
+
+
+def guidance_of(
+    embeddings: PromptEmbeddings, sampler: SamplerConfig, negatives: Sequence[str]
+) -> Conditioning | None:
+    """The other side of guidance; None where none acts."""
+    return embeddings.select(negatives) if sampler.guidance != 1.0 else None
 
 
 def draw_latents(
@@ -126,9 +170,8 @@ def draw_latents(
     tick: Tick,
 ) -> Tensor:
     """Latents of one batch under the version in use; row i's noise comes from the generator named keys[i]."""
-    noise = NoiseSource([torch_generator(*key) for key in keys], policy.latent_shape)
-    negative = embeddings.select(negatives) if sampler.guidance != 1.0 else None
-    return sample(policy, embeddings.select(texts), negative, sampler, noise, tick=tick)
+    negative = guidance_of(embeddings, sampler, negatives)
+    return sample(policy, embeddings.select(texts), negative, sampler, noise_of(policy, keys), tick=tick)
 
 
 def redraw(policy: Policy, embeddings: PromptEmbeddings, row: Row, tick: Tick) -> Tensor:
@@ -146,16 +189,15 @@ def redraw(policy: Policy, embeddings: PromptEmbeddings, row: Row, tick: Tick) -
         )
     size, position = int(row["batch_size"]), int(row["batch_position"])
     settings = json.loads(str(row["sampler"]))
-    append = settings.pop("append_negatives")
-    negative = str(row["negative_prompt"] or "")
-    text = _append(str(row["prompt"]), negative) if append and negative else str(row["prompt"])
+    settings.pop("append_negatives")
+    text, negative = texts_of_row(row)
     latents = draw_latents(
         policy,
         embeddings,
         SamplerConfig(**settings),
         [json.loads(str(row["seed_key"]))] * size,
         [text] * size,
-        ["" if append else negative] * size,
+        [negative] * size,
         tick,
     )
     return latents[position : position + 1]
@@ -212,10 +254,9 @@ def _append(prompt: str, negative: str) -> str:
     return f"{prompt}, {negative}"
 
 
-def _row(
-    drawing: Drawing, unit: Unit, position: int, key: Sequence[str | int], rewards: dict[str, float]
-) -> Row:
+def _row(drawing: Drawing, unit: Unit, position: int, rewards: dict[str, float]) -> Row:
     item, agent = unit.items[position], unit.agent
+    key = _noise_key(drawing, agent, item)
     settings = drawing.sampler.model_dump() | {"append_negatives": drawing.append_negatives}
     return {
         "sample_id": f"{drawing.iteration:04d}-{item.group:06d}-{agent.name}-{item.index:02d}",

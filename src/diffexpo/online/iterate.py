@@ -20,23 +20,45 @@ from pathlib import Path
 from typing import Protocol
 
 import numpy as np
+import torch
 from torch import Tensor
 
-from diffexpo.config.schema import RunConfig
+from diffexpo.config.algorithms import (
+    AdvantageConfig,
+    DiffusionKtoConfig,
+    ExpoConfig,
+    MethodConfig,
+    SftConfig,
+    SpinConfig,
+)
+from diffexpo.config.image_rules import learns_from_offline
+from diffexpo.config.schema import RunConfig, SamplerConfig
 from diffexpo.data.latents import PromptEmbeddings
 from diffexpo.data.pairs import PairLoader, PairSource
+from diffexpo.data.scored import Keep, ScoredLoader, ScoredSource, Weigh
 from diffexpo.data.store import Store
 from diffexpo.errors import ResumeError
-from diffexpo.online.agents import make_agents
-from diffexpo.online.collect import Drawing, Score, collect, group_rows, make_units, texts_needed
+from diffexpo.online.advantages import group_advantages
+from diffexpo.online.agents import Agent, make_agents
+from diffexpo.online.collect import (
+    Draw,
+    Drawing,
+    Score,
+    collect,
+    group_rows,
+    latents_of_unit,
+    make_units,
+    texts_needed,
+)
 from diffexpo.online.cost import contrast_pairs, sampling_cost, training_cost
 from diffexpo.online.explore import SCHEDULES, attach_negatives, draw_prompts
 from diffexpo.online.pairing import PairingReport, Row, make_pairs
+from diffexpo.online.self_play import data_images, make_self_pairs
 from diffexpo.training.checkpoint import read_tensors, remove_checkpoints, write_tensors
 from diffexpo.training.distributed import World
 from diffexpo.training.engine import Engine
 from diffexpo.training.metrics import MetricsWriter
-from diffexpo.types import Policy, Prompt
+from diffexpo.types import Algorithm, PairBatch, Policy, Prompt, ScoredBatch, WeighsImages
 
 
 class Bar(Protocol):
@@ -130,13 +152,15 @@ def train(loop: Loop, iteration: int) -> None:
         return
     config = loop.config
     load_iterates(loop, iteration - 1)
-    if iteration == 1 and config.offline.source is None:
-        loop.console.line("iteration 1: no offline pairs, so the base model explores")
+    if iteration == 1 and not learns_from_offline(config):
+        loop.console.line("iteration 1: nothing to train on yet, so the base model explores")
         keep_iterate(loop, iteration, {"pairs/available": 0, "cost/network_evaluations": 0})
         return
     weights = loop.policy.weights
-    weights.copy("base" if config.algorithm.reference == "base" else "current", "reference")
-    loader = _pair_loader(loop, iteration)
+    # Methods without a reference have no such setting; the base is at hand for their metrics.
+    is_moving = getattr(config.algorithm, "reference", "base") == "previous"
+    weights.copy("current" if is_moving else "base", "reference")
+    loader = LOADERS[loop.engine.algorithm.batch_type](loop, iteration)
     loop.console.line(f"iteration {iteration}: training on {loader.describe()}")
     began = time.monotonic()
     with ticking(
@@ -175,9 +199,35 @@ def collect_iteration(loop: Loop, iteration: int) -> None:
     """Both agents draw images for this iteration's prompts; rewards score them; rows and latents go to the store."""
     if loop.store.is_complete("collect", iteration):
         return
-    config, explore = loop.config, loop.config.explore
     load_iterates(loop, iteration)
-    agents = make_agents(loop.policy.weights, explore)
+    explore = loop.config.explore
+
+    def measure(groups: list[list[Row]]) -> dict[str, float]:
+        loop.ranking.check(stack_rewards(groups))
+        return {}
+
+    draw_images(loop, iteration, make_agents(loop.policy.weights, explore), explore.sampler, measure)
+
+
+def draw_images(
+    loop: Loop,
+    iteration: int,
+    agents: Sequence[Agent],
+    sampler: SamplerConfig,
+    measure: Callable[[list[list[Row]]], Mapping[str, float]],
+    draw: Draw = latents_of_unit,
+) -> None:
+    """Agents draw images for this iteration's prompts; the manifest, written last, makes the stage complete.
+
+    Args:
+        loop: The run, with the agents' weights in place.
+        iteration: Whose prompts and noise.
+        agents: Who draws.
+        sampler: How.
+        measure: What is to be known of the images of each request, as metrics; called once, may raise.
+        draw: Gives the latents of a unit.
+    """
+    config, explore = loop.config, loop.config.explore
     rate = SCHEDULES[explore.negatives.schedule](iteration, explore.iterations, explore.negatives.initial)
     prompts = draw_prompts(loop.prompts, iteration, explore.prompts_per_iteration, config.seed)
     requests = attach_negatives(prompts, loop.negatives, rate, iteration, config.seed)
@@ -187,7 +237,7 @@ def collect_iteration(loop: Loop, iteration: int) -> None:
         loop.policy,
         loop.embeddings,
         loop.score,
-        explore.sampler,
+        sampler,
         append,
         config.seed,
         iteration,
@@ -199,14 +249,15 @@ def collect_iteration(loop: Loop, iteration: int) -> None:
         loop.store.discard_incomplete("collect", iteration)
     loop.world.barrier()
     began = time.monotonic()
-    with ticking(loop, f"collect {iteration}", share * (explore.sampler.steps + 1), "batches") as tick:
-        collect(drawing, units, loop.store, rank=loop.world.rank, size=loop.world.size, tick=tick)
+    with ticking(loop, f"collect {iteration}", share * (sampler.steps + 1), "batches") as tick:
+        collect(
+            drawing, units, loop.store, rank=loop.world.rank, size=loop.world.size, tick=tick, draw=draw
+        )
     loop.world.barrier()
     if loop.world.rank == 0:
         rows = loop.store.collected(iteration)
-        groups = group_rows(rows)
-        loop.ranking.check(_stack(groups))
-        payload = {"explore/tau": rate} | collection_metrics(rows)
+        extra = measure(group_rows(rows))
+        payload = {"explore/tau": rate} | collection_metrics(rows) | dict(extra)
         payload["cost/network_evaluations"] = sampling_cost(config, len(rows))
         payload["time/collect_s"] = time.monotonic() - began
         loop.metrics.write_once(iteration, "collect", payload)
@@ -222,18 +273,7 @@ def pair(loop: Loop, iteration: int) -> PairingReport | None:
     if loop.world.rank == 0:
         loop.store.discard_incomplete("pair", iteration)
         groups = group_rows(loop.store.samples(iteration))
-        scores = _stack(groups)
-        ranking = loop.ranking
-        pairs, report = make_pairs(
-            groups,
-            ranking.mix(scores),
-            iteration=iteration,
-            seed=loop.config.seed,
-            judge=ranking.judge,
-            min_margin=loop.config.pairing.min_margin,
-            dominance=ranking.dominance(scores) if ranking.dominance else None,
-            uncertainty=ranking.uncertainty(scores) if ranking.uncertainty else None,
-        )
+        pairs, report = _paired(loop, groups, iteration)
         loop.store.append_pairs(iteration, 0, pairs)
         loop.metrics.write_once(iteration, "pair", report.metrics())
         loop.store.write_manifest("pair", iteration, report.metrics())
@@ -244,6 +284,26 @@ def pair(loop: Loop, iteration: int) -> PairingReport | None:
         )
     loop.world.barrier()
     return report
+
+
+def _paired(
+    loop: Loop, groups: Sequence[Sequence[Row]], iteration: int
+) -> tuple[list[Row], PairingReport]:
+    """Best against worst, or data against own images."""
+    seed, ranking = loop.config.seed, loop.ranking
+    if isinstance(loop.config.algorithm, SpinConfig):
+        return make_self_pairs(groups, data_images(loop.store), iteration=iteration, seed=seed)
+    scores = stack_rewards(groups)
+    return make_pairs(
+        groups,
+        ranking.mix(scores),
+        iteration=iteration,
+        seed=seed,
+        judge=ranking.judge,
+        min_margin=loop.config.pairing.min_margin,
+        dominance=ranking.dominance(scores) if ranking.dominance else None,
+        uncertainty=ranking.uncertainty(scores) if ranking.uncertainty else None,
+    )
 
 
 def load_iterates(loop: Loop, iteration: int) -> None:
@@ -293,7 +353,7 @@ def collection_metrics(rows: Sequence[Row]) -> dict[str, float]:
         metrics[f"rollout/reward/{name}/mean"] = float(values[good].mean()) if good.any() else float("nan")
         metrics[f"rollout/reward/{name}/std"] = float(values[good].std()) if good.any() else float("nan")
         metrics[f"rollout/reward/{name}/failed"] = int((~good).sum())
-    for agent in dict.fromkeys(str(row["agent"]) for row in rows):
+    for agent in dict.fromkeys(str(row["agent"]) for row in rows if names):
         own = np.array([row["rewards"][names[0]] for row in rows if row["agent"] == agent], dtype=np.float64)
         metrics[f"rollout/agent/{agent}/reward"] = (
             float(np.nanmean(own)) if np.isfinite(own).any() else float("nan")
@@ -304,7 +364,8 @@ def collection_metrics(rows: Sequence[Row]) -> dict[str, float]:
 def _pair_loader(loop: Loop, iteration: int) -> PairLoader:
     config = loop.config
     refs = PairSource(loop.store, config.hybrid).index(iteration)
-    use_contrast = config.algorithm.type == "expo" and config.algorithm.alpha > 0
+    algorithm = config.algorithm
+    use_contrast = isinstance(algorithm, ExpoConfig) and algorithm.alpha > 0
     loop.embeddings.add(["", *refs.prompts()])
     return PairLoader(
         loop.store,
@@ -313,13 +374,61 @@ def _pair_loader(loop: Loop, iteration: int) -> PairLoader:
         batch_size=config.training.batch_size,
         run_seed=config.seed,
         iteration=iteration,
-        contrast_per_batch=contrast_pairs(config.training.batch_size, config.algorithm.contrast_fraction)
+        contrast_per_batch=contrast_pairs(config.training.batch_size, algorithm.contrast_fraction)
         if use_contrast
         else 0,
     )
 
 
-def _stack(groups: Sequence[Sequence[Row]]) -> dict[str, np.ndarray]:
+def _scored_loader(loop: Loop, iteration: int) -> ScoredLoader:
+    config, algorithm = loop.config, loop.config.algorithm
+    global_std = isinstance(algorithm, AdvantageConfig) and algorithm.global_std
+    source = ScoredSource(
+        loop.store,
+        config.hybrid,
+        loop.ranking.mix,
+        lambda rewards, groups: group_advantages(rewards, groups, global_std=global_std),
+        keep=_kept_images(algorithm),
+        desirable_fraction=algorithm.desirable_fraction
+        if isinstance(algorithm, DiffusionKtoConfig)
+        else None,
+        weigh=_weigher(loop.engine.algorithm),
+    )
+    index = source.index(iteration)
+    loop.embeddings.add(["", *index.prompts()])
+    return ScoredLoader(
+        loop.store,
+        index,
+        loop.embeddings,
+        batch_size=config.training.batch_size,
+        run_seed=config.seed,
+        iteration=iteration,
+        whole_groups=loop.engine.algorithm.needs_whole_groups,
+    )
+
+
+def _weigher(algorithm: Algorithm) -> Weigh | None:
+    if not isinstance(algorithm, WeighsImages):
+        return None
+    return lambda rewards: algorithm.weigh(torch.from_numpy(rewards)).numpy()
+
+
+def _kept_images(algorithm: MethodConfig) -> Keep:
+    """An image that equals its prompt's mean is neither desirable nor not."""
+    if isinstance(algorithm, SftConfig):
+        return algorithm.keep
+    return "decided" if isinstance(algorithm, DiffusionKtoConfig) else "all"
+
+
+LOADERS: dict[type, Callable[[Loop, int], PairLoader | ScoredLoader]] = {
+    PairBatch: _pair_loader,
+    ScoredBatch: _scored_loader,
+}
+"""What gives an iteration's batches, by the type of batch that the algorithm learns from."""
+
+
+def stack_rewards(groups: Sequence[Sequence[Row]]) -> dict[str, np.ndarray]:
+    """Rewards of G groups of n rows each: name -> (G, n)."""
     names = list(groups[0][0]["rewards"])
     return {
         name: np.array([[row["rewards"][name] for row in rows] for rows in groups], dtype=np.float64)

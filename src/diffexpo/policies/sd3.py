@@ -164,9 +164,15 @@ def load_sd3(
     return SD3Policy(
         folder=folder,
         path=path,
-        # The last block drops its text stream, so the queries made for it reach nothing.
+        # The last block drops its text stream, so the queries made for it, and their norm where there is one, reach nothing.
         weights=make_weights(
-            transformer, tuning, seed, (f"transformer_blocks.{config.num_layers - 1}.attn.add_q_proj.",)
+            transformer,
+            tuning,
+            seed,
+            tuple(
+                f"transformer_blocks.{config.num_layers - 1}.attn.{part}."
+                for part in ("add_q_proj", "norm_added_q")
+            ),
         ),
         vae=vae,
         text_encoders=encoders,

@@ -1,84 +1,104 @@
-"""How one global batch becomes shares of processes and micro-batches, without changing its mean."""
+"""How one global batch becomes shares of processes and micro-batches, without changing its mean.
+
+Nothing here knows what a batch holds. A batch is a frozen dataclass; its fields are tensors, conditionings and tuples
+with one row for each of `keys`, or None; a field that is marked with `ROWS_OF` has one row for each of the names in
+another field (the contrast pairs beside the pairs). Numbers and flags go with every part.
+"""
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import fields, replace
+from typing import Any, TypeVar
 
 import torch
+from torch import Tensor
 
-from diffexpo.types import PairBatch
+from diffexpo.types import ROWS_OF, Batch, Conditioning
+
+AnyBatch = TypeVar("AnyBatch", bound=Batch)
 
 
-def split_batch(batch: PairBatch, start: int, stop: int) -> PairBatch:
-    """Pairs start..stop-1 of a batch, with the proportional slice of its contrast pairs. Views, no copies.
+def split_batch(batch: AnyBatch, start: int, stop: int) -> AnyBatch:
+    """Rows start..stop-1 of a batch, with the proportional slice of what stands beside them. Views, no copies.
 
     Of E contrast pairs beside B pairs the part gets those from floor(start E / B) to floor(stop E / B), so
     that adjoining parts together hold every contrast pair once.
 
     Args:
-        batch: B pairs.
-        start: First pair, 0 <= start <= stop.
-        stop: One past the last pair, <= B.
+        batch: B rows.
+        start: First row, 0 <= start <= stop.
+        stop: One past the last row, <= B.
     Returns:
-        stop - start pairs; without contrast pairs if the slice of them is empty. split_batch(b, 0, len(b))
+        stop - start rows; without contrast pairs if the slice of them is empty. split_batch(b, 0, len(b))
         equals b.
     """
     assert 0 <= start <= stop <= len(batch)
-    part = slice(start, stop)
-    num_contrast = len(batch.contrast_keys)
-    low, high = start * num_contrast // max(1, len(batch)), stop * num_contrast // max(1, len(batch))
-    contrast = slice(low, high)
-    has_contrast = high > low
-    assert not has_contrast or (batch.explored is not None and batch.main is not None)
-    return PairBatch(
-        winner=batch.winner[part],
-        loser=batch.loser[part],
-        conditioning=batch.conditioning.select(part),
-        keys=batch.keys[part],
-        weight=_rows(batch.weight, part),
-        uncertainty_winner=_rows(batch.uncertainty_winner, part),
-        uncertainty_loser=_rows(batch.uncertainty_loser, part),
-        explored=_rows(batch.explored, contrast) if has_contrast else None,
-        main=_rows(batch.main, contrast) if has_contrast else None,
-        contrast_conditioning=batch.contrast_conditioning.select(contrast)
-        if has_contrast and batch.contrast_conditioning is not None
-        else None,
-        contrast_keys=batch.contrast_keys[contrast],
-    )
+    total = max(1, len(batch))
+    changes: dict[str, object] = {}
+    for entry in fields(batch):
+        value, names = getattr(batch, entry.name), entry.metadata.get(ROWS_OF)
+        if names is None:
+            changes[entry.name] = _rows(value, slice(start, stop))
+            continue
+        beside = len(getattr(batch, names))
+        part = slice(start * beside // total, stop * beside // total)
+        is_empty = part.start == part.stop
+        changes[entry.name] = None if is_empty and entry.name != names else _rows(value, part)
+    return replace(batch, **changes)
 
 
-def micro_batches(
-    batch: PairBatch, size: int, rank: int = 0, world: int = 1
-) -> list[tuple[PairBatch, float]]:
+def micro_batches(batch: AnyBatch, size: int, rank: int = 0, world: int = 1) -> list[tuple[AnyBatch, float]]:
     """One process's micro-batches, each with the factor of its mean loss in the global mean loss.
 
     sum over all processes and micro-batches of factor * loss(micro-batch) = loss(batch), if loss is the mean
-    of weight * (loss of a pair) plus the mean of a term over contrast pairs. Where a micro-batch's share of
+    of weight * (loss of a row) plus the mean of a term over contrast pairs. Where a micro-batch's share of
     the contrast pairs is not its share of the pairs, the factor is the former and `weight` makes up for it.
+    Groups that must stay whole (`ScoredBatch.is_grouped`) are not cut.
 
     Args:
-        batch: The global batch of B pairs.
-        size: Most pairs in a micro-batch.
-        rank: This process, 0 <= rank < world; it takes the contiguous pairs rank B / world .. (rank + 1) B /
-            world - 1.
+        batch: The global batch of B rows.
+        size: Most rows in a micro-batch; a group that is larger stands alone.
+        rank: This process, 0 <= rank < world; it takes the contiguous rows rank B / world .. (rank + 1) B /
+            world - 1, or the nearest borders of groups.
         world: Number of processes.
     Returns:
-        (micro-batch, factor) in order; without contrast pairs the factors are pairs / B and sum to 1 over all
+        (micro-batch, factor) in order; without contrast pairs the factors are rows / B and sum to 1 over all
         processes.
     """
-    total, num_contrast = len(batch), len(batch.contrast_keys)
-    first, last = process_share(total, rank, world)
+    total = len(batch)
+    borders = group_borders(batch)
+    first, last = (_border_before(borders, place) for place in process_share(total, rank, world))
     parts = []
-    for start in range(first, last, size):
-        part = split_batch(batch, start, min(start + size, last))
-        factor = len(part) / total
-        share = len(part.contrast_keys)
-        if share and share * total != len(part) * num_contrast:
-            weight = torch.ones(len(part), device=part.winner.device) if part.weight is None else part.weight
-            part = replace(part, weight=weight * (len(part) * num_contrast / (total * share)))
-            factor = share / num_contrast
-        parts.append((part, factor))
+    start = first
+    while start < last:
+        stop = _border_before(borders, min(start + size, last))
+        if stop <= start:
+            stop = next(border for border in borders if border > start)
+        parts.append(_weighted(batch, split_batch(batch, start, stop)))
+        start = stop
     return parts
+
+
+def _weighted(batch: AnyBatch, part: AnyBatch) -> tuple[AnyBatch, float]:
+    """The part with its factor, and with the weights that make up for an uneven share of contrast pairs."""
+    total, beside = len(batch), len(getattr(batch, "contrast_keys", ()))
+    share = len(getattr(part, "contrast_keys", ()))
+    if not share or share * total == len(part) * beside:
+        return part, len(part) / total
+    weight = torch.ones(len(part), device=device_of(part)) if part.weight is None else part.weight
+    return replace(part, weight=weight * (len(part) * beside / (total * share))), share / beside
+
+
+def group_borders(batch: Batch) -> list[int] | None:
+    """Where a batch may be cut, 0 and B included; None: anywhere. Rows of a group stand behind each other."""
+    if not getattr(batch, "is_grouped", False):
+        return None
+    changes = (batch.groups[1:] != batch.groups[:-1]).nonzero().flatten() + 1
+    return [0, *changes.tolist(), len(batch)]
+
+
+def _border_before(borders: list[int] | None, place: int) -> int:
+    return place if borders is None else max(border for border in borders if border <= place)
 
 
 def process_share(total: int, rank: int, world: int) -> tuple[int, int]:
@@ -86,28 +106,26 @@ def process_share(total: int, rank: int, world: int) -> tuple[int, int]:
     return rank * total // world, (rank + 1) * total // world
 
 
-def move_batch(batch: PairBatch, device: torch.device) -> PairBatch:
+def move_batch(batch: AnyBatch, device: torch.device) -> AnyBatch:
     """The batch on a device; the same object if it is there already."""
-    if batch.winner.device == device:
+    if device_of(batch) == device:
         return batch
-    contrast = batch.contrast_conditioning
-    return replace(
-        batch,
-        winner=batch.winner.to(device),
-        loser=batch.loser.to(device),
-        conditioning=batch.conditioning.to(device),
-        weight=_moved(batch.weight, device),
-        uncertainty_winner=_moved(batch.uncertainty_winner, device),
-        uncertainty_loser=_moved(batch.uncertainty_loser, device),
-        explored=_moved(batch.explored, device),
-        main=_moved(batch.main, device),
-        contrast_conditioning=None if contrast is None else contrast.to(device),
+    moved = {
+        entry.name: value.to(device)
+        for entry in fields(batch)
+        if isinstance(value := getattr(batch, entry.name), (Tensor, Conditioning))
+    }
+    return replace(batch, **moved)
+
+
+def device_of(batch: Batch) -> torch.device:
+    """Where a batch's first tensor is."""
+    return next(
+        value.device for entry in fields(batch) if isinstance(value := getattr(batch, entry.name), Tensor)
     )
 
 
-def _rows(tensor: torch.Tensor | None, part: slice) -> torch.Tensor | None:
-    return None if tensor is None else tensor[part]
-
-
-def _moved(tensor: torch.Tensor | None, device: torch.device) -> torch.Tensor | None:
-    return None if tensor is None else tensor.to(device)
+def _rows(value: Any, part: slice) -> Any:
+    if isinstance(value, Conditioning):
+        return value.select(part)
+    return value[part] if isinstance(value, (Tensor, tuple)) else value

@@ -13,7 +13,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Protocol
@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from diffexpo.config.schema import TrainingConfig
-from diffexpo.errors import Interrupted, TrainingError
+from diffexpo.errors import Interrupted, ResumeError, TrainingError
 from diffexpo.rng import keyed_seed
 from diffexpo.training.batches import micro_batches, move_batch, process_share
 from diffexpo.training.checkpoint import (
@@ -34,18 +34,35 @@ from diffexpo.training.checkpoint import (
 )
 from diffexpo.training.distributed import World
 from diffexpo.training.metrics import MetricsWriter
-from diffexpo.training.optimizer import Average, LossScale, learning_rate, make_optimizer
+from diffexpo.training.optimizer import (
+    Average,
+    LossScale,
+    OptimizerState,
+    learning_rate,
+    load_optimizer,
+    make_optimizer,
+    optimizer_tensors,
+)
 from diffexpo.training.progress import Progress, TrainReport, check_identity
 from diffexpo.training.selfcheck import check_start
-from diffexpo.types import Algorithm, PairBatch, Policy
+from diffexpo.types import (
+    Algorithm,
+    Batch,
+    FollowsSteps,
+    LearnsInParts,
+    LossOutput,
+    MeasuresBatch,
+    Policy,
+)
 
+OLD = "old"
 AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class Loader(Protocol):
     """Gives the global batch of any optimiser step, from 0, without replaying the ones before."""
 
-    def batch(self, step: int) -> PairBatch: ...
+    def batch(self, step: int) -> Batch: ...
 
 
 class Engine:
@@ -84,7 +101,7 @@ class Engine:
 
     @property
     def micro_steps(self) -> int:
-        """Micro-batches (calls of `tick`) per optimiser step on this process."""
+        """Micro-batches (calls of `tick`) per optimiser step on this process; about, where groups stay whole."""
         first, last = process_share(self.settings.batch_size, self.world.rank, self.world.size)
         return math.ceil((last - first) / self.settings.micro_batch_size)
 
@@ -98,8 +115,10 @@ class Engine:
         run_seed: int,
         tick: Callable[[], None] = lambda: None,
         resume: bool = True,
+        optimizer_state: OptimizerState | None = None,
+        is_checked: bool = True,
     ) -> TrainReport:
-        """Train one iteration with a fresh optimiser, from its newest valid checkpoint if there is one.
+        """Train one iteration, from its newest valid checkpoint if there is one.
 
         Args:
             iteration: Its number; part of every key and of the metrics.
@@ -110,6 +129,9 @@ class Engine:
             tick: Called after every micro-batch; may raise Interrupted. Steps done before a resume are ticked
                 too.
             resume: False removes the checkpoints and starts at step 0.
+            optimizer_state: Of an earlier iteration's report, to go on with; default: a fresh optimiser.
+            is_checked: Run the start-up check before step 0. A loss that clips to the reference has no gradient left
+                where the policy is far from it, so later iterations of such methods go without.
         Returns:
             The report; "current" holds the iterate (the average of the weights where `ema_decay` is set).
         Raises:
@@ -118,10 +140,10 @@ class Engine:
             ResumeError: the checkpoint is of another run.
         """
         self._stopped = None
-        run = self._begin(iteration, steps, Path(checkpoint_dir), run_seed, resume)
+        run = self._begin(iteration, steps, Path(checkpoint_dir), run_seed, resume, optimizer_state)
         self.metrics.rewind(iteration, run.step)
         try:
-            if run.step == 0:
+            if run.step == 0 and is_checked:
                 self.self_check(loader.batch(0), (run_seed, iteration, "train", 0))
             for _ in range(run.step * self.micro_steps):
                 self._tick(tick)
@@ -146,9 +168,10 @@ class Engine:
             self.policy.weights.load(
                 "current", {name: value.cpu() for name, value in run.average.tensors.items()}
             )
-        return TrainReport(steps, run.skipped, run.resumed_from, run.tail_means())
+        state = optimizer_tensors(run.optimizer, run.parameters)
+        return TrainReport(steps, run.skipped, run.resumed_from, run.tail_means(), state)
 
-    def self_check(self, batch: PairBatch, noise_key: tuple[str | int, ...]) -> None:
+    def self_check(self, batch: Batch, noise_key: tuple[str | int, ...]) -> None:
         """Check the start of an iteration on the first micro-batch of `batch` (see
         `selfcheck.check_start`)."""
         first = micro_batches(batch, self.settings.micro_batch_size)[0][0]
@@ -158,11 +181,11 @@ class Engine:
             move_batch(first, self.policy.device),
             noise_key,
             initial_loss=self.initial_loss,
-            autocast=self._autocast,
+            autocast=self.autocast,
             is_exact=self.policy.device.type == "cpu" and self.settings.mixed_precision == "no",
         )
 
-    def _take_step(self, run: Progress, batch: PairBatch, tick: Callable[[], None]) -> None:
+    def _take_step(self, run: Progress, batch: Batch, tick: Callable[[], None]) -> None:
         """One optimiser step: gradients over all micro-batches and processes, finite check, clip, update,
         metrics line."""
         noise_key = (run.run_seed, run.iteration, "train", run.step)
@@ -184,6 +207,9 @@ class Engine:
             for group in run.optimizer.param_groups:
                 group["lr"] = rate
             run.optimizer.step()
+            if isinstance(self.algorithm, FollowsSteps):
+                with torch.no_grad():
+                    self.algorithm.after_step(self.policy, run.step + 1)
             if run.average is not None:
                 run.average.update()
             run.scale.accept()
@@ -208,31 +234,60 @@ class Engine:
             raise TrainingError(
                 f"iteration {run.iteration}, step {run.step}: {run.bad_in_a_row} steps in a row were "
                 f"not finite (loss {values['train/loss']}, gradient norm {grad_norm}; "
-                f"pairs {', '.join(batch.keys[:3])}, ...); "
+                f"rows {', '.join(batch.keys[:3])}, ...); "
                 "lower training.learning_rate or algorithm.beta, "
-                "or look at these pairs with `diffexpo data inspect`"
+                "or look at these rows with `diffexpo data inspect`"
             )
 
     def _accumulate(
-        self, run: Progress, batch: PairBatch, noise_key: tuple[str | int, ...], tick: Callable[[], None]
+        self, run: Progress, batch: Batch, noise_key: tuple[str | int, ...], tick: Callable[[], None]
     ) -> list[tuple[str, Tensor, float]]:
         """Gradients of this process's micro-batches; returns (metric, sum, count) still on the device:
         nothing waits here."""
         world, settings = self.world, self.settings
+        if isinstance(self.algorithm, MeasuresBatch) and self.algorithm.measures_batch:
+            batch = self._measured(self.algorithm, batch, noise_key)
         sums: list[tuple[str, Tensor, float]] = []
         for part, factor in micro_batches(batch, settings.micro_batch_size, world.rank, world.size):
-            with self._autocast():
-                output = self.algorithm.loss(self.policy, move_batch(part, self.policy.device), noise_key)
-            (output.loss * (factor * run.scale.value)).backward()
-            # The objective itself, so that its factors (which may differ from shares of pairs) are right in
-            # the log too.
-            sums.append(("train/loss", output.loss.detach() * factor, 0.0))
-            sums.extend((name, *value) for name, value in output.metrics.items() if name != "train/loss")
+            for output in self._losses(move_batch(part, self.policy.device), noise_key):
+                (output.loss * (factor * run.scale.value)).backward()
+                # The objective itself, so that its factors (which may differ from shares of pairs) are right
+                # in the log too.
+                sums.append(("train/loss", output.loss.detach() * factor, 0.0))
+                sums.extend((name, *value) for name, value in output.metrics.items() if name != "train/loss")
             self._tick(tick)
         for parameter in run.parameters.values():
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
         return sums
+
+    def _losses(self, part: Batch, noise_key: tuple[str | int, ...]) -> Iterator[LossOutput]:
+        """The loss of a micro-batch, or its parts: the graph of each is gone before the next is built."""
+        if self.settings.pair_gradient == "joint" or not isinstance(self.algorithm, LearnsInParts):
+            with self.autocast():
+                output = self.algorithm.loss(self.policy, part, noise_key)
+            yield output
+            return
+        outputs = self.algorithm.loss_in_parts(self.policy, part, noise_key)
+        while True:
+            with self.autocast():
+                output = next(outputs, None)
+            if output is None:
+                return
+            yield output
+
+    def _measured(self, algorithm: MeasuresBatch, batch: Batch, noise_key: tuple[str | int, ...]) -> Batch:
+        """The batch with the number that its loss needs of all its rows, whichever micro-batch or process they are in."""
+        world, size = self.world, self.settings.micro_batch_size
+        parts = []
+        for part, _ in micro_batches(batch, size, world.rank, world.size):
+            with self.autocast():
+                parts.append(
+                    algorithm.measure(self.policy, move_batch(part, self.policy.device), noise_key)
+                )
+        total = torch.stack(parts).sum(dim=0)
+        world.all_reduce_sum([total])
+        return algorithm.with_measured(batch, total)
 
     def _merge(self, sums: list[tuple[str, Tensor, float]], norm: Tensor) -> tuple[dict[str, float], float]:
         """Means over all processes, and the gradient norm, with a single wait for the device."""
@@ -260,7 +315,8 @@ class Engine:
                 raise
             self._stopped = interrupted
 
-    def _autocast(self) -> AbstractContextManager[None]:
+    def autocast(self) -> AbstractContextManager[None]:
+        """The precision in which the denoiser's forward is trained."""
         dtype = AUTOCAST.get(self.settings.mixed_precision)
         if dtype is None:
             return nullcontext()
@@ -268,13 +324,22 @@ class Engine:
         # gradient.
         return torch.autocast(self.policy.device.type, dtype=dtype, cache_enabled=False)
 
-    def _begin(self, iteration: int, steps: int, folder: Path, run_seed: int, resume: bool) -> Progress:
+    def _begin(
+        self,
+        iteration: int,
+        steps: int,
+        folder: Path,
+        run_seed: int,
+        resume: bool,
+        optimizer_state: OptimizerState | None,
+    ) -> Progress:
         """Fresh state, or the checkpoint's."""
         checkpoint = self._find_checkpoint(folder, resume)
         if checkpoint is not None:
             check_identity(checkpoint, iteration, run_seed, steps)
             self.policy.weights.load("current", checkpoint.tensors["current"])
         self._check_agreement()
+        self._set_old_policy(checkpoint)
         parameters = self.policy.weights.trainable()
         settings = self.settings
         run = Progress(
@@ -290,7 +355,22 @@ class Engine:
             parameter.grad = None
         if checkpoint is not None:
             run.restore(checkpoint)
+        elif optimizer_state:
+            load_optimizer(run.optimizer, parameters, optimizer_state)
         return run
+
+    def _set_old_policy(self, checkpoint: Checkpoint | None) -> None:
+        """The old policy starts as what drew the newest images, the current one; in mid-iteration it is the checkpoint's."""
+        if not self.algorithm.needs_old_policy:
+            return
+        if checkpoint is None:
+            self.policy.weights.copy("current", OLD)
+        elif OLD in checkpoint.tensors:
+            self.policy.weights.load(OLD, checkpoint.tensors[OLD])
+        else:
+            raise ResumeError(
+                f"{checkpoint.path} has no old policy, which the algorithm needs; resume with the configuration that wrote it"
+            )
 
     def _find_checkpoint(self, folder: Path, resume: bool) -> Checkpoint | None:
         """Rank 0 chooses; the others read the same one."""
@@ -320,6 +400,7 @@ class Engine:
     def _save(self, run: Progress, folder: Path) -> None:
         if self.world.rank == 0:
             self.metrics.sync()
-            tensors = {"current": self.policy.weights.state("current")} | run.tensors()
+            versions = ["current", OLD] if self.algorithm.needs_old_policy else ["current"]
+            tensors = {name: self.policy.weights.state(name) for name in versions} | run.tensors()
             save_checkpoint(Path(folder), tensors, run.state())
         run.saved_at = run.step

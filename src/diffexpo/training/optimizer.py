@@ -14,6 +14,8 @@ from diffexpo.config.schema import TrainingConfig
 from diffexpo.errors import ResumeError
 
 FUSED_DEVICES = ("cpu", "cuda", "xpu", "mps")
+OptimizerState = Mapping[str, Mapping[str, Tensor]]
+"""AdamW's state: kind -> parameter name -> tensor, as `optimizer_tensors` gives it."""
 
 
 def make_optimizer(parameters: Iterable[Parameter], settings: TrainingConfig) -> torch.optim.AdamW:

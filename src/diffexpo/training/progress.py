@@ -13,7 +13,13 @@ from torch.nn import Parameter
 
 from diffexpo.errors import ResumeError
 from diffexpo.training.checkpoint import Checkpoint
-from diffexpo.training.optimizer import Average, LossScale, load_optimizer, optimizer_tensors
+from diffexpo.training.optimizer import (
+    Average,
+    LossScale,
+    OptimizerState,
+    load_optimizer,
+    optimizer_tensors,
+)
 
 TAIL = 50
 
@@ -21,12 +27,13 @@ TAIL = 50
 @dataclass(frozen=True)
 class TrainReport:
     """What an iteration did. `tail`: means over its last 50 finite steps at most; only `resumed_from` depends
-    on resuming."""
+    on resuming. `optimizer_state` is the optimiser's at the end, by kind and parameter."""
 
     steps: int
     skipped_steps: int
     resumed_from: int
     tail: dict[str, float]
+    optimizer_state: OptimizerState = field(default_factory=dict)
 
     def metrics(self) -> dict[str, float]:
         """For the metrics file: the tail's means under their own names, with the counts."""

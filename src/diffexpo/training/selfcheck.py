@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from diffexpo.errors import TrainingError
-from diffexpo.types import Algorithm, Conditioning, PairBatch, Policy, WeightSets
+from diffexpo.types import Algorithm, Batch, Conditioning, Policy, WeightSets
 
 # Elsewhere than on the CPU the two forwards may take different kernels, which rounds differently.
 INEXACT_TOLERANCE = 1e-2
@@ -20,7 +20,7 @@ INEXACT_TOLERANCE = 1e-2
 def check_start(
     policy: Policy,
     algorithm: Algorithm,
-    batch: PairBatch,
+    batch: Batch,
     noise_key: tuple[str | int, ...],
     *,
     initial_loss: float | None = None,

@@ -19,7 +19,7 @@ from diffexpo.algorithms import (
 )
 from diffexpo.algorithms.diffusion_dpo import measure_errors
 from diffexpo.algorithms.expo import resolve_beta_explore
-from diffexpo.config.schema import AlgorithmConfig
+from diffexpo.config.algorithms import ExpoConfig
 from diffexpo.diffusion import NoiseDraw, Path, empty_prompt_mask
 from diffexpo.errors import ConfigError, DataError
 from diffexpo.policies.toy import TOY_FULL, TOY_LORA, ToyPolicy
@@ -31,8 +31,8 @@ PATHS = {"vp": Path.vp(ABAR), "flow": Path.flow(3.0)}
 LN2 = 0.6931471805599453
 
 
-def settings(**values: object) -> AlgorithmConfig:
-    return AlgorithmConfig(**{"beta": 30.0, "empty_prompt_fraction": 0.0} | values)
+def settings(**values: object) -> ExpoConfig:
+    return ExpoConfig(**{"beta": 30.0, "empty_prompt_fraction": 0.0} | values)
 
 
 def world(kind: str = "vp", tuning: object = TOY_LORA, *, moved: bool = True) -> tuple[ToyPolicy, PairBatch]:
@@ -100,13 +100,14 @@ def test_expo_without_alpha_is_diffusion_dpo_bit_for_bit(kind: str) -> None:
     assert torch.equal(Expo(settings(alpha=0.7)).loss(policy, without, KEY).loss, outputs[1].loss)
 
 
+@pytest.mark.parametrize("times", [(0.0, 1.0), (0.2, 0.6)])
 @pytest.mark.parametrize("kind", PATHS)
-def test_the_class_feeds_the_pure_function(kind: str) -> None:
+def test_the_class_feeds_the_pure_function(kind: str, times: tuple[float, float]) -> None:
     policy, batch = world(kind)
-    output = Expo(settings(alpha=0.7, beta_explore=12.0)).loss(policy, batch, KEY)
+    output = Expo(settings(alpha=0.7, beta_explore=12.0, timestep_range=times)).loss(policy, batch, KEY)
     shape = batch.winner.shape[1:]
-    draw = NoiseDraw.keyed(batch.keys, KEY, policy.path, shape)
-    contrast = NoiseDraw.keyed(batch.contrast_keys, (*KEY, "contrast"), policy.path, shape)
+    draw = NoiseDraw.keyed(batch.keys, KEY, policy.path, shape, times)
+    contrast = NoiseDraw.keyed(batch.contrast_keys, (*KEY, "contrast"), policy.path, shape, times)
     pairs = measure_errors(policy, batch.winner, batch.loser, draw, batch.conditioning)
     couples = measure_errors(policy, batch.explored, batch.main, contrast, batch.contrast_conditioning)
     eight = [getattr(errors, name) for errors in (pairs, couples) for name in vars(errors)]
@@ -228,7 +229,7 @@ def test_beta_explore_settings() -> None:
     assert resolve_beta_explore(settings(beta=5000.0)) == 5000.0
     assert resolve_beta_explore(settings(beta=5000.0, beta_explore="literal")) == 5.0
     assert resolve_beta_explore(settings(beta=5000.0, beta_explore=70.0)) == 70.0
-    assert ALGORITHMS == {"expo": Expo, "diffusion_dpo": DiffusionDpo}
+    assert (ALGORITHMS["expo"], ALGORITHMS["diffusion_dpo"]) == (Expo, DiffusionDpo)
 
 
 def test_contrast_pairs_must_be_whole() -> None:

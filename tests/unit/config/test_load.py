@@ -4,6 +4,7 @@ import pytest
 import yaml
 
 from diffexpo.config import config_to_yaml, find_recipe, list_recipes, load_config, read_resolved
+from diffexpo.config.algorithms import DiffusionDpoConfig, ExpoConfig
 from diffexpo.config.load import leaves, parse_yaml
 from diffexpo.errors import ConfigError, MissingError
 
@@ -100,6 +101,73 @@ def test_lists_are_replaced_whole_or_by_element():
     assert load_config([], ["tuning.lora.target_modules=[to_q]"], NONE).config.tuning.lora.target_modules == (
         "to_q",
     )
+
+
+def test_a_layer_that_changes_the_method_keeps_what_means_the_same(tmp_path):
+    recipe = write(tmp_path, "a.yaml", "algorithm: {type: expo, beta: 100, alpha: 0.3, kind: hinge}\n")
+    loaded = load_config([recipe], ["algorithm.type=diffusion_dpo"], NONE)
+    assert loaded.config.algorithm == DiffusionDpoConfig(beta=100.0, kind="hinge")
+    assert loaded.sources["algorithm.beta"] == str(recipe)
+    assert loaded.sources["algorithm.type"] == "--set algorithm.type=diffusion_dpo"
+    assert loaded.sources["algorithm.sft_weight"] == "default"
+    assert loaded.notes == (
+        f"algorithm.alpha = 0.3 (from {recipe}) was set for expo and is no setting of diffusion_dpo: it is not used",
+    )
+
+
+def test_a_method_changed_and_changed_back_starts_from_what_survived(tmp_path):
+    one = write(tmp_path, "one.yaml", "algorithm: {beta: 100, alpha: 0.3}\n")
+    two = write(tmp_path, "two.yaml", "algorithm: {type: diffusion_dpo, kind: ipo}\n")
+    three = write(tmp_path, "three.yaml", "algorithm: {type: expo}\n")
+    loaded = load_config([one, two, three], ["algorithm.contrast_fraction=0.5"], NONE)
+    assert loaded.config.algorithm == ExpoConfig(beta=100.0, kind="ipo", contrast_fraction=0.5)
+    assert len(loaded.notes) == 1 and "alpha" in loaded.notes[0]
+
+
+def test_the_same_method_named_again_changes_nothing(tmp_path):
+    recipe = write(tmp_path, "a.yaml", "algorithm: {beta: 100, alpha: 0.3}\n")
+    loaded = load_config([recipe], ["algorithm.type=expo"], NONE)
+    assert loaded.config.algorithm == ExpoConfig(beta=100.0, alpha=0.3) and loaded.notes == ()
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["algorithm.type=diffusion_dpo", "algorithm.alpha=0.1"],
+        ["algorithm.alpha=0.1", "algorithm.type=diffusion_dpo"],
+        ["algorithm={type: diffusion_dpo, alpha: 0.1}"],
+    ],
+)
+def test_a_setting_of_another_method_in_the_same_layer_is_refused(overrides):
+    message = refuse(*overrides)
+    assert "algorithm.alpha is not a setting of diffusion_dpo (from --set algorithm" in message
+    assert "it belongs to expo" in message
+
+
+def test_environment_and_flags_are_layers_of_their_own():
+    loaded = load_config([], ["algorithm.type=diffusion_dpo"], {"DIFFEXPO_ALGORITHM__ALPHA": "0.1"})
+    assert "DIFFEXPO_ALGORITHM__ALPHA" in loaded.notes[0]
+
+
+def test_a_method_that_does_not_exist_names_the_nearest(tmp_path):
+    message = refuse("algorithm.type=diffusion_dp")
+    assert message.startswith("algorithm.type = 'diffusion_dp' (from --set algorithm.type=diffusion_dp)")
+    assert "expected one of expo, diffusion_dpo" in message and message.endswith(
+        "Did you mean diffusion_dpo?"
+    )
+    assert "algorithm.type = null" in refuse("algorithm.type=null")
+    for value in ("5", "null", "[1]"):
+        assert "a group of settings (type, " in refuse(f"algorithm={value}")
+
+
+def test_elements_of_a_list_of_numbers_are_checked_and_have_the_list_s_origin():
+    text = "algorithm.timestep_range.1 = 1.2 (from --set algorithm.timestep_range=[0.5, 1.2]): expected a list of 2"
+    assert refuse("algorithm.timestep_range=[0.5, 1.2]").startswith(text)
+    assert "a list of 2; each element a number" in refuse("algorithm.timestep_range=[0.5]")
+    assert "a list of 2; each element a number" in refuse("algorithm.timestep_range=[0, 0.5, 1]")
+    loaded = load_config([], ["algorithm.timestep_range.1=0.5", "algorithm.type=diffusion_dpo"], NONE)
+    assert loaded.config.algorithm.timestep_range == (0.0, 0.5)
+    assert loaded.sources["algorithm.timestep_range"] == "--set algorithm.timestep_range.1=0.5"
 
 
 def test_an_unknown_key_names_its_file_and_the_closest_setting(tmp_path):

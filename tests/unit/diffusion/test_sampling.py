@@ -98,7 +98,7 @@ def test_no_density_at_eta_0() -> None:
             ConfigError, match=rf"{name} with eta 0.0.*no density.*take ddpm, or ddim with eta above 0"
         ):
             sample_trajectory(Gaussian(VP), condition(0.5), None, settings(name), noise("a"))
-    with pytest.raises(ConfigError, match="flow_euler.*no density.*flow_sde_transition"):
+    with pytest.raises(ConfigError, match="flow_euler.*no density.*take flow_sde"):
         sample_trajectory(Gaussian(FLOW), condition(0.5), None, settings("flow_euler"), noise("a"))
     with pytest.raises(ConfigError, match="two or more steps"):
         sample_trajectory(Gaussian(VP), condition(0.5), None, settings("ddpm", 1), noise("a"))
@@ -123,7 +123,7 @@ def test_samplers_fit_their_model() -> None:
         ("dpmpp", 1000, 0.0, "steps is 1000.*at most 999"),
         ("ddim", 0, 0.0, "steps is 0; expected 1 or more"),
         ("ddim", 4, 1.5, "eta is 1.5; expected a number from 0"),
-        ("euler", 4, 0.0, "name is 'euler'; expected ddpm, ddim, dpmpp or flow_euler"),
+        ("euler", 4, 0.0, "name is 'euler'; expected ddpm, ddim, dpmpp, flow_euler or flow_sde"),
     ],
 )
 def test_grids_refuse(name: str, steps: int, eta: float, message: str) -> None:

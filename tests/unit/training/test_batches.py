@@ -6,8 +6,8 @@ import math
 import pytest
 import torch
 
-from diffexpo.training.batches import micro_batches, split_batch
-from diffexpo.types import PairBatch
+from diffexpo.training.batches import group_borders, micro_batches, move_batch, split_batch
+from diffexpo.types import Batch, Conditioning, PairBatch, ScoredBatch, TrajectoryBatch, TrajectoryPairBatch
 
 from .tiny import TinyDpo, TinyLoader, TinyPolicy
 
@@ -69,3 +69,66 @@ def _gradient(parts: list[tuple[PairBatch, float]]) -> torch.Tensor:
     for part, factor in parts:
         (TinyDpo().loss(policy, part, ("key",)).loss * factor).backward()
     return torch.cat([parameter.grad.flatten() for parameter in policy.weights.trainable().values()])
+
+
+def _filled(batch_type: type[Batch], rows: int = 7) -> Batch:
+    """A batch whose every field has values that tell its rows apart."""
+    values: dict[str, object] = {}
+    for number, entry in enumerate(dataclasses.fields(batch_type)):
+        if entry.name.endswith("keys"):
+            values[entry.name] = tuple(f"{entry.name} {row}" for row in range(rows))
+        elif entry.name.endswith("conditioning"):
+            values[entry.name] = Conditioning(
+                {"text": torch.arange(2.0 * rows).reshape(rows, 2) + 100 * number}
+            )
+        elif entry.name != "is_grouped":
+            values[entry.name] = torch.arange(rows) + 100 * number
+    return batch_type(**values)
+
+
+BATCH_TYPES = [PairBatch, ScoredBatch, TrajectoryBatch, TrajectoryPairBatch]
+
+
+@pytest.mark.parametrize("batch_type", BATCH_TYPES)
+def test_every_field_of_every_batch_is_cut_with_its_rows(batch_type: type[Batch]) -> None:
+    batch = _filled(batch_type)
+    parts = [part for part, _ in micro_batches(batch, 3)]
+    assert [len(part) for part in parts] == [3, 3, 1]
+    for entry in dataclasses.fields(batch_type):
+        whole, pieces = getattr(batch, entry.name), [getattr(part, entry.name) for part in parts]
+        if isinstance(whole, tuple):
+            assert sum(pieces, ()) == whole
+        elif isinstance(whole, Conditioning):
+            assert torch.equal(Conditioning.concatenate(pieces).tensors["text"], whole.tensors["text"])
+        elif isinstance(whole, torch.Tensor):
+            assert torch.equal(torch.cat(pieces), whole)
+        else:
+            assert pieces == [whole] * 3
+
+
+@pytest.mark.parametrize("batch_type", BATCH_TYPES)
+def test_every_tensor_of_every_batch_moves(batch_type: type[Batch]) -> None:
+    batch = _filled(batch_type)
+    assert move_batch(batch, torch.device("cpu")) is batch
+    moved = move_batch(batch, torch.device("meta"))
+    for entry in dataclasses.fields(batch_type):
+        value = getattr(moved, entry.name)
+        tensors = value.tensors.values() if isinstance(value, Conditioning) else [value]
+        assert all(t.device.type == "meta" for t in tensors if isinstance(t, torch.Tensor))
+    assert moved.keys == batch.keys
+
+
+@pytest.mark.parametrize(("size", "world"), [(1, 1), (3, 1), (4, 2), (5, 2), (2, 3), (100, 1), (4, 12)])
+def test_groups_that_belong_together_are_never_cut(size: int, world: int) -> None:
+    batch = dataclasses.replace(
+        _filled(ScoredBatch, 12),
+        groups=torch.tensor([7, 7, 7, 2, 2, 9, 9, 9, 9, 9, 7, 7]),
+        is_grouped=True,
+    )
+    assert group_borders(batch) == [0, 3, 5, 10, 12]
+    parts = [part for rank in range(world) for part in micro_batches(batch, size, rank, world)]
+    assert sum((part.keys for part, _ in parts), ()) == batch.keys
+    assert math.isclose(sum(factor for _, factor in parts), 1.0, rel_tol=1e-15)
+    ends = [int(key.split()[1]) for part, _ in parts for key in (part.keys[0],)]
+    assert set(ends) <= {0, 3, 5, 10}
+    assert all(len(part) <= max(size, 5) for part, _ in parts)

@@ -349,3 +349,70 @@ def test_resume_false_starts_again(tmp_path: Path) -> None:
     assert report.resumed_from == 0
     assert_same(policy.weights.state("current"), train(tmp_path / "whole")[0])
     assert lines(tmp_path) == lines(tmp_path / "whole")
+
+
+class TinyFollowed(TinyDpo):
+    """Measured against an old policy that follows by a rate that depends on the step."""
+
+    needs_old_policy = True
+
+    def __init__(self) -> None:
+        self.steps: list[int] = []
+
+    def loss(self, policy: TinyPolicy, batch: PairBatch, noise_key: tuple[str | int, ...]) -> LossOutput:
+        output = super().loss(policy, batch, noise_key)
+        with torch.no_grad(), policy.weights.use("old"):
+            old = policy.predict(batch.winner, torch.zeros(len(batch)), batch.conditioning)
+        now = policy.predict(batch.winner, torch.zeros(len(batch)), batch.conditioning)
+        return dataclasses.replace(output, loss=output.loss + (now - old).square().mean())
+
+    def after_step(self, policy: TinyPolicy, step: int) -> None:
+        self.steps.append(step)
+        rate = 1 / (1 + step)
+        old, current = (policy.weights.state(name) for name in ("old", "current"))
+        policy.weights.load("old", {name: old[name].lerp(current[name], rate) for name in old})
+
+
+def test_the_old_policy_starts_as_the_current_one_and_moves_after_each_step(tmp_path: Path) -> None:
+    policy, algorithm = TinyPolicy(), TinyFollowed()
+    with torch.no_grad():
+        policy.module[0].bias.add_(0.3)
+    policy.weights.copy("current", "reference")
+    start = policy.weights.state("current")
+    train(tmp_path, policy=policy, algorithm=algorithm, steps=1)
+    current, old = policy.weights.state("current"), policy.weights.state("old")
+    assert algorithm.steps == [1]
+    for name, value in old.items():
+        assert torch.equal(value, start[name].lerp(current[name], 0.5))
+        assert not torch.equal(value, current[name])
+
+
+def test_stopped_anywhere_the_old_policy_goes_on_too(tmp_path: Path) -> None:
+    policy, algorithm = TinyPolicy(), TinyFollowed()
+    expected, _ = train(tmp_path / "whole", policy=policy, algorithm=algorithm)
+    expected_old = policy.weights.state("old")
+    assert algorithm.steps == list(range(1, STEPS + 1))
+    for ticks in (1, 4, 11, 24):
+        with pytest.raises(Interrupted):
+            train(tmp_path / str(ticks), algorithm=TinyFollowed(), tick=stop_at(ticks))
+        policy = TinyPolicy()
+        weights, _ = train(tmp_path / str(ticks), policy=policy, algorithm=TinyFollowed())
+        assert_same(weights, expected)
+        assert_same(policy.weights.state("old"), expected_old)
+        assert lines(tmp_path / str(ticks)) == lines(tmp_path / "whole")
+
+
+def test_a_checkpoint_without_the_old_policy_is_refused_by_a_method_that_needs_it(tmp_path: Path) -> None:
+    with pytest.raises(Interrupted):
+        train(tmp_path, tick=stop_at(14))
+    with pytest.raises(ResumeError, match="no old policy"):
+        train(tmp_path, algorithm=TinyFollowed())
+
+
+def test_nothing_follows_a_step_that_was_not_finite(tmp_path: Path) -> None:
+    def damage(step: int, batch: PairBatch) -> PairBatch:
+        return dataclasses.replace(batch, winner=batch.winner * math.nan) if step == 2 else batch
+
+    algorithm = TinyFollowed()
+    train(tmp_path, algorithm=algorithm, loader=TinyLoader(10, damage=damage), steps=5)
+    assert algorithm.steps == [1, 2, 4, 5]

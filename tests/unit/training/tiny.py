@@ -95,6 +95,10 @@ class TinyDpo:
 
     batch_type = PairBatch
     needs_reference = True
+    needs_old_policy = False
+    group_size = 2
+    needs_whole_groups = False
+    initial_loss = LN2
 
     def loss(self, policy: TinyPolicy, batch: PairBatch, noise_key: tuple[str | int, ...]) -> LossOutput:
         generators = [torch_generator(*noise_key, key) for key in batch.keys]

@@ -1,0 +1,145 @@
+"""PRDP: let the log-ratios of two trajectories predict the difference of their rewards. Experimental.
+
+d = beta sum_t [log p/p_ref of the first trajectory's step - that of the second's]
+loss = max((d - (r_1 - r_2))^2, (d_clip - (r_1 - r_2))^2)
+
+d_clip is d with every step's log-prob held within +-c of the policy that drew the trajectories. Source: arXiv
+2402.08714; there is no code of the authors, and its numbers have not been reproduced here.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from diffexpo.algorithms.transitions import (
+    accuracy,
+    by_step,
+    mean_output,
+    pair_log_probs,
+    steps_of_pairs,
+)
+from diffexpo.config.algorithms import PrdpConfig
+from diffexpo.diffusion.kernels import at_least_float32
+from diffexpo.types import Conditioning, LossOutput, Policy, TrajectoryPairBatch
+
+
+def predicted_reward_difference(
+    first: Tensor, second: Tensor, first_ref: Tensor, second_ref: Tensor, *, beta: float
+) -> Tensor:
+    """Difference of the rewards that the policy implies for two trajectories of one prompt.
+
+    d = beta sum_t [(first_t - first_ref_t) - (second_t - second_ref_t)]
+
+    Args:
+        first, second: (T, B) mean log-probs per latent element of the T transitions under the policy; a step
+            without density stands as 0 everywhere.
+        first_ref, second_ref: (T, B) those under the reference; no gradient reaches them.
+        beta: > 0. The paper sums over elements: its beta times C*H*W is this one.
+    Returns:
+        (B,) in units of the reward. Policy = reference gives 0.
+    Raises:
+        ValueError: beta is not above 0.
+    Source: PRDP (arXiv 2402.08714), reward difference prediction.
+    """
+    if not beta > 0:
+        raise ValueError(f"predicted_reward_difference: beta is {beta}; expected a number above 0")
+    first, second, first_ref, second_ref = map(at_least_float32, (first, second, first_ref, second_ref))
+    gap = (first - first_ref.detach()) - (second - second_ref.detach())
+    return beta * gap.sum(dim=0)
+
+
+def prdp_loss(
+    first: Tensor,
+    second: Tensor,
+    first_ref: Tensor,
+    second_ref: Tensor,
+    first_old: Tensor,
+    second_old: Tensor,
+    first_reward: Tensor,
+    second_reward: Tensor,
+    *,
+    beta: float,
+    clip_range: float,
+) -> Tensor:
+    """PRDP's loss of each pair of trajectories, the larger of the plain and the clipped squared error.
+
+    error(a, b) = (predicted_reward_difference(a, b) - (first_reward - second_reward))^2
+    loss = max(error(first, second), error(clip(first), clip(second))),
+    clip(log_prob) = old + clamp(log_prob - old, -c, c)
+
+    Args:
+        first, second: (T, B) mean log-probs per latent element of two trajectories of one prompt, under the
+            policy. Neither has to be the better one; of K samples, take all pairs.
+        first_ref, second_ref: (T, B) under the reference; no gradient reaches them.
+        first_old, second_old: (T, B) recorded when the trajectories were drawn; no gradient reaches them.
+        first_reward, second_reward: (B,) of the images they ended in.
+        beta: > 0. The paper sums over elements: its beta times C*H*W is this one.
+        clip_range: c > 0, on the mean log-ratio of one step.
+    Returns:
+        (B,) non-negative. Policy = reference gives (first_reward - second_reward)^2. Steps that have moved
+        beyond the range get a gradient only if that move made the prediction worse.
+    Raises:
+        ValueError: beta or clip_range is not above 0.
+    Source: PRDP (arXiv 2402.08714), reward difference prediction with proximal updates. The unit of the clip
+        (mean log-ratio) is ours.
+    """
+    if not clip_range > 0:
+        raise ValueError(f"prdp_loss: clip_range is {clip_range}; expected a number above 0")
+    plain = predicted_reward_difference(first, second, first_ref, second_ref, beta=beta)
+    held = predicted_reward_difference(
+        _held(first, first_old, clip_range),
+        _held(second, second_old, clip_range),
+        first_ref,
+        second_ref,
+        beta=beta,
+    )
+    target = (at_least_float32(first_reward) - at_least_float32(second_reward)).detach().to(plain)
+    return torch.maximum((plain - target).square(), (held - target).square())
+
+
+def _held(log_prob: Tensor, old_log_prob: Tensor, clip_range: float) -> Tensor:
+    """The log-prob, kept within the range around what it was when the trajectory was drawn."""
+    old = at_least_float32(old_log_prob).detach()
+    return old + (at_least_float32(log_prob) - old).clamp(-clip_range, clip_range)
+
+
+class Prdp:
+    """PRDP on a grouped `TrajectoryPairBatch`: the rows of a group are all steps of one pair of trajectories."""
+
+    batch_type = TrajectoryPairBatch
+    needs_reference = True
+    needs_old_policy = False
+    group_size = 2
+    needs_whole_groups = True
+    initial_loss: float | None = None
+
+    def __init__(self, settings: PrdpConfig, empty: Conditioning | None = None) -> None:
+        """`empty` is not used: no row is trained with the empty prompt instead of its own."""
+        self.settings = settings
+
+    def loss(
+        self, policy: Policy, batch: TrajectoryPairBatch, noise_key: tuple[str | int, ...]
+    ) -> LossOutput:
+        """Mean loss over the batch's pairs of trajectories and its metrics; nothing random is drawn."""
+        settings = self.settings
+        steps = steps_of_pairs(batch)
+        current = [by_step(log_prob, steps) for log_prob in pair_log_probs(policy, batch, "current")]
+        with torch.no_grad():
+            reference = [by_step(log_prob, steps) for log_prob in pair_log_probs(policy, batch, "reference")]
+        old = [by_step(log_prob, steps) for log_prob in (batch.winner_old_log_prob, batch.loser_old_log_prob)]
+        rewards = [by_step(reward, steps)[0] for reward in (batch.winner_reward, batch.loser_reward)]
+        per_pair = prdp_loss(
+            *current, *reference, *old, *rewards, beta=settings.beta, clip_range=settings.clip_range
+        )
+        difference = predicted_reward_difference(*current, *reference, beta=settings.beta)
+        agreement = difference * torch.sign(rewards[0] - rewards[1])
+        moved = torch.cat([now - before for now, before in zip(current, old, strict=True)]).abs()
+        values = {
+            "train/predicted_difference": agreement,
+            "train/implicit_accuracy": accuracy(agreement),
+            "train/clip_fraction": (moved > settings.clip_range).to(moved).mean(dim=0),
+        }
+        return mean_output(
+            per_pair, None if batch.weight is None else by_step(batch.weight, steps)[0], values
+        )

@@ -1,0 +1,98 @@
+"""SPO: preferences between candidates of one denoising step, all drawn from the same x_t.
+
+loss = -log sigmoid(beta (log rho_w - log rho_l)),   log rho clipped as in D3PO
+
+The loss is D3PO's; what differs is the pair: best and worst of n candidates x_{t-1} under a step-aware
+preference model, instead of two whole trajectories. Source: arXiv 2406.04314; conventions of the authors'
+code.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+from torch.nn.functional import logsigmoid
+
+from diffexpo.algorithms.d3po import transition_margin
+from diffexpo.algorithms.transitions import accuracy, mean_output, pair_log_probs
+from diffexpo.config.algorithms import SpoConfig
+from diffexpo.types import Conditioning, LossOutput, Policy, TrajectoryPairBatch
+
+
+def spo_loss(
+    winner: Tensor, loser: Tensor, winner_ref: Tensor, loser_ref: Tensor, *, beta: float, clip_range: float
+) -> Tensor:
+    """SPO's loss of each pair of candidates, -log sigmoid of `transition_margin`.
+
+    Args:
+        winner, loser: (B,) mean log-probs per latent element under the policy of the best and the worst
+            candidate x_{t-1} of the same x_t. Decided pairs only (`spo_min_margin`).
+        winner_ref, loser_ref: (B,) those under the reference; no gradient reaches them.
+        beta: > 0 (the code: 10).
+        clip_range: c in (0, 1) (the code: 0.1).
+    Returns:
+        (B,). Policy = reference gives ln 2 = 0.6931472.
+    Raises:
+        ValueError: beta or clip_range out of range.
+    Source: SPO (arXiv 2406.04314), step-aware preference loss, with the clip of the authors' code; logsigmoid
+        for their log(sigmoid), which underflows.
+    """
+    margin = transition_margin(winner, loser, winner_ref, loser_ref, beta=beta, clip_range=clip_range)
+    return -logsigmoid(margin)
+
+
+def spo_min_margin(threshold: float) -> float:
+    """Smallest gap of scores for which SPO keeps a pair, 2 atanh(threshold).
+
+    Args:
+        threshold: Demanded gap of the softmax over the best and the worst score, in [0, 1).
+    Returns:
+        The gap in units of the scores, for `best_and_worst(scores, min_margin)`; 0.3 gives 0.6190392.
+    Raises:
+        ValueError: threshold out of range.
+    Source: SPO (arXiv 2406.04314), the authors' code: softmax(s)_w - softmax(s)_l = tanh((s_w - s_l) / 2).
+    """
+    if not 0 <= threshold < 1:
+        raise ValueError(f"spo_min_margin: threshold is {threshold}; expected 0 <= threshold < 1")
+    return 2 * math.atanh(threshold)
+
+
+class Spo:
+    """SPO on a `TrajectoryPairBatch` whose pairs branch from a shared x_t; guidance acts as in the rollout."""
+
+    batch_type = TrajectoryPairBatch
+    needs_reference = True
+    needs_old_policy = False
+    group_size = 1
+    needs_whole_groups = False
+    initial_loss: float | None = math.log(2.0)
+
+    def __init__(self, settings: SpoConfig, empty: Conditioning | None = None) -> None:
+        """`empty` is not used: no row is trained with the empty prompt instead of its own."""
+        self.settings = settings
+
+    @property
+    def min_margin(self) -> float:
+        """Smallest gap of scores for which a pair of candidates is kept."""
+        return spo_min_margin(self.settings.threshold)
+
+    def loss(
+        self, policy: Policy, batch: TrajectoryPairBatch, noise_key: tuple[str | int, ...]
+    ) -> LossOutput:
+        """Mean loss over the batch's pairs of candidates and its metrics; nothing random is drawn."""
+        settings = self.settings
+        winner, loser = pair_log_probs(policy, batch, "current")
+        with torch.no_grad():
+            winner_ref, loser_ref = pair_log_probs(policy, batch, "reference")
+        four = (winner, loser, winner_ref, loser_ref)
+        per_row = spo_loss(*four, beta=settings.beta, clip_range=settings.clip_range)
+        margin = transition_margin(*four, beta=settings.beta, clip_range=settings.clip_range)
+        values = {
+            "train/implicit_accuracy": accuracy(margin),
+            "train/margin": margin,
+            "train/ratio_winner": (winner - winner_ref).exp(),
+            "train/ratio_loser": (loser - loser_ref).exp(),
+        }
+        return mean_output(per_row, batch.weight, values)

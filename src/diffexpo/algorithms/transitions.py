@@ -1,0 +1,89 @@
+"""What the methods on trajectories share: batches of transitions under the weights in use, and sums for the metrics."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from diffexpo.diffusion.sampling import Replayed, replay_transitions
+from diffexpo.errors import DataError
+from diffexpo.types import Conditioning, LossOutput, Policy, TrajectoryBatch, TrajectoryPairBatch
+
+
+def replay_batch(policy: Policy, batch: TrajectoryBatch, *, is_negative_fixed: bool = False) -> Replayed:
+    """A batch's transitions under the weights in use, with the guidance they were drawn with."""
+    return replay_transitions(
+        policy,
+        batch.sampler,
+        batch.index,
+        batch.x_t,
+        batch.x_next,
+        batch.conditioning,
+        batch.negative_conditioning,
+        is_negative_fixed=is_negative_fixed,
+    )
+
+
+def ratio_values(ratio: Tensor, *, clip_range: float) -> dict[str, Tensor]:
+    """`train/ratio` and `train/clip_fraction`, (B,) each."""
+    return {"train/ratio": ratio, "train/clip_fraction": ((ratio - 1).abs() > clip_range).to(ratio)}
+
+
+def mean_output(per_row: Tensor, weight: Tensor | None, values: Mapping[str, Tensor]) -> LossOutput:
+    """Mean of weight times loss over the rows, with sums and counts of the values (B,) as metrics."""
+    if weight is not None:
+        per_row = per_row * weight.to(per_row)
+    loss = per_row.mean()
+    metrics = {name: (value.detach().sum(), len(value)) for name, value in values.items()}
+    return LossOutput(loss, metrics | {"train/loss": (loss.detach() * len(per_row), len(per_row))})
+
+
+def pair_log_probs(policy: Policy, batch: TrajectoryPairBatch, version: str) -> tuple[Tensor, Tensor]:
+    """Mean log-probs (B,) of winners and losers under a version, in one forward on [winner; loser]."""
+    count, negative = len(batch), batch.negative_conditioning
+    with policy.weights.use(version):
+        log_prob = replay_transitions(
+            policy,
+            batch.sampler,
+            torch.cat([batch.index, batch.index]),
+            torch.cat([batch.winner_x_t, batch.loser_x_t]),
+            torch.cat([batch.winner_x_next, batch.loser_x_next]),
+            Conditioning.concatenate([batch.conditioning, batch.conditioning]),
+            None if negative is None else Conditioning.concatenate([negative, negative]),
+        ).log_prob
+    return log_prob[:count], log_prob[count:]
+
+
+def accuracy(margin: Tensor) -> Tensor:
+    """1 where the margin is positive, 1/2 where it is 0."""
+    return (margin > 0).to(margin) + 0.5 * (margin == 0).to(margin)
+
+
+def is_clipped(log_ratio: Tensor, clip_range: float) -> Tensor:
+    """1 where the ratio is outside 1 plus or minus the range."""
+    outside = (log_ratio > math.log1p(clip_range)) | (log_ratio < math.log1p(-clip_range))
+    return outside.to(log_ratio)
+
+
+def steps_of_pairs(batch: TrajectoryPairBatch) -> int:
+    """Rows of each pair of trajectories.
+
+    Raises:
+        DataError: the batch is not grouped, or pairs differ in their number of rows.
+    """
+    if batch.groups is None:
+        raise DataError("prdp: the batch has no groups; expected all steps of each pair behind each other")
+    counts = torch.unique_consecutive(batch.groups, return_counts=True)[1]
+    if bool((counts != counts[0]).any()):
+        raise DataError(
+            f"prdp: pairs of {int(counts.min())} to {int(counts.max())} steps in a batch; expected as many in each"
+        )
+    return int(counts[0])
+
+
+def by_step(rows: Tensor, steps: int) -> Tensor:
+    """Rows (P T,) of P pairs as (T, P)."""
+    return rows.reshape(-1, steps).T

@@ -1,0 +1,310 @@
+r"""Which scored images an iteration learns from, and the batch of any step: the sibling of `pairs`, without pairs.
+
+    advantage of an image = how much better its reward is than those of all images of its prompt and collection
+
+An image's advantage is computed over its whole group when the index is made, so it does not depend on which
+batch, process or micro-batch the image falls into. Drawing is that of pairs: epochs by weight without replacement, keyed
+by (run seed, iteration, epoch), so `batch(step)` needs no history.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import numpy as np
+import torch
+
+from diffexpo.config.schema import HybridConfig
+from diffexpo.data.latents import PromptEmbeddings
+from diffexpo.data.pairs import Epochs, hybrid_weight
+from diffexpo.data.rows import Row
+from diffexpo.data.store import Store
+from diffexpo.errors import DataError
+from diffexpo.types import ScoredBatch
+
+Keep = Literal["all", "decided", "desirable", "best"]
+Mix = Callable[[Mapping[str, np.ndarray]], np.ndarray]
+Advantages = Callable[[np.ndarray, Sequence[int]], np.ndarray]
+Weigh = Callable[[np.ndarray], np.ndarray]
+
+_SAMPLE_COLUMNS = ("sample_id", "group", "prompt", "rewards")
+_PAIR_COLUMNS = ("prompt", "winner_id", "loser_id")
+# Groups of a collection are numbered from its iteration times this.
+_GROUPS = 10**9
+
+
+@dataclass(frozen=True, slots=True)
+class ScoredRef:
+    """What training needs to know of a stored image before its latents are read."""
+
+    sample_id: str
+    iteration: int
+    source: str
+    prompt: str
+    group: int
+    reward: float
+    advantage: float
+    desirable: bool
+    is_best: bool
+    weight: float | None = None
+
+
+@dataclass(frozen=True)
+class ScoredIndex:
+    """Images with their sampling weights, all positive; the images of a group stand behind each other."""
+
+    refs: tuple[ScoredRef, ...]
+    weights: np.ndarray
+    dropped_failed: int = 0
+
+    def __len__(self) -> int:
+        return len(self.refs)
+
+    def prompts(self) -> list[str]:
+        """Distinct prompts, in order."""
+        return list(dict.fromkeys(ref.prompt for ref in self.refs))
+
+
+class ScoredSource:
+    """All images with a score: those of D_off's pairs and those collected so far, by weight.
+
+    Args:
+        store: Where rows lie.
+        hybrid: Weights by source and age, as for pairs.
+        mix: Scores by reward (G, n) to one score (G, n), NaN where an image has none.
+        advantages: (rewards (N,), N group numbers) to advantages (N,).
+        keep: Images that are learned from: all; those whose advantage is not 0 (`decided`); those better than their
+            prompt's mean (`desirable`); the best of each prompt.
+        desirable_fraction: Share of desirable images in the draw; None leaves it as it is.
+        weigh: Rewards (n,) of one group's scored images to the weights (n,) of their losses; None: all 1.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        hybrid: HybridConfig,
+        mix: Mix,
+        advantages: Advantages,
+        *,
+        keep: Keep = "all",
+        desirable_fraction: float | None = None,
+        weigh: Weigh | None = None,
+    ) -> None:
+        self._store = store
+        self._hybrid = hybrid
+        self._mix = mix
+        self._advantages = advantages
+        self._keep = keep
+        self._desirable_fraction = desirable_fraction
+        self._weigh = weigh
+
+    def index(self, iteration: int) -> ScoredIndex:
+        """Images that iteration t trains on: those of D_off and of the collections 1 .. t-1.
+
+        An offline image is desirable if it won a pair; its reward is the share of its pairs that it won, its group the images
+        of its prompt in D_off. A collected image is desirable if its advantage is positive; its group is its request.
+        Images without a finite score are left out and counted.
+
+        Args:
+            iteration: t >= 1. Later collections are not read, whatever the store holds.
+        Returns:
+            Images of positive weight, by collection and group. While nothing is collected yet, D_off weighs 1.
+        Raises:
+            DataError: no image is left.
+        """
+        collected = [k for stage, k in self._store.completed() if stage == "collect" and 1 <= k < iteration]
+        refs, dropped = self._offline(), 0
+        for k in sorted(collected):
+            found = self._collected(k)
+            dropped += sum(not np.isfinite(ref.reward) for ref in found)
+            refs += [ref for ref in found if np.isfinite(ref.reward)]
+        refs = self._weighed(refs)
+        newest = max(collected, default=None)
+        weights = np.array(
+            [hybrid_weight(self._hybrid, ref.source, ref.iteration, newest) for ref in refs], dtype=np.float64
+        )
+        kept = [i for i, ref in enumerate(refs) if weights[i] > 0 and is_kept(ref, self._keep)]
+        if not kept:
+            raise DataError(
+                f"iteration {iteration} has no images to train on ({len(refs)} scored in the store, {dropped} failed; "
+                f"none kept of positive weight, keep is {self._keep!r}): set offline.source, or check the rewards"
+            )
+        chosen = tuple(refs[i] for i in kept)
+        return ScoredIndex(chosen, self._balanced(chosen, weights[kept]), dropped)
+
+    def _offline(self) -> list[ScoredRef]:
+        won: Counter[str] = Counter()
+        seen: Counter[str] = Counter()
+        prompts: dict[str, str] = {}
+        for row in self._store.pairs(source="offline", columns=_PAIR_COLUMNS):
+            for name in (str(row["winner_id"]), str(row["loser_id"])):
+                seen[name] += 1
+                prompts[name] = str(row["prompt"])
+            won[str(row["winner_id"])] += 1
+        numbers = {prompt: number for number, prompt in enumerate(dict.fromkeys(prompts.values()))}
+        names = sorted(prompts, key=lambda name: (numbers[prompts[name]], name))
+        refs = [
+            ScoredRef(
+                name, 0, "offline", prompts[name], numbers[prompts[name]], won[name] / seen[name], 0.0,
+                desirable=won[name] > 0, is_best=won[name] > 0,
+            )
+            for name in names
+        ]  # fmt: skip
+        return self._with_advantages(refs)
+
+    def _collected(self, iteration: int) -> list[ScoredRef]:
+        rows = self._store.samples(iteration, columns=_SAMPLE_COLUMNS)
+        groups: dict[int, list[Row]] = {}
+        for row in sorted(rows, key=lambda row: (int(row["group"]), str(row["sample_id"]))):
+            groups.setdefault(int(row["group"]), []).append(row)
+        names = list(rows[0]["rewards"]) if rows else []
+        scores = {
+            name: np.array([[row["rewards"][name] for row in group] for group in groups.values()], np.float64)
+            for name in names
+        }
+        mixed = self._mix(scores)
+        refs = []
+        for number, group, values in zip(groups, groups.values(), mixed, strict=True):
+            best = int(np.nanargmax(values)) if np.isfinite(values).any() else -1
+            refs += [
+                ScoredRef(
+                    str(row["sample_id"]), iteration, "online", str(row["prompt"]), iteration * _GROUPS + number,
+                    float(values[place]), 0.0, desirable=False, is_best=place == best,
+                )
+                for place, row in enumerate(group)
+            ]  # fmt: skip
+        return [replace(ref, desirable=ref.advantage > 0) for ref in self._with_advantages(refs)]
+
+    def _with_advantages(self, refs: list[ScoredRef]) -> list[ScoredRef]:
+        if not refs:
+            return []
+        advantages = self._advantages(np.array([ref.reward for ref in refs]), [ref.group for ref in refs])
+        return [replace(ref, advantage=float(value)) for ref, value in zip(refs, advantages, strict=True)]
+
+    def _weighed(self, refs: list[ScoredRef]) -> list[ScoredRef]:
+        """The images with the weights of their losses, over each whole group; images of a group stand behind each other."""
+        if self._weigh is None:
+            return refs
+        weighed = []
+        for group in _groups(tuple(refs)):
+            rewards = np.array([refs[i].reward for i in group], dtype=np.float64)
+            weighed += [
+                replace(refs[i], weight=float(weight))
+                for i, weight in zip(group, self._weigh(rewards), strict=True)
+            ]
+        return weighed
+
+    def _balanced(self, refs: tuple[ScoredRef, ...], weights: np.ndarray) -> np.ndarray:
+        """Weights under which desirable images have their share of the draw (if both kinds are there)."""
+        desirable = np.array([ref.desirable for ref in refs])
+        if self._desirable_fraction is None or desirable.all() or not desirable.any():
+            return weights
+        share = np.where(desirable, self._desirable_fraction, 1 - self._desirable_fraction)
+        total = np.where(desirable, weights[desirable].sum(), weights[~desirable].sum())
+        return weights * share / total
+
+
+def is_kept(ref: ScoredRef, keep: Keep) -> bool:
+    """Whether an image is learned from."""
+    choices = {
+        "all": True,
+        "decided": ref.advantage != 0,
+        "desirable": ref.desirable,
+        "best": ref.is_best,
+    }
+    return choices[keep]
+
+
+class ScoredLoader:
+    """Batches of images by step number, without state: any step, any order, any process.
+
+    Args:
+        store: Where latents lie.
+        index: Images and weights, from `ScoredSource.index`.
+        embeddings: Text side.
+        batch_size: B images a step, over all processes. With whole groups: about so many, B / mean size of a group groups.
+        run_seed, iteration: Names of the random numbers.
+        whole_groups: Draw groups instead of images: a batch then holds all images of each of its groups.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        index: ScoredIndex,
+        embeddings: PromptEmbeddings,
+        *,
+        batch_size: int,
+        run_seed: int,
+        iteration: int,
+        whole_groups: bool = False,
+    ) -> None:
+        self._store = store
+        self._index = index
+        self._embeddings = embeddings
+        self._whole_groups = whole_groups
+        self.batch_size = batch_size
+        self.size = len(index)
+        self._units = _groups(index.refs) if whole_groups else [[i] for i in range(len(index))]
+        self._units_per_batch = max(1, batch_size * len(self._units) // len(index))
+        self._epochs = Epochs(
+            np.array([index.weights[unit[0]] for unit in self._units]), (run_seed, iteration, "batch")
+        )
+
+    def describe(self) -> str:
+        """One line for a person: how many images from where."""
+        refs = self._index.refs
+        counts = Counter(ref.source for ref in refs)
+        parts = ", ".join(f"{count} {source}" for source, count in sorted(counts.items()))
+        failed = self._index.dropped_failed
+        return (
+            f"{self.size} images ({parts}; {sum(ref.desirable for ref in refs)} desirable"
+            f"{f'; {failed} without a score left out' if failed else ''})"
+        )
+
+    def batch(self, step: int, start: int = 0, stop: int | None = None) -> ScoredBatch:
+        """Rows [start, stop) of the batch of a step (from 0), the whole batch by default; reads only those latents."""
+        drawn = self._draw(step)
+        stop = len(drawn) if stop is None else stop
+        if not (step >= 0 and 0 <= start < stop <= len(drawn)):
+            raise ValueError(
+                f"rows [{start}, {stop}) of step {step}: its batch has {len(drawn)} rows and steps count from 0"
+            )
+        part = drawn[start:stop]
+        refs = [self._index.refs[i] for i, _, _ in part]
+        return ScoredBatch(
+            latents=torch.from_numpy(self._store.latents([ref.sample_id for ref in refs])),
+            conditioning=self._embeddings.select([ref.prompt for ref in refs]),
+            keys=tuple(f"{ref.sample_id}@{epoch}" for ref, (_, epoch, _) in zip(refs, part, strict=True)),
+            rewards=torch.tensor([ref.reward for ref in refs], dtype=torch.float32),
+            advantages=torch.tensor([ref.advantage for ref in refs], dtype=torch.float32),
+            groups=torch.tensor([group for _, _, group in part], dtype=torch.int64),
+            desirable=torch.tensor([ref.desirable for ref in refs]),
+            weight=None
+            if refs[0].weight is None
+            else torch.tensor([ref.weight for ref in refs], dtype=torch.float32),
+            is_grouped=self._whole_groups,
+        )
+
+    def _draw(self, step: int) -> list[tuple[int, int, int]]:
+        """(image, epoch, group number) of each row of a step's batch.
+
+        Whole groups are numbered by their place in the sequence of draws: a group that is drawn twice for one batch counts
+        as two.
+        """
+        first = step * self._units_per_batch
+        units = self._epochs.take(first, first + self._units_per_batch) if step >= 0 else []
+        return [
+            (i, epoch, first + place if self._whole_groups else self._index.refs[i].group)
+            for place, (unit, epoch) in enumerate(units)
+            for i in self._units[unit]
+        ]
+
+
+def _groups(refs: tuple[ScoredRef, ...]) -> list[list[int]]:
+    groups: dict[int, list[int]] = {}
+    for i, ref in enumerate(refs):
+        groups.setdefault(ref.group, []).append(i)
+    return list(groups.values())

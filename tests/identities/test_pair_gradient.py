@@ -1,0 +1,89 @@
+"""The gradient of a loss on pairs in two halves is that of the joint forward, for every loss on pairs."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from diffexpo.algorithms import ALGORITHMS
+from diffexpo.config.algorithms import ExpoConfig
+from diffexpo.types import LearnsInParts
+from tests.unit.algorithms.methods import (
+    KEY,
+    PATHS,
+    ROWS,
+    gradients,
+    make,
+    make_batch,
+    make_policy,
+)
+
+LOSSES = {
+    "sigmoid": ("diffusion_dpo", {}),
+    "hinge": ("diffusion_dpo", {"kind": "hinge"}),
+    "ipo": ("diffusion_dpo", {"kind": "ipo"}),
+    "robust": ("diffusion_dpo", {"kind": "robust", "label_smoothing": 0.2}),
+    "simpo": ("diffusion_dpo", {"kind": "simpo", "simpo_gamma": 0.3}),
+    "anchor": ("diffusion_dpo", {"sft_weight": 2.0}),
+    "safeguard": ("diffusion_dpo", {"safeguard": True}),
+    "automatic beta": ("diffusion_dpo", {"beta": 5000.0, "auto_beta": True}),
+    "spin": ("spin", {}),
+    "mapo": ("mapo", {}),
+}
+
+
+@pytest.mark.parametrize("kind", PATHS)
+@pytest.mark.parametrize(("name", "changes"), LOSSES.values(), ids=LOSSES.keys())
+def test_two_halves_are_the_joint_gradient(name: str, changes: dict[str, object], kind: str) -> None:
+    policy = make_policy(kind)
+    batch, algorithm = make_batch(name, policy), make(name, policy, **changes)
+    joint = algorithm.loss(policy, batch, KEY)
+    expected = gradients(policy, joint.loss)
+    rows = []
+    inner = policy.predict
+
+    def counted(x_t, t, conditioning):
+        rows.append((len(x_t), torch.is_grad_enabled()))
+        return inner(x_t, t, conditioning)
+
+    policy.predict = counted
+    assert isinstance(algorithm, LearnsInParts)
+    found = {key: torch.zeros_like(value) for key, value in expected.items()}
+    value, metrics = 0.0, {}
+    for output in algorithm.loss_in_parts(policy, batch, KEY):
+        for key, slope in gradients(policy, output.loss).items():
+            found[key] += slope
+        value += float(output.loss.detach())
+        metrics |= output.metrics
+    assert value == pytest.approx(float(joint.loss.detach()), rel=1e-6)
+    assert metrics.keys() == joint.metrics.keys()
+    # The graph of one half at a time.
+    assert [count for count, has_gradient in rows if has_gradient] == [ROWS, ROWS]
+    scale = max(float(slope.abs().max()) for slope in expected.values())
+    for key, slope in expected.items():
+        assert float((found[key] - slope).abs().max()) <= 1e-6 * max(scale, 1.0), key
+
+
+def test_the_bonus_of_expo_is_in_the_parts_too() -> None:
+    policy = make_policy()
+    pairs = make_batch("diffusion_dpo", policy)
+    generator = torch.Generator().manual_seed(5)
+    explored, main = torch.randn(2, 3, *policy.latent_shape, generator=generator)
+    batch = type(pairs)(
+        pairs.winner, pairs.loser, pairs.conditioning, pairs.keys, pairs.weight,
+        explored=explored, main=main, contrast_conditioning=pairs.conditioning.select(slice(0, 3)),
+        contrast_keys=("a", "b", "c"),
+    )  # fmt: skip
+    settings = ExpoConfig(beta=30.0, alpha=0.7, empty_prompt_fraction=0.5)
+    algorithm = ALGORITHMS["expo"](settings, policy.encode_prompts([""]))
+    joint = algorithm.loss(policy, batch, KEY)
+    outputs = [
+        (gradients(policy, output.loss), float(output.loss.detach()), output.metrics)
+        for output in algorithm.loss_in_parts(policy, batch, KEY)
+    ]
+    assert len(outputs) == 4
+    assert sum(value for _, value, _ in outputs) == pytest.approx(float(joint.loss.detach()), rel=1e-6)
+    assert {name for _, _, metrics in outputs for name in metrics} == set(joint.metrics)
+    for key, slope in gradients(policy, joint.loss).items():
+        total = sum(found[key] for found, _, _ in outputs)
+        torch.testing.assert_close(total, slope, rtol=1e-5, atol=1e-6)

@@ -1,0 +1,246 @@
+"""Methods on trajectories through real runs: killed anywhere, split anyhow, on one process or two, the result is the same."""
+
+import json
+import subprocess
+import sys
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+from diffexpo import build
+from diffexpo.cli.progress import Console
+from diffexpo.config import load_config
+from diffexpo.data.store import Store
+from diffexpo.errors import ConfigError
+from tests.invariants.conftest import SIGKILL, diffexpo, environment, kill_when, weights
+from tests.tiny import tiny_flow
+
+RECIPE = """\
+name: tiny
+seed: 7
+model: {{path: {model}, device: cpu}}
+prompts: {{source: {root}/prompts.txt}}
+offline: {{source: null}}
+explore:
+  iterations: 3
+  prompts_per_iteration: 4
+  images_per_prompt: 2
+  batch_size: 4
+  sampler: {sampler}
+  negatives: {{source: null}}
+rewards:
+  - {{name: brightness, type: python, path: "{root}/rewards.py:brightness"}}
+algorithm: {algorithm}
+training:
+  steps: 4
+  batch_size: 8
+  micro_batch_size: 4
+  learning_rate: 1.0e-3
+  warmup_fraction: 0.0
+  checkpoint_every: 2
+evaluation:
+  prompts: {root}/heldout.txt
+  num_prompts: 2
+  sampler: {{name: {evaluated}, steps: 2, guidance: 2.0}}
+  judges: [{{name: redness, type: python, path: "{root}/rewards.py:redness"}}]
+  kl_prompts: 0
+  vendi_prompts: 0
+  bootstrap: 100
+  grid_prompts: 1
+  every_iteration: false
+"""
+DDIM = "{name: ddim, steps: 3, guidance: 2.0, eta: 1.0}"
+SDE = "{name: flow_sde, steps: 3, guidance: 2.0}"
+METHODS = {
+    "ddpo": ("vp", "{type: ddpo, clip_range: 0.01, min_count: 3}"),
+    "flow_grpo": ("flow", "{type: flow_grpo, clip_range: 0.01}"),
+    "dpok": ("vp", "{type: dpok, clip_range: 0.01, timestep_fraction: 0.7}"),
+    "d3po": ("vp", "{type: d3po}"),
+    "prdp": ("vp", "{type: prdp, clip_range: 0.01}"),
+    "spo": ("vp", "{type: spo, num_candidates: 2, first_transition: 1, threshold: 0.0}"),
+}
+
+
+@pytest.fixture(scope="session")
+def models(world: Path) -> dict[str, Path]:
+    return {"vp": world / "model", "flow": tiny_flow(world / "flow")}
+
+
+def write_recipe(world: Path, models: dict[str, Path], method: str, sampler: str = "") -> Path:
+    kind, algorithm = METHODS[method]
+    text = RECIPE.format(
+        model=models[kind],
+        root=world,
+        sampler=sampler or (DDIM if kind == "vp" else SDE),
+        algorithm=algorithm,
+        evaluated="ddim" if kind == "vp" else "flow_euler",
+    )
+    path = world / f"{method}.yaml"
+    path.write_text(text)
+    return path
+
+
+def run(recipe: Path, folder: Path, *settings: str, resume: bool = False) -> Path:
+    loaded = load_config([str(recipe)], list(settings))
+    build.run(loaded.config, folder, sources=loaded.sources, resume=resume, console=Console())
+    return folder
+
+
+@pytest.fixture(scope="module")
+def runs(
+    world: Path, models: dict[str, Path], tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, tuple[Path, Path]]:
+    """(recipe, folder of an uninterrupted run) by method, made when first asked for."""
+
+    class Runs(dict):
+        def __missing__(self, method: str) -> tuple[Path, Path]:
+            recipe = write_recipe(world, models, method)
+            self[method] = recipe, run(recipe, tmp_path_factory.mktemp(method) / "run")
+            return self[method]
+
+    return Runs()
+
+
+def lines(folder: Path) -> list[dict[str, object]]:
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [
+        {
+            name: value
+            for name, value in row.items()
+            if name != "wall_s" and not name.startswith(("time/", "mem/"))
+        }
+        for row in rows
+    ]
+
+
+def payloads(folder: Path) -> dict[str, object]:
+    """What each stage was completed with, and the checksums of its files."""
+    found = {}
+    for path in sorted((folder / "store" / "manifests").glob("*.json")):
+        body = json.loads(path.read_text())
+        timeless = {name: value for name, value in body["payload"].items() if not name.startswith("time/")}
+        found[path.name] = (timeless, body["files"])
+    return found
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_method_runs_whole_and_leaves_what_it_must(runs, method):
+    _, folder = runs[method]
+    store = Store(folder / "store")
+    stages = {"collect", "train"} | ({"pair"} if method == "d3po" else set())
+    assert {(name, t) for name, t in store.completed()} == {(name, t) for name in stages for t in (1, 2, 3)}
+    assert [len(store.samples(t)) for t in (1, 2, 3)] == [8, 8, 8]
+    files = [load_file(folder / "checkpoints" / f"weights-{t:04d}.safetensors") for t in (1, 2, 3)]
+    for one, two in pairwise(files):
+        assert any(np.abs(one[name] - two[name]).max() > 0 for name in one)
+    assert not list((folder / "trajectories").iterdir())
+    assert [path.name for path in (folder / "checkpoints").glob("optimizer-*")] == [
+        "optimizer-0003.safetensors"
+    ]
+    assert json.loads((folder / "status.json").read_text())["state"] == "finished"
+    assert (folder / "report.html").stat().st_size > 10_000
+    first = next(row for row in lines(folder) if row["phase"] == "train")
+    if "train/ratio" in first:
+        assert first["train/ratio"] == pytest.approx(1.0, abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("method", "pattern"),
+    [
+        ("ddpo", "trajectories/iteration-0002/unit-*"),
+        ("ddpo", "checkpoints/iteration-0002/checkpoint-*"),
+        ("flow_grpo", "checkpoints/optimizer-0001.safetensors"),
+    ],
+)
+def test_kill_9_and_resume_is_bit_identical(runs, tmp_path, method, pattern):
+    recipe, truth = runs[method]
+    folder = tmp_path / "run"
+    code = kill_when(["run", str(recipe), "--out", str(folder)], lambda: any(folder.glob(pattern)), SIGKILL)
+    assert code == -9, "the run ended before it could be killed"
+    loaded = load_config([str(recipe)], [])
+    build.run(loaded.config, folder, sources=loaded.sources, resume=True, console=Console())
+    assert weights(folder) == weights(truth)
+    assert payloads(folder) == payloads(truth)
+    assert lines(folder) == lines(truth)
+
+
+@pytest.mark.parametrize("method", ["dpok", "d3po", "prdp", "spo"])
+def test_stage_by_stage_is_bit_identical(runs, tmp_path, method):
+    recipe, truth = runs[method]
+    loaded = load_config([str(recipe)], [])
+    for stage in ("collect-1", "train-1", "collect-2", None):
+        folder = tmp_path / "run"
+        build.run(
+            loaded.config,
+            folder,
+            sources=loaded.sources,
+            resume=folder.exists(),
+            console=Console(),
+            stop_after=stage,
+        )
+    assert weights(folder) == weights(truth)
+    assert payloads(folder) == payloads(truth)
+
+
+@pytest.mark.parametrize("micro", [1, 8])
+@pytest.mark.parametrize("method", ["ddpo", "flow_grpo"])
+def test_micro_batches_do_not_change_the_result(runs, world, models, tmp_path, method, micro):
+    recipe, truth = runs[method]
+    folder = run(recipe, tmp_path / "run", f"training.micro_batch_size={micro}", "explore.iterations=1")
+    place = "unet" if method == "ddpo" else "transformer"
+    model = models["vp" if method == "ddpo" else "flow"]
+    base = load_file(model / place / "diffusion_pytorch_model.safetensors")
+    one = load_file(truth / "checkpoints" / "weights-0001.safetensors")
+    two = load_file(folder / "checkpoints" / "weights-0001.safetensors")
+    difference = np.concatenate([(one[name] - two[name]).ravel() for name in one]).astype(np.float64)
+    movement = np.concatenate([(one[name] - base[name]).ravel() for name in one]).astype(np.float64)
+    # AdamW steps fully even where a gradient is rounding itself, so single weights may differ by a step; together they do not.
+    assert np.linalg.norm(difference) < 1e-2 * np.linalg.norm(movement)
+    assert np.median(np.abs(difference)) < 1e-6
+
+
+@pytest.mark.parametrize("method", ["ddpo", "flow_grpo"])
+def test_two_processes_equal_one(runs, tmp_path, method):
+    recipe, truth = runs[method]
+    folder = tmp_path / "run"
+    done = subprocess.run(
+        [
+            sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2",
+            "-m", "diffexpo", "run", str(recipe), "--out", str(folder),
+        ],
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    rows = [
+        {row["sample_id"]: row["seed_key"] for row in Store(path / "store").samples(1)}
+        for path in (folder, truth)
+    ]
+    assert rows[0] == rows[1]
+    # From the second iteration on images are drawn with weights that differ by rounding.
+    one, two = (load_file(path / "checkpoints" / "weights-0001.safetensors") for path in (truth, folder))
+    assert max(np.abs(one[name] - two[name]).max() for name in one) < 1e-5
+    one, two = (load_file(path / "checkpoints" / "weights-0003.safetensors") for path in (truth, folder))
+    assert max(np.abs(one[name] - two[name]).max() for name in one) < 1e-3
+
+
+def test_a_sample_is_regenerated_bit_for_bit(runs, tmp_path):
+    for method in ("ddpo", "flow_grpo"):
+        _, folder = runs[method]
+        name = Store(folder / "store").samples(2)[3]["sample_id"]
+        assert build.regenerate(folder, name, tmp_path / "out.png")["latents"] == "identical"
+
+
+def test_eta_0_is_refused_before_anything_is_spent(world, models, tmp_path):
+    recipe = write_recipe(world, models, "ddpo", "{name: ddim, steps: 3, guidance: 2.0, eta: 0.0}")
+    with pytest.raises(ConfigError, match="no density"):
+        load_config([str(recipe)], [])
+    done = diffexpo("run", str(recipe), "--out", str(tmp_path / "run"), check=False)
+    assert done.returncode == 2 and "no density" in done.stderr
+    assert not (tmp_path / "run").exists()
