@@ -196,12 +196,16 @@ def awm_log_prob(weighting: str) -> Case:
     )
 
 
-def group_loss(e: Array, er: Array, a: Array) -> Array:
+def group_margin(e: Array, er: Array, a: Array) -> Array:
     out = np.zeros(len(e))
     for group in np.unique(GROUPS):
         of = GROUPS == group
-        out[of] = -logsig(-BETA * (a[of] * (e[of] - er[of])).mean())
+        out[of] = -BETA * (a[of] * (e[of] - er[of])).mean()
     return out
+
+
+def group_loss(e: Array, er: Array, a: Array) -> Array:
+    return -logsig(group_margin(e, er, a))
 
 
 def clipped_dgpo() -> Case:
@@ -258,6 +262,12 @@ CASES = {
     "kto_baseline class_mean": baseline("class_mean", 1.0),
     "mapo_loss": mapo_case(0.5, 100),
     "mapo_loss wide": mapo_case(4.0, 10),
+    "mapo_margin": Case(
+        lambda w, l_: mapo.mapo_margin(w, l_, shift=4.0, num_train_timesteps=10),
+        lambda w, l_: 10 * (phi(w, 4.0) - phi(l_, 4.0)),
+        "ee",
+        (0, 1),
+    ),
     "mapo_score": Case(lambda e: mapo.mapo_score(e, shift=4.0), lambda e: phi(e, 4.0), "e", (0,)),
     "nft_loss": nft(1.0),
     "nft_loss short": nft(0.1),
@@ -268,6 +278,9 @@ CASES = {
         lambda *x: dgpo.dgpo_loss(*x, torch.from_numpy(GROUPS), beta=BETA), group_loss, "eea", (0,)
     ),
     "dgpo_loss clipped": clipped_dgpo(),
+    "dgpo_margin": Case(
+        lambda *x: dgpo.dgpo_margin(*x, torch.from_numpy(GROUPS), beta=BETA), group_margin, "eea", (0,)
+    ),
     "safeguard_scale": Case(lambda w, l_: safeguards.safeguard_scale(w, l_, mu=0.6), scale, "xx", ()),
     "auto_beta": Case(
         lambda m: safeguards.auto_beta(m, target=0.1)[None],

@@ -333,9 +333,8 @@ def config_notes(config: RunConfig) -> list[str]:
     notes = [*_method_notes(config), *trajectory_notes(config), *image_notes(config)]
     is_rollout = learns_from_trajectories(config)
     if explore.iterations > 1 and config.offline.source is None and not is_rollout:
-        notes.append(
-            "iteration 1 has no offline pairs to train on: it explores with the base model as both agents"
-        )
+        who = " as both agents" if explore.agents == 2 else ""
+        notes.append(f"iteration 1 has no offline pairs to train on: it explores with the base model{who}")
     if config.baseline.offline_dpo and explore.iterations == 1:
         notes.append(
             "baseline.offline_dpo with explore.iterations = 1 trains on the same pairs as the run itself"

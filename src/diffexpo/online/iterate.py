@@ -153,7 +153,8 @@ def train(loop: Loop, iteration: int) -> None:
     config = loop.config
     load_iterates(loop, iteration - 1)
     if iteration == 1 and not learns_from_offline(config):
-        loop.console.line("iteration 1: nothing to train on yet, so the base model explores")
+        reason = "no offline pairs" if config.offline.source is None else "offline pairs alone teach nothing"
+        loop.console.line(f"iteration 1: {reason}, so the base model explores")
         keep_iterate(loop, iteration, {"pairs/available": 0, "cost/network_evaluations": 0})
         return
     weights = loop.policy.weights
