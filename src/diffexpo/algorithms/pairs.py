@@ -8,6 +8,7 @@ Both have the same gradient. In parts, the activations of one half are held at a
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
@@ -38,14 +39,14 @@ class PairErrors:
 Objective = Callable[[PairErrors], tuple[Tensor, Metrics]]
 
 
-class PairMethod(ForwardMethod):
+class PairMethod(ForwardMethod, ABC):
     """A method whose loss is a mean over pairs of a function of their errors; a subclass says which (`judge`)."""
 
     batch_type = PairBatch
 
+    @abstractmethod
     def judge(self, errors: PairErrors, batch: PairBatch) -> tuple[Tensor, Metrics]:
         """Loss (B,) of each pair before its weight, and the metrics of the errors."""
-        raise NotImplementedError
 
     def loss(self, policy: Policy, batch: PairBatch, noise_key: NoiseKey) -> LossOutput:
         """Mean loss over the batch's pairs and its metrics; noise is keyed by (noise_key, pair key)."""

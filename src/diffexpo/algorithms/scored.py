@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 
 from torch import Tensor
@@ -10,16 +11,16 @@ from diffexpo.algorithms.forward import ForwardMethod, NoiseKey, NoisyImages, as
 from diffexpo.types import LossOutput, Policy, ScoredBatch
 
 
-class ScoredMethod(ForwardMethod):
+class ScoredMethod(ForwardMethod, ABC):
     """A method whose loss is a mean over images; a subclass gives each image's (`row_losses`)."""
 
     batch_type = ScoredBatch
 
+    @abstractmethod
     def row_losses(
         self, policy: Policy, batch: ScoredBatch, images: NoisyImages
     ) -> tuple[Tensor, Mapping[str, Tensor]]:
         """Loss (B,) of each image before its weight, and metrics row by row."""
-        raise NotImplementedError
 
     def loss(self, policy: Policy, batch: ScoredBatch, noise_key: NoiseKey) -> LossOutput:
         """Mean over images of weight times loss, and its metrics; noise is keyed by (noise_key, name of the row)."""
