@@ -11,7 +11,7 @@ from diffexpo.algorithms import ALGORITHMS
 from diffexpo.build.aliases import named_prompts, resolve
 from diffexpo.build.evaluating import make_evaluator
 from diffexpo.config import RunConfig
-from diffexpo.config.algorithms import DiffusionDpoConfig, SpinConfig
+from diffexpo.config.algorithms import DiffusionDpoConfig, SpinConfig, SpoConfig
 from diffexpo.config.trajectory_rules import learns_from_trajectories
 from diffexpo.data.latents import PromptEmbeddings
 from diffexpo.data.offline.ingest import import_offline
@@ -172,7 +172,8 @@ def import_pairs(
     config: RunConfig, policy: Policy, store: Store, console: Console, stop: StopSignal, world: World
 ) -> None:
     """D_off into the store as iteration 0, each image encoded once."""
-    if store.is_complete("offline", 0):
+    # Rank 0's answer is everybody's: see `online.iterate.is_complete`.
+    if world.broadcast_object(store.is_complete("offline", 0)):
         return
     if world.rank == 0:
         with console.phase("import offline pairs", 0, "units of 256") as bar:

@@ -28,6 +28,7 @@ from diffexpo.config.algorithms import (
     DiffusionKtoConfig,
     ExpoConfig,
     MethodConfig,
+    RwrConfig,
     SftConfig,
     SpinConfig,
 )
@@ -148,7 +149,7 @@ def schedule(config: RunConfig) -> list[tuple[str, int]]:
 
 def train(loop: Loop, iteration: int) -> None:
     """Train p_t from p_{t-1} on D_off and everything collected so far; without D_off, p_1 is p_0."""
-    if loop.store.is_complete(loop.lane + "train", iteration):
+    if is_complete(loop, loop.lane + "train", iteration):
         return
     config = loop.config
     load_iterates(loop, iteration - 1)
@@ -183,6 +184,15 @@ def train(loop: Loop, iteration: int) -> None:
     keep_iterate(loop, iteration, payload)
 
 
+def is_complete(loop: Loop, stage: str, iteration: int) -> bool:
+    """Whether a stage was complete when rank 0 came to it; every process gets that answer.
+
+    A process that looked for itself, and came late, could find complete what rank 0 has just finished. It would leave out the
+    stage's barrier, and from there on be one stage ahead of all others.
+    """
+    return loop.world.broadcast_object(loop.store.is_complete(stage, iteration))
+
+
 def keep_iterate(loop: Loop, iteration: int, payload: Mapping[str, float]) -> None:
     """Write "current" as p_t; the manifest, written last, makes the stage complete."""
     weights = loop.policy.weights
@@ -198,7 +208,7 @@ def keep_iterate(loop: Loop, iteration: int, payload: Mapping[str, float]) -> No
 
 def collect_iteration(loop: Loop, iteration: int) -> None:
     """Both agents draw images for this iteration's prompts; rewards score them; rows and latents go to the store."""
-    if loop.store.is_complete("collect", iteration):
+    if is_complete(loop, "collect", iteration):
         return
     load_iterates(loop, iteration)
     explore = loop.config.explore
@@ -268,7 +278,7 @@ def draw_images(
 
 def pair(loop: Loop, iteration: int) -> PairingReport | None:
     """Rank each prompt's candidates; the best and the worst become winner and loser."""
-    if loop.store.is_complete("pair", iteration):
+    if is_complete(loop, "pair", iteration):
         return None
     report = None
     if loop.world.rank == 0:
@@ -394,6 +404,7 @@ def _scored_loader(loop: Loop, iteration: int) -> ScoredLoader:
         if isinstance(algorithm, DiffusionKtoConfig)
         else None,
         weigh=_weigher(loop.engine.algorithm),
+        weigh_scope=algorithm.scope if isinstance(algorithm, RwrConfig) else "prompt",
     )
     index = source.index(iteration)
     loop.embeddings.add(["", *index.prompts()])

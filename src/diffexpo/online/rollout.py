@@ -64,6 +64,7 @@ from diffexpo.online.cost import transition_training_cost
 from diffexpo.online.iterate import (
     Loop,
     draw_images,
+    is_complete,
     keep_iterate,
     load_iterate,
     pair,
@@ -125,7 +126,7 @@ def schedule(config: RunConfig) -> list[tuple[str, int]]:
 
 def collect_iteration(loop: Loop, iteration: int) -> None:
     """The newest policy draws images for this iteration's prompts; their trajectories are kept until they are trained."""
-    if loop.store.is_complete("collect", iteration):
+    if is_complete(loop, "collect", iteration):
         return
     load_iterate(loop, iteration - 1, "current")
     draw = partial(_draw_and_keep, loop, trajectories_of(loop, iteration))
@@ -150,7 +151,7 @@ def agent_of(loop: Loop) -> Agent:
 def train(loop: Loop, iteration: int) -> None:
     """Train p_t from p_{t-1} on the transitions of D_t, going on with the optimiser's state of p_{t-1}."""
     trajectories = trajectories_of(loop, iteration)
-    if loop.store.is_complete("train", iteration):
+    if is_complete(loop, "train", iteration):
         _forget(loop, iteration, trajectories)
         return
     config, weights = loop.config, loop.policy.weights
