@@ -190,7 +190,10 @@ class RwrConfig(ForwardConfig):
     type: Literal["rwr"] = "rwr"
     """The training method."""
     kind: Literal["exponential", "sparse"] = "exponential"
-    """Weights B softmax(rewards / temperature) within a prompt, or equal weights above a percentile and 0 below."""
+    """Weights B softmax(rewards / temperature), or equal weights above a percentile and 0 below."""
+    scope: Literal["prompt", "global"] = "prompt"
+    """Which rewards an image's is compared with: those of its prompt in its collection, or those of its whole collection (then
+    prompts whose images always score high are learned most)."""
     temperature: Positive = 5.0
     """Divides the reward (the authors' "temperature" 1/5 for JPEG kilobytes multiplies it). In units of the reward: set it to a
     fraction of the reward's spread within a prompt."""

@@ -79,7 +79,8 @@ class ScoredSource:
         keep: Images that are learned from: all; those whose advantage is not 0 (`decided`); those better than their
             prompt's mean (`desirable`); the best of each prompt.
         desirable_fraction: Share of desirable images in the draw; None leaves it as it is.
-        weigh: Rewards (n,) of one group's scored images to the weights (n,) of their losses; None: all 1.
+        weigh: Rewards (n,) of scored images to the weights (n,) of their losses; None: all 1.
+        weigh_scope: What `weigh` is called with: the images of one prompt, or all of a collection.
     """
 
     def __init__(
@@ -92,6 +93,7 @@ class ScoredSource:
         keep: Keep = "all",
         desirable_fraction: float | None = None,
         weigh: Weigh | None = None,
+        weigh_scope: Literal["prompt", "global"] = "prompt",
     ) -> None:
         self._store = store
         self._hybrid = hybrid
@@ -100,6 +102,7 @@ class ScoredSource:
         self._keep = keep
         self._desirable_fraction = desirable_fraction
         self._weigh = weigh
+        self._weigh_scope = weigh_scope
 
     def index(self, iteration: int) -> ScoredIndex:
         """Images that iteration t trains on: those of D_off and of the collections 1 .. t-1.
@@ -132,8 +135,8 @@ class ScoredSource:
                 f"iteration {iteration} has no images to train on ({len(refs)} scored in the store, {dropped} failed; "
                 f"none kept of positive weight, keep is {self._keep!r}): set offline.source, or check the rewards"
             )
-        chosen = tuple(refs[i] for i in kept)
-        return ScoredIndex(chosen, self._balanced(chosen, weights[kept]), dropped)
+        chosen, counted = _without_weightless([refs[i] for i in kept])
+        return ScoredIndex(chosen, self._balanced(chosen, weights[kept][counted]), dropped)
 
     def _offline(self) -> list[ScoredRef]:
         won: Counter[str] = Counter()
@@ -185,11 +188,12 @@ class ScoredSource:
         return [replace(ref, advantage=float(value)) for ref, value in zip(refs, advantages, strict=True)]
 
     def _weighed(self, refs: list[ScoredRef]) -> list[ScoredRef]:
-        """The images with the weights of their losses, over each whole group; images of a group stand behind each other."""
+        """The images with the weights of their losses, over each whole scope; images of a group stand behind each other."""
         if self._weigh is None:
             return refs
+        scope = (lambda ref: ref.group) if self._weigh_scope == "prompt" else (lambda ref: ref.iteration)
         weighed = []
-        for group in _groups(tuple(refs)):
+        for group in _groups(tuple(refs), scope):
             rewards = np.array([refs[i].reward for i in group], dtype=np.float64)
             weighed += [
                 replace(refs[i], weight=float(weight))
@@ -303,8 +307,23 @@ class ScoredLoader:
         ]
 
 
-def _groups(refs: tuple[ScoredRef, ...]) -> list[list[int]]:
+def _without_weightless(refs: list[ScoredRef]) -> tuple[tuple[ScoredRef, ...], np.ndarray]:
+    """Images whose loss has a weight, and which they are; an image of weight 0 would cost a forward and teach nothing.
+
+    The weights that stay are scaled by the share of the images that stay, so that the mean over a draw is what it was.
+    """
+    counted = np.array([ref.weight != 0 for ref in refs])
+    share = float(counted.mean())
+    if share == 1:
+        return tuple(refs), counted
+    chosen = (ref for ref, counts in zip(refs, counted, strict=True) if counts)
+    return tuple(replace(ref, weight=share * float(ref.weight or 0)) for ref in chosen), counted
+
+
+def _groups(
+    refs: tuple[ScoredRef, ...], number: Callable[[ScoredRef], int] = lambda ref: ref.group
+) -> list[list[int]]:
     groups: dict[int, list[int]] = {}
     for i, ref in enumerate(refs):
-        groups.setdefault(ref.group, []).append(i)
+        groups.setdefault(number(ref), []).append(i)
     return list(groups.values())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -248,9 +249,10 @@ def test_rows_outside_the_batch_are_refused(store: Store) -> None:
 
 
 def test_weights_are_of_the_whole_group_and_failed_scores_have_no_part_in_them(store: Store) -> None:
-    source = ScoredSource(
-        store, HybridConfig(), mix, centred, weigh=lambda rewards: len(rewards) * rewards / rewards.sum()
-    )
+    def proportional(rewards: np.ndarray) -> np.ndarray:
+        return len(rewards) * (1 + rewards) / (1 + rewards).sum()
+
+    source = ScoredSource(store, HybridConfig(), mix, centred, weigh=proportional)
     index = source.index(3)
     groups: dict[int, list[float]] = {}
     for ref in index.refs:
@@ -264,3 +266,27 @@ def test_weights_are_of_the_whole_group_and_failed_scores_have_no_part_in_them(s
     batch = loader.batch(0)
     assert batch.weight.tolist() == pytest.approx([weight[name] for name in names(batch.keys)])
     assert make_loader(store).batch(0).weight is None
+
+
+@pytest.mark.parametrize("scope", ["prompt", "global"])
+def test_images_of_weight_zero_are_not_drawn_and_the_expected_loss_stays(
+    store: Store, scope: Literal["prompt", "global"]
+) -> None:
+    def best_only(rewards: np.ndarray) -> np.ndarray:
+        best = (rewards == rewards.max()).astype(np.float64)
+        return best * len(rewards) / best.sum()
+
+    hybrid = HybridConfig(offline_weight=0.0)
+    source = ScoredSource(store, hybrid, mix, centred, weigh=best_only, weigh_scope=scope)
+    index = source.index(3)
+    found = {(ref.iteration, ref.reward): ref.weight for ref in index.refs}
+    # 19 images were scored (one of 20 failed). Prompts' best: one of 4, 4 equal of 4, one of 3 in the first collection;
+    # one of 4 and one of 4 in the second.
+    if scope == "prompt":
+        share = 8 / 19
+        expected = {(1, 50.0): 4, (1, 30.0): 1, (1, 20.0): 3, (2, 40.0): 4, (2, 90.0): 4}
+    else:
+        share = 2 / 19
+        expected = {(1, 50.0): 11, (2, 90.0): 8}
+    assert found == {key: pytest.approx(share * weight) for key, weight in expected.items()}
+    assert sum(ref.weight or 0 for ref in index.refs) / len(index) == pytest.approx(1)
