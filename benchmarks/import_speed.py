@@ -1,0 +1,188 @@
+"""How fast, in how much memory and how safely a large preference set is imported.
+
+    .venv/bin/python benchmarks/import_speed.py --pairs 100000 --kills 5
+
+Makes a Pick-a-Pic-shaped set (64-pixel JPEGs, Parquet shards of 10,000 rows), copies it once for the speed of the disk, then runs
+`diffexpo data import` on it: wall and processor time, pairs and bytes a second, peak memory. Then it imports the set again, killed
+with SIGKILL at random moments and started anew each time, and compares every file of the two results: no pair may be lost or come
+twice. The result is written to benchmarks/results/import_speed.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+import os
+import platform
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from PIL import Image
+
+SHARD_ROWS = 10_000
+POOL = 4096
+
+
+def jpegs(count: int, side: int, draw: random.Random) -> list[bytes]:
+    """Different JPEGs: coarse noise scaled up, so that their size is that of pictures and not of noise."""
+    found = []
+    for _ in range(count):
+        image = Image.frombytes("RGB", (8, 8), draw.randbytes(192)).resize(
+            (side, side), Image.Resampling.BICUBIC
+        )
+        buffer = io.BytesIO()
+        image.save(buffer, "JPEG", quality=90)
+        found.append(buffer.getvalue())
+    return found
+
+
+def make_set(folder: Path, pairs: int, side: int, seed: int) -> int:
+    """Write the set; one row in fifty is a tie, one in a hundred cannot be decoded. Returns its bytes."""
+    draw = random.Random(seed)
+    pool = jpegs(min(POOL, 2 * pairs), side, draw)
+    folder.mkdir(parents=True)
+    for shard, start in enumerate(range(0, pairs, SHARD_ROWS)):
+        rows = [row(number, pool, draw) for number in range(start, min(start + SHARD_ROWS, pairs))]
+        pq.write_table(pa.Table.from_pylist(rows), folder / f"train-{shard:05d}.parquet", row_group_size=1000)
+    return sum(path.stat().st_size for path in folder.iterdir())
+
+
+def row(number: int, pool: list[bytes], draw: random.Random) -> dict[str, object]:
+    first, second = draw.sample(range(len(pool)), 2)
+    label = 0.5 if number % 50 == 7 else float(draw.random() < 0.5)
+    uids = [f"{number}-{first}", f"{number}-{second}"]
+    return {
+        "are_different": True, "best_image_uid": uids[0] if label == 1.0 else uids[1] if label == 0.0 else "tie",
+        "caption": f"prompt {number // 10} of a synthetic set, with some more words", "has_label": True,
+        "image_0_uid": uids[0], "image_1_uid": uids[1],
+        "jpg_0": pool[first][:200] if number % 100 == 13 else pool[first], "jpg_1": pool[second],
+        "label_0": label, "label_1": 1.0 - label, "model_0": "one", "model_1": "two", "ranking_id": number, "user_id": number % 97,
+    }  # fmt: skip
+
+
+def start(source: Path, target: Path, log: Path) -> subprocess.Popen[bytes]:
+    command = [sys.executable, "-m", "diffexpo", "data", "import", str(source), "--to", str(target)]
+    with log.open("ab") as out:
+        return subprocess.Popen(command, stdout=out, stderr=out, env=os.environ | {"OMP_NUM_THREADS": "1"})
+
+
+def finish(process: subprocess.Popen[bytes], log: Path) -> tuple[float, float]:
+    """(processor seconds, peak memory in MiB) of a process that must end well."""
+    _, status, usage = os.wait4(process.pid, 0)
+    if status != 0:
+        sys.exit(log.read_text()[-2000:])
+    return usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 1024
+
+
+def killed_import(
+    source: Path, target: Path, log: Path, kills: int, shards: int, shard_s: float, draw: random.Random
+) -> list[int]:
+    """Import with SIGKILL, each at a random moment behind another shard; returns the whole shards at each kill."""
+    landed = []
+    for kill in range(kills):
+        process = start(source, target, log)
+        wanted = round(kill * shards / kills)
+        while process.poll() is None and whole_shards(target) < wanted:
+            time.sleep(0.002)
+        time.sleep(draw.uniform(0.0, shard_s))
+        if process.poll() is None:
+            process.send_signal(signal.SIGKILL)
+            landed.append(whole_shards(target))
+        process.wait()
+    finish(start(source, target, log), log)
+    return landed
+
+
+def whole_shards(target: Path) -> int:
+    return len(list(target.glob("pairs-*.parquet")))
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def pair_ids(folder: Path) -> list[str]:
+    """The names of all pairs of an import, in order."""
+    return [
+        name
+        for path in sorted(folder.glob("*.parquet"))
+        for name in pq.read_table(path, columns=["pair_id"])["pair_id"].to_pylist()
+    ]
+
+
+def measure(pairs: int, kills: int, side: int, seed: int, root: Path) -> dict[str, object]:
+    """Everything the benchmark reports."""
+    size = make_set(root / "set", pairs, side, seed)
+    log = root / "log.txt"
+    began = time.perf_counter()
+    shutil.copytree(root / "set", root / "copy")
+    os.sync()
+    copy_s = time.perf_counter() - began
+    shutil.rmtree(root / "copy")
+    began = time.perf_counter()
+    cpu_s, peak = finish(start(root / "set", root / "whole", log), log)
+    wall_s = time.perf_counter() - began
+    report = json.loads((root / "whole" / "manifest.json").read_text())["report"]
+    shards = whole_shards(root / "whole")
+    landed = killed_import(
+        root / "set", root / "killed", log, kills, shards, wall_s / (shards + 1), random.Random(seed)
+    )
+    names = pair_ids(root / "killed")
+    return {
+        "pairs": pairs,
+        "side": side,
+        "set_mb": size / 1e6,
+        "copy_s": copy_s,
+        "wall_s": wall_s,
+        "cpu_s": cpu_s,
+        "pairs_per_s": pairs / wall_s,
+        "pairs_per_cpu_s": pairs / cpu_s,
+        "mb_per_s": size / 1e6 / wall_s,
+        "peak_mib": peak,
+        "report": report,
+        "kills_landed": len(landed),
+        "whole_shards_at_kill": landed,
+        "killed_equals_whole": contents(root / "killed") == contents(root / "whole"),
+        "pairs_twice": len(names) - len(set(names)),
+        "pairs_lost": report["kept"] - len(set(names)),
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}",
+        "load_average": os.getloadavg()[0],
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--pairs", type=int, default=100_000)
+    parser.add_argument("--kills", type=int, default=5)
+    parser.add_argument("--side", type=int, default=64, help="side of the JPEGs in pixels")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "import_speed.json")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as temporary:
+        result = measure(options.pairs, options.kills, options.side, options.seed, Path(temporary))
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    options.out.write_text(json.dumps(result, indent=1) + "\n")
+    same = "the same bytes" if result["killed_equals_whole"] else "DIFFERENT BYTES"
+    print(
+        f"{options.pairs:,} pairs, {result['set_mb']:.0f} MB: {result['wall_s']:.1f} s ({result['cpu_s']:.1f} s processor), "
+        f"{result['pairs_per_s']:.0f} pairs/s, {result['mb_per_s']:.1f} MB/s; a plain copy {result['copy_s']:.1f} s; peak "
+        f"{result['peak_mib']:.0f} MiB\n"
+        f"{result['kills_landed']} kills: {same}, {result['pairs_twice']} pairs twice, {result['pairs_lost']} lost"
+    )
+    ok = result["killed_equals_whole"] and not result["pairs_twice"] and not result["pairs_lost"]
+    sys.exit(0 if ok else 1)
+
+
+if __name__ == "__main__":
+    main()

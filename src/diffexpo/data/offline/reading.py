@@ -1,0 +1,321 @@
+"""Rows of foreign files, a few in memory at a time: Parquet, CSV, JSON lines and JSON lists.
+
+Each reader yields (number, row). A row that cannot be read is a `Damage` in the row's place, and the reader goes on
+behind it; only a file that cannot be read at all is an error.
+"""
+
+from __future__ import annotations
+
+import codecs
+import csv
+import difflib
+import json
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from diffexpo.data.offline.base import is_utf8
+from diffexpo.errors import ImportFormatError
+
+MAX_LINE = 2**20
+MAX_ELEMENT = 2**20
+_BATCH_ROWS = 64
+_BATCH_BYTES = 2**24
+_BOMB_BYTES = 2**26
+_BOMB_RATIO = 50
+_CHUNK = 2**16
+_SPACE = re.compile(r"[ \t\r\n]*")
+
+
+@dataclass(frozen=True)
+class Damage:
+    """Rows that cannot be read, why, and how many they are."""
+
+    reason: str
+    count: int = 1
+
+
+Record = dict[str, Any]
+
+
+# ---- Parquet -----------------------------------------------------------------------------------------------
+
+
+def parquet_schema(file: Path) -> pa.Schema:
+    """The columns of a Parquet file.
+
+    Raises:
+        ImportFormatError: it is no whole Parquet file, or two columns have one name.
+    """
+    with _damage(file):
+        schema = pq.read_schema(file)
+    twice = sorted({name for name in schema.names if schema.names.count(name) > 1})
+    if twice:
+        raise ImportFormatError(f"{file}: column {twice[0]!r} is there twice; rename or drop one of the two")
+    return schema
+
+
+def parquet_rows(file: Path, columns: Sequence[str], start: int = 0) -> Iterator[tuple[int, Record | Damage]]:
+    """Rows of a Parquet file from number `start` on, with those of the columns that it has.
+
+    A row group that does not decode, or that unpacks to fifty times its size (pictures do not), is one `Damage`.
+
+    Raises:
+        ImportFormatError: the file's index cannot be read.
+    """
+    with _damage(file):
+        parquet = pq.ParquetFile(file, buffer_size=2**20, pre_buffer=False, page_checksum_verification=True)
+    with parquet:
+        present = [name for name in columns if name in parquet.schema_arrow.names]
+        first = 0
+        for group in range(parquet.num_row_groups):
+            rows = parquet.metadata.row_group(group).num_rows
+            if rows < 0:
+                raise ImportFormatError(
+                    f"{file} is truncated or not Parquet (a negative row count); get it again"
+                )
+            if first + rows > start:
+                yield from _group_rows(parquet, group, first, max(start, first), present)
+            first += rows
+
+
+def parquet_length(file: Path) -> int:
+    """Rows of a Parquet file, as its index says."""
+    with _damage(file):
+        return max(0, pq.read_metadata(file).num_rows)
+
+
+def _group_rows(
+    parquet: pq.ParquetFile, group: int, first: int, start: int, columns: list[str]
+) -> Iterator[tuple[int, Record | Damage]]:
+    metadata = parquet.metadata.row_group(group)
+    end = first + metadata.num_rows
+    sizes = [_column_size(metadata.column(i)) for i in range(metadata.num_columns)]
+    if any(whole > _BOMB_BYTES and whole > _BOMB_RATIO * packed for whole, packed, _ in sizes):
+        yield start, Damage("row group unpacks to more than fifty times its size", end - start)
+        return
+    mean = sum(whole for whole, _, _ in sizes) // max(1, metadata.num_rows)
+    worst = max(mean, sum(dictionary for _, _, dictionary in sizes), 1)
+    batch_rows = max(1, min(_BATCH_ROWS, _BATCH_BYTES // worst))
+    number = first
+    try:
+        batches = parquet.iter_batches(
+            batch_size=batch_rows, row_groups=[group], columns=columns, use_threads=False
+        )
+        for batch in batches:
+            for i in range(batch.num_rows):
+                if start <= number < end:
+                    yield number, _row(batch, i)
+                number += 1
+    except (pa.ArrowException, OSError, ValueError) as error:
+        if isinstance(error, ImportFormatError):
+            raise
+    if number < end:
+        stopped = max(number, start)
+        yield stopped, Damage("damaged Parquet: these rows do not decode", end - stopped)
+
+
+def _row(batch: pa.RecordBatch, position: int) -> Record | Damage:
+    try:
+        return {name: batch.column(name)[position].as_py() for name in batch.schema.names}
+    except UnicodeDecodeError:
+        return Damage("text is not UTF-8")
+    except (ValueError, OverflowError, pa.ArrowException):
+        return Damage("a value cannot be read")
+
+
+def _column_size(column: pq.ColumnChunkMetaData) -> tuple[int, int, int]:
+    """(unpacked, packed, unpacked size of the dictionary): one dictionary entry can stand in every row."""
+    whole, packed = max(0, column.total_uncompressed_size), max(1, column.total_compressed_size)
+    start = column.dictionary_page_offset if column.has_dictionary_page else None
+    dictionary = max(0, column.data_page_offset - start) * whole // packed if start is not None else 0
+    return whole, packed, min(dictionary, whole)
+
+
+@contextmanager
+def _damage(file: Path) -> Iterator[None]:
+    """Turns what Arrow raises on a damaged file into one clear error."""
+    try:
+        yield
+    except (pa.ArrowException, OSError, ValueError) as error:
+        raise ImportFormatError(f"{file} is truncated or not Parquet ({error}); get it again") from error
+
+
+# ---- text --------------------------------------------------------------------------------------------------
+
+
+def csv_header(file: Path, delimiter: str = ",") -> list[str]:
+    """The column names of a CSV file.
+
+    Raises:
+        ImportFormatError: there is no header, it is not UTF-8, or a name stands twice.
+    """
+    with open(file, encoding="utf-8-sig", errors="surrogateescape", newline="") as stream:
+        try:
+            header = next(csv.reader(_bounded(stream), delimiter=delimiter, strict=True), [])
+        except (csv.Error, _TooLong) as error:
+            raise ImportFormatError(f"{file} has no readable header line ({error}); is it CSV?") from error
+    names = [name.strip() for name in header]
+    if not any(names) or not all(map(is_utf8, names)):
+        raise ImportFormatError(f"{file} has no header line in UTF-8; expected the column names")
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise ImportFormatError(f"{file}: column {twice[0]!r} is there twice; rename or drop one of the two")
+    return names
+
+
+def csv_rows(file: Path, delimiter: str = ",") -> Iterator[tuple[int, Record | Damage]]:
+    """Rows of a CSV file behind its header, as texts by column name.
+
+    Raises:
+        ImportFormatError: the header cannot be read.
+    """
+    names = csv_header(file, delimiter)
+    with open(file, encoding="utf-8-sig", errors="surrogateescape", newline="") as stream:
+        reader = csv.reader(_bounded(stream), delimiter=delimiter, strict=True)
+        next(reader)
+        number = 0
+        while True:
+            try:
+                cells = next(reader)
+            except StopIteration:
+                return
+            except csv.Error:
+                yield number, Damage("not CSV")
+            except _TooLong:
+                yield number, Damage(f"a line longer than {MAX_LINE:,} characters; the rest is not read")
+                return
+            else:
+                yield number, _csv_row(names, cells)
+            number += 1
+
+
+def _csv_row(names: Sequence[str], cells: Sequence[str]) -> Record | Damage:
+    if len(cells) != len(names):
+        return Damage("not one cell a column")
+    if not all(map(is_utf8, cells)):
+        return Damage("text is not UTF-8")
+    return dict(zip(names, cells, strict=True))
+
+
+class _TooLong(Exception):
+    """A line that would fill the memory."""
+
+
+def _bounded(stream: Any) -> Iterator[Any]:
+    while line := stream.readline(MAX_LINE + 1):
+        if len(line) > MAX_LINE:
+            raise _TooLong(f"a line longer than {MAX_LINE:,}")
+        yield line
+
+
+def json_lines(file: Path) -> Iterator[tuple[int, Record | Damage]]:
+    """Objects of a JSON-lines file."""
+    with open(file, "rb") as stream:
+        number = 0
+        lines = _bounded(stream)
+        while True:
+            try:
+                line = next(lines)
+            except StopIteration:
+                return
+            except _TooLong:
+                yield number, Damage(f"a line longer than {MAX_LINE:,} bytes; the rest is not read")
+                return
+            yield number, _json_line(line.removeprefix(codecs.BOM_UTF8) if number == 0 else line)
+            number += 1
+
+
+def _json_line(line: bytes) -> Record | Damage:
+    try:
+        value = json.loads(line.decode())
+    except UnicodeDecodeError:
+        return Damage("text is not UTF-8")
+    except (ValueError, RecursionError):
+        return Damage("not JSON")
+    return value if isinstance(value, dict) else Damage("not a JSON object")
+
+
+def json_list(file: Path) -> Iterator[tuple[int, Any]]:
+    """Elements of a file that is one JSON list, parsed one at a time: the list may be larger than the memory.
+
+    Raises:
+        ImportFormatError: the file does not begin with `[` or does not end with `]`.
+    """
+    _check_list(file)
+    with open(file, "rb") as stream:
+        text, number = _JsonText(stream), 0
+        try:
+            text.take("[")
+            while text.peek() != "]":
+                if number > 0:
+                    text.take(",")
+                yield number, text.value()
+                number += 1
+        except (ValueError, RecursionError):
+            yield number, Damage("not JSON in UTF-8 from here on; the rest is not read")
+
+
+class _JsonText:
+    """The stretch of a JSON file that is being parsed, and the place in it."""
+
+    def __init__(self, stream: Any) -> None:
+        self._stream = stream
+        self._decode = codecs.getincrementaldecoder("utf-8-sig")().decode
+        self._parse = json.JSONDecoder().raw_decode
+        self._text = ""
+        self._at = 0
+
+    def peek(self) -> str:
+        """The next character that is not white space; "" at the end."""
+        while True:
+            self._at = _SPACE.match(self._text, self._at).end()
+            if self._at < len(self._text) or not self._grow(_CHUNK):
+                return self._text[self._at : self._at + 1]
+
+    def take(self, mark: str) -> None:
+        """Step over a character, which must be this one."""
+        if self.peek() != mark:
+            raise ValueError(f"expected {mark}")
+        self._at += 1
+
+    def value(self) -> Any:
+        """The next value."""
+        self.peek()
+        while True:
+            try:
+                found, self._at = self._parse(self._text, self._at)
+                return found
+            except json.JSONDecodeError:
+                held = len(self._text) - self._at
+                if held > MAX_ELEMENT or not self._grow(max(_CHUNK, held)):
+                    raise
+
+    def _grow(self, size: int) -> bool:
+        chunk = self._stream.read(size)
+        self._text, self._at = self._text[self._at :] + self._decode(chunk, not chunk), 0
+        return bool(chunk)
+
+
+def _check_list(file: Path) -> None:
+    with open(file, "rb") as stream:
+        head = stream.read(4096).removeprefix(codecs.BOM_UTF8).lstrip()
+        size = stream.seek(0, 2)
+        stream.seek(max(0, size - 4096))
+        tail = stream.read().rstrip()
+    if head[:1] != b"[":
+        raise ImportFormatError(f"{file} is not a JSON list; expected it to begin with '['")
+    if tail and tail[-1:] != b"]":
+        raise ImportFormatError(f"{file} is truncated: a JSON list ends with ']'; get it again")
+
+
+def nearest(name: str, present: Sequence[str]) -> str:
+    """ "the nearest present one is 'x'", for the message about a missing column."""
+    near = difflib.get_close_matches(name, present, 1, cutoff=0.0)
+    return f"the nearest present one is {near[0]!r}" if near else "there are none"

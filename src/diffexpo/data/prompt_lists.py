@@ -1,0 +1,308 @@
+"""Published prompt lists, each read from the file that its authors give out. None of them is shipped.
+
+Every reader yields (where, prompt); a line that cannot be read is an error with file and line, as in `prompts`.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from diffexpo.data.files import whole_file
+from diffexpo.data.prompts import (
+    PromptReport,
+    check_text,
+    distinct_prompts,
+    prompt_id,
+    prompt_lines,
+    read_jsonl,
+    read_parquet,
+    read_txt,
+    require_file,
+)
+from diffexpo.errors import ConfigError, ImportFormatError, MissingError
+from diffexpo.rng import keyed_uniform
+from diffexpo.types import Prompt
+
+Located = Iterator[tuple[str, Prompt]]
+_LARGEST = 256 * 1024 * 1024
+_IMAGENET_ANIMALS = 398
+
+
+@dataclass(frozen=True)
+class PromptList:
+    """One published list: what its source is and how it is read."""
+
+    summary: str
+    read: Callable[[Path], Located]
+
+
+def read_prompt_list(source: str | Path, format: str = "auto") -> tuple[list[Prompt], PromptReport]:
+    """The distinct prompts of a published list, and a count of what was dropped.
+
+    Args:
+        source: The file or folder that the list is given out as.
+        format: A key of `PROMPT_LISTS`; "auto" goes by the ending (.txt, .jsonl, .parquet).
+    Returns:
+        (prompts, report), in the list's order.
+    Raises:
+        ConfigError: there is no such format, or the ending does not tell it.
+        MissingError: there is no such file.
+        ImportFormatError: a line that cannot be read, with file and line.
+    """
+    path = Path(source)
+    if format == "auto":
+        format = {".txt": "text", ".jsonl": "jsonl", ".parquet": "parquet"}.get(path.suffix.lower(), "")
+        if not format:
+            raise ConfigError(
+                f"{path}: its ending does not tell the format; name one with --format: {', '.join(PROMPT_LISTS)}"
+            )
+    if format not in PROMPT_LISTS:
+        raise ConfigError(f"prompt format {format!r} is unknown; expected one of {', '.join(PROMPT_LISTS)}")
+    if not path.is_dir():
+        require_file(path, "the prompt list")
+        if path.stat().st_size > _LARGEST:
+            raise ImportFormatError(f"{path} is larger than 256 MiB; expected a list of prompts")
+    return distinct_prompts(PROMPT_LISTS[format].read(path), f"{path}")
+
+
+def split_prompts(
+    prompts: Sequence[Prompt], shares: dict[str, float], seed: int = 0
+) -> dict[str, list[Prompt]]:
+    """Parts of a list by key: where a prompt goes depends on its text and the seed alone.
+
+    Args:
+        prompts: Distinct prompts.
+        shares: Part -> its share of all, each > 0, sum at most 1; what is left over is in no part.
+        seed: Name of the choice.
+    Returns:
+        Part -> prompts, each in the list's order. A prompt stays in its part when others come or go.
+    Raises:
+        ConfigError: a share is not positive, or they sum to more than 1.
+    """
+    if not shares or any(share <= 0 for share in shares.values()) or sum(shares.values()) > 1 + 1e-9:
+        raise ConfigError(
+            f"shares = {shares}: expected positive numbers that sum to at most 1, such as 0.9 and 0.1"
+        )
+    parts: dict[str, list[Prompt]] = {name: [] for name in shares}
+    for prompt in prompts:
+        place = keyed_uniform(seed, "prompt split", prompt.text)
+        for name, share in shares.items():
+            if place < share:
+                parts[name].append(prompt)
+                break
+            place -= share
+    return parts
+
+
+def choose_categories(prompts: Sequence[Prompt], categories: Sequence[str]) -> list[Prompt]:
+    """The prompts of some categories, in order.
+
+    Raises:
+        ConfigError: a category that no prompt has; the message lists those that there are.
+    """
+    known = sorted({prompt.category for prompt in prompts})
+    for name in categories:
+        if name not in known:
+            raise ConfigError(f"no prompt has the category {name!r}; there are {', '.join(map(repr, known))}")
+    return [prompt for prompt in prompts if prompt.category in categories]
+
+
+def write_prompts(prompts: Sequence[Prompt], target: str | Path) -> None:
+    """Write a prompt file that `load_prompts` reads back: .jsonl or .parquet whole, .txt the texts alone.
+
+    Raises:
+        ConfigError: another ending.
+        StoreError: the disk is full or read-only.
+    """
+    path = Path(target)
+    suffix = path.suffix.lower()
+    if suffix not in (".txt", ".jsonl", ".parquet"):
+        raise ConfigError(f"{path} ends in {path.suffix!r}; expected .jsonl, .parquet or .txt")
+    records = [
+        {"prompt": p.text, "id": p.id, **({"category": p.category} if p.category else {}), **p.attributes}
+        for p in prompts
+    ]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with whole_file(path) as temporary:
+        if suffix == ".parquet":
+            names = list(dict.fromkeys(["prompt", "id", *(name for record in records for name in record)]))
+            columns = [pa.array([record.get(name) for record in records], pa.string()) for name in names]
+            pq.write_table(pa.Table.from_arrays(columns, names=names), temporary)
+        else:
+            lines = [r["prompt"] if suffix == ".txt" else json.dumps(r, ensure_ascii=False) for r in records]
+            temporary.write_bytes("".join(f"{line}\n" for line in lines).encode())
+
+
+# ---- readers -----------------------------------------------------------------------------------------------
+
+
+def _from_table(
+    path: Path, delimiter: str, quoting: int, columns: tuple[str, ...]
+) -> Iterator[tuple[str, list[str]]]:
+    """(where, cells of the named columns) of a table with a header."""
+    for _ in prompt_lines(path):
+        pass  # refuses empty lines and what is not UTF-8, with the line
+    stream = io.StringIO(path.read_bytes().decode("utf-8-sig"), newline="")
+    reader = csv.reader(stream, delimiter=delimiter, quoting=quoting, strict=quoting != csv.QUOTE_NONE)
+    try:
+        header = [name.strip() for name in next(reader, [])]
+        for name in columns:
+            if name not in header:
+                raise ImportFormatError(f"{path}: column {name!r} is missing; expected {', '.join(columns)}")
+        for cells in reader:
+            where = f"{path}, line {reader.line_num}"
+            if len(cells) != len(header):
+                raise ImportFormatError(f"{where} has {len(cells)} cells; expected {len(header)}")
+            row = dict(zip(header, cells, strict=True))
+            yield where, [row[name].strip() for name in columns]
+    except csv.Error as error:
+        raise ImportFormatError(f"{path}, line {reader.line_num} is no table row ({error})") from error
+
+
+def _prompt(
+    where: str, text: object, category: str = "", id: object = None, **attributes: str
+) -> tuple[str, Prompt]:
+    if not isinstance(text, str) or not text.strip():
+        raise ImportFormatError(f"{where}: the prompt is {str(text)[:60]!r}; expected text")
+    check_text(where, text)
+    if id is not None and (not isinstance(id, str) or not id):
+        raise ImportFormatError(f"{where}: 'id' is {id!r}; expected text")
+    kept = {name: value for name, value in attributes.items() if value}
+    return where, Prompt(id or prompt_id(text.strip()), text.strip(), category, kept)
+
+
+def _json_list(path: Path) -> Iterator[tuple[str, object]]:
+    try:
+        elements = json.loads(path.read_bytes().decode("utf-8-sig"))
+    except UnicodeDecodeError as error:
+        raise ImportFormatError(f"{path} is not UTF-8 ({error.reason}); save the file as UTF-8") from error
+    except (ValueError, RecursionError) as error:
+        raise ImportFormatError(f"{path} is not JSON ({error}); expected a list of prompts") from error
+    if not isinstance(elements, list):
+        raise ImportFormatError(f"{path} is a JSON {type(elements).__name__}; expected a list of prompts")
+    for number, element in enumerate(elements):
+        yield f"{path}, element {number}", element
+
+
+def _files(path: Path, pattern: str) -> list[Path]:
+    if not path.is_dir():
+        return [path]
+    found = sorted(file for file in path.glob(pattern) if file.is_file())
+    if not found:
+        raise MissingError(f"{path} holds no {pattern}; expected the list's files")
+    return found
+
+
+def _texts(path: Path) -> Located:
+    """A JSON list of texts or of objects with a `prompt` or `caption`; a text file; or Parquet."""
+    if path.suffix.lower() == ".parquet":
+        yield from read_parquet(path)
+    elif path.suffix.lower() == ".json":
+        for where, element in _json_list(path):
+            text = element.get("prompt", element.get("caption")) if isinstance(element, dict) else element
+            yield _prompt(where, text)
+    else:
+        yield from read_txt(path)
+
+
+def _hpdv2(path: Path) -> Located:
+    for file in _files(path, "*.json"):
+        for where, element in _json_list(file):
+            text = element.get("prompt") if isinstance(element, dict) else element
+            yield _prompt(where, text, file.stem)
+
+
+def _partiprompts(path: Path) -> Located:
+    # quotation marks in it are part of the prompts
+    columns = ("Prompt", "Category", "Challenge", "Note")
+    for where, (text, category, challenge, note) in _from_table(path, "\t", csv.QUOTE_NONE, columns):
+        yield _prompt(where, text, category, challenge=challenge, note=note)
+
+
+def _drawbench(path: Path) -> Located:
+    for where, (text, category) in _from_table(path, ",", csv.QUOTE_MINIMAL, ("Prompts", "Category")):
+        yield _prompt(where, text, category)
+
+
+def _t2i_compbench(path: Path) -> Located:
+    for file in _files(path, "*.txt"):
+        category, _, part = file.stem.rpartition("_")
+        for where, text in prompt_lines(file):
+            yield _prompt(where, text, category or part, split=part if category else "")
+
+
+def _geneval(path: Path) -> Located:
+    for where, line in prompt_lines(path):
+        try:
+            record = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise ImportFormatError(f"{where} is not JSON ({error})") from error
+        if not isinstance(record, dict) or not isinstance(record.get("tag"), str):
+            raise ImportFormatError(
+                f"{where} is {line[:60]!r}; expected an object with tag, include and prompt"
+            )
+        checks = {
+            name: json.dumps(record[name], sort_keys=True)
+            for name in ("include", "exclude")
+            if record.get(name)
+        }
+        yield _prompt(where, record.get("prompt"), record["tag"], **checks)
+
+
+def _imagereward(path: Path) -> Located:
+    for where, element in _json_list(path):
+        if not isinstance(element, dict):
+            raise ImportFormatError(
+                f"{where} is {str(element)[:60]!r}; expected an object with id and prompt"
+            )
+        yield _prompt(where, element.get("prompt"), id=element.get("id"))
+
+
+def _ddpo_animals(path: Path) -> Located:
+    """Animals as "a cat"; with activities.txt beside simple_animals.txt in a folder, "a cat riding a bike"."""
+    if not path.is_dir():
+        if path.stem == "imagenet_classes":
+            for number, (where, text) in enumerate(prompt_lines(path)):
+                if number < _IMAGENET_ANIMALS:  # the classes that are animals come first
+                    yield _prompt(where, text, "imagenet animals")
+            return
+        for where, noun in prompt_lines(path):
+            yield _prompt(where, _with_article(noun), "animals")
+        return
+    for name in ("simple_animals.txt", "activities.txt"):
+        require_file(path / name, "the prompt list")
+    activities = [text for _, text in prompt_lines(path / "activities.txt")]
+    for where, noun in prompt_lines(path / "simple_animals.txt"):
+        for activity in activities:
+            yield _prompt(where, f"{_with_article(noun)} {activity}", activity, animal=noun)
+
+
+def _with_article(noun: str) -> str:
+    return f"{'an' if noun[0].lower() in 'aeiou' else 'a'} {noun}"
+
+
+PROMPT_LISTS: dict[str, PromptList] = {
+    "text": PromptList("one prompt a line", read_txt),
+    "jsonl": PromptList("one object a line", read_jsonl),
+    "parquet": PromptList("a `prompt` or `caption` column", read_parquet),
+    "hpdv2": PromptList("HPDv2's benchmark/*.json: a folder or one style", _hpdv2),
+    "pickapic": PromptList("Pick-a-Pic captions: .txt, .json or .parquet", _texts),
+    "partiprompts": PromptList("PartiPrompts.tsv", _partiprompts),
+    "drawbench": PromptList("DrawBench as CSV with Prompts and Category", _drawbench),
+    "t2i_compbench": PromptList(
+        "T2I-CompBench's *_val.txt and *_train.txt: a folder or one file", _t2i_compbench
+    ),
+    "geneval": PromptList("GenEval's evaluation_metadata.jsonl", _geneval),
+    "imagereward": PromptList("ImageReward's benchmark-prompts.json", _imagereward),
+    "ddpo_animals": PromptList(
+        "DDPO's simple_animals.txt, imagenet_classes.txt, or their folder", _ddpo_animals
+    ),
+}

@@ -1,0 +1,113 @@
+"""Rows of foreign text files: exactly what the standard library reads, in pieces, and damage in its place."""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+
+import pytest
+
+from diffexpo.data.offline import reading
+from diffexpo.data.offline.base import PictureFolder, verify_picture
+from diffexpo.data.offline.reading import Damage, csv_rows, json_lines, json_list
+from diffexpo.errors import ImportFormatError
+
+from .conftest import jpeg
+
+
+@pytest.mark.parametrize("indent", [None, 3])
+@pytest.mark.parametrize("piece", [1, 7, 2**16])
+def test_a_json_list_is_read_in_pieces_as_json_reads_it_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, indent: int | None, piece: int
+) -> None:
+    monkeypatch.setattr(reading, "_CHUNK", piece)
+    draw = random.Random(piece)
+    values = [
+        {
+            "prompt": 'caf\u00e9 \u2028 \U0001f600 [,]{}"',
+            "n": [draw.random() for _ in range(draw.randrange(9))],
+            "d": {"x": None},
+        }
+        for _ in range(20)
+    ]
+    path = tmp_path / "list.json"
+    path.write_text(json.dumps(values, ensure_ascii=False, indent=indent), encoding="utf-8-sig")
+    assert [value for _, value in json_list(path)] == values
+    path.write_text("[ ]")
+    assert list(json_list(path)) == []
+
+
+@pytest.mark.parametrize(
+    "text", ['[{"a": 1} {"b": 2}]', '[{"a": 1}, {"b": }]', '[{"a": 1},]', '[{"a": 1}, x]', '[{"a": 1}]]']
+)
+def test_json_that_breaks_off_gives_what_stands_before(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "list.json"
+    path.write_text(text)
+    rows = [row for _, row in json_list(path)]
+    assert rows[0] == {"a": 1}
+    assert len(rows) == 1 if text.endswith("]]") else isinstance(rows[-1], Damage) and len(rows) == 2
+
+
+@pytest.mark.parametrize(
+    ("text", "message"), [('{"a": 1}', "is not a JSON list"), ('[{"a": 1}, {"b"', "is truncated")]
+)
+def test_what_is_no_whole_list_is_refused_first(tmp_path: Path, text: str, message: str) -> None:
+    path = tmp_path / "list.json"
+    path.write_text(text)
+    with pytest.raises(ImportFormatError, match=message):
+        next(json_list(path))
+
+
+def test_bad_lines_stay_in_their_places(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_bytes(b'\xef\xbb\xbf{"a": 1}\n\n[1]\n{"a": "\xff"}\n{"a": 2}')
+    rows = [row.reason if isinstance(row, Damage) else row for _, row in json_lines(path)]
+    assert rows == [{"a": 1}, "not JSON", "not a JSON object", "text is not UTF-8", {"a": 2}]
+    table = tmp_path / "rows.csv"
+    table.write_bytes(b'a,b\n1,"x\ny"\n2\n3,caf\xe9\n4,"un"closed\n5,z\n')
+    found = [row.reason if isinstance(row, Damage) else row for _, row in csv_rows(table)]
+    assert found == [
+        {"a": "1", "b": "x\ny"}, "not one cell a column", "text is not UTF-8", "not CSV", {"a": "5", "b": "z"},
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("../secret.jpg", "leaves the folder"),
+        ("a/../../secret.jpg", "leaves the folder"),
+        ("/etc/hostname", "leaves the folder"),
+        ("C:\\secret.jpg", "leaves the folder"),
+        ("..\\secret.jpg", "leaves the folder"),
+        ("link.jpg", "leaves the folder"),
+        ("folder/secret.jpg", "leaves the folder"),
+        ("http://example.org/a.jpg", "is a URL"),
+        ("data:image/jpeg;base64,AAAA", "is a URL"),
+        ("none.jpg", "is missing"),
+        ("a.jpg/b.jpg", "is missing"),
+        ("inner", "cannot be opened"),
+        ("", "no picture is named"),
+        (3, "no picture is named"),
+    ],
+)
+def test_nothing_outside_the_folder_is_opened(tmp_path: Path, name: object, reason: str) -> None:
+    (tmp_path / "secret.jpg").write_bytes(jpeg(0))
+    root = tmp_path / "set"
+    (root / "inner").mkdir(parents=True)
+    (root / "a.jpg").write_bytes(jpeg(1))
+    (root / "link.jpg").symlink_to(tmp_path / "secret.jpg")
+    (root / "folder").symlink_to(tmp_path)
+    (root / "inside.jpg").symlink_to(root / "a.jpg")
+    folder = PictureFolder(root)
+    assert folder.read("a.jpg") == folder.read("inside.jpg") == folder.read("./a.jpg") == jpeg(1)
+    with pytest.raises(ImportFormatError, match=reason):
+        folder.read(name)
+
+
+def test_verifying_decodes_every_byte() -> None:
+    data = jpeg("x", size=(64, 64))
+    verify_picture(data)
+    for cut in (10, len(data) // 2, len(data) - 100):
+        with pytest.raises(ImportFormatError):
+            verify_picture(data[:cut])
