@@ -1,0 +1,77 @@
+"""One scorer behind HTTP: from its settings to a server."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+
+from diffexpo.build.aliases import resolve
+from diffexpo.config.load import load_config, parse_yaml
+from diffexpo.config.schema import RewardConfig
+from diffexpo.errors import ConfigError
+from diffexpo.rewards.base import load_rewards
+from diffexpo.rewards.server import ScoreServer
+
+
+def read_reward(file: Path | None, given: Mapping[str, str]) -> RewardConfig:
+    """Settings of one reward, from a file or from what is given; without a name it is called by its type.
+
+    Raises:
+        ConfigError: not YAML, not one reward, or settings that are wrong.
+    """
+    values: object = dict(given)
+    origin = "the command line"
+    if file is not None:
+        origin = str(file)
+        try:
+            values = parse_yaml(file.read_text(encoding="utf-8"), origin)
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigError(
+                f"{file} cannot be read ({error}); expected a YAML file with one reward"
+            ) from None
+    if isinstance(values, list) and len(values) == 1:
+        values = values[0]
+    if not isinstance(values, dict):
+        raise ConfigError(
+            f"{origin} holds no single reward; expected settings such as `type: clip` and `path: ...`"
+        )
+    # Checked as the only reward of a run would be; whether it trains is the run's affair.
+    only = {"name": values.get("type"), **values, "role": "train"}
+    override = f"rewards={json.dumps([only])}"
+    try:
+        return load_config([], [override], {}).config.rewards[0]
+    except ConfigError as error:
+        raise ConfigError(str(error).replace(f"--set {override}", origin)) from None
+
+
+def open_server(
+    config: RewardConfig,
+    *,
+    device: str,
+    host: str,
+    port: int,
+    batch_size: int,
+    wait_ms: float,
+    max_mib: float,
+) -> ScoreServer:
+    """The scorer of a configuration, loaded, behind a listening server.
+
+    Raises:
+        ConfigError: the address cannot be listened on, or settings are wrong.
+        MissingError: model, file or package is not there.
+    """
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    (reward,) = load_rewards([config], resolve, device)
+    return ScoreServer(
+        reward,
+        config.type,
+        host=host,
+        port=port,
+        batch_size=batch_size,
+        wait_ms=wait_ms,
+        max_mib=max_mib,
+    )

@@ -1,0 +1,355 @@
+"""`rewards verify`: is a scorer what it should be, on this machine, with these weights."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from diffexpo.build.aliases import EMBEDDED, resolve
+from diffexpo.config import load_config
+from diffexpo.config.schema import RewardConfig
+from diffexpo.config.scorers import SCORERS
+from diffexpo.emoji.dataset import base_row, load_images, load_rows
+from diffexpo.errors import ConfigError, DataError, MissingError, RewardError
+from diffexpo.rewards.base import load_rewards, to_bytes
+from diffexpo.rewards.scoring import score_images
+from diffexpo.types import Reward
+
+REFERENCES = Path(__file__).resolve().parents[1] / "assets" / "rewards"
+# (type, path) -> file of known scores; made by `rewards verify ... --write`.
+KNOWN = {
+    ("jpeg_compressibility", None): "jpeg_compressibility.json",
+    ("jpeg_incompressibility", None): "jpeg_incompressibility.json",
+    ("clip", "emoji:judge_train"): "judge_train.json",
+    ("clip", "emoji:judge_heldout"): "judge_heldout.json",
+}
+CONCEPTS = (
+    "1f525", "1f431", "1f34e", "1f697", "2b50", "1f3e0", "1f339", "1f41f",
+    "1f600", "1f3b8", "1f4d6", "26bd", "1f33b", "1f355", "1f680", "1f332",
+)  # fmt: skip
+"""Pictures that are scored: plain things that every scorer should tell apart."""
+# Unit -> where scores of pictures that fit their prompts lie; wide, a first sign that something is wrong.
+RANGES = {
+    "raw": (-0.1, 0.6),
+    "percent": (-10.0, 60.0),
+    "logit": (-10.0, 60.0),
+    "imagereward": (-4.0, 4.0),
+    "aesthetic": (0.0, 11.0),
+    "jpeg_incompressibility": (0.3, 30.0),
+    "jpeg_compressibility": (-30.0, -0.3),
+}
+SHARE_RIGHT = 0.75
+"""Of 16 pictures 12 or more score higher with their own prompt by luck in 4 cases of 100."""
+BATCH_TOLERANCE = 1e-3
+
+
+@dataclass(frozen=True)
+class Picture:
+    """One picture with its prompt; `sha256` is that of its 8-bit RGB pixels.
+
+    The emoji judges were trained on captions with a style in front and get `styled_prompt`, all other scorers get `prompt`.
+    """
+
+    name: str
+    prompt: str
+    styled_prompt: str
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line of the outcome: ok, fail, or note (for which there is no right or wrong)."""
+
+    state: str
+    what: str
+
+
+@dataclass
+class VerifyReport:
+    """What was scored and found, picture by picture: `scores` under its own prompt, `other_scores` under the next one's."""
+
+    name: str
+    type: str
+    scale: str
+    version: str
+    pictures: list[str]
+    prompts: list[str]
+    scores: list[float]
+    other_scores: list[float]
+    checks: list[Finding] = field(default_factory=list)
+
+    @property
+    def title(self) -> str:
+        """Scorer, unit and fingerprint, in one line."""
+        return f"{self.name} ({self.type}): {self.scale}; version {self.version[:16]}"
+
+    def rows(self) -> list[tuple[str, str, float, float]]:
+        """(picture, prompt, score, score of another picture's prompt)."""
+        columns = zip(self.pictures, self.prompts, self.scores, self.other_scores, strict=True)
+        return [(picture, prompt, round(own, 4), round(other, 4)) for picture, prompt, own, other in columns]
+
+
+def verify_rewards(
+    what: str,
+    *,
+    path: str | None,
+    base: str | None,
+    scale: str | None,
+    precision: str,
+    device: str,
+    against: Path | None,
+    tolerance: float,
+    pictures: Path | None,
+) -> list[VerifyReport]:
+    """Score the shipped pictures with a type of reward, or with every reward and judge of a recipe, and check the outcome.
+
+    Args:
+        what: A type of `SCORERS`, or a recipe.
+        path, base, scale, precision: Settings of the reward, for a type.
+        device: "auto" or a torch device.
+        against: File of known scores (`write_scores`); None: the shipped ones, where there are any.
+        tolerance: Largest relative difference from known scores.
+        pictures: Folder to write pictures and prompts to.
+    Returns:
+        One report a scorer.
+    Raises:
+        ConfigError: no such type or recipe, or settings that do not fit it.
+        MissingError: weights that are not there.
+    """
+    configs = _configs(what, path, base, scale, precision)
+    shown, images = verify_pictures()
+    if pictures is not None:
+        _write_pictures(pictures, shown, images)
+    scorers = load_rewards(configs, resolve, _device(device))
+    reports = []
+    for config, scorer in zip(configs, scorers, strict=True):
+        reference = against or _known(config)
+        reports.append(check_scorer(config, scorer, shown, images, reference, tolerance))
+    return reports
+
+
+def check_scorer(
+    config: RewardConfig,
+    scorer: Reward,
+    shown: Sequence[Picture],
+    images: Tensor,
+    reference: Path | None,
+    tolerance: float,
+) -> VerifyReport:
+    """Score pictures under their own and under the next one's prompt, and check what can be checked."""
+    is_judge = (config.path or "").startswith(EMBEDDED)
+    prompts = [picture.styled_prompt if is_judge else picture.prompt for picture in shown]
+    own = score_images([scorer], images, prompts)[scorer.name]
+    other = score_images([scorer], images, [*prompts[1:], prompts[0]])[scorer.name]
+    report = VerifyReport(
+        config.name,
+        config.type,
+        scorer.scale,
+        scorer.version,
+        [picture.name for picture in shown],
+        prompts,
+        [float(value) for value in own],
+        [float(value) for value in other],
+    )
+    report.checks += [
+        *_finite(own, other),
+        *_alone(scorer, images, prompts, own, BATCH_TOLERANCE if config.precision == "float32" else 5e-2),
+        *_prompt_matters(own, other),
+        *_in_range(config, own),
+    ]
+    report.checks += _compared(report, reference, tolerance)
+    return report
+
+
+def verify_pictures() -> tuple[list[Picture], Tensor]:
+    """The pictures that are scored, (16,3,64,64) in [0,1], and their prompts."""
+    rows = load_rows()
+    chosen = [
+        base_row([row for row in rows if row["hexcode"].lower() == code and row["style"] == "noto"])
+        for code in CONCEPTS
+    ]
+    images = torch.from_numpy(load_images([row["id"] for row in chosen]))
+    shown = [
+        Picture(
+            row["id"],
+            f"{row['caption']} emoji",
+            f"noto {row['caption']}",
+            hashlib.sha256(pixels.tobytes()).hexdigest(),
+        )
+        for row, pixels in zip(chosen, to_bytes(images), strict=True)
+    ]
+    return shown, images
+
+
+def write_scores(reports: Sequence[VerifyReport], file: Path) -> None:
+    """Scores as JSON for `--against`: {"scorers": [{name, type, scale, version, scores: {picture: score}}]}."""
+    scorers = [
+        {
+            "name": report.name,
+            "type": report.type,
+            "scale": report.scale,
+            "version": report.version,
+            "scores": {
+                name: float(f"{score:.7g}")
+                for name, score in zip(report.pictures, report.scores, strict=True)
+            },
+        }
+        for report in reports
+    ]
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps({"scorers": scorers}, indent=1) + "\n", encoding="utf-8")
+
+
+def require_passed(reports: Sequence[VerifyReport]) -> None:
+    """Refuse scorers of which a check failed.
+
+    Raises:
+        RewardError: names them.
+    """
+    failed = {report.name for report in reports for check in report.checks if check.state == "fail"}
+    if failed:
+        raise RewardError(
+            f"{', '.join(sorted(failed))}: a check failed (above); do not train on this reward before it is understood"
+        )
+
+
+def _configs(
+    what: str, path: str | None, base: str | None, scale: str | None, precision: str
+) -> list[RewardConfig]:
+    if what not in SCORERS:
+        if path or base or scale or precision != "float32":
+            raise ConfigError(
+                f"{what!r} is no type of reward ({', '.join(SCORERS)}), and a recipe brings its own settings: leave out "
+                "--path, --base, --scale and --precision, or name a type"
+            )
+        config = load_config([what], [], {}).config
+        return [*config.rewards, *config.evaluation.judges]
+    values = {"name": what, "type": what, "role": "train", "path": path, "base": base, "scale": scale}
+    values |= {"precision": precision}
+    given = {key: value for key, value in values.items() if value is not None}
+    return list(load_config([], [f"rewards={json.dumps([given])}"], {}).config.rewards)
+
+
+def _device(device: str) -> torch.device:
+    if device != "auto":
+        try:
+            return torch.device(device)
+        except RuntimeError as error:
+            raise ConfigError(
+                f"--device {device!r}: expected auto, cpu, cuda, cuda:1, mps, ... ({error})"
+            ) from None
+    found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    return found or torch.device("cpu")
+
+
+def _known(config: RewardConfig) -> Path | None:
+    file = KNOWN.get((config.type, config.path))
+    is_usual = config.scale in (None, "logit") and config.precision == "float32"
+    return REFERENCES / file if file is not None and is_usual else None
+
+
+def _finite(own: np.ndarray, other: np.ndarray) -> list[Finding]:
+    count = int((~np.isfinite(own)).sum() + (~np.isfinite(other)).sum())
+    if count:
+        return [Finding("fail", f"{count} of {2 * len(own)} scores are not finite")]
+    if np.ptp(own) == 0:
+        return [Finding("fail", f"every picture has the score {own[0]:.6g}: it ranks nothing")]
+    return [Finding("ok", f"{2 * len(own)} scores are finite and not all the same")]
+
+
+def _alone(
+    scorer: Reward, images: Tensor, prompts: Sequence[str], own: np.ndarray, tolerance: float
+) -> list[Finding]:
+    rows = range(3)
+    alone = [score_images([scorer], images[i : i + 1], prompts[i : i + 1])[scorer.name][0] for i in rows]
+    worst = _relative(np.array(alone), own[:3])
+    state = "ok" if worst <= tolerance else "fail"
+    return [
+        Finding(state, f"alone as in a batch: largest relative difference {worst:.1e}, at most {tolerance:g}")
+    ]
+
+
+def _prompt_matters(own: np.ndarray, other: np.ndarray) -> list[Finding]:
+    if np.array_equal(own, other):
+        return [Finding("note", "the prompt does not matter to it")]
+    share = float((own > other).mean())
+    state = "ok" if share >= SHARE_RIGHT else "fail"
+    return [
+        Finding(
+            state,
+            f"own prompt above another picture's for {share:.0%} of the pictures, at least {SHARE_RIGHT:.0%}; "
+            f"mean {np.nanmean(own):.4g} and {np.nanmean(other):.4g}",
+        )
+    ]
+
+
+def _in_range(config: RewardConfig, own: np.ndarray) -> list[Finding]:
+    scales = SCORERS[config.type].scales
+    usual = RANGES.get((config.scale or scales[0]) if scales else config.type)
+    if usual is None:
+        return []
+    low, high = float(np.nanmin(own)), float(np.nanmax(own))
+    state = "ok" if usual[0] <= low and high <= usual[1] else "fail"
+    return [Finding(state, f"scores lie in [{low:.4g}, {high:.4g}], usual is [{usual[0]:g}, {usual[1]:g}]")]
+
+
+def _compared(report: VerifyReport, reference: Path | None, tolerance: float) -> list[Finding]:
+    if reference is None:
+        advice = "score the pictures of --pictures with the official code and pass the numbers as --against"
+        return [Finding("note", f"no known scores for it: {advice}")]
+    known = _read_scores(reference, report)
+    missing = [name for name in report.pictures if name not in known]
+    if missing:
+        return [Finding("fail", f"{reference} has no score of {len(missing)} pictures (first: {missing[0]})")]
+    expected = np.array([known[name] for name in report.pictures])
+    worst = _relative(np.array(report.scores), expected)
+    # JPEG sizes move a little with the library inside Pillow.
+    allowed = max(tolerance, 2e-2) if report.type.startswith("jpeg") else tolerance
+    state = "ok" if worst <= allowed else "fail"
+    return [
+        Finding(
+            state, f"against {reference.name}: largest relative difference {worst:.1e}, at most {allowed:g}"
+        )
+    ]
+
+
+def _read_scores(file: Path, report: VerifyReport) -> Mapping[str, float]:
+    """The scores of one scorer: the entry of its name, else of its type, else the only one."""
+    if not file.is_file():
+        raise MissingError(f"no file {file}: expected scores that `rewards verify --write` wrote")
+    try:
+        entries = json.loads(file.read_text(encoding="utf-8"))["scorers"]
+        by_rank: list[Callable[[dict], bool]] = [
+            lambda entry: entry.get("name") == report.name,
+            lambda entry: entry.get("type") == report.type,
+            lambda entry: len(entries) == 1,
+        ]
+        found = next(entry for fits in by_rank for entry in entries if fits(entry))
+        return {str(name): float(score) for name, score in found["scores"].items()}
+    except (ValueError, KeyError, TypeError, AttributeError, StopIteration) as error:
+        raise DataError(
+            f'{file}: no scores of {report.name!r} in it ({type(error).__name__}: {error}); expected {{"scorers": [{{"type": ..., '
+            '"scores": {"noto-1f525": 1.5, ...}}]}'
+        ) from error
+
+
+def _relative(found: np.ndarray, expected: np.ndarray) -> float:
+    """Largest difference over the mean size of the expected scores; single scores may be near 0."""
+    size = float(np.abs(expected).mean()) or 1.0
+    return float(np.abs(found - expected).max() / size)
+
+
+def _write_pictures(folder: Path, shown: Sequence[Picture], images: Tensor) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    for picture, pixels in zip(shown, to_bytes(images), strict=True):
+        Image.fromarray(pixels).save(folder / f"{picture.name}.png")
+    listed = [asdict(picture) for picture in shown]
+    (folder / "prompts.json").write_text(json.dumps(listed, indent=1) + "\n", encoding="utf-8")

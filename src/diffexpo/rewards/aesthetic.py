@@ -1,0 +1,135 @@
+"""LAION's aesthetic predictors: a linear map (v1) or a stack of linear maps (v2) on a CLIP image vector of length 1."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+
+from diffexpo.config.schema import RewardConfig
+from diffexpo.config.scorers import SCORERS
+from diffexpo.errors import RewardError
+from diffexpo.rewards.dual_encoder import (
+    MODEL_FILES,
+    DualEncoder,
+    model_files,
+    read_clip_model,
+    read_processor,
+)
+from diffexpo.rewards.weights import find_folder, find_weights, fingerprint, read_tensors, settings_files
+
+KIND = "aesthetic"
+# Places of the linear maps in the stack; between them stand only dropouts, which do nothing here.
+STACK = (0, 2, 4, 6, 7)
+
+
+class AestheticReward:
+    """head(image / |image|), a rating of about 1 to 10; prompts are not read.
+
+    Args:
+        name: Name in metrics.
+        path: The head as safetensors: `weight`, `bias` (v1) or `layers.{0,2,4,6,7}.weight|bias` (v2).
+        device: Where it runs.
+        base: CLIPModel folder or hub id that the head was trained on (v2: OpenAI CLIP ViT-L/14).
+        precision: "float32", "float16" or "bfloat16", of the image tower.
+    Raises:
+        MissingError: head or model are not there.
+        RewardError: damaged file, another head, or one of another width than the model's vectors.
+    Source: LAION aesthetic predictor v1 and v2 ("improved aesthetic predictor"), their inference code. Pictures go through the
+        image processor of the CLIP folder; where the longer side is cropped by an odd number of pixels the official v2 script
+        may crop one pixel further.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        path: str | None,
+        device: torch.device | str = "cpu",
+        *,
+        base: str,
+        precision: str = "float32",
+    ) -> None:
+        self.name = name
+        file = find_weights(name, KIND, path)
+        self._head = read_head(name, str(file), read_tensors(name, file))
+        self.scale = f"rating, about 1 to 10 (v{2 if len(self._head) > 1 else 1})"
+        folder = find_folder(name, base, key="base", patterns=MODEL_FILES, expected=SCORERS[KIND].base)
+        prepare = read_processor(name, folder)
+        self._encoder = DualEncoder(name, read_clip_model(name, folder), None, prepare, device, precision)
+        width = self._head[0][0].shape[1]
+        if width != self._encoder.width:
+            raise RewardError(
+                f"reward {name!r}: {file} reads vectors of length {width}, but the image vectors of base={base!r} have length "
+                f"{self._encoder.width}; name the CLIP model that the head was trained on"
+            )
+        self._head = [(weight.to(device), bias.to(device)) for weight, bias in self._head]
+        files = [file, *model_files(name, folder), *settings_files(folder)]
+        self.version = fingerprint(files, {"precision": precision})
+
+    @classmethod
+    def from_config(
+        cls, config: RewardConfig, resolve: Callable[[str], str], device: torch.device | str
+    ) -> AestheticReward:
+        """The scorer of a configuration."""
+        return cls(
+            config.name,
+            resolve(config.path) if config.path else None,
+            device,
+            base=resolve(config.base or str(SCORERS[KIND].default_base)),
+            precision=config.precision,
+        )
+
+    def score(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
+        """Scores (B,) of images (B,3,H,W) in [0,1]; the prompts are not read."""
+        if len(images) != len(prompts):
+            raise RewardError(f"reward {self.name!r}: {len(images)} images but {len(prompts)} prompts")
+        if len(images) == 0:
+            return torch.zeros(0)
+        return apply_stack(self._encoder.embed_images(images), self._head).cpu()
+
+
+def apply_stack(vectors: Tensor, stack: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
+    """Linear maps one after the other, without activations, to one number a row.
+
+    Args:
+        vectors: (B, D).
+        stack: (weight, bias) of each map; the last has one row.
+    Returns:
+        (B,); of (1, 2) under one map with weight (3, 4) and bias 5: 16.
+    """
+    for weight, bias in stack:
+        vectors = torch.nn.functional.linear(vectors, weight, bias)
+    return vectors[:, 0]
+
+
+def read_stack(tensors: Mapping[str, Tensor], prefix: str) -> list[tuple[Tensor, Tensor]]:
+    """(weight, bias) of the maps `{prefix}{place}` that LAION's and ImageReward's heads consist of, float32."""
+    return [
+        (tensors[f"{prefix}{place}.weight"].float(), tensors[f"{prefix}{place}.bias"].float())
+        for place in STACK
+    ]
+
+
+def read_head(name: str, source: str, tensors: Mapping[str, Tensor]) -> list[tuple[Tensor, Tensor]]:
+    """(weight, bias) of every map of a head.
+
+    Raises:
+        RewardError: the tensors are neither v1's nor v2's.
+    """
+    v2 = {f"layers.{place}.{kind}" for place in STACK for kind in ("weight", "bias")}
+    if tensors.keys() == {"weight", "bias"}:
+        head = [(tensors["weight"].float(), tensors["bias"].float())]
+    elif tensors.keys() == v2:
+        head = read_stack(tensors, "layers.")
+    else:
+        raise RewardError(
+            f"reward {name!r}: {source} holds {', '.join(sorted(tensors)[:4])}, ...; expected weight and bias (v1) or "
+            "layers.{0,2,4,6,7}.weight and bias (v2, sac+logos+ava1-l14-linearMSE); the ReLU head is another model"
+        )
+    if head[-1][0].shape[0] != 1 or any(a[0].shape[0] != b[0].shape[1] for a, b in pairwise(head)):
+        raise RewardError(
+            f"reward {name!r}: the maps of {source} do not fit one behind the other to one number"
+        )
+    return head

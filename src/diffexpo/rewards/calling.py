@@ -1,0 +1,282 @@
+"""Calls to scorers behind HTTP: JSON in, JSON out, one deadline a call, repeated within a time, failures counted against a budget."""
+
+from __future__ import annotations
+
+import base64
+import http.client
+import io
+import json
+import logging
+import os
+import threading
+import time
+import urllib.request
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
+from urllib.error import HTTPError
+from urllib.parse import urlsplit
+
+import numpy as np
+from PIL import Image
+
+from diffexpo.config.schema import ServiceConfig
+from diffexpo.errors import ConfigError, MissingError, RewardError, ScorerStoppedError
+
+_log = logging.getLogger("diffexpo")
+Result = TypeVar("Result")
+Item = TypeVar("Item")
+
+FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.1, 10.0
+MAX_REPLY_BYTES = 16 * 1024 * 1024
+REFUSED_INPUT = (400, 413, 415, 422)
+PASSING = (408, 425, 429)
+LOCAL_HOSTS = ("127.0.0.1", "localhost", "::1")
+BUDGET_WINDOW, BUDGET_FROM = 256, 20
+
+
+class CallFailedError(RewardError):
+    """One call that gave no answer. `can_retry`: the same call may succeed later; `is_refused_input`: another input may."""
+
+    def __init__(
+        self, reason: str, *, can_retry: bool, is_refused_input: bool = False, wait_s: float = 0.0
+    ) -> None:
+        super().__init__(reason)
+        self.can_retry = can_retry
+        self.is_refused_input = is_refused_input
+        self.wait_s = wait_s
+
+
+class Endpoint:
+    """A server that answers JSON.
+
+    Redirections are not followed: they would carry the key to another host. Addresses of this machine are reached without a proxy.
+
+    Args:
+        name: The reward, for messages.
+        url: `http://host:port` or `https://...`, with or without a path; paths are appended to it.
+        service: Deadline, time for repeated calls, name of the key's variable.
+    Raises:
+        ConfigError: not such an address, or one with a password in it.
+        MissingError: the key's variable is not set.
+    """
+
+    def __init__(self, name: str, url: str, service: ServiceConfig) -> None:
+        self.name = name
+        self.url = check_url(name, url)
+        self.num_retries = 0
+        self._timeout_s, self._retry_s = service.timeout_s, service.retry_s
+        self._key = _read_key(name, service.api_key_env)
+        is_local = urlsplit(self.url).hostname in LOCAL_HOSTS
+        proxies = [urllib.request.ProxyHandler({})] if is_local else []
+        self._opener = urllib.request.build_opener(_NoRedirects, *proxies)
+
+    def call(self, path: str, payload: object = None) -> dict[str, object]:
+        """The JSON object that the server answers: POST with a payload, else GET. One attempt.
+
+        Raises:
+            CallFailedError: no connection, no answer in time, an answer that is no JSON object, or an error status.
+            ScorerStoppedError: the server refuses us (key, address), which no repetition changes.
+        """
+        data = None if payload is None else json.dumps(payload).encode()
+        headers = {"Accept": "application/json", "Content-Type": "application/json"}
+        if self._key:
+            headers["Authorization"] = f"Bearer {self._key}"
+        request = urllib.request.Request(self.url + path, data=data, headers=headers)
+        deadline = time.monotonic() + self._timeout_s
+        try:
+            with self._opener.open(request, timeout=self._timeout_s) as response:
+                text = _read(response, deadline)
+        except HTTPError as error:
+            with error:
+                raise self._refusal(path, error) from None
+        except (OSError, http.client.HTTPException) as error:
+            reason = getattr(error, "reason", None) or error
+            raise CallFailedError(
+                f"{self.url}{path} gave no answer ({type(error).__name__}: {self._redacted(reason)})",
+                can_retry=True,
+            ) from None
+        try:
+            reply = json.loads(text)
+        except (ValueError, RecursionError):
+            reply = None
+        if not isinstance(reply, dict):
+            raise CallFailedError(
+                f"{self.url}{path} answered {self._redacted(text)[:80]!r}, which is no JSON object",
+                can_retry=True,
+            )
+        return reply
+
+    def persist(self, attempt: Callable[[], Result]) -> Result:
+        """The result of `attempt`, repeated with growing pauses while it fails in a way that may pass and time is left.
+
+        Raises:
+            CallFailedError: of the last attempt.
+        """
+        end, pause = time.monotonic() + self._retry_s, FIRST_PAUSE_S
+        while True:
+            try:
+                return attempt()
+            except CallFailedError as error:
+                wait = max(pause, error.wait_s)
+                left = end - time.monotonic()
+                if not error.can_retry or wait > left:
+                    raise
+                if pause == FIRST_PAUSE_S:
+                    _log.warning("reward %r: %s; trying again for up to %.0f s", self.name, error, left)
+            self.num_retries += 1
+            time.sleep(wait)
+            pause = min(2 * pause, LONGEST_PAUSE_S)
+
+    def _refusal(self, path: str, error: HTTPError) -> RewardError:
+        """The exception for an error status, with what the server says of it."""
+        try:
+            detail = _shorten(self._redacted(error.read(2000)))
+        except (OSError, http.client.HTTPException):
+            detail = ""
+        text = f"{self.url}{path} answered status {error.code}: {detail}"
+        if error.code >= 500 or error.code in PASSING:
+            after = str(error.headers.get("Retry-After", ""))
+            return CallFailedError(text, can_retry=True, wait_s=float(after) if after.isdecimal() else 0.0)
+        if error.code in REFUSED_INPUT:
+            return CallFailedError(text, can_retry=False, is_refused_input=True)
+        return ScorerStoppedError(
+            f"reward {self.name!r}: {text}; expected an answer: check the address and the key"
+        )
+
+    def _redacted(self, text: object) -> str:
+        """Servers repeat the key in their complaints."""
+        shown = text.decode("utf-8", "replace") if isinstance(text, bytes) else str(text)
+        return shown.replace(self._key, "***") if self._key else shown
+
+
+class FailureBudget:
+    """Counts images without a score, and stops the run when they are too many.
+
+    Args:
+        name: The reward, for messages.
+        service: `max_failed_fraction` of the newest images, `max_failed` in all.
+    """
+
+    def __init__(self, name: str, service: ServiceConfig) -> None:
+        self.name = name
+        self.num_asked = 0
+        self.num_failed = 0
+        self._service = service
+        self._recent: deque[bool] = deque(maxlen=BUDGET_WINDOW)
+        self._reason = ""
+        self._lock = threading.Lock()
+
+    def add(self, num_asked: int, num_failed: int, reason: str = "") -> None:
+        """Count images; `reason` is why the failed ones failed.
+
+        Raises:
+            ScorerStoppedError: past the budget.
+        """
+        with self._lock:
+            self.num_asked += num_asked
+            self.num_failed += num_failed
+            self._recent.extend([True] * num_failed + [False] * (num_asked - num_failed))
+            if num_failed:
+                self._reason = reason
+        self.check()
+
+    def check(self) -> None:
+        """Nothing, or stop.
+
+        Raises:
+            ScorerStoppedError: past the budget.
+        """
+        with self._lock:
+            recent, failed = len(self._recent), sum(self._recent)
+        share, most = self._service.max_failed_fraction, self._service.max_failed
+        last = f"; the last one: {self._reason}" if self._reason else ""
+        if recent >= BUDGET_FROM and failed > share * recent:
+            raise ScorerStoppedError(
+                f"reward {self.name!r}: {failed} of the last {recent} images got no score, more than "
+                f"service.max_failed_fraction = {share:g} allows{last}. Correct the scorer and resume, or raise the limit"
+            )
+        if most is not None and self.num_failed > most:
+            raise ScorerStoppedError(
+                f"reward {self.name!r}: {self.num_failed} of {self.num_asked} images got no score, more than "
+                f"service.max_failed = {most} allows{last}. Correct the scorer and resume, or raise the limit"
+            )
+
+
+def map_concurrently(
+    function: Callable[[Item], Result], items: Sequence[Item], concurrency: int
+) -> list[Result]:
+    """function(item) of each item, in order, up to `concurrency` at once; the first exception ends it."""
+    if concurrency == 1 or len(items) < 2:
+        return [function(item) for item in items]
+    with ThreadPoolExecutor(min(concurrency, len(items))) as pool:
+        return list(pool.map(function, items))
+
+
+def png_base64(picture: np.ndarray) -> str:
+    """A picture (H,W,3) uint8 as the base64 text of a PNG."""
+    buffer = io.BytesIO()
+    Image.fromarray(picture).save(buffer, format="PNG")
+    return base64.b64encode(buffer.getvalue()).decode()
+
+
+def check_url(name: str, url: str) -> str:
+    """The address without a slash at its end.
+
+    Raises:
+        ConfigError: not http or https, no host, a password, or a part that belongs behind the path.
+    """
+    try:
+        parts = urlsplit(url)
+        is_good = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        is_good = False
+    if not is_good or parts.query or parts.fragment:
+        raise ConfigError(f"reward {name!r}: path={url!r}; expected an address such as http://127.0.0.1:8188")
+    if parts.username or parts.password:
+        raise ConfigError(
+            f"reward {name!r}: its path holds a user name or password, which would be written to config.yaml; put the key in "
+            "an environment variable and name it in service.api_key_env"
+        )
+    return url.rstrip("/")
+
+
+def _read_key(name: str, variable: str | None) -> str:
+    if variable is None:
+        return ""
+    key = os.environ.get(variable, "").strip()
+    if not key:
+        raise MissingError(
+            f"reward {name!r}: service.api_key_env names {variable}, which is not set in the environment; export the key there"
+        )
+    return key
+
+
+def _read(response: http.client.HTTPResponse, deadline: float) -> bytes:
+    """The body; a server that sends it drop by drop is late as well."""
+    parts, size = [], 0
+    while part := response.read1(1 << 16):
+        parts.append(part)
+        size += len(part)
+        if size > MAX_REPLY_BYTES:
+            raise http.client.HTTPException(f"the answer is larger than {MAX_REPLY_BYTES} bytes")
+        if time.monotonic() > deadline:
+            raise TimeoutError("the answer did not end in time")
+    return b"".join(parts)
+
+
+def _shorten(text: str) -> str:
+    """The message inside an error body, on one line."""
+    try:
+        reply = json.loads(text)
+    except (ValueError, RecursionError):
+        reply = None
+    inner = reply.get("error", text) if isinstance(reply, dict) else text
+    message = inner.get("message", inner) if isinstance(inner, dict) else inner
+    return " ".join(str(message).split())[:300]
+
+
+class _NoRedirects(urllib.request.HTTPRedirectHandler):
+    def redirect_request(self, *arguments: object) -> None:
+        return None

@@ -1,0 +1,187 @@
+"""HPS v2 and v2.1: an OpenCLIP ViT-H/14 checkpoint, run by transformers."""
+
+from __future__ import annotations
+
+import html
+import re
+from collections.abc import Callable, Mapping, Sequence
+
+import torch
+from torch import Tensor
+from transformers import CLIPConfig, CLIPModel
+
+from diffexpo.config.schema import RewardConfig
+from diffexpo.config.scorers import SCORERS
+from diffexpo.errors import RewardError
+from diffexpo.rewards.clip import UNITS, scaled
+from diffexpo.rewards.dual_encoder import SETTINGS_FILES, DualEncoder, read_clip_config, read_tokenizer
+from diffexpo.rewards.prepare import longest_side_pad
+from diffexpo.rewards.weights import (
+    check_keys,
+    find_folder,
+    find_weights,
+    fingerprint,
+    read_tensors,
+    settings_files,
+)
+
+# OpenCLIP name -> CLIPModel name. Projections are stored transposed there, and query, key and value as one matrix.
+_TOP = {
+    "visual.class_embedding": "vision_model.embeddings.class_embedding",
+    "visual.positional_embedding": "vision_model.embeddings.position_embedding.weight",
+    "visual.conv1.weight": "vision_model.embeddings.patch_embedding.weight",
+    "token_embedding.weight": "text_model.embeddings.token_embedding.weight",
+    "positional_embedding": "text_model.embeddings.position_embedding.weight",
+    "logit_scale": "logit_scale",
+}
+_NORMS = {
+    "visual.ln_pre": "vision_model.pre_layrnorm",
+    "visual.ln_post": "vision_model.post_layernorm",
+    "ln_final": "text_model.final_layer_norm",
+}
+_PROJECTIONS = {"visual.proj": "visual_projection.weight", "text_projection": "text_projection.weight"}
+_INSIDE = {
+    "ln_1": "layer_norm1",
+    "ln_2": "layer_norm2",
+    "attn.out_proj": "self_attn.out_proj",
+    "mlp.c_fc": "mlp.fc1",
+    "mlp.c_proj": "mlp.fc2",
+}
+_BLOCK = re.compile(r"(visual\.)?transformer\.resblocks\.(\d+)\.(.+)")
+
+
+class HpsReward:
+    """cos(text, image) of the HPS checkpoints, by default times 100 as their benchmark prints it.
+
+    Args:
+        name: Name in metrics.
+        path: The checkpoint's `state_dict` as safetensors: file, folder with one, or hub id.
+        device: Where it runs.
+        base: Folder or hub id with configuration and tokenizer of CLIP ViT-H/14.
+        edition: "hpsv2" or "hpsv2.1"; says which file is meant, the networks are alike.
+        scale: "percent", "raw" or "logit".
+        precision: "float32", "float16" or "bfloat16", of the towers.
+    Raises:
+        MissingError: weights, configuration or tokenizer are not there.
+        RewardError: damaged file, or weights of another model.
+    Source: HPSv2 (arXiv 2306.09341) and its code's score function. Where we differ: a picture whose longest side has the network's
+        size already is padded too, antialiasing is always on, and broken encodings in prompts (mojibake) are not repaired.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        path: str | None,
+        device: torch.device | str = "cpu",
+        *,
+        base: str,
+        edition: str = "hpsv2.1",
+        scale: str = "percent",
+        precision: str = "float32",
+    ) -> None:
+        self.name = name
+        self.scale, self._unit = f"{UNITS[scale]} ({edition})", scale
+        file = find_weights(name, edition, path)
+        folder = find_folder(name, base, key="base", patterns=SETTINGS_FILES, expected=SCORERS[edition].base)
+        config = read_clip_config(name, folder)
+        tokenizer = read_tokenizer(name, folder)
+        model = _load(name, str(file), config, read_tensors(name, file))
+        size = int(config.vision_config.image_size)
+        self._encoder = DualEncoder(
+            name,
+            model,
+            tokenizer,
+            lambda images: longest_side_pad(images, size),
+            device,
+            precision,
+            clean=clean_text,
+        )
+        settings = {"scale": scale, "precision": precision, "edition": edition}
+        self.version = fingerprint([file, *settings_files(folder)], settings)
+
+    @classmethod
+    def from_config(
+        cls, config: RewardConfig, resolve: Callable[[str], str], device: torch.device | str
+    ) -> HpsReward:
+        """The scorer of a configuration; types `hpsv2` and `hpsv2.1`."""
+        facts = SCORERS[config.type]
+        return cls(
+            config.name,
+            resolve(config.path) if config.path else None,
+            device,
+            base=resolve(config.base or str(facts.default_base)),
+            edition=config.type,
+            scale=config.scale or facts.scales[0],
+            precision=config.precision,
+        )
+
+    @property
+    def num_cut_prompts(self) -> int:
+        """Distinct prompts so far that were longer than the text encoder takes and were cut."""
+        return self._encoder.num_cut_prompts
+
+    def score(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
+        """Scores (B,) of images (B,3,H,W) in [0,1] for their prompts."""
+        return scaled(self._encoder.cosines(images, prompts), self._unit, self._encoder.logit_scale()).cpu()
+
+    def embed_images(self, images: Tensor) -> Tensor:
+        """Unit vectors (B, D) of images (B,3,H,W) in [0,1]."""
+        return self._encoder.embed_images(images)
+
+
+def clean_text(text: str) -> str:
+    """HTML entities resolved twice and ends stripped, as OpenCLIP's tokenizer does before it splits a text."""
+    return html.unescape(html.unescape(text)).strip()
+
+
+def clip_state_dict(openclip: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """An OpenCLIP state dict under the names of a CLIPModel, float32.
+
+    Args:
+        openclip: Name -> tensor, as OpenCLIP's CLIP saves it (`visual.conv1.weight`, `transformer.resblocks.0.ln_1.weight`, ...).
+    Returns:
+        Name -> tensor; a fused `attn.in_proj_weight` (3W, W) becomes the weights of q_proj, k_proj and v_proj in this order, and
+        the two projections are transposed. Unknown names stay as they are.
+    """
+    renamed: dict[str, Tensor] = {}
+    for key, tensor in openclip.items():
+        if key != "attn_mask":  # a constant of the causal text tower, not a weight
+            renamed.update(_renamed(key, tensor.float()))
+    return renamed
+
+
+def _renamed(key: str, tensor: Tensor) -> dict[str, Tensor]:
+    if key in _TOP:
+        return {_TOP[key]: tensor}
+    if key in _PROJECTIONS:
+        return {_PROJECTIONS[key]: tensor.T.contiguous()}
+    stem, _, last = key.rpartition(".")
+    if stem in _NORMS:
+        return {f"{_NORMS[stem]}.{last}": tensor}
+    match = _BLOCK.fullmatch(key)
+    if match is None:
+        return {key: tensor}
+    tower, number, inner = match.groups()
+    block = f"{'vision_model' if tower else 'text_model'}.encoder.layers.{number}"
+    if inner in ("attn.in_proj_weight", "attn.in_proj_bias"):
+        kind = inner.rpartition("_")[2]
+        parts = zip("qkv", tensor.chunk(3), strict=True)
+        return {f"{block}.self_attn.{part}_proj.{kind}": rows.contiguous() for part, rows in parts}
+    stem, _, last = inner.rpartition(".")
+    return {f"{block}.{_INSIDE.get(stem, stem)}.{last}": tensor}
+
+
+def _load(name: str, source: str, config: CLIPConfig, openclip: Mapping[str, Tensor]) -> CLIPModel:
+    activations = {config.text_config.hidden_act, config.vision_config.hidden_act}
+    if activations != {"gelu"}:
+        raise RewardError(
+            f"reward {name!r}: base has activation {', '.join(sorted(activations))}; HPS stands on a CLIP ViT-H/14 with gelu, set "
+            f"base={SCORERS['hpsv2'].default_base}"
+        )
+    model = CLIPModel(config)
+    state = clip_state_dict(openclip)
+    own = model.state_dict()
+    wrong = [key for key in own if key not in state or state[key].shape != own[key].shape]
+    check_keys(name, source, wrong, [key for key in state if key not in own], "HPS (of the base's sizes)")
+    model.load_state_dict(state)
+    return model

@@ -1,0 +1,258 @@
+"""ImageReward: BLIP looks at picture and prompt together, a head turns its first text vector into one number."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from transformers import BertTokenizer, BlipTextConfig, BlipTextModel, BlipVisionConfig, BlipVisionModel
+
+from diffexpo.config.schema import RewardConfig
+from diffexpo.config.scorers import SCORERS
+from diffexpo.errors import MissingError, RewardError
+from diffexpo.rewards.aesthetic import STACK, apply_stack, read_stack
+from diffexpo.rewards.dual_encoder import LOAD_ERRORS, SETTINGS_FILES
+from diffexpo.rewards.prepare import shortest_side_crop
+from diffexpo.rewards.weights import (
+    PRECISIONS,
+    check_keys,
+    find_folder,
+    find_weights,
+    fingerprint,
+    read_tensors,
+    settings_files,
+)
+
+KIND = "imagereward"
+MEAN, STD = 0.16717362830052426, 1.0333394966054072
+"""Of the raw output over the training set: scores have mean 0 and standard deviation 1 there."""
+MAX_TOKENS = 35
+HEAD_WIDTH = 64
+"""Width of an attention head in every size of BLIP's towers; the number of heads is not stored in the weights."""
+# Of med_config.json, BLIP's text configuration, where no such file lies beside the weights.
+MED_CONFIG = {"hidden_act": "gelu", "layer_norm_eps": 1e-12}
+
+_VISION, _TEXT, _HEAD = "blip.visual_encoder.", "blip.text_encoder.", "mlp.layers."
+_TOP = {
+    "cls_token": "embeddings.class_embedding",
+    "pos_embed": "embeddings.position_embedding",
+    "patch_embed.proj": "embeddings.patch_embedding",
+    "norm": "post_layernorm",
+}
+_INSIDE = {
+    "norm1": "layer_norm1",
+    "norm2": "layer_norm2",
+    "attn.qkv": "self_attn.qkv",
+    "attn.proj": "self_attn.projection",
+}
+_BLOCK = re.compile(r"blocks\.(\d+)\.(.+)")
+
+
+class ImageRewardScorer:
+    """(head(BLIP(picture, prompt)) - mean) / std, about -2 to 2.
+
+    Args:
+        name: Name in metrics.
+        path: ImageReward's state dict as safetensors: file, folder with one (and with med_config.json, if there), or hub id.
+        device: Where it runs.
+        base: Folder or hub id of the tokenizer of bert-base-uncased.
+        precision: "float32", "float16" or "bfloat16", of BLIP; the head is float32.
+    Raises:
+        MissingError: weights or tokenizer are not there.
+        RewardError: damaged file, or weights of another model.
+    Source: ImageReward (arXiv 2304.05977) and its code's `score`. Where we differ: it scores one picture at a time, this
+        one batches; the numbers are the same.
+    """
+
+    scale = "standardised reward, about -2 to 2"
+
+    def __init__(
+        self,
+        name: str,
+        path: str | None,
+        device: torch.device | str = "cpu",
+        *,
+        base: str,
+        precision: str = "float32",
+    ) -> None:
+        self.name = name
+        file = find_weights(name, KIND, path)
+        folder = find_folder(name, base, key="base", patterns=SETTINGS_FILES, expected=SCORERS[KIND].base)
+        self._tokenizer = _read_tokenizer(name, folder)
+        self._dtype, self._device = PRECISIONS[precision], torch.device(device)
+        tensors = read_tensors(name, file)
+        self._vision, self._text, head = _load(name, str(file), tensors, _med_config(name, file.parent))
+        for tower in (self._vision, self._text):
+            tower.to(self._device, self._dtype).eval().requires_grad_(False)
+        self._head = [(weight.to(device), bias.to(device)) for weight, bias in head]
+        self._size = int(self._vision.config.image_size)
+        self._max_tokens = min(MAX_TOKENS, int(self._text.config.max_position_embeddings))
+        self._cut: set[str] = set()
+        files = [file, *settings_files(*dict.fromkeys((file.parent, folder)))]
+        self.version = fingerprint(files, {"precision": precision})
+
+    @classmethod
+    def from_config(
+        cls, config: RewardConfig, resolve: Callable[[str], str], device: torch.device | str
+    ) -> ImageRewardScorer:
+        """The scorer of a configuration."""
+        return cls(
+            config.name,
+            resolve(config.path) if config.path else None,
+            device,
+            base=resolve(config.base or str(SCORERS[KIND].default_base)),
+            precision=config.precision,
+        )
+
+    @property
+    def num_cut_prompts(self) -> int:
+        """Distinct prompts so far that were longer than 35 tokens and were cut."""
+        return len(self._cut)
+
+    def score(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
+        """Scores (B,) of images (B,3,H,W) in [0,1] for their prompts."""
+        if len(images) != len(prompts):
+            raise RewardError(f"reward {self.name!r}: {len(images)} images but {len(prompts)} prompts")
+        if len(images) == 0:
+            return torch.zeros(0)
+        pixels = shortest_side_crop(images, self._size).to(self._device, self._dtype)
+        # Padded to the full length in any case: a score does not depend on the other prompts of its batch.
+        tokens = self._tokenizer(
+            list(prompts),
+            padding="max_length",
+            truncation=True,
+            max_length=self._max_tokens,
+            return_tensors="pt",
+        ).to(self._device)
+        self._count_cut(prompts)
+        with torch.no_grad():
+            patches = self._vision(pixel_values=pixels).last_hidden_state
+            states = self._text(
+                input_ids=tokens.input_ids,
+                attention_mask=tokens.attention_mask,
+                encoder_hidden_states=patches,
+                is_decoder=False,
+            ).last_hidden_state
+            return ((apply_stack(states[:, 0].float(), self._head) - MEAN) / STD).cpu()
+
+    def _count_cut(self, prompts: Sequence[str]) -> None:
+        distinct = sorted(set(prompts) - self._cut)
+        if distinct:
+            lengths = [len(ids) for ids in self._tokenizer(distinct, verbose=False).input_ids]
+            self._cut |= {p for p, length in zip(distinct, lengths, strict=True) if length > self._max_tokens}
+
+
+def vision_state_dict(blip: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """BLIP's image tower (`blocks.0.attn.qkv.weight`, ...) under the names of a BlipVisionModel, float32."""
+    renamed = {}
+    for key, tensor in blip.items():
+        match = _BLOCK.fullmatch(key)
+        if match:
+            stem, _, last = match[2].rpartition(".")
+            renamed[f"encoder.layers.{match[1]}.{_INSIDE.get(stem, stem)}.{last}"] = tensor.float()
+            continue
+        stem, _, last = key.rpartition(".")
+        name = _TOP.get(key) or (f"{_TOP[stem]}.{last}" if stem in _TOP else key)
+        renamed[name] = tensor.float()
+    return renamed
+
+
+def _below(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
+
+
+def _load(
+    name: str, source: str, tensors: Mapping[str, Tensor], med_config: Mapping[str, object]
+) -> tuple[BlipVisionModel, BlipTextModel, list[tuple[Tensor, Tensor]]]:
+    """Both towers and the head; sizes are read off the tensors."""
+    needed = [
+        f"{_VISION}pos_embed",
+        f"{_VISION}patch_embed.proj.weight",
+        f"{_VISION}blocks.0.mlp.fc1.weight",
+        f"{_TEXT}embeddings.word_embeddings.weight",
+        f"{_TEXT}embeddings.position_embeddings.weight",
+        f"{_TEXT}encoder.layer.0.intermediate.dense.weight",
+        f"{_TEXT}encoder.layer.0.crossattention.self.key.weight",
+        *(f"{_HEAD}{place}.{kind}" for place in STACK for kind in ("weight", "bias")),
+    ]
+    check_keys(name, source, [key for key in needed if key not in tensors], (), "ImageReward")
+    vision = BlipVisionModel(_vision_config(tensors))
+    _fill(name, source, vision, vision_state_dict(_below(tensors, _VISION)))
+    text = BlipTextModel(_text_config(tensors, med_config), add_pooling_layer=False)
+    own = _below(tensors, _TEXT)
+    own.pop("embeddings.position_ids", None)  # 0, 1, 2, ...: a constant that older libraries saved
+    _fill(name, source, text, {key: tensor.float() for key, tensor in own.items()})
+    return vision, text, read_stack(tensors, _HEAD)
+
+
+def _vision_config(tensors: Mapping[str, Tensor]) -> BlipVisionConfig:
+    width, _, patch, _ = tensors[f"{_VISION}patch_embed.proj.weight"].shape
+    patches = tensors[f"{_VISION}pos_embed"].shape[1] - 1
+    return BlipVisionConfig(
+        hidden_size=width,
+        intermediate_size=tensors[f"{_VISION}blocks.0.mlp.fc1.weight"].shape[0],
+        num_hidden_layers=_depth(tensors, f"{_VISION}blocks."),
+        num_attention_heads=width // HEAD_WIDTH,
+        image_size=patch * round(patches**0.5),
+        patch_size=patch,
+        # The official image tower has 1e-6, the class's default is another.
+        layer_norm_eps=1e-6,
+        hidden_act="gelu",
+    )
+
+
+def _text_config(tensors: Mapping[str, Tensor], med_config: Mapping[str, object]) -> BlipTextConfig:
+    vocabulary, width = tensors[f"{_TEXT}embeddings.word_embeddings.weight"].shape
+    settings = {**MED_CONFIG, "num_attention_heads": width // HEAD_WIDTH, **med_config}
+    return BlipTextConfig(
+        vocab_size=vocabulary,
+        hidden_size=width,
+        encoder_hidden_size=tensors[f"{_TEXT}encoder.layer.0.crossattention.self.key.weight"].shape[1],
+        intermediate_size=tensors[f"{_TEXT}encoder.layer.0.intermediate.dense.weight"].shape[0],
+        num_hidden_layers=_depth(tensors, f"{_TEXT}encoder.layer."),
+        max_position_embeddings=tensors[f"{_TEXT}embeddings.position_embeddings.weight"].shape[0],
+        is_decoder=True,  # the class's word for "has cross-attention"; the mask stays bidirectional
+        **{key: settings[key] for key in ("hidden_act", "layer_norm_eps", "num_attention_heads")},
+    )
+
+
+def _depth(tensors: Mapping[str, Tensor], prefix: str) -> int:
+    return 1 + max(int(key.removeprefix(prefix).split(".")[0]) for key in tensors if key.startswith(prefix))
+
+
+def _fill(name: str, source: str, model: torch.nn.Module, state: Mapping[str, Tensor]) -> None:
+    own = model.state_dict()
+    wrong = [key for key in own if key not in state or state[key].shape != own[key].shape]
+    check_keys(name, source, wrong, [key for key in state if key not in own], "ImageReward")
+    model.load_state_dict(state)
+
+
+def _med_config(name: str, folder: Path) -> dict[str, object]:
+    """Heads, activation and epsilon of the text tower from med_config.json, if it lies there."""
+    file = folder / "med_config.json"
+    if not file.is_file():
+        return {}
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+        return {
+            key: found[key] for key in ("hidden_act", "layer_norm_eps", "num_attention_heads") if key in found
+        }
+    except (ValueError, TypeError) as error:
+        raise RewardError(f"reward {name!r}: {file} is not BLIP's text configuration ({error})") from error
+
+
+def _read_tokenizer(name: str, folder: Path) -> BertTokenizer:
+    if not any((folder / file).is_file() for file in ("vocab.txt", "tokenizer.json")):
+        raise MissingError(
+            f"reward {name!r}: {folder} holds no tokenizer (vocab.txt or tokenizer.json); set base to a copy of bert-base-uncased"
+        )
+    try:
+        return BertTokenizer.from_pretrained(str(folder), local_files_only=True)
+    except LOAD_ERRORS as error:
+        raise RewardError(
+            f"reward {name!r}: the tokenizer of {folder} cannot be read ({error}); copy it again"
+        ) from error

@@ -1,0 +1,68 @@
+"""Pictures as the scorers' networks take them: the official resize, crop, padding and normalisation, without torchvision."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from diffexpo.rewards.base import quantise, to_bytes
+
+OPENAI_MEAN = (0.48145466, 0.4578275, 0.40821073)
+OPENAI_STD = (0.26862954, 0.26130258, 0.27577711)
+
+
+def shortest_side_crop(images: Tensor, size: int) -> Tensor:
+    """Shortest side to `size` (PIL bicubic on 8 bits), centre crop, normalised.
+
+    The longer side becomes int(size * long / short); the crop starts at round((side - size) / 2), half to even.
+
+    Args:
+        images: (B,3,H,W) in [0,1]; rounded to 8 bits.
+        size: Side of the square.
+    Returns:
+        (B,3,size,size) float32; a white picture is (1 - mean) / std everywhere.
+    Source: the transform of CLIP and ImageReward (torchvision Resize and CenterCrop on PIL pictures).
+    """
+    squares = []
+    for picture in to_bytes(images):
+        height, width = picture.shape[:2]
+        short = min(height, width)
+        target = (int(size * width / short), int(size * height / short))
+        resized = np.asarray(Image.fromarray(picture).resize(target, Image.Resampling.BICUBIC))
+        top, left = (round((side - size) / 2) for side in resized.shape[:2])
+        squares.append(resized[top : top + size, left : left + size])
+    pixels = torch.from_numpy(np.stack(squares)).permute(0, 3, 1, 2).float() / 255
+    return normalised(pixels)
+
+
+def longest_side_pad(images: Tensor, size: int) -> Tensor:
+    """Longest side to `size` (antialiased bicubic on floats, overshoot kept), black padding to a square, normalised.
+
+    Args:
+        images: (B,3,H,W) in [0,1]; rounded to 8 bits first, as in a saved picture.
+        size: Side of the square.
+    Returns:
+        (B,3,size,size) float32; what is padded is (0 - mean) / std.
+    Source: the transform of HPSv2. Its antialiasing follows torchvision's version, here it is always on; a picture whose
+        longest side is `size` already is left unpadded there (and only works if it is square), here it is padded too.
+    """
+    pixels = quantise(images)
+    height, width = pixels.shape[-2:]
+    scale = size / max(height, width)
+    target = (round(height * scale), round(width * scale))
+    if target != (height, width):
+        pixels = torch.nn.functional.interpolate(
+            pixels, size=target, mode="bicubic", align_corners=False, antialias=True
+        )
+    free_height, free_width = size - target[0], size - target[1]
+    left, top = free_width // 2, free_height // 2
+    padded = torch.nn.functional.pad(pixels, (left, free_width - left, top, free_height - top))
+    return normalised(padded)
+
+
+def normalised(pixels: Tensor) -> Tensor:
+    """Pixels (B,3,H,W) with CLIP's mean and standard deviation taken out."""
+    mean, std = (pixels.new_tensor(values)[:, None, None] for values in (OPENAI_MEAN, OPENAI_STD))
+    return (pixels - mean) / std

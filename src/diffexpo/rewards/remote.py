@@ -1,0 +1,221 @@
+"""A scorer in another process, over HTTP: one environment for each scorer, and none of its dependencies here.
+
+The protocol is JSON and PNG, never pickle (docs/rewards/remote.md):
+
+    GET  /version -> {"protocol": 1, "name": ..., "type": ..., "version": ..., "scale": ...}
+    POST /score   {"protocol": 1, "items": [{"id": ..., "prompt": ..., "image": base64 PNG}, ...]}
+                  -> {"protocol": 1, "name": ..., "version": ..., "scores": {id: number or null, ...}}
+
+Scores are found by id, and an id holds a hash of picture and prompt: neither the order of the answers nor an answer to another
+question can give an image a score that is not its own.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from diffexpo.config.schema import RewardConfig, ServiceConfig
+from diffexpo.errors import MissingError, RewardError, ScorerStoppedError
+from diffexpo.rewards.base import to_bytes
+from diffexpo.rewards.calling import CallFailedError, Endpoint, FailureBudget, map_concurrently, png_base64
+
+_log = logging.getLogger("diffexpo")
+PROTOCOL = 1
+CONCURRENCY = 8
+
+
+@dataclass(frozen=True)
+class _Question:
+    id: str
+    prompt: str
+    image: str
+
+    def payload(self) -> dict[str, str]:
+        return {"id": self.id, "prompt": self.prompt, "image": self.image}
+
+
+class RemoteReward:
+    """Scores by a server that speaks the protocol above, such as `diffexpo rewards serve`.
+
+    A request that fails is sent again, with growing pauses, for `service.retry_s`; what an incomplete answer holds is kept. An
+    image that got no score is NaN and counted; past the budget the run stops.
+
+    Args:
+        name: Name in metrics.
+        url: Address of the server.
+        service: Deadline, repetitions, budget, and what the server must be.
+        concurrency: Requests under way at once.
+    Raises:
+        ConfigError: not an address.
+        MissingError: nothing answers there, or the key is not set.
+        ScorerStoppedError: it is another scorer than asked for, or speaks another protocol.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        url: str,
+        service: ServiceConfig | None = None,
+        concurrency: int | None = None,
+    ) -> None:
+        self.name = name
+        self._service = service or ServiceConfig()
+        self._concurrency = concurrency or CONCURRENCY
+        self._endpoint = Endpoint(name, url, self._service)
+        self.budget = FailureBudget(name, self._service)
+        try:
+            facts = self._endpoint.persist(self._ask_version)
+        except CallFailedError as error:
+            raise MissingError(
+                f"reward {name!r}: {error}; expected a running scorer: start it with `diffexpo rewards serve`"
+            ) from None
+        self._server = (str(facts["name"]), str(facts["version"]))
+        self.version = f"{facts['type']} {facts['version']}"
+        self.scale = str(facts["scale"])
+        self._check_wanted()
+
+    @classmethod
+    def from_config(
+        cls, config: RewardConfig, resolve: Callable[[str], str], device: torch.device | str
+    ) -> RemoteReward:
+        """The scorer of a configuration."""
+        return cls(config.name, config.path or "", config.service, config.concurrency)
+
+    @property
+    def num_retries(self) -> int:
+        """Requests that were sent again so far."""
+        return self._endpoint.num_retries
+
+    def score(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
+        """Scores (B,) of images (B,3,H,W) in [0,1] for their prompts, NaN where none was obtained.
+
+        Raises:
+            RewardError: images and prompts differ in number.
+            ScorerStoppedError: past the budget, or the server is no longer the scorer that it was.
+        """
+        if len(images) != len(prompts):
+            raise RewardError(f"reward {self.name!r}: {len(images)} images but {len(prompts)} prompts")
+        pictures = [png_base64(picture) for picture in to_bytes(images)]
+        questions = [
+            _Question(_id(position, picture, prompt), prompt, picture)
+            for position, (picture, prompt) in enumerate(zip(pictures, prompts, strict=True))
+        ]
+        size = self._service.images_per_request
+        parts = [questions[start : start + size] for start in range(0, len(questions), size)]
+        found: dict[str, float] = {}
+        for scores in map_concurrently(self._score_part, parts, self._concurrency):
+            found |= scores
+        scores = torch.tensor(
+            [found.get(question.id, math.nan) for question in questions], dtype=torch.float32
+        )
+        return torch.where(torch.isfinite(scores), scores, torch.nan)
+
+    def _score_part(self, questions: Sequence[_Question]) -> dict[str, float]:
+        """Scores by id of one request's images; those that stay without one are missing."""
+        self.budget.check()
+        found: dict[str, float] = {}
+        reason = "the scorer gave no number"
+        try:
+            self._endpoint.persist(lambda: self._ask(questions, found))
+        except CallFailedError as error:
+            if error.is_refused_input and len(questions) > 1:
+                # One picture too large or too odd must not cost the others.
+                half = len(questions) // 2
+                return self._score_part(questions[:half]) | self._score_part(questions[half:])
+            reason = str(error)
+            _log.warning(
+                "reward %r: %s; %d images stay without a score", self.name, error, len(questions) - len(found)
+            )
+        self.budget.add(
+            len(questions),
+            sum(math.isnan(found.get(question.id, math.nan)) for question in questions),
+            reason,
+        )
+        return found
+
+    def _ask(self, questions: Sequence[_Question], found: dict[str, float]) -> None:
+        """One request for what is not found yet."""
+        missing = [question for question in questions if question.id not in found]
+        reply = self._endpoint.call(
+            "/score", {"protocol": PROTOCOL, "items": [question.payload() for question in missing]}
+        )
+        self._check_same(reply)
+        scores = _read_scores(reply.get("scores"), {question.id for question in missing})
+        found.update(scores)
+        if len(scores) < len(missing):
+            raise CallFailedError(
+                f"{self._endpoint.url} answered {len(scores)} of {len(missing)} images", can_retry=True
+            )
+
+    def _ask_version(self) -> dict[str, object]:
+        facts = self._endpoint.call("/version")
+        self._check_protocol(facts)
+        lacking = [key for key in ("name", "type", "version", "scale") if not isinstance(facts.get(key), str)]
+        if lacking:
+            raise CallFailedError(
+                f"{self._endpoint.url}/version gives no {', '.join(lacking)}; it is no scorer of this protocol",
+                can_retry=False,
+            )
+        return facts
+
+    def _check_protocol(self, reply: Mapping[str, object]) -> None:
+        spoken = reply.get("protocol")
+        if spoken is None:
+            raise CallFailedError(
+                f"{self._endpoint.url} answered without `protocol`; it is no scorer of this protocol",
+                can_retry=True,
+            )
+        if spoken != PROTOCOL:
+            raise ScorerStoppedError(
+                f"reward {self.name!r}: {self._endpoint.url} speaks protocol {spoken!r}, expected {PROTOCOL}; run the same "
+                "version of diffexpo on both sides"
+            )
+
+    def _check_wanted(self) -> None:
+        for key, wanted, given in zip(
+            ("scorer", "version"), (self._service.scorer, self._service.version), self._server, strict=True
+        ):
+            if wanted is not None and wanted != given:
+                raise ScorerStoppedError(
+                    f"reward {self.name!r}: {self._endpoint.url} serves {key} {given!r}, but service.{key} = {wanted!r}; start "
+                    f"the right one or correct service.{key}"
+                )
+
+    def _check_same(self, reply: Mapping[str, object]) -> None:
+        self._check_protocol(reply)
+        given = (reply.get("name"), reply.get("version"))
+        if None in given:
+            raise CallFailedError(f"{self._endpoint.url} answered without name and version", can_retry=True)
+        if given != self._server:
+            raise ScorerStoppedError(
+                f"reward {self.name!r}: {self._endpoint.url} now serves {given[0]!r} version {given[1]!r}, at the start it was "
+                f"{self._server[0]!r} version {self._server[1]!r}; scores of two scorers cannot be mixed: start the first one "
+                "again and resume"
+            )
+
+
+def _read_scores(given: object, asked: set[str]) -> dict[str, float]:
+    """Scores by id, NaN for null and for numbers that are not finite."""
+    if not isinstance(given, dict) or not set(given) <= asked:
+        raise CallFailedError("the answer's scores are not those of the images asked for", can_retry=True)
+    scores = {}
+    for key, value in given.items():
+        if value is not None and (isinstance(value, bool) or not isinstance(value, int | float)):
+            raise CallFailedError(
+                f"the answer holds {value!r:.40} where a number is expected", can_retry=True
+            )
+        number = math.nan if value is None or abs(value) > 3e38 else float(value)
+        scores[key] = number if math.isfinite(number) else math.nan
+    return scores
+
+
+def _id(position: int, picture: str, prompt: str) -> str:
+    digest = hashlib.sha256(f"{prompt}\0{picture}".encode()).hexdigest()[:16]
+    return f"{position}-{digest}"

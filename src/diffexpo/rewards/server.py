@@ -1,0 +1,355 @@
+"""Serves a scorer over HTTP with the standard library alone: the other side of `remote.py`.
+
+Each request has a thread; one thread scores. Images of several requests that arrive within a few milliseconds of each other are
+scored in one batch. The server reads JSON and PNG only, and listens on this machine only unless told otherwise.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import io
+import json
+import logging
+import math
+import queue
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from types import TracebackType
+from typing import Self
+
+import numpy as np
+import torch
+from PIL import Image
+
+from diffexpo.errors import ConfigError, DiffexpoError, RewardError
+from diffexpo.rewards.python_file import BlameCode
+from diffexpo.rewards.remote import PROTOCOL
+from diffexpo.rewards.scoring import score_images
+from diffexpo.types import Reward
+
+_log = logging.getLogger("diffexpo")
+MAX_SIDE = 4096
+MAX_WAITING = 4096
+IDLE_S = 60.0
+_IMAGE_ERRORS = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
+
+
+class RefusedError(RewardError):
+    """A request that is not answered with scores, with its HTTP status."""
+
+    def __init__(self, status: int, message: str) -> None:
+        super().__init__(message)
+        self.status = status
+
+
+@dataclass
+class _Ticket:
+    """One image on its way through the batcher."""
+
+    picture: np.ndarray
+    prompt: str
+    score: float = math.nan
+    error: str = ""
+    is_done: threading.Event = field(default_factory=threading.Event)
+
+
+class Batcher:
+    """Scores tickets in batches, in one thread.
+
+    Args:
+        reward: The scorer; called from this thread only.
+        batch_size: Largest batch.
+        wait_ms: How long a batch that is not full waits for more.
+    """
+
+    def __init__(self, reward: Reward, batch_size: int, wait_ms: float) -> None:
+        self.num_batches = 0
+        self.num_images = 0
+        self._is_closing = False
+        self._reward, self._batch_size, self._wait_s = reward, batch_size, wait_ms / 1000
+        self._tickets: queue.Queue[_Ticket | None] = queue.Queue(MAX_WAITING)
+        self._thread = threading.Thread(target=self._run, name="scorer", daemon=True)
+        self._thread.start()
+
+    def submit(self, tickets: Sequence[_Ticket]) -> None:
+        """Queue images; each one's event is set when it is scored.
+
+        Raises:
+            RefusedError: 503, too many are waiting or the end is near.
+        """
+        if self._is_closing:
+            raise RefusedError(503, "the server is stopping")
+        if self._tickets.qsize() + len(tickets) > MAX_WAITING:
+            raise RefusedError(503, f"{self._tickets.qsize()} images are waiting; try again later")
+        for ticket in tickets:
+            self._tickets.put(ticket)
+
+    def close(self) -> None:
+        """Score what is queued and end the thread."""
+        self._is_closing = True
+        self._tickets.put(None)
+        self._thread.join()
+
+    def _run(self) -> None:
+        is_open = True
+        while is_open:
+            batch: list[_Ticket] = []
+            until = math.inf
+            while len(batch) < self._batch_size:
+                try:
+                    timeout = None if not batch else max(until - time.monotonic(), 0.0)
+                    ticket = self._tickets.get(timeout=timeout)
+                except queue.Empty:
+                    break
+                if ticket is None:
+                    is_open = False
+                    break
+                if not batch:
+                    until = time.monotonic() + self._wait_s
+                batch.append(ticket)
+            # Pictures of one size can be stacked.
+            for shape in dict.fromkeys(ticket.picture.shape for ticket in batch):
+                self._score([ticket for ticket in batch if ticket.picture.shape == shape])
+
+    def _score(self, tickets: Sequence[_Ticket]) -> None:
+        pictures = torch.from_numpy(np.stack([ticket.picture for ticket in tickets]))
+        images = pictures.permute(0, 3, 1, 2).float() / 255
+        prompts = [ticket.prompt for ticket in tickets]
+        try:
+            # One bad request must not end the server, whatever the scorer raises.
+            with BlameCode(f"reward {self._reward.name!r}", "correct the scorer"):
+                scores = score_images([self._reward], images, prompts, batch_size=self._batch_size)
+            for ticket, score in zip(tickets, scores[self._reward.name].tolist(), strict=True):
+                ticket.score = score
+        except DiffexpoError as error:
+            _log.error("%s", error)
+            for ticket in tickets:
+                ticket.error = str(error)
+        self.num_batches += 1
+        self.num_images += len(tickets)
+        for ticket in tickets:
+            ticket.is_done.set()
+
+
+class ScoreServer:
+    """A scorer behind `GET /health`, `GET /version` and `POST /score`.
+
+    Args:
+        reward: The scorer.
+        kind: Its type, as in a configuration.
+        host: Address to listen on; anything but this machine's own lets others in, without a password.
+        port: Port; 0 takes a free one.
+        batch_size: Largest batch.
+        wait_ms: How long a batch that is not full waits for more.
+        max_mib: Largest request body, MiB.
+    Raises:
+        ConfigError: the address cannot be listened on.
+    """
+
+    def __init__(
+        self,
+        reward: Reward,
+        kind: str,
+        *,
+        host: str = "127.0.0.1",
+        port: int = 0,
+        batch_size: int = 64,
+        wait_ms: float = 5.0,
+        max_mib: float = 64.0,
+        handler: type[ScoreHandler] | None = None,
+    ) -> None:
+        self._thread: threading.Thread | None = None
+        self.facts = {
+            "protocol": PROTOCOL,
+            "name": reward.name,
+            "type": kind,
+            "version": reward.version,
+            "scale": reward.scale,
+        }
+        try:
+            self._server = _Server((host, port), handler or ScoreHandler)
+        except OSError as error:
+            raise ConfigError(
+                f"cannot listen on {host}:{port} ({error.strerror or error}); choose another --port or --host"
+            ) from None
+        self._server.facts = self.facts
+        self._server.max_bytes = int(max_mib * 1024 * 1024)
+        self.batcher = self._server.batcher = Batcher(reward, batch_size, wait_ms)
+        self.port = int(self._server.server_address[1])
+        self.url = f"http://{host}:{self.port}"
+
+    def run(self) -> None:
+        """Serve until interrupted."""
+        self._server.serve_forever(poll_interval=0.1)
+
+    def start(self) -> None:
+        """Serve in a thread of its own until `stop`."""
+        self._thread = threading.Thread(
+            target=self._server.serve_forever, args=(0.02,), name="server", daemon=True
+        )
+        self._thread.start()
+
+    def stop(self) -> None:
+        """End what `start` began; nothing is listening afterwards."""
+        if self._thread is not None:
+            self._server.shutdown()
+            self._thread.join()
+            self._thread = None
+            self.close()
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+
+    def close(self) -> None:
+        """Stop listening and end the scoring thread."""
+        self._server.server_close()
+        self.batcher.close()
+
+
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+    request_queue_size = 128
+    facts: dict[str, object]
+    max_bytes: int
+    batcher: Batcher
+
+    def handle_error(self, request: object, client_address: object) -> None:
+        _log.debug("connection with %s failed", client_address, exc_info=True)
+
+
+class ScoreHandler(BaseHTTPRequestHandler):
+    """One connection."""
+
+    protocol_version = "HTTP/1.1"
+    server_version = "diffexpo"
+    sys_version = ""
+    timeout = IDLE_S
+    server: _Server
+
+    def do_GET(self) -> None:
+        """`/health` and `/version`."""
+        if self.path == "/health":
+            self.reply(200, {"status": "ok", "images": self.server.batcher.num_images})
+        elif self.path == "/version":
+            self.reply(200, self.server.facts)
+        else:
+            self.reply(404, {"error": f"{self.path} is not here; there are /health, /version and /score"})
+
+    def do_POST(self) -> None:
+        """`/score`."""
+        try:
+            self.reply(200, self.score(self.read()))
+        except RefusedError as error:
+            self.reply(error.status, {"error": str(error)})
+
+    def read(self) -> dict[str, object]:
+        """The JSON object in the body."""
+        if self.path != "/score":
+            self.close_connection = True
+            raise RefusedError(404, f"{self.path} is not here; POST to /score")
+        length = self.headers.get("Content-Length", "")
+        # What is not read cannot be skipped: the connection ends with the answer.
+        self.close_connection = True
+        if not length.isdecimal():
+            raise RefusedError(411, "Content-Length is missing; expected the size of the body")
+        if int(length) > self.server.max_bytes:
+            raise RefusedError(
+                413,
+                f"the body has {length} bytes, at most {self.server.max_bytes} are read; send fewer images",
+            )
+        # Web pages cannot send this type to another site unasked.
+        if self.headers.get_content_type() != "application/json":
+            raise RefusedError(415, "Content-Type is not application/json")
+        body = self.rfile.read(int(length))
+        self.close_connection = False
+        try:
+            request = json.loads(body)
+        except (ValueError, RecursionError):
+            raise RefusedError(400, "the body is not JSON") from None
+        if not isinstance(request, dict) or request.get("protocol") != PROTOCOL:
+            raise RefusedError(400, f"expected a JSON object with protocol {PROTOCOL}")
+        return request
+
+    def score(self, request: dict[str, object]) -> dict[str, object]:
+        """Scores of the items; null for a picture that cannot be read or scored, with the reason in `errors`."""
+        items = _check_items(request.get("items"))
+        errors: dict[str, str] = {}
+        tickets: dict[str, _Ticket] = {}
+        for item in items:
+            try:
+                tickets[item["id"]] = _Ticket(decode_png(item["image"]), item["prompt"])
+            except _IMAGE_ERRORS as error:
+                errors[item["id"]] = f"not a PNG that can be read ({error})"
+        self.server.batcher.submit(list(tickets.values()))
+        for ticket in tickets.values():
+            ticket.is_done.wait()
+        failed = [ticket.error for ticket in tickets.values() if ticket.error]
+        if failed:
+            raise RefusedError(500, f"the scorer failed: {failed[0]}")
+        scores = {key: None if math.isnan(ticket.score) else ticket.score for key, ticket in tickets.items()}
+        errors |= {key: "the scorer gave no finite number" for key, score in scores.items() if score is None}
+        facts = self.server.facts
+        return {
+            "protocol": PROTOCOL,
+            "name": facts["name"],
+            "version": facts["version"],
+            "scores": {item["id"]: scores.get(item["id"]) for item in items},
+            "errors": errors,
+        }
+
+    def reply(self, status: int, body: dict[str, object]) -> None:
+        """Send a JSON object."""
+        payload = json.dumps(body).encode()
+        self.send_response(status)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(payload)))
+        if status == 503:
+            self.send_header("Retry-After", "1")
+        if self.close_connection:
+            self.send_header("Connection", "close")
+        self.end_headers()
+        self.wfile.write(payload)
+
+    def log_message(self, format: str, *arguments: object) -> None:
+        """Requests are no news."""
+        _log.debug(format, *arguments)
+
+
+def decode_png(text: str) -> np.ndarray:
+    """The picture (H,W,3) uint8 in the base64 text of a PNG.
+
+    Raises:
+        ValueError: not base64, or larger than 4096 pixels a side.
+        OSError: not a PNG, or a damaged one.
+    """
+    try:
+        data = base64.b64decode(text, validate=True)
+    except binascii.Error as error:
+        raise ValueError(f"not base64: {error}") from None
+    with Image.open(io.BytesIO(data), formats=("PNG",)) as image:
+        if max(image.size) > MAX_SIDE:
+            raise ValueError(f"{image.width} x {image.height} pixels, at most {MAX_SIDE} a side")
+        return np.array(image.convert("RGB"), dtype=np.uint8)
+
+
+def _check_items(items: object) -> list[dict[str, str]]:
+    if not isinstance(items, list) or not items:
+        raise RefusedError(400, "items is not a list of images")
+    for item in items:
+        if not isinstance(item, dict) or not all(
+            isinstance(item.get(key), str) for key in ("id", "prompt", "image")
+        ):
+            raise RefusedError(400, "an item lacks id, prompt or image (each a string)")
+    if len({item["id"] for item in items}) < len(items):
+        raise RefusedError(400, "two items have one id")
+    return items

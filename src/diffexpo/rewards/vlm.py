@@ -1,0 +1,303 @@
+r"""A vision-language model as a judge, through any OpenAI-compatible server.
+
+    yes_no:    p(yes) / (p(yes) + p(no))                           of the first token of the answer
+    pairwise:  mean over j of P(i beats j),  P(i beats j) = [p(first | i, j) + p(second | j, i)] / 2
+    caption:   similarity(description of the picture, prompt)      (DDPO, arXiv 2305.13301, section 5)
+
+An answer that names neither choice, a description that is empty or a call that fails gives no score: NaN, counted, never 0.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import logging
+import math
+import threading
+from collections.abc import Callable, Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from diffexpo.config.schema import RewardConfig, ServiceConfig, VlmConfig
+from diffexpo.errors import ConfigError, MissingError, RewardError, ScorerStoppedError
+from diffexpo.rewards.base import to_bytes
+from diffexpo.rewards.calling import CallFailedError, Endpoint, FailureBudget, map_concurrently, png_base64
+from diffexpo.rewards.text_similarity import TextSimilarity
+
+_log = logging.getLogger("diffexpo")
+CONCURRENCY = 8
+QUESTIONS = {
+    "yes_no": 'Does this picture show "{prompt}"? Answer with yes or no only.',
+    "pairwise": 'Which of the two pictures shows "{prompt}" better, and looks better? Answer with 1 for the first or 2 for the '
+    "second only.",
+    "caption": "What is going on in this image? Answer in one short sentence.",
+}
+CHOICES = {"yes_no": ("yes", "no"), "pairwise": ("1", "2")}
+# Marks of a word's beginning in the vocabularies of tokenizers, and what models put around a word.
+_AROUND = " \t\r\n\u2581\u0120\u010a\"'`*.,:;!()[]"
+
+
+def choice_probability(top_logprobs: Sequence[Mapping[str, object]], choices: tuple[str, str]) -> float:
+    """Probability of the first of two answers, given that the answer is one of the two.
+
+        p(first) / (p(first) + p(second)),   p(choice) = sum of exp(logprob) over the tokens that spell it
+
+    Args:
+        top_logprobs: The likeliest first tokens, each {"token": text, "logprob": number}. Tokens count without regard to
+            case, spaces and punctuation around them.
+        choices: The two answers, in lower case.
+    Returns:
+        A number in [0, 1], NaN if neither answer is among the tokens. Tokens "Yes" 0.6, " yes" 0.2 and "no" 0.2 give 0.8.
+    Source: the form of VQAScore (arXiv 2404.01291, equation 1), with both answers normalised.
+    """
+    mass = dict.fromkeys(choices, 0.0)
+    for entry in top_logprobs:
+        token, logprob = entry.get("token"), entry.get("logprob")
+        word = token.strip(_AROUND).casefold() if isinstance(token, str) else ""
+        is_number = isinstance(logprob, int | float) and not isinstance(logprob, bool)
+        if word in mass and is_number and logprob <= 0:
+            mass[word] += math.exp(logprob)
+    total = sum(mass.values())
+    return mass[choices[0]] / total if total > 0 else math.nan
+
+
+def wins(first_shown: Tensor) -> Tensor:
+    """Share of wins of each of n pictures, position of the picture cancelled.
+
+        P_ij = [F_ij + (1 - F_ji)] / 2,     w_i = mean over j != i of P_ij
+
+    Args:
+        first_shown: F (n,n), F_ij the probability that i beats j when i is shown first; NaN where no answer came. The
+            diagonal is not read.
+    Returns:
+        (n,) float64 in [0, 1], NaN where a picture has no answered comparison. F = [[., 0.9], [0.3, .]] gives [0.8, 0.2].
+    """
+    both = (first_shown.double() + 1 - first_shown.double().T) / 2
+    both = both.masked_fill(torch.eye(len(both), dtype=torch.bool), torch.nan)
+    return both.nanmean(dim=1)
+
+
+class VlmJudge:
+    """Scores by what a vision-language model answers.
+
+    `pairwise` compares images of one prompt within one call; an image whose prompt stands there once has none to be compared
+    with and gets NaN. Asking is deterministic as far as the server is (temperature 0).
+
+    Args:
+        name: Name in metrics.
+        url: Base address of the server, up to and including `/v1`.
+        service: Deadline, repetitions, budget, name of the key's variable.
+        vlm: Mode, model, question.
+        concurrency: Requests under way at once.
+        device: Where the text encoder of `caption` runs.
+    Raises:
+        ConfigError: not an address, or a question without {prompt} where it is needed.
+        MissingError: nothing answers there, no such model, the key is not set, or no text encoder.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        url: str,
+        service: ServiceConfig | None = None,
+        vlm: VlmConfig | None = None,
+        concurrency: int | None = None,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        service, vlm = service or ServiceConfig(), vlm or VlmConfig()
+        self.name = name
+        self.num_compared = 0
+        self.num_inconsistent = 0
+        self._vlm = vlm
+        self._concurrency = concurrency or CONCURRENCY
+        self._question = QUESTIONS[vlm.mode] if vlm.question is None else vlm.question
+        if vlm.mode != "caption" and "{prompt}" not in self._question:
+            raise ConfigError(
+                f"reward {name!r}: vlm.question = {self._question!r} holds no {{prompt}}; the model would not know what to look for"
+            )
+        self._similarity = self._text_similarity(device) if vlm.mode == "caption" else None
+        self._endpoint = Endpoint(name, url, service)
+        self.budget = FailureBudget(name, service)
+        self._model = self._find_model()
+        digest = hashlib.sha256(self._question.encode()).hexdigest()[:12]
+        against = f" against {self._similarity.version}" if self._similarity else ""
+        self.version = f"{self._model} {vlm.mode} question {digest}{against}"
+        self.scale = {
+            "yes_no": "probability of yes",
+            "pairwise": "share of wins within the prompt",
+            "caption": "similarity of description and prompt",
+        }[vlm.mode]
+        # Wins depend on the other images of the call: scores of one image may not be kept for another call.
+        self.is_groupwise = vlm.mode == "pairwise"
+        self._lock = threading.Lock()
+
+    @classmethod
+    def from_config(
+        cls, config: RewardConfig, resolve: Callable[[str], str], device: torch.device | str
+    ) -> VlmJudge:
+        """The scorer of a configuration."""
+        encoder = config.vlm.text_encoder
+        vlm = config.vlm.model_copy(update={"text_encoder": resolve(encoder)}) if encoder else config.vlm
+        return cls(config.name, config.path or "", config.service, vlm, config.concurrency, device)
+
+    def score(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
+        """Scores (B,) of images (B,3,H,W) in [0,1] for their prompts, NaN where none was obtained.
+
+        Raises:
+            RewardError: images and prompts differ in number.
+            ScorerStoppedError: past the budget, or the server gives no log-probabilities.
+        """
+        if len(images) != len(prompts):
+            raise RewardError(f"reward {self.name!r}: {len(images)} images but {len(prompts)} prompts")
+        pictures = [png_base64(picture) for picture in to_bytes(images)]
+        if self._vlm.mode == "pairwise":
+            return self._score_groups(pictures, prompts)
+        ask = self._probability if self._vlm.mode == "yes_no" else self._caption_score
+        pairs = list(zip(pictures, prompts, strict=True))
+        scores = map_concurrently(lambda pair: ask([pair[0]], pair[1]), pairs, self._concurrency)
+        return torch.tensor(scores, dtype=torch.float32)
+
+    def describe(self, picture: str, prompt: str) -> str:
+        """The model's description of a picture (base64 PNG)."""
+        message = self._ask([picture], prompt, {"max_tokens": self._vlm.max_tokens}).get("message")
+        text = message.get("content") if isinstance(message, dict) else None
+        if not isinstance(text, str) or not text.strip():
+            raise CallFailedError(f"the model described the picture as {text!r}", can_retry=False)
+        return text.strip()
+
+    def _score_groups(self, pictures: Sequence[str], prompts: Sequence[str]) -> Tensor:
+        groups: dict[str, list[int]] = {}
+        for row, prompt in enumerate(prompts):
+            groups.setdefault(prompt, []).append(row)
+        orders = [pair for rows in groups.values() for pair in itertools.permutations(rows, 2)]
+        answers = map_concurrently(
+            lambda pair: self._probability([pictures[pair[0]], pictures[pair[1]]], prompts[pair[0]]),
+            orders,
+            self._concurrency,
+        )
+        first_shown = torch.full((len(prompts), len(prompts)), torch.nan, dtype=torch.float64)
+        for (shown_first, shown_second), answer in zip(orders, answers, strict=True):
+            first_shown[shown_first, shown_second] = answer
+        self._count_inconsistent(first_shown)
+        return wins(first_shown).float()
+
+    def _count_inconsistent(self, first_shown: Tensor) -> None:
+        """Pairs whose winner changes with the order."""
+        upper = torch.triu(torch.isfinite(first_shown + first_shown.T), diagonal=1)
+        forward, backward = first_shown[upper], first_shown.T[upper]
+        changed = ((forward > 0.5) & (backward > 0.5)) | ((forward < 0.5) & (backward < 0.5))
+        with self._lock:
+            self.num_compared += len(forward)
+            self.num_inconsistent += int(changed.sum())
+        if 2 * int(changed.sum()) > len(forward):
+            _log.warning(
+                "reward %r: %d of %d comparisons name another winner when the pictures change places",
+                self.name,
+                int(changed.sum()),
+                len(forward),
+            )
+
+    def _probability(self, pictures: Sequence[str], prompt: str) -> float:
+        """Probability of the first choice."""
+        choices = CHOICES[self._vlm.mode]
+
+        def attempt() -> float:
+            settings = {"max_tokens": 1, "logprobs": True, "top_logprobs": self._vlm.top_logprobs}
+            value = choice_probability(self._first_token(self._ask(pictures, prompt, settings)), choices)
+            if math.isnan(value):
+                raise CallFailedError(
+                    f"neither {choices[0]} nor {choices[1]} is among the likeliest first tokens; a model that thinks before it "
+                    "answers needs thinking turned off",
+                    can_retry=False,
+                )
+            return value
+
+        return self._counted(attempt)
+
+    def _caption_score(self, pictures: Sequence[str], prompt: str) -> float:
+        assert self._similarity is not None
+        similarity = self._similarity
+        return self._counted(lambda: similarity.compare(self.describe(pictures[0], prompt), prompt))
+
+    def _counted(self, attempt: Callable[[], float]) -> float:
+        """The result of an attempt that is repeated while that may help; NaN, counted, if it never succeeds."""
+        self.budget.check()
+        try:
+            value = self._endpoint.persist(attempt)
+        except CallFailedError as error:
+            _log.warning("reward %r: %s; one image stays without this answer", self.name, error)
+            self.budget.add(1, 1, str(error))
+            return math.nan
+        self.budget.add(1, 0)
+        return value
+
+    def _ask(self, pictures: Sequence[str], prompt: str, settings: Mapping[str, object]) -> dict[str, object]:
+        """The first choice of the answer to one question about one or two pictures."""
+        shown = [
+            {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{picture}"}}
+            for picture in pictures
+        ]
+        text = {"type": "text", "text": self._question.replace("{prompt}", prompt)}
+        reply = self._endpoint.call(
+            "/chat/completions",
+            {
+                "model": self._model,
+                "messages": [{"role": "user", "content": [*shown, text]}],
+                "temperature": 0,
+                **settings,
+            },
+        )
+        choices = reply.get("choices")
+        if not isinstance(choices, list) or not choices or not isinstance(choices[0], dict):
+            raise CallFailedError("the answer holds no choices", can_retry=True)
+        return choices[0]
+
+    def _first_token(self, choice: Mapping[str, object]) -> list[Mapping[str, object]]:
+        """The likeliest first tokens of an answer."""
+        logprobs = choice.get("logprobs")
+        content = logprobs.get("content") if isinstance(logprobs, dict) else None
+        if logprobs is None:
+            raise ScorerStoppedError(
+                f"reward {self.name!r}: {self._model!r} answers without log-probabilities; serve it with them (vLLM and SGLang "
+                "give them), or use vlm.mode = caption"
+            )
+        top = (
+            content[0].get("top_logprobs")
+            if isinstance(content, list) and content and isinstance(content[0], dict)
+            else None
+        )
+        if not isinstance(top, list):
+            raise CallFailedError("the answer holds no top_logprobs", can_retry=True)
+        return [entry for entry in top if isinstance(entry, dict)]
+
+    def _find_model(self) -> str:
+        """The model asked for, or the only one there is."""
+        try:
+            reply = self._endpoint.persist(lambda: self._endpoint.call("/models"))
+        except CallFailedError as error:
+            raise MissingError(
+                f"reward {self.name!r}: {error}; expected an OpenAI-compatible server; its address ends in /v1"
+            ) from None
+        models = reply.get("data")
+        names = (
+            [entry.get("id") for entry in models if isinstance(entry, dict)]
+            if isinstance(models, list)
+            else []
+        )
+        wanted = self._vlm.model
+        if wanted in names:
+            return str(wanted)
+        if wanted is None and len(names) == 1:
+            return str(names[0])
+        raise MissingError(
+            f"reward {self.name!r}: vlm.model = {wanted!r}; {self._endpoint.url} serves {', '.join(map(str, names[:20])) or 'none'}"
+        )
+
+    def _text_similarity(self, device: torch.device | str) -> TextSimilarity:
+        if self._vlm.text_encoder is None:
+            raise ConfigError(
+                f"reward {self.name!r}: vlm.mode = caption needs vlm.text_encoder, the folder of the text model that compares "
+                "description and prompt (emoji:judge_train, or an encoder such as deberta-xlarge-mnli)"
+            )
+        return TextSimilarity(self.name, self._vlm.text_encoder, layer=self._vlm.text_layer, device=device)

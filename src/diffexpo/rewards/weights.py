@@ -1,0 +1,178 @@
+"""Weights and their folders: found locally or on the hub, never unpickled, named by what is in them."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import torch
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from diffexpo.config.scorers import SCORERS
+from diffexpo.errors import MissingError, RewardError
+
+PRECISIONS = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+# What decides a score besides the weights: configuration, tokenizer, image processor.
+SETTINGS = (
+    "config.json",
+    "med_config.json",
+    "merges.txt",
+    "preprocessor_config.json",
+    "processor_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "vocab.json",
+    "vocab.txt",
+)
+_HUB_ID = re.compile(r"[\w][\w.-]*/[\w][\w.-]*")
+_PICKLED = (".pt", ".pth", ".bin", ".ckpt")
+# Official file of each type that is published as a pickle only, and the entry that holds its tensors.
+_CONVERTED = {"hpsv2": "['state_dict']", "hpsv2.1": "['state_dict']", "imagereward": "", "aesthetic": ""}
+
+
+def find_folder(name: str, folder_or_id: str, *, key: str, patterns: Sequence[str], expected: str) -> Path:
+    """A local folder, or a hub repository's files as one.
+
+    Args:
+        name: The reward's name, for messages.
+        folder_or_id: Folder, or hub id `owner/name`.
+        key: The setting it came from.
+        patterns: Files that are fetched from the hub.
+        expected: What it should be, in words.
+    Returns:
+        An existing folder.
+    Raises:
+        MissingError: neither a folder nor a repository that the hub gives.
+    """
+    folder = Path(folder_or_id).expanduser()
+    if folder.is_dir():
+        return folder
+    if not _HUB_ID.fullmatch(folder_or_id):
+        raise MissingError(f"reward {name!r}: {key}={folder_or_id!r} is no folder; expected {expected}")
+    try:
+        return Path(snapshot_download(folder_or_id, allow_patterns=list(patterns)))
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        raise MissingError(
+            f"reward {name!r}: {key}={folder_or_id!r} is no folder, and the hub did not give it ({error}); "
+            "check the spelling, the network, or download it and name the folder"
+        ) from error
+
+
+def find_weights(name: str, kind: str, path: str | None) -> Path:
+    """The one safetensors file of a scorer whose official weights are a pickle that its user converts.
+
+    Args:
+        name: The reward's name, for messages.
+        kind: Its type, a key of `SCORERS`.
+        path: A `.safetensors` file, a folder with exactly one, or the hub id of such a repository.
+    Returns:
+        An existing file.
+    Raises:
+        MissingError: nothing there, or a pickled file; the message says where the weights are found and how to convert them.
+    """
+    if path is None:
+        raise MissingError(f"reward {name!r}: no path to {SCORERS[kind].path}; {obtain(kind)}")
+    given = Path(path).expanduser()
+    if given.suffix in _PICKLED:
+        raise MissingError(f"reward {name!r}: {given} is a pickled file, which is never read; {obtain(kind)}")
+    if given.suffix == ".safetensors":
+        if not given.is_file():
+            raise MissingError(f"reward {name!r}: no file {given}; {obtain(kind)}")
+        return given
+    folder = find_folder(
+        name, path, key="path", patterns=["*.safetensors", "*.json"], expected=SCORERS[kind].path
+    )
+    files = sorted(folder.glob("*.safetensors"))
+    if len(files) != 1:
+        raise MissingError(
+            f"reward {name!r}: {folder} holds {len(files)} .safetensors files; expected exactly one, or name the file; "
+            f"{obtain(kind)}"
+        )
+    return files[0]
+
+
+def obtain(kind: str) -> str:
+    """Where a type's official weights are found, under which licence, and how a pickle becomes a safetensors file."""
+    facts = SCORERS[kind]
+    text = f"official weights: {facts.where}; licence: {facts.licence}"
+    if kind not in _CONVERTED:
+        return text
+    return (
+        f'{text}; convert once, where you trust the file: python -c "import torch, safetensors.torch as s; '
+        f"d = torch.load('IN', map_location='cpu', weights_only=True){_CONVERTED[kind]}; "
+        f"s.save_file({{k: v.clone().contiguous() for k, v in d.items()}}, 'OUT.safetensors')\""
+    )
+
+
+def read_tensors(name: str, file: Path) -> dict[str, Tensor]:
+    """Every tensor of a safetensors file.
+
+    Raises:
+        RewardError: the file is damaged.
+    """
+    try:
+        with safe_open(file, framework="pt") as tensors:
+            return {key: tensors.get_tensor(key) for key in tensors.keys()}  # noqa: SIM118 - no mapping, it only has keys()
+    except (SafetensorError, OSError) as error:
+        raise damaged(name, file, error) from error
+
+
+def check_header(name: str, file: Path) -> None:
+    """Refuse a safetensors file whose header does not fit its length, without reading the tensors.
+
+    Raises:
+        RewardError: the file is damaged.
+    """
+    try:
+        with safe_open(file, framework="pt") as tensors:
+            tensors.keys()
+    except (SafetensorError, OSError) as error:
+        raise damaged(name, file, error) from error
+
+
+def damaged(name: str, file: Path, error: Exception) -> RewardError:
+    """What to say of a file that cannot be read."""
+    return RewardError(
+        f"reward {name!r}: {file} is a damaged safetensors file ({error}); copy or download it again"
+    )
+
+
+def fingerprint(files: Sequence[Path], settings: Mapping[str, object]) -> str:
+    """sha256 over the names and contents of files and over settings: two scorers that may score differently differ in it."""
+    digest = hashlib.sha256()
+    for file in files:
+        digest.update(f"{file.name}\n".encode())
+        with file.open("rb") as stream:
+            while block := stream.read(1 << 20):
+                digest.update(block)
+    digest.update("".join(f"{key}={value}\n" for key, value in sorted(settings.items())).encode())
+    return digest.hexdigest()
+
+
+def settings_files(*folders: Path) -> list[Path]:
+    """The files of folders that decide a score besides the weights."""
+    return [folder / file for folder in folders for file in SETTINGS if (folder / file).is_file()]
+
+
+def check_keys(
+    name: str, source: object, missing: Sequence[str], unexpected: Sequence[str], kind: str
+) -> None:
+    """Refuse weights of another layout.
+
+    Raises:
+        RewardError: names how many keys lack or are too many, and the first.
+    """
+    if missing:
+        raise RewardError(
+            f"reward {name!r}: {source} lacks {len(missing)} {kind} weights (first: {missing[0]}); it is another kind of model"
+        )
+    if unexpected:
+        raise RewardError(
+            f"reward {name!r}: {source} has {len(unexpected)} weights that {kind} has not (first: {unexpected[0]}); it is "
+            "another kind of model"
+        )
