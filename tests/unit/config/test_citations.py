@@ -1,0 +1,187 @@
+"""What a run cites follows from its settings; entries are whole."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+
+from diffexpo.config import RunConfig, load_config
+from diffexpo.config.algorithms import METHOD_BY_NAME, METHODS
+from diffexpo.config.citations import KINDS, SAMPLERS, citations
+from diffexpo.config.names import METHOD_NAMES, method_name
+from diffexpo.config.papers import WORKS, bibtex, readable, short_authors
+from diffexpo.config.schema import RewardConfig
+
+ROOT = Path(__file__).resolve().parents[3]
+
+
+def used(config: RunConfig) -> dict[str, tuple[str, ...]]:
+    """Key of each cited work and what it was used for."""
+    return {one.work.key: one.purposes for one in citations(config).known}
+
+
+def loaded(recipe: str, *changes: str) -> RunConfig:
+    return load_config([recipe], changes, {}).config
+
+
+@pytest.mark.parametrize("settings", METHODS, ids=lambda settings: settings.model_fields["type"].default)
+def test_every_method_has_a_name_and_the_papers_that_its_docstring_names(settings):
+    method = settings()
+    config = RunConfig().model_copy(update={"algorithm": method})
+    assert method.type in METHOD_NAMES
+    purpose = f"method {method_name(method.type)}"
+    cited = [one.work for one in citations(config).known if purpose in one.purposes]
+    assert cited
+    named = set(re.findall(r"\d{4}\.\d{5}", settings.__doc__ or ""))
+    assert named <= {work.arxiv for work in cited}
+
+
+def test_names_are_those_of_methods_and_all_different():
+    assert set(METHOD_NAMES) == set(METHOD_BY_NAME)
+    assert len(set(METHOD_NAMES.values())) == len(METHOD_NAMES)
+    assert method_name("ddpo") == "DDPO" and method_name("of_my_own") == "of_my_own"
+
+
+def test_expo_cites_its_paper_first_and_the_software_last():
+    found = citations(loaded("emoji/expo")).known
+    assert found[0].work.title == "Aligning Diffusion Models with Online Preference Learning"
+    assert found[-1].work.key == "diffexpo"
+    keys = [one.work.key for one in found]
+    assert len(keys) == len(set(keys))
+    assert {"wallace2024diffusiondpo", "xiong2024iterative", "lu2022dpmsolverpp", "rombach2022ldm"} <= set(
+        keys
+    )
+    assert {"radford2021clip", "noto_emoji", "twemoji", "cldr", "friedman2023vendi"} <= set(keys)
+    assert "method EXPO" in used(loaded("emoji/expo"))["wallace2024diffusiondpo"]
+
+
+@pytest.mark.parametrize(
+    ("recipe", "changes", "key"),
+    [
+        ("emoji/expo", ("algorithm.alpha=0.1",), "chen2025sepopo"),
+        ("emoji/expo", ("algorithm.safeguard=true",), "fu2025sdpo"),
+        ("emoji/expo", ("algorithm.auto_beta=true",), "simpletuner"),
+        ("emoji/expo", ("evaluation.sampler.guidance=4",), "ho2022guidance"),
+        ("emoji/expo_lora", (), "hu2021lora"),
+        ("emoji/expo_flow", (), "esser2024sd3"),
+        ("emoji/expo_multi", ("mixture.kind=pareto",), "yang2024d3po"),
+        ("emoji/raft", (), "dong2023raft"),
+        ("emoji/ddpo", (), "schulman2017ppo"),
+        ("emoji/ddpo_compressibility", (), "black2024ddpo"),
+        ("emoji/flow_grpo", ("algorithm.window=2",), "li2025mixgrpo"),
+        ("emoji/flow_grpo", ("algorithm.ratio=guard",), "wang2025grpoguard"),
+        ("emoji/flow_grpo", ("explore.sampler.sde=dance",), "xue2025dancegrpo"),
+        ("emoji/flow_grpo", ("explore.sampler.sde=cps", "algorithm.kl=exact"), "wang2025cps"),
+        ("paper/expo_ii_sd15", (), "kirstain2023pickapic"),
+        ("paper/expo_ii_sd15", (), "ho2020ddpm"),
+    ],
+)
+def test_an_option_is_cited_if_and_only_if_it_is_used(recipe, changes, key):
+    assert key in used(loaded(recipe, *changes))
+    if changes:
+        assert key not in used(loaded(recipe))
+
+
+@pytest.mark.parametrize(("kind", "key"), KINDS.items())
+def test_losses_of_other_papers_are_cited(kind, key):
+    assert used(loaded("emoji/dpo_offline", f"algorithm.kind={kind}"))[key] == (f"loss {kind}",)
+
+
+def test_each_sampler_is_cited_with_its_place():
+    config = loaded("emoji/ddpo")
+    assert used(config)["song2020ddim"] == ("sampler of the collection",)
+    assert used(config)["lu2022dpmsolverpp"] == ("sampler of the evaluation",)
+    offline = used(loaded("emoji/dpo_offline"))
+    assert all("sampler of the collection" not in purposes for purposes in offline.values())
+    assert set(SAMPLERS.values()) <= set(WORKS)
+
+
+def test_supervised_training_is_cited_as_the_models_own_loss():
+    assert "method SFT" in used(loaded("emoji/sft"))["ho2020ddpm"]
+    flow = loaded("emoji/sft", "model.path=emoji:flow", "evaluation.sampler.name=flow_euler")
+    assert "method SFT" in used(flow)["liu2022rectifiedflow"] and "ho2020ddpm" not in used(flow)
+
+
+@pytest.mark.parametrize(
+    ("path", "key"),
+    [
+        ("stable-diffusion-v1-5/stable-diffusion-v1-5", "rombach2022ldm"),
+        ("stabilityai/stable-diffusion-xl-base-1.0", "podell2023sdxl"),
+        ("stabilityai/stable-diffusion-3.5-medium", "esser2024sd3"),
+        ("black-forest-labs/FLUX.1-dev", "flux2024"),
+    ],
+)
+def test_models_are_known_by_name(path, key):
+    assert used(loaded("emoji/expo", f"model.path={path}"))[key] == (f"model {path}",)
+
+
+@pytest.mark.parametrize(
+    ("pipeline", "key"),
+    [("StableDiffusionPipeline", "rombach2022ldm"), ("StableDiffusion3Pipeline", "esser2024sd3")],
+)
+def test_a_folder_says_what_pipeline_it_holds(tmp_path, pipeline, key):
+    (tmp_path / "model_index.json").write_text(json.dumps({"_class_name": pipeline}))
+    config = RunConfig().model_copy(
+        update={"model": RunConfig().model.model_copy(update={"path": str(tmp_path)})}
+    )
+    assert used(config)[key] == (f"model {tmp_path}",)
+    (tmp_path / "model_index.json").write_text("[broken")
+    assert citations(config).unknown[0] == f"model {tmp_path}"
+
+
+def test_what_nobody_knows_is_listed_by_name():
+    mine = RewardConfig(name="mine", type="python", path="warm.py:score")
+    config = RunConfig().model_copy(update={"rewards": (mine,)})
+    assert "reward mine (python warm.py:score)" in citations(config).unknown
+    assert "reward mine (python warm.py:score): not known here" in citations(config).as_text()
+    unknown = citations(loaded("paper/expo_ii_sd15")).unknown
+    assert "prompts data/pickapic_train_prompts.txt" in unknown
+
+
+def test_bibtex_entries_are_whole():
+    text = "\n\n".join(bibtex(work) for work in WORKS.values())
+    depth = 0
+    for character in text:
+        depth += (character == "{") - (character == "}")
+        assert depth >= 0
+    assert depth == 0
+    assert text.isascii()
+    keys = re.findall(r"^@[a-z]+\{([^,]+),$", text, re.MULTILINE)
+    assert keys == list(WORKS) and len(keys) == len(set(keys))
+    for entry in text.split("\n\n"):
+        assert "\n  author = {" in entry and "\n  title = {{" in entry and "= {}" not in entry
+        assert entry.splitlines()[-1] == "}"
+
+
+def test_no_two_works_are_the_same_and_identifiers_have_their_form():
+    titles = [work.title.lower() for work in WORKS.values()]
+    identifiers = [work.arxiv for work in WORKS.values() if work.arxiv]
+    assert len(set(titles)) == len(titles) and len(set(identifiers)) == len(identifiers)
+    assert all(re.fullmatch(r"\d{4}\.\d{4,5}", identifier) for identifier in identifiers)
+    for work in WORKS.values():
+        # An identifier begins with year and month: nothing is published before it was written.
+        assert not work.arxiv or work.year is None or work.year >= 2000 + int(work.arxiv[:2])
+
+
+def test_a_work_reads_as_one_line():
+    assert readable(WORKS["ho2022guidance"]) == (
+        "Ho and Salimans (2022). Classifier-Free Diffusion Guidance. arXiv 2207.12598."
+    )
+    assert (
+        short_authors("Ray Chowdhury, Sayak and Anush Kini and Nagarajan Natarajan") == "Ray Chowdhury et al."
+    )
+    assert short_authors("Junzhe Li and others") == "Li et al."
+    assert short_authors("{Twitter, Inc. and other contributors}") == "Twitter, Inc. and other contributors"
+    assert all("\n" not in readable(work) and ".." not in readable(work) for work in WORKS.values())
+
+
+def test_the_package_is_cited_as_its_citation_file_says():
+    stated = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    work = WORKS["diffexpo"]
+    assert work.title == stated["title"]
+    assert work.authors.strip("{}") == stated["authors"][0]["name"]
+    assert work.note == f"version {stated['version']}"
