@@ -1,0 +1,93 @@
+"""The improvement model of a run: made or loaded, with an engine of its own that trains it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from diffexpo.algorithms import Improvement
+from diffexpo.build.aliases import resolve
+from diffexpo.build.evaluating import vendi_embedder
+from diffexpo.config import RunConfig
+from diffexpo.config.algorithms import ImprovementDpoConfig
+from diffexpo.config.schema import TrainingConfig
+from diffexpo.data.latents import PromptEmbeddings
+from diffexpo.data.store import Store
+from diffexpo.errors import ConfigError, MissingError
+from diffexpo.online.improve import metrics_path, weights_path
+from diffexpo.online.improved_pairs import Improving
+from diffexpo.online.iterate import Console
+from diffexpo.policies.improver import load_improver, make_improver, save_improver
+from diffexpo.training.checkpoint import read_tensors
+from diffexpo.training.distributed import World
+from diffexpo.training.engine import Engine
+from diffexpo.training.metrics import MetricsWriter
+from diffexpo.types import Policy, Reward
+
+
+def build_improving(
+    config: RunConfig,
+    run_dir: Path,
+    policy: Policy,
+    empty: PromptEmbeddings,
+    store: Store,
+    judges: Sequence[Reward],
+    world: World,
+    console: Console,
+) -> Improving | None:
+    """The improvement model and its engine, if the method has one.
+
+    Raises:
+        MissingError, PolicyError: the given model is not there or belongs to other latents or texts.
+    """
+    algorithm = config.algorithm
+    if not isinstance(algorithm, ImprovementDpoConfig):
+        return None
+    settings = algorithm.improver
+    checkpointing = config.training.gradient_checkpointing
+    # Once a run has taken a given model over, it has a copy of its own.
+    is_given = settings.path is not None and not store.is_complete("improver", 0)
+    improver = (
+        load_improver(Path(resolve(str(settings.path))), policy, gradient_checkpointing=checkpointing)
+        if is_given
+        else make_improver(policy, gradient_checkpointing=checkpointing)
+    )
+    engine = Engine(
+        improver,
+        Improvement(settings, empty.select([""])),
+        improver_training(config),
+        MetricsWriter(metrics_path(run_dir), active=world.rank == 0 and settings.path is None),
+        world=world,
+        warn=console.warning,
+    )
+    embed, _ = vendi_embedder(judges)
+    return Improving(improver, engine, lambda folder: save_improver(improver, folder), embed)
+
+
+def improver_training(config: RunConfig) -> TrainingConfig:
+    """The optimiser's settings of the improvement model: the run's, with those that it has of its own."""
+    assert isinstance(config.algorithm, ImprovementDpoConfig)
+    own = ("steps", "batch_size", "micro_batch_size", "learning_rate", "ema_decay", "checkpoint_every")
+    settings = config.algorithm.improver
+    return config.training.model_copy(
+        update={name: getattr(settings, name) for name in own} | {"pair_gradient": "joint"}
+    )
+
+
+def restore_improver(config: RunConfig, run_dir: Path, store: Store, policy: Policy) -> Policy:
+    """The trained improvement model of a run.
+
+    Raises:
+        ConfigError: the run has another method. MissingError: it is not trained yet.
+    """
+    if not isinstance(config.algorithm, ImprovementDpoConfig):
+        raise ConfigError(
+            f"{run_dir}: algorithm.type = {config.algorithm.type} has no improvement model; expected a run of improvement_dpo"
+        )
+    if not store.is_complete("improver", 0):
+        raise MissingError(
+            f"{run_dir}: the improvement model is not trained yet; train it with `diffexpo improve train {run_dir}`"
+        )
+    improver = make_improver(policy)
+    improver.weights.load("current", read_tensors(weights_path(run_dir)))
+    return improver

@@ -1,0 +1,116 @@
+"""The improvement model over its guidance scales: the same images, improved at each, from the same noise."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from diffexpo.build.actions import open_run
+from diffexpo.build.aliases import resolve
+from diffexpo.build.evaluating import finite_mean
+from diffexpo.build.improving import restore_improver
+from diffexpo.data.latents import PromptEmbeddings
+from diffexpo.data.store import Store
+from diffexpo.diffusion.guidance import DoubleGuidance
+from diffexpo.evaluation.grid import picture_grid, save_grid
+from diffexpo.evaluation.records import write_json
+from diffexpo.online.improve import improve_latents, improver_sampler
+from diffexpo.online.improved_pairs import relative_distance
+from diffexpo.online.pairing import Row
+from diffexpo.rewards.base import load_rewards, to_bytes
+from diffexpo.rewards.scoring import score_images
+from diffexpo.types import Policy, Reward
+
+SWEEP_PICTURE, SWEEP_NUMBERS = "improver_sweep.png", "improver_sweep.json"
+
+
+def sweep(
+    run_dir: Path, *, text_scales: Sequence[float], image_scales: Sequence[float], num_prompts: int
+) -> dict[str, object]:
+    """Improve a few images at every pair of guidance scales, from the same noise: one picture, and numbers.
+
+    Args:
+        run_dir: A run whose improvement model is trained.
+        text_scales, image_scales: s_T and s_I.
+        num_prompts: Rows of the picture: one image each of the newest collected prompts, before that losers of the offline pairs.
+    Returns:
+        Where picture and numbers lie, and a line for each pair of scales.
+    Raises:
+        ConfigError: the run has another method. MissingError: its improvement model is not trained yet.
+    """
+    config, store, policy = open_run(run_dir)
+    improver = restore_improver(config, run_dir, store, policy)
+    losers = losers_to_show(store, num_prompts)
+    texts = [str(row["prompt"]) for row in losers]
+    latents = torch.from_numpy(store.latents([str(row["sample_id"]) for row in losers]))
+    scorers = [
+        *load_rewards(config.rewards, resolve, policy.device),
+        *load_rewards(config.evaluation.judges, resolve, policy.device),
+    ]
+    embeddings = PromptEmbeddings(policy, ["", *texts])
+    keys = [(config.seed, "sweep", str(row["sample_id"])) for row in losers]
+    before = _look(policy, scorers, latents, texts)
+    columns, labels, numbers = [before[0]], ["loser"], []
+    for text_scale in text_scales:
+        for image_scale in image_scales:
+            scales = DoubleGuidance(image_scale, text_scale)
+            sampler = improver_sampler(config)
+            improved = improve_latents(
+                improver, embeddings, sampler, scales, keys, texts, latents, lambda: None
+            )
+            after = _look(policy, scorers, improved.cpu(), texts)
+            columns.append(after[0])
+            labels.append(f"text {text_scale:g}, image {image_scale:g}")
+            distance, relative = relative_distance(improved.cpu(), latents, texts)
+            gains = {name: finite_mean(after[1][name] - before[1][name]) for name in after[1]}
+            numbers.append(
+                {
+                    "text_scale": text_scale,
+                    "image_scale": image_scale,
+                    "latent_distance": distance,
+                    "relative_distance": relative,
+                    "gain": gains,
+                }
+            )
+    rows = [[column[index] for column in columns] for index in range(len(losers))]
+    folder = run_dir / "eval"
+    save_grid(folder / SWEEP_PICTURE, picture_grid(rows, texts, labels))
+    write_json(folder / SWEEP_NUMBERS, {"prompts": texts, "cells": numbers})
+    lines = [
+        f"text {cell['text_scale']:g}, image {cell['image_scale']:g}: relative distance {cell['relative_distance']:.2f}"
+        + "".join(f", {name} {gain:+.3f}" for name, gain in cell["gain"].items())
+        for cell in numbers
+    ]
+    return {"picture": str(folder / SWEEP_PICTURE), "numbers": str(folder / SWEEP_NUMBERS), "scales": lines}
+
+
+def losers_to_show(store: Store, count: int) -> list[Row]:
+    """One image each of `count` prompts of the newest collection; before that, losers of the offline pairs."""
+    collected = [iteration for stage, iteration in store.completed() if stage == "collect"]
+    if collected:
+        rows = store.collected(collected[-1])
+    else:
+        rows = [store.sample(name) for name in _offline_losers(store, count)]
+    first = {str(row["prompt"]): row for row in reversed(rows)}
+    return list(reversed(first.values()))[:count]
+
+
+def _offline_losers(store: Store, count: int) -> list[str]:
+    """Losers of the first `count` prompts."""
+    found: dict[str, str] = {}
+    for row in store.pairs(source="offline", columns=("prompt", "loser_id")):
+        if len(found) < count:
+            found.setdefault(str(row["prompt"]), str(row["loser_id"]))
+    return list(found.values())
+
+
+def _look(
+    policy: Policy, scorers: Sequence[Reward], latents: Tensor, texts: Sequence[str]
+) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    """Pictures (N,H,W,3) uint8 and scores of latents."""
+    images = policy.decode_latents(latents)
+    return to_bytes(images), score_images(scorers, images, texts)

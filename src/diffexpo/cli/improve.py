@@ -1,0 +1,55 @@
+"""`diffexpo improve`: the improvement model of a run."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from diffexpo.cli.failures import Boundary
+from diffexpo.cli.folders import find_run
+from diffexpo.cli.progress import Console
+from diffexpo.cli.stages import Run, _stage
+
+app = typer.Typer(no_args_is_help=True, help="The improvement model of an improvement_dpo run.")
+
+
+@app.command()
+def train(run: Run = None) -> None:
+    """Train the run's improvement model on the offline pairs; continues at the last checkpoint."""
+    _stage(run, "improver")
+
+
+@app.command()
+def draw(run: Run = None) -> None:
+    """Improve the images of the next collected iteration."""
+    _stage(run, "improve")
+
+
+@app.command()
+def sweep(
+    run: Run = None,
+    text: Annotated[str, typer.Option(metavar="LIST", help="Text scales, with commas.")] = "1,3.5,7",
+    image: Annotated[str, typer.Option(metavar="LIST", help="Image scales, with commas.")] = "1,3",
+    prompts: Annotated[int, typer.Option(min=1, help="Rows of the picture.")] = 8,
+) -> None:
+    """Improve a few images at every pair of guidance scales: eval/improver_sweep.png and .json in the run's folder."""
+    run_dir = find_run(run)
+    with Boundary(run_dir):
+        from diffexpo import build
+
+        scales = {"text_scales": _numbers(text, "--text"), "image_scales": _numbers(image, "--image")}
+        done = build.sweep(run_dir, num_prompts=prompts, **scales)
+        console = Console()
+        for line in done["scales"]:
+            console.line(line)
+        console.line(f"saved {done['picture']} and {done['numbers']}")
+
+
+def _numbers(text: str, option: str) -> list[float]:
+    from diffexpo.errors import ConfigError
+
+    try:
+        return [float(part) for part in text.split(",")]
+    except ValueError:
+        raise ConfigError(f"{option} {text!r}: expected numbers with commas between, e.g. 1,3.5,7") from None

@@ -1,0 +1,242 @@
+"""The improvement model: a base model whose denoiser also sees an image, as further input channels.
+
+    e(x_t, t, c, image) = network([x_t | condition_scale image], t, c)
+
+The channels of the image start with weight zero, so at the start the model is the base whatever the image. Image means clean
+scaled latents, as the base's own; zeros are no image.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import torch
+from diffusers import SD3Transformer2DModel, UNet2DConditionModel
+from torch import Tensor, nn
+from torch.nn.functional import conv2d
+
+from diffexpo.diffusion.guidance import IMAGE_CONDITION
+from diffexpo.errors import PolicyError
+from diffexpo.policies.loading import ModelFolder, load_module, read_json, read_model_folder
+from diffexpo.policies.sd3 import SETTINGS_FILE, SD3Policy, inert_parameters
+from diffexpo.policies.unet import UNetPolicy
+from diffexpo.policies.weights import CopyWeightSets, fingerprint_state
+from diffexpo.types import Conditioning, Policy
+
+IMPROVER_FILE = "improver.json"
+FORMAT = 1
+CONDITION_SCALE = 1.0
+# Component folder of the denoiser and its class, by the family of the base.
+DENOISERS: dict[type, tuple[str, type]] = {
+    UNetPolicy: ("unet", UNet2DConditionModel),
+    SD3Policy: ("transformer", SD3Transformer2DModel),
+}
+BESIDE_THE_DENOISER = ("scheduler", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2", "vae")
+
+
+class WidenedConv2d(nn.Conv2d):
+    """A convolution over [latent | image] that adds up one over each, with the weights of a plain `nn.Conv2d`.
+
+    Kernels round by the number of channels; taken apart, the part of the latent has the bits of the unwidened network.
+    """
+
+    own_channels: int
+
+    def forward(self, both: Tensor) -> Tensor:
+        """Convolution of the latent's channels with bias, plus that of the image's."""
+        own, geometry = self.own_channels, (self.stride, self.padding, self.dilation, self.groups)
+        latent = conv2d(both[:, :own], self.weight[:, :own].contiguous(), self.bias, *geometry)
+        return latent + conv2d(both[:, own:], self.weight[:, own:].contiguous(), None, *geometry)
+
+
+class TakesImage:
+    """Puts the image condition behind the noisy latents, in front of a family's own `predict`."""
+
+    condition_scale: float = CONDITION_SCALE
+
+    def predict(self, x_t: Tensor, t: Tensor, conditioning: Conditioning) -> Tensor:
+        """The network's own output for x_t (B,C,h,w) at t (B,), given text and image."""
+        image = conditioning.tensors[IMAGE_CONDITION].to(x_t.device, x_t.dtype)
+        return super().predict(torch.cat([x_t, self.condition_scale * image], dim=1), t, conditioning)  # type: ignore[misc]
+
+
+class UNetImprover(TakesImage, UNetPolicy):
+    """An improvement model in the Stable Diffusion 1.x layout."""
+
+
+class SD3Improver(TakesImage, SD3Policy):
+    """An improvement model in the Stable Diffusion 3 layout."""
+
+
+Improver = UNetImprover | SD3Improver
+
+
+def make_improver(policy: Policy, *, gradient_checkpointing: bool = False) -> Improver:
+    """An untrained improvement model: the base's denoiser from its folder, in float32, widened by zeros.
+
+    Args:
+        policy: The base model; its autoencoder and text encoders are shared, its trained versions are not used.
+        gradient_checkpointing: Recompute activations in the backward pass.
+    Returns:
+        A policy that equals the base bit for bit under any image condition, fully trainable.
+    Raises:
+        PolicyError: the family has no improvement model.
+    """
+    component, network_class = _denoiser_of(policy)
+    network = load_module(network_class, policy.folder, component, torch.float32, policy.device)
+    channels = policy.latent_shape[0]
+    plain = input_convolution(network)
+    wide = widen(plain, channels, torch.cat([plain.weight, torch.zeros_like(plain.weight)], dim=1))
+    _set_input_convolution(network, wide)
+    network.register_to_config(in_channels=2 * channels, out_channels=channels)
+    return _improver_of(policy, network, gradient_checkpointing)
+
+
+def load_improver(folder: Path, policy: Policy, *, gradient_checkpointing: bool = False) -> Improver:
+    """A trained improvement model from the folder that `save_improver` wrote.
+
+    Args:
+        folder: A diffusers folder with `improver.json`.
+        policy: A model of the same family with the same autoencoder and text encoders, which are shared.
+        gradient_checkpointing: Recompute activations in the backward pass.
+    Returns:
+        The improvement model; its "current" weights are those of the folder.
+    Raises:
+        MissingError: a file is not there.
+        PolicyError: no improvement model, or one of other latents or texts.
+    """
+    settings = read_json(folder / IMPROVER_FILE)
+    if settings.get("format") != FORMAT:
+        raise PolicyError(
+            f"{folder / IMPROVER_FILE}: format is {settings.get('format')!r}, this version reads {FORMAT}; train it anew"
+        )
+    for key, module in _shared_modules(policy).items():
+        if settings.get(key) != fingerprint_state(module.state_dict()):
+            raise PolicyError(
+                f"{folder}: the improvement model was trained with another {key} than {policy.folder.path} has; expected a "
+                "model of the same autoencoder and text encoders"
+            )
+    component, network_class = _denoiser_of(policy)
+    index = read_model_folder(folder)
+    network = load_module(
+        network_class, ModelFolder(folder, index.index, None), component, torch.float32, policy.device
+    )
+    channels = policy.latent_shape[0]
+    plain = input_convolution(network)
+    if plain.in_channels != 2 * channels:
+        raise PolicyError(
+            f"{folder / component}: takes {plain.in_channels} channels; expected {2 * channels}, latents and an image of {channels} each"
+        )
+    _set_input_convolution(network, widen(plain, channels, plain.weight))
+    improver = _improver_of(policy, network, gradient_checkpointing)
+    improver.condition_scale = float(settings["condition_scale"])  # type: ignore[arg-type]
+    return improver
+
+
+def save_improver(improver: Improver, folder: Path) -> Path:
+    """Write an improvement model as a diffusers folder: the widened denoiser, and the base's other components as they are.
+
+    Args:
+        improver: Its "current" weights are written.
+        folder: Where to; what an interrupted call left there is replaced.
+    Returns:
+        The folder. The denoiser loads in plain diffusers; `improver.json` says what its further channels expect.
+    """
+    component, _ = _denoiser_of(improver)
+    base = improver.folder
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in BESIDE_THE_DENOISER:
+        if base.has(name):
+            shutil.copytree(base.path / name, folder / name, dirs_exist_ok=True)
+    kept = {key: value for key, value in base.index.items() if key.startswith("_") or key == component}
+    kept |= {name: base.index[name] for name in BESIDE_THE_DENOISER if base.has(name)}
+    _write_json(folder / "model_index.json", kept)
+    if (base.path / SETTINGS_FILE).is_file():
+        shutil.copy(base.path / SETTINGS_FILE, folder / SETTINGS_FILE)
+    with improver.weights.use("current"):
+        improver.weights.network.save_pretrained(str(folder / component), safe_serialization=True)
+    facts = {key: fingerprint_state(module.state_dict()) for key, module in _shared_modules(improver).items()}
+    settings = {
+        "format": FORMAT,
+        "condition": "clean scaled latents",
+        "condition_scale": improver.condition_scale,
+    }
+    _write_json(folder / IMPROVER_FILE, {**settings, **facts, "base": improver.fingerprint})
+    return folder
+
+
+def input_convolution(network: nn.Module) -> nn.Conv2d:
+    """The convolution that reads latents: a UNet's first one, a transformer's patch embedding."""
+    return network.conv_in if isinstance(network, UNet2DConditionModel) else network.pos_embed.proj
+
+
+def widen(plain: nn.Conv2d, own_channels: int, weight: Tensor) -> WidenedConv2d:
+    """A widened convolution with the given weight (out, 2C, k, k) and the plain one's bias and geometry."""
+    # Without the random initial values, which would move the global generator.
+    wide = nn.utils.skip_init(
+        WidenedConv2d,
+        weight.shape[1],
+        plain.out_channels,
+        plain.kernel_size,
+        stride=plain.stride,
+        padding=plain.padding,
+        dilation=plain.dilation,
+        bias=plain.bias is not None,
+        device=plain.weight.device,
+        dtype=plain.weight.dtype,
+    )
+    wide.own_channels = own_channels
+    with torch.no_grad():
+        wide.weight.copy_(weight)
+        if plain.bias is not None:
+            wide.bias.copy_(plain.bias)
+    return wide
+
+
+def _set_input_convolution(network: nn.Module, convolution: nn.Conv2d) -> None:
+    if isinstance(network, UNet2DConditionModel):
+        network.conv_in = convolution
+    else:
+        network.pos_embed.proj = convolution
+
+
+def _denoiser_of(policy: Policy) -> tuple[str, type]:
+    for family, denoiser in DENOISERS.items():
+        if isinstance(policy, family):
+            return denoiser
+    raise PolicyError(
+        f"{type(policy).__name__}: there is no improvement model of this family; expected a model in the layout of Stable "
+        "Diffusion 1.x or 3"
+    )
+
+
+def _improver_of(policy: Policy, network: nn.Module, gradient_checkpointing: bool) -> Improver:
+    if gradient_checkpointing:
+        network.enable_gradient_checkpointing()
+    shared = {
+        "folder": policy.folder,
+        "path": policy.path,
+        "vae": policy.vae,
+        "latent_shape": policy.latent_shape,
+        "fingerprint": policy.fingerprint,
+        "dtype": torch.float32,
+        "device": policy.device,
+    }
+    if isinstance(policy, UNetPolicy):
+        own = {"text_encoder": policy.text_encoder, "tokenizer": policy.tokenizer}
+        return UNetImprover(weights=CopyWeightSets(network), **own, **shared)
+    own = {"text_encoders": policy.text_encoders, "tokenizers": policy.tokenizers}
+    own |= {"text_width": policy.text_width, "t5_tokens": policy.t5_tokens}
+    return SD3Improver(weights=CopyWeightSets(network, inert_parameters(network.config)), **own, **shared)
+
+
+def _shared_modules(policy: Policy) -> dict[str, nn.Module]:
+    """What latents and texts mean: autoencoder and text encoders, by their names in `improver.json`."""
+    encoders = [policy.text_encoder] if isinstance(policy, UNetPolicy) else list(policy.text_encoders)
+    return {"autoencoder": policy.vae, "text_encoder": nn.ModuleList(encoders)}
+
+
+def _write_json(file: Path, content: dict[str, object]) -> None:
+    file.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
