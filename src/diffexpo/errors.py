@@ -8,6 +8,7 @@
         ImportFormatError     foreign data that cannot be read
       PolicyError (4)         a model that does not behave as its family must
       RewardError (4)         a scorer that fails beyond its budget
+        ScorerStoppedError    the scorer cannot go on: its failures are never data, so the run stops
       TrainingError (4)       non-finite loss, gradient that reaches nothing
       ResumeError (4)         a checkpoint that cannot be continued
       RunLockedError (4)      the run folder is in use by another process
@@ -61,6 +62,10 @@ class PolicyError(DiffexpoError):
 
 class RewardError(DiffexpoError):
     """A scorer that fails beyond its budget, or scores that cannot rank anything."""
+
+
+class ScorerStoppedError(RewardError):
+    """A scorer that cannot go on: past its budget of failures, refused by its server, or not the scorer that it was."""
 
 
 class TrainingError(DiffexpoError):

@@ -129,6 +129,16 @@ class Reward(Protocol):
     def score(self, images: Tensor, prompts: Sequence[str]) -> Tensor: ...
 
 
+class StepJudge(Protocol):
+    """Scores noisy latents x_t = alpha_t x0 + sigma_t eps: how well what x_t will become fits its prompt. Higher is better."""
+
+    def score(
+        self, x_t: Tensor, alpha_t: float | Tensor, sigma_t: float | Tensor, prompts: Sequence[str]
+    ) -> Tensor:
+        """(B,) float32 for x_t (B,C,h,w) at a noise level, numbers or (B,)."""
+        ...
+
+
 # Marks fields whose rows are not those of `keys`: they count by the names in this field.
 ROWS_OF = "rows"
 CONTRAST = {ROWS_OF: "contrast_keys"}

@@ -72,11 +72,11 @@ def assert_close_beside_the_movement(one: ToyPolicy, other: ToyPolicy) -> None:
     assert np.linalg.norm(flat(one) - flat(other)) < 1e-3 * movement
 
 
-@pytest.mark.parametrize("kind", PATHS)
 @pytest.mark.parametrize("name", SETTINGS)
-def test_micro_batches_do_not_change_the_result(name: str, kind: str, tmp_path: Path) -> None:
-    whole = train(name, tmp_path / "whole", kind=kind)
-    parts = train(name, tmp_path / "parts", kind=kind, micro=1)  # DGPO: one group at a time
+def test_micro_batches_do_not_change_the_result(name: str, tmp_path: Path) -> None:
+    """In float32; `test_every_split` has the sharper bounds of float64, and two processes."""
+    whole = train(name, tmp_path / "whole", kind="flow")
+    parts = train(name, tmp_path / "parts", kind="flow", micro=1)  # DGPO: one group at a time
     assert_close_beside_the_movement(whole, parts)
     for one, other in zip(
         *(read_metrics(tmp_path / run / "metrics.jsonl") for run in ("whole", "parts")), strict=True
@@ -91,16 +91,6 @@ def test_two_passes_do_not_change_the_result(name: str, tmp_path: Path) -> None:
     joint = train(name, tmp_path / "joint")
     halves = train(name, tmp_path / "halves", micro=4, training={"pair_gradient": "two_pass"})
     assert_close_beside_the_movement(joint, halves)
-
-
-def test_automatic_beta_does_not_see_the_split(tmp_path: Path) -> None:
-    options = {"auto_beta": True, "safeguard": True, "beta": 5000.0}
-    assert_close_beside_the_movement(
-        train("diffusion_dpo", tmp_path / "whole", **options),
-        train("diffusion_dpo", tmp_path / "parts", micro=1, **options),
-    )
-    betas = [row["train/beta"] for row in read_metrics(tmp_path / "whole" / "metrics.jsonl")]
-    assert betas[0] == 5000.0 and 0 < betas[1] < 5000.0
 
 
 @pytest.mark.parametrize("decay", ["iteration", 1, 2])

@@ -60,7 +60,9 @@ def test_samples_move_to_the_winners_side(path, tuning, alpha, tmp_path):
     after = draw(policy, "current")
     assert standard_errors(after[:, 0], before[:, 0]) > 40
     # The axis that decides nothing stays where it was (only the bonus may pull on it, a little).
-    assert float(after[:, 1].mean() - before[:, 1].mean()) < 0.3 * float(after[:, 0].mean() - before[:, 0].mean())
+    assert float(after[:, 1].mean() - before[:, 1].mean()) < 0.3 * float(
+        after[:, 0].mean() - before[:, 0].mean()
+    )
     accuracy = float((margins(policy, heldout) > 0).float().mean())
     assert accuracy > 0.5 + 10 * 0.5 / math.sqrt(256)
     assert policy.weights.fingerprint("reference") == reference

@@ -82,7 +82,7 @@ def make_config(sampler, algorithm, *, iterations=3, images=4, **training):
 def make_toy(sampler, algorithm, folder, **changes):
     config = make_config(sampler, algorithm, **changes)
     kind = "flow" if config.explore.sampler.name == "flow_sde" else "vp"
-    return make_loop(config, make_policy(kind, "full"), folder, offline_pairs=1)
+    return make_loop(config, make_policy(kind, "full"), folder)
 
 
 def metric_lines(folder, phase):

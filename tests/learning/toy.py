@@ -230,32 +230,46 @@ def online_config(kind: str, **changes: object) -> RunConfig:
     )
 
 
-def make_loop(config: RunConfig, policy: ToyPolicy, run_dir: Folder, *, offline_pairs: int = 192) -> Loop:
-    """A whole run around the toy policy: a store with offline pairs of N(0, 1) latents ranked by the reward, a real
-    engine, a reward from a Python file.
+def make_loop(
+    config: RunConfig,
+    policy: ToyPolicy,
+    run_dir: Folder,
+    *,
+    offline_pairs: int = 192,
+    world: World | None = None,
+) -> Loop:
+    """A whole run around the toy policy: a store with offline pairs of N(0, 1) latents ranked by the reward (unless the run
+    has no offline source), a real engine, a reward from a Python file. `world`: the processes that run it together.
     """
-    run_dir.mkdir(parents=True, exist_ok=True)
-    (run_dir / "reward.py").write_text(REWARD)
-    rewards = load_rewards([RewardConfig(name="near", type="python", path=f"{run_dir}/reward.py:near")], str, "cpu")
+    world = world or World()
     store = Store(run_dir / "store")
-    if not store.is_complete("offline", 0):
-        add_offline_pairs(store, offline_pairs)
+    if world.rank == 0:
+        run_dir.mkdir(parents=True, exist_ok=True)
+        (run_dir / "reward.py").write_text(REWARD)
+        if config.offline.source is not None and not store.is_complete("offline", 0):
+            add_offline_pairs(store, offline_pairs)
+    world.barrier()
+    rewards = load_rewards(
+        [RewardConfig(name="near", type="python", path=f"{run_dir}/reward.py:near")], str, "cpu"
+    )
     embeddings = PromptEmbeddings(policy, [""])
-    metrics = MetricsWriter(run_dir / "metrics.jsonl")
+    metrics = MetricsWriter(run_dir / "metrics.jsonl", active=world.rank == 0)
     algorithm = ALGORITHMS[config.algorithm.type](config.algorithm, embeddings.select([""]))
-    ranking = Ranking("near", lambda scores: mix_rewards(scores, {"near": 1.0}, "zscore"), check_rewards, None, None)
+    ranking = Ranking(
+        "near", lambda scores: mix_rewards(scores, {"near": 1.0}, "zscore"), check_rewards, None, None
+    )
     return Loop(
         config=config,
         run_dir=run_dir,
         policy=policy,
-        engine=Engine(policy, algorithm, config.training, metrics),
+        engine=Engine(policy, algorithm, config.training, metrics, world=world),
         store=store,
         prompts=PROMPTS,
         negatives=[],
         embeddings=embeddings,
         score=lambda images, texts: score_images(rewards, images, texts),
         ranking=ranking,
-        world=World(),
+        world=world,
         metrics=metrics,
         console=Silent(),
         check_signals=lambda: None,

@@ -1,12 +1,6 @@
-"""Every public function of the two mathematics rooms against a float64 re-derivation in NumPy.
-
-Values to 1e-9 in float64 and 2e-4 in float32; gradients against central differences of the NumPy function to 1e-6.
-"""
+"""The kernels, and Diffusion-DPO and EXPO, against a float64 re-derivation in NumPy from the formulas (see `oracle`)."""
 
 from __future__ import annotations
-
-from collections.abc import Callable
-from dataclasses import dataclass
 
 import numpy as np
 import pytest
@@ -15,30 +9,16 @@ from torch import Tensor
 
 from diffexpo import algorithms, diffusion
 from diffexpo.rng import numpy_generator
+from tests.parity.oracle import Array, Case, assert_gradients_agree, assert_values_agree, logsig
 
-Array = np.ndarray
 A_T, S_T = np.array([0.9, 0.6, 0.2]), np.sqrt(1 - np.array([0.9, 0.6, 0.2]) ** 2)
 A_S, S_S = np.array([0.95, 0.8, 0.5]), np.sqrt(1 - np.array([0.95, 0.8, 0.5]) ** 2)
 SIG, SIG_NEXT = np.array([0.9, 0.5, 0.2]), np.array([0.7, 0.3, 0.05])
 STD = np.array([0.7, 1.3, 2.0])
 
 
-@dataclass(frozen=True)
-class Case:
-    """`ours` on tensors and `truth` on arrays, of the same inputs; `trained` inputs have a gradient."""
-
-    ours: Callable[..., Tensor]
-    truth: Callable[..., Array]
-    inputs: str
-    trained: tuple[int, ...]
-
-
 def wide(values: Array) -> Array:
     return values.reshape(-1, 1, 1, 1)
-
-
-def logsig(z: Array) -> Array:
-    return -np.logaddexp(0, -z)
 
 
 def margin(w: Array, l_: Array, wr: Array, lr: Array, beta: float = 40.0) -> Array:
@@ -203,12 +183,12 @@ CASES = {
         (0, 1, 2),
     ),
     "pair_margin": Case(lambda *e: algorithms.pair_margin(*e, beta=40.0), margin, "eeee", (0, 1)),
-    "dpo sigmoid": dpo("sigmoid"),
-    "dpo hinge": dpo("hinge"),
-    "dpo ipo": dpo("ipo"),
-    "dpo cdpo": dpo("cdpo", 0.2),
-    "dpo robust": dpo("robust", 0.1),
-    "simpo": Case(
+    "diffusion_dpo_loss sigmoid": dpo("sigmoid"),
+    "diffusion_dpo_loss hinge": dpo("hinge"),
+    "diffusion_dpo_loss ipo": dpo("ipo"),
+    "diffusion_dpo_loss cdpo": dpo("cdpo", 0.2),
+    "diffusion_dpo_loss robust": dpo("robust", 0.1),
+    "simpo_loss": Case(
         lambda w, l_: algorithms.simpo_loss(w, l_, beta=40.0, gamma=0.5),
         lambda w, l_: -logsig(20.0 * (l_ - w) - 0.5),
         "ee",
@@ -220,7 +200,7 @@ CASES = {
         "eeee",
         (0, 1),
     ),
-    "expo": Case(
+    "expo_loss": Case(
         lambda *e: algorithms.expo_loss(*e, beta=40.0, alpha=0.4, beta_explore=30.0)[None],
         lambda *e: np.array(
             [(-logsig(margin(*e[:4]))).mean() + 0.4 * (1 / (1 + np.exp(margin(*e[4:], beta=30.0)))).mean()]
@@ -241,37 +221,12 @@ def inputs_of(name: str) -> list[Array]:
 
 @pytest.mark.parametrize("name", CASES)
 def test_value(name: str) -> None:
-    case, arrays = CASES[name], inputs_of(name)
-    truth = case.truth(*arrays)
-    value = case.ours(*map(torch.from_numpy, arrays))
-    assert value.dtype == torch.float64
-    np.testing.assert_allclose(value.numpy(), truth, rtol=1e-9, atol=1e-9)
-    single = case.ours(*(torch.from_numpy(array).float() for array in arrays))
-    assert single.dtype == torch.float32
-    np.testing.assert_allclose(single.numpy(), truth, rtol=2e-4, atol=2e-4)
+    assert_values_agree(CASES[name], inputs_of(name))
 
 
 @pytest.mark.parametrize("name", CASES)
 def test_gradient(name: str) -> None:
-    case, arrays = CASES[name], inputs_of(name)
-    leaves = [torch.from_numpy(array).requires_grad_() for array in arrays]
-    out = case.ours(*leaves)
-    weight = numpy_generator("weight", name).normal(size=tuple(out.shape))
-    (out * torch.from_numpy(weight)).sum().backward()
-    step = 1e-5
-    for index, leaf in enumerate(leaves):
-        if index not in case.trained:
-            assert leaf.grad is None, "a gradient reached the reference"
-            continue
-        slope = np.zeros(arrays[index].size)
-        for element in range(slope.size):
-            ends = []
-            for sign in (1, -1):
-                moved = [array.copy() for array in arrays]
-                moved[index].reshape(-1)[element] += sign * step
-                ends.append((case.truth(*moved) * weight).sum())
-            slope[element] = (ends[0] - ends[1]) / (2 * step)
-        np.testing.assert_allclose(leaf.grad.numpy().reshape(-1), slope, rtol=1e-6, atol=1e-6)
+    assert_gradients_agree(CASES[name], inputs_of(name), name)
 
 
 def test_every_pure_function_is_derived_here() -> None:

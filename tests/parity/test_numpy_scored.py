@@ -1,14 +1,12 @@
-"""Losses on scored or single images, and the pair safeguards, against a float64 re-derivation in NumPy.
+"""Losses on scored or single images, and the pair safeguards, against a float64 re-derivation in NumPy (see `oracle`).
 
-Values to 1e-9 in float64 and 2e-4 in float32; gradients against central differences to 1e-6. Where the loss
-holds a part of itself fixed (a stopped gradient), the differences are taken of the truth with that part held.
+Where the loss holds a part of itself fixed (a stopped gradient), the differences are taken of the truth with that part held.
 """
 
 from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import numpy as np
 import pytest
@@ -27,31 +25,23 @@ from diffexpo.algorithms import (
     spin,
 )
 from diffexpo.rng import numpy_generator
+from tests.parity.oracle import (
+    Array,
+    Case,
+    assert_gradients_agree,
+    assert_half_is_raised,
+    assert_values_agree,
+    logsig,
+)
 
-Array = np.ndarray
 MODULES = (awm, dgpo, diffusion_kto, diffusion_nft, mapo, rwr, safeguards, sft, spin)
-# No formula of numbers to re-derive, or a value that is an argument: tests/identities/test_scored_losses.py.
-ELSEWHERE = {"old_policy_decay", "safeguarded_loser"}
+# No tensors: tests/identities/test_scored_losses.py.
+ELSEWHERE = {"old_policy_decay"}
 
 DESIRABLE = np.array([True, False, False, True, False])
 GROUPS = np.array([7, 3, 7, 3, 3])
 TIMES = np.array([0.9, 0.7, 0.5, 0.3, 0.1])
 BETA = 40.0
-
-
-@dataclass(frozen=True)
-class Case:
-    """`ours` on tensors, `truth` on arrays of the same inputs; `held(*inputs)` has its stops fixed."""
-
-    ours: Callable[..., Tensor]
-    truth: Callable[..., Array]
-    inputs: str
-    trained: tuple[int, ...]
-    held: Callable[..., Callable[..., Array]] | None = None
-
-
-def logsig(z: Array) -> Array:
-    return -np.logaddexp(0, -z)
 
 
 def per_sample(x: Array) -> Array:
@@ -105,7 +95,7 @@ def baseline(kind: str, sign: float) -> Case:
 
 
 def phi(e: Array, s: float) -> Array:
-    return s * e / (np.exp(s * e) - 1)
+    return s * e / np.expm1(s * e)
 
 
 def mapo_case(shift: float, steps: int) -> Case:
@@ -282,6 +272,13 @@ CASES = {
         lambda *x: dgpo.dgpo_margin(*x, torch.from_numpy(GROUPS), beta=BETA), group_margin, "eea", (0,)
     ),
     "safeguard_scale": Case(lambda w, l_: safeguards.safeguard_scale(w, l_, mu=0.6), scale, "xx", ()),
+    "safeguarded_loser": Case(
+        safeguards.safeguarded_loser,
+        lambda e, share: e,
+        "et",
+        (0,),
+        lambda base, _: lambda e, share: base + share * (e - base),
+    ),
     "auto_beta": Case(
         lambda m: safeguards.auto_beta(m, target=0.1)[None],
         lambda m: np.array([np.log(9) / abs(m).mean()]),
@@ -305,50 +302,18 @@ def inputs_of(name: str) -> list[Array]:
 
 @pytest.mark.parametrize("name", CASES)
 def test_value(name: str) -> None:
-    case, arrays = CASES[name], inputs_of(name)
-    truth = case.truth(*arrays)
-    value = case.ours(*map(torch.from_numpy, arrays))
-    assert value.dtype == torch.float64
-    np.testing.assert_allclose(value.numpy(), truth, rtol=1e-9, atol=1e-9)
-    single = case.ours(*(torch.from_numpy(array).float() for array in arrays))
-    assert single.dtype == torch.float32
-    np.testing.assert_allclose(single.numpy(), truth, rtol=2e-4, atol=2e-4)
+    assert_values_agree(CASES[name], inputs_of(name))
 
 
 @pytest.mark.parametrize("name", CASES)
 def test_gradient(name: str) -> None:
-    case, arrays = CASES[name], inputs_of(name)
-    truth = case.truth if case.held is None else case.held(*arrays)
-    leaves = [torch.from_numpy(array).requires_grad_() for array in arrays]
-    out = case.ours(*leaves)
-    assert out.requires_grad == bool(case.trained)
-    if not case.trained:
-        return
-    weight = numpy_generator("weight", name).normal(size=tuple(out.shape))
-    (out * torch.from_numpy(weight)).sum().backward()
-    step = 1e-5
-    for index, leaf in enumerate(leaves):
-        if index not in case.trained:
-            assert leaf.grad is None, "a gradient reached what is not trained"
-            continue
-        slope = np.zeros(arrays[index].size)
-        for element in range(slope.size):
-            ends = []
-            for sign in (1, -1):
-                moved = [array.copy() for array in arrays]
-                moved[index].reshape(-1)[element] += sign * step
-                ends.append((truth(*moved) * weight).sum())
-            slope[element] = (ends[0] - ends[1]) / (2 * step)
-        np.testing.assert_allclose(leaf.grad.numpy().reshape(-1), slope, rtol=1e-6, atol=1e-6)
+    assert_gradients_agree(CASES[name], inputs_of(name), name)
 
 
 @pytest.mark.parametrize("name", CASES)
 @pytest.mark.parametrize("half", [torch.float16, torch.bfloat16])
 def test_half_precision_is_raised_before_any_arithmetic(name: str, half: torch.dtype) -> None:
-    case = CASES[name]
-    rounded = [torch.from_numpy(array).to(half) for array in inputs_of(name)]
-    value, expected = case.ours(*rounded), case.ours(*(x.float() for x in rounded))
-    assert value.dtype == torch.float32 and torch.equal(value, expected)
+    assert_half_is_raised(CASES[name], inputs_of(name), half)
 
 
 def test_every_public_function_is_derived_here() -> None:

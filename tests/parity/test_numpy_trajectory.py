@@ -1,43 +1,33 @@
-"""Every function of the trajectory methods against a float64 re-derivation in NumPy from the formulas.
+"""Every function of the trajectory methods against a float64 re-derivation in NumPy from the formulas (see `oracle`).
 
-Values to 1e-9 in float64 and 2e-4 in float32; gradients against central differences of the NumPy function to
-1e-6.
 The inputs straddle every clip; none lies within a finite difference of a kink (checked).
+
+Inputs by letter: l log-probs (12,), t those of three steps (3, 12), r ratios or rewards (12,) around 1, a advantages (12,); m
+latents (3, 2, 2, 2) and, of that batch of three, s log-probs or advantages, v ratios.
 """
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
-from dataclasses import dataclass
 
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
 
 from diffexpo.algorithms import d3po, ddpo, dpok, flow_grpo, prdp, spo
 from diffexpo.rng import numpy_generator
+from tests.parity.oracle import (
+    Array,
+    Case,
+    assert_gradients_agree,
+    assert_half_is_raised,
+    assert_values_agree,
+)
 
-Array = np.ndarray
-CLIP, BETA, STEP = 0.2, 3.0, 1e-5
+CLIP, BETA = 0.2, 3.0
 MODULES = (d3po, ddpo, dpok, flow_grpo, prdp, spo)
 STD = np.array([0.7, 1.3, 2.0])
 SIGMA, SIGMA_NEXT = np.array([0.9, 0.5, 0.2]), np.array([0.7, 0.3, 0.05])
-
-
-@dataclass(frozen=True)
-class Case:
-    """`ours` on tensors and `truth` on arrays, of the same inputs; `trained` inputs have a gradient.
-
-    Inputs by letter: l log-probs (12,), t those of three steps (3, 12), r ratios or rewards (12,) around 1, a
-    advantages (12,); m latents (3, 2, 2, 2) and, of that batch of three, s log-probs or advantages, v ratios.
-    """
-
-    ours: Callable[..., Tensor]
-    truth: Callable[..., Array]
-    inputs: str
-    trained: tuple[int, ...]
 
 
 def mse(a: Array, b: Array) -> Array:
@@ -160,46 +150,12 @@ def inputs_of(name: str) -> list[Array]:
 
 @pytest.mark.parametrize("name", CASES)
 def test_value(name: str) -> None:
-    case, arrays = CASES[name], inputs_of(name)
-    truth = case.truth(*arrays)
-    value = case.ours(*map(torch.from_numpy, arrays))
-    assert value.dtype == torch.float64
-    np.testing.assert_allclose(value.numpy(), truth, rtol=1e-9, atol=1e-9)
-    single = case.ours(*(torch.from_numpy(array).float() for array in arrays))
-    assert single.dtype == torch.float32
-    np.testing.assert_allclose(single.numpy(), truth, rtol=2e-4, atol=2e-4)
-
-
-def slopes(function: Callable[..., float], arrays: list[Array], index: int, step: float) -> Array:
-    """Central differences of `function` in every element of one input."""
-    slope = np.zeros(arrays[index].size)
-    for element in range(slope.size):
-        ends = []
-        for sign in (1, -1):
-            moved = [array.copy() for array in arrays]
-            moved[index].reshape(-1)[element] += sign * step
-            ends.append(function(*moved))
-        slope[element] = (ends[0] - ends[1]) / (2 * step)
-    return slope
+    assert_values_agree(CASES[name], inputs_of(name))
 
 
 @pytest.mark.parametrize("name", CASES)
 def test_gradient(name: str) -> None:
-    case, arrays = CASES[name], inputs_of(name)
-    leaves = [torch.from_numpy(array).requires_grad_() for array in arrays]
-    out = case.ours(*leaves)
-    weight = numpy_generator("trajectory weight", name).normal(size=tuple(out.shape))
-    (out * torch.from_numpy(weight)).sum().backward()
-    for index, leaf in enumerate(leaves):
-        if index not in case.trained:
-            assert leaf.grad is None, "a gradient reached a constant"
-            continue
-        slope, wider = (
-            slopes(lambda *moved: float((case.truth(*moved) * weight).sum()), arrays, index, STEP * factor)
-            for factor in (1, 10)
-        )
-        np.testing.assert_allclose(wider, slope, rtol=1e-4, atol=1e-4, err_msg="an input lies at a kink")
-        np.testing.assert_allclose(leaf.grad.numpy().reshape(-1), slope, rtol=1e-6, atol=1e-6)
+    assert_gradients_agree(CASES[name], inputs_of(name), name)
 
 
 def test_the_inputs_straddle_every_clip() -> None:
@@ -238,7 +194,4 @@ def test_every_function_is_derived_here() -> None:
 @pytest.mark.parametrize("half", [torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("name", CASES)
 def test_half_precision_is_raised_before_any_arithmetic(name: str, half: torch.dtype) -> None:
-    halves = [torch.from_numpy(array).to(half) for array in inputs_of(name)]
-    value = CASES[name].ours(*halves)
-    assert value.dtype == torch.float32
-    assert torch.equal(value, CASES[name].ours(*(tensor.float() for tensor in halves)))
+    assert_half_is_raised(CASES[name], inputs_of(name), half)

@@ -21,6 +21,12 @@ from diffexpo.algorithms.diffusion_nft import DiffusionNft, nft_loss, nft_optima
 from diffexpo.algorithms.dpok import Dpok, dpok_kl, dpok_policy_loss, dpok_value_loss
 from diffexpo.algorithms.expo import Expo, exploration_bonus, expo_loss
 from diffexpo.algorithms.flow_grpo import FlowGrpo, flow_grpo_kl, guard_loss, guard_ratio, mix_grpo_window
+from diffexpo.algorithms.improvement import (
+    Improvement,
+    ImprovementDpo,
+    improvement_rows,
+    improvement_tasks,
+)
 from diffexpo.algorithms.mapo import Mapo, mapo_loss, mapo_margin, mapo_score
 from diffexpo.algorithms.prdp import Prdp, prdp_loss, predicted_reward_difference
 from diffexpo.algorithms.rwr import Rwr, rwr_weights
@@ -34,6 +40,7 @@ ALGORITHMS: dict[str, type[Algorithm]] = {
     "expo": Expo,
     "diffusion_dpo": DiffusionDpo,
     "spin": Spin,
+    "improvement_dpo": ImprovementDpo,
     "mapo": Mapo,
     "sft": Sft,
     "diffusion_kto": DiffusionKto,
@@ -61,6 +68,8 @@ __all__ = [
     "Dpok",
     "Expo",
     "FlowGrpo",
+    "Improvement",
+    "ImprovementDpo",
     "Mapo",
     "Prdp",
     "Rwr",
@@ -85,6 +94,8 @@ __all__ = [
     "flow_grpo_kl",
     "guard_loss",
     "guard_ratio",
+    "improvement_rows",
+    "improvement_tasks",
     "kto_baseline",
     "mapo_loss",
     "mapo_margin",

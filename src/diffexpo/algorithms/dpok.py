@@ -175,9 +175,10 @@ class ValueNetwork(nn.Module):
         self, num_inputs: int, generator: torch.Generator, centre: float, scale: float, width: int = 256
     ) -> None:
         super().__init__()
-        self.first = nn.utils.skip_init(nn.Linear, num_inputs, width)
-        self.second = nn.utils.skip_init(nn.Linear, width, width)
-        self.last = nn.utils.skip_init(nn.Linear, width, 1)
+        # The precision of `value_inputs`, whatever torch's default is.
+        self.first = nn.utils.skip_init(nn.Linear, num_inputs, width, dtype=torch.float32)
+        self.second = nn.utils.skip_init(nn.Linear, width, width, dtype=torch.float32)
+        self.last = nn.utils.skip_init(nn.Linear, width, 1, dtype=torch.float32)
         for layer in (self.first, self.second, self.last):
             deviation = 0.0 if layer is self.last else layer.in_features**-0.5
             nn.init.normal_(layer.weight, std=deviation, generator=generator)

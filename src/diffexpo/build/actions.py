@@ -5,9 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import torch
 from PIL import Image
 from torch import Tensor
 
+from diffexpo.build.improving import restore_improver
 from diffexpo.build.objects import build_policy
 from diffexpo.config import RunConfig, read_resolved
 from diffexpo.data.export import export_pairs as write_pairs
@@ -17,6 +19,7 @@ from diffexpo.errors import MissingError, PolicyError
 from diffexpo.evaluation.records import choose_pair_examples
 from diffexpo.evaluation.report import write_report
 from diffexpo.online.collect import redraw
+from diffexpo.online.improve import redraw_improved
 from diffexpo.online.iterate import Loop
 from diffexpo.policies.export import export_policy
 from diffexpo.rewards.base import to_bytes
@@ -72,17 +75,26 @@ def regenerate(run_dir: Path, sample_id: str, out: Path) -> dict[str, object]:
         StoreError: no such sample, or one that was not drawn here.
         PolicyError: the weights at hand are not those that drew it.
     """
-    _, store, policy = open_run(run_dir)
+    config, store, policy = open_run(run_dir)
     row = store.sample(sample_id)
     iteration = int(row["iteration"]) - (row["agent"] == "main")
-    load_weights(run_dir, policy, iteration, "current")
-    found = policy.weights.fingerprint("current")
+    origin = row["improved_from"]
+    if origin is None:
+        drawer = policy
+        load_weights(run_dir, policy, iteration, "current")
+    else:
+        drawer = restore_improver(config, run_dir, store, policy)
+    found = drawer.weights.fingerprint("current")
     if found != row["weights"]:
-        raise PolicyError(
-            f"sample {sample_id} was drawn by weights {row['weights']}, iteration {iteration} has {found}"
-        )
-    with policy.weights.use("current"):
-        latents = redraw(policy, PromptEmbeddings(policy), row, lambda: None)
+        who = f"iteration {iteration}" if origin is None else "the run's improvement model"
+        raise PolicyError(f"sample {sample_id} was drawn by weights {row['weights']}, {who} has {found}")
+    embeddings = PromptEmbeddings(policy)
+    with drawer.weights.use("current"):
+        if origin is None:
+            latents = redraw(policy, embeddings, row, lambda: None)
+        else:
+            loser = torch.from_numpy(store.latents([str(origin)]))
+            latents = redraw_improved(drawer, embeddings, row, loser, lambda: None)
     stored = store.latent(sample_id)
     difference = float(np.abs(latents[0].numpy() - stored).max())
     save_picture(policy, latents, out)

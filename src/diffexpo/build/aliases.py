@@ -1,18 +1,29 @@
-"""Embedded names (`emoji:...`) as the files and prompts they stand for."""
+"""Embedded names (`emoji:...`, `prompts:...`) as the files and prompts they stand for."""
 
 from __future__ import annotations
 
-from diffexpo.data.prompts import load_prompts
-from diffexpo.emoji.dataset import asset_path, heldout_prompts, train_prompts
+from diffexpo.data.prompts import load_prompts, shipped_prompts
+from diffexpo.emoji.dataset import animal_prompts, asset_path, heldout_prompts, train_prompts
+from diffexpo.errors import MissingError
 from diffexpo.types import Prompt
 
 EMBEDDED = "emoji:"
+PROMPTS = "prompts:"
 
 
 def resolve(path: str) -> str:
-    """An embedded alias (`emoji:NAME`) as the folder or file it stands for; anything else unchanged."""
+    """An embedded alias (`emoji:NAME`, `prompts:NAME`) as the folder or file it stands for; anything else unchanged.
+
+    Raises:
+        MissingError: nothing of that name is shipped; the message lists what is.
+    """
+    if path.startswith(PROMPTS):
+        return str(shipped_prompts(path.removeprefix(PROMPTS)))
     if path.startswith(EMBEDDED):
-        return str(asset_path(path.removeprefix(EMBEDDED)))
+        try:
+            return str(asset_path(path.removeprefix(EMBEDDED)))
+        except KeyError as error:
+            raise MissingError(f"there is no {path!r}: {error.args[0]}") from error
     return path
 
 
@@ -20,7 +31,9 @@ def named_prompts(source: str, key: str) -> list[Prompt]:
     """Prompts of an embedded set or of a file; `key` is the setting that names it."""
     if source == "emoji:train":
         return train_prompts()
+    if source == "emoji:animals":
+        return animal_prompts()
     if source.startswith("emoji:heldout"):
         _, _, kind = source.partition("heldout")
         return heldout_prompts(kind.lstrip("-") or "all")
-    return load_prompts(source, key)
+    return load_prompts(resolve(source), key)

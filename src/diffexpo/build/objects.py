@@ -10,6 +10,7 @@ import numpy as np
 from diffexpo.algorithms import ALGORITHMS
 from diffexpo.build.aliases import named_prompts, resolve
 from diffexpo.build.evaluating import make_evaluator
+from diffexpo.build.improving import build_improving
 from diffexpo.config import RunConfig
 from diffexpo.config.algorithms import DiffusionDpoConfig, SpinConfig, SpoConfig
 from diffexpo.config.trajectory_rules import learns_from_trajectories
@@ -24,8 +25,9 @@ from diffexpo.online.iterate import LOADERS, Console, Loop, Ranking
 from diffexpo.online.self_play import data_prompts
 from diffexpo.policies.base import load_policy
 from diffexpo.rewards.base import load_rewards
-from diffexpo.rewards.mixture import dominance, mix_rewards, uncertainty
+from diffexpo.rewards.mixture import conflict_metrics, dominance, mix_rewards, uncertainty
 from diffexpo.rewards.scoring import check_rewards, score_images
+from diffexpo.rewards.step_judge import LatentStepJudge
 from diffexpo.training.distributed import World
 from diffexpo.training.engine import Engine
 from diffexpo.training.metrics import MetricsWriter
@@ -47,6 +49,7 @@ def build_loop(config: RunConfig, run_dir: Path, console: Console, stop: StopSig
     negatives = build_negatives(config)
     rewards = load_rewards(config.rewards, resolve, policy.device)
     judges = load_rewards(config.evaluation.judges, resolve, policy.device)
+    step_judge = build_step_judge(config, policy)
     named_prompts(config.evaluation.prompts, "evaluation.prompts")
     store = Store(run_dir / "store")
     if config.offline.source is not None:
@@ -74,6 +77,8 @@ def build_loop(config: RunConfig, run_dir: Path, console: Console, stop: StopSig
         check_signals=stop.check,
         evaluate=make_evaluator(judges, rewards),
         initial=policy.weights.state("current"),
+        step_judge=step_judge,
+        improving=build_improving(config, run_dir, policy, embeddings, store, judges, world, console),
     )
 
 
@@ -131,6 +136,20 @@ def build_policy(config: RunConfig) -> Policy:
     )
 
 
+def build_step_judge(config: RunConfig, policy: Policy) -> LatentStepJudge | None:
+    """The judge of noisy candidates, if the method has one.
+
+    Raises:
+        ConfigError: it cannot read this model's latents or kind of path.
+    """
+    algorithm = config.algorithm
+    if not isinstance(algorithm, SpoConfig) or algorithm.judge is None:
+        return None
+    judge = LatentStepJudge(resolve(algorithm.judge), resolve, policy.device)
+    judge.check_fits(policy.latent_shape, policy.path.kind, "algorithm.judge", config.model.path)
+    return judge
+
+
 def build_prompts(config: RunConfig, policy: Policy, console: Console) -> list[Prompt]:
     """Training prompts, without those that are too long for the encoder (counted)."""
     prompts = named_prompts(config.prompts.source, "prompts.source")
@@ -165,6 +184,7 @@ def build_ranking(config: RunConfig) -> Ranking:
         uncertainty=(lambda scores: uncertainty(only(scores)))
         if isinstance(config.algorithm, DiffusionDpoConfig) and config.algorithm.uncertainty != "off"
         else None,
+        conflicts=lambda scores: conflict_metrics(scores, train),
     )
 
 
@@ -186,6 +206,7 @@ def import_pairs(
                 resolve(str(config.offline.source)),
                 policy,
                 store,
+                format=config.offline.format,
                 limit=config.offline.limit,
                 seed=config.seed,
                 accepts_prompt=lambda text: policy.count_tokens([text])[0] <= policy.max_tokens,

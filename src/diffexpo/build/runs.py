@@ -16,13 +16,13 @@ from diffexpo.build.evaluating import eval_dir, on_iterate, save_examples
 from diffexpo.build.folders import prepare_folder, set_status
 from diffexpo.build.objects import build_loop, describe_policy, make_engine
 from diffexpo.config import RunConfig, read_resolved
-from diffexpo.config.algorithms import DiffusionDpoConfig, carry_over
+from diffexpo.config.algorithms import DiffusionDpoConfig, ImprovementDpoConfig, carry_over
 from diffexpo.config.trajectory_rules import learns_from_trajectories
 from diffexpo.data.store import Store
 from diffexpo.errors import ConfigError, DiffexpoError, Interrupted
 from diffexpo.evaluation.report import write_report
 from diffexpo.evaluation.suites import is_saved, load_suite
-from diffexpo.online import iterate, rollout
+from diffexpo.online import improve, iterate, rollout
 from diffexpo.online.cost import offline_steps_of_equal_cost, run_cost
 from diffexpo.online.explore import SCHEDULES
 from diffexpo.online.iterate import Console, Loop
@@ -80,7 +80,11 @@ def run(
 
 
 def loop_of(config: RunConfig) -> ModuleType:
-    """The loop that a method runs in: `rollout` for those that learn from trajectories, `iterate` for the others."""
+    """The loop that a method runs in: `rollout` for those that learn from trajectories, `improve` for the one with an improvement
+    model, `iterate` for the others.
+    """
+    if isinstance(config.algorithm, ImprovementDpoConfig):
+        return improve
     return rollout if learns_from_trajectories(config) else iterate
 
 
@@ -200,12 +204,16 @@ def plan(config: RunConfig) -> list[tuple[str, str]]:
     unit = "transitions" if is_rollout else "images" if is_on_images else "pairs"
     images = explore.images_per_prompt * (1 if is_rollout else 2)
     for name, iteration in loop_of(config).schedule(config):
-        rate = SCHEDULES[explore.negatives.schedule](iteration, explore.iterations, explore.negatives.initial)
+        # Iteration 0 comes before all that is collected.
+        rate = SCHEDULES[explore.negatives.schedule](
+            max(iteration, 1), explore.iterations, explore.negatives.initial
+        )
         what = {
             "train": f"{training.steps} steps x {training.batch_size} {unit}",
             "evaluate": f"{config.evaluation.num_prompts} prompts against the base",
             "collect": f"{explore.prompts_per_iteration} prompts x {images} images, tau {rate:.2f}",
             "pair": "best and worst of each prompt",
+            **_improvement_plan(config),
         }[name]
         rows.append((f"{name}-{iteration}", what))
     if config.baseline.offline_dpo:
@@ -223,6 +231,20 @@ def plan(config: RunConfig) -> list[tuple[str, str]]:
         )
     )
     return rows
+
+
+def _improvement_plan(config: RunConfig) -> dict[str, str]:
+    """What the stages of improvement DPO do, in place of the usual."""
+    if not isinstance(config.algorithm, ImprovementDpoConfig):
+        return {}
+    improver = config.algorithm.improver
+    steps = f"{improver.steps} steps x {improver.batch_size} offline pairs"
+    scales = f"text scale {improver.text_scale:g}, image scale {improver.image_scale:g}"
+    return {
+        "improver": improver.path or steps,
+        "improve": f"every image, {scales}",
+        "pair": "improved images against their losers",
+    }
 
 
 def check_base_scores(loop: Loop) -> None:

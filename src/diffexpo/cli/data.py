@@ -1,4 +1,4 @@
-"""`diffexpo data`: look at, check, export and redraw what a run has stored."""
+"""`diffexpo data`: bring in preference sets and prompt lists; look at, check, export and redraw what a run has stored."""
 
 from __future__ import annotations
 
@@ -10,27 +10,98 @@ from typing import Annotated
 import typer
 
 from diffexpo.cli.folders import find_run
+from diffexpo.cli.progress import Console
+from diffexpo.errors import ConfigError, MissingError
 
-app = typer.Typer(no_args_is_help=True, help="Inspect, verify, export and regenerate the data of a run.")
+app = typer.Typer(
+    no_args_is_help=True,
+    help="Import preference sets and prompt lists; inspect, verify, export and regenerate the data of a run.",
+)
 Run = Annotated[str, typer.Argument(help="Run folder or name.")]
+Source = Annotated[str, typer.Argument(metavar="SOURCE", help="Preference set: a file or folder.")]
+Either = Annotated[
+    str,
+    typer.Argument(metavar="RUN|SOURCE", help="Run folder or name, or a preference set (a file or folder)."),
+]
+Kind = Annotated[
+    str,
+    typer.Option("--format", metavar="NAME", help="Format of the set; by default recognised by its content."),
+]
+Limit = Annotated[int | None, typer.Option(min=1, help="At most this many pairs, chosen by key.")]
+Seed = Annotated[int, typer.Option(help="Name of the choice that --limit or --split makes.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+@app.command("import")
+def import_pairs(
+    source: Source,
+    to: Annotated[Path, typer.Option("--to", metavar="FOLDER", help="Folder for the Parquet shards.")],
+    kind: Kind = "auto",
+    limit: Limit = None,
+    seed: Seed = 0,
+) -> None:
+    """Verify a preference set of any format and write it as Parquet in the Pick-a-Pic v2 columns; needs no model.
+
+    `offline.source` takes the folder. Rows that cannot be used are counted and listed in quarantine.jsonl. Killed, the same
+    command goes on behind the last whole shard.
+
+    \b
+    Formats: pickapic, hpdv2, hpdv3, imagerewarddb, folders, table, webdataset, diffexpo
+    """
+    from diffexpo.data.offline import rewrite_pairs
+
+    console = Console()
+    with console.phase(f"import {source}", 0, "pairs") as bar:
+        report = rewrite_pairs(_resolved(source), to, format=kind, limit=limit, seed=seed, tick=bar.advance)
+    console.line(report.describe())
+    for example in report.examples[:5]:
+        console.line(f"  {example}")
+    console.line(f"offline.source: {to}")
 
 
 @app.command()
 def inspect(
-    run: Run,
+    source: Either,
     pair: Annotated[
         str | None, typer.Argument(metavar="PAIR", help="A pair's id; without one the store is summed up.")
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    kind: Kind = "auto",
+    as_json: AsJson = False,
 ) -> None:
-    """Print the whole history of a pair: both images, their agents, seeds, sampler, rewards, weights and files."""
-    from diffexpo import build
+    """Print the whole history of a pair: both images, their agents, seeds, sampler, rewards, weights and files.
 
-    found = build.inspect(find_run(run), pair)
-    if as_json:
-        print(json.dumps(found, indent=2, default=str))
+    Without a pair: what a run's store or a preference set holds, without reading all of it.
+    """
+    if _is_set(source):
+        from diffexpo.data.offline.summary import inspect_offline
+
+        if pair is not None:
+            raise ConfigError(
+                f"PAIR {pair!r}: {source} is a preference set, whose pairs have no history; leave it out"
+            )
+        found = inspect_offline(_resolved(source), format=kind)
     else:
-        print("\n".join(_lines(found, 0)))
+        from diffexpo import build
+
+        found = build.inspect(find_run(source), pair)
+    _print(found, as_json)
+
+
+@app.command()
+def stats(
+    source: Either, kind: Kind = "auto", limit: Limit = None, seed: Seed = 0, as_json: AsJson = False
+) -> None:
+    """Count everything in a run's store or a preference set: pairs, prompts, judges, models, sizes, what is unusable."""
+    if _is_set(source):
+        from diffexpo.data.offline.summary import summarise_offline
+
+        found = summarise_offline(_resolved(source), format=kind, limit=limit, seed=seed)
+    else:
+        from diffexpo.data.statistics import summarise_store
+        from diffexpo.data.store import Store
+
+        found = summarise_store(Store(find_run(source) / "store", create=False))
+    _print(found, as_json)
 
 
 @app.command()
@@ -46,13 +117,64 @@ def export(
 
 
 @app.command()
-def verify(run: Run) -> None:
+def verify(
+    run: Annotated[
+        str, typer.Argument(metavar="RUN|FOLDER", help="Run folder or name, or a folder that `import` wrote.")
+    ],
+) -> None:
     """Recompute the checksum and row count of every stored file; exit code 4 if one differs."""
+    if _is_set(run):
+        from diffexpo.data.offline import verify_rewritten
+
+        print(f"{run}: {verify_rewritten(run)} files are as their manifest says")
+        return
     from diffexpo.data.store import Store
 
     run_dir = find_run(run)
     count = Store(run_dir / "store").verify()
     print(f"{run_dir / 'store'}: {count} files are as their manifests say")
+
+
+@app.command()
+def prompts(
+    source: Annotated[
+        str, typer.Argument(metavar="SOURCE", help="Prompt list: a file, or the folder of a benchmark.")
+    ],
+    to: Annotated[
+        Path, typer.Option("--to", metavar="FILE", help="File to write: .jsonl, .parquet or .txt.")
+    ],
+    kind: Annotated[
+        str, typer.Option("--format", metavar="NAME", help="Format of the list; `auto` goes by the ending.")
+    ] = "auto",
+    category: Annotated[
+        list[str] | None, typer.Option("--category", help="Only prompts of this category. Repeatable.")
+    ] = None,
+    split: Annotated[
+        list[str] | None,
+        typer.Option("--split", metavar="NAME=SHARE", help="Also a part by key, in FILE-NAME. Repeatable."),
+    ] = None,
+    seed: Seed = 0,
+) -> None:
+    """Bring a published prompt list into a file that `prompts.source` and `evaluation.prompts` take.
+
+    \b
+    Formats: text, jsonl, parquet, hpdv2, pickapic, partiprompts, drawbench, t2i_compbench, geneval, imagereward,
+    ddpo_animals
+    """
+    from diffexpo.data.prompt_lists import choose_categories, read_prompt_list, split_prompts, write_prompts
+
+    shares = _shares(split or [])
+    found, report = read_prompt_list(_resolved(source), kind)
+    if category:
+        found = choose_categories(found, category)
+    targets = {to: found}
+    if shares:
+        parts = split_prompts(found, shares, seed)
+        targets = {to.with_name(f"{to.stem}-{name}{to.suffix}"): part for name, part in parts.items()}
+    print(f"{source}: {report.read} read, {report.duplicates} came twice, {len(found)} chosen")
+    for path, chosen in targets.items():
+        write_prompts(chosen, path)
+        print(f"{len(chosen)} prompts in {len({prompt.category for prompt in chosen})} categories: {path}")
 
 
 @app.command()
@@ -65,6 +187,48 @@ def regenerate(
     from diffexpo import build
 
     print("\n".join(_lines(build.regenerate(find_run(run), sample, target), 0)))
+
+
+def _is_set(name: str) -> bool:
+    """Whether a name means a preference set and not a run: it is an alias, or it exists and is no run folder."""
+    path = Path(name)
+    return name.startswith("emoji:") or (
+        path.exists() and not (path / "config.yaml").is_file() and not _names_run(name)
+    )
+
+
+def _names_run(name: str) -> bool:
+    try:
+        find_run(name)
+    except MissingError:
+        return False
+    return True
+
+
+def _resolved(source: str) -> str:
+    """An embedded name as the file it stands for."""
+    if not source.startswith(("emoji:", "prompts:")):
+        return source
+    from diffexpo.build import resolve
+
+    return resolve(source)
+
+
+def _shares(texts: list[str]) -> dict[str, float]:
+    shares = {}
+    for text in texts:
+        name, _, share = text.partition("=")
+        try:
+            shares[name] = float(share)
+        except ValueError:
+            raise ConfigError(f"--split {text!r}: expected NAME=SHARE, such as train=0.9") from None
+        if not name.replace("_", "").isalnum():
+            raise ConfigError(f"--split {text!r}: a part's name is letters, digits and underscores")
+    return shares
+
+
+def _print(found: dict[str, object], as_json: bool) -> None:
+    print(json.dumps(found, indent=2, default=str) if as_json else "\n".join(_lines(found, 0)))
 
 
 def _lines(value: object, indent: int) -> Iterator[str]:

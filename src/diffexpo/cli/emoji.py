@@ -30,7 +30,10 @@ def build(
 @app.command()
 def train(
     what: Annotated[
-        str, typer.Argument(help="vae, judge_train, judge_heldout, diffusion, flow, probe or offline.")
+        str,
+        typer.Argument(
+            help="vae, judge_train, judge_heldout, step_judge, diffusion, flow, probe or offline."
+        ),
     ],
     minutes: Annotated[float, typer.Option(min=0.01, help="Training time.")] = 10.0,
     out: Annotated[Path, typer.Option(help="Folder to write to.")] = Path("emoji-models"),
@@ -50,3 +53,15 @@ def quality(
     from diffexpo.emoji.quality import write_quality
 
     print(f"quality page: {write_quality(out)}")
+
+
+@app.command("step-judge")
+def step_judge(
+    judge: Annotated[Path | None, typer.Option(help="Folder of another judge than the shipped one.")] = None,
+    pictures: Annotated[int, typer.Option(min=50, help="Pictures of each kind.")] = 400,
+    prompts: Annotated[int, typer.Option(min=2, help="Prompts whose branches are finished.")] = 128,
+) -> None:
+    """Measure a step-aware judge: retrieval by noise level, and agreement on two branches of a step."""
+    from diffexpo.emoji.measure_step_judge import load_step_judge, render
+
+    print(render(load_step_judge(judge), pictures, prompts))

@@ -7,7 +7,8 @@ from typing import Annotated
 import typer
 
 from diffexpo import __version__
-from diffexpo.cli import config, data, doctor, emoji, recipes
+from diffexpo.cli import config, data, doctor, emoji, improve, recipes, rewards
+from diffexpo.cli.cite import cite
 from diffexpo.cli.export import export
 from diffexpo.cli.failures import Boundary
 from diffexpo.cli.report import report
@@ -24,12 +25,15 @@ app = typer.Typer(
 app.command("run")(run)
 app.command("report")(report)
 app.command("export")(export)
+app.command("cite")(cite)
 for stage in (collect, pair, train, evaluate):
     app.command(stage.__name__, rich_help_panel="Single stages")(stage)
 app.add_typer(recipes.app, name="recipes")
 app.add_typer(config.app, name="config")
 app.add_typer(data.app, name="data")
 app.add_typer(emoji.app, name="emoji")
+app.add_typer(improve.app, name="improve")
+app.add_typer(rewards.app, name="rewards")
 app.command("doctor")(doctor.doctor)
 app.command("env")(doctor.env)
 

@@ -135,6 +135,48 @@ class SpinConfig(MarginConfig):
     """What errors are measured against: the previous iterate, whose images are the losers (the paper), or the base model."""
 
 
+class ImproverConfig(Section):
+    """The improvement model: what it is trained on, and how it draws winners."""
+
+    path: str | None = None
+    """Folder of a trained improvement model to use; null trains one on the offline pairs before the first iteration."""
+    steps: Count = 200_000
+    """Optimiser steps of its training (the paper: up to 200,000)."""
+    batch_size: Count = 2048
+    """Pairs per step (the paper: 2048)."""
+    micro_batch_size: Count = 8
+    """Pairs per forward."""
+    learning_rate: Positive = 1e-4
+    """AdamW learning rate (the paper: 1e-4). Other settings of the optimiser are those of `training`."""
+    ema_decay: float = Field(default=0.0, ge=0.0, lt=1.0)
+    """Moving average of its weights, which then are the model; 0 is off (the paper names none)."""
+    checkpoint_every: Count = 1000
+    """Optimiser steps between checkpoints of its training."""
+    task_probabilities: tuple[Fraction, Fraction, Fraction] = (0.8, 0.1, 0.1)
+    """Shares of the tasks: improve (text and loser to winner), reconstruct (an image to itself), unconditional. The paper trains on
+    "a mixture" without numbers."""
+    text_scale: NotNegative = 3.5
+    """s_T of double guidance when it draws winners: how far towards the prompt (the paper: 3.5)."""
+    image_scale: NotNegative = 3.0
+    """s_I: how close to the loser (the paper: 3.0)."""
+    sampler_steps: int | None = Field(default=None, ge=1)
+    """Steps when it draws winners; null takes those of `explore.sampler`, whose other settings hold but for guidance."""
+
+
+class ImprovementDpoConfig(DiffusionDpoConfig):
+    """Iterative DPO with an improvement model: losers are the model's own images, winners what the improvement model makes of
+    them."""
+
+    type: Literal["improvement_dpo"] = "improvement_dpo"
+    """The training method."""
+    beta: Positive = 2000.0
+    """As in Diffusion-DPO, with beta/2 on mean errors (the paper: 2000, T merged)."""
+    improver: ImproverConfig = ImproverConfig()
+    """The improvement model."""
+    filter_by_reward: bool = False
+    """Keep a pair only if the train rewards too score the improved image above its loser (an ablation; the paper has no rewards)."""
+
+
 class MapoConfig(ForwardConfig):
     """MaPO (arXiv 2406.06424): reference-free margin on amplified errors."""
 
@@ -318,6 +360,9 @@ class SpoConfig(TrajectoryConfig, ReferencedConfig):
     """Transitions before this one are not branched (the authors' `divert_start_step`: 4)."""
     threshold: float = Field(default=0.3, ge=0.0, lt=1.0)
     """A pair is kept if its preference probabilities differ by more than this (the authors: 0.3; SDXL 0.4)."""
+    judge: str | None = None
+    """What ranks the candidates: a step-aware judge (a folder, or `emoji:step_judge`) that reads a candidate and its noise level;
+    or null, the run's rewards on the picture of its predicted x0. The authors: a step-aware judge of that picture."""
 
 
 class PrdpConfig(TrajectoryConfig, ReferencedConfig):
@@ -358,6 +403,7 @@ METHODS: tuple[type[MethodConfig], ...] = (
     ExpoConfig,
     DiffusionDpoConfig,
     SpinConfig,
+    ImprovementDpoConfig,
     MapoConfig,
     SftConfig,
     DiffusionKtoConfig,

@@ -9,6 +9,7 @@ from diffexpo.config.algorithms import (
     DiffusionDpoConfig,
     DiffusionNftConfig,
     ExpoConfig,
+    ImprovementDpoConfig,
     MapoConfig,
     RwrConfig,
     SpinConfig,
@@ -22,13 +23,23 @@ ON_PAIRS = (DiffusionDpoConfig, SpinConfig, MapoConfig)
 
 
 def learns_from_offline(config: RunConfig) -> bool:
-    """Whether the first iteration has something to train on; SPIN's losers must be drawn first."""
-    return config.offline.source is not None and not isinstance(config.algorithm, SpinConfig)
+    """Whether the first iteration has something to train on; SPIN's losers must be drawn first, and so must all pairs of
+    improvement DPO where offline pairs only train the improvement model.
+    """
+    if config.offline.source is None or isinstance(config.algorithm, SpinConfig):
+        return False
+    return not (isinstance(config.algorithm, ImprovementDpoConfig) and config.hybrid.offline_weight == 0)
 
 
 def image_problems(config: RunConfig) -> list[str]:
     """Every contradiction of a method on images with the rest, one line each."""
-    return [*_own_images(config), *_self_play(config), *_guards(config), *_pair_gradient(config)]
+    return [
+        *_own_images(config),
+        *_self_play(config),
+        *_improvement(config),
+        *_guards(config),
+        *_pair_gradient(config),
+    ]
 
 
 def image_notes(config: RunConfig) -> list[str]:
@@ -99,6 +110,48 @@ def _self_play(config: RunConfig) -> list[str]:
         problems.append(
             f"hybrid.decay = {hybrid.decay:g} {head}: losers of earlier collections are not images of the previous iterate, and no longer "
             f"what has to be told from data; set hybrid.decay=0"
+        )
+    return problems
+
+
+def _improvement(config: RunConfig) -> list[str]:
+    explore, algorithm = config.explore, config.algorithm
+    if not isinstance(algorithm, ImprovementDpoConfig):
+        return []
+    head, improver = "with algorithm.type = improvement_dpo", algorithm.improver
+    problems = []
+    if config.offline.source is None and improver.path is None:
+        problems.append(
+            f"offline.source = null {head}: the improvement model learns from offline pairs; name some, or a trained one in "
+            f"algorithm.improver.path"
+        )
+    if explore.iterations == 1:
+        problems.append(
+            f"explore.iterations = 1 {head}: its losers are the model's own images, which iteration 1 draws and iteration 2 is the "
+            f"first to learn from; use two iterations or more"
+        )
+    if explore.agents == 2:
+        problems.append(
+            f"explore.agents = 2 {head}: losers are images of the newest iterate, and there is no second agent; set explore.agents=1"
+        )
+    if algorithm.uncertainty != "off":
+        problems.append(
+            f"algorithm.uncertainty = {algorithm.uncertainty} {head}: no rewards rank its pairs, so there is no spread between them; "
+            f"set uncertainty: off"
+        )
+    if algorithm.filter_by_reward and not any(reward.role == "train" for reward in config.rewards):
+        problems.append(
+            f"algorithm.filter_by_reward = true {head}: no reward has role: train, so nothing can filter; add one"
+        )
+    total = sum(improver.task_probabilities)
+    if abs(total - 1) > 1e-6:
+        problems.append(
+            f"algorithm.improver.task_probabilities add up to {total:g}: expected 1, e.g. [0.8, 0.1, 0.1]"
+        )
+    if improver.batch_size % improver.micro_batch_size:
+        problems.append(
+            f"algorithm.improver.micro_batch_size = {improver.micro_batch_size} does not divide algorithm.improver.batch_size = "
+            f"{improver.batch_size}"
         )
     return problems
 

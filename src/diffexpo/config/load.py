@@ -24,6 +24,7 @@ from diffexpo.config.explain import (
     chosen_method,
     expected_at,
     explain_errors,
+    group_keys,
     is_setting,
     suggest_setting,
 )
@@ -192,7 +193,8 @@ class _Merged:
         for name in list(group):
             path = f"{CHOICE}.{name}"
             is_default = self.sources.get(path) == DEFAULT
-            if name == "type" or path in touched or (same_meaning(old, new, name) and not is_default):
+            is_touched = any(leaf == path or leaf.startswith(f"{path}.") for leaf in touched)
+            if name == "type" or is_touched or (same_meaning(old, new, name) and not is_default):
                 continue
             if not is_default:
                 self._note_dropped(path, before, after, group[name])
@@ -258,6 +260,8 @@ class _Merged:
                 elif last:
                     self._put(group, key, value, tuple(keys), origin)
                 else:
+                    if key not in group and group_keys(path):
+                        group[key] = {}  # a group of a method that a later setting of this layer chooses
                     if key not in group:
                         raise ConfigError(f"{path} is not a setting (from {origin}).{suggest_setting(path)}")
                     group = group[key]

@@ -9,8 +9,17 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
-from diffexpo.config.algorithms import DiffusionDpoConfig, ExpoConfig, ForwardConfig, SpinConfig
+from diffexpo.config.algorithms import (
+    DiffusionDpoConfig,
+    ExpoConfig,
+    ForwardConfig,
+    ImprovementDpoConfig,
+    MapoConfig,
+    MarginConfig,
+    SpinConfig,
+)
 from diffexpo.config.image_rules import image_notes, image_problems
+from diffexpo.config.scorers import SCORERS, SCORING_BATCH
 from diffexpo.config.trajectory_rules import (
     learns_from_trajectories,
     trajectory_notes,
@@ -23,6 +32,8 @@ if TYPE_CHECKING:
 
 LITERAL_SCALE = 1000.0
 """T of the papers: `beta_explore: literal` is beta / T."""
+UNRANKED = (SpinConfig, ImprovementDpoConfig)
+"""Methods whose pairs are made without rewards."""
 
 
 def check_combinations(config: RunConfig) -> None:
@@ -38,6 +49,7 @@ def check_combinations(config: RunConfig) -> None:
     problems = [
         *_rewards(config),
         *_judges(config),
+        *_groupwise(config),
         *_data(config),
         *_negatives(config),
         *_times(config),
@@ -91,19 +103,7 @@ def _rewards(config: RunConfig) -> list[str]:
     for label, scorers in (("rewards", config.rewards), ("evaluation.judges", config.evaluation.judges)):
         for index, reward in enumerate(scorers):
             where = f"{label}.{index}"
-            if reward.type in ("clip", "python") and not reward.path:
-                shape = (
-                    "file.py:function"
-                    if reward.type == "python"
-                    else "a folder, a hub id or emoji:judge_train"
-                )
-                problems.append(f"{where}.path is empty: type {reward.type} needs {shape}")
-            if reward.type == "python" and reward.path and ":" not in reward.path:
-                problems.append(f"{where}.path = {reward.path!r}: a python scorer is named file.py:function")
-            if reward.type.startswith("jpeg") and reward.path:
-                problems.append(
-                    f"{where}.path = {reward.path!r}: type {reward.type} reads no file; remove the path"
-                )
+            problems += _scorer(where, reward)
             if reward.role == "train" and reward.weight == 0:
                 problems.append(
                     f"{where}.weight = 0: it ranks nothing; use role: watch to score without training"
@@ -117,7 +117,7 @@ def _rewards(config: RunConfig) -> list[str]:
         problems.append(
             f"rewards holds no reward with role: train, but algorithm.type = {config.algorithm.type} learns from rewards: add one"
         )
-    elif collects(config) and not train_rewards(config) and not isinstance(config.algorithm, SpinConfig):
+    elif collects(config) and not train_rewards(config) and not isinstance(config.algorithm, UNRANKED):
         problems.append(
             f"rewards holds no reward with role: train, but explore.iterations = {config.explore.iterations} ranks new "
             f"images: add one, or set explore.iterations=1 to learn from offline pairs alone"
@@ -125,14 +125,103 @@ def _rewards(config: RunConfig) -> list[str]:
     return problems
 
 
+def _scorer(where: str, reward: RewardConfig) -> list[str]:
+    """Settings that a type of scorer needs and lacks, or does not read."""
+    facts, problems = SCORERS.get(reward.type), []
+    if facts is None:
+        return problems
+    head = f"type {reward.type}"
+    if facts.path and facts.default_path is None and not reward.path:
+        problems.append(f"{where}.path is empty: {head} needs {facts.path}")
+    if reward.type == "python" and reward.path and ":" not in reward.path:
+        problems.append(f"{where}.path = {reward.path!r}: a python scorer is named file.py:function")
+    if reward.path and not facts.path:
+        problems.append(f"{where}.path = {reward.path!r}: {head} reads no file; remove the path")
+    problems += _called(where, reward)
+    if reward.base and not facts.base:
+        problems.append(f"{where}.base = {reward.base!r}: {head} stands on no other model; remove base")
+    if reward.scale and reward.scale not in facts.scales:
+        problems.append(f"{where}.scale = {reward.scale}: {head} has its own unit ({facts.unit}); remove scale")
+    if reward.precision != "float32" and not facts.has_weights:
+        problems.append(f"{where}.precision = {reward.precision}: {head} holds no network; remove precision")
+    return problems
+
+
+def _called(where: str, reward: RewardConfig) -> list[str]:
+    """Settings of scorers behind a server, on others that would not read them, and the other way round."""
+    problems = []
+    is_called = reward.type in ("remote", "vlm")
+    if is_called and reward.path and not reward.path.startswith(("http://", "https://")):
+        problems.append(
+            f"{where}.path = {reward.path!r}: type {reward.type} needs an address such as http://127.0.0.1:8188"
+        )
+    if reward.concurrency is not None and not is_called and reward.type != "python":
+        problems.append(
+            f"{where}.concurrency = {reward.concurrency}: only remote, vlm and python are called several times at once; remove it"
+        )
+    if reward.service != type(reward.service)() and not is_called:
+        problems.append(f"{where}.service is set: type {reward.type} calls no server; remove service")
+    if reward.vlm != type(reward.vlm)() and reward.type != "vlm":
+        problems.append(f"{where}.vlm is set: type {reward.type} asks no vision-language model; remove vlm")
+    if reward.type == "vlm" and reward.vlm.mode == "caption" and not reward.vlm.text_encoder:
+        problems.append(
+            f"{where}.vlm.mode = caption with vlm.text_encoder = null: nothing compares description and prompt; name a text model"
+        )
+    return problems
+
+
+def _groupwise(config: RunConfig) -> list[str]:
+    """A scorer that compares images of one prompt must see all of them in one batch."""
+    problems = []
+    for label, scorers in (("rewards", config.rewards), ("evaluation.judges", config.evaluation.judges)):
+        for index, reward in enumerate(scorers):
+            if reward.type != "vlm" or reward.vlm.mode != "pairwise":
+                continue
+            head = f"{label}.{index}.vlm.mode = pairwise"
+            if label == "evaluation.judges":
+                problems.append(
+                    f"{head}: evaluation compares versions of the model, but shares of wins compare images of one version; use yes_no"
+                )
+                continue
+            if config.algorithm.type == "spo":
+                problems.append(
+                    f"{head} with algorithm.type = spo: it scores one candidate of each image at a time; use yes_no"
+                )
+                continue
+            explore, is_rollout = config.explore, learns_from_trajectories(config)
+            group = explore.images_per_prompt * (1 if is_rollout else 2)
+            is_whole = explore.batch_size % group == 0
+            if explore.agents == 2 and not is_rollout:
+                problems.append(
+                    f"{head} with explore.agents = 2: each agent's images are scored apart, their shares of wins cannot be compared; "
+                    f"use explore.agents=1 or vlm.mode=yes_no"
+                )
+            elif group > SCORING_BATCH:
+                problems.append(
+                    f"{head} with {group} images of a prompt: at most {SCORING_BATCH} are compared at once; draw fewer"
+                )
+            elif not is_whole or (explore.batch_size > SCORING_BATCH and SCORING_BATCH % group):
+                fits = SCORING_BATCH // group * group
+                problems.append(
+                    f"{head} with explore.batch_size = {explore.batch_size} and {group} images of a prompt: a batch must hold whole "
+                    f"prompts; {fits} does"
+                )
+    return problems
+
+
 def _judges(config: RunConfig) -> list[str]:
-    trained = {(reward.type, reward.path): reward.name for reward in train_rewards(config)}
+    trained = {_identity(reward): reward.name for reward in train_rewards(config)}
     return [
-        f"evaluation.judges.{index} ({judge.name}) is the training reward {trained[judge.type, judge.path]!r}: a judge that was "
+        f"evaluation.judges.{index} ({judge.name}) is the training reward {trained[_identity(judge)]!r}: a judge that was "
         f"trained on cannot show over-optimisation; choose another judge"
         for index, judge in enumerate(config.evaluation.judges)
-        if (judge.type, judge.path) in trained
+        if _identity(judge) in trained
     ]
+
+
+def _identity(reward: RewardConfig) -> tuple[str | None, ...]:
+    """What scores; one address can serve several models."""
+    return (reward.type, reward.path, reward.vlm.model)
 
 
 def _data(config: RunConfig) -> list[str]:
@@ -351,7 +440,8 @@ def config_notes(config: RunConfig) -> list[str]:
         notes.append(
             "evaluation.judges is empty: the report has no win rate under a judge that was never trained on"
         )
-    if config.tuning.kind == "full" and training.learning_rate >= 5e-5:
+    on_margins = isinstance(config.algorithm, (MarginConfig, MapoConfig))
+    if config.tuning.kind == "full" and on_margins and training.learning_rate >= 5e-5:
         notes.append(
             f"training.learning_rate = {training.learning_rate:g} with full tuning: preference losses collapsed at 1e-4 in our "
             f"trials (both errors rise, accuracy near 1); 5e-6 held"

@@ -12,7 +12,10 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from diffexpo.config.algorithms import AlgorithmConfig, ExpoConfig
-from diffexpo.config.section import Count, Fraction, Positive, Section
+from diffexpo.config.section import Count, Fraction, NotNegative, Positive, Section
+
+# Scorers that are looked at rather than trained on, unless a configuration says otherwise.
+WATCHED = ("brisque", "open_nsfw")
 
 
 class ModelConfig(Section):
@@ -46,7 +49,8 @@ class TuningConfig(Section):
 
 class PromptConfig(Section):
     source: str = "emoji:train"
-    """Prompts to draw from: `emoji:train`, or a `.txt` (one a line), `.jsonl` or `.parquet` file."""
+    """Prompts to draw from: `emoji:train`, `emoji:animals` (24 of them), `prompts:first_tries` (60, for first tries with real
+    models), or a `.txt` (one a line), `.jsonl` or `.parquet` file."""
     max_tokens: int | None = Field(default=None, ge=1)
     """Longest prompt in tokens; longer ones are dropped and counted. Default: what the text encoder takes."""
 
@@ -97,25 +101,107 @@ class ExploreConfig(Section):
     """Negative prompts that widen the search early."""
     batch_size: Count = 64
     """Images per network call while collecting. Results belong to it: a picture is regenerated at the same batch size."""
+    overlap_scoring: bool = True
+    """Score a batch while the next one is drawn. Results are the same; turn it off where memory is short for both at once."""
+
+
+class ServiceConfig(Section):
+    timeout_s: Positive = 60.0
+    """Longest wait for one answer, in seconds."""
+    retry_s: NotNegative = 120.0
+    """How long a call that failed is tried again, in seconds, with growing pauses; 0 tries once."""
+    images_per_request: Count = 16
+    """`remote`: images in one request."""
+    max_failed_fraction: Fraction = 0.1
+    """Stop the run when more than this share of the last 256 images got no score (of fewer, at the start; but not before 20)."""
+    max_failed: int | None = Field(default=None, ge=0)
+    """Stop the run when more than this many images in all got no score; null sets no such limit."""
+    scorer: str | None = None
+    """`remote`: name that the server must give of its scorer; null takes any."""
+    version: str | None = None
+    """`remote`: version that the server must give of its scorer; null takes any. One that changes during a run stops it anyway."""
+    api_key_env: str | None = Field(default=None, pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")
+    """Name of the environment variable that holds the key, which is sent as a bearer token. The key itself is written nowhere."""
+
+
+class VlmConfig(Section):
+    mode: Literal["yes_no", "pairwise", "caption"] = "yes_no"
+    """`yes_no`: probability of "yes"; `pairwise`: share of wins against the prompt's other images in the batch, each pair shown in
+    both orders; `caption`: similarity of the model's description of the picture and the prompt (DDPO)."""
+    model: str | None = None
+    """Name of the model on the server; null takes the only one that it serves."""
+    question: str | None = None
+    """Text sent with the picture, `{prompt}` stands for the prompt; null takes the mode's own (docs/rewards/vlm.md)."""
+    top_logprobs: int = Field(default=20, ge=2, le=20)
+    """`yes_no`, `pairwise`: tokens whose probabilities are asked for; lower it for servers that give fewer."""
+    max_tokens: Count = 96
+    """`caption`: longest description, in tokens."""
+    text_encoder: str | None = None
+    """`caption`: folder of the text model that compares: a CLIPModel (cosine), `emoji:judge_train`, or another encoder (BERTScore
+    recall, as in DDPO)."""
+    text_layer: int | None = Field(default=None, ge=0)
+    """`caption`: hidden layer that BERTScore compares, 0 is the embedding; null is the last (bert_score takes 40 of
+    deberta-xlarge-mnli)."""
 
 
 class RewardConfig(Section):
     name: str
     """Name in metrics and reports; unique within the run."""
-    type: Literal["clip", "jpeg_compressibility", "jpeg_incompressibility", "python"]
-    """`clip`: a CLIPModel folder in the PickScore layout; JPEG file size in kB; or a user's Python file."""
+    type: Literal[
+        "clip",
+        "pickscore",
+        "hpsv2",
+        "hpsv2.1",
+        "imagereward",
+        "aesthetic",
+        "jpeg_compressibility",
+        "jpeg_incompressibility",
+        "python",
+        "remote",
+        "vlm",
+        "ocr",
+        "brisque",
+        "open_nsfw",
+    ]
+    """Kind of scorer; `diffexpo rewards list` says what each needs. `python` is a user's own function."""
     path: str | None = None
-    """`clip`: folder, hub id or `emoji:judge_train`; `python`: `file.py:function`."""
+    """`clip`: folder, hub id or `emoji:judge_train`; `pickscore`: folder or hub id (default: the official one); `hpsv2`, `hpsv2.1`,
+    `imagereward`, `aesthetic`: weights as a safetensors file or a folder with one; `python`: `file.py:function`; `remote`,
+    `vlm`: address of the server."""
+    base: str | None = None
+    """Model that the weights stand on, folder or hub id: the CLIPModel of `aesthetic`, the CLIP ViT-H/14 of `hpsv2`, `hpsv2.1` and
+    `pickscore` (configuration, tokenizer, image processor), the BERT tokenizer of `imagereward`. Default: the official one."""
+    scale: Literal["raw", "percent", "logit"] | None = None
+    """Unit of CLIP-like scores: `raw` cosine, `percent` 100 x cosine, `logit` cosine times the model's logit scale. Default: the
+    unit that the literature prints (`logit` for `clip` and `pickscore`, `percent` for HPS)."""
+    precision: Literal["float32", "float16", "bfloat16"] = "float32"
+    """Of the scorer's towers; projection, normalisation and head are float32 in any case. Half precision is for accelerators and
+    moves scores a little (PickScore by up to about 0.5)."""
     weight: float = 1.0
     """Weight in the mixture; negative prefers low scores."""
     role: Literal["train", "watch"] = "train"
-    """`train` ranks images; `watch` is scored and reported only."""
+    """`train` ranks images; `watch` is scored and reported only (and is the default of `brisque` and `open_nsfw`)."""
+    concurrency: int | None = Field(default=None, ge=1)
+    """Calls under way at once: requests of `remote` and `vlm` (default 8), threads in a `python` function, which must bear it
+    (default 1)."""
+    service: ServiceConfig = ServiceConfig()
+    """How `remote` and `vlm` call their server."""
+    vlm: VlmConfig = VlmConfig()
+    """What `vlm` asks."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _watch_by_default(cls, values: object) -> object:
+        if isinstance(values, dict) and values.get("type") in WATCHED and "role" not in values:
+            return {**values, "role": "watch"}
+        return values
 
 
 class MixtureConfig(Section):
-    kind: Literal["zscore", "rank", "pareto"] = "zscore"
-    """How several `train` rewards become one ranking within a prompt: weighted sum of z-scores, weighted sum of ranks, or
-    Pareto (the winner must beat the loser under every reward). With one reward all three rank alike."""
+    kind: Literal["zscore", "global", "rank", "pareto"] = "zscore"
+    """How several `train` rewards become one ranking within a prompt: weighted sum of z-scores within the prompt (`zscore`) or over
+    all prompts of the collection (`global`), weighted sum of ranks, or Pareto (the winner must beat the loser under every
+    reward). With one reward all four rank alike."""
 
 
 class PairingConfig(Section):
@@ -125,7 +211,11 @@ class PairingConfig(Section):
 
 class OfflineConfig(Section):
     source: str | None = "emoji:offline"
-    """Offline pairs D_off: `emoji:offline` or a Parquet file or folder in the Pick-a-Pic v2 columns; null for none."""
+    """Offline pairs D_off: `emoji:offline`, or a file or folder in one of the formats of docs/data.md; null for none."""
+    format: Literal[
+        "auto", "pickapic", "hpdv2", "hpdv3", "imagerewarddb", "folders", "table", "webdataset", "diffexpo"
+    ] = "auto"
+    """Format of the offline pairs; `auto` recognises it by content."""
     limit: int | None = Field(default=None, ge=1)
     """Use at most this many pairs (by keyed order)."""
 
@@ -175,7 +265,7 @@ class TrainingConfig(Section):
 
 class EvaluationConfig(Section):
     prompts: str = "emoji:heldout"
-    """Prompts never trained on: `emoji:heldout`, or a prompt file."""
+    """Prompts never trained on: `emoji:heldout` (or its part `emoji:heldout-animals`), or a prompt file."""
     num_prompts: Count = 128
     """How many of them (keyed order)."""
     images_per_prompt: Count = 1

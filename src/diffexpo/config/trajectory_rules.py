@@ -84,10 +84,16 @@ def _steps(config: RunConfig) -> list[str]:
             f"algorithm.timestep_fraction = {algorithm.timestep_fraction:g} with algorithm.type = prdp: the log-ratio of a "
             f"trajectory is the sum over all its steps; set it to 1"
         )
-    if isinstance(algorithm, SpoConfig) and algorithm.first_transition >= sampler.steps:
+    # The last step of ddpm and ddim adds no noise: its candidates would be equal.
+    branchable = sampler.steps - (sampler.name in ("ddpm", "ddim"))
+    if isinstance(algorithm, SpoConfig) and algorithm.first_transition >= branchable:
         problems.append(
             f"algorithm.first_transition = {algorithm.first_transition} with explore.sampler.steps = {sampler.steps}: no step "
-            f"is branched; set it below the number of steps"
+            f"is branched (the first {branchable} can be); set it below {branchable}"
+        )
+    if isinstance(algorithm, SpoConfig) and algorithm.judge is not None and not algorithm.judge.strip():
+        problems.append(
+            "algorithm.judge is empty: name a step-aware judge (a folder, or emoji:step_judge), or null to let the rewards rank"
         )
     if isinstance(algorithm, FlowGrpoConfig) and algorithm.window is not None:
         if algorithm.window > sampler.steps:
@@ -103,10 +109,16 @@ def _steps(config: RunConfig) -> list[str]:
 
 
 def _rewards(config: RunConfig) -> list[str]:
-    algorithm = config.algorithm
-    if config.mixture.kind != "pareto" or isinstance(algorithm, D3poConfig):
-        return []
+    algorithm, kind = config.algorithm, config.mixture.kind
     if sum(reward.role == "train" for reward in config.rewards) < 2:
+        return []
+    if kind == "global" and isinstance(algorithm, SpoConfig):
+        problem = (
+            f"mixture.kind = global with algorithm.type = {algorithm.type}: candidates are ranked while they are drawn, so all prompts "
+            f"are never at hand and the ranking would depend on the batch; use zscore or rank"
+        )
+        return [problem]
+    if kind != "pareto" or isinstance(algorithm, D3poConfig):
         return []
     problem = (
         f"mixture.kind = pareto with algorithm.type = {algorithm.type}: an order without numbers gives no reward to learn from; "
@@ -150,6 +162,10 @@ def trajectory_notes(config: RunConfig) -> list[str]:
     if isinstance(algorithm, DdpoConfig) and algorithm.min_count > algorithm.buffer_size:
         notes.append(
             "algorithm.min_count exceeds buffer_size: every image is compared with the whole batch, not with its prompt's"
+        )
+    if isinstance(algorithm, SpoConfig) and algorithm.judge is not None:
+        notes.append(
+            f"algorithm.judge = {algorithm.judge} ranks the candidates: the rewards only score finished images, for the metrics"
         )
     if isinstance(algorithm, DpokConfig) and not algorithm.has_value_baseline:
         notes.append(

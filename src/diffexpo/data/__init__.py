@@ -3,11 +3,22 @@
 """
 
 from diffexpo.data.export import export_pairs
-from diffexpo.data.offline import ImportReport, OfflinePair, read_pickapic
+from diffexpo.data.offline import (
+    OFFLINE,
+    ImportReport,
+    OfflinePair,
+    read_offline,
+    read_pickapic,
+    rewrite_pairs,
+    verify_rewritten,
+)
+from diffexpo.data.prompt_lists import PROMPT_LISTS, read_prompt_list, split_prompts, write_prompts
 from diffexpo.data.prompts import PromptReport, filter_long, load_prompts, read_prompts
 from diffexpo.data.store import Store
 
 __all__ = [
+    "OFFLINE",
+    "PROMPT_LISTS",
     "ImportReport",
     "OfflinePair",
     "PromptReport",
@@ -15,6 +26,12 @@ __all__ = [
     "export_pairs",
     "filter_long",
     "load_prompts",
+    "read_offline",
     "read_pickapic",
+    "read_prompt_list",
     "read_prompts",
+    "rewrite_pairs",
+    "split_prompts",
+    "verify_rewritten",
+    "write_prompts",
 ]

@@ -1,7 +1,7 @@
 """Prompt files: `.txt` (one a line), `.jsonl` (one object a line) or `.parquet`. A bad line is an error.
 
 JSON lines and Parquet have a `prompt` (or `caption`) and may have `id`, `category` and `negative_prompt`;
-every other text field becomes an attribute of the prompt.
+every other text field becomes an attribute of the prompt. `prompts:NAME` is a list that the package ships.
 """
 
 from __future__ import annotations
@@ -20,6 +20,8 @@ from diffexpo.errors import ImportFormatError, MissingError
 from diffexpo.types import Prompt
 
 SUFFIXES = (".txt", ".jsonl", ".parquet")
+SHIPPED = ("first_tries",)
+_ASSETS = Path(__file__).resolve().parent.parent / "assets" / "prompts"
 _CHUNK = 256
 
 
@@ -37,9 +39,7 @@ def load_prompts(source_path: str | Path, key: str = "prompts.source") -> list[P
     return read_prompts(source_path, key)[0]
 
 
-def read_prompts(
-    source_path: str | Path, key: str = "prompts.source"
-) -> tuple[list[Prompt], PromptReport]:
+def read_prompts(source_path: str | Path, key: str = "prompts.source") -> tuple[list[Prompt], PromptReport]:
     """The distinct prompts of a file and a count of what was dropped.
 
     Args:
@@ -54,21 +54,38 @@ def read_prompts(
             id used twice.
     """
     path = Path(source_path)
+    require_file(path, key)
+    readers = {".txt": read_txt, ".jsonl": read_jsonl, ".parquet": read_parquet}
+    if path.suffix.lower() not in readers:
+        raise ImportFormatError(f"{key}: {path} ends in {path.suffix!r}; expected {', '.join(SUFFIXES)}")
+    return distinct_prompts(readers[path.suffix.lower()](path), f"{key}: {path}")
+
+
+def require_file(path: Path, key: str) -> None:
+    """Refuse a file that is not there.
+
+    Raises:
+        MissingError: names the nearest file beside it.
+    """
     if not path.is_file():
         near = difflib.get_close_matches(path.name, [p.name for p in path.parent.glob("*")], 1)
         hint = f" Did you mean {path.parent / near[0]}?" if near and not path.is_dir() else ""
-        raise MissingError(
-            f"{key}: there is no file {path}; expected one of {', '.join(SUFFIXES)}.{hint}"
-        )
-    readers = {".txt": _read_txt, ".jsonl": _read_jsonl, ".parquet": _read_parquet}
-    if path.suffix.lower() not in readers:
-        raise ImportFormatError(
-            f"{key}: {path} ends in {path.suffix!r}; expected {', '.join(SUFFIXES)}"
-        )
+        raise MissingError(f"{key}: there is no file {path}; expected one of {', '.join(SUFFIXES)}.{hint}")
+
+
+def distinct_prompts(located: Iterable[tuple[str, Prompt]], what: str) -> tuple[list[Prompt], PromptReport]:
+    """The prompts without repetitions of a text, and a count of what was dropped.
+
+    Args:
+        located: (where, prompt) pairs.
+        what: The source, for messages.
+    Raises:
+        ImportFormatError: an id that names two prompts, or no prompt at all.
+    """
     kept: dict[str, Prompt] = {}
     texts_by_id: dict[str, str] = {}
     count = 0
-    for where, prompt in readers[path.suffix.lower()](path):
+    for where, prompt in located:
         count += 1
         if prompt.text in kept:
             continue
@@ -80,8 +97,19 @@ def read_prompts(
             )
         kept[prompt.text] = prompt
     if not kept:
-        raise ImportFormatError(f"{key}: {path} holds no prompt; expected at least one")
+        raise ImportFormatError(f"{what} holds no prompt; expected at least one")
     return list(kept.values()), PromptReport(read=count, kept=len(kept), duplicates=count - len(kept))
+
+
+def shipped_prompts(name: str) -> Path:
+    """Where a prompt list of the package lies; `shipped_prompts("first_tries").name == "first_tries.jsonl"`.
+
+    Raises:
+        MissingError: any other name; the message lists the names.
+    """
+    if name not in SHIPPED:
+        raise MissingError(f"there is no prompt list 'prompts:{name}'; there are {', '.join(SHIPPED)}")
+    return _ASSETS / f"{name}.jsonl"
 
 
 def filter_long(
@@ -111,16 +139,18 @@ def prompt_id(text: str) -> str:
     return f"p-{hashlib.blake2b(text.encode(), digest_size=6).hexdigest()}"
 
 
-def _read_txt(path: Path) -> Iterator[tuple[str, Prompt]]:
-    for where, line in _lines(path):
+def read_txt(path: Path) -> Iterator[tuple[str, Prompt]]:
+    """(where, prompt) of every line."""
+    for where, line in prompt_lines(path):
         yield where, Prompt(prompt_id(line), line)
 
 
-def _read_jsonl(path: Path) -> Iterator[tuple[str, Prompt]]:
-    for where, line in _lines(path):
+def read_jsonl(path: Path) -> Iterator[tuple[str, Prompt]]:
+    """(where, prompt) of every JSON line."""
+    for where, line in prompt_lines(path):
         try:
             record = json.loads(line)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise ImportFormatError(
                 f"{where} is not JSON ({error}); expected an object such as {_EXAMPLE}"
             ) from error
@@ -129,7 +159,8 @@ def _read_jsonl(path: Path) -> Iterator[tuple[str, Prompt]]:
         yield where, _from_record(where, record)
 
 
-def _read_parquet(path: Path) -> Iterator[tuple[str, Prompt]]:
+def read_parquet(path: Path) -> Iterator[tuple[str, Prompt]]:
+    """(where, prompt) of every row."""
     try:
         with pq.ParquetFile(path) as file:
             schema = file.schema_arrow
@@ -143,11 +174,27 @@ def _read_parquet(path: Path) -> Iterator[tuple[str, Prompt]]:
                 for record in batch.to_pylist():
                     yield f"{path}, row {row}", _from_record(f"{path}, row {row}", record)
                     row += 1
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, ValueError) as error:
         raise ImportFormatError(f"{path} is not readable Parquet ({error}); get it again") from error
 
 
 _EXAMPLE = '{"prompt": "a cat", "id": "cat", "category": "animals"}'
+
+
+def check_text(where: str, *texts: object) -> None:
+    """Refuse text that cannot be written in UTF-8, as JSON can spell it with half of a surrogate pair.
+
+    Raises:
+        ImportFormatError: names the place.
+    """
+    for text in texts:
+        try:
+            str(text).encode()
+        except UnicodeEncodeError as error:
+            raise ImportFormatError(
+                f"{where} holds half a surrogate pair at character {error.start + 1}, which is no text; write the "
+                "character itself"
+            ) from error
 
 
 def _from_record(where: str, record: Mapping[str, object]) -> Prompt:
@@ -163,6 +210,7 @@ def _from_record(where: str, record: Mapping[str, object]) -> Prompt:
     for key in ("id", "category"):
         if not isinstance(record.get(key) or "", str):
             raise ImportFormatError(f"{where}: {key!r} is {record[key]!r}; expected text")
+    check_text(where, text, record.get("id"), record.get("category"))
     attributes = {
         key: value
         for key, value in record.items()
@@ -174,7 +222,7 @@ def _from_record(where: str, record: Mapping[str, object]) -> Prompt:
     )
 
 
-def _lines(path: Path) -> Iterable[tuple[str, str]]:
+def prompt_lines(path: Path) -> Iterable[tuple[str, str]]:
     """(where, text) of every line; only LF and CRLF end lines, because prompts may hold other separators."""
     data = path.read_bytes()
     if b"\0" in data:

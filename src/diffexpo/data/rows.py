@@ -35,9 +35,13 @@ SAMPLE_SCHEMA = pa.schema(
         pa.field("latent_file", pa.string(), nullable=False),
         pa.field("model", pa.string()),
         pa.field("source", pa.string(), nullable=False),
+        pa.field("improved_from", pa.string()),
     ]
 )
 """One row an image. docs/data.md says what each column means."""
+
+LATER_COLUMNS = frozenset({"improved_from"})
+"""Columns that stores of earlier versions lack; they read as null."""
 
 PAIR_SCHEMA = pa.schema(
     [

@@ -25,10 +25,12 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from diffexpo.data.files import write_whole
+from diffexpo.data.rows import LATER_COLUMNS
 from diffexpo.errors import StoreError
 
 STAGE_KINDS = {
     "collect": ("latents", "samples"),
+    "improve": ("latents", "samples"),
     "pair": ("pairs",),
     "offline": ("latents", "samples", "pairs"),
     "label": ("pairs",),
@@ -168,7 +170,8 @@ def read_rows(path: Path, schema: pa.Schema, columns: list[str] | None = None) -
     try:
         with pq.ParquetFile(path, page_checksum_verification=True) as file:
             stored = file.schema_arrow
-            missing = [field.name for field in schema if field.name not in stored.names]
+            absent = [field.name for field in schema if field.name not in stored.names]
+            missing = [name for name in absent if name not in LATER_COLUMNS]
             wrong = [f.name for f in schema if f.name in stored.names and stored.field(f.name).type != f.type]
             if missing or wrong:
                 raise StoreError(
@@ -177,7 +180,12 @@ def read_rows(path: Path, schema: pa.Schema, columns: list[str] | None = None) -
                     f"{', '.join(wrong) or 'none'}): it was written by another version or by something "
                     f"else; {_advice(path)}"
                 )
-            return file.read(columns or schema.names)
+            wanted = list(columns or schema.names)
+            table = file.read([name for name in wanted if name not in absent])
+            for name in (name for name in wanted if name in absent):
+                nulls = pa.nulls(file.metadata.num_rows, schema.field(name).type)
+                table = table.append_column(schema.field(name), nulls)
+            return table.select(wanted)
     except FileNotFoundError as error:
         raise StoreError(f"{path} is missing; {_advice(path)}") from error
     except (pa.ArrowException, OSError) as error:

@@ -41,7 +41,7 @@ from diffexpo.data.shards import (
 from diffexpo.errors import MissingError, StoreError
 
 _OPEN_FILES = 256
-_RESUMABLE = ("collect", "offline", "label")
+_RESUMABLE = ("collect", "improve", "offline", "label")
 
 
 class Store:

@@ -1,6 +1,11 @@
 """Mathematics of diffusion and flow matching: paths, kernels, guidance, sampling, objectives (torch only)."""
 
-from diffexpo.diffusion.guidance import classifier_free_guidance, double_guidance
+from diffexpo.diffusion.guidance import (
+    DoubleGuidance,
+    classifier_free_guidance,
+    double_guidance,
+    with_image,
+)
 from diffexpo.diffusion.kernels import (
     add_noise,
     ddim_std,
@@ -30,10 +35,12 @@ from diffexpo.diffusion.sampling import (
     Replayed,
     Trajectory,
     num_network_evaluations,
+    predict_double_guided,
     predict_guided,
     replay_log_probs,
     replay_transitions,
     sample,
+    sample_double_guided,
     sample_trajectory,
 )
 from diffexpo.diffusion.transitions import (
@@ -45,6 +52,7 @@ from diffexpo.diffusion.transitions import (
 )
 
 __all__ = [
+    "DoubleGuidance",
     "NoiseDraw",
     "NoiseSource",
     "Path",
@@ -65,12 +73,14 @@ __all__ = [
     "mean_log_prob",
     "num_network_evaluations",
     "pair_errors",
+    "predict_double_guided",
     "predict_guided",
     "prediction_error",
     "prediction_errors",
     "replay_log_probs",
     "replay_transitions",
     "sample",
+    "sample_double_guided",
     "sample_trajectory",
     "sampler_grid",
     "sampler_transitions",
@@ -79,6 +89,7 @@ __all__ = [
     "transition_rows",
     "v_target",
     "velocity_target",
+    "with_image",
     "x0_from_eps",
     "x0_from_v",
     "x0_from_velocity",

@@ -2,7 +2,26 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 from torch import Tensor
+
+from diffexpo.types import Conditioning
+
+IMAGE_CONDITION = "image_condition"
+"""Name under which a conditioning holds clean latents (B,C,h,w) for a model that takes an image; zeros are no image."""
+
+
+class DoubleGuidance(NamedTuple):
+    """Scales of `double_guidance`; image 1 and text 1 turn it off."""
+
+    image_scale: float
+    text_scale: float
+
+
+def with_image(conditioning: Conditioning, image: Tensor) -> Conditioning:
+    """The conditioning with clean latents (B,C,h,w) beside its text; zeros stand for no image."""
+    return Conditioning({**conditioning.tensors, IMAGE_CONDITION: image})
 
 
 def classifier_free_guidance(unconditional: Tensor, conditional: Tensor, *, scale: float) -> Tensor:

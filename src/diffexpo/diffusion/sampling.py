@@ -15,7 +15,12 @@ import torch
 from torch import Tensor
 
 from diffexpo.config.schema import SamplerConfig
-from diffexpo.diffusion.guidance import classifier_free_guidance
+from diffexpo.diffusion.guidance import (
+    DoubleGuidance,
+    classifier_free_guidance,
+    double_guidance,
+    with_image,
+)
 from diffexpo.diffusion.kernels import at_least_float32, ddim_transition, eps_from_x0, mean_log_prob
 from diffexpo.diffusion.transitions import (
     Transition,
@@ -94,6 +99,68 @@ def predict_guided(
     return _predict(policy, x_t, t, stacked, guidance, is_negative_fixed=is_negative_fixed)
 
 
+def predict_double_guided(
+    policy: Policy,
+    x_t: Tensor,
+    t: float | Tensor,
+    text: Conditioning,
+    empty: Conditioning,
+    image: Tensor,
+    scales: DoubleGuidance,
+) -> Tensor:
+    """The prediction of a model that takes an image, guided by image and text in one forward of 3B rows.
+
+    e(0, 0) + image_scale [e(x, 0) - e(0, 0)] + text_scale [e(x, c) - e(x, 0)]
+
+    Args:
+        policy: Denoiser that reads the image condition, with the weights in use.
+        x_t: (B,C,h,w) at level t in [0, 1], a number or (B,).
+        text, empty: B rows each: the prompts c and the empty prompt.
+        image: (B,C,h,w) clean latents x.
+        scales: Of image and text. (1, 1) is e(x, c) and (image 1, text 0) is e(x, 0), each from one forward of B rows, bit for
+            bit.
+    Returns:
+        (B,C,h,w) in float32 or better.
+    Source: InstructPix2Pix (arXiv 2211.09800) eq. 3; the improvement model's eq. 9.
+    """
+    return _predict(policy, x_t, t, _stack_double(text, empty, image, scales), scales)
+
+
+@torch.no_grad()
+def sample_double_guided(
+    policy: Policy,
+    text: Conditioning,
+    empty: Conditioning,
+    image: Tensor,
+    sampler: SamplerConfig,
+    noise: NoiseSource,
+    scales: DoubleGuidance,
+    *,
+    tick: Callable[[], None] = _no_tick,
+) -> Tensor:
+    """Draw latents with `predict_double_guided` at every step; otherwise as `sample`.
+
+    Args:
+        policy: Denoiser that reads the image condition.
+        text, empty: B rows each.
+        image: (B,C,h,w) clean latents.
+        sampler: Name, steps and eta; its own guidance scale is not used.
+        noise: B rows.
+        scales: Of image and text.
+        tick: Called after every step; may raise to stop.
+    Returns:
+        (B,C,h,w) float32 scaled latents on the policy's device.
+    Raises:
+        ConfigError: the sampler does not fit the model. ValueError: row counts differ.
+    """
+    _check_rows(text, empty, noise)
+    if len(image) != len(noise):
+        raise ValueError(
+            f"sample_double_guided: {len(image)} images and {len(noise)} noise generators; one of each is needed"
+        )
+    return _draw(policy, _stack_double(text, empty, image, scales), scales, sampler, noise, tick)
+
+
 @torch.no_grad()
 def sample(
     policy: Policy,
@@ -119,17 +186,8 @@ def sample(
         ConfigError: the sampler does not fit the model. ValueError: row counts differ.
     """
     _check_rows(conditioning, negative, noise)
-    grid = sampler_transitions(policy.path, sampler)
     stacked = _stack_guidance(conditioning, negative, sampler.guidance)
-    x = noise.draw().to(policy.device)
-    if sampler.name == "dpmpp":
-        return _sample_dpmpp(policy, stacked, sampler.guidance, grid, x, tick)
-    for transition in grid:
-        prediction = _predict(policy, x, transition.t, stacked, sampler.guidance)
-        mean, std = step_moments(policy.path, transition, prediction, x)
-        x = _move(mean, std, transition, noise)
-        tick()
-    return x
+    return _draw(policy, stacked, sampler.guidance, sampler, noise, tick)
 
 
 @torch.no_grad()
@@ -246,10 +304,30 @@ def replay_transitions(
     return Replayed(mean_log_prob(x_next, mean, std), mean, std, prediction)
 
 
+def _draw(
+    policy: Policy,
+    stacked: Conditioning,
+    guidance: float | DoubleGuidance,
+    sampler: SamplerConfig,
+    noise: NoiseSource,
+    tick: Callable[[], None],
+) -> Tensor:
+    grid = sampler_transitions(policy.path, sampler)
+    x = noise.draw().to(policy.device)
+    if sampler.name == "dpmpp":
+        return _sample_dpmpp(policy, stacked, guidance, grid, x, tick)
+    for transition in grid:
+        prediction = _predict(policy, x, transition.t, stacked, guidance)
+        mean, std = step_moments(policy.path, transition, prediction, x)
+        x = _move(mean, std, transition, noise)
+        tick()
+    return x
+
+
 def _sample_dpmpp(
     policy: Policy,
     stacked: Conditioning,
-    guidance: float,
+    guidance: float | DoubleGuidance,
     grid: list[Transition],
     x: Tensor,
     tick: Callable[[], None],
@@ -293,19 +371,35 @@ def _stack_guidance(
     return Conditioning.concatenate([negative, conditioning])
 
 
+def _stack_double(
+    text: Conditioning, empty: Conditioning, image: Tensor, scales: DoubleGuidance
+) -> Conditioning:
+    """[no condition; image; image and text] when both scales act, else the rows of the only prediction needed."""
+    if scales == (1.0, 1.0):
+        return with_image(text, image)
+    if scales == (1.0, 0.0):
+        return with_image(empty, image)
+    parts = [with_image(empty, torch.zeros_like(image)), with_image(empty, image), with_image(text, image)]
+    return Conditioning.concatenate(parts)
+
+
 def _predict(
     policy: Policy,
     x_t: Tensor,
     t: float | Tensor,
     stacked: Conditioning,
-    guidance: float,
+    guidance: float | DoubleGuidance,
     *,
     is_negative_fixed: bool = False,
 ) -> Tensor:
-    """One forward; 2B rows of conditioning mean guidance."""
+    """One forward; 2B rows of conditioning mean guidance, 3B rows double guidance."""
     times = torch.as_tensor(t, dtype=torch.float32).expand(len(x_t)).contiguous().to(x_t.device)
     if len(stacked) == len(x_t):
         return at_least_float32(policy.predict(x_t, times, stacked))
+    if isinstance(guidance, DoubleGuidance):
+        three = policy.predict(torch.cat([x_t] * 3), torch.cat([times] * 3), stacked)
+        parts = at_least_float32(three).chunk(3)
+        return double_guidance(*parts, image_scale=guidance.image_scale, text_scale=guidance.text_scale)
     both = at_least_float32(policy.predict(torch.cat([x_t, x_t]), torch.cat([times, times]), stacked))
     negative, positive = both[: len(x_t)], both[len(x_t) :]
     return classifier_free_guidance(

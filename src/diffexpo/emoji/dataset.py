@@ -37,12 +37,18 @@ UNSTATED_TONES = {
     "default": 0.02, "light": 0.60, "medium-light": 0.23, "medium": 0.09, "medium-dark": 0.04, "dark": 0.02,
 }
 
+# Training concepts for runs that draw the same few prompts again and again, as the animals of the DDPO paper.
+ANIMALS = (
+    "bat", "bear", "bird", "butterfly", "cat", "cow", "deer", "dog", "fish", "fox", "goat", "horse", "koala", "lizard", "llama",
+    "monkey", "owl", "rabbit", "shark", "spider", "tiger", "turtle", "wolf", "zebra",
+)  # fmt: skip
 RESERVED_SHARE = 0.12  # of the train (concept, style) prompts: kept for evaluation, never a prompt of an online run
 
 _ASSETS = Path(__file__).resolve().parent.parent / "assets" / "emoji"
 _FILES = {
     "diffusion": "diffusion", "flow": "flow", "judge_train": "judge_train", "judge_heldout": "judge_heldout",
-    "probe": "probe", "offline": "offline.parquet", "negatives": "negatives.txt", "images": "images.parquet",
+    "step_judge": "step_judge", "probe": "probe", "offline": "offline.parquet", "negatives": "negatives.txt",
+    "images": "images.parquet",
 }
 
 
@@ -56,7 +62,7 @@ def asset_path(name: str) -> Path:
     """Return where a shipped asset lies.
 
     Args:
-        name: one of diffusion, flow, judge_train, judge_heldout, probe, offline, negatives, images.
+        name: one of diffusion, flow, judge_train, judge_heldout, step_judge, probe, offline, negatives, images.
 
     Returns:
         The folder or the file; `asset_path("images").name == "images.parquet"`.
@@ -201,12 +207,27 @@ def train_prompts() -> list[Prompt]:
     return list(_all_prompts()["train"])
 
 
+def animal_prompts() -> list[Prompt]:
+    """Return 24 of `train_prompts`: well-known animals in the style of Noto, in alphabetical order.
+
+    Returns:
+        Prompts, from "noto bat" to "noto zebra".
+    """
+    by_concept = {
+        prompt.attributes["concept"]: prompt
+        for prompt in train_prompts()
+        if prompt.attributes["style"] == "noto" and prompt.attributes["concept"] in ANIMALS
+    }
+    return [by_concept[concept] for concept in ANIMALS]
+
+
 def heldout_prompts(kind: str = "all") -> list[Prompt]:
     """Return the prompts for evaluation, in a fixed order.
 
     Args:
         kind: "concept" (concepts that no base model saw), "attributes" (combinations that none saw), "caption" (labels
-            and keyword paraphrases of seen concepts, which no online run trains on), or "all" (the three in turn).
+            and keyword paraphrases of seen concepts, which no online run trains on), "all" (the three in turn), or
+            "animals" (those of all that are animals and plants).
 
     Returns:
         Prompts; no text of them is among `train_prompts()`.
@@ -215,8 +236,10 @@ def heldout_prompts(kind: str = "all") -> list[Prompt]:
         KeyError: for any other kind.
     """
     kinds = ("concept", "attributes", "caption")
-    if kind != "all" and kind not in kinds:
-        raise KeyError(f"held-out prompts of kind {kind!r} are unknown - expected all, {', '.join(kinds)}")
+    if kind not in ("all", "animals", *kinds):
+        raise KeyError(f"held-out prompts of kind {kind!r} are unknown - expected all, animals, {', '.join(kinds)}")
+    if kind == "animals":
+        return [prompt for prompt in heldout_prompts() if prompt.category == "animals-nature"]
     prompts = _all_prompts()
     return [prompt for each in (kinds if kind == "all" else (kind,)) for prompt in prompts[each]]
 

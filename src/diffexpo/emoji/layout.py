@@ -20,7 +20,9 @@ from diffusers import (
 from torch import nn
 from transformers import CLIPModel, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
+from diffexpo.emoji.fit import save_tensors
 from diffexpo.emoji.models import IMAGE_SIZE, make_ddim, make_flow_scheduler
+from diffexpo.rewards.step_judge import CONFIG, WEIGHTS, StepJudgeNetwork, StepJudgeShape, shape_as_json
 
 _PREPROCESSOR = {
     "crop_size": {"height": IMAGE_SIZE, "width": IMAGE_SIZE}, "do_center_crop": True, "do_convert_rgb": True,
@@ -71,6 +73,14 @@ def save_judge(judge: CLIPModel, tokenizer: CLIPTokenizer, out: Path) -> None:
     tokenizer.save_pretrained(temporary)
     (temporary / "preprocessor_config.json").write_text(json.dumps(_PREPROCESSOR, indent=2) + "\n", encoding="utf-8")
     _clean_configs(temporary)
+    _replace_folder(temporary, out)
+
+
+def save_step_judge(network: StepJudgeNetwork, shape: StepJudgeShape, out: Path) -> None:
+    """Write a step judge: config.json and the network; the text tower stays where config.json says it is."""
+    temporary = _fresh(out)
+    save_tensors(half_copy(network).state_dict(), temporary / WEIGHTS)
+    (temporary / CONFIG).write_text(shape_as_json(shape), encoding="utf-8")
     _replace_folder(temporary, out)
 
 

@@ -12,10 +12,11 @@ from diffexpo.emoji.probe import train_probe
 from diffexpo.emoji.train_diffusion import train_diffusion
 from diffexpo.emoji.train_flow import train_flow
 from diffexpo.emoji.train_judge import train_judge
+from diffexpo.emoji.train_step_judge import train_step_judge
 from diffexpo.emoji.train_vae import train_decoder, train_vae
 from diffexpo.errors import ConfigError, MissingError
 
-WHAT = ("vae", "decoder", "diffusion", "flow", "judge_train", "judge_heldout", "probe", "offline")
+WHAT = ("vae", "decoder", "diffusion", "flow", "judge_train", "judge_heldout", "step_judge", "probe", "offline")
 
 
 def train(what: str, minutes: float, out: Path, seed: int, vae: Path | None = None) -> None:
@@ -26,7 +27,7 @@ def train(what: str, minutes: float, out: Path, seed: int, vae: Path | None = No
 
     Args:
         what: vae, decoder (a longer training of a finished autoencoder's decoder alone, which leaves latents as they
-            are), diffusion, flow, judge_train, judge_heldout, probe, or offline (the preference set, whose making
+            are), diffusion, flow, judge_train, judge_heldout, step_judge, probe, or offline (the preference set, whose making
             takes the time it takes: `minutes` is not used).
         minutes: wall-clock minutes of training, > 0; the schedule spans exactly these.
         out: the folder to write into.
@@ -60,5 +61,7 @@ def train(what: str, minutes: float, out: Path, seed: int, vae: Path | None = No
         train_flow(minutes, target, seed, autoencoder)
     elif what == "probe":
         train_probe(minutes, target, seed, autoencoder)
+    elif what == "step_judge":
+        train_step_judge(minutes, target, seed, autoencoder)
     else:
         train_judge(what, minutes, target, seed, autoencoder)

@@ -60,10 +60,15 @@ class Snapshot:
 
 @dataclass(frozen=True)
 class History:
-    """Snapshots in order of iteration, base first where it was evaluated; `kl_budget` in nats per image, None for no limit."""
+    """Snapshots in order of iteration, base first where it was evaluated; `kl_budget` in nats per image, None for no limit.
+
+    `restraint` is what holds this method closer to the base, as advice; `has_offline`: it learns from given images too.
+    """
 
     snapshots: Sequence[Snapshot] = field(default_factory=tuple)
     kl_budget: float | None = None
+    restraint: str = "raise algorithm.beta"
+    has_offline: bool = True
 
 
 def check_alarms(history: History) -> list[Alarm]:
@@ -82,9 +87,9 @@ def check_alarms(history: History) -> list[Alarm]:
         found += _flat_rewards(item)
     trained = [item for item in history.snapshots if item.iteration > 0]
     if trained:
-        found += _worse(trained[-1]) + _budget(trained[-1], history.kl_budget) + _idle_kl(trained)
+        found += _worse(trained[-1], history) + _budget(trained[-1], history) + _idle_kl(trained)
         if base is not None:
-            found += _over_optimised(base, trained[-1]) + _diversity(base, trained[-1])
+            found += _over_optimised(base, trained[-1], history) + _diversity(base, trained[-1], history)
     order = ("critical", "warning", "note")
     return sorted(found, key=lambda alarm: order.index(alarm.severity))
 
@@ -138,14 +143,12 @@ def _skipped(item: Snapshot) -> list[Alarm]:
 def _flat_rewards(item: Snapshot) -> list[Alarm]:
     found = []
     if item.reward_std is not None and item.reward_std == 0.0:
-        seen = (
-            f"iteration {item.iteration}: all collected images got the same reward, so no pair can be ranked."
-        )
+        seen = f"iteration {item.iteration}: all collected images got the same reward, so none is better than another."
         found.append(
             Alarm("zero_variance", "critical", seen, "Check the scorer and that the pictures are not blank.")
         )
     if item.groups and item.dropped_ties is not None and item.dropped_ties / item.groups > TIE_SHARE:
-        seen = f"iteration {item.iteration}: {item.dropped_ties} of {item.groups} prompts gave a tie and no pair."
+        seen = f"iteration {item.iteration}: {item.dropped_ties} of {item.groups} prompts gave a tie, from which nothing is learned."
         advice = (
             "Lower pairing.min_margin, draw more images a prompt, or raise exploration (negatives, guidance)."
         )
@@ -158,7 +161,7 @@ def _flat_rewards(item: Snapshot) -> list[Alarm]:
     return found
 
 
-def _over_optimised(base: Snapshot, last: Snapshot) -> list[Alarm]:
+def _over_optimised(base: Snapshot, last: Snapshot, history: History) -> list[Alarm]:
     if None in (base.train_reward, last.train_reward, base.heldout_reward, last.heldout_reward):
         return []
     gained = last.train_reward[0] > base.train_reward[0]
@@ -172,11 +175,11 @@ def _over_optimised(base: Snapshot, last: Snapshot) -> list[Alarm]:
         f"the training reward rose from {base.train_reward[0]:.3g} to {last.train_reward[0]:.3g} while the held-out judge fell "
         f"from {base.heldout_reward[0]:.3g} to {last.heldout_reward[0]:.3g}: the model pleases its own judge only"
     )
-    advice = "Use an earlier iterate, raise algorithm.beta, train fewer steps, or mix in a second reward."
+    advice = f"Use an earlier iterate, {history.restraint}, train fewer steps, or mix in a second reward."
     return [Alarm("over_optimisation", "critical" if sure else "warning", seen + ".", advice)]
 
 
-def _diversity(base: Snapshot, last: Snapshot) -> list[Alarm]:
+def _diversity(base: Snapshot, last: Snapshot, history: History) -> list[Alarm]:
     if base.vendi is None or last.vendi is None or base.vendi <= 1.0:
         return []
     drop = 1.0 - (last.vendi - 1.0) / (base.vendi - 1.0)
@@ -186,30 +189,31 @@ def _diversity(base: Snapshot, last: Snapshot) -> list[Alarm]:
         f"the Vendi score fell from {base.vendi:.2f} to {last.vendi:.2f} (above its minimum of 1 that is {drop:.0%} less): images "
         "of one prompt look more alike"
     )
-    advice = "Raise algorithm.beta, keep offline pairs in the mixture, or train fewer steps."
+    mixture = "keep offline data in the mixture, " if history.has_offline else ""
+    advice = f"{_sentence(history.restraint)}, {mixture}or train fewer steps."
     return [Alarm("diversity", "critical" if drop > DIVERSITY_LOSS else "warning", seen + ".", advice)]
 
 
-def _worse(last: Snapshot) -> list[Alarm]:
+def _worse(last: Snapshot, history: History) -> list[Alarm]:
     if last.win_rate is None or last.win_rate[2] >= 0.5:
         return []
     rate, low, high = last.win_rate
     seen = f"the held-out judge prefers the base model: win rate {rate:.0%} (95% interval {low:.0%} to {high:.0%})."
-    return [
-        Alarm(
-            "worse_than_base",
-            "critical",
-            seen,
-            "Do not use this model. Lower training.learning_rate or raise algorithm.beta.",
-        )
-    ]
+    remedies = dict.fromkeys(["lower training.learning_rate", history.restraint])
+    advice = f"Do not use this model. {_sentence(' or '.join(remedies))}."
+    return [Alarm("worse_than_base", "critical", seen, advice)]
 
 
-def _budget(last: Snapshot, budget: float | None) -> list[Alarm]:
+def _budget(last: Snapshot, history: History) -> list[Alarm]:
+    budget = history.kl_budget
     if budget is None or last.kl is None or last.kl <= budget:
         return []
     seen = f"the KL to the base is {last.kl:.3g} nats per image, above the budget of {budget:.3g}."
-    return [Alarm("kl_budget", "warning", seen, "Use an earlier iterate or raise algorithm.beta.")]
+    return [Alarm("kl_budget", "warning", seen, f"Use an earlier iterate or {history.restraint}.")]
+
+
+def _sentence(text: str) -> str:
+    return text[:1].upper() + text[1:]
 
 
 def _idle_kl(trained: Sequence[Snapshot]) -> list[Alarm]:

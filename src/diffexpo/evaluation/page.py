@@ -10,10 +10,14 @@ import yaml
 from PIL import Image
 
 import diffexpo
+from diffexpo.config import read_resolved
+from diffexpo.config.citations import citations
+from diffexpo.errors import DiffexpoError
 from diffexpo.evaluation.grid import data_uri, picture_grid, save_grid
 from diffexpo.evaluation.records import Json, RunRecord
 from diffexpo.evaluation.summary import BASELINE, Summary
 from diffexpo.evaluation.verdict import equal_cost, give_verdict
+from diffexpo.evaluation.wording import Method
 
 PAGE_PICTURES = 24
 
@@ -32,23 +36,29 @@ def page_values(record: RunRecord, summary: Summary) -> Json:
         "summary": summary,
         "verdict": give_verdict(summary),
         "equal_cost": equal_cost(summary),
-        "labels": {name: version_label(name) for name in record.suites},
+        "method": summary.method,
+        "labels": {name: summary.method.label(name) for name in record.suites},
         "suites": record.suites,
         "versions": versions,
         "grid": _grid(record, summary, versions),
-        "pairs": _pairs(record),
+        "pairs": _pairs(record, summary.method),
         "pairing": pairing_rows(record.metrics),
         "tuning": tuning,
         "base_path": config.get("model", {}).get("path", ""),
         "config_text": yaml.safe_dump(config, sort_keys=False, allow_unicode=True),
         "env_rows": _flat(record.env),
         "baseline": BASELINE,
+        "cite": _cited(record.run_dir),
     }
 
 
-def version_label(name: str) -> str:
-    """What a version is called on the page."""
-    return {"base": "base", BASELINE: "offline DPO"}.get(name, name.replace("iteration-", "EXPO "))
+def _cited(run_dir: Path) -> list[str]:
+    """What to cite, one line a work; nothing for settings that this version refuses."""
+    try:
+        config = read_resolved(run_dir / "config.yaml").config
+    except DiffexpoError:
+        return []
+    return citations(config).as_text().splitlines()
 
 
 # ---- pictures --------------------------------------------------------------------------------------------------------
@@ -64,7 +74,7 @@ def _grid(record: RunRecord, summary: Summary, versions: Sequence[str]) -> list[
         return []
     first = record.suites[versions[0]]
     wanted = int(record.config.get("evaluation", {}).get("grid_prompts", 8))
-    cards, rows = [], []
+    cards, rows, label = [], [], summary.method.label
     for index, prompt in enumerate(first.prompts[: min(wanted, PAGE_PICTURES)]):
         pictures, row = [], []
         for name in versions:
@@ -76,16 +86,18 @@ def _grid(record: RunRecord, summary: Summary, versions: Sequence[str]) -> list[
                 at = np.flatnonzero((suite.prompt_index == same) & (suite.image_index == 0))[0]
                 score = suite.scores[summary.judge][at] if summary.judge in suite.scores else np.nan
                 shown = f"{score:.2f}" if np.isfinite(score) else "not scored"
-                pictures.append({"label": version_label(name), "uri": data_uri(image), "score": shown})
+                pictures.append({"label": label(name), "uri": data_uri(image), "score": shown})
         cards.append({"prompt": prompt.text, "category": prompt.category, "pictures": pictures})
         rows.append(row)
-    sheet = picture_grid(rows, [card["prompt"] for card in cards], [version_label(name) for name in versions])
+    sheet = picture_grid(rows, [card["prompt"] for card in cards], [label(name) for name in versions])
     save_grid(record.run_dir / "eval" / "grid.png", sheet)
     return cards
 
 
-def _pairs(record: RunRecord) -> list[Json]:
+def _pairs(record: RunRecord, method: Method) -> list[Json]:
+    """Cards of the example pairs; for a method that learns from no pairs, its best and worst images."""
     folder = record.run_dir / "eval" / "pairs"
+    names = {} if method.has_pairs else {"winner": "best", "loser": "worst"}
     cards = []
     for example in record.examples[:PAGE_PICTURES]:
         sides = []
@@ -96,9 +108,9 @@ def _pairs(record: RunRecord) -> list[Json]:
             }
             sides.append(
                 {
-                    "side": side,
+                    "side": names.get(side, side),
                     "uri": data_uri(_read_picture(path)) if path.is_file() else "",
-                    "agent": vars(example)[f"{side}_agent"],
+                    "agent": vars(example)[f"{side}_agent"] if method.has_agents else "",
                     "negative": vars(example)[f"{side}_negative"],
                     "scores": ", ".join(f"{name} {value:.2f}" for name, value in scores.items()),
                 }

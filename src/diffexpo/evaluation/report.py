@@ -1,7 +1,7 @@
 """report.html: one self-contained page that says whether the model got better, made from a run's files alone.
 
 The only file that plots (`page.py` makes the rest of the page). Figures are inline SVG whose colours are CSS variables, so they follow light and dark mode; a figure whose
-data are absent becomes a sentence that says why.
+data are absent becomes a sentence that says why, and one that the run's method does not have is left out.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from diffexpo.evaluation.page import count, page_values, pairing_rows, seconds, version_label
+from diffexpo.evaluation.page import count, page_values, pairing_rows, seconds
 from diffexpo.evaluation.records import RunRecord, load_run, series
 from diffexpo.evaluation.summary import BASELINE, Estimate, Summary, summarise
 from diffexpo.evaluation.verdict import digits, percent, signed, small
@@ -112,7 +112,11 @@ def write_report(run_dir: Path) -> Path:
     page = environment.get_template("report.html.j2").render(
         page_values(record, summary),
         style=Markup((here / "report.css").read_text(encoding="utf-8")),
-        figures={name: _draw(name, figure, record, summary) for name, figure in FIGURES.items()},
+        figures={
+            name: _draw(name, figure, record, summary)
+            for name, figure in FIGURES.items()
+            if _has(name, record, summary)
+        },
     )
     path = run_dir / "report.html"
     temporary = run_dir / "report.html.tmp"
@@ -122,6 +126,25 @@ def write_report(run_dir: Path) -> Path:
 
 
 # ---- figures ---------------------------------------------------------------------------------------------------------
+
+
+def _has(name: str, record: RunRecord, summary: Summary) -> bool:
+    """Whether a run of this method has the figure at all."""
+    method = summary.method
+    trained = [line for line in record.metrics if line.get("phase") == "train"]
+    if name in METRICS and trained:
+        return any(METRICS[name] in line for line in trained)
+    ranked_pairs = method.collects and method.has_pairs and method.is_ranked
+    return {
+        "train_reward": method.has_rewards,
+        "accuracy": method.has_pairs,
+        "errors": method.has_pairs,
+        "clipping": method.is_rollout,
+        "tau": method.has_negatives,
+        "who_won": ranked_pairs and (method.has_agents or method.has_negatives),
+        "agents": method.collects and method.has_rewards,
+        "kept": ranked_pairs,
+    }.get(name, True)
 
 
 def _draw(
@@ -155,8 +178,12 @@ def _theme(svg: str, alt: str) -> str:
 
 def _iterations(axes: Axes, label: str = "iteration (0 = base)") -> None:
     axes.set_xlabel(label)
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     axes.margins(x=0.08)
+    left, right = axes.get_xlim()
+    if right - left < 2:  # a single iterate: no ticks at fractions of an iteration
+        middle = round((left + right) / 2)
+        axes.set_xlim(middle - 1.5, middle + 1.5)
 
 
 def _band(axes: Axes, points: Sequence[tuple[int, Estimate]], colour: str, marker: str, label: str) -> None:
@@ -200,7 +227,7 @@ def _reward_figure(
     if not summary.rewards.get(scorer):
         raise Absent(f"{scorer} has no finite score in any evaluation, so there is no curve.")
     points = _by_iteration(summary.rewards[scorer])
-    _band(axes, points, colour, marker, "EXPO")
+    _band(axes, points, colour, marker, summary.method.name)
     last = points[-1][0] if points else 0
     _baseline_mark(axes, summary.rewards[scorer], last + 0.15)
     _iterations(axes)
@@ -228,16 +255,16 @@ def _win_rate(axes: Axes, record: RunRecord, summary: Summary) -> str:
     if points:
         mean, low, high = (np.array([estimate[k] for _, estimate in points]) for k in range(3))
         x = [number for number, _ in points]
-        axes.errorbar(
-            x, mean, yerr=[mean - low, high - mean], color=BLUE, marker="o", capsize=3, label="EXPO"
-        )
+        spread = [mean - low, high - mean]
+        axes.errorbar(x, mean, yerr=spread, color=BLUE, marker="o", capsize=3, label=summary.method.name)
     _baseline_mark(axes, estimates, (points[-1][0] if points else 0) + 0.15)
     ties = [summary.wins[name].ties for name in summary.wins]
     _iterations(axes, "iteration")
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.0%}"))
     axes.set_ylabel("win rate vs base")
     axes.legend()
-    listed = "; ".join(f"{version_label(name)}: {percent(win.rate)}" for name, win in summary.wins.items())
+    label = summary.method.label
+    listed = "; ".join(f"{label(name)}: {percent(win.rate)}" for name, win in summary.wins.items())
     return f"Win rate against the base. {listed}. Ties: {ties}."
 
 
@@ -260,14 +287,13 @@ def _frontier(axes: Axes, record: RunRecord, summary: Summary) -> str:
             [kl], [mean], xerr=[[left], [right]], yerr=[[mean - low], [high - mean]], color=colour, marker=marker,
             capsize=2, elinewidth=0.9,
         )  # fmt: skip
-        axes.annotate(
-            version_label(name), (kl, mean), textcoords="offset points", xytext=(6, -12), fontsize=8
-        )
+        text = summary.method.label(name)
+        axes.annotate(text, (kl, mean), textcoords="offset points", xytext=(6, -12), fontsize=8)
     axes.margins(x=0.14)
     axes.set_xlabel("KL to the base (nats per image)")
     axes.set_ylabel(f"mean {summary.judge}")
     return "Held-out reward against KL: " + "; ".join(
-        f"{version_label(n)} at {k:.3g} nats: {rewards[n][0]:.3g}" for n, k in path
+        f"{summary.method.label(n)} at {k:.3g} nats: {rewards[n][0]:.3g}" for n, k in path
     )
 
 
@@ -287,11 +313,11 @@ def _vendi(axes: Axes, record: RunRecord, summary: Summary) -> str:
     axes.axhline(limit, color=TEXT, linestyle=":", linewidth=1.2)
     axes.text(-0.4, limit, f"maximum {limit}", va="bottom", fontsize=8)
     axes.set_ylim(1, limit * 1.12)
-    axes.set_xticks(range(len(names)), [version_label(name) for name in names])
+    axes.set_xticks(range(len(names)), [summary.method.label(name) for name in names])
     axes.grid(axis="x", visible=False)
     axes.set_ylabel("Vendi score")
     return f"Vendi score of at most {limit}: " + "; ".join(
-        f"{version_label(n)} {summary.vendi[n][0]:.2f}" for n in names
+        f"{summary.method.label(n)} {summary.vendi[n][0]:.2f}" for n in names
     )
 
 
@@ -317,11 +343,14 @@ def _steps(axes: Axes, starts: Sequence[int]) -> None:
 def _loss(axes: Axes, record: RunRecord, summary: Summary) -> str:
     x, y, starts = _training(record, "train/loss")
     axes.plot(x, y, color=BLUE, linewidth=1.3, label="loss")
-    axes.axhline(np.log(2), color=GREY, linestyle="--", linewidth=1.2, label="ln 2 = 0.693")
+    start = summary.method.start_loss
+    if start is not None:
+        axes.axhline(start, color=GREY, linestyle="--", linewidth=1.2, label=f"ln 2 = {start:.3f}")
     _steps(axes, starts)
-    axes.set_ylabel("preference loss")
+    axes.set_ylabel("loss" if start is None else "preference loss")
     axes.legend()
-    return f"Training loss from {y[0]:.3f} to {y[-1]:.3f}; ln 2 is where policy and reference are equal."
+    meaning = "" if start is None else "; ln 2 is where policy and reference are equal"
+    return f"Training loss from {y[0]:.3f} to {y[-1]:.3f}{meaning}."
 
 
 def _accuracy(axes: Axes, record: RunRecord, summary: Summary) -> str:
@@ -331,7 +360,7 @@ def _accuracy(axes: Axes, record: RunRecord, summary: Summary) -> str:
     axes.axhline(0.9, color=RED, linestyle=":", linewidth=1.2, label="alarm level")
     _steps(axes, starts)
     axes.set_ylim(min(0.4, y.min()), 1.0)
-    axes.set_ylabel("share of pairs ranked right")
+    axes.set_ylabel("share ranked right")
     axes.legend()
     return f"Implicit accuracy from {y[0]:.2f} to {y[-1]:.2f}; one half is a coin flip."
 
@@ -353,6 +382,16 @@ def _errors(axes: Axes, record: RunRecord, summary: Summary) -> str:
     axes.set_ylabel("error vs reference, %")
     axes.legend()
     return "Prediction error relative to the reference at the end: " + ", ".join(said)
+
+
+def _clipping(axes: Axes, record: RunRecord, summary: Summary) -> str:
+    x, y, starts = _training(record, "train/clip_fraction")
+    axes.plot(x, y, color=BLUE, linewidth=1.3, label="beyond the clip range")
+    _steps(axes, starts)
+    axes.set_ylim(-0.02, 1.02)
+    axes.set_ylabel("share of the batch")
+    axes.legend()
+    return f"Share of ratios beyond the clip range from {y[0]:.2f} to {y[-1]:.2f}."
 
 
 def _lines_by_iteration(
@@ -387,11 +426,12 @@ def _tau(axes: Axes, record: RunRecord, summary: Summary) -> str:
 
 
 def _who_won(axes: Axes, record: RunRecord, summary: Summary) -> str:
-    curves = (
+    agents = [
         ("pairs/winner_from_exploration", "winners: exploration agent", BLUE, "o"),
         ("pairs/loser_from_exploration", "losers: exploration agent", ORANGE, "s"),
-        ("pairs/winner_from_negative", "winners: with negative prompt", GREEN, "^"),
-    )
+    ]
+    negatives = [("pairs/winner_from_negative", "winners: with negative prompt", GREEN, "^")]
+    curves = agents * summary.method.has_agents + negatives * summary.method.has_negatives
     said = _lines_by_iteration(
         axes, record, curves, "No pairing line is in metrics.jsonl, so nobody has won yet."
     )
@@ -402,11 +442,15 @@ def _who_won(axes: Axes, record: RunRecord, summary: Summary) -> str:
 
 
 def _agents(axes: Axes, record: RunRecord, summary: Summary) -> str:
-    curves = (
-        ("rollout/agent/main/reward", "main agent", GREY, "s"),
-        ("rollout/agent/exploration/reward", "exploration agent", BLUE, "o"),
-    )
-    said = _lines_by_iteration(axes, record, curves, "Rewards by agent are not in metrics.jsonl.")
+    # With one agent the newest iterate draws everything: its curve is that of all images.
+    one = "main" if summary.method.is_rollout else "exploration"
+    curves = [(f"rollout/agent/{one}/reward", "collected images", BLUE, "o")]
+    if summary.method.has_agents:
+        curves = [
+            ("rollout/agent/main/reward", "main agent", GREY, "s"),
+            ("rollout/agent/exploration/reward", "exploration agent", BLUE, "o"),
+        ]
+    said = _lines_by_iteration(axes, record, curves, "Rewards of collected images are not in metrics.jsonl.")
     axes.set_ylabel("mean reward of collected images")
     return said
 
@@ -453,8 +497,16 @@ FIGURES: dict[str, Callable[[Axes, RunRecord, Summary], str]] = {
     "loss": _loss,
     "accuracy": _accuracy,
     "errors": _errors,
+    "clipping": _clipping,
     "tau": _tau,
     "who_won": _who_won,
     "agents": _agents,
     "kept": _kept,
+}
+# Figures of optimiser steps: a method that does not record the metric does not have the figure.
+METRICS = {
+    "loss": "train/loss",
+    "accuracy": "train/implicit_accuracy",
+    "errors": "train/winner_reference_error",
+    "clipping": "train/clip_fraction",
 }

@@ -14,12 +14,12 @@ from diffexpo.errors import DataError
 from diffexpo.evaluation.alarms import Alarm, History, Snapshot, check_alarms
 from diffexpo.evaluation.metrics import WinRate, bootstrap_mean, win_rate
 from diffexpo.evaluation.records import Json, RunRecord, SuiteResult, series
+from diffexpo.evaluation.wording import BASELINE, Method, describe_method
 from diffexpo.online.cost import BACKWARD, PAIR_BACKWARDS, PAIR_FORWARDS, contrast_pairs
 
 Estimate = tuple[float, float, float]
 EQUAL_COST = 0.02
 TAIL = 0.1
-BASELINE = "baseline"
 
 
 @dataclass(frozen=True)
@@ -43,6 +43,7 @@ class CostRow:
 class Summary:
     """Comparisons by version. The first held-out judge decides; intervals are 95% bootstrap over prompts."""
 
+    method: Method
     judge: str | None
     train_reward: str | None
     final: str | None
@@ -56,9 +57,15 @@ class Summary:
     history: History = field(default_factory=History)
     alarms: list[Alarm] = field(default_factory=list)
     costs: list[CostRow] = field(default_factory=list)
-    expo_cost: float | None = None
+    method_cost: float | None = None
     baseline_cost: float | None = None
     problems: list[str] = field(default_factory=list)
+    evaluated: tuple[str, ...] = ()
+
+    @property
+    def compares_offline(self) -> bool:
+        """Whether offline DPO was evaluated beside the run, was planned, or is the natural question."""
+        return BASELINE in self.evaluated or self.method.compares_offline
 
     @property
     def is_finished(self) -> bool:
@@ -77,6 +84,8 @@ def summarise(record: RunRecord) -> Summary:
     suites, iterations = record.suites, record.iterations
     roles = next(iter(suites.values())).roles if suites else {}
     summary = Summary(
+        method=describe_method(record.config),
+        evaluated=tuple(suites),
         judge=next((name for name, role in roles.items() if role == "heldout"), None),
         train_reward=next((name for name, role in roles.items() if role == "train"), None),
         final=f"iteration-{iterations[-1]}" if iterations else None,
@@ -102,7 +111,7 @@ def summarise(record: RunRecord) -> Summary:
     summary.history = build_history(record, summary)
     summary.alarms = check_alarms(summary.history)
     summary.costs = cost_rows(record.metrics, record.config, suites)
-    summary.expo_cost = _method_cost(summary.costs)
+    summary.method_cost = _method_cost(summary.costs)
     if record.baseline_metrics:
         summary.baseline_cost = _method_cost(cost_rows(record.baseline_metrics, record.config, {}))
     return summary
@@ -113,13 +122,15 @@ def build_history(record: RunRecord, summary: Summary) -> History:
     numbers = sorted(
         {0} | {int(line.get("iteration") or 0) for line in record.metrics} | set(record.iterations)
     )
-    return History(tuple(_snapshot(record, summary, number) for number in numbers))
+    snapshots = tuple(_snapshot(record, summary, number) for number in numbers)
+    return History(snapshots, restraint=summary.method.restraint, has_offline=summary.method.has_offline)
 
 
 def cost_rows(metrics: Sequence[Json], config: Json, suites: dict[str, SuiteResult]) -> list[CostRow]:
     """Cost by phase: recorded `cost/*`, `time/*`, `mem/*` where they are, else evaluations derived from what was done.
 
-    Derived: collected images times evaluations an image; optimiser steps times pairs times (4 forwards, 2 backwards).
+    Derived: collected images times evaluations an image; for losses on pairs of images, optimiser steps times pairs times
+    (4 forwards, 2 backwards).
     """
     rows = []
     for phase in ("collect", "pair", "train", "evaluate"):
@@ -292,6 +303,9 @@ def _total(lines: Sequence[Json], name: str) -> float | None:
 
 
 def _training_cost(lines: Sequence[Json], config: Json) -> tuple[float | None, float | None]:
+    method = describe_method(config)
+    if not method.has_pairs or method.is_rollout:
+        return None, None
     batch = _get(config, "training", "batch_size", default=None)
     steps = [int(line.get("iteration") or 0) for line in lines if line.get("phase") == "train"]
     if batch is None or not steps:
@@ -305,6 +319,8 @@ def _training_cost(lines: Sequence[Json], config: Json) -> tuple[float | None, f
 
 
 def _method_cost(rows: Sequence[CostRow]) -> float | None:
-    """Evaluations of the method itself: collecting, pairing and training, without evaluation."""
-    known = [row.total for row in rows if row.phase != "evaluate" and row.forwards is not None]
-    return sum(known) if known else None
+    """Evaluations of the method itself: collecting and training, without evaluation; None where one of them is not known."""
+    spent = [row for row in rows if row.phase in ("collect", "train")]
+    if not spent or any(row.forwards is None for row in spent):
+        return None
+    return sum(row.total for row in spent)

@@ -34,11 +34,13 @@ def give_verdict(summary: Summary) -> Verdict:
     Returns:
         A Verdict; `undecided` whenever one half lies inside the 95% interval, `unknown` if nothing can be compared.
     """
-    tiles = [_win_tile(summary), _vendi_tile(summary), _kl_tile(summary), _baseline_tile(summary)]
+    tiles = [_win_tile(summary), _vendi_tile(summary), _kl_tile(summary)]
+    if summary.compares_offline:
+        tiles.append(_baseline_tile(summary))
     win = summary.wins.get(summary.final or "")
     if win is None:
         return Verdict("unknown", "No verdict yet", [_why_unknown(summary)], tiles)
-    version = summary.final.replace("-", " ")
+    version = summary.method.label(summary.final)
     title = {
         "better": "Better than the base model",
         "worse": "Not better: worse than the base model",
@@ -56,10 +58,11 @@ def give_verdict(summary: Summary) -> Verdict:
             "The interval contains 50%, so this evaluation cannot tell which is better; more prompts narrow it."
         )
     sentences.append(_price(summary))
-    sentences.append(_baseline_sentence(summary))
+    if summary.compares_offline:
+        sentences.append(_baseline_sentence(summary))
     if not summary.is_finished and summary.planned_iterations is not None:
         sentences.append(
-            f"This is {version} of {summary.planned_iterations} planned: the run is not finished."
+            f"This is {summary.final.replace('-', ' ')} of {summary.planned_iterations} planned: the run is not finished."
         )
     return Verdict(win.verdict, title, sentences, tiles)
 
@@ -114,25 +117,25 @@ def _price(summary: Summary) -> str:
 
 
 def _baseline_sentence(summary: Summary) -> str:
-    win = summary.against_baseline
+    win, name = summary.against_baseline, summary.method.name
     if win is None:
         return "No offline-DPO baseline was evaluated, so this report cannot say what the online part adds."
     numbers = f"win rate {percent(win.rate)}, 95% interval {percent(win.low)} to {percent(win.high)}, {win.ties} ties"
     if win.verdict == "better":
-        outcome = f"EXPO beats offline DPO ({numbers})"
+        outcome = f"{name} beats offline DPO ({numbers})"
     elif win.verdict == "worse":
-        outcome = f"Offline DPO is better than EXPO here ({numbers})"
+        outcome = f"Offline DPO is better than {name} here ({numbers})"
     else:
-        outcome = f"EXPO and offline DPO cannot be told apart here ({numbers})"
+        outcome = f"{name} and offline DPO cannot be told apart here ({numbers})"
     return f"{outcome}, {equal_cost(summary)}."
 
 
 def equal_cost(summary: Summary) -> str:
     """Whether both methods spent the same number of network evaluations, in words."""
-    if not summary.expo_cost or not summary.baseline_cost:
+    if not summary.method_cost or not summary.baseline_cost:
         return "cost not recorded for both, so whether it was equal is unknown"
-    ratio = summary.baseline_cost / summary.expo_cost
-    counts = f"{summary.expo_cost:,.0f} against {summary.baseline_cost:,.0f}"
+    ratio = summary.baseline_cost / summary.method_cost
+    counts = f"{summary.method_cost:,.0f} against {summary.baseline_cost:,.0f}"
     if abs(ratio - 1) <= EQUAL_COST:
         return f"at equal network evaluations ({counts})"
     return f"but at unequal cost: {counts} network evaluations, so this is not a fair comparison"
@@ -149,9 +152,8 @@ def _vendi_tile(summary: Summary) -> Tile:
     base, last = summary.vendi.get("base"), summary.vendi.get(summary.final or "")
     if base is None or last is None:
         return Tile("Diversity (Vendi)", "-", "not measured")
-    return Tile(
-        "Diversity (Vendi)", f"{base[0]:.2f} \u2192 {last[0]:.2f}", "base \u2192 EXPO, higher is more varied"
-    )
+    detail = f"base \u2192 {summary.method.name}, higher is more varied"
+    return Tile("Diversity (Vendi)", f"{base[0]:.2f} \u2192 {last[0]:.2f}", detail)
 
 
 def _kl_tile(summary: Summary) -> Tile:
@@ -162,7 +164,7 @@ def _kl_tile(summary: Summary) -> Tile:
 
 
 def _baseline_tile(summary: Summary) -> Tile:
-    win = summary.against_baseline
+    win, title = summary.against_baseline, f"{summary.method.name} vs offline DPO"
     if win is None:
-        return Tile("EXPO vs offline DPO", "-", "no baseline")
-    return Tile("EXPO vs offline DPO", percent(win.rate), f"95%: {percent(win.low)} to {percent(win.high)}")
+        return Tile(title, "-", "no baseline")
+    return Tile(title, percent(win.rate), f"95%: {percent(win.low)} to {percent(win.high)}")

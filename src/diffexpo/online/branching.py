@@ -1,9 +1,9 @@
 """Trajectories whose steps branch into candidates, of which best and worst become a pair (SPO).
 
-    x_{t-1}^1 .. x_{t-1}^k ~ the step's kernel at x_t;   scores of their predicted x0;   best, worst;   go on from a random one
+    x_{t-1}^1 .. x_{t-1}^k ~ the step's kernel at x_t;   a score of each;   best, worst;   go on from a random one
 
-The candidates' predictions are those that the next step needs anyway. An ordinary reward of the decoded x0 stands in for the
-step-aware preference model of the paper.
+A step-aware judge scores the candidates as they are, noise and all. Without one the run's rewards score the picture that each
+candidate's predicted x0 decodes to; the predictions are those that the next step needs, of all candidates instead of one.
 """
 
 from __future__ import annotations
@@ -21,17 +21,22 @@ from diffexpo.diffusion.transitions import Transition, step_moments, stochastic_
 from diffexpo.online.collect import Drawing, Tick, Unit, guidance_of, noise_of, plain_texts, unit_inputs
 from diffexpo.online.pairing import best_and_worst
 from diffexpo.rng import keyed_choice
+from diffexpo.types import StepJudge
 
 Mix = Callable[[Mapping[str, np.ndarray]], np.ndarray]
 
 
 @dataclass(frozen=True)
 class Branching:
-    """How steps branch: candidates of an x_t, the first step that does, and the gap of scores above which a pair is kept."""
+    """How steps branch: candidates of an x_t, the first step that does, and the gap of scores above which a pair is kept.
+
+    Without `judge` the run's rewards score the candidates' predicted images.
+    """
 
     num_candidates: int
     first_transition: int
     min_margin: float
+    judge: StepJudge | None = None
 
 
 @dataclass
@@ -57,7 +62,7 @@ def branch_unit(
     Args:
         drawing, unit, tick: As for any unit; ticks are one a step.
         branching: How steps branch.
-        mix: Scores by reward (B, k) to one score (B, k), NaN where a candidate has none.
+        mix: Scores by reward (B, k) to one score (B, k), NaN where a candidate has none; not called where there is a judge.
     Returns:
         latents (T+1,B,C,h,w) and log_probs (T,B) of the path that was gone, and the R decided branches: branch_x_t,
         branch_winner, branch_loser (R,C,h,w), branch_log_probs and branch_scores (R,2), winner first, branch_index (R,) the
@@ -91,13 +96,17 @@ def branch_unit(
         candidates = torch.stack(drawn)
         chosen = torch.zeros_like(rows)
         if is_branched:
-            has_next = place + 1 < len(grid)
-            predictions = [predict(x_next, place + 1) for x_next in drawn] if has_next else []
-            x0s = _predicted_x0(drawing, grid, place, drawn, predictions)
-            scores = _score(drawing, unit, x0s, mix)
+            predictions: list[Tensor] = []
+            if branching.judge is not None:
+                scores = _judge(branching.judge, step, drawn, plain_texts(unit))
+            else:
+                has_next = place + 1 < len(grid)
+                predictions = [predict(x_next, place + 1) for x_next in drawn] if has_next else []
+                x0s = _predicted_x0(drawing, grid, place, drawn, predictions)
+                scores = _score(drawing, unit, x0s, mix)
             _keep(pairs, step, place, x, candidates, mean, std, scores, branching.min_margin)
             chosen = torch.tensor([keyed_choice(count, *key, "branch", place) for key in keys])
-            if has_next:
+            if predictions:
                 ready = torch.stack(predictions)[chosen, rows]
         latents.append(candidates[chosen, rows])
         has_density = step.has_density
@@ -107,6 +116,12 @@ def branch_unit(
         tick()
     path = {"latents": torch.stack(latents), "log_probs": torch.stack(log_probs)}
     return path | pairs.tensors()
+
+
+def _judge(judge: StepJudge, step: Transition, candidates: list[Tensor], prompts: list[str]) -> Tensor:
+    """Scores (B, k) of the candidates at the noise level that the step leads to."""
+    found = [judge.score(candidate, step.alpha_s, step.sigma_s, prompts) for candidate in candidates]
+    return torch.stack(found, dim=1).to(torch.float64)
 
 
 def _predicted_x0(

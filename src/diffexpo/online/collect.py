@@ -1,15 +1,22 @@
 """Collecting: agents draw images for an iteration's requests, rewards score them, the store remembers them.
 
 The work is cut into *units*: one agent, one batch of (request, image index) couples. A unit is drawn in one batch, written as
-one shard and skipped when it exists, so a killed run loses at most one unit, units can be spread over processes, and a
-picture can be drawn again bit for bit: its noise is keyed by its name and its row remembers the batch it was drawn in.
+one shard and skipped when it exists, so a killed run loses at most the unit that is drawn and the one that is scored, units can
+be spread over processes, and a picture can be drawn again bit for bit: its noise is keyed by its name and its row remembers the
+batch it was drawn in.
+
+While a unit is drawn the one before it is scored, in a thread of its own: a scorer that waits (for a server, for people) costs no
+time as long as drawing takes longer. Units are scored one at a time and in order, so nothing depends on it.
 """
 
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from types import TracebackType
 
 import numpy as np
 from torch import Tensor
@@ -83,6 +90,55 @@ def latents_of_unit(drawing: Drawing, unit: Unit, tick: Tick) -> Tensor:
         return draw_latents(drawing.policy, drawing.embeddings, drawing.sampler, keys, texts, negatives, tick)
 
 
+class Scoring:
+    """The scores of one unit, computed in a thread of its own or at once."""
+
+    def __init__(
+        self, score: Score, images: Tensor, prompts: Sequence[str], *, in_background: bool = True
+    ) -> None:
+        self._score, self._images, self._prompts = score, images, prompts
+        self._scores: Mapping[str, np.ndarray] = {}
+        self._caught = _Caught()
+        # A daemon: a second Ctrl-C ends the process whatever a scorer waits for.
+        self._thread = threading.Thread(target=self._run, name="scoring", daemon=True)
+        if in_background:
+            self._thread.start()
+        else:
+            self._run()
+
+    def wait(self) -> None:
+        """Until it is done, well or not."""
+        if self._thread.ident is not None:
+            self._thread.join()
+
+    def result(self) -> Mapping[str, np.ndarray]:
+        """The scores; raises here what the scorer raised there."""
+        self.wait()
+        if self._caught.error is not None:
+            raise self._caught.error
+        return self._scores
+
+    def _run(self) -> None:
+        with self._caught:
+            self._scores = self._score(self._images, self._prompts)
+
+
+class _Caught:
+    """Keeps whatever a block raises for whoever asks for its result."""
+
+    def __init__(self) -> None:
+        self.error: BaseException | None = None
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> bool:
+        self.error = error
+        return True
+
+
 def collect(
     drawing: Drawing,
     units: Sequence[Unit],
@@ -92,6 +148,7 @@ def collect(
     size: int,
     tick: Tick,
     draw: Draw = latents_of_unit,
+    overlap: bool = True,
 ) -> None:
     """Draw, score and store this process's units that are not in the store yet.
 
@@ -102,29 +159,56 @@ def collect(
         rank, size: This process among all.
         tick: Called after each network call and each unit.
         draw: Gives the latents of a unit, and may keep more of them than the store does.
+        overlap: Score a unit while the next is drawn; changes time only.
     """
-    for unit in units[rank::size]:
-        if store.unit_done(drawing.iteration, unit.number):
-            for _ in range(drawing.sampler.steps + 1):
-                tick()
-            continue
-        rows, latents = draw_unit(drawing, unit, tick, draw)
+    waiting: tuple[Unit, Tensor, Scoring] | None = None
+
+    def score_in_turn(images: Tensor, prompts: Sequence[str]) -> Mapping[str, np.ndarray]:
+        """For a `draw` that scores too: scorers are called one at a time, in the order of the units."""
+        if waiting is not None:
+            waiting[2].wait()
+        return drawing.score(images, prompts)
+
+    def keep() -> None:
+        nonlocal waiting
+        if waiting is None:
+            return
+        (unit, latents, scoring), waiting = waiting, None
+        rows = rows_of_unit(drawing, unit, scoring.result())
         store.append_unit(drawing.iteration, rank, unit.number, rows, latents)
-        tick()
+
+    in_turn = replace(drawing, score=score_in_turn)
+    try:
+        for unit in units[rank::size]:
+            if store.unit_done(drawing.iteration, unit.number):
+                for _ in range(drawing.sampler.steps + 1):
+                    tick()
+                continue
+            latents = draw(in_turn, unit, tick)
+            images = drawing.policy.decode_latents(latents)
+            keep()
+            waiting = (
+                unit,
+                latents,
+                Scoring(drawing.score, images, plain_texts(unit), in_background=overlap),
+            )
+            if not overlap:
+                keep()
+            tick()
+        keep()
+    except BaseException:
+        # The unit that is being scored is paid for. What stopped us is the news, not what becomes of that unit.
+        with suppress(Exception):
+            keep()
+        raise
 
 
-def draw_unit(
-    drawing: Drawing, unit: Unit, tick: Tick, draw: Draw = latents_of_unit
-) -> tuple[list[Row], Tensor]:
-    """The sample rows and latents (B,C,h,w) of one unit."""
-    latents = draw(drawing, unit, tick)
-    images = drawing.policy.decode_latents(latents)
-    scores = drawing.score(images, plain_texts(unit))
-    rows = [
+def rows_of_unit(drawing: Drawing, unit: Unit, scores: Mapping[str, np.ndarray]) -> list[Row]:
+    """The sample rows of one unit."""
+    return [
         _row(drawing, unit, position, {name: float(values[position]) for name, values in scores.items()})
         for position in range(len(unit.items))
     ]
-    return rows, latents
 
 
 def unit_inputs(drawing: Drawing, unit: Unit) -> tuple[list[tuple[str | int, ...]], list[str], list[str]]:

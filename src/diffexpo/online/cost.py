@@ -18,6 +18,7 @@ from diffexpo.config.algorithms import (
     DiffusionNftConfig,
     DpokConfig,
     FlowGrpoConfig,
+    ImprovementDpoConfig,
     MapoConfig,
     PrdpConfig,
     RwrConfig,
@@ -66,23 +67,43 @@ def run_cost(config: RunConfig) -> Cost:
         return _rollout_cost(config)
     trained = explore.iterations - (not learns_from_offline(config))
     images = (explore.iterations - 1) * explore.prompts_per_iteration * 2 * explore.images_per_prompt
+    updates = sum(training_cost(config, iteration) for iteration in range(1, explore.iterations + 1))
     return Cost(
-        sampling=sampling_cost(config, images),
-        training=sum(training_cost(config, iteration) for iteration in range(1, explore.iterations + 1)),
-        images=images,
+        sampling=sampling_cost(config, images) + improving_cost(config, images),
+        training=updates + improver_training_cost(config),
+        images=images * (2 if isinstance(config.algorithm, ImprovementDpoConfig) else 1),
         pairs_trained=trained * training.steps * training.batch_size,
         optimizer_steps=trained * training.steps,
     )
 
 
 def sampling_cost(config: RunConfig, images: int) -> int:
-    """Network evaluations of drawing so many images for training; SPO evaluates each candidate of a branched step."""
+    """Network evaluations of drawing so many images for training; SPO without a step-aware judge evaluates each candidate of a
+    branched step."""
     sampler, algorithm = config.explore.sampler, config.algorithm
     evaluations = num_network_evaluations(sampler, sampler.guidance != 1.0)
-    if isinstance(algorithm, SpoConfig):
+    if isinstance(algorithm, SpoConfig) and algorithm.judge is None:
         branched = max(0, sampler.steps - 1 - algorithm.first_transition)
         evaluations += evaluations // sampler.steps * branched * (algorithm.num_candidates - 1)
     return images * evaluations
+
+
+def improving_cost(config: RunConfig, images: int) -> int:
+    """Network evaluations of improving so many images: three predictions a step, one where double guidance is off."""
+    algorithm = config.algorithm
+    if not isinstance(algorithm, ImprovementDpoConfig):
+        return 0
+    improver = algorithm.improver
+    is_single = (improver.image_scale, improver.text_scale) in ((1.0, 1.0), (1.0, 0.0))
+    return images * (improver.sampler_steps or config.explore.sampler.steps) * (1 if is_single else 3)
+
+
+def improver_training_cost(config: RunConfig) -> int:
+    """Network evaluations of training the improvement model: one forward and its backward on each pair; none where one is given."""
+    algorithm = config.algorithm
+    if not isinstance(algorithm, ImprovementDpoConfig) or algorithm.improver.path is not None:
+        return 0
+    return algorithm.improver.steps * algorithm.improver.batch_size * (1 + BACKWARD)
 
 
 def training_cost(config: RunConfig, iteration: int) -> int:

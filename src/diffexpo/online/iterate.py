@@ -27,6 +27,7 @@ from diffexpo.config.algorithms import (
     AdvantageConfig,
     DiffusionKtoConfig,
     ExpoConfig,
+    ImprovementDpoConfig,
     MethodConfig,
     RwrConfig,
     SftConfig,
@@ -53,13 +54,14 @@ from diffexpo.online.collect import (
 )
 from diffexpo.online.cost import contrast_pairs, sampling_cost, training_cost
 from diffexpo.online.explore import SCHEDULES, attach_negatives, draw_prompts
+from diffexpo.online.improved_pairs import Improving, make_improved_pairs
 from diffexpo.online.pairing import PairingReport, Row, make_pairs
 from diffexpo.online.self_play import data_images, make_self_pairs
 from diffexpo.training.checkpoint import read_tensors, remove_checkpoints, write_tensors
 from diffexpo.training.distributed import World
 from diffexpo.training.engine import Engine
 from diffexpo.training.metrics import MetricsWriter
-from diffexpo.types import Algorithm, PairBatch, Policy, Prompt, ScoredBatch, WeighsImages
+from diffexpo.types import Algorithm, PairBatch, Policy, Prompt, ScoredBatch, StepJudge, WeighsImages
 
 
 class Bar(Protocol):
@@ -81,7 +83,8 @@ class Ranking:
     """How scores become an order; the rewards behind it are the builder's business.
 
     `mix` maps reward -> (G, n) to one score (G, n); `dominance` says which candidate beats which under
-    every reward (G, n, n), for Pareto; `uncertainty` gives Gamma (G, n); `check` raises RewardError on scores that cannot rank anything.
+    every reward (G, n, n), for Pareto; `uncertainty` gives Gamma (G, n); `check` raises RewardError on scores that cannot rank anything;
+    `conflicts` gives metrics of how far the rewards contradict each other.
     """
 
     judge: str
@@ -89,6 +92,7 @@ class Ranking:
     check: Callable[[Mapping[str, np.ndarray]], None]
     dominance: Callable[[Mapping[str, np.ndarray]], np.ndarray] | None
     uncertainty: Callable[[Mapping[str, np.ndarray]], np.ndarray] | None
+    conflicts: Callable[[Mapping[str, np.ndarray]], Mapping[str, float]] = lambda scores: {}
 
 
 @dataclass
@@ -112,6 +116,8 @@ class Loop:
     evaluate: Callable[[Loop, str, int], None]
     initial: Mapping[str, Tensor]
     lane: str = ""
+    step_judge: StepJudge | None = None
+    improving: Improving | None = None
 
 
 STAGES = ("train", "evaluate", "collect", "pair")
@@ -155,6 +161,8 @@ def train(loop: Loop, iteration: int) -> None:
     load_iterates(loop, iteration - 1)
     if iteration == 1 and not learns_from_offline(config):
         reason = "no offline pairs" if config.offline.source is None else "offline pairs alone teach nothing"
+        if isinstance(config.algorithm, ImprovementDpoConfig):
+            reason = "offline pairs train the improvement model only"
         loop.console.line(f"iteration 1: {reason}, so the base model explores")
         keep_iterate(loop, iteration, {"pairs/available": 0, "cost/network_evaluations": 0})
         return
@@ -215,7 +223,8 @@ def collect_iteration(loop: Loop, iteration: int) -> None:
 
     def measure(groups: list[list[Row]]) -> dict[str, float]:
         loop.ranking.check(stack_rewards(groups))
-        return {}
+        # Pairs are counted when they are made.
+        return reward_metrics(loop, groups) if loop.engine.algorithm.batch_type is ScoredBatch else {}
 
     draw_images(loop, iteration, make_agents(loop.policy.weights, explore), explore.sampler, measure)
 
@@ -262,17 +271,30 @@ def draw_images(
     began = time.monotonic()
     with ticking(loop, f"collect {iteration}", share * (sampler.steps + 1), "batches") as tick:
         collect(
-            drawing, units, loop.store, rank=loop.world.rank, size=loop.world.size, tick=tick, draw=draw
+            drawing,
+            units,
+            loop.store,
+            rank=loop.world.rank,
+            size=loop.world.size,
+            tick=tick,
+            draw=draw,
+            overlap=explore.overlap_scoring,
         )
     loop.world.barrier()
     if loop.world.rank == 0:
         rows = loop.store.collected(iteration)
-        extra = measure(group_rows(rows))
-        payload = {"explore/tau": rate} | collection_metrics(rows) | dict(extra)
+        groups = group_rows(rows)
+        extra = measure(groups)
+        conflicts = dict(loop.ranking.conflicts(stack_rewards(groups)))
+        payload = {"explore/tau": rate} | collection_metrics(rows) | conflicts | dict(extra)
         payload["cost/network_evaluations"] = sampling_cost(config, len(rows))
         payload["time/collect_s"] = time.monotonic() - began
         loop.metrics.write_once(iteration, "collect", payload)
         loop.store.write_manifest("collect", iteration, payload)
+        for name, share in conflicts.items():
+            couple, _, what = name.removeprefix("rollout/conflict/").rpartition("/")
+            if what == "disagreement":
+                loop.console.line(f"iteration {iteration}: rewards {couple} order {share:.0%} of image couples oppositely")
     loop.world.barrier()
 
 
@@ -288,11 +310,7 @@ def pair(loop: Loop, iteration: int) -> PairingReport | None:
         loop.store.append_pairs(iteration, 0, pairs)
         loop.metrics.write_once(iteration, "pair", report.metrics())
         loop.store.write_manifest("pair", iteration, report.metrics())
-        loop.console.line(
-            f"iteration {iteration}: {report.kept} pairs of {report.groups} prompts "
-            f"({report.dropped_tie} ties, {report.dropped_nan} without two scores), "
-            f"{report.winner_from.get('exploration', 0)} winners from the exploration agent"
-        )
+        loop.console.line(f"iteration {iteration}: {report.describe()}")
     loop.world.barrier()
     return report
 
@@ -300,10 +318,19 @@ def pair(loop: Loop, iteration: int) -> PairingReport | None:
 def _paired(
     loop: Loop, groups: Sequence[Sequence[Row]], iteration: int
 ) -> tuple[list[Row], PairingReport]:
-    """Best against worst, or data against own images."""
+    """Best against worst, data against own images, or improved images against what they were improved from."""
     seed, ranking = loop.config.seed, loop.ranking
     if isinstance(loop.config.algorithm, SpinConfig):
         return make_self_pairs(groups, data_images(loop.store), iteration=iteration, seed=seed)
+    if isinstance(loop.config.algorithm, ImprovementDpoConfig):
+        keeps_all = not loop.config.algorithm.filter_by_reward
+        return make_improved_pairs(
+            groups,
+            loop.store.latent,
+            iteration=iteration,
+            score=None if keeps_all else lambda pairs: _gaps(loop, pairs),
+            min_margin=loop.config.pairing.min_margin,
+        )
     scores = stack_rewards(groups)
     return make_pairs(
         groups,
@@ -315,6 +342,16 @@ def _paired(
         dominance=ranking.dominance(scores) if ranking.dominance else None,
         uncertainty=ranking.uncertainty(scores) if ranking.uncertainty else None,
     )
+
+
+def _gaps(loop: Loop, groups: Sequence[Sequence[Row]]) -> np.ndarray:
+    """Mixed score (G,) of the first image of each couple above the second; with Pareto NaN where one reward does not agree."""
+    scores = stack_rewards(groups)
+    mixed = loop.ranking.mix(scores)
+    gaps = mixed[:, 0] - mixed[:, 1]
+    if loop.ranking.dominance is not None:
+        gaps = np.where(loop.ranking.dominance(scores)[:, 0, 1], gaps, np.minimum(gaps, 0.0))
+    return gaps
 
 
 def load_iterates(loop: Loop, iteration: int) -> None:
@@ -437,6 +474,21 @@ LOADERS: dict[type, Callable[[Loop, int], PairLoader | ScoredLoader]] = {
     ScoredBatch: _scored_loader,
 }
 """What gives an iteration's batches, by the type of batch that the algorithm learns from."""
+
+
+def mixed_rewards(loop: Loop, groups: Sequence[Sequence[Row]]) -> np.ndarray:
+    """One reward an image, (G, n); NaN where scoring failed."""
+    return np.asarray(loop.ranking.mix(stack_rewards(groups)), dtype=np.float64)
+
+
+def reward_metrics(loop: Loop, groups: Sequence[Sequence[Row]]) -> dict[str, float]:
+    """How many images cannot teach: those without a finite reward, and those of prompts whose images are all equal."""
+    rewards = mixed_rewards(loop, groups)
+    is_flat = [len(set(row[np.isfinite(row)].tolist())) < 2 for row in rewards]
+    return {
+        "rollout/advantage/dropped": int((~np.isfinite(rewards)).sum()),
+        "rollout/advantage/zero_fraction": float(np.mean(is_flat)),
+    }
 
 
 def stack_rewards(groups: Sequence[Sequence[Row]]) -> dict[str, np.ndarray]:

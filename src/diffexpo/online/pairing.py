@@ -75,6 +75,13 @@ class PairingReport:
     loser_from: dict[str, int] = field(default_factory=dict)
     winner_with_negative: int = 0
 
+    def describe(self) -> str:
+        """One line for a person."""
+        return (
+            f"{self.kept} pairs of {self.groups} prompts ({self.dropped_tie} ties, {self.dropped_nan} without two scores), "
+            f"{self.winner_from.get('exploration', 0)} winners from the exploration agent"
+        )
+
     def metrics(self) -> dict[str, float]:
         """Metric name -> value, as documented on the evaluation page."""
         kept = max(self.kept, 1)

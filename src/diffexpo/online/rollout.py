@@ -67,7 +67,9 @@ from diffexpo.online.iterate import (
     is_complete,
     keep_iterate,
     load_iterate,
+    mixed_rewards,
     pair,
+    reward_metrics,
     stack_rewards,
     ticking,
 )
@@ -232,11 +234,6 @@ def check_replay(loop: Loop, iteration: int, trajectories: Trajectories) -> None
 # ---- what is learned from ----------------------------------------------------------------------------------
 
 
-def mixed_rewards(loop: Loop, groups: Sequence[Sequence[Row]]) -> np.ndarray:
-    """One reward an image, (G, n); NaN where scoring failed."""
-    return np.asarray(loop.ranking.mix(stack_rewards(groups)), dtype=np.float64)
-
-
 def image_advantages(loop: Loop, iteration: int) -> list[tuple[Row, float]]:
     """Each image of the iteration with its advantage, clipped; NaN where scoring failed.
 
@@ -258,16 +255,6 @@ def image_advantages(loop: Loop, iteration: int) -> list[tuple[Row, float]]:
         advantages = group_advantages(rewards, labels, global_std=settings.global_std)
     clipped = np.clip(advantages, -settings.advantage_clip, settings.advantage_clip)
     return list(zip(rows, clipped.tolist(), strict=True))
-
-
-def reward_metrics(loop: Loop, groups: Sequence[Sequence[Row]]) -> dict[str, float]:
-    """How many images cannot teach: those without a finite reward, and those of prompts whose images are all equal."""
-    rewards = mixed_rewards(loop, groups)
-    is_flat = [len(set(row[np.isfinite(row)].tolist())) < 2 for row in rewards]
-    return {
-        "rollout/advantage/dropped": int((~np.isfinite(rewards)).sum()),
-        "rollout/advantage/zero_fraction": float(np.mean(is_flat)),
-    }
 
 
 def chosen_steps(loop: Loop, sampler: SamplerConfig, name: str) -> list[int]:
@@ -502,7 +489,9 @@ def _branch_and_keep(
     settings = loop.config.algorithm
     assert isinstance(settings, SpoConfig)
     method: HasMinMargin = loop.engine.algorithm  # type: ignore[assignment]
-    branching = Branching(settings.num_candidates, settings.first_transition, method.min_margin)
+    branching = Branching(
+        settings.num_candidates, settings.first_transition, method.min_margin, loop.step_judge
+    )
     with drawing.policy.weights.use(unit.agent.version), loop.engine.autocast():
         tensors = branch_unit(drawing, unit, branching, loop.ranking.mix, tick)
     trajectories.write(unit.number, tensors)

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 import torch
 from diffusers import AutoencoderKL, SD3Transformer2DModel
+from diffusers.configuration_utils import FrozenDict
 from torch import Tensor
 from torch.nn.functional import pad
 from transformers import CLIPTextModelWithProjection, CLIPTokenizer
@@ -164,16 +165,7 @@ def load_sd3(
     return SD3Policy(
         folder=folder,
         path=path,
-        # The last block drops its text stream, so the queries made for it, and their norm where there is one, reach nothing.
-        weights=make_weights(
-            transformer,
-            tuning,
-            seed,
-            tuple(
-                f"transformer_blocks.{config.num_layers - 1}.attn.{part}."
-                for part in ("add_q_proj", "norm_added_q")
-            ),
-        ),
+        weights=make_weights(transformer, tuning, seed, inert_parameters(config)),
         vae=vae,
         text_encoders=encoders,
         tokenizers=tokenizers,
@@ -183,6 +175,15 @@ def load_sd3(
         fingerprint=fingerprint_files(files, folder.path),
         dtype=dtype,
         device=device,
+    )
+
+
+def inert_parameters(config: FrozenDict) -> tuple[str, ...]:
+    """Name prefixes of what reaches nothing: the last block drops its text stream, so the queries made for it, and their norm
+    where there is one.
+    """
+    return tuple(
+        f"transformer_blocks.{config.num_layers - 1}.attn.{part}." for part in ("add_q_proj", "norm_added_q")
     )
 
 

@@ -39,15 +39,11 @@ def load_rewards(
             )
     scorers: list[Reward] = []
     for config in configs:
-        if config.type in ("clip", "python"):
-            if config.path is None:
-                expected = "a CLIPModel folder or hub id" if config.type == "clip" else "`file.py:function`"
-                raise ConfigError(
-                    f"rewards: {config.name!r} has type {config.type} but no path; expected {expected}"
-                )
-            scorers.append(REWARDS[config.type](config.name, resolve(config.path), device))
-        else:
-            scorers.append(REWARDS[config.type](config.name))
+        # A type with settings reads them itself; the others are built from their name.
+        from_config = getattr(REWARDS[config.type], "from_config", None)
+        scorers.append(
+            from_config(config, resolve, device) if from_config else REWARDS[config.type](config.name)
+        )
     return scorers
 
 

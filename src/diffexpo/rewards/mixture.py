@@ -7,7 +7,7 @@ the mixture.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Literal
 
 import numpy as np
@@ -19,12 +19,15 @@ STD_FLOOR = 1e-6
 
 
 def mix_rewards(
-    scores: Mapping[str, np.ndarray], weights: Mapping[str, float], kind: Literal["zscore", "rank", "pareto"]
+    scores: Mapping[str, np.ndarray],
+    weights: Mapping[str, float],
+    kind: Literal["zscore", "global", "rank", "pareto"],
 ) -> np.ndarray:
     """One score a candidate, comparable within its prompt.
 
         zscore: sum_k w_k (r_k - mean_G) / max(std_G, floor)      rank: sum_k w_k rank_k, ranks in [0, 1],
             ties averaged
+        global: as zscore, with mean and std over all candidates of all prompts at hand
 
     With one reward all kinds return it unscaled (negated if its weight is negative), so that margins are in
     its own units. `pareto` orders as `zscore`; ask `dominates` whether a pair is kept.
@@ -35,7 +38,7 @@ def mix_rewards(
         kind: How to mix.
     Returns:
         (G, n) float64, NaN where any reward is NaN. Scores [[0, 1]] under two rewards of weight 1 give
-        z-scores [[-2, 2]].
+        z-scores [[-2, 2]]. Under `global` the numbers also depend on which prompts are scored together.
     Raises:
         RewardError: no reward, shapes or names that differ, a weight of 0.
     Source: the papers say only "multi-reward"; within-group z-scores are what current multi-reward trainers
@@ -44,7 +47,7 @@ def mix_rewards(
     stacked, signs = _stack(scores, weights)
     if len(stacked) == 1:
         return np.sign(signs[0]) * stacked[0]
-    parts = _ranks(stacked) if kind == "rank" else _zscores(stacked)
+    parts = _ranks(stacked) if kind == "rank" else _zscores(stacked, (1, 2) if kind == "global" else (2,))
     return np.einsum("k,kgn->gn", signs, parts)
 
 
@@ -82,25 +85,82 @@ def uncertainty(scores: Mapping[str, np.ndarray]) -> np.ndarray:
     return _zscores(stacked).std(axis=0)
 
 
-def conflicts(scores: Mapping[str, np.ndarray]) -> dict[tuple[str, str], float]:
+def conflicts(
+    scores: Mapping[str, np.ndarray], weights: Mapping[str, float] | None = None
+) -> dict[tuple[str, str], float]:
     """Rank correlation (Spearman) of every two scorers within prompts, averaged over the prompts where both
     vary.
 
+    Args:
+        scores: name -> (G, n), NaN where scoring failed; each two scorers are compared where both have a score.
+        weights: A negative weight turns that scorer's order around; None: all count as they are.
     Returns:
         (name, name) -> correlation in [-1, 1]; 1 the same order, below 0 they pull apart; NaN if no prompt
         decides.
     """
-    stacked, _ = _stack(scores, dict.fromkeys(scores, 1.0))
-    ranks = _ranks(stacked)
     found: dict[tuple[str, str], float] = {}
-    for (i, first), (j, second) in itertools.combinations(enumerate(scores), 2):
+    for first, second, pair in _couples(scores, weights):
         values = []
-        for a, b in zip(ranks[i], ranks[j], strict=True):
+        for a, b in zip(*_ranks(pair), strict=True):
             a, b = a[np.isfinite(a)], b[np.isfinite(b)]
             if len(a) > 1 and np.ptp(a) > 0 and np.ptp(b) > 0:
                 values.append(float(np.corrcoef(a, b)[0, 1]))
         found[first, second] = float(np.mean(values)) if values else float("nan")
     return found
+
+
+def disagreements(
+    scores: Mapping[str, np.ndarray], weights: Mapping[str, float] | None = None
+) -> dict[tuple[str, str], float]:
+    """Share of the couples of candidates of one prompt that two scorers order oppositely.
+
+        share = #{i < j: (a_i - a_j) (b_i - b_j) < 0} / #{i < j: (a_i - a_j) (b_i - b_j) != 0}
+
+    Args:
+        scores, weights: As in `conflicts`.
+    Returns:
+        (name, name) -> share in [0, 1]; 0 the same order everywhere, 1/2 unrelated, 1 opposite; NaN if no couple is decided under
+        both. Of a = [[1, 2, 3]] and b = [[1, 3, 2]]: 1/3.
+    """
+    found: dict[tuple[str, str], float] = {}
+    for first, second, pair in _couples(scores, weights):
+        # Each couple stands twice, with both signs turned, so the share is that over i < j.
+        products = np.prod(pair[..., :, None] - pair[..., None, :], axis=0)
+        decided = int((products > 0).sum() + (products < 0).sum())
+        found[first, second] = float((products < 0).sum() / decided) if decided else float("nan")
+    return found
+
+
+def conflict_metrics(scores: Mapping[str, np.ndarray], weights: Mapping[str, float]) -> dict[str, float]:
+    """`rollout/conflict/<a>:<b>/rank_correlation` and `.../disagreement` of every two scorers, for the metrics.
+
+    Args:
+        scores: name -> (G, n).
+        weights: Of the scorers that rank; one that is only watched counts as it is.
+    Returns:
+        Metric name -> value; empty with one scorer, or where nothing is decided.
+    """
+    signs = {name: weights.get(name, 1.0) for name in scores}
+    measured = {
+        "rank_correlation": conflicts(scores, signs),
+        "disagreement": disagreements(scores, signs),
+    }
+    return {
+        f"rollout/conflict/{first}:{second}/{what}": value
+        for what, values in measured.items()
+        for (first, second), value in values.items()
+        if np.isfinite(value)
+    }
+
+
+def _couples(
+    scores: Mapping[str, np.ndarray], weights: Mapping[str, float] | None
+) -> Iterator[tuple[str, str, np.ndarray]]:
+    """Every two scorers with their directed scores (2, G, n), NaN where either has none."""
+    for first, second in itertools.combinations(scores, 2):
+        both = {name: scores[name] for name in (first, second)}
+        stacked, signs = _stack(both, {name: (weights or {}).get(name, 1.0) for name in both})
+        yield first, second, np.sign(signs)[:, None, None] * stacked
 
 
 def _stack(scores: Mapping[str, np.ndarray], weights: Mapping[str, float]) -> tuple[np.ndarray, np.ndarray]:
@@ -125,13 +185,15 @@ def _stack(scores: Mapping[str, np.ndarray], weights: Mapping[str, float]) -> tu
     return np.where(usable, stacked, np.nan), np.array([float(weights[name]) for name in scores])
 
 
-def _zscores(stacked: np.ndarray) -> np.ndarray:
-    """Per reward and prompt, over the candidates that have a score; a constant group is all 0."""
+def _zscores(stacked: np.ndarray, axes: tuple[int, ...] = (2,)) -> np.ndarray:
+    """Per reward and prompt (or over all prompts: axes 1 and 2), over the candidates that have a score; what is constant
+    becomes all 0.
+    """
     usable = np.isfinite(stacked)
-    count = np.maximum(usable.sum(axis=-1, keepdims=True), 1)
-    mean = np.where(usable, stacked, 0.0).sum(axis=-1, keepdims=True) / count
+    count = np.maximum(usable.sum(axis=axes, keepdims=True), 1)
+    mean = np.where(usable, stacked, 0.0).sum(axis=axes, keepdims=True) / count
     centred = stacked - mean
-    std = np.sqrt(np.where(usable, centred**2, 0.0).sum(axis=-1, keepdims=True) / count)
+    std = np.sqrt(np.where(usable, centred**2, 0.0).sum(axis=axes, keepdims=True) / count)
     return centred / np.maximum(std, STD_FLOOR)
 
 

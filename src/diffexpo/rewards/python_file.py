@@ -12,16 +12,22 @@ from types import TracebackType
 import torch
 from torch import Tensor
 
+from diffexpo.config.schema import RewardConfig
 from diffexpo.errors import ConfigError, DiffexpoError, MissingError, RewardError
+from diffexpo.rewards.calling import map_concurrently
 
 
-class _BlameUserCode:
-    """Turns whatever the user's code raises into a RewardError that names it; its classes cannot be known
-    beforehand.
+class BlameCode:
+    """Turns whatever foreign code raises into a RewardError that names it; its classes cannot be known beforehand.
+
+    Args:
+        where: Whose code.
+        advice: What to do.
     """
 
-    def __init__(self, where: str) -> None:
+    def __init__(self, where: str, advice: str = "correct the function") -> None:
         self.where = where
+        self.advice = advice
 
     def __enter__(self) -> None:
         return None
@@ -38,7 +44,7 @@ class _BlameUserCode:
                 trace.tb_next,
             )
         raise RewardError(
-            f"{self.where} raised {type(error).__name__}: {error}{line}; correct the function"
+            f"{self.where} raised {type(error).__name__}: {error}{line}; {self.advice}"
         ) from error
 
 
@@ -53,6 +59,8 @@ class PythonFileReward:
         name: Name in metrics.
         path: `file.py:function`.
         device: Not used; the function chooses its own.
+        concurrency: Calls under way at once, each with its share of a batch; with more than one the function must be safe to
+            call from several threads and score each image by itself.
     Raises:
         ConfigError: the path has no `:function`.
         MissingError: no such file or function.
@@ -61,7 +69,9 @@ class PythonFileReward:
 
     scale = "the function's own"
 
-    def __init__(self, name: str, path: str, device: torch.device | str = "cpu") -> None:
+    def __init__(
+        self, name: str, path: str, device: torch.device | str = "cpu", *, concurrency: int = 1
+    ) -> None:
         self.name = name
         file_name, separator, function_name = path.rpartition(":")
         if not separator or not file_name.endswith(".py") or not function_name.isidentifier():
@@ -72,8 +82,20 @@ class PythonFileReward:
                 f"reward {name!r}: no file {file}; expected a Python file with a function {function_name}"
             )
         self.version = hashlib.sha256(file.read_bytes()).hexdigest()
+        self._concurrency = concurrency
         self._where = f"reward {name!r}: {file}:{function_name}"
         self._function = _load_function(name, file, function_name)
+
+    @classmethod
+    def from_config(
+        cls, config: RewardConfig, resolve: Callable[[str], str], device: torch.device | str
+    ) -> PythonFileReward:
+        """The scorer of a configuration."""
+        if config.path is None:
+            raise ConfigError(
+                f"rewards: {config.name!r} has type python but no path; expected `file.py:function`"
+            )
+        return cls(config.name, resolve(config.path), device, concurrency=config.concurrency or 1)
 
     def score(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
         """Scores (B,), NaN where the function gave no finite number.
@@ -81,8 +103,19 @@ class PythonFileReward:
         Raises:
             RewardError: the function raised, or returned something other than B numbers.
         """
-        with _BlameUserCode(self._where):
-            result = self._function(images.detach().float().cpu(), list(prompts))
+        images, texts = images.detach().float().cpu(), list(prompts)
+        size = max(-(-len(texts) // self._concurrency), 1)
+        parts = [slice(start, start + size) for start in range(0, len(texts), size)] or [slice(0, 0)]
+        return torch.cat(
+            map_concurrently(
+                lambda part: self._score_part(images[part], texts[part]), parts, self._concurrency
+            )
+        )
+
+    def _score_part(self, images: Tensor, prompts: list[str]) -> Tensor:
+        """What one call of the function gives."""
+        with BlameCode(self._where):
+            result = self._function(images, prompts)
         try:
             scores = torch.as_tensor(result, dtype=torch.float32).detach().cpu()
         except (TypeError, ValueError, RuntimeError) as error:
@@ -104,7 +137,7 @@ def _load_function(name: str, file: Path, function_name: str) -> Callable[[Tenso
     assert spec is not None and spec.loader is not None  # a .py path always has a loader
     module = importlib.util.module_from_spec(spec)
     sys.modules[module_name] = module  # dataclasses inside the file look themselves up there
-    with _BlameUserCode(f"reward {name!r}: importing {file}"):
+    with BlameCode(f"reward {name!r}: importing {file}"):
         spec.loader.exec_module(module)
     function = vars(module).get(function_name)
     if not callable(function):

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from diffexpo.errors import RewardError
+from diffexpo.errors import RewardError, ScorerStoppedError
 from diffexpo.rewards.base import quantise
 from diffexpo.types import Reward
 
@@ -41,6 +41,7 @@ def score_images(
         name -> (N,) float32, NaN where scoring failed or was not finite; `num_failed` counts them.
     Raises:
         RewardError: images and prompts differ in number.
+        ScorerStoppedError: a scorer cannot go on, such as a server that stays away.
     """
     if len(images) != len(prompts):
         raise RewardError(
@@ -98,6 +99,8 @@ def _score_batch(reward: Reward, images: Tensor, prompts: Sequence[str]) -> np.n
             raise RewardError(
                 f"reward {reward.name!r} returned shape {tuple(scores.shape)} for {len(prompts)} images"
             )
+    except ScorerStoppedError:
+        raise
     except RewardError as error:
         if len(prompts) == 1:
             _log.warning("%s", error)

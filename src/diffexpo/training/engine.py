@@ -172,13 +172,12 @@ class Engine:
         return TrainReport(steps, run.skipped, run.resumed_from, run.tail_means(), state)
 
     def self_check(self, batch: Batch, noise_key: tuple[str | int, ...]) -> None:
-        """Check the start of an iteration on the first micro-batch of `batch` (see
-        `selfcheck.check_start`)."""
-        first = micro_batches(batch, self.settings.micro_batch_size)[0][0]
+        """Check the start of an iteration on as many micro-batches of `batch` as it takes (see `selfcheck.check_start`)."""
+        parts = micro_batches(batch, self.settings.micro_batch_size)
         check_start(
             self.policy,
             self.algorithm,
-            move_batch(first, self.policy.device),
+            (move_batch(part, self.policy.device) for part, _ in parts),
             noise_key,
             initial_loss=self.initial_loss,
             autocast=self.autocast,
@@ -280,11 +279,12 @@ class Engine:
         """The batch with the number that its loss needs of all its rows, whichever micro-batch or process they are in."""
         world, size = self.world, self.settings.micro_batch_size
         parts = []
-        for part, _ in micro_batches(batch, size, world.rank, world.size):
+        # A process without rows takes part in the sum all the same: it measures one row and adds nothing.
+        own = micro_batches(batch, size, world.rank, world.size)
+        for part, _ in own or micro_batches(batch, size)[:1]:
             with self.autocast():
-                parts.append(
-                    algorithm.measure(self.policy, move_batch(part, self.policy.device), noise_key)
-                )
+                measured = algorithm.measure(self.policy, move_batch(part, self.policy.device), noise_key)
+            parts.append(measured if own else torch.zeros_like(measured))
         total = torch.stack(parts).sum(dim=0)
         world.all_reduce_sum([total])
         return algorithm.with_measured(batch, total)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from diffexpo.errors import TrainingError
-from diffexpo.types import Algorithm, Batch, Conditioning, Policy, WeightSets
+from diffexpo.types import Algorithm, Batch, Conditioning, LossOutput, Policy, WeightSets
 
 # Elsewhere than on the CPU the two forwards may take different kernels, which rounds differently.
 INEXACT_TOLERANCE = 1e-2
@@ -20,7 +20,7 @@ INEXACT_TOLERANCE = 1e-2
 def check_start(
     policy: Policy,
     algorithm: Algorithm,
-    batch: Batch,
+    parts: Iterable[Batch],
     noise_key: tuple[str | int, ...],
     *,
     initial_loss: float | None = None,
@@ -32,7 +32,8 @@ def check_start(
     Args:
         policy: Policy about to be trained.
         algorithm: Its method.
-        batch: One micro-batch of the first step.
+        parts: Micro-batches of the first step, at least one. The first shows margin and loss; the others are taken only while
+            the gradient has not arrived everywhere, because a few rows may happen to teach nothing (equal rewards).
         noise_key: As in the first step.
         initial_loss: What the loss must be when current and reference agree (ln 2 for Diffusion-DPO's
             sigmoid); None: unknown.
@@ -47,18 +48,24 @@ def check_start(
             "nothing to train: the policy has 0 trainable tensors; "
             "check tuning.kind, and tuning.lora.target_modules against the model's module names"
         )
-    with autocast():
-        output = algorithm.loss(policy, batch, noise_key)
-    output.loss.backward()
+    first: tuple[Batch, LossOutput] | None = None
+    for part in parts:
+        with autocast():
+            output = algorithm.loss(policy, part, noise_key)
+        output.loss.backward()
+        first = first or (part, output)
+        if not unreached_modules({name: parameter.grad for name, parameter in parameters.items()}):
+            break
     gradients = {name: parameter.grad for name, parameter in parameters.items()}
     for parameter in parameters.values():
         parameter.grad = None
     check_gradients(gradients)
-    if not algorithm.needs_reference:
+    if not algorithm.needs_reference or first is None:
         return
+    part, output = first
     if not _same_state(policy.weights, "current", "reference"):
         with autocast(), torch.no_grad():
-            output = algorithm.loss(_SelfReferenced(policy), batch, noise_key)
+            output = algorithm.loss(_SelfReferenced(policy), part, noise_key)
     # A reference-free margin (SimPO's) is not 0 at the start; only one with reference errors beside it is.
     if "train/winner_reference_error" in output.metrics:
         check_zero_margin(output.metrics["train/margin"], is_exact)
@@ -68,11 +75,29 @@ def check_start(
 def check_gradients(gradients: dict[str, Tensor | None]) -> None:
     """Every trained module has a gradient that is not zero.
 
-    A low-rank pair counts as one module: at the start its up matrix (B) is 0, so that its down matrix (A)
-    rightly has gradient 0.
-
     Raises:
         TrainingError: names the modules that the gradient does not reach.
+    """
+    modules = {trained_module(name) for name in gradients}
+    missed = unreached_modules(gradients)
+    if len(missed) == len(modules):
+        raise TrainingError(
+            f"no gradient reaches any of the {len(modules)} trained modules; winners equal to losers, rewards equal within "
+            "every prompt, or a loss detached from the policy, cause this"
+        )
+    if missed:
+        shown = ", ".join(missed[:5]) + (", ..." if len(missed) > 5 else "")
+        raise TrainingError(
+            f"no gradient reaches {len(missed)} of {len(modules)} trained modules: {shown}; "
+            "they are not part of the forward pass, so leave them out of tuning.lora.target_modules"
+        )
+
+
+def unreached_modules(gradients: dict[str, Tensor | None]) -> list[str]:
+    """Trained modules without a gradient that is not zero.
+
+    A low-rank pair counts as one module: at the start its up matrix (B) is 0, so that its down matrix (A)
+    rightly has gradient 0.
     """
     reached: dict[str, bool] = {}
     for name, gradient in gradients.items():
@@ -80,18 +105,7 @@ def check_gradients(gradients: dict[str, Tensor | None]) -> None:
         # NaN counts as reached: it is reported as a non-finite step, with the step's own message.
         arrived = gradient is not None and bool((gradient != 0).any())
         reached[module] = reached.get(module, False) or arrived
-    missed = [module for module, arrived in reached.items() if not arrived]
-    if len(missed) == len(reached):
-        raise TrainingError(
-            f"no gradient reaches any of the {len(reached)} trained modules; "
-            "winners equal to losers, or a loss detached from the policy, cause this"
-        )
-    if missed:
-        shown = ", ".join(missed[:5]) + (", ..." if len(missed) > 5 else "")
-        raise TrainingError(
-            f"no gradient reaches {len(missed)} of {len(reached)} trained modules: {shown}; "
-            "they are not part of the forward pass, so leave them out of tuning.lora.target_modules"
-        )
+    return [module for module, arrived in reached.items() if not arrived]
 
 
 def trained_module(name: str) -> str:

@@ -82,6 +82,10 @@ def test_heldout_prompts_are_no_train_prompts() -> None:
     assert not texts & {prompt.text for prompt in dataset.heldout_prompts()}
     kinds = {kind: dataset.heldout_prompts(kind) for kind in ("concept", "attributes", "caption")}
     assert [prompt for prompts in kinds.values() for prompt in prompts] == dataset.heldout_prompts("all")
+    animals = dataset.animal_prompts()
+    assert len(animals) == 24 and {p.text for p in animals} <= texts and animals[0].text == "noto bat"
+    held = dataset.heldout_prompts("animals")
+    assert 60 < len(held) < 120 and {p.id for p in held} < set(ids) - {p.id for p in TRAIN}
     assert min(len(prompts) for prompts in kinds.values()) >= 50
     unseen = {row["concept"] for row in ROWS if row["split_concept"] == "heldout"}
     assert {prompt.attributes["concept"] for prompt in kinds["concept"]} == unseen

@@ -121,7 +121,7 @@ def test_derived_cost_counts_what_was_done(finished: Path) -> None:
     rows = {row.phase: row for row in summary.costs}
     assert rows["collect"].total == 1024 * 12 * 2
     assert rows["train"].total == 180 * 32 * 8
-    assert summary.expo_cost == rows["collect"].total + rows["train"].total
+    assert summary.method_cost == rows["collect"].total + rows["train"].total
     assert summary.baseline_cost == 276 * 32 * 8
 
 

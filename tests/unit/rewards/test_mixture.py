@@ -6,7 +6,15 @@ import numpy as np
 import pytest
 
 from diffexpo.errors import RewardError
-from diffexpo.rewards.mixture import conflicts, dominance, dominates, mix_rewards, uncertainty
+from diffexpo.rewards.mixture import (
+    conflict_metrics,
+    conflicts,
+    disagreements,
+    dominance,
+    dominates,
+    mix_rewards,
+    uncertainty,
+)
 
 rng = np.random.default_rng(0)
 A, B = rng.normal(size=(6, 8)), rng.normal(size=(6, 8))
@@ -40,7 +48,34 @@ def test_ranks_average_ties_and_reverse_with_the_weight() -> None:
     )
 
 
-@pytest.mark.parametrize("kind", ["zscore", "rank", "pareto"])
+def test_global_zscores_standardise_over_all_prompts() -> None:
+    expected = 2.0 * (A - A.mean()) / A.std() - 0.5 * (B - B.mean()) / B.std()
+    np.testing.assert_allclose(mix_rewards({"a": A, "b": B}, {"a": 2.0, "b": -0.5}, "global"), expected)
+    units = mix_rewards({"a": 7 * A + 3, "b": B / 9}, {"a": 2.0, "b": -0.5}, "global")
+    np.testing.assert_allclose(units, expected, atol=1e-10)
+
+
+def test_global_zscores_keep_a_prompt_that_says_little_small() -> None:
+    # Under a the first prompt's candidates are nearly alike: within the prompt that is blown up to a whole vote, globally not.
+    scores = {"a": np.array([[0.0, 1e-3], [0.0, 10.0]]), "b": np.array([[1.0, 0.0], [0.0, 1.0]])}
+    weights = {"a": 2.0, "b": 1.0}
+    within, globally = (mix_rewards(scores, weights, kind) for kind in ("zscore", "global"))
+    assert within[0].argmax() == 1 and globally[0].argmax() == 0
+    assert within[1].argmax() == globally[1].argmax() == 1
+
+
+def test_global_zscores_leave_failures_out() -> None:
+    a, b = A.copy(), B.copy()
+    a[0, 2], b[3, 5] = np.nan, np.inf
+    mixed = mix_rewards({"a": a, "b": b}, EQUAL, "global")
+    good = np.ones_like(A, dtype=bool)
+    good[0, 2] = good[3, 5] = False
+    expected = sum((x - x[good].mean()) / x[good].std() for x in (A, B))
+    np.testing.assert_allclose(mixed[good], expected[good])
+    assert np.isnan(mixed[~good]).all()
+
+
+@pytest.mark.parametrize("kind", ["zscore", "global", "rank", "pareto"])
 def test_one_reward_keeps_its_own_units(kind: str) -> None:
     np.testing.assert_array_equal(mix_rewards({"a": A}, {"a": 3.0}, kind), A)
     np.testing.assert_array_equal(mix_rewards({"a": A}, {"a": -3.0}, kind), -A)
@@ -111,6 +146,40 @@ def test_conflicts_are_rank_correlations() -> None:
     assert np.isnan(found["a", "flat"])
     half = {"a": np.array([[1.0, 2.0, 3.0]]), "b": np.array([[1.0, 3.0, 2.0]])}
     assert conflicts(half)["a", "b"] == pytest.approx(0.5)
+
+
+def test_conflicts_follow_the_sign_of_the_weight_and_compare_where_both_have_scores() -> None:
+    scores = {"a": A, "b": np.exp(A)}
+    assert conflicts(scores, {"a": 1.0, "b": -2.0})["a", "b"] == pytest.approx(-1)
+    holes = {"a": A, "b": np.exp(A), "c": np.full_like(A, np.nan)}
+    found = conflicts(holes)
+    assert found["a", "b"] == pytest.approx(1) and np.isnan(found["a", "c"])
+
+
+def test_disagreement_is_the_share_of_couples_ordered_oppositely() -> None:
+    scores = {"a": np.array([[1.0, 2.0, 3.0]]), "b": np.array([[1.0, 3.0, 2.0]])}
+    assert disagreements(scores)["a", "b"] == pytest.approx(1 / 3)
+    assert disagreements(scores, {"a": 1.0, "b": -1.0})["a", "b"] == pytest.approx(2 / 3)
+    ties = {
+        "a": np.array([[1.0, 1.0, 2.0], [0.0, 0.0, 0.0]]),
+        "b": np.array([[0.0, 5.0, 5.0], [1.0, 2.0, 3.0]]),
+    }
+    assert disagreements(ties)["a", "b"] == 0.0
+    assert np.isnan(disagreements({"a": A, "b": np.zeros_like(A)})["a", "b"])
+    expected = np.mean(
+        [(A[g, i] - A[g, j]) * (B[g, i] - B[g, j]) < 0 for g in range(6) for i in range(8) for j in range(i)]
+    )
+    assert disagreements({"a": A, "b": B})["a", "b"] == pytest.approx(expected)
+
+
+def test_conflict_metrics_are_named_after_the_couple() -> None:
+    found = conflict_metrics({"a": A, "b": -A, "watched": A}, {"a": 1.0, "b": -1.0})
+    assert found["rollout/conflict/a:b/rank_correlation"] == pytest.approx(1)
+    assert found["rollout/conflict/a:b/disagreement"] == 0.0
+    assert found["rollout/conflict/a:watched/disagreement"] == 0.0
+    assert len(found) == 6
+    assert conflict_metrics({"a": A}, {"a": 1.0}) == conflict_metrics({}, {}) == {}
+    assert conflict_metrics({"a": A, "b": np.full_like(A, np.nan)}, {"a": 1.0, "b": 1.0}) == {}
 
 
 def test_refusals_name_what_is_wrong() -> None:

@@ -115,3 +115,24 @@ def test_version_follows_the_source(file: Path) -> None:
     before = PythonFileReward("mine", f"{file}:array").version
     file.write_text(SOURCE + "\n# changed")
     assert PythonFileReward("mine", f"{file}:array").version != before
+
+
+@pytest.mark.parametrize("concurrency", [2, 3, 8])
+def test_several_calls_at_once_give_the_same_scores(tmp_path: Path, concurrency: int) -> None:
+    source = (
+        "import threading\nmeeting = threading.Barrier({})\ndef f(images, prompts):\n    meeting.wait(10)\n"
+    )
+    source += "    return [float(image.mean()) + len(prompt) for image, prompt in zip(images, prompts)]\n"
+    # The calls wait for each other: were they one after the other, the barrier would break.
+    (tmp_path / "meet.py").write_text(source.format(min(concurrency, len(PROMPTS))))
+    scores = PythonFileReward("mine", f"{tmp_path / 'meet.py'}:f", concurrency=concurrency).score(
+        IMAGES, PROMPTS
+    )
+    torch.testing.assert_close(scores, torch.tensor([1.1, 2.5, 3.9]))
+
+
+def test_no_images_have_no_scores(tmp_path: Path) -> None:
+    (tmp_path / "none.py").write_text("def f(images, prompts):\n    return [1.0] * len(images)\n")
+    for concurrency in (1, 4):
+        reward = PythonFileReward("mine", f"{tmp_path / 'none.py'}:f", concurrency=concurrency)
+        assert reward.score(IMAGES[:0], []).shape == (0,)

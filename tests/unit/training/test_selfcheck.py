@@ -89,6 +89,16 @@ def test_winners_equal_to_losers_give_no_gradient(tmp_path: Path) -> None:
         check(tmp_path, TinyPolicy(), loader=TinyLoader(10, damage=same))
 
 
+def test_a_first_micro_batch_that_teaches_nothing_is_no_fault_of_the_run(tmp_path: Path) -> None:
+    def first_four_equal(step: int, batch: PairBatch) -> PairBatch:
+        loser = torch.cat([batch.winner[:4], batch.loser[4:]])
+        return PairBatch(batch.winner, loser, batch.conditioning, batch.keys)
+
+    policy = TinyPolicy()
+    check(tmp_path, policy, loader=TinyLoader(10, damage=first_four_equal))
+    assert all(parameter.grad is None for parameter in policy.weights.trainable().values())
+
+
 def test_randomness_in_the_network_is_found(tmp_path: Path) -> None:
     module = nn.Sequential(nn.Linear(7, 16), nn.Dropout(0.5), nn.Linear(16, 4))
     with pytest.raises(TrainingError, match="margin is .*expected 0.*dropout"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -10,16 +11,25 @@ from pathlib import Path
 
 import numpy as np
 
-from diffexpo.data.images import decode_image, fit_image
+from diffexpo.data.files import whole_file
+from diffexpo.data.images import fit_image
 from diffexpo.data.latents import encode_pixels, image_size
-from diffexpo.data.offline.pickapic import ImportReport, OfflinePair, parquet_files, read_pickapic
+from diffexpo.data.offline.base import (
+    Format,
+    ImportReport,
+    OfflinePair,
+    decode_picture,
+    fingerprint,
+    read_votes,
+)
+from diffexpo.data.offline.formats import AUTO, find_format
+from diffexpo.data.offline.rewrite import QUARANTINE
 from diffexpo.data.prompts import prompt_id
 from diffexpo.data.store import Store
 from diffexpo.errors import ImportFormatError, StoreError
 from diffexpo.types import Policy
 
 STAGE, ITERATION = "offline", 0
-_FOOTER = 2**16
 
 Row = dict[str, object]
 
@@ -29,6 +39,7 @@ def import_offline(
     policy: Policy,
     store: Store,
     *,
+    format: str = AUTO,
     limit: int | None = None,
     seed: int = 0,
     judge: str = "offline",
@@ -38,15 +49,16 @@ def import_offline(
     size: tuple[int, int] | None = None,
     tick: Callable[[], None] = lambda: None,
 ) -> ImportReport:
-    """Append a Pick-a-Pic style set to the store as samples and pairs of iteration 0, source "offline".
+    """Append a preference set to the store as samples and pairs of iteration 0, source "offline".
 
     Resumable by unit and idempotent: what is in the store is not encoded again, and a second call only
-    reports. One process.
+    reports. One process. Rows that could not be used stand in the store's `quarantine.jsonl`.
 
     Args:
-        path: Parquet file or folder, see `read_pickapic`.
+        path: File or folder, see `read_offline`.
         policy: Encodes pictures; the latents belong to it.
         store: Where rows go.
+        format: A key of `OFFLINE`, or "auto".
         limit, seed: At most this many pairs, chosen by key.
         judge: Who preferred, written in each pair.
         accepts_prompt: False for prompts that are too long; such pairs are quarantined.
@@ -61,7 +73,17 @@ def import_offline(
         StoreError: the store holds another offline set.
     """
     size = image_size(policy) if size is None else size
-    origin = _fingerprint(path, policy, limit, seed if limit is not None else 0, size, unit_pairs)
+    source = Path(path)
+    name, form = find_format(format, source)
+    origin = {
+        "files": fingerprint(form.files(source), source),
+        "format": name,
+        "policy": policy.fingerprint,
+        "limit": limit,
+        "seed": seed if limit is not None else 0,
+        "size": list(size),
+        "unit_pairs": unit_pairs,
+    }
     if store.is_complete(STAGE, ITERATION):
         done = store.manifest(STAGE, ITERATION)
         _refuse_other(done["origin"], origin, store)
@@ -70,7 +92,36 @@ def import_offline(
     known = {str(row["sample_id"]) for row in store.collected(ITERATION, stage=STAGE)}
     work = _Work(policy, store, judge, accepts_prompt, batch_size, size, known)
     report = ImportReport()
-    stream = read_pickapic(path, report, check_images=False, limit=limit, seed=seed)
+    with whole_file(store.root / QUARANTINE) as temporary, open(temporary, "w", encoding="utf-8") as log:
+        report.log = lambda row, reason, rows: print(
+            json.dumps({"row": row, "reason": reason, "rows": rows}), file=log
+        )
+        _append_units(work, form, source, report, origin, limit, seed, unit_pairs, tick)
+        report.log = None
+    if report.kept == 0:
+        raise ImportFormatError(
+            f"{path} gave no pair to learn from: {report.describe()}; first rows: {report.examples[:3]}"
+        )
+    if not report.quarantined:
+        (store.root / QUARANTINE).unlink()
+    store.write_manifest(STAGE, ITERATION, {"origin": origin, "report": report.to_json()})
+    return report
+
+
+def _append_units(
+    work: _Work,
+    form: Format,
+    source: Path,
+    report: ImportReport,
+    origin: Mapping[str, object],
+    limit: int | None,
+    seed: int,
+    unit_pairs: int,
+    tick: Callable[[], None],
+) -> None:
+    """Every unit of the set that is not in the store yet; the report counts them all."""
+    store = work.store
+    stream = read_votes(form, source, report, check_images=False, limit=limit, seed=seed)
     for unit, pairs in enumerate(_chunks(stream, unit_pairs)):
         if not store.unit_done(ITERATION, unit, stage=STAGE):
             rows, dropped = _append_samples(work, unit, pairs)
@@ -83,12 +134,6 @@ def import_offline(
             report.kept -= 1
             report.quarantine(row, reason)
         tick()
-    if report.kept == 0:
-        raise ImportFormatError(
-            f"{path} gave no pair to learn from: {report.describe()}; first rows: {report.examples[:3]}"
-        )
-    store.write_manifest(STAGE, ITERATION, {"origin": origin, "report": vars(report)})
-    return report
 
 
 @dataclass(frozen=True)
@@ -114,7 +159,7 @@ def _append_samples(work: _Work, unit: int, pairs: Sequence[OfflinePair]) -> tup
             continue
         try:
             decoded = [
-                fit_image(decode_image(data), *work.size) for data in (pair.winner_jpg, pair.loser_jpg)
+                fit_image(decode_picture(data), *work.size) for data in (pair.winner_jpg, pair.loser_jpg)
             ]
         except ImportFormatError as error:
             dropped[pair.row] = str(error)
@@ -171,26 +216,6 @@ def _sample_id(caption: str, data: bytes) -> str:
 def _chunks(stream: Iterator[OfflinePair], size: int) -> Iterator[list[OfflinePair]]:
     while chunk := list(islice(stream, size)):
         yield chunk
-
-
-def _fingerprint(
-    path: str | Path, policy: Policy, limit: int | None, seed: int, size: tuple[int, int], unit_pairs: int
-) -> dict[str, object]:
-    """What the import depends on. Of each file only size and end are read: Parquet keeps its index there."""
-    files = {}
-    for file in parquet_files(path):
-        with open(file, "rb") as stream:
-            length = stream.seek(0, 2)
-            stream.seek(max(0, length - _FOOTER))
-            files[file.name] = f"{length}:{hashlib.sha256(stream.read()).hexdigest()[:32]}"
-    names = {
-        "policy": policy.fingerprint,
-        "limit": limit,
-        "seed": seed,
-        "size": list(size),
-        "unit_pairs": unit_pairs,
-    }
-    return {"files": files, **names}
 
 
 def _refuse_other(stored: object, origin: Mapping[str, object], store: Store) -> None:
