@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from pathlib import Path
 from typing import Annotated
 
@@ -68,6 +69,9 @@ def serve(
         "in a recipe: " + f"rewards: [{{name: {facts['name']}, type: remote, path: {server.url}}}]",
         flush=True,
     )
+    # A service started in the background has SIGINT ignored by its shell; it must stop all the same, and on SIGTERM too.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.default_int_handler)
     try:
         server.run()
     except KeyboardInterrupt:

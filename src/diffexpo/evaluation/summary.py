@@ -133,7 +133,7 @@ def cost_rows(metrics: Sequence[Json], config: Json, suites: dict[str, SuiteResu
     (4 forwards, 2 backwards).
     """
     rows = []
-    for phase in ("collect", "pair", "train", "evaluate"):
+    for phase in ("improver", "collect", "improve", "pair", "train", "evaluate"):
         names = (phase, "train_summary") if phase == "train" else (phase,)
         lines = [line for line in metrics if line.get("phase") in names]
         if not lines and not (phase == "evaluate" and suites):

@@ -40,6 +40,7 @@ def test_sampling_costs_what_plain_sampling_costs():
     assert sampling_cost(load(*sizes), 7) == 7 * (20 + 5 * 2 * 2)
 
 
-def test_the_shipped_recipe_uses_the_shipped_judge():
+def test_the_shipped_recipe_branches_only_where_the_rewards_can_rank():
+    # docs/algorithms/spo.md: on predicted pictures the training judge is right from the fourth step on, and not before.
     config = load_config(["emoji/spo"], [], {}).config
-    assert config.algorithm.judge == "emoji:step_judge" and config.model.path == "emoji:diffusion"
+    assert config.algorithm.judge is None and config.algorithm.first_transition == 4
