@@ -7,12 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import io
-import os
 import signal
-import subprocess
-import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from tests.commands import diffexpo
 from tests.tiny import tiny_diffusion
 
 RECIPE = """\
@@ -106,44 +102,6 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     pq.write_table(pa.table(table), root / "offline.parquet")
     (root / "recipe.yaml").write_text(RECIPE.format(model=model, root=root))
     return root
-
-
-def environment(threads: int = 1) -> dict[str, str]:
-    return os.environ | {"OMP_NUM_THREADS": str(threads), "NO_COLOR": "1", "HF_HUB_OFFLINE": "1"}
-
-
-def diffexpo(*arguments: str | Path, check: bool = True) -> subprocess.CompletedProcess[str]:
-    """The real command line in a process of its own."""
-    done = subprocess.run(
-        [sys.executable, "-m", "diffexpo", *map(str, arguments)],
-        env=environment(),
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
-    if check:
-        assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-    return done
-
-
-def kill_when(
-    arguments: list[str], ready: Callable[[], bool], signal_number: int, timeout: float = 200.0
-) -> int:
-    """Start the command, send the signal to its group as soon as `ready()` is true, return the exit code."""
-    process = subprocess.Popen(
-        [sys.executable, "-m", "diffexpo", *arguments],
-        env=environment(),
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
-    )
-    began = time.monotonic()
-    while process.poll() is None and not ready() and time.monotonic() - began < timeout:
-        time.sleep(0.002)
-    if process.poll() is None:
-        os.killpg(process.pid, signal_number)
-    return process.wait(timeout=timeout)
 
 
 def weights(run_dir: Path) -> dict[str, str]:

@@ -119,6 +119,13 @@ class Policy(Protocol):
         ...
 
 
+@runtime_checkable
+class HoldsTextEncoders(Protocol):
+    """A policy whose text encoders may leave the device until the next text is to be encoded."""
+
+    def release_text_encoders(self) -> None: ...
+
+
 class Reward(Protocol):
     """Scores images. Higher is better; images float32 (B,3,H,W) in [0,1]; returns (B,) float32, NaN where scoring failed."""
 
@@ -127,6 +134,20 @@ class Reward(Protocol):
     scale: str
 
     def score(self, images: Tensor, prompts: Sequence[str]) -> Tensor: ...
+
+
+@runtime_checkable
+class LatentReward(Protocol):
+    """Scores latents (B,C,h,w) as they were drawn, without decoding them; in all else a Reward."""
+
+    name: str
+    version: str
+    scale: str
+
+    def score_latents(self, latents: Tensor, prompts: Sequence[str]) -> Tensor: ...
+
+
+Scorer = Reward | LatentReward
 
 
 class StepJudge(Protocol):

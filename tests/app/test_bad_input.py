@@ -14,7 +14,8 @@ import pytest
 
 from diffexpo.data.store import Store
 from diffexpo.training.checkpoint import load_latest
-from tests.world import diffexpo, jpeg, weights
+from tests.commands import diffexpo
+from tests.world import jpeg, weights
 
 SMALL = ("explore.iterations=2", "training.steps=2", "evaluation.bootstrap=20")
 ALONE = ("explore.iterations=1", "algorithm.alpha=0", "training.steps=40", "evaluation.bootstrap=20")
@@ -67,7 +68,9 @@ def bad(world, tmp_path_factory) -> Path:
     whole = (world / "offline.parquet").read_bytes()
     (root / "short.parquet").write_bytes(whole[: len(whole) // 2])
     nothing = [b"not a picture"] * len(table)
-    pq.write_table(table.set_column(table.column_names.index("jpg_0"), "jpg_0", pa.array(nothing)), root / "none.parquet")
+    pq.write_table(
+        table.set_column(table.column_names.index("jpg_0"), "jpg_0", pa.array(nothing)), root / "none.parquet"
+    )
     shutil.copytree(world / "model", root / "model")
     file = next((root / "model" / "unet").glob("*.safetensors"))
     file.write_bytes(file.read_bytes()[:-1000])
@@ -78,8 +81,14 @@ def bad(world, tmp_path_factory) -> Path:
 @pytest.mark.parametrize(
     ("setting", "texts"),
     [
-        ("training.nonsense_xyz=1", ["training.nonsense_xyz is not a setting", "--set training.nonsense_xyz=1", "steps"]),
-        ("training.learning_rat=1e-4", ["training.learning_rat is not", "Did you mean training.learning_rate?"]),
+        (
+            "training.nonsense_xyz=1",
+            ["training.nonsense_xyz is not a setting", "--set training.nonsense_xyz=1", "steps"],
+        ),
+        (
+            "training.learning_rat=1e-4",
+            ["training.learning_rat is not", "Did you mean training.learning_rate?"],
+        ),
         ("trainig.steps=1", ["trainig", "Did you mean training"]),
         ("training.steps=many", ["training.steps = 'many'", "--set training.steps=many", "an integer >= 1"]),
         ("training.steps=true", ["training.steps = true", "an integer >= 1"]),
@@ -120,32 +129,68 @@ def test_recipes(command, tmp_path):
 
 def test_the_plain_process_says_the_same(world, tmp_path):
     done = diffexpo(*arguments(world, tmp_path / "run", "training.learning_rat=1"), check=False)
-    assert done.returncode == 2 and done.stdout == "" and "Did you mean training.learning_rate?" in done.stderr
+    assert done.code == 2 and done.out == "" and "Did you mean training.learning_rate?" in done.err
 
 
 FILES = {
-    "prompts missing": ("prompts.source={world}/prompt.txt", 3, ["prompts.source", "prompt.txt", "Did you mean", "prompts.txt?"]),
-    "prompts with a gap": ("prompts.source={bad}/gap.txt", 4, ["gap.txt, line 3 is empty", "delete the line"]),
+    "prompts missing": (
+        "prompts.source={world}/prompt.txt",
+        3,
+        ["prompts.source", "prompt.txt", "Did you mean", "prompts.txt?"],
+    ),
+    "prompts with a gap": (
+        "prompts.source={bad}/gap.txt",
+        4,
+        ["gap.txt, line 3 is empty", "delete the line"],
+    ),
     "prompts in latin-1": ("prompts.source={bad}/latin.txt", 4, ["latin.txt, line 1 is not UTF-8", "0xe9"]),
     "prompts unknown kind": ("prompts.source={world}/recipe.yaml", 4, ["recipe.yaml", ".jsonl"]),
-    "held-out missing": ("evaluation.prompts={world}/helout.txt", 3, ["evaluation.prompts", "helout.txt", "heldout.txt?"]),
+    "held-out missing": (
+        "evaluation.prompts={world}/helout.txt",
+        3,
+        ["evaluation.prompts", "helout.txt", "heldout.txt?"],
+    ),
     "negatives missing": (
         "explore.negatives.source={world}/negative.txt",
         3,
         ["explore.negatives.source", "negative.txt", "negatives.txt?"],
     ),
-    "offline missing": ("offline.source={world}/offlin.parquet", 3, ["offline.source", "offlin.parquet does not exist"]),
-    "offline truncated": ("offline.source={bad}/short.parquet", 4, ["short.parquet is truncated", "get it again"]),
+    "offline missing": (
+        "offline.source={world}/offlin.parquet",
+        3,
+        ["offline.source", "offlin.parquet does not exist"],
+    ),
+    "offline truncated": (
+        "offline.source={bad}/short.parquet",
+        4,
+        ["short.parquet is truncated", "get it again"],
+    ),
     "offline column": ("offline.source={bad}/column.parquet", 4, ["column 'jpg_1' is missing", "'jpg_0'"]),
     "offline no picture": ("offline.source={bad}/none.parquet", 4, ["no pair to learn from", "not an image"]),
     "model missing": ("model.path={world}/mode", 3, ["model.path", "no such folder"]),
     "model without a part": ("model.path={bad}/half", 3, ["vae", "save_pretrained"]),
-    "model truncated": ("model.path={bad}/model", 4, ["diffusion_pytorch_model.safetensors", "damaged", "again"]),
-    "reward missing": ("rewards.0.path={bad}/scorer.py:constant", 3, ["'brightness'", "no file", "scorer.py"]),
+    "model truncated": (
+        "model.path={bad}/model",
+        4,
+        ["diffusion_pytorch_model.safetensors", "damaged", "again"],
+    ),
+    "reward missing": (
+        "rewards.0.path={bad}/scorer.py:constant",
+        3,
+        ["'brightness'", "no file", "scorer.py"],
+    ),
     "reward function": ("rewards.0.path={bad}/scorers.py:constan", 3, ["no function 'constan'", "constant"]),
     "reward syntax": ("rewards.0.path={bad}/syntax.py:broken", 4, ["syntax.py", "SyntaxError"]),
-    "reward constant": ("rewards.0.path={bad}/scorers.py:constant", 4, ["'brightness'", "all 3 images got 0.5", "use another"]),
-    "reward NaN": ("rewards.0.path={bad}/scorers.py:never", 4, ["'brightness'", "none of 3 images got a finite score"]),
+    "reward constant": (
+        "rewards.0.path={bad}/scorers.py:constant",
+        4,
+        ["'brightness'", "all 3 images got 0.5", "use another"],
+    ),
+    "reward NaN": (
+        "rewards.0.path={bad}/scorers.py:never",
+        4,
+        ["'brightness'", "none of 3 images got a finite score"],
+    ),
     "reward raises": (
         "rewards.0.path={bad}/scorers.py:raises",
         4,
@@ -194,7 +239,9 @@ def damaged_rows(world: Path, target: Path) -> None:
 def test_bad_rows_are_left_out_and_counted_and_the_run_goes_on(command, world, bad, tmp_path):
     damaged_rows(world, tmp_path / "offline.parquet")
     prompts = (world / "prompts.txt").read_text()
-    (tmp_path / "prompts.txt").write_text(prompts + "a prompt with more letters than this encoder has room for\n")
+    (tmp_path / "prompts.txt").write_text(
+        prompts + "a prompt with more letters than this encoder has room for\n"
+    )
     run_dir = tmp_path / "run"
     done = command(
         *arguments(
@@ -271,12 +318,18 @@ def undisturbed(command, world, tmp_path_factory) -> dict[str, str]:
     return weights(run_dir)
 
 
-def test_a_full_disk_keeps_the_last_checkpoint_and_a_damaged_one_is_passed_over(command, world, undisturbed, tmp_path):
+def test_a_full_disk_keeps_the_last_checkpoint_and_a_damaged_one_is_passed_over(
+    command, world, undisturbed, tmp_path
+):
     run_dir = tmp_path / "run"
     folder = run_dir / "checkpoints" / "iteration-0001"
     done = command(*arguments(world, run_dir, *ALONE), limit=200_000, arm=f"{folder}/checkpoint-000002")
     assert done.code == 4, done.err
-    assert "cannot write checkpoint" in done.message and "free space" in done.message and "--resume" in done.message
+    assert (
+        "cannot write checkpoint" in done.message
+        and "free space" in done.message
+        and "--resume" in done.message
+    )
     assert state(run_dir) == "failed"
     assert not list(folder.glob(".unfinished*"))
     kept = load_latest(folder, warn=pytest.fail)
@@ -300,7 +353,9 @@ def test_a_full_disk_keeps_the_last_checkpoint_and_a_damaged_one_is_passed_over(
 
 def test_a_disk_full_to_the_last_byte_is_still_a_message(command, world, undisturbed, tmp_path):
     run_dir = tmp_path / "run"
-    done = command(*arguments(world, run_dir, *ALONE), limit=6000, arm=f"{run_dir}/store/manifests/offline-0000.json")
+    done = command(
+        *arguments(world, run_dir, *ALONE), limit=6000, arm=f"{run_dir}/store/manifests/offline-0000.json"
+    )
     assert done.code == 4, done.err
     assert "free space" in done.message
     done = command("run", "--resume", run_dir)
@@ -316,7 +371,11 @@ def test_damaged_weights_of_an_iterate_are_refused_until_restored(command, world
     whole = file.read_bytes()
     flipped = bytearray(whole)
     flipped[-3] ^= 1
-    for data, text in ((flipped, "does not hold the weights"), (whole[:-100], "cannot be read"), (None, "is missing")):
+    for data, text in (
+        (flipped, "does not hold the weights"),
+        (whole[:-100], "cannot be read"),
+        (None, "is missing"),
+    ):
         if data is None:
             file.unlink()
         else:

@@ -1,11 +1,9 @@
 """The tiny world and one uninterrupted run in it (see tests/world.py)."""
 
+from tests.commands import diffexpo, environment, in_two_processes, kill_when
 from tests.world import (
     SIGINT,
     SIGKILL,
-    diffexpo,
-    environment,
-    kill_when,
     pair_rows,
     run_arguments,
     truth,
@@ -18,6 +16,7 @@ __all__ = [
     "SIGKILL",
     "diffexpo",
     "environment",
+    "in_two_processes",
     "kill_when",
     "pair_rows",
     "run_arguments",

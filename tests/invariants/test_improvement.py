@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +17,7 @@ from diffexpo.errors import ConfigError, MissingError
 from diffexpo.online import improve
 from diffexpo.online.cost import run_cost
 from diffexpo.training.metrics import read_metrics
-from tests.invariants.conftest import SIGKILL, environment, kill_when, pair_rows, run_arguments, weights
+from tests.invariants.conftest import SIGKILL, in_two_processes, kill_when, pair_rows, run_arguments, weights
 from tests.tiny import tiny_flow
 
 SETTINGS = [
@@ -146,17 +144,7 @@ def test_kill_9_and_resume_is_bit_identical(world: Path, truth: Path, tmp_path: 
 
 def test_two_processes_equal_one(world: Path, truth: Path, tmp_path: Path) -> None:
     run_dir = tmp_path / "run"
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    arguments = [*run_arguments(world, run_dir), *(f"--set={setting}" for setting in SETTINGS)]
-    done = subprocess.run(
-        [*launch, "-m", "diffexpo", *arguments],
-        env=environment(),
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    in_two_processes(*run_arguments(world, run_dir), *(f"--set={setting}" for setting in SETTINGS))
     names = ("pair_id", "winner_id", "loser_id", "prompt", "source")
     ours, theirs = ([[row[name] for name in names] for row in pair_rows(path)] for path in (run_dir, truth))
     assert ours == theirs

@@ -45,10 +45,10 @@ def test_ctrl_c_saves_exits_75_and_resumes(world, truth, tmp_path):
 def test_a_finished_run_says_so_and_changes_nothing(truth):
     before = weights(truth)
     done = diffexpo("run", "--resume", truth)
-    assert "complete" in done.stdout
+    assert "complete" in done.out
     assert weights(truth) == before
 
 
 def test_another_config_in_the_same_folder_is_refused(world, truth):
     done = diffexpo(*run_arguments(world, truth), "--set", "seed=8", check=False)
-    assert done.returncode == 2 and "--resume" in done.stderr
+    assert done.code == 2 and "--resume" in done.err

@@ -1,8 +1,6 @@
 """Methods on trajectories through real runs: killed anywhere, split anyhow, on one process or two, the result is the same."""
 
 import json
-import subprocess
-import sys
 from itertools import pairwise
 from pathlib import Path
 
@@ -15,7 +13,7 @@ from diffexpo.cli.progress import Console
 from diffexpo.config import load_config
 from diffexpo.data.store import Store
 from diffexpo.errors import ConfigError
-from tests.invariants.conftest import SIGKILL, diffexpo, environment, kill_when, weights
+from tests.invariants.conftest import SIGKILL, diffexpo, in_two_processes, kill_when, weights
 from tests.tiny import tiny_flow
 
 RECIPE = """\
@@ -206,18 +204,7 @@ def test_micro_batches_do_not_change_the_result(runs, world, models, tmp_path, m
 def test_two_processes_equal_one(runs, tmp_path, method):
     recipe, truth = runs[method]
     folder = tmp_path / "run"
-    done = subprocess.run(
-        [
-            sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2",
-            "-m", "diffexpo", "run", str(recipe), "--out", str(folder),
-        ],
-        env=environment(),
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    in_two_processes("run", recipe, "--out", folder)
     rows = [
         {row["sample_id"]: row["seed_key"] for row in Store(path / "store").samples(1)}
         for path in (folder, truth)
@@ -242,5 +229,5 @@ def test_eta_0_is_refused_before_anything_is_spent(world, models, tmp_path):
     with pytest.raises(ConfigError, match="no density"):
         load_config([str(recipe)], [])
     done = diffexpo("run", str(recipe), "--out", str(tmp_path / "run"), check=False)
-    assert done.returncode == 2 and "no density" in done.stderr
+    assert done.code == 2 and "no density" in done.err
     assert not (tmp_path / "run").exists()

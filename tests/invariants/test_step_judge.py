@@ -72,4 +72,4 @@ def test_a_judge_that_does_not_fit_is_refused_before_anything_is_spent(world, tm
     done = diffexpo(
         "run", str(write_recipe(world, tmp_path / "nowhere")), "--out", str(tmp_path / "run"), check=False
     )
-    assert done.returncode == 3 and "config.json is missing" in done.stderr.replace("\n", " ")
+    assert done.code == 3 and "config.json is missing" in done.err.replace("\n", " ")

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import math
+
 import diffusers
+import numpy as np
 import pytest
 import torch
 from diffusers import (
@@ -12,10 +15,19 @@ from diffusers import (
     FlowMatchEulerDiscreteScheduler,
     PNDMScheduler,
 )
+from diffusers.pipelines.flux.pipeline_flux import calculate_shift
 from torch import Tensor
 
 from diffexpo.config.schema import SamplerConfig
-from diffexpo.diffusion import Path, add_noise, ddim_transition, sample, sampler_grid, step_moments
+from diffexpo.diffusion import (
+    Path,
+    add_noise,
+    ddim_transition,
+    dynamic_shift,
+    sample,
+    sampler_grid,
+    step_moments,
+)
 from tests.unit.diffusion.toys import ABAR, SHAPE, Gaussian, condition, noise
 
 BETAS = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
@@ -280,3 +292,24 @@ def test_stable_diffusion_15() -> None:
     assert float(path.alphas_cumprod[-1]) == pytest.approx(0.00466, abs=1e-5)
     # DDPO's printed number: 50 steps, offset 1, the last step goes from index 1 to abar[0].
     assert sampler_grid(path, "ddim", 50, 1.0)[-1].std == pytest.approx(0.0206, abs=5e-5)
+
+
+@pytest.mark.parametrize("kind", ["exponential", "linear"])
+@pytest.mark.parametrize("tokens", [64, 256, 1024, 4096, 9216])
+def test_dynamic_shifting(tokens: int, kind: str) -> None:
+    scheduler = FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True, shift=3.0, time_shift_type=kind)
+    mu = calculate_shift(tokens)
+    for steps, given, lowest in ((1, None, None), (7, None, None), (28, None, None), (4, "list", "steps")):
+        even = np.linspace(1.0, 1 / steps, steps) if given else None
+        scheduler.set_timesteps(None if given else steps, sigmas=even, mu=mu)
+        config = dict(scheduler.config) | {"_class_name": type(scheduler).__name__}
+        path = Path.from_scheduler_config(config, image_tokens=tokens, lowest_level=lowest)
+        grid = sampler_grid(path, "flow_euler", steps)
+        ours = torch.tensor([step.t for step in grid] + [grid[-1].t_next])
+        torch.testing.assert_close(ours, scheduler.sigmas, rtol=1e-5, atol=1e-7)
+
+
+def test_the_shift_of_two_sizes_as_published() -> None:
+    assert dynamic_shift(256) == pytest.approx(math.exp(0.5), rel=1e-12)
+    assert dynamic_shift(4096) == pytest.approx(math.exp(1.15), rel=1e-12)
+    assert dynamic_shift(256, kind="linear") == pytest.approx(0.5, rel=1e-12)

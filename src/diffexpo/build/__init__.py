@@ -5,30 +5,45 @@ objects     policy, prompts, rewards, ranking, engine, store, loop
 runs        the whole run, one stage of it, the plan, the offline baseline
 evaluating  which version is judged by whom, and where the result goes
 folders     the run folder's own files
+estimating  memory, disk and network evaluations from the settings alone
 improving   the improvement model of a run
 sweep       the improvement model over its guidance scales
 actions     what can be done with an existing run
 verifying   whether a scorer is what it should be
+
+The names below load on first use: a command pays for what it does, not for plots and pipelines of the others.
 """
 
-from diffexpo.build.actions import export, export_pairs, inspect, regenerate, report
-from diffexpo.build.aliases import resolve
-from diffexpo.build.runs import plan, run, stage
-from diffexpo.build.sweep import sweep
-from diffexpo.build.verifying import require_passed, verify_rewards, write_scores
+from __future__ import annotations
 
-__all__ = [
-    "export",
-    "export_pairs",
-    "inspect",
-    "plan",
-    "regenerate",
-    "report",
-    "require_passed",
-    "resolve",
-    "run",
-    "stage",
-    "sweep",
-    "verify_rewards",
-    "write_scores",
-]
+from importlib import import_module
+
+# Public name -> the module of this package that defines it.
+_HOME = {
+    "advise": "estimating",
+    "computing": "estimating",
+    "estimate": "estimating",
+    "export": "actions",
+    "export_pairs": "actions",
+    "inspect": "actions",
+    "regenerate": "actions",
+    "report": "actions",
+    "resolve": "aliases",
+    "plan": "runs",
+    "run": "runs",
+    "stage": "runs",
+    "sweep": "sweep",
+    "require_passed": "verifying",
+    "verify_rewards": "verifying",
+    "write_scores": "verifying",
+}
+
+__all__ = list(_HOME)
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HOME:
+        raise AttributeError(
+            f"module 'diffexpo.build' has no attribute {name!r}; it has {', '.join(sorted(_HOME))}"
+        )
+    return vars(import_module(f"diffexpo.build.{_HOME[name]}"))[name]

@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from diffexpo.build.aliases import resolve
 from diffexpo.build.improving import restore_improver
 from diffexpo.build.objects import build_policy
 from diffexpo.config import RunConfig, read_resolved
@@ -16,12 +17,13 @@ from diffexpo.data.export import export_pairs as write_pairs
 from diffexpo.data.latents import PromptEmbeddings, pixel_decoder
 from diffexpo.data.store import Store
 from diffexpo.errors import MissingError, PolicyError
+from diffexpo.evaluation.card import Exported, write_card
 from diffexpo.evaluation.records import choose_pair_examples
 from diffexpo.evaluation.report import write_report
 from diffexpo.online.collect import redraw
 from diffexpo.online.improve import redraw_improved
 from diffexpo.online.iterate import Loop
-from diffexpo.policies.export import export_policy
+from diffexpo.policies.export import call_arguments, export_policy, left_out
 from diffexpo.rewards.base import to_bytes
 from diffexpo.training.checkpoint import read_tensors
 from diffexpo.types import Policy
@@ -114,12 +116,38 @@ def export_pairs(run_dir: Path, target: Path) -> int:
 
 
 def export(run_dir: Path, loop: Loop | None = None) -> list[Path]:
-    """The last iterate for plain diffusers, reloaded and compared."""
+    """The last iterate for plain diffusers, reloaded and compared, and its model card."""
     config = loop.config if loop else read_resolved(run_dir / "config.yaml").config
     policy = loop.policy if loop else build_policy(config)
     load_weights(run_dir, policy, config.explore.iterations, "current")
-    done = export_policy(policy, "current", run_dir / "export")
-    return [Path(str(done["file"]))]
+    folder = run_dir / "export"
+    done = export_policy(policy, "current", folder)
+    files = [Path(str(file)) for file in done["files"]]
+    exported = Exported(
+        kind=str(done["kind"]),
+        pipeline_class=policy.folder.pipeline_class,
+        files=tuple(file.name for file in files),
+        left_out=left_out(policy),
+        arguments=call_arguments(policy) | _size(config, policy),
+        base=_base_for_users(config, policy),
+    )
+    return [*files, write_card(run_dir, folder, config, exported)]
+
+
+def _size(config: RunConfig, policy: Policy) -> dict[str, object]:
+    """Height and width, where they are not the model's own."""
+    if config.model.resolution is None:
+        return {}
+    nothing = torch.zeros(1, *policy.latent_shape, device=policy.device)
+    height, width = policy.decode_latents(nothing).shape[-2:]
+    return {"height": height, "width": width}
+
+
+def _base_for_users(config: RunConfig, policy: Policy) -> str:
+    """What plain diffusers is told to load: the hub id that the settings name, or the folder."""
+    path = Path(config.model.path).expanduser()
+    is_hub_id = not path.exists() and resolve(config.model.path) == config.model.path
+    return config.model.path if is_hub_id else str(policy.folder.path.resolve())
 
 
 def report(run_dir: Path) -> Path:

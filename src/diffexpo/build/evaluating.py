@@ -13,23 +13,34 @@ from torch import Tensor
 
 from diffexpo.build.aliases import named_prompts
 from diffexpo.config import RunConfig
+from diffexpo.errors import ResumeError
 from diffexpo.evaluation.records import PairExample, choose_pair_examples, save_pair_examples
-from diffexpo.evaluation.suites import choose_prompts, evaluate_version, is_saved, save_suite
+from diffexpo.evaluation.suites import (
+    choose_prompts,
+    describe_scorer,
+    evaluate_version,
+    is_saved,
+    load_suite,
+    save_suite,
+)
 from diffexpo.online import iterate
 from diffexpo.online.iterate import Loop
 from diffexpo.rewards.base import to_bytes
 from diffexpo.rewards.clip import ClipReward
-from diffexpo.types import Reward
+from diffexpo.rewards.scoring import by_input
+from diffexpo.types import Scorer
 
 EVALUATION_BATCH = 64
 
 
-def make_evaluator(judges: Sequence[Reward], rewards: Sequence[Reward]) -> Callable[[Loop, str, int], None]:
+def make_evaluator(judges: Sequence[Scorer], rewards: Sequence[Scorer]) -> Callable[[Loop, str, int], None]:
     """A function (loop, name, iteration) that evaluates an iterate under a name, unless that is done."""
     embed, embedder = vendi_embedder(judges)
 
     def evaluate(loop: Loop, name: str, iteration: int) -> None:
         folder = eval_dir(loop) / name
+        if is_saved(folder):
+            check_same_judges(folder, [*judges, *rewards])
         if loop.world.rank == 0 and not is_saved(folder):
             settings = loop.config.evaluation
             prompts = choose_prompts(
@@ -52,12 +63,11 @@ def make_evaluator(judges: Sequence[Reward], rewards: Sequence[Reward]) -> Calla
                     embed=embed,
                     embedder=embedder,
                     name=name,
-                    batch_size=EVALUATION_BATCH,
+                    batch_size=evaluation_batch(loop.config),
+                    encode=loop.embeddings.select,
                 )
             save_suite(result, folder)
-            means = {
-                scorer: finite_mean(values[result.scored]) for scorer, values in result.scores.items()
-            }
+            means = {scorer: finite_mean(values[result.scored]) for scorer, values in result.scores.items()}
             line = {f"eval/{scorer}/mean": mean for scorer, mean in means.items()}
             loop.metrics.write_once(
                 iteration,
@@ -70,6 +80,22 @@ def make_evaluator(judges: Sequence[Reward], rewards: Sequence[Reward]) -> Calla
         loop.world.barrier()
 
     return evaluate
+
+
+def check_same_judges(folder: Path, scorers: Sequence[Scorer]) -> None:
+    """A model that judges may have been trained anew between a run's start and its continuation.
+
+    Raises:
+        ResumeError: the scores at hand are those of other weights.
+    """
+    before = {} if not by_input(scorers)[1] else load_suite(folder).scorers
+    for scorer in by_input(scorers)[1]:
+        now = describe_scorer(scorer)
+        if before.get(scorer.name, now) != now:
+            raise ResumeError(
+                f"reward {scorer.name!r} is no longer the judge that {folder} was scored with: its weights or settings changed; "
+                "restore the model it names, or start a new run"
+            )
 
 
 def on_iterate(loop: Loop, iteration: int) -> None:
@@ -89,17 +115,23 @@ def finite_mean(values: np.ndarray) -> float:
     return float(finite.mean()) if finite.size else float("nan")
 
 
+def evaluation_batch(config: RunConfig) -> int:
+    """Images of one network call while evaluating: no more than while collecting, which must fit in memory too."""
+    return min(EVALUATION_BATCH, config.explore.batch_size)
+
+
 def evaluation_ticks(config: RunConfig, name: str) -> int:
     """Ticks of one evaluation, for the progress bar: network calls and scored batches of pictures and KL paths."""
     settings = config.evaluation
     plain = settings.num_prompts * settings.images_per_prompt
     extra = settings.vendi_prompts * max(settings.vendi_images - settings.images_per_prompt, 0)
-    batches = -(-(plain + extra) // EVALUATION_BATCH)
-    paths = 0 if name == "base" else -(-settings.kl_prompts // EVALUATION_BATCH)
+    size = evaluation_batch(config)
+    batches = -(-(plain + extra) // size)
+    paths = 0 if name == "base" else -(-settings.kl_prompts // size)
     return batches * (settings.sampler.steps + 1) + paths * settings.sampler.steps
 
 
-def vendi_embedder(judges: Sequence[Reward]) -> tuple[Callable[[Tensor], Tensor] | None, str]:
+def vendi_embedder(judges: Sequence[Scorer]) -> tuple[Callable[[Tensor], Tensor] | None, str]:
     """Image features for the Vendi score: those of the first judge that has an image encoder, else 32x32 pixels."""
     for judge in judges:
         if isinstance(judge, ClipReward):

@@ -22,7 +22,7 @@ from diffexpo.training.checkpoint import read_tensors
 from diffexpo.training.distributed import World
 from diffexpo.training.engine import Engine
 from diffexpo.training.metrics import MetricsWriter
-from diffexpo.types import Policy, Reward
+from diffexpo.types import Policy, Scorer
 
 
 def build_improving(
@@ -31,18 +31,17 @@ def build_improving(
     policy: Policy,
     empty: PromptEmbeddings,
     store: Store,
-    judges: Sequence[Reward],
+    judges: Sequence[Scorer],
     world: World,
     console: Console,
-) -> Improving | None:
-    """The improvement model and its engine, if the method has one.
+) -> Improving:
+    """The improvement model and its engine.
 
     Raises:
         MissingError, PolicyError: the given model is not there or belongs to other latents or texts.
     """
     algorithm = config.algorithm
-    if not isinstance(algorithm, ImprovementDpoConfig):
-        return None
+    assert isinstance(algorithm, ImprovementDpoConfig)
     settings = algorithm.improver
     checkpointing = config.training.gradient_checkpointing
     # Once a run has taken a given model over, it has a copy of its own.

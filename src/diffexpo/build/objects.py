@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -10,9 +11,9 @@ import numpy as np
 from diffexpo.algorithms import ALGORITHMS
 from diffexpo.build.aliases import named_prompts, resolve
 from diffexpo.build.evaluating import make_evaluator
-from diffexpo.build.improving import build_improving
+from diffexpo.build.self_judges import open_denoiser
 from diffexpo.config import RunConfig
-from diffexpo.config.algorithms import DiffusionDpoConfig, SpinConfig, SpoConfig
+from diffexpo.config.algorithms import DiffusionDpoConfig, ImprovementDpoConfig, SpinConfig, SpoConfig
 from diffexpo.config.trajectory_rules import learns_from_trajectories
 from diffexpo.data.latents import PromptEmbeddings
 from diffexpo.data.offline.ingest import import_offline
@@ -26,7 +27,7 @@ from diffexpo.online.self_play import data_prompts
 from diffexpo.policies.base import load_policy
 from diffexpo.rewards.base import load_rewards
 from diffexpo.rewards.mixture import conflict_metrics, dominance, mix_rewards, uncertainty
-from diffexpo.rewards.scoring import check_rewards, score_images
+from diffexpo.rewards.scoring import by_input, check_rewards, score_images, score_latents
 from diffexpo.rewards.step_judge import LatentStepJudge
 from diffexpo.training.distributed import World
 from diffexpo.training.engine import Engine
@@ -44,11 +45,15 @@ def build_loop(config: RunConfig, run_dir: Path, console: Console, stop: StopSig
         sampler_transitions(policy.path, sampler)
     if learns_from_trajectories(config):
         stochastic_grid(policy.path, config.explore.sampler)
+    warn_of_guidance(config, policy, console)
     prompts = build_prompts(config, policy, console)
     # Everything that may be missing is looked for before the import, which can take hours.
     negatives = build_negatives(config)
-    rewards = load_rewards(config.rewards, resolve, policy.device)
-    judges = load_rewards(config.evaluation.judges, resolve, policy.device)
+    rewards, judges = (
+        load_rewards(scorers, resolve, policy.device, partial(open_denoiser, config, policy))
+        for scorers in (config.rewards, config.evaluation.judges)
+    )
+    of_pictures, of_latents = by_input(rewards)
     step_judge = build_step_judge(config, policy)
     named_prompts(config.evaluation.prompts, "evaluation.prompts")
     store = Store(run_dir / "store")
@@ -60,6 +65,11 @@ def build_loop(config: RunConfig, run_dir: Path, console: Console, stop: StopSig
     metrics = MetricsWriter(run_dir / "metrics.jsonl", active=world.rank == 0)
     algorithm = ALGORITHMS[config.algorithm.type](config.algorithm, embeddings.select([""]))
     engine = make_engine(config, policy, algorithm, metrics, world, console)
+    improving = None
+    if isinstance(config.algorithm, ImprovementDpoConfig):
+        from diffexpo.build.improving import build_improving
+
+        improving = build_improving(config, run_dir, policy, embeddings, store, judges, world, console)
     return Loop(
         config=config,
         run_dir=run_dir,
@@ -69,7 +79,7 @@ def build_loop(config: RunConfig, run_dir: Path, console: Console, stop: StopSig
         prompts=prompts,
         negatives=negatives,
         embeddings=embeddings,
-        score=lambda images, texts: score_images(rewards, images, texts),
+        score=lambda images, texts: score_images(of_pictures, images, texts),
         ranking=build_ranking(config),
         world=world,
         metrics=metrics,
@@ -78,7 +88,8 @@ def build_loop(config: RunConfig, run_dir: Path, console: Console, stop: StopSig
         evaluate=make_evaluator(judges, rewards),
         initial=policy.weights.state("current"),
         step_judge=step_judge,
-        improving=build_improving(config, run_dir, policy, embeddings, store, judges, world, console),
+        improving=improving,
+        score_latents=lambda latents, texts: score_latents(of_latents, latents, texts),
     )
 
 
@@ -148,6 +159,20 @@ def build_step_judge(config: RunConfig, policy: Policy) -> LatentStepJudge | Non
     judge = LatentStepJudge(resolve(algorithm.judge), resolve, policy.device)
     judge.check_fits(policy.latent_shape, policy.path.kind, "algorithm.judge", config.model.path)
     return judge
+
+
+def warn_of_guidance(config: RunConfig, policy: Policy, console: Console) -> None:
+    """Say where classifier-free guidance is on for a model that its own pipeline runs without it (FLUX)."""
+    default = getattr(policy, "default_guidance", None)
+    for group, sampler in (
+        ("explore", config.explore.sampler),
+        ("evaluation", config.evaluation.sampler),
+    ):
+        if default is not None and sampler.guidance != default:
+            console.warning(
+                f"{group}.sampler.guidance = {sampler.guidance:g}: the model's own pipeline draws with {default:g}, which is "
+                f"no classifier-free guidance and half the cost; set it to {default:g} unless you mean true guidance"
+            )
 
 
 def build_prompts(config: RunConfig, policy: Policy, console: Console) -> list[Prompt]:

@@ -1,4 +1,7 @@
-"""Commands that run stages: the whole run, one stage of it, the plan, the offline baseline."""
+"""Commands that run stages: the whole run, one stage of it, the plan, the offline baseline.
+
+What is needed at the end only (export, report) is imported there: plotting and whole pipelines would delay the first line by seconds.
+"""
 
 from __future__ import annotations
 
@@ -11,16 +14,16 @@ from pathlib import Path
 from types import ModuleType
 
 from diffexpo.algorithms import ALGORITHMS
-from diffexpo.build.actions import export
 from diffexpo.build.evaluating import eval_dir, on_iterate, save_examples
 from diffexpo.build.folders import prepare_folder, set_status
 from diffexpo.build.objects import build_loop, describe_policy, make_engine
 from diffexpo.config import RunConfig, read_resolved
 from diffexpo.config.algorithms import DiffusionDpoConfig, ImprovementDpoConfig, carry_over
+from diffexpo.config.image_rules import learns_from_offline
+from diffexpo.config.rules import negatives_are_on
 from diffexpo.config.trajectory_rules import learns_from_trajectories
 from diffexpo.data.store import Store
-from diffexpo.errors import ConfigError, DiffexpoError, Interrupted
-from diffexpo.evaluation.report import write_report
+from diffexpo.errors import ConfigError, DiffexpoError, Interrupted, MissingError, PolicyError
 from diffexpo.evaluation.suites import is_saved, load_suite
 from diffexpo.online import improve, iterate, rollout
 from diffexpo.online.cost import offline_steps_of_equal_cost, run_cost
@@ -75,6 +78,8 @@ def run(
             raise
         set_status(run_dir, "finished" if until is None else "interrupted", world)
         if world.rank == 0 and until is None:
+            from diffexpo.evaluation.report import write_report
+
             write_report(run_dir)
     return run_dir / "report.html"
 
@@ -133,9 +138,12 @@ def _run(
     if config.baseline.offline_dpo:
         run_baseline(loop)
     if world.rank == 0:
+        from diffexpo.build.actions import export
+
         save_examples(loop)
         for path in export(run_dir, loop=loop):
-            console.line(f"saved {path} (reloaded in plain diffusers and compared)")
+            is_card = path.suffix == ".md"
+            console.line(f"saved {path}{'' if is_card else ' (reloaded in plain diffusers and compared)'}")
     world.barrier()
 
 
@@ -166,7 +174,9 @@ def parse_stage(config: RunConfig, text: str | None) -> tuple[str, int] | None:
     Raises:
         ConfigError: the run has no such stage.
     """
-    stages = {f"{name}-{iteration}": (name, iteration) for name, iteration in loop_of(config).schedule(config)}
+    stages = {
+        f"{name}-{iteration}": (name, iteration) for name, iteration in loop_of(config).schedule(config)
+    }
     if text is not None and text not in stages:
         raise ConfigError(f"stage {text!r} - expected one of {', '.join(stages)}")
     return None if text is None else stages[text]
@@ -208,10 +218,13 @@ def plan(config: RunConfig) -> list[tuple[str, str]]:
         rate = SCHEDULES[explore.negatives.schedule](
             max(iteration, 1), explore.iterations, explore.negatives.initial
         )
+        tau = f", tau {rate:.2f}" if negatives_are_on(config) else ""
+        is_idle = iteration == 1 and not is_rollout and not learns_from_offline(config)
+        steps = f"{training.steps} steps x {training.batch_size} {unit}"
         what = {
-            "train": f"{training.steps} steps x {training.batch_size} {unit}",
+            "train": "nothing: there is nothing to learn from yet" if is_idle else steps,
             "evaluate": f"{config.evaluation.num_prompts} prompts against the base",
-            "collect": f"{explore.prompts_per_iteration} prompts x {images} images, tau {rate:.2f}",
+            "collect": f"{explore.prompts_per_iteration} prompts x {images} images{tau}",
             "pair": "best and worst of each prompt",
             **_improvement_plan(config),
         }[name]
@@ -230,7 +243,19 @@ def plan(config: RunConfig) -> list[tuple[str, str]]:
             f"{cost.images:,} images drawn, {cost.pairs_trained:,} {unit} trained, {cost.optimizer_steps:,} steps",
         )
     )
-    return rows
+    return [*rows, ("disk", _disk_plan(config))]
+
+
+def _disk_plan(config: RunConfig) -> str:
+    """Bytes that the run leaves, from the model's configuration files."""
+    from diffexpo.build.estimating import disk_items
+
+    try:
+        items = sorted(disk_items(config), key=lambda item: -item.bytes)
+    except (MissingError, PolicyError) as error:
+        return f"not known: {error}"
+    largest = ", ".join(f"{item.what} {item.bytes / 2**30:.3g}" for item in items[:3])
+    return f"{sum(item.bytes for item in items) / 2**30:.3g} GiB; most of it, in GiB: {largest}"
 
 
 def _improvement_plan(config: RunConfig) -> dict[str, str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from diffexpo.build.actions import open_run
 from diffexpo.build.aliases import resolve
 from diffexpo.build.evaluating import finite_mean
 from diffexpo.build.improving import restore_improver
+from diffexpo.build.self_judges import open_denoiser
 from diffexpo.data.latents import PromptEmbeddings
 from diffexpo.data.store import Store
 from diffexpo.diffusion.guidance import DoubleGuidance
@@ -22,8 +24,8 @@ from diffexpo.online.improve import improve_latents, improver_sampler
 from diffexpo.online.improved_pairs import relative_distance
 from diffexpo.online.pairing import Row
 from diffexpo.rewards.base import load_rewards, to_bytes
-from diffexpo.rewards.scoring import score_images
-from diffexpo.types import Policy, Reward
+from diffexpo.rewards.scoring import score_both
+from diffexpo.types import Policy, Scorer
 
 SWEEP_PICTURE, SWEEP_NUMBERS = "improver_sweep.png", "improver_sweep.json"
 
@@ -47,10 +49,12 @@ def sweep(
     losers = losers_to_show(store, num_prompts)
     texts = [str(row["prompt"]) for row in losers]
     latents = torch.from_numpy(store.latents([str(row["sample_id"]) for row in losers]))
-    scorers = [
-        *load_rewards(config.rewards, resolve, policy.device),
-        *load_rewards(config.evaluation.judges, resolve, policy.device),
-    ]
+    scorers = load_rewards(
+        [*config.rewards, *config.evaluation.judges],
+        resolve,
+        policy.device,
+        partial(open_denoiser, config, policy),
+    )
     embeddings = PromptEmbeddings(policy, ["", *texts])
     keys = [(config.seed, "sweep", str(row["sample_id"])) for row in losers]
     before = _look(policy, scorers, latents, texts)
@@ -109,8 +113,8 @@ def _offline_losers(store: Store, count: int) -> list[str]:
 
 
 def _look(
-    policy: Policy, scorers: Sequence[Reward], latents: Tensor, texts: Sequence[str]
+    policy: Policy, scorers: Sequence[Scorer], latents: Tensor, texts: Sequence[str]
 ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
     """Pictures (N,H,W,3) uint8 and scores of latents."""
     images = policy.decode_latents(latents)
-    return to_bytes(images), score_images(scorers, images, texts)
+    return to_bytes(images), score_both(scorers, images, latents, texts)

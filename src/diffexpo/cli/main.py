@@ -9,6 +9,7 @@ import typer
 from diffexpo import __version__
 from diffexpo.cli import config, data, doctor, emoji, improve, recipes, rewards
 from diffexpo.cli.cite import cite
+from diffexpo.cli.estimate import estimate
 from diffexpo.cli.export import export
 from diffexpo.cli.failures import Boundary
 from diffexpo.cli.report import report
@@ -23,6 +24,7 @@ app = typer.Typer(
     epilog="Exit codes: 0 done, 2 usage or settings, 3 missing model, data or file, 4 failed, 75 interrupted and resumable.",
 )
 app.command("run")(run)
+app.command("estimate")(estimate)
 app.command("report")(report)
 app.command("export")(export)
 app.command("cite")(cite)

@@ -92,6 +92,8 @@ REWARDS: dict[str, tuple[str, ...]] = {
     "ocr": ("rapidocr",),
     "brisque": ("mittal2012brisque",),
     "open_nsfw": ("open_nsfw",),
+    "implicit": ("wallace2024diffusiondpo",),
+    "denoising": ("li2023diffusionclassifier",),
 }
 OFFLINE_FORMATS = {"hpd": "wu2023hpsv2", "imagerewarddb": "xu2023imagereward"}
 

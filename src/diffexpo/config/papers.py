@@ -514,6 +514,14 @@ _WORKS = (
         note="Unicode-3.0, through emojibase-data 17.0.0",
     ),
     Work(
+        "li2023diffusionclassifier",
+        "Alexander C. Li and Mihir Prabhudesai and Shivam Duggal and Ellis Brown and Deepak Pathak",
+        "Your Diffusion Model is Secretly a Zero-Shot Classifier",
+        2023,
+        venue="ICCV",
+        arxiv="2303.16203",
+    ),
+    Work(
         "friedman2023vendi",
         "Dan Friedman and Adji Bousso Dieng",
         "The Vendi Score: A Diversity Evaluation Metric for Machine Learning",

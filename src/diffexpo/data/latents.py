@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from diffexpo.types import Conditioning, Policy
+from diffexpo.types import Conditioning, HoldsTextEncoders, Policy
 
 
 class PromptEmbeddings:
@@ -36,11 +36,16 @@ class PromptEmbeddings:
         return len(self._rows)
 
     def add(self, prompts: Iterable[str]) -> None:
-        """Encode the texts that are not there yet, while they fit; more than that is left to `select`."""
+        """Encode the texts that are not there yet, while they fit; more than that is left to `select`.
+
+        With all texts encoded the policy's text encoders make room on the device.
+        """
         for text in dict.fromkeys(prompts):
             if self._bytes >= self._max_bytes:
                 return
             self._row(text)
+        if isinstance(self._policy, HoldsTextEncoders):
+            self._policy.release_text_encoders()
 
     def select(self, texts: Sequence[str]) -> Conditioning:
         """Conditioning of B texts in order (repeats allowed), on the CPU."""

@@ -29,7 +29,7 @@ from diffexpo.diffusion.objectives import (
     pair_errors,
     prediction_errors,
 )
-from diffexpo.diffusion.path import Path, shifted
+from diffexpo.diffusion.path import Path, dynamic_shift, shifted
 from diffexpo.diffusion.sampling import (
     NoiseSource,
     Replayed,
@@ -64,6 +64,7 @@ __all__ = [
     "ddim_std",
     "ddim_transition",
     "double_guidance",
+    "dynamic_shift",
     "empty_prompt_mask",
     "eps_from_v",
     "eps_from_velocity",

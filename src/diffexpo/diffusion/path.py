@@ -30,6 +30,7 @@ from diffexpo.errors import PolicyError
 
 PredictionType = Literal["epsilon", "v_prediction", "sample", "flow"]
 Spacing = Literal["leading", "trailing", "linspace"]
+LowestLevel = Literal["shifted", "plain", "steps"]
 
 # Defaults of diffusers' scheduler classes, by how their names begin, for settings that a file leaves out.
 LINSPACE_BY_DEFAULT = ("DEIS", "DPMSolver", "Euler", "Heun", "KDPM2", "LMS", "SASolver", "UniPC")
@@ -52,7 +53,9 @@ class Path:
 
     kind "vp": a table abar of N levels, alpha_t = sqrt(abar), sigma_t = sqrt(1 - abar), t = index / (N - 1).
     kind "flow": alpha_t = 1 - t, sigma_t = t, network timestep 1000 t; `shift` moves the levels that are used
-    towards noise.
+    towards noise. `lowest_level` is where the sampler's even list of levels ends before it is shifted: at the lowest
+    level of the training list, which is shifted already ("shifted": 1 / N goes through the shift twice), at
+    1 / num_train_timesteps ("plain", dynamic shifting), or at 1 / steps ("steps", FLUX).
 
     The remaining fields say how the model's own scheduler walks the path when it samples.
     """
@@ -66,6 +69,7 @@ class Path:
     steps_offset: int = 0
     set_alpha_to_one: bool = True
     clip_sample_range: float | None = None
+    lowest_level: LowestLevel = "shifted"
 
     @staticmethod
     def vp(
@@ -120,42 +124,55 @@ class Path:
         )
 
     @staticmethod
-    def flow(shift: float = 1.0, *, num_train_timesteps: int = 1000) -> Path:
+    def flow(
+        shift: float = 1.0, *, num_train_timesteps: int = 1000, lowest_level: LowestLevel = "shifted"
+    ) -> Path:
         """Rectified-flow path whose network predicts the velocity eps - x0."""
         if not shift > 0:
             raise PolicyError(f"shift is {shift}; expected a number above 0 (1 is no shift, SD3 has 3)")
-        return Path("flow", "flow", num_train_timesteps=num_train_timesteps, shift=float(shift))
+        return Path(
+            "flow",
+            "flow",
+            num_train_timesteps=num_train_timesteps,
+            shift=float(shift),
+            lowest_level=lowest_level,
+        )
 
     @staticmethod
-    def from_scheduler_config(config: Mapping[str, object]) -> Path:
+    def from_scheduler_config(
+        config: Mapping[str, object],
+        *,
+        image_tokens: int | None = None,
+        lowest_level: LowestLevel | None = None,
+    ) -> Path:
         """Path of a diffusers `scheduler_config.json`, read as a plain mapping.
 
         Args:
             config: The scheduler's settings, with `_class_name`. Missing keys take that class's own defaults.
+            image_tokens: Tokens that the transformer makes of a picture; dynamic shifting follows from them.
+            lowest_level: For a pipeline that gives its flow scheduler a list of levels ("steps": FLUX); None is the
+                scheduler's own list.
         Returns:
             The path; SD 1.5's file gives abar[0] = 0.99915 and abar[999] = 0.00466.
         Raises:
-            PolicyError: a setting that this package does not reproduce (thresholding, dynamic shifting,
-                another spacing of flow levels, a learned variance, unknown schedule).
+            PolicyError: a setting that this package does not reproduce (thresholding, dynamic shifting of an
+                unknown number of tokens, another spacing of flow levels, a learned variance, unknown schedule).
         Source: diffusers' DDIM, DDPM and flow-match Euler schedulers; the table is computed in float64 here,
             float32 there.
         """
         name = str(config.get("_class_name", ""))
         if "FlowMatch" in name:
-            if config.get("use_dynamic_shifting"):
-                raise PolicyError(
-                    "scheduler use_dynamic_shifting is true; a fixed shift is expected: "
-                    "set it to false and give `shift`"
-                )
             for key in FLOW_SPACINGS:
                 if config.get(key):
                     raise PolicyError(
                         f"scheduler {key} is {config[key]!r}; it spaces or steps the flow in another way and "
                         "is not reproduced here: remove it"
                     )
+            is_dynamic = bool(config.get("use_dynamic_shifting"))
             return Path.flow(
-                float(config.get("shift", 1.0)),
+                _dynamic_shift(config, image_tokens) if is_dynamic else float(config.get("shift", 1.0)),
                 num_train_timesteps=int(config.get("num_train_timesteps", 1000)),
+                lowest_level=lowest_level or ("plain" if is_dynamic else "shifted"),
             )
         if config.get("thresholding"):
             raise PolicyError(
@@ -240,6 +257,51 @@ def shifted(sigma: Coefficient, shift: float) -> Coefficient:
     Source: SD3 (arXiv 2403.03206) eq. 23.
     """
     return shift * sigma / (1 + (shift - 1) * sigma)
+
+
+def dynamic_shift(
+    image_tokens: int,
+    *,
+    base_shift: float = 0.5,
+    max_shift: float = 1.15,
+    base_tokens: int = 256,
+    max_tokens: int = 4096,
+    kind: Literal["exponential", "linear"] = "exponential",
+) -> float:
+    """The shift that belongs to a picture of so many tokens: exp(mu), with mu linear in their number.
+
+    mu = base_shift + (max_shift - base_shift) (image_tokens - base_tokens) / (max_tokens - base_tokens)
+
+    Args:
+        image_tokens: Tokens of the picture, >= 1; 1024 x 1024 pixels are 4096 in FLUX.
+        base_shift, max_shift: mu at base_tokens and at max_tokens.
+        base_tokens, max_tokens: Two different numbers of tokens.
+        kind: "exponential": exp(mu); "linear": mu itself.
+    Returns:
+        The shift for `shifted`; exp(0.5) = 1.6487 at 256 tokens, exp(1.15) = 3.1582 at 4096.
+    Source: FLUX.1's sampling code and diffusers' `calculate_shift`; exp(mu) / (exp(mu) + 1 / sigma - 1) there is
+        eq. 23 of SD3 (arXiv 2403.03206) with shift exp(mu).
+    """
+    slope = (max_shift - base_shift) / (max_tokens - base_tokens)
+    mu = image_tokens * slope + (base_shift - slope * base_tokens)
+    return math.exp(mu) if kind == "exponential" else mu
+
+
+def _dynamic_shift(config: Mapping[str, object], image_tokens: int | None) -> float:
+    """The shift of a scheduler with `use_dynamic_shifting`."""
+    if image_tokens is None:
+        raise PolicyError(
+            "scheduler use_dynamic_shifting is true, and the number of image tokens that its shift follows from is "
+            "not known here; set it to false and give `shift`"
+        )
+    return dynamic_shift(
+        image_tokens,
+        base_shift=float(config.get("base_shift", 0.5)),
+        max_shift=float(config.get("max_shift", 1.15)),
+        base_tokens=int(config.get("base_image_seq_len", 256)),
+        max_tokens=int(config.get("max_image_seq_len", 4096)),
+        kind=str(config.get("time_shift_type", "exponential")),
+    )
 
 
 def _alphas_cumprod(config: Mapping[str, object]) -> Tensor:

@@ -71,7 +71,7 @@ def sampler_grid(path: Path, name: str, steps: int, eta: float = 0.0) -> list[Tr
             are more steps than levels.
     Source: diffusers' DDPM, DDIM, DPMSolverMultistep and FlowMatchEuler schedulers. DDIM's target level is
         index - N // steps for every spacing, DDPM's the next of the list, and the flow schedule is shifted
-        twice at its lower end, as there.
+        twice at its lower end, as there (with a fixed shift; `Path.lowest_level` names the other two).
     """
     if name not in ("ddpm", "ddim", "dpmpp", *FLOW_SAMPLERS):
         raise ConfigError(
@@ -259,7 +259,12 @@ def _vp_transition(path: Path, index: int, following: int, last_abar: float, eta
 
 
 def _flow_grid(path: Path, steps: int) -> list[Transition]:
-    lowest = float(shifted(1.0 / path.num_train_timesteps, path.shift))
+    plain = 1.0 / path.num_train_timesteps
+    lowest = {
+        "shifted": float(shifted(plain, path.shift)),
+        "plain": plain,
+        "steps": 1.0 / steps,
+    }[path.lowest_level]
     gap = (1.0 - lowest) / max(steps - 1, 1)
     sigmas = [*(float(shifted(1.0 - i * gap, path.shift)) for i in range(steps)), 0.0]
     return [_transition(s, r, (1 - s, s), (1 - r, r), 0.0) for s, r in pairwise(sigmas)]

@@ -10,6 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
+from diffexpo.online.improved_pairs import IDENTITY, UNRELATED
+
 COLLAPSE_ACCURACY = 0.9
 ERROR_RISE = 0.2
 DIVERSITY_DROP = 0.2
@@ -36,7 +38,8 @@ class Alarm:
 class Snapshot:
     """What is known after one iteration (0: the base). Rewards are (mean, low, high) with a 95% interval.
 
-    Errors are means over the last tenth of the iteration's optimiser steps; `dropped` are pairing counts.
+    Errors are means over the last tenth of the iteration's optimiser steps; `dropped` are pairing counts. `improved_distance` is the
+    mean squared latent distance of improved images to what they were improved from, divided by that between losers of different prompts.
     """
 
     iteration: int
@@ -56,6 +59,7 @@ class Snapshot:
     groups: int | None = None
     dropped_ties: int | None = None
     skipped_steps: int | None = None
+    improved_distance: float | None = None
 
 
 @dataclass(frozen=True)
@@ -83,7 +87,7 @@ def check_alarms(history: History) -> list[Alarm]:
     base = next((item for item in history.snapshots if item.iteration == 0), None)
     for item in history.snapshots:
         if item.iteration > 0:
-            found += _errors_rise(item) + _no_learning(item) + _skipped(item)
+            found += _errors_rise(item) + _no_learning(item) + _skipped(item) + _improvement(item)
         found += _flat_rewards(item)
     trained = [item for item in history.snapshots if item.iteration > 0]
     if trained:
@@ -138,6 +142,25 @@ def _skipped(item: Snapshot) -> list[Alarm]:
             "Lower training.learning_rate, or use float32 or bf16 instead of fp16.",
         )
     ]
+
+
+def _improvement(item: Snapshot) -> list[Alarm]:
+    """The two ends at which an improvement model fails: it repeats its input, or ignores it."""
+    distance = item.improved_distance
+    if distance is None:
+        return []
+    seen = f"iteration {item.iteration}: improved images lie {distance:.3f} times as far from their losers as losers of different prompts do"
+    if distance < IDENTITY:
+        what = f" (below {IDENTITY:g}): they are their losers again, and such pairs teach nothing."
+        advice = (
+            "Lower algorithm.improver.image_scale, raise text_scale, or train the improvement model longer."
+        )
+        return [Alarm("improver_identity", "critical", seen + what, advice)]
+    if distance > UNRELATED:
+        what = f" (above {UNRELATED:g}): they have nothing to do with their losers, so the pairs show no improvement of them."
+        advice = "Raise algorithm.improver.image_scale, raise the share of the task reconstruct, or train the improvement model longer."
+        return [Alarm("improver_unrelated", "warning", seen + what, advice)]
+    return []
 
 
 def _flat_rewards(item: Snapshot) -> list[Alarm]:

@@ -152,16 +152,30 @@ def _draw(
 ) -> Drawing:
     """Run one figure function on fresh axes and turn the result into themed inline SVG."""
     with matplotlib.rc_context(STYLE | {"svg.hashsalt": name}):
-        canvas = Figure(figsize=(3.8, 2.6), layout="constrained")
+        canvas = Figure(figsize=(3.8, 2.6))
         FigureCanvasAgg(canvas)
         axes = canvas.add_subplot()
         try:
             alt = figure(axes, record, summary)
         except Absent as reason:
             return Drawing(absent=str(reason))
+        _fit(canvas, axes)
         buffer = io.StringIO()
         canvas.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
     return Drawing(svg=Markup(_theme(buffer.getvalue(), alt)))
+
+
+def _fit(canvas: Figure, axes: Axes, margin: float = 0.02) -> None:
+    """Let the axes with all their labels fill the figure. Measured once; matplotlib's own layouts measure and draw everything twice."""
+    outer, inner = axes.get_tightbbox().transformed(canvas.transFigure.inverted()), axes.get_position()
+    axes.set_position(
+        (
+            inner.x0 - outer.x0 + margin,
+            inner.y0 - outer.y0 + margin,
+            inner.width - outer.width + 1 - 2 * margin,
+            inner.height - outer.height + 1 - 2 * margin,
+        )
+    )
 
 
 def _theme(svg: str, alt: str) -> str:

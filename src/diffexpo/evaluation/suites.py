@@ -1,7 +1,8 @@
 """Evaluate one version of a policy: the same prompts, the same keyed noise, the same judges for every version.
 
 The noise of an image comes from (run seed, "evaluate", prompt id, image index) and batches are cut alike for all versions, so two
-versions' pictures differ by their weights alone. Judges see what a person sees: the 8-bit picture.
+versions' pictures differ by their weights alone. Judges see what a person sees, the 8-bit picture; those that judge latents see the
+drawn ones.
 """
 
 from __future__ import annotations
@@ -20,17 +21,31 @@ from diffexpo.evaluation.divergence import kl_estimator, path_kl
 from diffexpo.evaluation.grid import to_uint8
 from diffexpo.evaluation.metrics import vendi_score
 from diffexpo.evaluation.records import SuiteResult, is_saved, load_suite, save_suite
-from diffexpo.rewards.scoring import score_images
+from diffexpo.rewards.scoring import score_both
 from diffexpo.rng import keyed_order, torch_generator
-from diffexpo.types import Conditioning, Policy, Prompt, Reward
+from diffexpo.types import Conditioning, Policy, Prompt, Scorer
 
-__all__ = ["SuiteResult", "choose_prompts", "evaluate_version", "is_saved", "load_suite", "save_suite"]
+__all__ = [
+    "SuiteResult",
+    "choose_prompts",
+    "describe_scorer",
+    "evaluate_version",
+    "is_saved",
+    "load_suite",
+    "save_suite",
+]
 
 Embed = Callable[[Tensor], Tensor]
+Encode = Callable[[Sequence[str]], Conditioning]
 
 
 def _nothing() -> None:
     pass
+
+
+def describe_scorer(scorer: Scorer) -> str:
+    """What a suite keeps of a scorer: its version and its unit."""
+    return f"{scorer.version}; {scorer.scale}"
 
 
 def choose_prompts(prompts: Sequence[Prompt], count: int, seed: int) -> list[Prompt]:
@@ -44,16 +59,17 @@ def evaluate_version(
     version: str,
     prompts: Sequence[Prompt],
     settings: EvaluationConfig,
-    judges: Sequence[Reward],
+    judges: Sequence[Scorer],
     seed: int,
     tick: Callable[[], None] = _nothing,
     *,
-    train_rewards: Sequence[Reward] = (),
+    train_rewards: Sequence[Scorer] = (),
     embed: Embed | None = None,
     embedder: str = "",
     reference: str = "base",
     name: str | None = None,
     batch_size: int = 64,
+    encode: Encode | None = None,
 ) -> SuiteResult:
     """Draw, judge and measure one version.
 
@@ -69,6 +85,8 @@ def evaluate_version(
         embedder: Name of `embed`, printed beside the number.
         name: Name of the result, if not `version` (e.g. "iteration-2" for the weights "current").
         batch_size: Images per network call; the same for all versions.
+        encode: Texts to their conditioning, such as `PromptEmbeddings.select`, which keeps them from one version to the next;
+            by default `policy.encode_prompts`.
     Returns:
         A SuiteResult with images (N,H,W,3) uint8 ordered by prompt, then image.
     Raises:
@@ -85,7 +103,7 @@ def evaluate_version(
     vendi_prompts = settings.vendi_prompts if embed is not None and settings.vendi_images > 1 else 0
     prompt_index, image_index = _rows(len(prompts), settings, vendi_prompts)
     texts = [prompt.text for prompt in prompts]
-    conditioning, negative = _encode(policy, texts, settings.sampler.guidance)
+    conditioning, negative = _encode(encode or policy.encode_prompts, texts, settings.sampler.guidance)
     images, scores, features = [], {scorer: [] for scorer in names}, []
     for start in range(0, len(prompt_index), batch_size):
         rows = slice(start, start + batch_size)
@@ -100,7 +118,7 @@ def evaluate_version(
             batch = to_uint8(policy.decode_latents(latents).cpu().numpy())
         images.append(batch)
         seen = torch.from_numpy(batch.transpose(0, 3, 1, 2).astype(np.float32) / 255.0)
-        for scorer, values in score_images(scorers, seen, [texts[p] for p in which]).items():
+        for scorer, values in score_both(scorers, seen, latents, [texts[p] for p in which]).items():
             scores[scorer].append(values)
         if vendi_prompts:
             features.append(embed(seen).detach().cpu().numpy())
@@ -124,7 +142,7 @@ def evaluate_version(
         scores={scorer: np.concatenate(values).astype(np.float64) for scorer, values in scores.items()},
         roles={scorer.name: "heldout" for scorer in judges}
         | {scorer.name: "train" for scorer in train_rewards},
-        scorers={scorer.name: f"{scorer.version}; {scorer.scale}" for scorer in scorers},
+        scorers={scorer.name: describe_scorer(scorer) for scorer in scorers},
         images_per_prompt=settings.images_per_prompt,
         vendi=vendi,
         vendi_images=settings.vendi_images if vendi else 0,
@@ -148,11 +166,10 @@ def _rows(num_prompts: int, settings: EvaluationConfig, vendi_prompts: int) -> t
 
 
 def _encode(
-    policy: Policy, texts: Sequence[str], guidance: float
+    encode: Encode, texts: Sequence[str], guidance: float
 ) -> tuple[Conditioning, Conditioning | None]:
     with torch.no_grad():
-        conditioning = policy.encode_prompts(texts)
-        return conditioning, None if guidance == 1.0 else policy.encode_prompts([""])
+        return encode(texts), None if guidance == 1.0 else encode([""])
 
 
 def _measure_kl(

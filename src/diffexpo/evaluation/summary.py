@@ -39,6 +39,32 @@ class CostRow:
         return (self.forwards or 0.0) + BACKWARD * (self.backwards or 0.0)
 
 
+@dataclass(frozen=True)
+class Conflict:
+    """How two scorers order the images of a prompt in one collection; see `rewards.mixture.conflict_metrics`.
+
+    `rank_correlation` in [-1, 1], `disagreement` the share of couples ordered oppositely; None where nothing was decided.
+    """
+
+    iteration: int
+    first: str
+    second: str
+    rank_correlation: float | None
+    disagreement: float | None
+
+
+@dataclass(frozen=True)
+class Improvement:
+    """What an improvement model made of an iteration's images: see the metrics `improve/*`; None where not measured."""
+
+    iteration: int
+    images: float | None
+    relative_distance: float | None
+    feature_cosine: float | None
+    feature_cosine_unrelated: float | None
+    gains: dict[str, float]
+
+
 @dataclass
 class Summary:
     """Comparisons by version. The first held-out judge decides; intervals are 95% bootstrap over prompts."""
@@ -60,6 +86,8 @@ class Summary:
     method_cost: float | None = None
     baseline_cost: float | None = None
     problems: list[str] = field(default_factory=list)
+    conflicts: list[Conflict] = field(default_factory=list)
+    improvements: list[Improvement] = field(default_factory=list)
     evaluated: tuple[str, ...] = ()
 
     @property
@@ -112,6 +140,8 @@ def summarise(record: RunRecord) -> Summary:
     summary.alarms = check_alarms(summary.history)
     summary.costs = cost_rows(record.metrics, record.config, suites)
     summary.method_cost = _method_cost(summary.costs)
+    summary.conflicts = conflict_rows(record.metrics)
+    summary.improvements = improvement_rows(record.metrics)
     if record.baseline_metrics:
         summary.baseline_cost = _method_cost(cost_rows(record.baseline_metrics, record.config, {}))
     return summary
@@ -157,6 +187,45 @@ def cost_rows(metrics: Sequence[Json], config: Json, suites: dict[str, SuiteResu
         peaks = [value for _, value in series(lines, "mem/peak_gib")]
         rows.append(CostRow(phase, forwards, backwards, images, seconds, max(peaks) if peaks else None))
     return rows
+
+
+CONFLICT = "rollout/conflict/"
+
+
+def conflict_rows(metrics: Sequence[Json]) -> list[Conflict]:
+    """One row for each collection and couple of scorers, in the order of the file; empty where one scorer ranks alone."""
+    rows = []
+    for line in metrics:
+        couples = {
+            name.removeprefix(CONFLICT).rpartition("/")[0] for name in line if name.startswith(CONFLICT)
+        }
+        for couple in sorted(couples):
+            first, _, second = couple.partition(":")
+            measured = [
+                _number(line, f"{CONFLICT}{couple}/{what}") for what in ("rank_correlation", "disagreement")
+            ]
+            rows.append(Conflict(int(line.get("iteration") or 0), first, second, *measured))
+    return rows
+
+
+def improvement_rows(metrics: Sequence[Json]) -> list[Improvement]:
+    """One row for each iteration whose images an improvement model redrew."""
+    rows = []
+    for line in (line for line in metrics if line.get("phase") == "improve"):
+        gains = {
+            name.removeprefix("improve/reward/").removesuffix("/gain"): float(value)
+            for name, value in line.items()
+            if name.startswith("improve/reward/") and name.endswith("/gain") and value is not None
+        }
+        names = ("images", "relative_distance", "feature_cosine", "feature_cosine_unrelated")
+        measured = [_number(line, f"improve/{name}") for name in names]
+        rows.append(Improvement(int(line.get("iteration") or 0), *measured, gains))
+    return rows
+
+
+def _number(line: Json, name: str) -> float | None:
+    found = series([line], name)
+    return found[0][1] if found else None
 
 
 def tail_mean(lines: Sequence[Json], name: str, iteration: int) -> float | None:
@@ -267,6 +336,7 @@ def _snapshot(record: RunRecord, summary: Summary, number: int) -> Snapshot:
         groups=_last(lines, "pairs/groups"),
         dropped_ties=_last(lines, "pairs/dropped_ties"),
         skipped_steps=_last(lines, "train/skipped_steps"),
+        improved_distance=next((value for _, value in series(lines, "improve/relative_distance")), None),
         **tails,
     )
 

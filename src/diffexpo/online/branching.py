@@ -146,7 +146,7 @@ def _predicted_x0(
 def _score(drawing: Drawing, unit: Unit, x0s: list[Tensor], mix: Mix) -> Tensor:
     """Mixed scores (B, k)."""
     prompts = plain_texts(unit)
-    found = [drawing.score(drawing.policy.decode_latents(x0), prompts) for x0 in x0s]
+    found = [drawing.judge(x0, drawing.policy.decode_latents(x0), prompts) for x0 in x0s]
     by_name = {name: np.stack([scores[name] for scores in found], axis=1) for name in found[0]}
     return torch.from_numpy(np.asarray(mix(by_name), dtype=np.float64))
 

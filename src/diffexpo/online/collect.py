@@ -16,6 +16,7 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from types import TracebackType
 
 import numpy as np
@@ -33,8 +34,14 @@ from diffexpo.rng import torch_generator
 from diffexpo.types import Conditioning, Policy
 
 Score = Callable[[Tensor, Sequence[str]], Mapping[str, np.ndarray]]
+"""Images (B,3,H,W), or latents (B,C,h,w), and their prompts to scores (B,) by reward."""
 Tick = Callable[[], None]
 Draw = Callable[["Drawing", "Unit", Tick], Tensor]
+
+
+def no_scores(latents: Tensor, prompts: Sequence[str]) -> Mapping[str, np.ndarray]:
+    """Of a run in which no reward looks at latents."""
+    return {}
 
 
 @dataclass(frozen=True)
@@ -57,7 +64,7 @@ class Unit:
 
 @dataclass(frozen=True)
 class Drawing:
-    """What stays the same while one iteration is collected."""
+    """What stays the same while one iteration is collected. `score` judges pictures, `score_latents` the latents behind them."""
 
     policy: Policy
     embeddings: PromptEmbeddings
@@ -67,6 +74,11 @@ class Drawing:
     seed: int
     iteration: int
     model: str
+    score_latents: Score = no_scores
+
+    def judge(self, latents: Tensor, images: Tensor, prompts: Sequence[str]) -> Mapping[str, np.ndarray]:
+        """Scores of drawn latents and their pictures under all rewards."""
+        return {**self.score(images, prompts), **self.score_latents(latents, prompts)}
 
 
 def make_units(agents: Sequence[Agent], requests: Sequence[Request], batch_size: int) -> list[Unit]:
@@ -177,7 +189,12 @@ def collect(
         rows = rows_of_unit(drawing, unit, scoring.result())
         store.append_unit(drawing.iteration, rank, unit.number, rows, latents)
 
-    in_turn = replace(drawing, score=score_in_turn)
+    def score_latents_in_turn(latents: Tensor, prompts: Sequence[str]) -> Mapping[str, np.ndarray]:
+        if waiting is not None:
+            waiting[2].wait()
+        return drawing.score_latents(latents, prompts)
+
+    in_turn = replace(drawing, score=score_in_turn, score_latents=score_latents_in_turn)
     try:
         for unit in units[rank::size]:
             if store.unit_done(drawing.iteration, unit.number):
@@ -190,7 +207,7 @@ def collect(
             waiting = (
                 unit,
                 latents,
-                Scoring(drawing.score, images, plain_texts(unit), in_background=overlap),
+                Scoring(partial(drawing.judge, latents), images, plain_texts(unit), in_background=overlap),
             )
             if not overlap:
                 keep()

@@ -292,7 +292,10 @@ def _improve_unit(
     images = torch.from_numpy(loop.store.latents([str(row["sample_id"]) for row in losers]))
     improver = _improving(loop).policy
     latents = improve_latents(improver, loop.embeddings, sampler, scales, keys, texts, images, tick)
-    scores = loop.score(loop.policy.decode_latents(latents), texts)
+    scores = {
+        **loop.score(loop.policy.decode_latents(latents), texts),
+        **loop.score_latents(latents, texts),
+    }
     drawn_with = json.dumps(sampler.model_dump() | scales._asdict(), sort_keys=True)
     rows = []
     for position, (loser, key) in enumerate(zip(losers, keys, strict=True)):

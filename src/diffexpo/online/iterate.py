@@ -50,6 +50,7 @@ from diffexpo.online.collect import (
     group_rows,
     latents_of_unit,
     make_units,
+    no_scores,
     texts_needed,
 )
 from diffexpo.online.cost import contrast_pairs, sampling_cost, training_cost
@@ -118,6 +119,7 @@ class Loop:
     lane: str = ""
     step_judge: StepJudge | None = None
     improving: Improving | None = None
+    score_latents: Score = no_scores
 
 
 STAGES = ("train", "evaluate", "collect", "pair")
@@ -262,6 +264,7 @@ def draw_images(
         config.seed,
         iteration,
         config.model.path,
+        loop.score_latents,
     )
     units = make_units(agents, requests, explore.batch_size)
     share = len(units[loop.world.rank :: loop.world.size])
@@ -286,7 +289,8 @@ def draw_images(
         groups = group_rows(rows)
         extra = measure(groups)
         conflicts = dict(loop.ranking.conflicts(stack_rewards(groups)))
-        payload = {"explore/tau": rate} | collection_metrics(rows) | conflicts | dict(extra)
+        drawn = collection_metrics(rows, first_ranked(config))
+        payload = {"explore/tau": rate} | drawn | conflicts | dict(extra)
         payload["cost/network_evaluations"] = sampling_cost(config, len(rows))
         payload["time/collect_s"] = time.monotonic() - began
         loop.metrics.write_once(iteration, "collect", payload)
@@ -294,7 +298,9 @@ def draw_images(
         for name, share in conflicts.items():
             couple, _, what = name.removeprefix("rollout/conflict/").rpartition("/")
             if what == "disagreement":
-                loop.console.line(f"iteration {iteration}: rewards {couple} order {share:.0%} of image couples oppositely")
+                loop.console.line(
+                    f"iteration {iteration}: rewards {couple} order {share:.0%} of image couples oppositely"
+                )
     loop.world.barrier()
 
 
@@ -315,9 +321,7 @@ def pair(loop: Loop, iteration: int) -> PairingReport | None:
     return report
 
 
-def _paired(
-    loop: Loop, groups: Sequence[Sequence[Row]], iteration: int
-) -> tuple[list[Row], PairingReport]:
+def _paired(loop: Loop, groups: Sequence[Sequence[Row]], iteration: int) -> tuple[list[Row], PairingReport]:
     """Best against worst, data against own images, or improved images against what they were improved from."""
     seed, ranking = loop.config.seed, loop.ranking
     if isinstance(loop.config.algorithm, SpinConfig):
@@ -388,8 +392,13 @@ def weights_path(loop: Loop, iteration: int) -> Path:
     return loop.run_dir / "checkpoints" / f"weights-{iteration:04d}.safetensors"
 
 
-def collection_metrics(rows: Sequence[Row]) -> dict[str, float]:
-    """Means of what was drawn, by reward, agent and negative prompt."""
+def first_ranked(config: RunConfig) -> str | None:
+    """The first reward that ranks, by which agents are compared."""
+    return next((reward.name for reward in config.rewards if reward.role == "train"), None)
+
+
+def collection_metrics(rows: Sequence[Row], ranked: str | None = None) -> dict[str, float]:
+    """Means of what was drawn, by reward, by negative prompt, and by agent under the reward `ranked` (else the first)."""
     metrics: dict[str, float] = {"rollout/images": len(rows)}
     metrics["rollout/negative_prompt_fraction"] = float(
         np.mean([bool(row["negative_prompt"]) for row in rows])
@@ -401,8 +410,9 @@ def collection_metrics(rows: Sequence[Row]) -> dict[str, float]:
         metrics[f"rollout/reward/{name}/mean"] = float(values[good].mean()) if good.any() else float("nan")
         metrics[f"rollout/reward/{name}/std"] = float(values[good].std()) if good.any() else float("nan")
         metrics[f"rollout/reward/{name}/failed"] = int((~good).sum())
+    shown = ranked if ranked in names else next(iter(names), "")
     for agent in dict.fromkeys(str(row["agent"]) for row in rows if names):
-        own = np.array([row["rewards"][names[0]] for row in rows if row["agent"] == agent], dtype=np.float64)
+        own = np.array([row["rewards"][shown] for row in rows if row["agent"] == agent], dtype=np.float64)
         metrics[f"rollout/agent/{agent}/reward"] = (
             float(np.nanmean(own)) if np.isfinite(own).any() else float("nan")
         )

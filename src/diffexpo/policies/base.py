@@ -2,18 +2,43 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from importlib import import_module
+from typing import TYPE_CHECKING
 
 from diffexpo.config.schema import ModelConfig, TuningConfig
 from diffexpo.errors import ConfigError, PolicyError
-from diffexpo.policies.loading import read_model_folder, resolve_folder
-from diffexpo.policies.sd3 import SD3Policy, load_sd3
-from diffexpo.policies.unet import UNetPolicy, load_unet
+from diffexpo.policies.loading import ModelFolder, read_model_folder, resolve_folder
+from diffexpo.policies.speed import apply_speed_settings
 
-# Pipeline class name in model_index.json -> loader.
-POLICIES: dict[str, Callable[..., UNetPolicy | SD3Policy]] = {
-    "StableDiffusionPipeline": load_unet,
-    "StableDiffusion3Pipeline": load_sd3,
+if TYPE_CHECKING:
+    from diffexpo.policies.flux import FluxPolicy
+    from diffexpo.policies.pixart import PixArtPolicy
+    from diffexpo.policies.sd3 import SD3Policy
+    from diffexpo.policies.sdxl import SDXLPolicy
+    from diffexpo.policies.unet import UNetPolicy
+
+    LoadedPolicy = UNetPolicy | SDXLPolicy | SD3Policy | FluxPolicy | PixArtPolicy
+# Pipeline class name in model_index.json -> the module of this package whose `load` reads it. Only that one is imported: each family
+# brings networks of its own, and importing them all takes a second.
+POLICIES = {
+    "StableDiffusionPipeline": "unet",
+    "StableDiffusionXLPipeline": "sdxl",
+    "StableDiffusion3Pipeline": "sd3",
+    "FluxPipeline": "flux",
+    "PixArtSigmaPipeline": "pixart",
+}
+# Of these, the families whose text encoders may include T5.
+WITH_T5 = ("StableDiffusion3Pipeline", "FluxPipeline", "PixArtSigmaPipeline")
+
+# Parts of pipeline class names that tell another task.
+OTHER_TASKS = {
+    "Inpaint": "an inpainting model",
+    "Img2Img": "an image-to-image model or a refiner",
+    "InstructPix2Pix": "an editing model",
+    "ControlNet": "a model with image control",
+    "Upscale": "an upscaler",
+    "Kontext": "an editing model",
+    "Fill": "an inpainting model",
 }
 
 
@@ -24,11 +49,11 @@ def load_policy(
     folder_or_id: str,
     seed: int,
     gradient_checkpointing: bool = False,
-) -> UNetPolicy | SD3Policy:
+) -> LoadedPolicy:
     """Load a base model and put trainable weights on it.
 
     Args:
-        model: Revision, variant, dtype and device.
+        model: Revision, variant, resolution, precision, device, memory and speed.
         tuning: LoRA or full fine-tuning.
         folder_or_id: A diffusers folder or hub id (aliases are resolved by the caller).
         seed: Run seed; keys the LoRA factors.
@@ -36,7 +61,7 @@ def load_policy(
     Returns:
         A policy in eval mode whose "current" weights equal its base bit for bit.
     Raises:
-        ConfigError: full fine-tuning of half-precision weights.
+        ConfigError: full fine-tuning of half-precision weights; a resolution that does not divide.
         MissingError: no such model, or a component or weight file is not there.
         PolicyError: not a diffusers folder, unknown family, damaged or unfitting weights, LoRA that binds to
             nothing.
@@ -52,8 +77,32 @@ def load_policy(
     if folder.pipeline_class not in POLICIES:
         raise PolicyError(
             f"{folder.path}: model family {folder.pipeline_class!r} is unknown; expected one of "
-            f"{', '.join(POLICIES)}"
+            f"{', '.join(POLICIES)}{_other_task(folder.pipeline_class)}"
         )
-    return POLICIES[folder.pipeline_class](
-        folder, model, tuning, seed=seed, gradient_checkpointing=gradient_checkpointing
-    )
+    if folder.pipeline_class not in WITH_T5:
+        _refuse_t5_settings(folder, model)
+    family = import_module(f"diffexpo.policies.{POLICIES[folder.pipeline_class]}")
+    policy = family.load(folder, model, tuning, seed=seed, gradient_checkpointing=gradient_checkpointing)
+    apply_speed_settings(model, policy.weights, policy.vae, policy.device)
+    return policy
+
+
+def _other_task(pipeline_class: str) -> str:
+    """What a known kind of model is for, when it is not text to image."""
+    for part, what in OTHER_TASKS.items():
+        if part in pipeline_class:
+            return f". This one is {what}; take the text-to-image base model"
+    return ""
+
+
+def _refuse_t5_settings(folder: ModelFolder, model: ModelConfig) -> None:
+    """Raise ConfigError if a setting of T5 is given for a family without it."""
+    for key, given, default in (
+        ("max_sequence_length", model.max_sequence_length, None),
+        ("drop_t5", model.drop_t5, False),
+    ):
+        if given != default:
+            raise ConfigError(
+                f"model.{key}={given}: a {folder.pipeline_class} has no T5 that it could act on; expected "
+                f"{'null' if default is None else 'false'}"
+            )

@@ -1,106 +1,151 @@
 """Hand a trained version to plain diffusers, and refuse to say "saved" before plain diffusers has drawn the
 same picture.
 
-A LoRA file is `B' A` with the scale alpha / rank folded into B' (so that loaders which ignore metadata
-agree), written by the pipeline class's own `save_lora_weights`, with the adapter's configuration and the
-usual `modelspec.*` and `ss_*` keys in the header.
+A LoRA file is `B' A` with the scale alpha / rank folded into B' (so that loaders which ignore metadata agree), with the adapter's
+configuration and the usual `modelspec.*` and `ss_*` keys in the header:
+
+    pytorch_lora_weights.safetensors   `unet.*` or `transformer.*` keys, for `load_lora_weights` and, for transformers, ComfyUI
+    kohya_lora.safetensors             UNets: `lora_unet_*` keys with lora_down, lora_up and alpha, for ComfyUI and kohya's tools
+    adapter_model.safetensors, adapter_config.json    families whose pipeline loads no LoRA (PixArt): for `peft.PeftModel`
+
+A policy that is exported has `folder` (whose `model_index.json` names pipeline and components), `weights`, `vae`, `path`,
+`latent_shape`, `fingerprint`, `dtype` and `device`. What its pipeline's call needs beyond prompt, size, steps, guidance and generator
+stands in `ARGUMENTS`, by the name of the pipeline's class; a family without such needs has nothing to add here.
 """
 
 from __future__ import annotations
 
 import datetime
 import json
+import logging
 import math
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from enum import Enum
 from pathlib import Path
+from typing import Any, Protocol
 
+import diffusers
 import torch
-from diffusers import StableDiffusion3Pipeline, StableDiffusionPipeline
+from diffusers import DiffusionPipeline
+from peft import PeftModel
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from diffexpo.diffusion.path import Path as DiffusionPath
 from diffexpo.errors import PolicyError
-from diffexpo.policies.loading import LOAD_ERRORS
-from diffexpo.policies.sd3 import SETTINGS_FILE, SD3Policy
-from diffexpo.policies.unet import UNetPolicy
-from diffexpo.policies.weights import fingerprint_state
-from diffexpo.rng import torch_generator
+from diffexpo.policies.loading import LOAD_ERRORS, ModelFolder
+from diffexpo.policies.t5 import SETTINGS_FILE
+from diffexpo.policies.weights import CopyWeightSets, LoraWeightSets, fingerprint_state
 
 LORA_FILE = "pytorch_lora_weights.safetensors"
+KOHYA_FILE = "kohya_lora.safetensors"
+PEFT_FILE, PEFT_CONFIG = "adapter_model.safetensors", "adapter_config.json"
 # Largest difference of outputs allowed, relative to the largest value: matrix kernels of some CPUs round by where a
 # tensor lies in memory. Folding a scale that is not a power of two rounds once more. Trained weights must be equal.
 TOLERANCE = 1e-5
 PROBE_PROMPT = "a photo"
-Pipeline = StableDiffusionPipeline | StableDiffusion3Pipeline
+STEPS, GUIDANCE = 2, 3.0
+# Pipeline class -> (modelspec architecture, base version as kohya's tools name it).
+ARCHITECTURES = {
+    "StableDiffusionPipeline": ("stable-diffusion-v1", "sd_v1"),
+    "StableDiffusionXLPipeline": ("stable-diffusion-xl-v1-base", "sdxl_base_v1-0"),
+    "StableDiffusion3Pipeline": ("stable-diffusion-3", "sd3"),
+    "FluxPipeline": ("flux-1", "flux1"),
+    "PixArtSigmaPipeline": ("pixart-sigma", "pixart-sigma"),
+}
+# A text encoder of this width makes a StableDiffusionPipeline a Stable Diffusion 2.
+SD2_TEXT_WIDTH = 1024
+Pipeline = DiffusionPipeline
+_log = logging.getLogger("diffexpo")
 
 
-def export_policy(policy: UNetPolicy | SD3Policy, version: str, folder: Path) -> dict[str, object]:
-    """Export a version as its tuning kind says: a LoRA file or a whole pipeline folder. See `export_lora`,
-    `export_full`.
-    """
+class Exportable(Protocol):
+    """What a policy must have to be exported."""
+
+    folder: ModelFolder
+    path: DiffusionPath
+    weights: LoraWeightSets | CopyWeightSets
+    vae: nn.Module
+    latent_shape: tuple[int, int, int]
+    fingerprint: str
+    dtype: torch.dtype
+    device: torch.device
+
+
+def _t5_length(policy: Any) -> dict[str, object]:
+    length = policy.t5_tokens if policy.t5 is None else policy.t5.length
+    return {"max_sequence_length": length}
+
+
+# Pipeline class -> what its call needs, besides what all take.
+ARGUMENTS: dict[str, Callable[[Any], dict[str, object]]] = {
+    "StableDiffusion3Pipeline": _t5_length,
+    "FluxPipeline": lambda policy: {"max_sequence_length": policy.t5.length},
+    "PixArtSigmaPipeline": lambda policy: {
+        "max_sequence_length": policy.t5.length,
+        "use_resolution_binning": False,
+        "clean_caption": False,
+    },
+}
+
+
+def export_policy(policy: Exportable, version: str, folder: Path) -> dict[str, object]:
+    """Export a version as its tuning kind says: LoRA files or a whole pipeline folder. See `export_lora`, `export_full`."""
     if policy.weights.kind == "lora":
         return export_lora(policy, version, folder)
     return export_full(policy, version, folder)
 
 
-def export_lora(policy: UNetPolicy | SD3Policy, version: str, folder: Path) -> dict[str, object]:
-    """Write `pytorch_lora_weights.safetensors` and compare a fresh plain-diffusers pipeline that loads it.
+def export_lora(policy: Exportable, version: str, folder: Path) -> dict[str, object]:
+    """Write the LoRA files of the family and compare a fresh plain-diffusers pipeline that loads each.
 
     Args:
         policy: A policy with LoRA weights.
         version: Which version.
         folder: Where to; made if absent.
     Returns:
-        kind, version, file, sha256 of the tensors, base fingerprint, and the largest relative differences
-        `forward_difference` and `image_difference` (0 when alpha / rank is a power of two).
+        kind, version, `file` and `files`, sha256 of the tensors, base fingerprint, and the largest relative differences
+        `forward_difference` and `image_difference` over all files (0 when alpha / rank is a power of two).
     Raises:
-        PolicyError: not a LoRA policy, or the reloaded model differs.
+        PolicyError: not a LoRA policy, or the reloaded model differs; then no file stays.
     """
-    if policy.weights.kind != "lora":
+    weights = policy.weights
+    if not isinstance(weights, LoraWeightSets):
         raise PolicyError(
             "export_lora: the policy has no adapters (tuning.kind=full); expected tuning.kind=lora"
         )
-    weights = policy.weights
     scale = weights.alpha / weights.rank
     tensors = {
         name: (tensor * scale if ".lora_B." in name else tensor).contiguous()
         for name, tensor in weights.state(version).items()
     }
-    adapter = weights.peft_config(weights.rank).to_dict()
     header = _header(policy, version, tensors)
-
-    def write(layers: Mapping[str, Tensor], file: str) -> None:
-        prefix = "unet" if isinstance(policy, UNetPolicy) else "transformer"
-        described = {f"{prefix}.{key}": _plain(value) for key, value in adapter.items()}
-        metadata = {**header, "lora_adapter_metadata": json.dumps(described, sort_keys=True)}
-        save_file(dict(layers), file, metadata=metadata)
-
     folder.mkdir(parents=True, exist_ok=True)
-    if isinstance(policy, UNetPolicy):
-        StableDiffusionPipeline.save_lora_weights(folder, unet_lora_layers=tensors, save_function=write)
-    else:
-        StableDiffusion3Pipeline.save_lora_weights(
-            folder, transformer_lora_layers=tensors, save_function=write
-        )
+    has_loader = hasattr(_pipeline_class(policy), "load_lora_weights")
+    write = _write_lora if has_loader else _write_peft
+    files = [write(policy, tensors, header, folder)]
     fresh = _pipeline_from(policy, policy.folder.path)
-    fresh.load_lora_weights(str(folder), weight_name=LORA_FILE)
+    attach_lora(fresh, folder)
     try:
-        report = _compare(policy, version, fresh, folder / LORA_FILE)
+        report = _compare(policy, version, fresh, files[0])
     except PolicyError:
-        (folder / LORA_FILE).unlink()
+        files[0].unlink()
         raise
+    if denoiser_name(policy) == "unet":
+        kohya = _export_kohya(policy, version, tensors, header, fresh, folder)
+        files += [kohya] if kohya is not None else []
     return {
         "kind": "lora",
         "version": version,
-        "file": str(folder / LORA_FILE),
+        "file": str(files[0]),
+        "files": [str(file) for file in files],
         **report,
         "sha256": fingerprint_state(tensors),
     }
 
 
-def export_full(policy: UNetPolicy | SD3Policy, version: str, folder: Path) -> dict[str, object]:
+def export_full(policy: Exportable, version: str, folder: Path) -> dict[str, object]:
     """Write the whole pipeline with a version's denoiser, reload it in plain diffusers and compare.
 
     Args:
@@ -118,45 +163,158 @@ def export_full(policy: UNetPolicy | SD3Policy, version: str, folder: Path) -> d
         raise PolicyError(f"{folder}: is the base model's own folder; export to another one")
     pipeline = _pipeline_from(policy, policy.folder.path)
     with policy.weights.use(version):
-        _set_denoiser(pipeline, policy.weights.network)
+        setattr(pipeline, denoiser_name(policy), policy.weights.network)
     pipeline.save_pretrained(str(folder), safe_serialization=True)
     settings = policy.folder.path / SETTINGS_FILE
     if settings.is_file():
         shutil.copy(settings, folder / SETTINGS_FILE)
     report = _compare(policy, version, _pipeline_from(policy, folder), folder)
-    state = policy.weights.state(version)
     return {
         "kind": "full",
         "version": version,
         "file": str(folder),
+        "files": [str(folder)],
         **report,
-        "sha256": fingerprint_state(state),
+        "sha256": fingerprint_state(policy.weights.state(version)),
     }
 
 
-def _header(policy: UNetPolicy | SD3Policy, version: str, tensors: Mapping[str, Tensor]) -> dict[str, str]:
-    is_unet = isinstance(policy, UNetPolicy)
-    height, width = policy.latent_shape[1:]
-    factor = 2 ** (len(policy.vae.config.block_out_channels) - 1)
-    base = policy.folder.path.name
+def attach_lora(pipeline: Pipeline, folder: Path) -> None:
+    """Load an exported LoRA into a plain pipeline: by the pipeline's own loader, or by peft where it has none."""
+    if (folder / PEFT_FILE).is_file() and not (folder / LORA_FILE).is_file():
+        wrapped = PeftModel.from_pretrained(pipeline.transformer, str(folder))
+        pipeline.transformer = wrapped.get_base_model().eval()
+    else:
+        pipeline.load_lora_weights(str(folder), weight_name=LORA_FILE)
+
+
+def denoiser_name(policy: Exportable) -> str:
+    """The component that is trained: "unet" or "transformer"."""
+    return "unet" if policy.folder.has("unet") else "transformer"
+
+
+def call_arguments(policy: Exportable) -> dict[str, object]:
+    """What the pipeline's call needs besides prompt, size, steps, guidance and generator."""
+    return ARGUMENTS.get(policy.folder.pipeline_class, lambda policy: {})(policy)
+
+
+def kohya_tensors(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """LoRA factors under the names of kohya's tools and ComfyUI.
+
+    `down_blocks.0.to_q.lora_A.weight` -> `lora_unet_down_blocks_0_to_q.lora_down.weight`, and one `.alpha` a module, equal to the
+    rank because the scale is in the factors.
+
+    Args:
+        tensors: Factors by their name in the UNet, scale folded in.
+    Returns:
+        Three tensors a module.
+    """
+    renamed: dict[str, Tensor] = {}
+    for name, tensor in tensors.items():
+        path, _, factor = name.partition(".lora_")
+        module = "lora_unet_" + path.replace(".", "_")
+        if factor == "A.weight":
+            renamed[f"{module}.lora_down.weight"] = tensor
+            renamed[f"{module}.alpha"] = torch.tensor(float(len(tensor)))
+        else:
+            renamed[f"{module}.lora_up.weight"] = tensor
+    return renamed
+
+
+# ---- writing -----------------------------------------------------------------------------------------------
+
+
+def _write_lora(
+    policy: Exportable, tensors: Mapping[str, Tensor], header: Mapping[str, str], folder: Path
+) -> Path:
+    """By the pipeline class's own `save_lora_weights`, which prefixes the names."""
+    component = denoiser_name(policy)
+    adapter = policy.weights.peft_config(policy.weights.rank).to_dict()
+
+    def write(layers: Mapping[str, Tensor], file: str) -> None:
+        described = {f"{component}.{key}": _plain(value) for key, value in adapter.items()}
+        metadata = {**header, "lora_adapter_metadata": json.dumps(described, sort_keys=True)}
+        save_file(dict(layers), file, metadata=metadata)
+
+    layers = {f"{component}_lora_layers": dict(tensors)}
+    _pipeline_class(policy).save_lora_weights(str(folder), save_function=write, **layers)
+    return folder / LORA_FILE
+
+
+def _write_peft(
+    policy: Exportable, tensors: Mapping[str, Tensor], header: Mapping[str, str], folder: Path
+) -> Path:
+    """In peft's own layout."""
+    adapter = policy.weights.peft_config(policy.weights.rank).to_dict()
+    described = {key: _plain(value) for key, value in adapter.items()} | {"inference_mode": True}
+    (folder / PEFT_CONFIG).write_text(json.dumps(described, indent=2, sort_keys=True), encoding="utf-8")
+    named = {f"base_model.model.{name}": tensor for name, tensor in tensors.items()}
+    save_file(named, folder / PEFT_FILE, metadata=dict(header))
+    return folder / PEFT_FILE
+
+
+def _export_kohya(
+    policy: Exportable,
+    version: str,
+    tensors: Mapping[str, Tensor],
+    header: Mapping[str, str],
+    fresh: Pipeline,
+    folder: Path,
+) -> Path | None:
+    """The file for ComfyUI, if diffusers reads it as the same model; else no file and a warning."""
+    file = folder / KOHYA_FILE
+    module = {"ss_network_module": "networks.lora"}
+    save_file(kohya_tensors(tensors), file, metadata={**header, **module})
+    try:
+        fresh.unload_lora_weights()
+        fresh.load_lora_weights(str(folder), weight_name=KOHYA_FILE)
+        _compare(policy, version, fresh, file)
+    except (*LOAD_ERRORS, PolicyError) as error:
+        file.unlink()
+        _log.warning(
+            "%s is not written: diffusers does not read it as the same model (%s); take %s",
+            file,
+            error,
+            LORA_FILE,
+        )
+        return None
+    return file
+
+
+def _header(policy: Exportable, version: str, tensors: Mapping[str, Tensor]) -> dict[str, str]:
+    height, width = _picture_size(policy)
+    architecture, base_version = _architecture(policy)
     return {
         "format": "pt",
         "modelspec.sai_model_spec": "1.0.1",
-        "modelspec.architecture": "stable-diffusion-v1/lora" if is_unet else "stable-diffusion-3/lora",
+        "modelspec.architecture": f"{architecture}/lora",
         "modelspec.implementation": "diffusers",
-        "modelspec.title": f"{base} {version}",
-        "modelspec.resolution": f"{width * factor}x{height * factor}",
+        "modelspec.title": f"{policy.folder.path.name} {version}",
+        "modelspec.resolution": f"{width}x{height}",
         "modelspec.date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d"),
         "modelspec.description": "Preference-aligned LoRA made by diffexpo",
         "modelspec.prediction_type": policy.path.prediction_type,
         "modelspec.hash_sha256": fingerprint_state(tensors),
-        "ss_base_model_version": "sd_v1" if is_unet else "sd3",
+        "ss_base_model_version": base_version,
         "ss_network_module": "peft.lora",
         "ss_network_dim": str(policy.weights.rank),
         # The scale is inside the tensors already.
         "ss_network_alpha": str(policy.weights.rank),
         "ss_training_comment": f"base weights sha256 {policy.fingerprint}",
     }
+
+
+def _architecture(policy: Exportable) -> tuple[str, str]:
+    name = policy.folder.pipeline_class
+    network = policy.weights.network
+    if name == "StableDiffusionPipeline" and network.config.cross_attention_dim == SD2_TEXT_WIDTH:
+        return "stable-diffusion-v2", "sd_v2"
+    return ARCHITECTURES.get(name, (name, name))
+
+
+def _picture_size(policy: Exportable) -> tuple[int, int]:
+    factor = 2 ** (len(policy.vae.config.block_out_channels) - 1)
+    return policy.latent_shape[1] * factor, policy.latent_shape[2] * factor
 
 
 def _plain(value: object) -> object:
@@ -168,27 +326,38 @@ def _plain(value: object) -> object:
     return str(value.value if isinstance(value, Enum) else value)
 
 
-def _pipeline_from(policy: UNetPolicy | SD3Policy, folder: Path) -> Pipeline:
+# ---- reloading ---------------------------------------------------------------------------------------------
+
+
+def left_out(policy: Exportable) -> tuple[str, ...]:
+    """Components that the pipeline is loaded without: those the folder does not have, checkers of its pictures, and T5 where the
+    policy runs without it.
+    """
+    index = policy.folder.index
+    absent = [name for name, entry in index.items() if entry == [None, None]]
+    checkers = [name for name in ("safety_checker", "feature_extractor", "image_encoder") if name in index]
+    if policy.folder.pipeline_class == "StableDiffusion3Pipeline" and policy.t5 is None:
+        absent += ["text_encoder_3", "tokenizer_3"]
+    return tuple(dict.fromkeys([*absent, *checkers]))
+
+
+def _pipeline_class(policy: Exportable) -> type[Pipeline]:
+    return getattr(diffusers, policy.folder.pipeline_class)
+
+
+def _pipeline_from(policy: Exportable, folder: Path) -> Pipeline:
     """A fresh plain-diffusers pipeline of the folder, as any user would load it."""
+    settings: dict[str, Any] = dict.fromkeys(left_out(policy))
+    if "safety_checker" in settings:
+        settings["requires_safety_checker"] = False
     try:
-        if isinstance(policy, UNetPolicy):
-            pipeline = StableDiffusionPipeline.from_pretrained(
-                str(folder),
-                dtype=policy.dtype,
-                variant=policy.folder.variant if folder == policy.folder.path else None,
-                safety_checker=None,
-                requires_safety_checker=False,
-                local_files_only=True,
-            )
-        else:
-            pipeline = StableDiffusion3Pipeline.from_pretrained(
-                str(folder),
-                dtype=policy.dtype,
-                variant=policy.folder.variant if folder == policy.folder.path else None,
-                text_encoder_3=None,
-                tokenizer_3=None,
-                local_files_only=True,
-            )
+        pipeline = _pipeline_class(policy).from_pretrained(
+            str(folder),
+            dtype=policy.dtype,
+            variant=policy.folder.variant if folder == policy.folder.path else None,
+            local_files_only=True,
+            **settings,
+        )
     except LOAD_ERRORS as error:
         raise PolicyError(
             f"{folder}: plain diffusers cannot load it for the export check ({error})"
@@ -197,45 +366,29 @@ def _pipeline_from(policy: UNetPolicy | SD3Policy, folder: Path) -> Pipeline:
     return pipeline.to(policy.device)
 
 
-def _denoiser(pipeline: Pipeline) -> nn.Module:
-    return pipeline.unet if isinstance(pipeline, StableDiffusionPipeline) else pipeline.transformer
-
-
-def _set_denoiser(pipeline: Pipeline, network: nn.Module) -> None:
-    if isinstance(pipeline, StableDiffusionPipeline):
-        pipeline.unet = network
-    else:
-        pipeline.transformer = network
-
-
-def _compare(policy: UNetPolicy | SD3Policy, version: str, fresh: Pipeline, where: Path) -> dict[str, object]:
-    """One forward and one two-step picture: ours with the version against the reloaded pipeline.
+def _compare(policy: Exportable, version: str, fresh: Pipeline, where: Path) -> dict[str, object]:
+    """The first network call and the picture of two steps: ours with the version against the reloaded pipeline.
 
     Raises:
         PolicyError: they differ by more than the tolerance; the file must not be trusted.
     """
-    x_t = torch.randn(1, *policy.latent_shape, generator=torch_generator("export", "latents"))
-    x_t = x_t.to(policy.device, policy.dtype)
-    t = torch.tensor([0.5])
-    conditioning = policy.encode_prompts([PROBE_PROMPT])
-    ours = _pipeline_from(policy, policy.folder.path)
+    name = denoiser_name(policy)
+    # An adapter leaves all other components as they are on disk: no need to load them twice.
+    is_lora = policy.weights.kind == "lora"
+    ours = type(fresh)(**_components(fresh, name)) if is_lora else _pipeline_from(policy, policy.folder.path)
+    ours.set_progress_bar_config(disable=True)
     with torch.no_grad(), policy.weights.use(version):
-        forward_ours = policy.predict(x_t, t, conditioning)
-        _set_denoiser(ours, policy.weights.network)
-        image_ours = _draw(ours, policy, x_t)
+        setattr(ours, name, policy.weights.network)
+        forward_ours, image_ours = _draw(ours, policy)
     with torch.no_grad():
-        forward_fresh = _forward(fresh, policy, x_t, t)
-        image_fresh = _draw(fresh, policy, x_t)
-    if policy.weights.kind == "full":
-        _refuse_other_weights(policy, version, _denoiser(fresh), where)
+        forward_fresh, image_fresh = _draw(fresh, policy)
+    if not is_lora:
+        _refuse_other_weights(policy, version, getattr(fresh, name), where)
     largest = max(1.0, float(forward_ours.abs().max()))
     forward_difference = float((forward_ours - forward_fresh).abs().max()) / largest
     image_difference = float((image_ours - image_fresh).abs().max())
-    is_exact_scale = (
-        policy.weights.kind == "full" or math.frexp(policy.weights.alpha / policy.weights.rank)[0] == 0.5
-    )
     allowed = TOLERANCE if policy.dtype == torch.float32 else 1e-2
-    allowed = allowed if is_exact_scale else 10 * allowed
+    allowed = allowed if _is_exact_scale(policy) else 10 * allowed
     # Written so that a NaN difference fails too.
     if not (forward_difference <= allowed and image_difference <= allowed):
         raise PolicyError(
@@ -250,7 +403,24 @@ def _compare(policy: UNetPolicy | SD3Policy, version: str, fresh: Pipeline, wher
     }
 
 
-def _refuse_other_weights(policy: UNetPolicy | SD3Policy, version: str, network: nn.Module, where: Path) -> None:
+def _components(pipeline: Pipeline, denoiser: str) -> dict[str, Any]:
+    """What the pipeline's class is made of, the denoiser left for later."""
+    settings = {
+        name: value for name, value in pipeline.config.items() if not name.startswith("_") and _is_flag(value)
+    }
+    return settings | pipeline.components | {denoiser: getattr(pipeline, denoiser)}
+
+
+def _is_flag(value: object) -> bool:
+    return isinstance(value, bool)
+
+
+def _is_exact_scale(policy: Exportable) -> bool:
+    weights = policy.weights
+    return not isinstance(weights, LoraWeightSets) or math.frexp(weights.alpha / weights.rank)[0] == 0.5
+
+
+def _refuse_other_weights(policy: Exportable, version: str, network: nn.Module, where: Path) -> None:
     """Raise PolicyError unless the reloaded network holds the version's tensors bit for bit."""
     saved = network.state_dict()
     for name, value in policy.weights.state(version).items():
@@ -258,56 +428,24 @@ def _refuse_other_weights(policy: UNetPolicy | SD3Policy, version: str, network:
             raise PolicyError(f"{where}: {name} differs after reloading; do not use the file, check the disk")
 
 
-def _forward(pipeline: Pipeline, policy: UNetPolicy | SD3Policy, x_t: Tensor, t: Tensor) -> Tensor:
-    """The pipeline's own text path and network call for one latent."""
-    timestep = policy.path.timestep(t).to(policy.device)
-    device = policy.device
-    if isinstance(pipeline, StableDiffusionPipeline):
-        states, _ = pipeline.encode_prompt(PROBE_PROMPT, device, 1, False)
-        return pipeline.unet(x_t, timestep, encoder_hidden_states=states, return_dict=False)[0]
-    states, _, pooled, _ = pipeline.encode_prompt(
-        PROBE_PROMPT,
-        None,
-        None,
-        device=device,
-        do_classifier_free_guidance=False,
-        max_sequence_length=policy.t5_tokens,
+def _draw(pipeline: Pipeline, policy: Exportable) -> tuple[Tensor, Tensor]:
+    """The denoiser's first output, and a two-step picture (3, H, W) in [0, 1], with guidance, from noise of a fixed seed."""
+    outputs: list[Tensor] = []
+    hook = getattr(pipeline, denoiser_name(policy)).register_forward_hook(
+        lambda module, inputs, output: outputs.append(output[0].detach().float().cpu())
     )
-    return pipeline.transformer(
-        hidden_states=x_t,
-        timestep=timestep,
-        encoder_hidden_states=states,
-        pooled_projections=pooled,
-        return_dict=False,
-    )[0]
-
-
-def _draw(pipeline: Pipeline, policy: UNetPolicy | SD3Policy, x_t: Tensor) -> Tensor:
-    """A two-step picture (H, W, 3) in [0, 1] from given noise, with guidance."""
-    factor = pipeline.vae_scale_factor
-    height, width = (size * factor for size in policy.latent_shape[1:])
-    generator = torch.Generator("cpu").manual_seed(0)
-    if isinstance(pipeline, StableDiffusionPipeline):
-        result = pipeline(
-            PROBE_PROMPT,
-            height,
-            width,
-            2,
-            guidance_scale=3.0,
-            latents=x_t,
-            generator=generator,
-            output_type="pt",
-        )
-    else:
-        result = pipeline(
+    height, width = _picture_size(policy)
+    try:
+        pictures = pipeline(
             PROBE_PROMPT,
             height=height,
             width=width,
-            num_inference_steps=2,
-            guidance_scale=3.0,
-            latents=x_t,
-            generator=generator,
-            max_sequence_length=policy.t5_tokens,
+            num_inference_steps=STEPS,
+            guidance_scale=GUIDANCE,
+            generator=torch.Generator("cpu").manual_seed(0),
             output_type="pt",
-        )
-    return result.images[0].float()
+            **call_arguments(policy),
+        ).images
+    finally:
+        hook.remove()
+    return outputs[0], pictures[0].float().cpu()

@@ -20,7 +20,8 @@ from torch.nn.functional import conv2d
 from diffexpo.diffusion.guidance import IMAGE_CONDITION
 from diffexpo.errors import PolicyError
 from diffexpo.policies.loading import ModelFolder, load_module, read_json, read_model_folder
-from diffexpo.policies.sd3 import SETTINGS_FILE, SD3Policy, inert_parameters
+from diffexpo.policies.sd3 import SD3Policy, inert_parameters
+from diffexpo.policies.t5 import SETTINGS_FILE
 from diffexpo.policies.unet import UNetPolicy
 from diffexpo.policies.weights import CopyWeightSets, fingerprint_state
 from diffexpo.types import Conditioning, Policy
@@ -228,13 +229,13 @@ def _improver_of(policy: Policy, network: nn.Module, gradient_checkpointing: boo
         own = {"text_encoder": policy.text_encoder, "tokenizer": policy.tokenizer}
         return UNetImprover(weights=CopyWeightSets(network), **own, **shared)
     own = {"text_encoders": policy.text_encoders, "tokenizers": policy.tokenizers}
-    own |= {"text_width": policy.text_width, "t5_tokens": policy.t5_tokens}
+    own |= {"text_width": policy.text_width, "t5_tokens": policy.t5_tokens, "t5": policy.t5}
     return SD3Improver(weights=CopyWeightSets(network, inert_parameters(network.config)), **own, **shared)
 
 
 def _shared_modules(policy: Policy) -> dict[str, nn.Module]:
     """What latents and texts mean: autoencoder and text encoders, by their names in `improver.json`."""
-    encoders = [policy.text_encoder] if isinstance(policy, UNetPolicy) else list(policy.text_encoders)
+    encoders = [policy.text_encoder] if isinstance(policy, UNetPolicy) else policy.text_modules()
     return {"autoencoder": policy.vae, "text_encoder": nn.ModuleList(encoders)}
 
 

@@ -7,18 +7,28 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+from huggingface_hub.errors import (
+    GatedRepoError,
+    HfHubHTTPError,
+    HFValidationError,
+    LocalEntryNotFoundError,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
 from safetensors import SafetensorError, safe_open
 from transformers import CLIPTokenizer
 
 from diffexpo.errors import MissingError, PolicyError
 
+# Folders that no family reads: not downloaded.
+NOT_READ = ("safety_checker/*", "feature_extractor/*", "image_encoder/*", "vae_1_0/*")
+OTHER_VARIANTS = ("fp16", "bf16", "fp32", "non_ema", "ema")
 LOAD_ERRORS = (OSError, ValueError, RuntimeError, TypeError, KeyError, SafetensorError)
 
 
@@ -51,7 +61,7 @@ def resolve_folder(folder_or_id: str, *, revision: str | None = None, variant: s
     Returns:
         An existing folder.
     Raises:
-        MissingError: neither a folder nor a hub model that can be reached.
+        MissingError: neither a folder nor a hub model that can be reached; a gated model without access; no such revision.
     """
     folder = Path(folder_or_id).expanduser()
     if folder.exists():
@@ -61,18 +71,52 @@ def resolve_folder(folder_or_id: str, *, revision: str | None = None, variant: s
             f"model.path={folder_or_id!r}: no such folder; expected a diffusers folder, a hub id "
             "`owner/name` or an embedded model (`emoji:diffusion`, `emoji:flow`)"
         )
-    weights = f"*.{variant}*.safetensors" if variant else "*.safetensors"
+    allowed, ignored = download_patterns(variant)
     try:
         return Path(
             snapshot_download(
-                folder_or_id, revision=revision, allow_patterns=["*.json", "*.txt", "*.model", weights]
+                folder_or_id, revision=revision, allow_patterns=allowed, ignore_patterns=ignored
             )
         )
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-        raise MissingError(
-            f"model.path={folder_or_id!r}: not a local folder, and the hub did not give it ({error}); check "
-            "the spelling, the network, or download it and name the folder"
-        ) from error
+        raise MissingError(_why_not_there(folder_or_id, revision, error)) from error
+
+
+def download_patterns(variant: str | None) -> tuple[list[str], list[str]]:
+    """File patterns of a hub model that are fetched, and those that are not though they fit.
+
+    Args:
+        variant: File variant of the weights; None is the plain one.
+    Returns:
+        (allowed, ignored): configurations, tokenizers and the component folders' safetensors of that variant.
+    """
+    weights = f"*/*.{variant}*.safetensors" if variant else "*/*.safetensors"
+    others = [] if variant else [f"*.{name}*.safetensors" for name in OTHER_VARIANTS]
+    return ["*.json", "*.txt", "*.model", weights], [*NOT_READ, *others]
+
+
+def _why_not_there(name: str, revision: str | None, error: Exception) -> str:
+    """What the hub's refusal means and what to do about it."""
+    said = " ".join(str(error).split())
+    if isinstance(error, GatedRepoError):
+        return (
+            f"model.path={name!r}: a gated model, and this account has no access; accept its licence on "
+            f"https://huggingface.co/{name} and log in with `hf auth login` (or set HF_TOKEN)"
+        )
+    if isinstance(error, RevisionNotFoundError):
+        return (
+            f"model.revision={revision!r}: {name!r} has no such branch, tag or commit; expected one that its page on the "
+            "hub lists, or null for the newest"
+        )
+    if isinstance(error, RepositoryNotFoundError):
+        return (
+            f"model.path={name!r}: not a local folder, and the hub has no such model or hides it from this account; check the "
+            "spelling, or log in with `hf auth login` if it is private"
+        )
+    return (
+        f"model.path={name!r}: not a local folder, and the hub did not give it ({said}); check "
+        "the spelling, the network, or download it and name the folder"
+    )
 
 
 def read_model_folder(folder: Path, variant: str | None = None) -> ModelFolder:
@@ -232,6 +276,13 @@ def count_tokens(tokenizer: CLIPTokenizer, prompts: Sequence[str]) -> list[int]:
     if not prompts:
         return []
     return [len(ids) for ids in tokenizer(list(prompts), truncation=False, verbose=False).input_ids]
+
+
+def move_modules(modules: Iterable[torch.nn.Module], device: torch.device) -> None:
+    """Move networks that are on another device."""
+    for module in modules:
+        if next(module.parameters()).device != device:
+            module.to(device)
 
 
 def choose_device(name: str) -> torch.device:

@@ -13,7 +13,7 @@ import hashlib
 import logging
 import math
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
@@ -22,10 +22,13 @@ from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
 from diffexpo.config.schema import LoraConfig as LoraSettings
+from diffexpo.config.schema import TuningConfig
 from diffexpo.errors import PolicyError
 from diffexpo.rng import torch_generator
 
 CURRENT, BASE, REFERENCE = "current", "base", "reference"
+# Where adapters go unless the settings or the family say otherwise: the attention's projections.
+LORA_TARGETS = ("to_q", "to_k", "to_v", "to_out.0")
 _log = logging.getLogger("diffexpo")
 
 
@@ -77,12 +80,13 @@ class LoraWeightSets:
     kind = "lora"
 
     def __init__(self, network: nn.Module, settings: LoraSettings, seed: int) -> None:
-        check_targets(network, settings.target_modules)
+        targets = LORA_TARGETS if settings.target_modules is None else settings.target_modules
+        check_targets(network, targets)
         self.network = network
         self.base_module = network
         self.rank = settings.rank
         self.alpha = settings.rank if settings.alpha is None else settings.alpha
-        self.target_modules = settings.target_modules
+        self.target_modules = targets
         self._seed = seed
         # The adapter behind each version; None is "all adapters off". ModuleDict keys clash with its methods:
         # hence the prefix.
@@ -228,6 +232,10 @@ class LoraWeightSets:
             state[key] = value
         return state
 
+    def prepare_networks(self, prepare: Callable[[nn.Module], object]) -> None:
+        """Apply a change of layout or execution to the network, which all versions share."""
+        prepare(self.network)
+
     def peft_config(self, alpha: float) -> LoraConfig:
         """The adapter's peft configuration at a given alpha."""
         return LoraConfig(r=self.rank, lora_alpha=alpha, target_modules=list(self.target_modules))
@@ -251,6 +259,7 @@ class CopyWeightSets:
         network.eval().requires_grad_(False)
         base = copies.deepcopy(network)
         self._inert = inert
+        self._preparations: list[Callable[[nn.Module], object]] = []
         for parameter in self._parameters(network).values():
             parameter.requires_grad_(True)
         self.base_module = base
@@ -302,7 +311,11 @@ class CopyWeightSets:
 
     def state(self, name: str) -> dict[str, Tensor]:
         """Detached CPU copy of a version's parameters."""
-        return {key: value.detach().cpu().clone() for key, value in self._parameters(self._module(name)).items()}
+        # Contiguous, whatever the layout in memory: files take no other.
+        return {
+            key: value.detach().cpu().clone(memory_format=torch.contiguous_format)
+            for key, value in self._parameters(self._module(name)).items()
+        }
 
     def load(self, name: str, state: Mapping[str, Tensor]) -> None:
         """Make or overwrite a version from tensors whose names and shapes match exactly."""
@@ -314,6 +327,8 @@ class CopyWeightSets:
             # From the pristine base, not from "current": a training library may have wrapped the latter's
             # forward.
             module = copies.deepcopy(self.base_module)
+            for prepare in self._preparations:
+                prepare(module)
             self._versions[name] = module
         with torch.no_grad():
             for key, parameter in self._parameters(module).items():
@@ -322,6 +337,12 @@ class CopyWeightSets:
     def fingerprint(self, name: str) -> str:
         """sha256 of a version's parameters."""
         return fingerprint_state(self.state(name))
+
+    def prepare_networks(self, prepare: Callable[[nn.Module], object]) -> None:
+        """Apply a change of layout or execution to every version, those made later included."""
+        for module in {id(module): module for module in self._versions.values()}.values():
+            prepare(module)
+        self._preparations.append(prepare)
 
     def _parameters(self, module: nn.Module) -> dict[str, nn.Parameter]:
         return {name: value for name, value in module.named_parameters() if not name.startswith(self._inert)}
@@ -335,6 +356,13 @@ class CopyWeightSets:
     def _refuse_base(name: str) -> None:
         if name == BASE:
             raise PolicyError("weights 'base': never changes; write to another version")
+
+
+def with_targets(tuning: TuningConfig, targets: tuple[str, ...]) -> TuningConfig:
+    """The tuning with a family's own LoRA targets where the settings name none."""
+    if tuning.lora.target_modules is not None:
+        return tuning
+    return tuning.model_copy(update={"lora": tuning.lora.model_copy(update={"target_modules": targets})})
 
 
 def check_targets(network: nn.Module, targets: tuple[str, ...]) -> None:

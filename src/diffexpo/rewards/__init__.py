@@ -11,6 +11,7 @@ from diffexpo.rewards.ocr import OcrReward
 from diffexpo.rewards.python_file import PythonFileReward
 from diffexpo.rewards.quality import BrisqueReward, OpenNsfwReward
 from diffexpo.rewards.remote import RemoteReward
+from diffexpo.rewards.self_judging import DenoisingReward, ImplicitReward
 from diffexpo.rewards.vlm import VlmJudge
 
 REWARDS = {
@@ -28,4 +29,6 @@ REWARDS = {
     "ocr": OcrReward,
     "brisque": BrisqueReward,
     "open_nsfw": OpenNsfwReward,
+    "implicit": ImplicitReward,
+    "denoising": DenoisingReward,
 }

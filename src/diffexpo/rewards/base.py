@@ -10,22 +10,26 @@ from torch import Tensor
 
 from diffexpo.config.schema import RewardConfig
 from diffexpo.errors import ConfigError
-from diffexpo.types import Reward
+from diffexpo.types import Policy, Scorer
 
 
 def load_rewards(
-    configs: Sequence[RewardConfig], resolve: Callable[[str], str], device: torch.device | str
-) -> list[Reward]:
+    configs: Sequence[RewardConfig],
+    resolve: Callable[[str], str],
+    device: torch.device | str,
+    open_denoiser: Callable[[RewardConfig], Policy] | None = None,
+) -> list[Scorer]:
     """Build the scorers of a configuration, in its order.
 
     Args:
         configs: Reward settings; names must differ.
         resolve: Turns a `path` (an `emoji:` alias, say) into a folder, hub id or file.
         device: Where networks run.
+        open_denoiser: Gives the model of a scorer that judges by denoising errors; None: there is no run to judge in.
     Returns:
         One scorer each, loaded and ready.
     Raises:
-        ConfigError: two rewards of one name, or a type without the path it needs.
+        ConfigError: two rewards of one name, a type without the path it needs, or one that judges latents where there are none.
         MissingError: model, file or function is not there.
         RewardError: a model that is not what the type needs.
     """
@@ -37,8 +41,16 @@ def load_rewards(
             raise ConfigError(
                 f"rewards: name {name!r} is used {names.count(name)} times; names must be unique"
             )
-    scorers: list[Reward] = []
+    scorers: list[Scorer] = []
     for config in configs:
+        if getattr(REWARDS[config.type], "needs_denoiser", False):
+            if open_denoiser is None:
+                raise ConfigError(
+                    f"reward {config.name!r}: type {config.type} judges the latents that a run draws, and here are pictures only; "
+                    "it can be neither served nor verified alone, use it in a run"
+                )
+            scorers.append(REWARDS[config.type](config.name, open_denoiser(config), config.self_judge))
+            continue
         # A type with settings reads them itself; the others are built from their name.
         from_config = getattr(REWARDS[config.type], "from_config", None)
         scorers.append(

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from diffexpo.errors import RewardError, ScorerStoppedError
 from diffexpo.rewards.base import quantise
-from diffexpo.types import Reward
+from diffexpo.types import LatentReward, Reward, Scorer
 
 _log = logging.getLogger("diffexpo")
 
@@ -43,26 +43,36 @@ def score_images(
         RewardError: images and prompts differ in number.
         ScorerStoppedError: a scorer cannot go on, such as a server that stays away.
     """
-    if len(images) != len(prompts):
-        raise RewardError(
-            f"scoring: {len(images)} images but {len(prompts)} prompts; expected one prompt an image"
-        )
-    pictures = quantise(images)
-    scores = {reward.name: np.full(len(prompts), np.nan, dtype=np.float32) for reward in rewards}
-    for reward in rewards:
-        for start in range(0, len(prompts), batch_size):
-            rows = slice(start, min(start + batch_size, len(prompts)))
-            scores[reward.name][rows] = _score_batch(reward, pictures[rows], prompts[rows])
-            tick()
-    for name, count in num_failed(scores).items():
-        if count:
-            _log.warning(
-                "reward %r gave no finite score for %d of %d images; they are excluded",
-                name,
-                count,
-                len(prompts),
-            )
-    return scores
+    calls = [(reward.name, reward.score) for reward in rewards]
+    return _score_all(calls, quantise(images), prompts, batch_size, tick)
+
+
+def score_latents(
+    rewards: Sequence[LatentReward],
+    latents: Tensor,
+    prompts: Sequence[str],
+    *,
+    batch_size: int = 64,
+    tick: Callable[[], None] = lambda: None,
+) -> dict[str, np.ndarray]:
+    """Scores of latents (N,C,h,w) under every scorer that judges them; in all else as `score_images`."""
+    calls = [(reward.name, reward.score_latents) for reward in rewards]
+    return _score_all(calls, latents, prompts, batch_size, tick)
+
+
+def score_both(
+    scorers: Sequence[Scorer], images: Tensor, latents: Tensor, prompts: Sequence[str]
+) -> dict[str, np.ndarray]:
+    """Scores of images (N,3,H,W) and of the latents (N,C,h,w) behind them, in the order of the scorers."""
+    of_pictures, of_latents = by_input(scorers)
+    found = score_images(of_pictures, images, prompts) | score_latents(of_latents, latents, prompts)
+    return {scorer.name: found[scorer.name] for scorer in scorers}
+
+
+def by_input(scorers: Sequence[Scorer]) -> tuple[list[Reward], list[LatentReward]]:
+    """(scorers of pictures, scorers of latents), each in the given order."""
+    of_latents = [scorer for scorer in scorers if isinstance(scorer, LatentReward)]
+    return [scorer for scorer in scorers if not isinstance(scorer, LatentReward)], of_latents
 
 
 def num_failed(scores: Mapping[str, np.ndarray]) -> dict[str, int]:
@@ -92,12 +102,44 @@ def check_rewards(scores: Mapping[str, np.ndarray]) -> None:
             )
 
 
-def _score_batch(reward: Reward, images: Tensor, prompts: Sequence[str]) -> np.ndarray:
+Call = Callable[[Tensor, Sequence[str]], Tensor]
+
+
+def _score_all(
+    calls: Sequence[tuple[str, Call]],
+    inputs: Tensor,
+    prompts: Sequence[str],
+    batch_size: int,
+    tick: Callable[[], None],
+) -> dict[str, np.ndarray]:
+    """Scores of pictures or latents under every (name, call); failures become NaN and are said."""
+    if len(inputs) != len(prompts):
+        raise RewardError(
+            f"scoring: {len(inputs)} images but {len(prompts)} prompts; expected one prompt an image"
+        )
+    scores = {name: np.full(len(prompts), np.nan, dtype=np.float32) for name, _ in calls}
+    for name, call in calls:
+        for start in range(0, len(prompts), batch_size):
+            rows = slice(start, min(start + batch_size, len(prompts)))
+            scores[name][rows] = _score_batch(name, call, inputs[rows], prompts[rows])
+            tick()
+    for name, count in num_failed(scores).items():
+        if count:
+            _log.warning(
+                "reward %r gave no finite score for %d of %d images; they are excluded",
+                name,
+                count,
+                len(prompts),
+            )
+    return scores
+
+
+def _score_batch(name: str, call: Call, images: Tensor, prompts: Sequence[str]) -> np.ndarray:
     try:
-        scores = reward.score(images, prompts)
+        scores = call(images, prompts)
         if scores.shape != (len(prompts),):
             raise RewardError(
-                f"reward {reward.name!r} returned shape {tuple(scores.shape)} for {len(prompts)} images"
+                f"reward {name!r} returned shape {tuple(scores.shape)} for {len(prompts)} images"
             )
     except ScorerStoppedError:
         raise
@@ -107,7 +149,7 @@ def _score_batch(reward: Reward, images: Tensor, prompts: Sequence[str]) -> np.n
             return np.full(1, np.nan, dtype=np.float32)
         rows = range(len(prompts))
         return np.concatenate(
-            [_score_batch(reward, images[row : row + 1], prompts[row : row + 1]) for row in rows]
+            [_score_batch(name, call, images[row : row + 1], prompts[row : row + 1]) for row in rows]
         )
     scores = scores.detach().float().cpu()
     return torch.where(torch.isfinite(scores), scores, torch.nan).numpy()

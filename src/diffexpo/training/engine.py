@@ -235,8 +235,13 @@ class Engine:
                 f"not finite (loss {values['train/loss']}, gradient norm {grad_norm}; "
                 f"rows {', '.join(batch.keys[:3])}, ...); "
                 "lower training.learning_rate or algorithm.beta, "
-                "or look at these rows with `diffexpo data inspect`"
+                f"{self._half_precision_advice()}or look at these rows with `diffexpo data inspect`"
             )
+
+    def _half_precision_advice(self) -> str:
+        """A denoiser in float16 overflows where one in bfloat16 does not."""
+        is_half = getattr(self.policy, "dtype", None) == torch.float16
+        return "set model.dtype=bfloat16 or float32 (float16 overflows), " if is_half else ""
 
     def _accumulate(
         self, run: Progress, batch: Batch, noise_key: tuple[str | int, ...], tick: Callable[[], None]

@@ -102,3 +102,34 @@ def test_kl_budget_and_kl_without_return() -> None:
 def test_critical_comes_first() -> None:
     bad = replace(GOOD, skipped_steps=1, implicit_accuracy=0.5, win_rate=(0.2, 0.1, 0.3))
     assert [severity for _, severity in names(BASE, bad)] == ["critical", "warning", "note"]
+
+
+@pytest.mark.parametrize(
+    ("distance", "expected"),
+    [
+        (0.0, [("improver_identity", "critical")]),
+        (0.049, [("improver_identity", "critical")]),
+        (0.05, []),
+        (0.28, []),
+        (0.9, []),
+        (0.95, [("improver_unrelated", "warning")]),
+        (1.3, [("improver_unrelated", "warning")]),
+        (None, []),
+    ],
+)
+def test_improved_images_are_neither_their_losers_nor_unrelated(
+    distance: float | None, expected: list[tuple[str, str]]
+) -> None:
+    assert names(BASE, replace(GOOD, improved_distance=distance)) == expected
+    # Nothing is improved before the first iteration.
+    assert names(replace(BASE, improved_distance=distance), GOOD) == []
+
+
+def test_the_alarms_of_the_improvement_model_say_the_scale_and_what_to_change() -> None:
+    near, far = (
+        check_alarms(History((BASE, replace(GOOD, improved_distance=distance))))[0]
+        for distance in (0.01, 1.2)
+    )
+    assert "0.010 times as far from their losers as losers of different prompts" in near.message
+    assert "below 0.05" in near.message and "image_scale" in near.what_to_do
+    assert "above 0.9" in far.message and "reconstruct" in far.what_to_do

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from diffexpo.config.schema import EvaluationConfig, SamplerConfig
+from diffexpo.data.latents import PromptEmbeddings
 from diffexpo.diffusion import Path
 from diffexpo.errors import DataError, MissingError, RewardError
 from diffexpo.evaluation.suites import choose_prompts, evaluate_version, is_saved, load_suite, save_suite
@@ -85,6 +86,21 @@ def test_a_picture_does_not_depend_on_the_other_prompts() -> None:
         gap = part.picture(0, image).astype(int) - whole.picture(3, image).astype(int)
         assert np.abs(gap).max() <= 1
     assert not np.array_equal(part.images, other.images)
+
+
+def test_embeddings_that_are_kept_are_made_once_and_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    policy, encoded = make_policy(), []
+    encode = policy.encode_prompts
+    monkeypatch.setattr(policy, "encode_prompts", lambda texts: encoded.extend(texts) or encode(texts))
+    plain = evaluate_version(policy, "moved", PROMPTS, SETTINGS, [Redness()], 7)
+    encoded.clear()
+    kept = PromptEmbeddings(policy)
+    results = [
+        evaluate_version(policy, version, PROMPTS, SETTINGS, [Redness()], 7, encode=kept.select)
+        for version in ("base", "moved")
+    ]
+    assert sorted(encoded) == sorted({"", *(prompt.text for prompt in PROMPTS)})
+    assert np.array_equal(results[1].images, plain.images) and results[1].kl == plain.kl
 
 
 def test_judges_see_the_eight_bit_picture() -> None:

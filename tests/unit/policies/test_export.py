@@ -15,9 +15,10 @@ from safetensors.torch import load_file
 from diffexpo.config.schema import LoraConfig, ModelConfig, TuningConfig
 from diffexpo.errors import PolicyError
 from diffexpo.policies.base import load_policy
-from diffexpo.policies.export import LORA_FILE, export_policy
+from diffexpo.policies.export import KOHYA_FILE, LORA_FILE, attach_lora, export_policy, kohya_tensors
 from diffexpo.policies.sd3 import SD3Policy
 from diffexpo.policies.unet import UNetPolicy
+from tests.contract.family import Family
 
 
 def trained(folder: Path, kind: str, alpha: float | None = None) -> UNetPolicy | SD3Policy:
@@ -122,3 +123,77 @@ def test_folder_may_state_its_text_length(flow_folder: Path, tmp_path: Path) -> 
     (folder / "diffexpo.json").write_text('{"max_sequence_length": -1}')
     with pytest.raises(PolicyError, match="max_sequence_length=-1"):
         trained(folder, "full")
+
+
+def families() -> list[Family]:
+    """One small model of each way to export: two encoders, a file for ComfyUI, packed latents, no loader of its own."""
+    from tests.contract.transformer_families import FAMILIES as TRANSFORMERS
+    from tests.contract.unet_families import FAMILIES as UNETS
+
+    wanted = ("sdxl", "sd3_t5", "flux_dev", "pixart_sigma")
+    return [family for family in (*UNETS, *TRANSFORMERS) if family.name in wanted]
+
+
+@pytest.mark.parametrize("family", families(), ids=lambda family: family.name)
+def test_every_kind_of_pipeline_reloads_without_a_difference(family: Family, tmp_path: Path) -> None:
+    family.build(tmp_path / "model", 0)
+    policy = trained(tmp_path / "model", "lora", 16.0)
+    report = export_policy(policy, "current", tmp_path / "lora")
+    assert (report["forward_difference"], report["image_difference"]) == (0, 0)
+    names = {Path(file).name for file in report["files"]}
+    assert names == {
+        "sdxl": {LORA_FILE, KOHYA_FILE},
+        "pixart_sigma": {"adapter_model.safetensors"},
+    }.get(family.name, {LORA_FILE})
+
+
+def test_comfyui_file_has_alpha_equal_to_rank_and_three_tensors_a_module(
+    diffusion_folder: Path, tmp_path: Path
+) -> None:
+    policy = trained(diffusion_folder, "lora", 16.0)
+    export_policy(policy, "current", tmp_path)
+    lora, kohya = load_file(tmp_path / LORA_FILE), load_file(tmp_path / KOHYA_FILE)
+    assert len(kohya) == len(lora) // 2 * 3
+    module = "mid_block.attentions.0.transformer_blocks.0.attn1.to_out.0"
+    flat = "lora_unet_" + module.replace(".", "_")
+    assert torch.equal(kohya[f"{flat}.lora_down.weight"], lora[f"unet.{module}.lora_A.weight"])
+    assert torch.equal(kohya[f"{flat}.lora_up.weight"], lora[f"unet.{module}.lora_B.weight"])
+    assert kohya[f"{flat}.alpha"] == 4.0
+
+
+def test_comfyui_file_draws_the_same_picture(diffusion_folder: Path, tmp_path: Path) -> None:
+    policy = trained(diffusion_folder, "lora")
+    export_policy(policy, "current", tmp_path)
+    x_t, t = torch.randn(1, *policy.latent_shape), torch.tensor([0.4])
+    conditioning = policy.encode_prompts(["a cat"])
+    states = conditioning.tensors["encoder_hidden_states"]
+    pipeline = StableDiffusionPipeline.from_pretrained(diffusion_folder, safety_checker=None)
+    pipeline.load_lora_weights(tmp_path, weight_name=KOHYA_FILE)
+    with torch.no_grad(), policy.weights.use("current"):
+        plain = pipeline.unet(x_t, policy.path.timestep(t), encoder_hidden_states=states).sample
+        assert torch.equal(plain, policy.predict(x_t, t, conditioning))
+
+
+def test_a_comfyui_file_that_cannot_be_read_back_is_left_out_with_a_warning(
+    diffusion_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def wrong(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        return {
+            name: 2 * value if ".lora_up." in name else value
+            for name, value in kohya_tensors(tensors).items()
+        }
+
+    monkeypatch.setattr("diffexpo.policies.export.kohya_tensors", wrong)
+    policy = trained(diffusion_folder, "lora")
+    report = export_policy(policy, "current", tmp_path)
+    assert not (tmp_path / KOHYA_FILE).exists() and (tmp_path / LORA_FILE).exists()
+    assert len(report["files"]) == 1 and "not written" in caplog.text
+
+
+def test_attached_lora_is_the_files_own(diffusion_folder: Path, tmp_path: Path) -> None:
+    policy = trained(diffusion_folder, "lora")
+    export_policy(policy, "current", tmp_path)
+    pipeline = StableDiffusionPipeline.from_pretrained(diffusion_folder, safety_checker=None)
+    attach_lora(pipeline, tmp_path)
+    own = {name: value for name, value in pipeline.unet.state_dict().items() if ".lora_A." in name}
+    assert len(own) == len(policy.weights.state("current")) // 2

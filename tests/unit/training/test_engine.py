@@ -279,6 +279,13 @@ def test_too_many_bad_steps_in_a_row_stop_the_run_and_name_the_pairs(tmp_path: P
     assert report.skipped_steps == 2
 
 
+def test_bad_steps_of_a_float16_model_name_its_precision(tmp_path: Path) -> None:
+    policy = TinyPolicy()
+    policy.dtype = torch.float16
+    with pytest.raises(TrainingError, match="set model.dtype=bfloat16 or float32"):
+        train(tmp_path, policy=policy, loader=TinyLoader(10, damage=bad_from(1, 7)), max_bad_steps=3)
+
+
 def test_a_gradient_that_is_not_finite_is_caught_though_the_loss_is(tmp_path: Path) -> None:
     class Root(TinyDpo):
         def loss(self, policy: TinyPolicy, batch: PairBatch, noise_key: tuple) -> LossOutput:

@@ -1,0 +1,129 @@
+"""The models behind rewards that judge latents: a run or export that was trained on pairs, or a base model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from diffexpo.build.aliases import resolve
+from diffexpo.config import RunConfig, read_resolved
+from diffexpo.config.schema import LoraConfig, ModelConfig, RewardConfig, TuningConfig
+from diffexpo.errors import ConfigError, MissingError
+from diffexpo.policies.base import load_policy
+from diffexpo.training.checkpoint import read_tensors
+from diffexpo.types import Policy
+
+# As `policies.export` names it.
+LORA_FILE = "pytorch_lora_weights.safetensors"
+# The base alone is asked; an adapter of any rank leaves it as it is and takes less memory than a copy.
+NO_TUNING = TuningConfig(kind="lora", lora=LoraConfig(rank=1))
+
+
+def open_denoiser(config: RunConfig, own: Policy, reward: RewardConfig) -> Policy:
+    """The model that a self-judging reward asks, apart from the run's own, so that it can score while the run draws.
+
+    Args:
+        config: Of the run in which it judges.
+        own: The run's policy; the judge must read the same latents.
+        reward: Of type `implicit` or `denoising`.
+    Returns:
+        A policy whose "base" judges (`denoising`), or whose "current" judges against its "base" (`implicit`).
+    Raises:
+        MissingError: the folder is not there or was not trained. ConfigError: it holds no trained model, or one of other latents.
+    """
+    judge = _trained(config, reward) if reward.type == "implicit" else _base(config, reward)
+    if tuple(judge.latent_shape) != tuple(own.latent_shape):
+        raise ConfigError(
+            f"reward {reward.name!r}: the judge's latents are {tuple(judge.latent_shape)}, those of model.path = "
+            f"{config.model.path} are {tuple(own.latent_shape)}; expected a model of the same autoencoder"
+        )
+    return judge
+
+
+def _base(config: RunConfig, reward: RewardConfig) -> Policy:
+    path = reward.path or config.model.path
+    model = config.model if path == config.model.path else _elsewhere(config.model, path)
+    return _load(model.model_copy(update={"dtype": reward.precision}), NO_TUNING)
+
+
+def _trained(config: RunConfig, reward: RewardConfig) -> Policy:
+    """The trained model in "current" and what it started from in "base"."""
+    folder = Path(resolve(str(reward.path))).expanduser()
+    if (folder / "config.yaml").is_file():
+        return _from_run(config, reward, folder)
+    if (folder / LORA_FILE).is_file():
+        return _from_lora(config, reward, folder / LORA_FILE)
+    if (folder / "model_index.json").is_file():
+        _refuse_half(reward)
+        trained = _load(_elsewhere(config.model, str(folder)), TuningConfig(kind="full"))
+        judge = _load(config.model, TuningConfig(kind="full"))
+        judge.weights.load("current", trained.weights.state("base"))
+        return judge
+    if folder.exists():
+        raise ConfigError(
+            f"reward {reward.name!r}: path = {folder} holds no run (config.yaml) and no export (model_index.json or {LORA_FILE}); "
+            "expected the folder of a run that was trained on pairs, or its export"
+        )
+    raise MissingError(
+        f"reward {reward.name!r}: path = {folder} does not exist; train a judge first, e.g. `diffexpo run emoji/dpo_offline`"
+    )
+
+
+def _from_run(config: RunConfig, reward: RewardConfig, folder: Path) -> Policy:
+    """The last iterate of a finished run, against the run's own base."""
+    trained = read_resolved(folder / "config.yaml").config
+    if trained.tuning.kind == "full":
+        _refuse_half(reward)
+    weights = folder / "checkpoints" / f"weights-{trained.explore.iterations:04d}.safetensors"
+    if not weights.is_file():
+        raise MissingError(
+            f"reward {reward.name!r}: {weights} does not exist, so {folder} is not trained to its end; finish it with "
+            f"`diffexpo run --resume {folder}`"
+        )
+    model = trained.model.model_copy(update={"device": config.model.device, "dtype": reward.precision})
+    judge = _load(model, trained.tuning)
+    judge.weights.load("current", read_tensors(weights))
+    return judge
+
+
+def _from_lora(config: RunConfig, reward: RewardConfig, file: Path) -> Policy:
+    """An exported adapter on the run's base; its scale is inside the tensors."""
+    tensors = _adapter_tensors(file)
+    down = next(value for name, value in tensors.items() if ".lora_A." in name)
+    targets = tuple(sorted({name.split(".lora_")[0] for name in tensors}))
+    tuning = TuningConfig(kind="lora", lora=LoraConfig(rank=len(down), target_modules=targets))
+    judge = _load(config.model.model_copy(update={"dtype": reward.precision}), tuning)
+    judge.weights.load("current", tensors)
+    return judge
+
+
+def _adapter_tensors(file: Path) -> Mapping[str, Tensor]:
+    """Tensors by their names in the denoiser, without the component before them."""
+    try:
+        with safe_open(str(file), framework="pt") as opened:
+            tensors = {name.partition(".")[2]: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
+    except (OSError, SafetensorError) as error:
+        raise ConfigError(f"{file}: not readable as safetensors ({error}); export the run again") from error
+    if not any(".lora_A." in name for name in tensors):
+        raise ConfigError(f"{file}: holds no tensor named *.lora_A.*; expected what `diffexpo export` writes")
+    return tensors
+
+
+def _refuse_half(reward: RewardConfig) -> None:
+    if reward.precision != "float32":
+        raise ConfigError(
+            f"reward {reward.name!r}: precision = {reward.precision}, but its model was trained whole, in float32, and what training "
+            "changed is smaller than half precision resolves; remove precision"
+        )
+
+
+def _elsewhere(model: ModelConfig, path: str) -> ModelConfig:
+    """Another model on the same device; revision and variant belong to the run's own."""
+    return model.model_copy(update={"path": path, "revision": None, "variant": None})
+
+
+def _load(model: ModelConfig, tuning: TuningConfig) -> Policy:
+    return load_policy(model, tuning, folder_or_id=resolve(model.path), seed=0)

@@ -1,0 +1,107 @@
+"""`diffexpo estimate`: what a recipe will take, before anything is downloaded or run."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from diffexpo.cli.progress import Console
+from diffexpo.cli.run import Set
+
+if TYPE_CHECKING:
+    from diffexpo.build.estimating import Advice, Computing, Estimate
+
+GIB = 2**30
+
+
+def estimate(
+    recipes: Annotated[
+        list[str],
+        typer.Argument(metavar="RECIPE", help="Embedded recipes or YAML files, merged left to right."),
+    ],
+    overrides: Set = None,
+    architecture: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME", help="Take these public settings for the model, e.g. sdxl, sd35-medium."
+        ),
+    ] = None,
+    advice: Annotated[
+        bool, typer.Option("--advice/--no-advice", help="Say what would make it fit on 12, 24 and 80 GB.")
+    ] = True,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON, sizes in bytes.")] = False,
+) -> None:
+    """Count memory, disk and network evaluations of a recipe from configurations alone: no weights, no download.
+
+    \b
+    diffexpo estimate paper/expo_ii_sd15
+    diffexpo estimate paper/expo_sdxl --set training.micro_batch_size=1
+    """
+    from diffexpo import build
+    from diffexpo.config import load_config
+
+    config = load_config(recipes, overrides or ()).config
+    found = build.estimate(config, architecture=architecture)
+    compute = build.computing(config, architecture=architecture)
+    advices = build.advise(config, architecture=architecture) if advice else []
+    if as_json:
+        print(
+            json.dumps(
+                found.as_json() | {"computing": vars(compute), "advice": [_as_json(one) for one in advices]},
+                indent=2,
+            )
+        )
+        return
+    console = Console(interactive=False)
+    _print(found, compute, console)
+    for one in advices:
+        console.line(_sentence(one))
+        for change in one.changes or ():
+            console.line(
+                f"    {' '.join(f'--set {setting}' for setting in change.settings)}    ({change.price})"
+            )
+
+
+def _print(found: Estimate, compute: Computing, console: Console) -> None:
+    from diffexpo.build.estimating import SUSTAINED
+
+    rows = [(item.what, item.count, item.phase, _gib(item.bytes)) for item in found.memory]
+    console.table(f"memory ({found.source})", ["what", "count", "when", "GiB"], rows)
+    console.line(f"  largest at once {_gib(found.total)} GiB (always, and the largest other phase)")
+    console.line()
+    rows = [(item.what, item.count, _gib(item.bytes)) for item in found.disk]
+    console.table("disk", ["what", "count", "GiB"], rows)
+    console.line(f"  in all {_gib(found.on_disk)} GiB")
+    console.line()
+    cost = found.cost
+    console.line(
+        f"{cost.total:,} network evaluations ({cost.sampling:,} sampling, {cost.training:,} training), {cost.images:,} images"
+    )
+    console.line(
+        f"{compute.flops / 1e12:.3g} TFLOP each: {compute.hours:,.3g} GPU-hours at {SUSTAINED / 1e12:.0f} TFLOP/s, "
+        "scoring and evaluation apart"
+    )
+    for note in found.notes:
+        console.warning(note)
+    console.line(
+        "An estimate: weights are exact, activations are counted tensor by tensor, workspace inside kernels is not counted."
+    )
+
+
+def _sentence(one: Advice) -> str:
+    if one.changes is None:
+        return f"{one.gib:g} GB: does not fit; {_gib(one.total)} GiB with everything that saves memory"
+    if not one.changes:
+        return f"{one.gib:g} GB: fits ({_gib(one.total)} GiB)"
+    return f"{one.gib:g} GB: fits ({_gib(one.total)} GiB) with"
+
+
+def _as_json(one: Advice) -> dict[str, object]:
+    changes = None if one.changes is None else [vars(change) for change in one.changes]
+    return {"gib": one.gib, "total": one.total, "changes": changes}
+
+
+def _gib(size: int) -> str:
+    return f"{size / GIB:.2f}"

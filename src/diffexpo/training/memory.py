@@ -1,0 +1,136 @@
+"""The largest memory of a run, from sizes alone: plain arithmetic on bytes, nothing is loaded.
+
+    total = weights + versions + scorers + the largest of (train, draw, decode, encode texts)
+    train = gradients + AdamW's two moments + average + activations
+
+A row is one latent that passes the denoiser. A pair is two rows; a guided draw has two rows an image. Activations grow in
+proportion to the rows, beside the copies of weights in autocast's precision. Text encoders leave the device once all texts are
+encoded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+GIB = 2**30
+FLOAT32 = 4
+# What an accelerator's context and libraries take, and what its allocator cannot use: assumed, not measured here.
+CONTEXT = int(0.6 * GIB)
+USABLE = 0.92
+PHASES = ("always", "train", "draw", "decode", "encode texts")
+
+
+@dataclass(frozen=True)
+class Item:
+    """One thing that takes memory: how many of what unit, how many bytes, and in which phase (`always`: in all)."""
+
+    what: str
+    count: str
+    bytes: int
+    phase: str = "always"
+
+
+@dataclass(frozen=True)
+class PerRow:
+    """Bytes that grow with the rows, and bytes that do not."""
+
+    row: int
+    fixed: int = 0
+
+    def at(self, rows: int) -> int:
+        return self.row * rows + self.fixed
+
+
+@dataclass(frozen=True)
+class TrainingShape:
+    """How many rows pass the denoiser at once.
+
+    `rows` have a gradient together; `reference_rows` pass without one while the activations of `rows` are held.
+    `prepass_rows` pass without a gradient before any activation is held (the first pass of `pair_gradient: two_pass`).
+    """
+
+    rows: int
+    reference_rows: int = 0
+    prepass_rows: int = 0
+
+
+def phase_bytes(items: Sequence[Item], phase: str) -> int:
+    """Bytes of one phase alone."""
+    return sum(item.bytes for item in items if item.phase == phase)
+
+
+def largest_phase(items: Sequence[Item]) -> str:
+    """The phase that decides the peak."""
+    return max(PHASES[1:], key=lambda phase: phase_bytes(items, phase))
+
+
+def peak_bytes(items: Sequence[Item]) -> int:
+    """Most bytes held at once: what is always there and the largest phase.
+
+    Args:
+        items: Everything that takes memory.
+    Returns:
+        For items of 3 (always), 5 (train) and 4 (draw) bytes it is 8.
+    """
+    return phase_bytes(items, "always") + phase_bytes(items, largest_phase(items))
+
+
+def fits(total: int, gib: float) -> bool:
+    """Whether a device of so many GiB holds it, leaving room for its context and what its allocator cannot use."""
+    return total + CONTEXT <= USABLE * gib * GIB
+
+
+def training_items(
+    trained: int, *, has_average: bool, held: PerRow, peak: PerRow, forward: PerRow, shape: TrainingShape
+) -> list[Item]:
+    """What exists while an iteration trains.
+
+    gradients = 4 trained,  moments = 8 trained,  average = 4 trained (bytes; float32 throughout)
+    activations = max(peak(rows), held(rows) + forward(reference_rows), forward(prepass_rows))
+
+    Args:
+        trained: Number of trained elements.
+        has_average: Whether a moving average is kept.
+        held: Bytes alive after the forward pass.
+        peak: Most bytes alive in forward and backward.
+        forward: Most bytes alive in a pass without gradient.
+        shape: How many rows there are.
+    Returns:
+        Items of the phase "train".
+    """
+    activations = max(
+        peak.at(shape.rows),
+        held.at(shape.rows) + (forward.at(shape.reference_rows) if shape.reference_rows else 0),
+        forward.at(shape.prepass_rows) if shape.prepass_rows else 0,
+    )
+    items = [
+        Item("gradients", f"{trained:,} float32", FLOAT32 * trained, "train"),
+        Item("AdamW moments", f"2 x {trained:,} float32", 2 * FLOAT32 * trained, "train"),
+    ]
+    if has_average:
+        items.append(Item("moving average", f"{trained:,} float32", FLOAT32 * trained, "train"))
+    return [*items, Item("activations, training", f"{shape.rows} rows", activations, "train")]
+
+
+def drawing_items(
+    images: int, *, rows_per_image: int, forward: PerRow, decoder: PerRow, picture: int, is_sliced: bool
+) -> list[Item]:
+    """What exists while images are drawn and decoded.
+
+    Args:
+        images: Images of one network call.
+        rows_per_image: Rows of one image: 2 with guidance, 3 with double guidance.
+        forward: Most bytes alive in the denoiser's pass without gradient.
+        decoder: The same of the autoencoder's decoder.
+        picture: Bytes of one decoded picture.
+        is_sliced: Pictures are decoded one at a time.
+    Returns:
+        Items of the phases "draw" and "decode".
+    """
+    rows = images * rows_per_image
+    decoded = decoder.at(1 if is_sliced else images) + (images * picture if is_sliced else 0)
+    return [
+        Item("activations, drawing", f"{rows} rows", forward.at(rows), "draw"),
+        Item("activations, decoding", f"{images} images", decoded, "decode"),
+    ]

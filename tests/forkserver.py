@@ -1,0 +1,77 @@
+"""Runs the command line in forked children of one process that has imported everything: a real process each, in a session of its
+own, without paying for the imports again.
+
+Reads one JSON object a line and answers each with one. {"start": [argument, ...], "cwd": folder, "out": file, "err": file,
+"environment": {name: value}, "limit": bytes or null} answers {"pid": number}; with a limit the child may not write a file longer
+than that, which is what a full disk looks like. {"wait": pid, "block": true or false} answers {"code": exit code, or null while it runs}.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import signal
+import sys
+
+import diffexpo.build.actions
+import diffexpo.build.runs
+import diffexpo.build.sweep
+import diffexpo.build.verifying  # noqa: F401  (what a command would import)
+from diffexpo.cli.main import main
+
+
+def child(request: dict) -> int:
+    """The command; what is done here is what a shell would do."""
+    os.setsid()
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    os.chdir(request["cwd"])
+    os.environ.update(request["environment"])
+    for number, name, flags in (
+        (0, os.devnull, os.O_RDONLY),
+        (1, request["out"], os.O_WRONLY | os.O_CREAT),
+        (2, request["err"], os.O_WRONLY | os.O_CREAT),
+    ):
+        os.dup2(os.open(name, flags, 0o644), number)
+    sys.argv = ["diffexpo", *request["start"]]
+    if request["limit"] is not None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (request["limit"], resource.RLIM_INFINITY))
+    try:
+        main(request["start"])
+    except SystemExit as stop:
+        return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
+    return 0
+
+
+def start(request: dict) -> int:
+    """The pid of a child that runs the command."""
+    pid = os.fork()
+    if pid == 0:
+        code = 1
+        try:
+            code = child(request)
+            sys.stdout.flush()
+            sys.stderr.flush()
+        finally:
+            os._exit(code)
+    return pid
+
+
+def wait(pid: int, block: bool) -> int | None:
+    """Exit code as `subprocess` gives it (minus the signal's number when killed), None while it runs."""
+    done, status = os.waitpid(pid, 0 if block else os.WNOHANG)
+    return os.waitstatus_to_exitcode(status) if done else None
+
+
+if __name__ == "__main__":
+    # Answers have a descriptor of their own, so that nothing printed can mix with them.
+    with os.fdopen(os.dup(1), "w") as answers:
+        os.dup2(2, 1)
+        for line in sys.stdin:
+            request = json.loads(line)
+            answer = (
+                {"pid": start(request)}
+                if "start" in request
+                else {"code": wait(request["wait"], request["block"])}
+            )
+            print(json.dumps(answer), file=answers, flush=True)
