@@ -16,7 +16,7 @@ import sys
 
 import diffexpo.build.actions
 import diffexpo.build.runs
-import diffexpo.build.sweep
+import diffexpo.build.sweeping
 import diffexpo.build.verifying  # noqa: F401  (what a command would import)
 from diffexpo.cli.main import main
 

@@ -186,3 +186,13 @@ def test_constraints_pin_every_dependency_within_its_bounds():
         )
     assert all(pin.local is None for pin in pins.values())
     assert "torchvision" not in pins
+
+
+def test_what_build_offers_stays_callable_whatever_is_imported_first():
+    """A module of the same name would take a function's place once it is imported."""
+    from diffexpo import build
+
+    modules = {path.stem for path in Path(build.__file__).parent.glob("*.py")}
+    assert not modules & set(build.__all__)
+    for name in build.__all__:
+        assert callable(getattr(build, name)) and callable(getattr(build, name)), name

@@ -7,7 +7,7 @@ evaluating  which version is judged by whom, and where the result goes
 folders     the run folder's own files
 estimating  memory, disk and network evaluations from the settings alone
 improving   the improvement model of a run
-sweep       the improvement model over its guidance scales
+sweeping    the improvement model over its guidance scales
 actions     what can be done with an existing run
 verifying   whether a scorer is what it should be
 
@@ -18,7 +18,7 @@ from __future__ import annotations
 
 from importlib import import_module
 
-# Public name -> the module of this package that defines it.
+# Public name -> the module of this package that defines it. No name is that of a module: importing one would take its place.
 _HOME = {
     "advise": "estimating",
     "computing": "estimating",
@@ -32,7 +32,7 @@ _HOME = {
     "plan": "runs",
     "run": "runs",
     "stage": "runs",
-    "sweep": "sweep",
+    "sweep": "sweeping",
     "require_passed": "verifying",
     "verify_rewards": "verifying",
     "write_scores": "verifying",

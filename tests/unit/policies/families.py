@@ -13,7 +13,8 @@ from torch import Tensor
 
 from diffexpo.config.schema import ModelConfig, TuningConfig
 from diffexpo.errors import DiffexpoError
-from diffexpo.policies.base import LoadedPolicy, load_policy
+from diffexpo.policies.base import load_policy
+from diffexpo.types import Policy
 
 FULL, LORA = TuningConfig(kind="full"), TuningConfig(kind="lora")
 SCHEDULER = "scheduler/scheduler_config.json"
@@ -21,7 +22,7 @@ SCHEDULER = "scheduler/scheduler_config.json"
 
 def load(
     folder: Path, tuning: TuningConfig = LORA, *, gradient_checkpointing: bool = False, **model: object
-) -> LoadedPolicy:
+) -> Policy:
     return load_policy(
         ModelConfig(device="cpu", **model),
         tuning,
@@ -66,11 +67,11 @@ def network_calls(pipeline: DiffusionPipeline, **call: object) -> list[tuple[dic
     return seen
 
 
-def noise(policy: LoadedPolicy, rows: int = 2) -> Tensor:
+def noise(policy: Policy, rows: int = 2) -> Tensor:
     return torch.randn(rows, *policy.latent_shape, generator=torch.Generator().manual_seed(0))
 
 
-def gradient_sizes(policy: LoadedPolicy) -> dict[str, float]:
+def gradient_sizes(policy: Policy) -> dict[str, float]:
     """Largest gradient of every parameter of the network, trained or not, over a few texts and times."""
     network = policy.weights.network.requires_grad_(True)
     x_t = noise(policy, 4)
