@@ -11,6 +11,7 @@ scored in network calls of its own, whose shape does not depend on what else is 
 from __future__ import annotations
 
 import hashlib
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
 import torch
@@ -63,7 +64,7 @@ def denoising_scores(conditional: Tensor, unconditional: Tensor) -> Tensor:
     return -(at_least_float32(conditional) - at_least_float32(unconditional)).mean(dim=1)
 
 
-class SelfJudge:
+class SelfJudge(ABC):
     """What both judges share: draws keyed by the prompt, and errors of one image at all of them."""
 
     needs_denoiser = True
@@ -99,11 +100,13 @@ class SelfJudge:
                 scores[row] = self._score(latents[row : row + 1], prompt)[0].cpu()
         return scores
 
+    @abstractmethod
     def _score(self, latents: Tensor, prompt: str) -> Tensor:
-        raise NotImplementedError
+        """(1,) for one image's latents (1,C,h,w)."""
 
+    @abstractmethod
     def _parts(self) -> list[str]:
-        raise NotImplementedError
+        """What, besides draws and range, decides a score: the weights' fingerprints among it."""
 
     def _range(self) -> str:
         low, high = self.settings.timestep_range
