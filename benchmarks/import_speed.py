@@ -2,10 +2,14 @@
 
     .venv/bin/python benchmarks/import_speed.py --pairs 100000 --kills 5
 
-Makes a Pick-a-Pic-shaped set (64-pixel JPEGs, Parquet shards of 10,000 rows), copies it once for the speed of the disk, then runs
-`diffexpo data import` on it: wall and processor time, pairs and bytes a second, peak memory. Then it imports the set again, killed
-with SIGKILL at random moments and started anew each time, and compares every file of the two results: no pair may be lost or come
-twice. The result is written to benchmarks/results/import_speed.json.
+Makes a Pick-a-Pic-shaped set (64-pixel JPEGs, Parquet shards of 10,000 rows) and runs `diffexpo data import` on it: wall and
+processor time, pairs and bytes a second, peak memory. Beside it stand two floors, each in a process of its own like the import:
+
+    disk     reads the set with pyarrow and writes the bytes of the result, file by file, with fsync
+    decode   that, and every JPEG is decoded once at an eighth of its size: what no importer that verifies pictures can leave out
+
+Then it imports the set again, killed with SIGKILL at random moments and started anew each time, and compares every file of the two
+results: no pair may be lost or come twice. The result is written to benchmarks/results/import_speed.json.
 """
 
 from __future__ import annotations
@@ -16,7 +20,6 @@ import json
 import os
 import platform
 import random
-import shutil
 import signal
 import subprocess
 import sys
@@ -75,6 +78,41 @@ def start(source: Path, target: Path, log: Path) -> subprocess.Popen[bytes]:
         return subprocess.Popen(command, stdout=out, stderr=out, env=os.environ | {"OMP_NUM_THREADS": "1"})
 
 
+def start_floor(
+    source: Path, result: Path, target: Path, log: Path, *, decode: bool
+) -> subprocess.Popen[bytes]:
+    command = [sys.executable, __file__, "--floor", str(source), str(result), str(target)]
+    with log.open("ab") as out:
+        return subprocess.Popen(
+            [*command, "--decode"] if decode else command, stdout=out, stderr=out, env=os.environ | {"OMP_NUM_THREADS": "1"}
+        )  # fmt: skip
+
+
+def floor(source: Path, result: Path, target: Path, *, decode: bool) -> None:
+    """Read a set, decode its pictures if asked to, and write as many bytes as its import has."""
+    for file in sorted(source.glob("*.parquet")):
+        for batch in pq.ParquetFile(file).iter_batches(batch_size=1000, use_threads=False):
+            for name in ("jpg_0", "jpg_1") if decode else ():
+                for data in batch.column(name).to_numpy(zero_copy_only=False):
+                    decode_small(data)
+    target.mkdir()
+    for file in result.iterdir():
+        with open(target / file.name, "wb") as out, open(file, "rb") as given:
+            while part := given.read(2**20):
+                out.write(part)
+            out.flush()
+            os.fsync(out.fileno())
+
+
+def decode_small(data: bytes) -> None:
+    try:
+        image = Image.open(io.BytesIO(data))
+        image.draft(None, (image.width // 8, image.height // 8))
+        image.load()
+    except OSError:
+        return  # one in a hundred is cut
+
+
 def finish(process: subprocess.Popen[bytes], log: Path) -> tuple[float, float]:
     """(processor seconds, peak memory in MiB) of a process that must end well."""
     _, status, usage = os.wait4(process.pid, 0)
@@ -124,13 +162,20 @@ def measure(pairs: int, kills: int, side: int, seed: int, root: Path) -> dict[st
     size = make_set(root / "set", pairs, side, seed)
     log = root / "log.txt"
     began = time.perf_counter()
-    shutil.copytree(root / "set", root / "copy")
-    os.sync()
-    copy_s = time.perf_counter() - began
-    shutil.rmtree(root / "copy")
-    began = time.perf_counter()
     cpu_s, peak = finish(start(root / "set", root / "whole", log), log)
     wall_s = time.perf_counter() - began
+    floors = {}
+    for name in ("disk", "decode"):
+        began = time.perf_counter()
+        process = start_floor(root / "set", root / "whole", root / name, log, decode=name == "decode")
+        floor_cpu_s, _ = finish(process, log)
+        floor_s = time.perf_counter() - began
+        floors[name] = {
+            "wall_s": floor_s,
+            "cpu_s": floor_cpu_s,
+            "import_over_it_wall": wall_s / floor_s,
+            "import_over_it_cpu": cpu_s / floor_cpu_s,
+        }
     report = json.loads((root / "whole" / "manifest.json").read_text())["report"]
     shards = whole_shards(root / "whole")
     landed = killed_import(
@@ -141,7 +186,7 @@ def measure(pairs: int, kills: int, side: int, seed: int, root: Path) -> dict[st
         "pairs": pairs,
         "side": side,
         "set_mb": size / 1e6,
-        "copy_s": copy_s,
+        "floors": floors,
         "wall_s": wall_s,
         "cpu_s": cpu_s,
         "pairs_per_s": pairs / wall_s,
@@ -168,7 +213,12 @@ def main() -> None:
     parser.add_argument("--side", type=int, default=64, help="side of the JPEGs in pixels")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "import_speed.json")
+    parser.add_argument("--floor", type=Path, nargs=3, help=argparse.SUPPRESS)
+    parser.add_argument("--decode", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
+    if options.floor:
+        floor(*options.floor, decode=options.decode)
+        return
     with tempfile.TemporaryDirectory() as temporary:
         result = measure(options.pairs, options.kills, options.side, options.seed, Path(temporary))
     options.out.parent.mkdir(parents=True, exist_ok=True)
@@ -176,8 +226,14 @@ def main() -> None:
     same = "the same bytes" if result["killed_equals_whole"] else "DIFFERENT BYTES"
     print(
         f"{options.pairs:,} pairs, {result['set_mb']:.0f} MB: {result['wall_s']:.1f} s ({result['cpu_s']:.1f} s processor), "
-        f"{result['pairs_per_s']:.0f} pairs/s, {result['mb_per_s']:.1f} MB/s; a plain copy {result['copy_s']:.1f} s; peak "
-        f"{result['peak_mib']:.0f} MiB\n"
+        f"{result['pairs_per_s']:.0f} pairs/s, {result['mb_per_s']:.1f} MB/s; peak {result['peak_mib']:.0f} MiB"
+    )
+    for name, cost in result["floors"].items():
+        print(
+            f"{name}: {cost['wall_s']:.1f} s ({cost['cpu_s']:.1f} s processor); the import takes {cost['import_over_it_wall']:.2f} "
+            f"times that ({cost['import_over_it_cpu']:.2f} in processor time)"
+        )
+    print(
         f"{result['kills_landed']} kills: {same}, {result['pairs_twice']} pairs twice, {result['pairs_lost']} lost"
     )
     ok = result["killed_equals_whole"] and not result["pairs_twice"] and not result["pairs_lost"]

@@ -21,7 +21,7 @@ expo_denoising          EXPO, the base ranks by how much the prompt helps it to 
 agreement               no model: how far the self-judges and the two judges order the base's images alike
 
 Arms that need another (`improvement_*` the improver, `improvement_after_spin` spin, `expo_implicit` and `agreement` diffusion_dpo) run it
-first. Each draws 320 held-out and 192 training prompts once, and 12 of each eight times for the Vendi score; the same prompts and noise for
+first. Each draws all 972 held-out and 576 training prompts once, and 24 of each eight times for the Vendi score; the same prompts and noise for
 all arms and seeds. Finished jobs are read, others resumed. Written to benchmarks/results/without_reward.json and docs/images/without_reward.png.
 """
 
@@ -80,9 +80,9 @@ BATCH = 64
 class Sizes:
     """How many prompts and images are looked at in the end."""
 
-    train: int = 192
-    heldout: int = 320
-    vendi_prompts: int = 12
+    train: int = 576
+    heldout: int = 972
+    vendi_prompts: int = 24
     vendi_images: int = 8
     agreement_prompts: int = 64
     agreement_images: int = 8
@@ -145,7 +145,7 @@ ARMS: dict[str, tuple[str, tuple[str, ...], tuple[str, ...]]] = {
     ),
     "improvement_after_spin": (
         "improvement_dpo",
-        (*improving(72), "algorithm.improver.path={improver}/improver", "model.path={spin}/export"),
+        (*improving(72), "algorithm.improver.path={improver}/improver", "tuning.start={spin}"),
         ("improver", "spin"),
     ),
     "expo_judge": ("expo", EXPO, ()),

@@ -10,6 +10,7 @@
       RewardError (4)         a scorer that fails beyond its budget
         ScorerStoppedError    the scorer cannot go on: its failures are never data, so the run stops
       TrainingError (4)       non-finite loss, gradient that reaches nothing
+      OutOfMemory (4)         the device or the machine has less memory than a phase of the run takes
       ResumeError (4)         a checkpoint that cannot be continued
       RunLockedError (4)      the run folder is in use by another process
       Interrupted (75)        stopped by a signal; everything is saved, resume with `--resume`
@@ -24,6 +25,8 @@ EXIT_USAGE = 2
 EXIT_MISSING = 3
 EXIT_FAILED = 4
 EXIT_INTERRUPTED = 75
+# How PyTorch's allocators and CUDA's libraries say it in RuntimeErrors that have no class of their own.
+MEMORY_WORDS = ("out of memory", "can't allocate memory", "not enough memory", "_STATUS_ALLOC_FAILED")
 
 
 class DiffexpoError(Exception):
@@ -72,6 +75,10 @@ class TrainingError(DiffexpoError):
     """A loss or gradient that is not finite, or an update that reaches no parameter."""
 
 
+class OutOfMemory(DiffexpoError):
+    """The device or the machine has less memory than a phase of the run takes; the message says what takes less."""
+
+
 class ResumeError(DiffexpoError):
     """A checkpoint or run folder that cannot be continued."""
 
@@ -84,3 +91,13 @@ class Interrupted(DiffexpoError):
     """Stopped by a signal after saving; the run continues with `--resume`."""
 
     exit_code = EXIT_INTERRUPTED
+
+
+def memory_failure(error: BaseException | None) -> BaseException | None:
+    """The failed allocation that an error is, or was caused by; None: it is about something else."""
+    while error is not None:
+        is_said = isinstance(error, RuntimeError) and any(words in str(error) for words in MEMORY_WORDS)
+        if isinstance(error, MemoryError) or is_said or type(error).__name__ == "OutOfMemoryError":
+            return error
+        error = error.__cause__
+    return None

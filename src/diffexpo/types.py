@@ -70,8 +70,11 @@ class WeightSets(Protocol):
     """
 
     def names(self) -> list[str]: ...
-    def use(self, name: str) -> AbstractContextManager[None]:
-        """Inside the block `predict` runs with that version. Nestable; restores the previous one."""
+    def use(self, name: str, *, merged: bool = False) -> AbstractContextManager[None]:
+        """Inside the block `predict` runs with that version. Nestable; restores the previous one.
+
+        With `merged` a LoRA version runs folded into the base's weights: the same model, faster, rounded differently.
+        """
         ...
 
     def copy(self, source: str, target: str) -> None:
@@ -97,7 +100,10 @@ class WeightSets(Protocol):
 
 
 class Policy(Protocol):
-    """A text-to-image model that can denoise. `t` is a float in [0, 1], 1 is pure noise."""
+    """A text-to-image model that can denoise. `t` is a float in [0, 1], 1 is pure noise.
+
+    A policy that takes latents of other shapes than `latent_shape` (`HasBuckets`) is told the picture's size by x_t alone.
+    """
 
     path: DiffusionPath
     weights: WeightSets
@@ -117,6 +123,13 @@ class Policy(Protocol):
     def predict(self, x_t: Tensor, t: Tensor, conditioning: Conditioning) -> Tensor:
         """The network's own prediction (eps, v, x0 or velocity) for x_t (B,C,h,w) at t (B,)."""
         ...
+
+
+@runtime_checkable
+class HasBuckets(Protocol):
+    """A policy whose pictures have several sizes: the shapes of their latents, `latent_shape` first."""
+
+    latent_shapes: tuple[tuple[int, int, int], ...]
 
 
 @runtime_checkable
@@ -158,6 +171,41 @@ class StepJudge(Protocol):
     ) -> Tensor:
         """(B,) float32 for x_t (B,C,h,w) at a noise level, numbers or (B,)."""
         ...
+
+
+@dataclass(frozen=True)
+class MixedRows:
+    """Rows of several shapes, such as latents of several picture sizes: tensors of one shape each, behind each other.
+
+    A batch of a step may hold it where a batch of one shape holds a tensor; a micro-batch never does. A slice of rows that
+    have one shape is a tensor.
+    """
+
+    parts: tuple[Tensor, ...]
+
+    def __len__(self) -> int:
+        return sum(len(part) for part in self.parts)
+
+    def __getitem__(self, rows: slice) -> Tensor | MixedRows:
+        """Rows start..stop-1; views, no copies."""
+        start, stop, _ = rows.indices(len(self))
+        found, first = [], 0
+        for part in self.parts:
+            low, high = max(start - first, 0), min(stop - first, len(part))
+            if low < high:
+                found.append(part[low:high])
+            first += len(part)
+        return MixedRows(tuple(found)) if len(found) > 1 else [*found, self.parts[0][:0]][0]
+
+    @property
+    def borders(self) -> list[int]:
+        """Rows at which another shape begins, in order; none for one part."""
+        places = [len(part) for part in self.parts[:-1]]
+        return [sum(places[: number + 1]) for number in range(len(places))]
+
+    @property
+    def device(self) -> torch.device:
+        return self.parts[0].device
 
 
 # Marks fields whose rows are not those of `keys`: they count by the names in this field.

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from diffusers import DiffusionPipeline
-from torch import Tensor
+from torch import Tensor, nn
 
 
 def draw_with_guidance(
@@ -35,6 +35,11 @@ def first_channels(tensor: Tensor, shape: tuple[int, int, int]) -> Tensor:
     return tensor[:, : shape[0]]
 
 
+def mean_of_the_posterior(vae: nn.Module, pixels: Tensor) -> Tensor:
+    """The latents of pixels in [-1, 1], before shift and scale, without a random number."""
+    return vae.encode(pixels).latent_dist.mean
+
+
 @dataclass(frozen=True)
 class Family:
     """What the contract needs to know of a model family.
@@ -50,6 +55,7 @@ class Family:
             (B,3,H,W); size is (height, width) in pixels. Another one for families whose call takes other arguments or packed
             latents.
         unpack: `unpack(tensor, (C, h, w))` makes what goes into the network, or comes out of it, latents (B,C,h,w) again.
+        clean_latents: `clean_latents(vae, pixels)` asks diffusers' autoencoder for latents; another one where it gives no distribution.
     """
 
     name: str
@@ -59,3 +65,4 @@ class Family:
     guidance: float = 4.0
     draw: Callable[..., Tensor] = draw_with_guidance
     unpack: Callable[[Tensor, tuple[int, int, int]], Tensor] = first_channels
+    clean_latents: Callable[[nn.Module, Tensor], Tensor] = mean_of_the_posterior

@@ -35,12 +35,18 @@ from diffexpo.policies.base import POLICIES, load_policy
 from diffexpo.training.checkpoint import read_tensors
 from diffexpo.types import Conditioning, PairBatch, Policy
 from tests.contract.family import Family
+from tests.contract.sana_families import FAMILIES as SANA_FAMILIES
 from tests.contract.transformer_families import FAMILIES as TRANSFORMER_FAMILIES
 from tests.contract.unet_families import FAMILIES as UNET_FAMILIES
 
-FAMILIES = (*UNET_FAMILIES, *TRANSFORMER_FAMILIES)
+FAMILIES = (*UNET_FAMILIES, *TRANSFORMER_FAMILIES, *SANA_FAMILIES)
 # The family whose network is told the size of the picture.
 FAMILY_OF_SIZES = next(family for family in FAMILIES if family.name == "sdxl")
+# NumPy 2 warns about how the solver that a folder may name hands torch tensors to it.
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore:__array_wrap__ must accept:DeprecationWarning"),
+]
 PROMPT = "a cat"
 STEPS = 3
 # Ours and the schedulers' arithmetic differ in rounding only.
@@ -197,9 +203,9 @@ def test_images_become_latents_and_images_again(built: Built) -> None:
     images = torch.rand(2, 3, *built.size, generator=torch.Generator().manual_seed(1))
     latents = policy.encode_images(images)
     assert tuple(latents.shape[1:]) == policy.latent_shape
-    shift = vae.config.shift_factor or 0.0
+    shift = vae.config.get("shift_factor") or 0.0
     with torch.no_grad():
-        mean = vae.encode(images * 2 - 1).latent_dist.mean
+        mean = built.family.clean_latents(vae, images * 2 - 1)
         decoded = vae.decode(latents / vae.config.scaling_factor + shift).sample
     assert torch.equal(latents, (mean - shift) * vae.config.scaling_factor)
     assert torch.equal(policy.decode_latents(latents), (decoded / 2 + 0.5).clamp(0, 1))

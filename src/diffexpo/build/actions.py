@@ -15,12 +15,13 @@ from diffexpo.build.objects import build_policy
 from diffexpo.config import RunConfig, read_resolved
 from diffexpo.data.export import export_pairs as write_pairs
 from diffexpo.data.latents import PromptEmbeddings, pixel_decoder
+from diffexpo.data.statistics import sample_sizes
 from diffexpo.data.store import Store
 from diffexpo.errors import MissingError, PolicyError
 from diffexpo.evaluation.card import Exported, write_card
 from diffexpo.evaluation.records import choose_pair_examples
 from diffexpo.evaluation.report import write_report
-from diffexpo.online.collect import redraw
+from diffexpo.online.collect import redraw, was_merged
 from diffexpo.online.improve import redraw_improved
 from diffexpo.online.iterate import Loop
 from diffexpo.policies.export import call_arguments, export_policy, left_out
@@ -34,10 +35,11 @@ def inspect(run_dir: Path, pair_id: str | None) -> dict[str, object]:
     store = Store(run_dir / "store", create=False)
     if pair_id is not None:
         return store.lineage(pair_id)
-    pairs = store.pairs()
+    pairs, samples = store.pairs(), store.samples(columns=["height", "width"])
     return {
         "stages": [f"{name}-{iteration}" for name, iteration in store.completed()],
-        "samples": len(store.samples(columns=["sample_id"])),
+        "samples": len(samples),
+        "samples by size": sample_sizes(samples),
         "pairs": len(pairs),
         "pairs by source": {
             source: sum(p["source"] == source for p in pairs)
@@ -59,10 +61,11 @@ def load_weights(run_dir: Path, policy: Policy, iteration: int, version: str) ->
     Raises:
         MissingError: that iterate was not trained.
     """
-    if iteration == 0:
+    path = run_dir / "checkpoints" / f"weights-{iteration:04d}.safetensors"
+    # Only a run with `tuning.start` keeps a file of p_0; without one it is the base.
+    if iteration == 0 and not path.exists():
         policy.weights.load(version, policy.weights.state("base"))
         return
-    path = run_dir / "checkpoints" / f"weights-{iteration:04d}.safetensors"
     if not path.exists():
         raise MissingError(
             f"{path} does not exist: iteration {iteration} has not been trained; resume the run first"
@@ -91,7 +94,7 @@ def regenerate(run_dir: Path, sample_id: str, out: Path) -> dict[str, object]:
         who = f"iteration {iteration}" if origin is None else "the run's improvement model"
         raise PolicyError(f"sample {sample_id} was drawn by weights {row['weights']}, {who} has {found}")
     embeddings = PromptEmbeddings(policy)
-    with drawer.weights.use("current"):
+    with drawer.weights.use("current", merged=was_merged(row)):
         if origin is None:
             latents = redraw(policy, embeddings, row, lambda: None)
         else:

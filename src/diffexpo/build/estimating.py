@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
+import torch
+
 from diffexpo.algorithms import ALGORITHMS
 from diffexpo.build.aliases import EMBEDDED, resolve
 from diffexpo.build.evaluating import evaluation_batch
@@ -21,7 +23,7 @@ from diffexpo.config.algorithms import (
 )
 from diffexpo.config.architectures import SCORER_PARAMETERS, clip_parameters
 from diffexpo.config.image_rules import ON_PAIRS
-from diffexpo.config.rules import collects
+from diffexpo.config.rules import AUTOCAST_TYPES, collects
 from diffexpo.config.schema import ModelConfig, RewardConfig, TuningConfig
 from diffexpo.errors import ConfigError
 from diffexpo.online.cost import Cost, run_cost
@@ -32,8 +34,10 @@ from diffexpo.policies.blueprint import (
     make_trainable,
     measure_decoder,
     measure_denoiser,
+    merged_bytes,
     read_blueprint,
 )
+from diffexpo.policies.frozen import lowered_bytes
 from diffexpo.training.engine import AUTOCAST
 from diffexpo.training.memory import (
     CONTEXT,
@@ -50,6 +54,7 @@ from diffexpo.training.memory import (
 from diffexpo.types import Algorithm, Conditioning
 
 CARDS = (12, 24, 80)
+WITHOUT_COPIES = {"reference_dtype": "float32", "reference_device": "same"}
 # A PNG of a photograph is about half of its bytes, a row of the store's tables about 1 KiB.
 PNG_SHARE, ROW = 0.5, 1024
 # Operations a second that hours are told for: about a third of an H100's peak in bfloat16, which a compiled network in large
@@ -147,6 +152,11 @@ def computing(config: RunConfig, *, architecture: str | None = None) -> Computin
     return Computing(flops, run_cost(config).total * flops / SUSTAINED / 3600)
 
 
+def picture_sizes(config: RunConfig) -> tuple[tuple[int, int], ...]:
+    """(height, width) in pixels of every size that a run's pictures may have, the first one first."""
+    return _sizes(config, None).picture_sizes
+
+
 def disk_items(config: RunConfig, *, architecture: str | None = None) -> list[Item]:
     """What a run will leave on disk; nothing is measured but the sizes of tensors."""
     return list(_disk(config, _sizes(config, architecture)))
@@ -191,7 +201,10 @@ class _Sizes:
     trained: int
     latent_shape: tuple[int, int, int]
     picture_size: tuple[int, int]
+    picture_sizes: tuple[tuple[int, int], ...]
     denoiser: str
+    lowered: int
+    merged: int
 
     @property
     def latent(self) -> int:
@@ -216,6 +229,7 @@ def _sizes(config: RunConfig, architecture: str | None) -> _Sizes:
         path=asked.path,
         dtype=asked.dtype,
         resolution=asked.resolution,
+        buckets=asked.buckets,
         drop_t5=asked.drop_t5,
         max_sequence_length=asked.max_sequence_length,
     )
@@ -232,7 +246,10 @@ def _read_sizes(model: str, tuning: str, architecture: str | None) -> _Sizes:
         trained=trained,
         latent_shape=blueprint.latent_shape,
         picture_size=blueprint.picture_size,
+        picture_sizes=blueprint.picture_sizes,
         denoiser=blueprint.denoiser_name,
+        lowered=lowered_bytes(blueprint.denoiser, torch.bfloat16),
+        merged=merged_bytes(blueprint),
     )
 
 
@@ -295,14 +312,11 @@ def _held(config: RunConfig, sizes: _Sizes) -> Iterator[Item]:
     for name, parameters, size, dtype in sizes.components:
         is_text = name.startswith("text_encoder")
         yield Item(name, f"{parameters:,} {dtype}", size, "encode texts" if is_text else "always")
-    versions = _versions(config)
-    is_lora = config.tuning.kind == "lora"
-    each = FLOAT32 * sizes.trained if is_lora else sizes.denoiser_bytes
-    # With adapters the base is the network itself; else it is a copy, and "current" is the network counted above.
-    copies = versions if is_lora else [name for name in versions if name != "current"]
-    what = "adapters" if is_lora else "copies of the denoiser"
-    if copies:
-        yield Item(what, ", ".join(copies), len(copies) * each)
+    if config.tuning.kind == "lora":
+        adapters = _versions(config)
+        yield Item("adapters", ", ".join(adapters), len(adapters) * FLOAT32 * sizes.trained)
+    else:
+        yield from _copies(config, sizes)
     if isinstance(config.algorithm, ImprovementDpoConfig):
         network = next(parameters for name, parameters, _, _ in sizes.components if name == sizes.denoiser)
         yield Item("improvement model", f"2 x {network:,} float32", 2 * FLOAT32 * network)
@@ -310,6 +324,30 @@ def _held(config: RunConfig, sizes: _Sizes) -> Iterator[Item]:
         size = _scorer_bytes(scorer)
         if size:
             yield Item(f"scorer {scorer.name}", scorer.precision, size)
+
+
+def _copies(config: RunConfig, sizes: _Sizes) -> Iterator[Item]:
+    """Frozen copies that stay on the device beside the denoiser, which is "current"."""
+    if config.tuning.reference_device == "cpu":
+        return
+    names = [name for name in _versions(config) if name != "current"]
+    if config.tuning.reference_dtype != "float32":
+        names = [name for name in names if name not in ("base", "reference")]
+        if _method(config).needs_reference:
+            yield Item("reference", config.tuning.reference_dtype, sizes.lowered)
+    if names:
+        yield Item("copies of the denoiser", ", ".join(names), len(names) * sizes.denoiser_bytes)
+
+
+def _moved_in(config: RunConfig, sizes: _Sizes) -> tuple[int, int]:
+    """(bytes of a copy that is on the device for its pass in training, and the same in drawing)."""
+    tuning, algorithm = config.tuning, _method(config)
+    if tuning.kind == "lora" or (tuning.reference_device == "same" and tuning.reference_dtype == "float32"):
+        return 0, 0
+    reference = sizes.denoiser_bytes if tuning.reference_dtype == "float32" else sizes.lowered
+    passes = [sizes.denoiser_bytes] * algorithm.needs_old_policy + [reference] * algorithm.needs_reference
+    # The base draws in its evaluation wherever it lies otherwise.
+    return max(passes, default=0) if tuning.reference_device == "cpu" else 0, sizes.denoiser_bytes
 
 
 def _method(config: RunConfig) -> Algorithm:
@@ -351,6 +389,7 @@ def _phases(config: RunConfig, sizes: _Sizes) -> Iterator[Item]:
     training = config.training
     _, forward = _activations(sizes.key, False, "no", False)
     held, peak = _activations(sizes.key, True, training.mixed_precision, training.gradient_checkpointing)
+    moved_in_training, moved_in_drawing = _moved_in(config, sizes)
     yield from training_items(
         sizes.trained,
         has_average=training.ema_decay > 0,
@@ -358,6 +397,7 @@ def _phases(config: RunConfig, sizes: _Sizes) -> Iterator[Item]:
         peak=peak,
         forward=forward,
         shape=_training_shape(config),
+        moved=moved_in_training,
     )
     yield Item("latents of a batch", f"{training.batch_size} rows", _batch_bytes(config, sizes), "train")
     images, rows = max(_draws(config), key=lambda draw: draw[0] * draw[1])
@@ -369,6 +409,8 @@ def _phases(config: RunConfig, sizes: _Sizes) -> Iterator[Item]:
         decoder=PerRow(decoding.peak),
         picture=sizes.picture,
         is_sliced=config.model.vae_slicing,
+        moved=moved_in_drawing,
+        merged=sizes.merged if config.explore.merge_lora else 0,
     )
 
 
@@ -473,11 +515,18 @@ def _smaller(config: RunConfig) -> Iterator[Change]:
     for index, judge in enumerate(config.evaluation.judges):
         if _scorer_bytes(judge) and judge.precision == "float32":
             yield Change((f"evaluation.judges.{index}.precision=float16",), "scores move a little")
+    if config.tuning.kind == "full":
+        yield from _smaller_copies(config)
     if training.mixed_precision == "no" and config.tuning.kind == "lora":
         yield Change(("training.mixed_precision=bf16",), "rounding; faster")
     if config.tuning.kind == "full":
         lora = ("tuning.kind=lora", "model.dtype=bfloat16", "training.mixed_precision=bf16")
-        yield Change(lora, "trains adapters on a half-precision base; takes a larger learning rate")
+        own = [
+            f"tuning.{name}={value}"
+            for name, value in WITHOUT_COPIES.items()
+            if getattr(config.tuning, name) != value
+        ]
+        yield Change((*lora, *own), "trains adapters on a half-precision base; takes a larger learning rate")
     elif model.dtype == "float32":
         yield Change(("model.dtype=bfloat16",), "the frozen base in half precision")
     if not model.vae_tiling:
@@ -486,11 +535,28 @@ def _smaller(config: RunConfig) -> Iterator[Change]:
         yield Change(("model.drop_t5=true",), "Stable Diffusion 3 only: text is understood less well")
 
 
+def _smaller_copies(config: RunConfig) -> Iterator[Change]:
+    """Settings of full fine-tuning's frozen copies."""
+    tuning, autocast = config.tuning, config.training.mixed_precision
+    if tuning.reference_dtype == "float32" and _method(config).needs_reference:
+        if autocast == "no":
+            both = ("training.mixed_precision=bf16", "tuning.reference_dtype=bfloat16")
+            yield Change(both, "rounding; faster")
+        else:
+            yield Change((f"tuning.reference_dtype={AUTOCAST_TYPES[autocast]}",), "same result")
+    if tuning.reference_device == "same":
+        price = "same result; moves the denoiser for each pass of the reference"
+        yield Change(("tuning.reference_device=cpu",), price)
+
+
 def _total_with(config: RunConfig, changes: list[Change], architecture: str | None) -> int:
     values = config.model_dump(mode="json")
     for change in changes:
         for setting in change.settings:
             _set(values, *setting.split("="))
+    # Adapters take the place of smaller copies, which are then left out as not needed.
+    if values["tuning"]["kind"] == "lora":
+        values["tuning"].update(WITHOUT_COPIES)
     try:
         return estimate(RunConfig.model_validate(values), architecture=architecture).total
     except (ConfigError, ValueError):

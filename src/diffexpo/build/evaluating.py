@@ -26,6 +26,7 @@ from diffexpo.evaluation.suites import (
 from diffexpo.online import iterate
 from diffexpo.online.iterate import Loop
 from diffexpo.rewards.base import to_bytes
+from diffexpo.rewards.cache import CachedReward
 from diffexpo.rewards.clip import ClipReward
 from diffexpo.rewards.scoring import by_input
 from diffexpo.types import Scorer
@@ -60,11 +61,13 @@ def make_evaluator(judges: Sequence[Scorer], rewards: Sequence[Scorer]) -> Calla
                     loop.config.seed,
                     tick,
                     train_rewards=rewards,
+                    watched=[reward.name for reward in loop.config.rewards if reward.role == "watch"],
                     embed=embed,
                     embedder=embedder,
                     name=name,
                     batch_size=evaluation_batch(loop.config),
                     encode=loop.embeddings.select,
+                    overlap=loop.config.explore.overlap_scoring,
                 )
             save_suite(result, folder)
             means = {scorer: finite_mean(values[result.scored]) for scorer, values in result.scores.items()}
@@ -72,14 +75,31 @@ def make_evaluator(judges: Sequence[Scorer], rewards: Sequence[Scorer]) -> Calla
             loop.metrics.write_once(
                 iteration,
                 "evaluate",
-                line | {"time/evaluate_s": result.seconds, "mem/peak_gib": peak_memory_gib()},
+                line
+                | cache_metrics([*judges, *rewards])
+                | {"time/evaluate_s": result.seconds, "mem/peak_gib": peak_memory_gib()},
             )
             loop.console.line(
                 f"{name}: " + ", ".join(f"{scorer} {mean:.3f}" for scorer, mean in means.items())
             )
+            for scorer in (*judges, *rewards):
+                if isinstance(scorer, CachedReward):
+                    loop.console.line(
+                        f"{scorer.name}: {scorer.num_hits} scores from its cache so far, {scorer.num_misses} asked for"
+                    )
         loop.world.barrier()
 
     return evaluate
+
+
+def cache_metrics(scorers: Sequence[Scorer]) -> dict[str, float]:
+    """`reward_cache/<name>/hits` and `/misses`: scores of kept scorers that were found and asked for since this process began."""
+    return {
+        f"reward_cache/{scorer.name}/{what}": float(count)
+        for scorer in scorers
+        if isinstance(scorer, CachedReward)
+        for what, count in (("hits", scorer.num_hits), ("misses", scorer.num_misses))
+    }
 
 
 def check_same_judges(folder: Path, scorers: Sequence[Scorer]) -> None:

@@ -13,6 +13,8 @@ import torch
 
 import diffexpo
 from diffexpo.config import RunConfig, config_to_yaml, read_resolved
+from diffexpo.config.load import leaves
+from diffexpo.config.resuming import CHANGEABLE, differences
 from diffexpo.errors import ConfigError, ResumeError
 from diffexpo.evaluation.records import write_json
 from diffexpo.training.distributed import World
@@ -21,7 +23,8 @@ from diffexpo.training.distributed import World
 def prepare_folder(
     config: RunConfig, run_dir: Path, sources: Mapping[str, str], resume: bool, world: World
 ) -> None:
-    """Write what was asked for, or check that the folder was made for the same.
+    """Write what was asked for, or check that the folder was made for the same; a resumed run may differ in what leaves its
+    results alone.
 
     Raises:
         ConfigError: the folder holds a run with other settings.
@@ -29,7 +32,8 @@ def prepare_folder(
     """
     path = run_dir / "config.yaml"
     if path.exists():
-        if read_resolved(path).config != config:
+        changed = differences(read_resolved(path).config, config)
+        if changed and not (resume and set(changed) <= set(CHANGEABLE)):
             raise ConfigError(
                 f"{run_dir} holds a run with other settings; resume it with --resume or choose another --name"
             )
@@ -44,6 +48,19 @@ def prepare_folder(
         write_text(run_dir / "config.source.yaml", origins)
         write_text(path, config_to_yaml(config))
     world.barrier()
+
+
+def keep_changes(config: RunConfig, run_dir: Path, sources: Mapping[str, str]) -> list[str]:
+    """Write the settings that a resumed run goes on with; returns those that are new. Only the holder of the folder's lock may."""
+    path, origins = run_dir / "config.yaml", run_dir / "config.source.yaml"
+    changed = differences(read_resolved(path).config, config)
+    if changed:
+        lines = dict(line.partition(": ")[::2] for line in origins.read_text(encoding="utf-8").splitlines())
+        lines |= {name: f"{sources.get(name, 'unknown')}, on resuming" for name in changed}
+        write_text(origins, "".join(f"{name}: {origin}\n" for name, origin in sorted(lines.items())))
+        write_text(path, config_to_yaml(config))
+    values = dict(leaves(config.model_dump(mode="json")))
+    return [f"{name}={values[name]}" for name in changed]
 
 
 def environment() -> dict[str, object]:

@@ -12,6 +12,7 @@ from diffexpo.algorithms import ALGORITHMS
 from diffexpo.build.aliases import named_prompts, resolve
 from diffexpo.build.evaluating import make_evaluator
 from diffexpo.build.self_judges import open_denoiser
+from diffexpo.build.starting import put_start
 from diffexpo.config import RunConfig
 from diffexpo.config.algorithms import DiffusionDpoConfig, ImprovementDpoConfig, SpinConfig, SpoConfig
 from diffexpo.config.trajectory_rules import learns_from_trajectories
@@ -40,6 +41,7 @@ def build_loop(config: RunConfig, run_dir: Path, console: Console, stop: StopSig
     """Every object of a run, with offline data imported."""
     check_algorithm(config, ALGORITHMS[config.algorithm.type])
     policy = build_policy(config)
+    put_start(config, run_dir, policy, world)
     # Samplers that do not fit the model, or have no density where one is needed, are refused before anything is spent.
     for sampler in (config.explore.sampler, config.evaluation.sampler):
         sampler_transitions(policy.path, sampler)
@@ -138,13 +140,16 @@ def make_engine(
 
 def build_policy(config: RunConfig) -> Policy:
     """The base model with trainable weights on it."""
-    return load_policy(
+    policy = load_policy(
         config.model,
         config.tuning,
         folder_or_id=resolve(config.model.path),
         seed=config.seed,
         gradient_checkpointing=config.training.gradient_checkpointing,
     )
+    # Modules that cannot be merged are refused here, not when the first image is drawn.
+    with policy.weights.use("current", merged=config.explore.merge_lora):
+        return policy
 
 
 def build_step_judge(config: RunConfig, policy: Policy) -> LatentStepJudge | None:
@@ -180,6 +185,11 @@ def build_prompts(config: RunConfig, policy: Policy, console: Console) -> list[P
     prompts = named_prompts(config.prompts.source, "prompts.source")
     limit = config.prompts.max_tokens or policy.max_tokens
     kept, dropped = filter_long(prompts, policy.count_tokens, min(limit, policy.max_tokens))
+    if not kept:
+        raise ConfigError(
+            f"prompts.source = {config.prompts.source}: all {len(prompts)} prompts exceed {limit} tokens, none is left; shorten them"
+            + ("" if config.prompts.max_tokens is None else ", or raise prompts.max_tokens")
+        )
     if dropped:
         console.warning(f"prompts: {len(dropped)} of {len(prompts)} exceed {limit} tokens and are left out")
     return kept

@@ -1,6 +1,7 @@
 """Commands that run stages: the whole run, one stage of it, the plan, the offline baseline.
 
-What is needed at the end only (export, report) is imported there: plotting and whole pipelines would delay the first line by seconds.
+What is needed at the end only (export, report), or on an accelerator only, is imported there: plotting and whole pipelines would delay the
+first line by seconds.
 """
 
 from __future__ import annotations
@@ -15,20 +16,22 @@ from types import ModuleType
 
 from diffexpo.algorithms import ALGORITHMS
 from diffexpo.build.evaluating import eval_dir, on_iterate, save_examples
-from diffexpo.build.folders import prepare_folder, set_status
+from diffexpo.build.folders import keep_changes, prepare_folder, set_status
 from diffexpo.build.objects import build_loop, describe_policy, make_engine
+from diffexpo.build.out_of_memory import explain_memory
 from diffexpo.config import RunConfig, read_resolved
 from diffexpo.config.algorithms import DiffusionDpoConfig, ImprovementDpoConfig, carry_over
 from diffexpo.config.image_rules import learns_from_offline
 from diffexpo.config.rules import negatives_are_on
 from diffexpo.config.trajectory_rules import learns_from_trajectories
 from diffexpo.data.store import Store
-from diffexpo.errors import ConfigError, DiffexpoError, Interrupted, MissingError, PolicyError
+from diffexpo.errors import ConfigError, Interrupted, MissingError, PolicyError
 from diffexpo.evaluation.suites import is_saved, load_suite
 from diffexpo.online import improve, iterate, rollout
 from diffexpo.online.cost import offline_steps_of_equal_cost, run_cost
 from diffexpo.online.explore import SCHEDULES
 from diffexpo.online.iterate import Console, Loop
+from diffexpo.policies.loading import choose_device
 from diffexpo.training.distributed import World, start_world, stop_world
 from diffexpo.training.lock import RunLock
 from diffexpo.training.metrics import MetricsWriter
@@ -69,12 +72,16 @@ def run(
             stack.enter_context(RunLock(run_dir))
             console.attach_log(run_dir / "log.txt")
             stack.enter_context(logged_to(console))
+            for change in keep_changes(config, run_dir, sources):
+                console.line(f"goes on with {change}")
         stop = stack.enter_context(StopSignal())
         set_status(run_dir, "running", world)
         try:
-            _run(config, run_dir, console, stop, world, until)
-        except DiffexpoError as error:
-            set_status(run_dir, "interrupted" if isinstance(error, Interrupted) else "failed", world)
+            with explain_memory(config, run_dir):
+                _run(config, run_dir, console, stop, world, until)
+        except BaseException as error:
+            is_stop = isinstance(error, (Interrupted, KeyboardInterrupt))
+            set_status(run_dir, "interrupted" if is_stop else "failed", world)
             raise
         set_status(run_dir, "finished" if until is None else "interrupted", world)
         if world.rank == 0 and until is None:
@@ -125,10 +132,15 @@ def _run(
     world: World,
     until: tuple[str, int] | None,
 ) -> None:
+    if choose_device(config.model.device).type != "cpu":
+        from diffexpo.build.room import check_room
+
+        check_room(config, console)
     began = time.monotonic()
     loop = build_loop(config, run_dir, console, stop, world)
+    start = "" if config.tuning.start is None else f", starting from {config.tuning.start}"
     console.line(
-        f"loaded {config.model.path} ({describe_policy(loop.policy)}) in {time.monotonic() - began:.1f} s"
+        f"loaded {config.model.path} ({describe_policy(loop.policy)}){start} in {time.monotonic() - began:.1f} s"
     )
     loop.evaluate(loop, "base", 0)
     check_base_scores(loop)
@@ -243,7 +255,26 @@ def plan(config: RunConfig) -> list[tuple[str, str]]:
             f"{cost.images:,} images drawn, {cost.pairs_trained:,} {unit} trained, {cost.optimizer_steps:,} steps",
         )
     )
+    if config.model.buckets:
+        rows.append(("sizes", _size_plan(config)))
     return [*rows, ("disk", _disk_plan(config))]
+
+
+def _size_plan(config: RunConfig) -> str:
+    """The sizes that pictures may have, and which of them images are drawn at."""
+    from diffexpo.build.estimating import picture_sizes
+
+    try:
+        sizes = picture_sizes(config)
+    except (MissingError, PolicyError) as error:
+        return f"not known: {error}"
+    drawn = {
+        "first": "drawn at the first",
+        "uniform": "drawn at all alike",
+        "offline": "drawn as often as offline winners have them",
+    }
+    shown = ", ".join(f"{height}x{width}" for height, width in sizes)
+    return f"{shown} (height x width); {drawn[config.explore.aspect]}; evaluated at the first"
 
 
 def _disk_plan(config: RunConfig) -> str:

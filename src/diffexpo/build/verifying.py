@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -230,6 +231,9 @@ def _configs(
                 f"{what!r} is no type of reward ({', '.join(SCORERS)}), and a recipe brings its own settings: leave out "
                 "--path, --base, --scale and --precision, or name a type"
             )
+        near = difflib.get_close_matches(what, SCORERS, 1, cutoff=0.8)
+        if near and not Path(what).exists():
+            raise ConfigError(f"{what!r} is no type of reward and no recipe; did you mean {near[0]}?")
         config = load_config([what], [], {}).config
         return [*config.rewards, *config.evaluation.judges]
     values = {"name": what, "type": what, "role": "train", "path": path, "base": base, "scale": scale}

@@ -10,7 +10,7 @@ from typing import Self
 
 import typer
 
-from diffexpo.errors import EXIT_FAILED, EXIT_INTERRUPTED, DiffexpoError, Interrupted
+from diffexpo.errors import EXIT_FAILED, EXIT_INTERRUPTED, DiffexpoError, Interrupted, memory_failure
 
 
 class Boundary:
@@ -44,6 +44,9 @@ class Boundary:
             # The reader (`| head`) went away; nobody is left to tell.
             sys.stdout = None
             raise SystemExit(0) from None
+        if memory_failure(error) is not None:
+            self._tell(f"error: out of memory: {error}\nclose other programs, or use a larger device")
+            raise SystemExit(EXIT_FAILED) from None
         details = "".join(traceback.format_exception(kind, error, trace))
         if self.run_dir is not None and self.run_dir.is_dir():
             self._log(details)

@@ -84,6 +84,7 @@ def run(
     diffexpo run emoji/expo --set seed=1         another seed
     diffexpo run emoji/expo my.yaml --dry-run    my.yaml on top of the recipe; print the plan only
     diffexpo run --resume                        continue the most recent run
+    diffexpo run --resume --set training.micro_batch_size=2    continue with a setting that changes memory and speed only
     """
     loaded, run_dir = (
         _resume(recipes, out, name, overrides) if resume else _start(recipes, out, name, overrides)
@@ -143,17 +144,13 @@ def _start(
 def _resume(
     recipes: list[str] | None, out: Path | None, name: str | None, overrides: list[str] | None
 ) -> tuple[LoadedConfig, Path]:
-    from diffexpo.config import read_resolved
+    from diffexpo.config.resuming import resumed_config
 
     named = [*(recipes or ()), *(str(given) for given in (name, out) if given is not None)]
     if len(named) > 1:
         raise ConfigError(f"--resume continues one run, not {len(named)} ({', '.join(named)})")
-    if overrides:
-        raise ConfigError(
-            f"--set {overrides[0]} with --resume: a resumed run keeps the settings it began with; start a new run to change them"
-        )
     run_dir = find_run(named[0] if named else None)
-    return read_resolved(run_dir / "config.yaml"), run_dir
+    return resumed_config(run_dir / "config.yaml", overrides or ()), run_dir
 
 
 def _print_plan(config: RunConfig, run_dir: Path, console: Console) -> None:

@@ -121,7 +121,79 @@ _FLUX_TEXTS: Mapping[str, tuple[str, Settings]] = {
     "text_encoder_2": ("T5EncoderModel", _T5_XXL),
 }
 
+_GEMMA_2B: Settings = {
+    "vocab_size": 256000,
+    "hidden_size": 2304,
+    "intermediate_size": 9216,
+    "num_hidden_layers": 26,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 4,
+    "head_dim": 256,
+}
+_DC_BLOCKS = ["ResBlock"] * 3 + ["EfficientViTBlock"] * 3
+_DC_AE: Settings = {
+    "latent_channels": 32,
+    "encoder_block_types": _DC_BLOCKS,
+    "decoder_block_types": _DC_BLOCKS,
+    "encoder_layers_per_block": [2, 2, 2, 3, 3, 3],
+    "decoder_layers_per_block": [3] * 6,
+    "downsample_block_type": "Conv",
+    "upsample_block_type": "interpolate",
+}
+_SANA: Settings = {
+    "sample_size": 32,
+    "patch_size": 1,
+    "in_channels": 32,
+    "out_channels": 32,
+    "num_layers": 20,
+    "attention_head_dim": 32,
+    "num_attention_heads": 70,
+    "num_cross_attention_heads": 20,
+    "cross_attention_head_dim": 112,
+    "cross_attention_dim": 2240,
+    "caption_channels": 2304,
+}
+_SANA_SMALL: Settings = {
+    **_SANA,
+    "num_layers": 28,
+    "num_attention_heads": 36,
+    "num_cross_attention_heads": 16,
+    "cross_attention_head_dim": 72,
+    "cross_attention_dim": 1152,
+}
+
+
+def _sana(name: str, pattern: str, parameters: int, settings: Settings) -> Architecture:
+    """A SANA of that size, which is told by its name; the distilled ones (Sprint) have another pipeline."""
+    return Architecture(
+        name=name,
+        pipeline="SanaPipeline",
+        pattern=rf"^(?!.*sprint).*{pattern}",
+        parameters=parameters,
+        licence="NVIDIA License, Gemma Terms of Use",
+        components={
+            "text_encoder": ("Gemma2Model", _GEMMA_2B),
+            "transformer": ("SanaTransformer2DModel", settings),
+            "vae": ("AutoencoderDC", _DC_AE),
+        },
+    )
+
+
 ARCHITECTURES: tuple[Architecture, ...] = (
+    _sana(
+        "sana15-4800m",
+        r"sana.?1.?5.*4\.?8",
+        4_721_825_952,
+        {**_SANA, "num_layers": 60, "qk_norm": "rms_norm_across_heads"},
+    ),
+    _sana(
+        "sana15-1600m",
+        r"sana.?1.?5.*1\.?6",
+        1_604_641_952,
+        {**_SANA, "qk_norm": "rms_norm_across_heads"},
+    ),
+    _sana("sana-1600m", r"sana.*1(\.6b|600m)", 1_604_462_752, _SANA),
+    _sana("sana-600m", r"sana.*(0\.6b|600m)", 591_747_872, _SANA_SMALL),
     Architecture(
         name="flux1-schnell",
         pipeline="FluxPipeline",

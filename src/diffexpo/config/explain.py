@@ -209,6 +209,9 @@ def group_keys(path: str, method: str | None = None) -> list[str]:
 def suggest_setting(path: str, method: str | None = None) -> str:
     """ " Did you mean ...?" for an unknown dotted path: siblings first, then settings of that name anywhere."""
     parent, _, name = path.rpartition(".")
+    if ":" in name:
+        key, _, value = name.partition(":")
+        return f" YAML needs a space after the colon: {{{key}: {value}}}."
     siblings = group_keys(parent, method)
     ours = [setting for setting in settings() if setting.is_of(method)]
     near = [

@@ -49,11 +49,13 @@ class LoadedConfig:
 
 
 class _Loader(yaml.SafeLoader):
-    """Safe YAML with the scalars of YAML 1.2: `off` and `no` are words, `1e-5` is a number; a key may stand only once."""
+    """Safe YAML with the scalars of YAML 1.2: `off`, `no` and `16:9` are words, `1e-5` is a number; a key may stand only once."""
 
     yaml_implicit_resolvers: ClassVar = {
         first: [
-            pair for pair in pairs if pair[0] not in ("tag:yaml.org,2002:bool", "tag:yaml.org,2002:float")
+            pair
+            for pair in pairs
+            if pair[0].removeprefix("tag:yaml.org,2002:") not in ("bool", "float", "int")
         ]
         for first, pairs in yaml.SafeLoader.yaml_implicit_resolvers.items()
     }
@@ -77,6 +79,12 @@ _Loader.add_implicit_resolver(
         r"^[-+]?(?:(?:\d[\d_]*\.[\d_]*|\.\d[\d_]*)(?:[eE][-+]?\d+)?|\d[\d_]*[eE][-+]?\d+|\.(?:inf|Inf)|\.(?:nan|NaN))$"
     ),
     list("-+0123456789."),
+)
+# As in YAML 1.1, without numbers to the base 60: there 16:9 is 969.
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:int",
+    re.compile(r"^[-+]?(?:0b[01_]+|0[0-7_]+|0x[0-9a-fA-F_]+|0|[1-9][0-9_]*)$"),
+    list("-+0123456789"),
 )
 
 

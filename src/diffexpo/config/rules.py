@@ -18,6 +18,7 @@ from diffexpo.config.algorithms import (
     MarginConfig,
     SpinConfig,
 )
+from diffexpo.config.bucket_rules import bucket_problems
 from diffexpo.config.image_rules import image_notes, image_problems
 from diffexpo.config.scorers import SCORERS, SCORING_BATCH, SELF_JUDGES
 from diffexpo.config.trajectory_rules import (
@@ -32,6 +33,8 @@ if TYPE_CHECKING:
 
 LITERAL_SCALE = 1000.0
 """T of the papers: `beta_explore: literal` is beta / T."""
+AUTOCAST_TYPES = {"bf16": "bfloat16", "fp16": "float16"}
+"""What each `training.mixed_precision` casts weights to."""
 UNRANKED = (SpinConfig, ImprovementDpoConfig)
 """Methods whose pairs are made without rewards."""
 
@@ -58,9 +61,11 @@ def check_combinations(config: RunConfig) -> None:
         *_bonus(config),
         *_uncertainty(config),
         *_training(config),
+        *_copies(config),
         *_evaluation(config),
         *trajectory_problems(config),
         *image_problems(config),
+        *bucket_problems(config),
     ]
     if problems:
         raise ConfigError("\n".join(problems))
@@ -161,6 +166,16 @@ def _called(where: str, reward: RewardConfig) -> list[str]:
     if reward.concurrency is not None and not is_called and reward.type != "python":
         problems.append(
             f"{where}.concurrency = {reward.concurrency}: only remote, vlm and python are called several times at once; remove it"
+        )
+    if reward.cache is not None and not is_called and reward.type != "python":
+        problems.append(
+            f"{where}.cache = {reward.cache!r}: only remote, vlm and python scores are kept. The last bits of a network's score "
+            f"depend on the images that it is computed with, and the others cost less than looking them up; remove cache"
+        )
+    if reward.cache is not None and reward.type == "vlm" and reward.vlm.mode == "pairwise":
+        problems.append(
+            f"{where}.cache = {reward.cache!r} with vlm.mode = pairwise: a share of wins depends on the prompt's other images; "
+            "remove cache, or use yes_no"
         )
     if reward.service != type(reward.service)() and not is_called:
         problems.append(f"{where}.service is set: type {reward.type} calls no server; remove service")
@@ -386,6 +401,36 @@ def _training(config: RunConfig) -> list[str]:
         )
         return [problem]
     return []
+
+
+def _copies(config: RunConfig) -> list[str]:
+    """Settings of full fine-tuning's frozen copies, and of merged adapters, where there are none."""
+    tuning, problems = config.tuning, []
+    dtype, autocast = tuning.reference_dtype, config.training.mixed_precision
+    if tuning.kind == "lora":
+        if dtype != "float32":
+            problems.append(
+                f"tuning.reference_dtype = {dtype} with tuning.kind = lora: the reference is the frozen base without adapters, or "
+                "an adapter on it; model.dtype is its precision"
+            )
+        if tuning.reference_device != "same":
+            problems.append(
+                f"tuning.reference_device = {tuning.reference_device} with tuning.kind = lora: there are no copies of the denoiser "
+                "that could lie elsewhere; remove it"
+            )
+        return problems
+    if config.explore.merge_lora:
+        problems.append(
+            "explore.merge_lora = true with tuning.kind = full: there are no adapters to merge; set it to false"
+        )
+    if dtype != "float32" and AUTOCAST_TYPES.get(autocast) != dtype:
+        needed = next(name for name, cast in AUTOCAST_TYPES.items() if cast == dtype)
+        problems.append(
+            f"tuning.reference_dtype = {dtype} with training.mixed_precision = {autocast}: the policy would run in another "
+            f"precision than its reference, so their errors would differ where their weights are equal, and the loss would not start "
+            f"at margin 0; set training.mixed_precision={needed} or tuning.reference_dtype=float32"
+        )
+    return problems
 
 
 def _evaluation(config: RunConfig) -> list[str]:

@@ -12,7 +12,7 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from diffexpo.config.algorithms import AlgorithmConfig, ExpoConfig
-from diffexpo.config.section import Count, Fraction, NotNegative, Positive, Section
+from diffexpo.config.section import AspectRatio, Count, Fraction, NotNegative, Positive, Section
 
 # Scorers that are looked at rather than trained on, unless a configuration says otherwise.
 WATCHED = ("brisque", "open_nsfw")
@@ -30,10 +30,14 @@ class ModelConfig(Section):
     resolution: Count | tuple[Count, Count] | None = None
     """Size of the pictures in pixels: one number for squares, or [height, width]; null is the checkpoint's own. Both must be
     multiples of what the autoencoder, and the transformer's patches, shrink by."""
+    buckets: tuple[tuple[Count, Count] | AspectRatio, ...] = ()
+    """Sizes besides `resolution` that pictures of a run may have: [height, width] in pixels, or an aspect ratio "width:height",
+    which is that shape at the area of `resolution`. An offline pair goes to the size nearest to its winner's shape."""
     drop_t5: bool = False
     """Stable Diffusion 3: leave the T5 encoder out; zeros stand for its tokens, as in the pipeline with `text_encoder_3=None`."""
     max_sequence_length: int | None = Field(default=None, ge=0, le=512)
-    """Tokens that T5 reads, or zeros that stand for them; null is the pipeline's default (SD3 256, FLUX 512, PixArt-Sigma 300)."""
+    """Tokens that T5 reads, or zeros that stand for them, or Gemma's in SANA; null is the pipeline's default (SD3 256, FLUX 512,
+    PixArt-Sigma and SANA 300)."""
     guidance_embedding: NotNegative = 3.5
     """FLUX.1-dev: the guidance scale that is fed to the network, in sampling and in training (3.5: its pipeline's default)."""
     device: str = "auto"
@@ -65,6 +69,15 @@ class TuningConfig(Section):
     """`lora` trains adapters on a frozen base; `full` trains the denoiser itself (references are copies)."""
     lora: LoraConfig = LoraConfig()
     """Adapter settings; read only with `kind: lora`."""
+    reference_dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    """Precision of the frozen reference of full fine-tuning: half needs the same `training.mixed_precision`, under which the
+    reference's errors are the same bits; its tensors take half the memory, and the base lies in main memory while it does not run."""
+    reference_device: Literal["same", "cpu"] = "same"
+    """Where the frozen copies of full fine-tuning (reference, base, main, old) lie while they do not run: on `model.device`, or in
+    main memory. With `cpu` results are the same; each use costs a transfer of the whole denoiser."""
+    start: str | None = None
+    """Where training starts, if not at the base: the folder of a finished run with the same model and tuning, or, with
+    `kind: full`, of a model of the same shape. `model.path` stays the base, and the reference where that is the base."""
 
 
 class PromptConfig(Section):
@@ -121,8 +134,15 @@ class ExploreConfig(Section):
     """Negative prompts that widen the search early."""
     batch_size: Count = 64
     """Images per network call while collecting. Results belong to it: a picture is regenerated at the same batch size."""
+    aspect: Literal["first", "uniform", "offline"] = "first"
+    """Which of the sizes of `model.resolution` and `model.buckets` a prompt's images are drawn at, by a draw keyed by the prompt:
+    always the `first`; all alike often (`uniform`); or each as often as it is among the winners of the `offline` pairs."""
     overlap_scoring: bool = True
-    """Score a batch while the next one is drawn. Results are the same; turn it off where memory is short for both at once."""
+    """Score a batch while the next one is drawn, in evaluation too. Results are the same; turn it off where memory is short for
+    both at once."""
+    merge_lora: bool = False
+    """Draw with the adapters folded into the base's weights: fewer kernels a step, so sampling is faster where they count, and
+    pictures are rounded differently. The base's own bits come back afterwards. Evaluation and training never run merged."""
 
 
 class ServiceConfig(Section):
@@ -216,6 +236,9 @@ class RewardConfig(Section):
     concurrency: int | None = Field(default=None, ge=1)
     """Calls under way at once: requests of `remote` and `vlm` (default 8), threads in a `python` function, which must bear it
     (default 1)."""
+    cache: str | None = None
+    """`remote`, `vlm` and `python`: folder in which scores are kept by picture, prompt and scorer, so that the same question is not
+    asked again, by whatever run; null keeps none. A `python` function must then score each image by itself, always alike."""
     service: ServiceConfig = ServiceConfig()
     """How `remote` and `vlm` call their server."""
     vlm: VlmConfig = VlmConfig()

@@ -30,7 +30,25 @@ def trajectory_problems(config: RunConfig) -> list[str]:
     """Every contradiction of a method on trajectories with the rest, one line each; none for other methods."""
     if not learns_from_trajectories(config):
         return []
-    return [*_density(config), *_data(config), *_steps(config), *_rewards(config), *_flow(config)]
+    return [
+        *_density(config),
+        *_data(config),
+        *_steps(config),
+        *_rewards(config),
+        *_flow(config),
+        *_rounding(config),
+    ]
+
+
+def _rounding(config: RunConfig) -> list[str]:
+    if not config.explore.merge_lora:
+        return []
+    problem = (
+        f"explore.merge_lora = true with algorithm.type = {config.algorithm.type}: log-probabilities would be recorded with merged "
+        f"weights and replayed with adapters, which round differently, so the ratio of the two would not be 1 before the first "
+        f"update; set explore.merge_lora=false"
+    )
+    return [problem]
 
 
 def _density(config: RunConfig) -> list[str]:

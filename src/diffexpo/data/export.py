@@ -123,7 +123,8 @@ def _decode(
     store: Store, pairs: Sequence[Row], decode: Callable[[np.ndarray], np.ndarray]
 ) -> dict[str, np.ndarray]:
     ids = list(dict.fromkeys(str(pair[column]) for pair in pairs for column in ("winner_id", "loser_id")))
-    return dict(zip(ids, decode(store.latents(ids)), strict=True))
+    pictures = [picture for part in store.stretches(ids) for picture in decode(part)]
+    return dict(zip(ids, pictures, strict=True))
 
 
 def _row(

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import io
+import math
 import struct
 import warnings
+from collections.abc import Sequence
 
 import numpy as np
 from PIL import Image
@@ -51,6 +53,23 @@ def fit_image(image: Image.Image, height: int, width: int) -> np.ndarray:
         box = (left, top, left + crop_width, top + crop_height)
         image = image.resize((width, height), Image.Resampling.BICUBIC, box=box)
     return np.array(image, dtype=np.uint8)
+
+
+def nearest_size(image: Image.Image, sizes: Sequence[tuple[int, int]]) -> tuple[int, int]:
+    """Of several sizes (height, width) the one nearest in shape to a picture, the earlier of two that are as near.
+
+    nearest = argmin over sizes of |log(width / height) - log(picture's width / height)|
+
+    Returns:
+        The size; for a picture 30 wide and 20 high among (16, 16) and (12, 20) it is (12, 20).
+    """
+    shape = math.log(image.width / image.height)
+    return min(sizes, key=lambda size: abs(math.log(size[1] / size[0]) - shape))
+
+
+def size_name(height: object, width: object) -> str:
+    """How a size is written in counts, e.g. "832x1216"."""
+    return f"{height}x{width}"
 
 
 def encode_png(pixels: np.ndarray) -> bytes:

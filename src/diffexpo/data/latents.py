@@ -8,7 +8,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from diffexpo.types import Conditioning, HoldsTextEncoders, Policy
+from diffexpo.types import Conditioning, HasBuckets, HoldsTextEncoders, MixedRows, Policy
+
+Size = tuple[int, int]
 
 
 class PromptEmbeddings:
@@ -69,6 +71,37 @@ def image_size(policy: Policy) -> tuple[int, int]:
     with torch.no_grad():
         image = policy.decode_latents(torch.zeros(1, *policy.latent_shape, device=policy.device))
     return int(image.shape[-2]), int(image.shape[-1])
+
+
+def latent_shapes(policy: Policy) -> tuple[tuple[int, int, int], ...]:
+    """Shapes of the latents of a run's pictures, the first is `policy.latent_shape`; one unless the model has buckets."""
+    return policy.latent_shapes if isinstance(policy, HasBuckets) else (policy.latent_shape,)
+
+
+def image_sizes(policy: Policy) -> tuple[Size, ...]:
+    """(height, width) of the pictures of each shape of `latent_shapes`."""
+    height, width = image_size(policy)
+    first, *others = latent_shapes(policy)
+    scale = height // first[1], width // first[2]
+    return (height, width), *((shape[1] * scale[0], shape[2] * scale[1]) for shape in others)
+
+
+def stacked(parts: Sequence[np.ndarray]) -> Tensor | MixedRows:
+    """Arrays of one shape each as the rows of a batch: a tensor where all have one shape."""
+    tensors = tuple(torch.from_numpy(part) for part in parts)
+    return tensors[0] if len(tensors) == 1 else MixedRows(tensors)
+
+
+def encode_pictures(policy: Policy, pictures: Sequence[np.ndarray], batch_size: int) -> list[np.ndarray]:
+    """uint8 pictures (H,W,3), of several sizes or one, to float32 latents (C,h,w) each; those of a size in batches together."""
+    places: dict[tuple[int, ...], list[int]] = {}
+    for place, picture in enumerate(pictures):
+        places.setdefault(picture.shape, []).append(place)
+    found: dict[int, np.ndarray] = {}
+    for chosen in places.values():
+        latents = encode_pixels(policy, np.stack([pictures[place] for place in chosen]), batch_size)
+        found |= zip(chosen, latents, strict=True)
+    return [found[place] for place in range(len(pictures))]
 
 
 def encode_pixels(policy: Policy, pixels: np.ndarray, batch_size: int) -> np.ndarray:

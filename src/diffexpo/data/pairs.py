@@ -6,12 +6,14 @@ An epoch is a draw without replacement in which a pair's probability is proporti
 
 With equal weights that is a plain shuffled epoch of all pairs. Each epoch's order comes from one generator
 named by (run seed, iteration, epoch), so `batch(step)` needs no history: position p = step * B + row stands
-in epoch p // M at place p % M.
+in epoch p // M at place p % M. Within a batch pairs of one picture size stand behind each other, whatever the order they
+were drawn in.
 """
 
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,11 +21,11 @@ import torch
 from torch import Tensor
 
 from diffexpo.config.schema import HybridConfig
-from diffexpo.data.latents import PromptEmbeddings
+from diffexpo.data.latents import PromptEmbeddings, stacked
 from diffexpo.data.store import Store
-from diffexpo.errors import DataError
+from diffexpo.errors import DataError, StoreError
 from diffexpo.rng import numpy_generator
-from diffexpo.types import PairBatch
+from diffexpo.types import MixedRows, PairBatch
 
 _COLUMNS = (
     "pair_id", "iteration", "source", "prompt", "winner_id", "loser_id",
@@ -126,6 +128,7 @@ class PairLoader:
         run_seed, iteration: Names of the random numbers.
         contrast_per_batch: E contrast pairs a step, drawn from the newest collection's pairs that have one;
             0 is none. With no such pairs (the first iteration) batches carry none.
+        sizes: Picture sizes by sample id, where there are several (`Store.sizes`).
     """
 
     def __init__(
@@ -138,8 +141,10 @@ class PairLoader:
         run_seed: int,
         iteration: int,
         contrast_per_batch: int = 0,
+        sizes: Mapping[str, tuple[int, int]] | None = None,
     ) -> None:
         self._store = store
+        self._sizes = sizes or {}
         self._index = index
         self._embeddings = embeddings
         self._name = (run_seed, iteration)
@@ -177,13 +182,10 @@ class PairLoader:
             raise ValueError(
                 f"rows [{start}, {stop}) of step {step}: a batch has {size} rows and steps count from 0"
             )
-        pairs = self._pairs.take(step * size + start, step * size + stop)
+        pairs = self._drawn(self._pairs, self._index.refs, step * size, size)
+        contrast = self._drawn(self._contrast, self._contrast_refs, step * extra, extra)
         low, high = start * extra // size, stop * extra // size
-        contrast = self._contrast.take(step * extra + low, step * extra + high)
-        return Draw(
-            tuple((self._index.refs[i], epoch) for i, epoch in pairs),
-            tuple((self._contrast_refs[i], epoch) for i, epoch in contrast),
-        )
+        return Draw(pairs[start:stop], contrast[low:high])
 
     def batch(self, step: int, start: int = 0, stop: int | None = None) -> PairBatch:
         """Rows [start, stop) of the batch of a step (from 0), the whole batch by default; reads only those
@@ -191,7 +193,7 @@ class PairLoader:
         """
         draw = self.refs(step, start, stop)
         refs = [ref for ref, _ in draw.pairs]
-        latents = self._read([ref.winner_id for ref in refs] + [ref.loser_id for ref in refs])
+        winner, loser = self._read([ref.winner_id for ref in refs], [ref.loser_id for ref in refs])
         gammas: tuple[Tensor | None, Tensor | None] = (None, None)
         if self._has_uncertainty:
             gammas = (
@@ -199,8 +201,8 @@ class PairLoader:
                 torch.tensor([ref.uncertainty_loser or 0.0 for ref in refs]),
             )
         batch = PairBatch(
-            winner=latents[: len(refs)],
-            loser=latents[len(refs) :],
+            winner=winner,
+            loser=loser,
             conditioning=self._embeddings.select([ref.prompt for ref in refs]),
             keys=tuple(f"{ref.pair_id}@{epoch}" for ref, epoch in draw.pairs),
             uncertainty_winner=gammas[0],
@@ -214,7 +216,9 @@ class PairLoader:
 
     def _with_contrast(self, batch: PairBatch, draw: Draw) -> PairBatch:
         refs = [ref for ref, _ in draw.contrast]
-        latents = self._read([str(ref.explored_id) for ref in refs] + [str(ref.main_id) for ref in refs])
+        explored, main = self._read(
+            [str(ref.explored_id) for ref in refs], [str(ref.main_id) for ref in refs]
+        )
         return PairBatch(
             winner=batch.winner,
             loser=batch.loser,
@@ -222,14 +226,35 @@ class PairLoader:
             keys=batch.keys,
             uncertainty_winner=batch.uncertainty_winner,
             uncertainty_loser=batch.uncertainty_loser,
-            explored=latents[: len(refs)],
-            main=latents[len(refs) :],
+            explored=explored,
+            main=main,
             contrast_conditioning=self._embeddings.select([ref.prompt for ref in refs]),
             contrast_keys=tuple(f"{ref.pair_id}@contrast{epoch}" for ref, epoch in draw.contrast),
         )
 
-    def _read(self, ids: list[str]) -> Tensor:
-        return torch.from_numpy(self._store.latents(ids))
+    def _read(self, ids: list[str], others: list[str]) -> tuple[Tensor | MixedRows, Tensor | MixedRows]:
+        """Latents of both sides of pairs; they are compared at one noise, so they must be alike.
+
+        Raises:
+            StoreError: two of a pair differ in shape or type.
+        """
+        sides = [self._store.stretches(names) for names in (ids, others)]
+        kinds = [[(part.shape, part.dtype) for part in side] for side in sides]
+        if kinds[0] != kinds[1]:
+            raise StoreError(
+                f"the latents of {ids[0]!r} and other samples differ in shape or type from those of {others[0]!r} and others, which "
+                "they are paired with; a store belongs to one model: import or collect into a new run"
+            )
+        return stacked(sides[0]), stacked(sides[1])
+
+    def _drawn(
+        self, epochs: Epochs, refs: Sequence[PairRef], first: int, count: int
+    ) -> tuple[tuple[PairRef, int], ...]:
+        """(pair, epoch) at so many positions, those of one size behind each other; winner and loser have one size."""
+        drawn = [(refs[i], epoch) for i, epoch in epochs.take(first, first + count)]
+        if self._sizes:
+            drawn.sort(key=lambda entry: self._sizes.get(entry[0].winner_id, (0, 0)))
+        return tuple(drawn)
 
 
 class Epochs:

@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from diffexpo.data.files import whole_file
+from diffexpo.data.offline.reading import Damage, parquet_rows, parquet_schema
 from diffexpo.data.prompts import (
     PromptReport,
     check_text,
@@ -42,6 +43,7 @@ class PromptList:
 
     summary: str
     read: Callable[[Path], Located]
+    is_folder_too: bool = False
 
 
 def read_prompt_list(source: str | Path, format: str = "auto") -> tuple[list[Prompt], PromptReport]:
@@ -66,9 +68,14 @@ def read_prompt_list(source: str | Path, format: str = "auto") -> tuple[list[Pro
             )
     if format not in PROMPT_LISTS:
         raise ConfigError(f"prompt format {format!r} is unknown; expected one of {', '.join(PROMPT_LISTS)}")
+    if path.is_dir() and not PROMPT_LISTS[format].is_folder_too:
+        raise MissingError(
+            f"{path} is a folder; the format {format} is one file: {PROMPT_LISTS[format].summary}"
+        )
     if not path.is_dir():
         require_file(path, "the prompt list")
-        if path.stat().st_size > _LARGEST:
+        # of Parquet only the captions are read, whatever pictures lie beside them
+        if path.stat().st_size > _LARGEST and path.suffix.lower() != ".parquet":
             raise ImportFormatError(f"{path} is larger than 256 MiB; expected a list of prompts")
     return distinct_prompts(PROMPT_LISTS[format].read(path), f"{path}")
 
@@ -201,16 +208,28 @@ def _files(path: Path, pattern: str) -> list[Path]:
     return found
 
 
-def _texts(path: Path) -> Located:
-    """A JSON list of texts or of objects with a `prompt` or `caption`; a text file; or Parquet."""
-    if path.suffix.lower() == ".parquet":
-        yield from read_parquet(path)
+def _pickapic(path: Path) -> Located:
+    """A JSON list of texts or of objects with a `prompt` or `caption`; a text file; Parquet, or a folder of it: captions alone."""
+    if path.is_dir() or path.suffix.lower() == ".parquet":
+        for file in _files(path, "*.parquet"):
+            yield from _captions(file)
     elif path.suffix.lower() == ".json":
         for where, element in _json_list(path):
             text = element.get("prompt", element.get("caption")) if isinstance(element, dict) else element
             yield _prompt(where, text)
     else:
         yield from read_txt(path)
+
+
+def _captions(file: Path) -> Located:
+    names = [name for name in ("prompt", "caption") if name in parquet_schema(file).names]
+    if not names:
+        raise ImportFormatError(f"{file}: column 'caption' is missing; expected Pick-a-Pic's columns")
+    for number, row in parquet_rows(file, names[:1]):
+        where = f"{file}, row {number}"
+        if isinstance(row, Damage):
+            raise ImportFormatError(f"{where}: {row.reason}; get the file again")
+        yield _prompt(where, row[names[0]])
 
 
 def _hpdv2(path: Path) -> Located:
@@ -274,6 +293,10 @@ def _ddpo_animals(path: Path) -> Located:
                 if number < _IMAGENET_ANIMALS:  # the classes that are animals come first
                     yield _prompt(where, text, "imagenet animals")
             return
+        if path.stem == "activities":
+            raise ImportFormatError(
+                f"{path} holds what animals do, which is no prompt; name its folder, with simple_animals.txt beside it"
+            )
         for where, noun in prompt_lines(path):
             yield _prompt(where, _with_article(noun), "animals")
         return
@@ -293,16 +316,18 @@ PROMPT_LISTS: dict[str, PromptList] = {
     "text": PromptList("one prompt a line", read_txt),
     "jsonl": PromptList("one object a line", read_jsonl),
     "parquet": PromptList("a `prompt` or `caption` column", read_parquet),
-    "hpdv2": PromptList("HPDv2's benchmark/*.json: a folder or one style", _hpdv2),
-    "pickapic": PromptList("Pick-a-Pic captions: .txt, .json or .parquet", _texts),
+    "hpdv2": PromptList("HPDv2's benchmark/*.json: a folder or one style", _hpdv2, True),
+    "pickapic": PromptList(
+        "Pick-a-Pic captions: .txt, .json, .parquet or a folder of .parquet", _pickapic, True
+    ),
     "partiprompts": PromptList("PartiPrompts.tsv", _partiprompts),
     "drawbench": PromptList("DrawBench as CSV with Prompts and Category", _drawbench),
     "t2i_compbench": PromptList(
-        "T2I-CompBench's *_val.txt and *_train.txt: a folder or one file", _t2i_compbench
+        "T2I-CompBench's *_val.txt and *_train.txt: a folder or one file", _t2i_compbench, True
     ),
     "geneval": PromptList("GenEval's evaluation_metadata.jsonl", _geneval),
     "imagereward": PromptList("ImageReward's benchmark-prompts.json", _imagereward),
     "ddpo_animals": PromptList(
-        "DDPO's simple_animals.txt, imagenet_classes.txt, or their folder", _ddpo_animals
+        "DDPO's simple_animals.txt, imagenet_classes.txt, or their folder", _ddpo_animals, True
     ),
 }

@@ -36,11 +36,13 @@ SAMPLE_SCHEMA = pa.schema(
         pa.field("model", pa.string()),
         pa.field("source", pa.string(), nullable=False),
         pa.field("improved_from", pa.string()),
+        pa.field("height", pa.int64()),
+        pa.field("width", pa.int64()),
     ]
 )
 """One row an image. docs/data.md says what each column means."""
 
-LATER_COLUMNS = frozenset({"improved_from"})
+LATER_COLUMNS = frozenset({"improved_from", "height", "width"})
 """Columns that stores of earlier versions lack; they read as null."""
 
 PAIR_SCHEMA = pa.schema(

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from diffexpo.config.schema import HybridConfig
-from diffexpo.data.latents import PromptEmbeddings
+from diffexpo.data.latents import PromptEmbeddings, stacked
 from diffexpo.data.pairs import Epochs, hybrid_weight
 from diffexpo.data.rows import Row
 from diffexpo.data.store import Store
@@ -81,6 +81,7 @@ class ScoredSource:
         desirable_fraction: Share of desirable images in the draw; None leaves it as it is.
         weigh: Rewards (n,) of scored images to the weights (n,) of their losses; None: all 1.
         weigh_scope: What `weigh` is called with: the images of one prompt, or all of a collection.
+        sizes: Picture sizes by sample id, where there are several (`Store.sizes`).
     """
 
     def __init__(
@@ -94,6 +95,7 @@ class ScoredSource:
         desirable_fraction: float | None = None,
         weigh: Weigh | None = None,
         weigh_scope: Literal["prompt", "global"] = "prompt",
+        sizes: Mapping[str, tuple[int, int]] | None = None,
     ) -> None:
         self._store = store
         self._hybrid = hybrid
@@ -103,12 +105,13 @@ class ScoredSource:
         self._desirable_fraction = desirable_fraction
         self._weigh = weigh
         self._weigh_scope = weigh_scope
+        self._sizes = sizes or {}
 
     def index(self, iteration: int) -> ScoredIndex:
         """Images that iteration t trains on: those of D_off and of the collections 1 .. t-1.
 
         An offline image is desirable if it won a pair; its reward is the share of its pairs that it won, its group the images
-        of its prompt in D_off. A collected image is desirable if its advantage is positive; its group is its request.
+        of its prompt and size in D_off. A collected image is desirable if its advantage is positive; its group is its request.
         Images without a finite score are left out and counted.
 
         Args:
@@ -147,11 +150,13 @@ class ScoredSource:
                 seen[name] += 1
                 prompts[name] = str(row["prompt"])
             won[str(row["winner_id"])] += 1
-        numbers = {prompt: number for number, prompt in enumerate(dict.fromkeys(prompts.values()))}
-        names = sorted(prompts, key=lambda name: (numbers[prompts[name]], name))
+        # Images of one group share noise in some methods, so they share a size; the pairs of a prompt may have several.
+        groups = {name: (prompt, self._sizes.get(name)) for name, prompt in prompts.items()}
+        numbers = {group: number for number, group in enumerate(dict.fromkeys(groups.values()))}
+        names = sorted(prompts, key=lambda name: (numbers[groups[name]], name))
         refs = [
             ScoredRef(
-                name, 0, "offline", prompts[name], numbers[prompts[name]], won[name] / seen[name], 0.0,
+                name, 0, "offline", prompts[name], numbers[groups[name]], won[name] / seen[name], 0.0,
                 desirable=won[name] > 0, is_best=won[name] > 0,
             )
             for name in names
@@ -232,6 +237,7 @@ class ScoredLoader:
         batch_size: B images a step, over all processes. With whole groups: about so many, B / mean size of a group groups.
         run_seed, iteration: Names of the random numbers.
         whole_groups: Draw groups instead of images: a batch then holds all images of each of its groups.
+        sizes: Picture sizes by sample id, where there are several; a batch then holds those of one size behind each other.
     """
 
     def __init__(
@@ -244,8 +250,10 @@ class ScoredLoader:
         run_seed: int,
         iteration: int,
         whole_groups: bool = False,
+        sizes: Mapping[str, tuple[int, int]] | None = None,
     ) -> None:
         self._store = store
+        self._sizes = sizes or {}
         self._index = index
         self._embeddings = embeddings
         self._whole_groups = whole_groups
@@ -279,7 +287,7 @@ class ScoredLoader:
         part = drawn[start:stop]
         refs = [self._index.refs[i] for i, _, _ in part]
         return ScoredBatch(
-            latents=torch.from_numpy(self._store.latents([ref.sample_id for ref in refs])),
+            latents=stacked(self._store.stretches([ref.sample_id for ref in refs])),
             conditioning=self._embeddings.select([ref.prompt for ref in refs]),
             keys=tuple(f"{ref.sample_id}@{epoch}" for ref, (_, epoch, _) in zip(refs, part, strict=True)),
             rewards=torch.tensor([ref.reward for ref in refs], dtype=torch.float32),
@@ -300,11 +308,14 @@ class ScoredLoader:
         """
         first = step * self._units_per_batch
         units = self._epochs.take(first, first + self._units_per_batch) if step >= 0 else []
-        return [
+        rows = [
             (i, epoch, first + place if self._whole_groups else self._index.refs[i].group)
             for place, (unit, epoch) in enumerate(units)
             for i in self._units[unit]
         ]
+        if self._sizes:
+            rows.sort(key=lambda row: self._sizes.get(self._index.refs[row[0]].sample_id, (0, 0)))
+        return rows
 
 
 def _without_weightless(refs: list[ScoredRef]) -> tuple[tuple[ScoredRef, ...], np.ndarray]:

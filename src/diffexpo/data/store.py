@@ -290,18 +290,48 @@ class Store:
         return self._latent_file(self._require(sample_id)[0]).read(sample_id)
 
     def latents(self, sample_ids: Sequence[str]) -> np.ndarray:
-        """Latents (N,C,h,w) in the order asked for (repeats allowed), from memory-mapped files."""
+        """Latents (N,C,h,w) in the order asked for (repeats allowed), from memory-mapped files.
+
+        Raises:
+            StoreError: they differ in shape or type, or there are none.
+        """
+        stretches = self.stretches(sample_ids)
+        if len(stretches) > 1:
+            other = stretches[1][0]
+            raise StoreError(
+                f"latents of {sample_ids[len(stretches[0])]!r} are {other.dtype} {other.shape}, those of "
+                f"{sample_ids[0]!r} are {stretches[0].dtype} {stretches[0].shape[1:]}; samples of one size are expected here "
+                "(without model.buckets a store belongs to one model: import or collect into a new run)"
+            )
+        return stretches[0]
+
+    def stretches(self, sample_ids: Sequence[str]) -> list[np.ndarray]:
+        """Latents in the order asked for, as arrays (N,C,h,w) of one shape each, behind each other.
+
+        Raises:
+            StoreError: they differ in type, or there are none.
+        """
         arrays = [self.latent(sample_id) for sample_id in sample_ids]
         if not arrays:
             raise StoreError("no sample ids were given, so there are no latents to stack")
+        stretches: list[list[np.ndarray]] = []
         for sample_id, array in zip(sample_ids, arrays, strict=True):
-            if array.shape != arrays[0].shape or array.dtype != arrays[0].dtype:
+            first = arrays[0]
+            if array.ndim != first.ndim or array.shape[0] != first.shape[0] or array.dtype != first.dtype:
                 raise StoreError(
-                    f"latents of {sample_id!r} are {array.dtype} {array.shape}, those of "
-                    f"{sample_ids[0]!r} are {arrays[0].dtype} "
-                    f"{arrays[0].shape}; a store belongs to one model: import or collect into a new run"
+                    f"latents of {sample_id!r} are {array.dtype} {array.shape}, those of {sample_ids[0]!r} are {first.dtype} "
+                    f"{first.shape}; a store belongs to one model: import or collect into a new run"
                 )
-        return np.stack(arrays)
+            if not stretches or stretches[-1][0].shape != array.shape:
+                stretches.append([])
+            stretches[-1].append(array)
+        return [np.stack(stretch) for stretch in stretches]
+
+    def sizes(self) -> dict[str, tuple[int, int]]:
+        """(height, width) of each sample's picture, by sample id; of samples that have one in their row."""
+        table = self._table("samples", self._named_shards("samples"), ["sample_id", "height", "width"])
+        rows = zip(*(column.to_pylist() for column in table.columns), strict=True)
+        return {name: (height, width) for name, height, width in rows if height is not None}
 
     def lineage(self, pair_id: str) -> dict[str, object]:
         """A pair's whole history.
@@ -338,6 +368,11 @@ class Store:
     # ---- inside --------------------------------------------------------------------------------------------
 
     def _rows(self, kind: str, iteration: int | None, columns: Sequence[str] | None) -> list[Row]:
+        named = self._named_shards(kind, iteration)
+        return to_rows(self._table(kind, named, list(columns) if columns is not None else None))
+
+    def _named_shards(self, kind: str, iteration: int | None = None) -> list[Shard]:
+        """Shards of complete stages."""
         shards = list_shards(self.root, kind, iteration=iteration)
         complete = {
             group: manifest_files(self.root, *group) for group in {(s.stage, s.iteration) for s in shards}
@@ -349,8 +384,7 @@ class Store:
                     "missing. Resume the run to finish "
                     "it; `collected()` reads finished units."
                 )
-        named = [shard for shard in shards if shard.name in complete[(shard.stage, shard.iteration)]]
-        return to_rows(self._table(kind, named, list(columns) if columns is not None else None))
+        return [shard for shard in shards if shard.name in complete[(shard.stage, shard.iteration)]]
 
     def _table(self, kind: str, shards: Sequence[Shard], columns: list[str] | None) -> pa.Table:
         schema = SCHEMAS[kind]

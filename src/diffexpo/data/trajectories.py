@@ -13,6 +13,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 from typing import NamedTuple
 
@@ -27,7 +28,7 @@ from diffexpo.data.files import write_whole
 from diffexpo.data.latents import PromptEmbeddings
 from diffexpo.data.pairs import Epochs
 from diffexpo.errors import ResumeError
-from diffexpo.types import Conditioning, TrajectoryBatch, TrajectoryPairBatch
+from diffexpo.types import Conditioning, MixedRows, TrajectoryBatch, TrajectoryPairBatch
 
 _OPEN_FILES = 64
 
@@ -143,12 +144,14 @@ class TransitionLoader:
         drawn = self._epochs.take(step * self.batch_size, (step + 1) * self.batch_size)
         refs = [self._refs[i] for i, _ in drawn]
         both = [transition(self._trajectories, ref.place, ref.index) for ref in refs]
+        order = _by_shape([part.x_t for part in both])
+        drawn, refs, both = ([rows[i] for i in order] for rows in (drawn, refs, both))
         means = None
         if self._needs_means:
-            means = torch.cat([row_of(self._trajectories, "means", ref.place, ref.index) for ref in refs])
+            means = _stacked([row_of(self._trajectories, "means", ref.place, ref.index) for ref in refs])
         return TrajectoryBatch(
-            x_t=torch.cat([part.x_t for part in both]),
-            x_next=torch.cat([part.x_next for part in both]),
+            x_t=_stacked([part.x_t for part in both]),
+            x_next=_stacked([part.x_next for part in both]),
             index=torch.tensor([ref.index for ref in refs], dtype=torch.int64),
             old_log_prob=torch.cat([part.log_prob for part in both]),
             advantages=torch.tensor([ref.advantage for ref in refs], dtype=torch.float32),
@@ -244,7 +247,9 @@ class TransitionPairLoader:
         ]
         refs = [self._refs[i] for i, _, _ in drawn]
         rows = [self._read(self._trajectories, ref) for ref in refs]
-        tensors = PairTensors(*(torch.cat(column) for column in zip(*rows, strict=True)))
+        order = _by_shape([row.winner_x_t for row in rows])
+        drawn, refs, rows = ([entries[i] for i in order] for entries in (drawn, refs, rows))
+        tensors = PairTensors(*(_stacked(column) for column in zip(*rows, strict=True)))
         return TrajectoryPairBatch(
             winner_x_t=tensors.winner_x_t,
             winner_x_next=tensors.winner_x_next,
@@ -309,6 +314,19 @@ def read_branch(trajectories: Trajectories, ref: TransitionPairRef) -> PairTenso
         log_probs[:, 0],
         log_probs[:, 1],
     )
+
+
+def _by_shape(rows: Sequence[Tensor]) -> list[int]:
+    """Places of one-row tensors, those of one shape behind each other; as they are where all have one shape."""
+    return sorted(range(len(rows)), key=lambda place: tuple(rows[place].shape))
+
+
+def _stacked(rows: Sequence[Tensor]) -> Tensor | MixedRows:
+    """One-row tensors as the rows of a batch, in their order."""
+    if all(row.shape == rows[0].shape for row in rows):
+        return torch.cat(list(rows))
+    parts = [list(part) for _, part in groupby(rows, key=lambda row: row.shape)]
+    return MixedRows(tuple(torch.cat(part) for part in parts))
 
 
 def _by_pair(refs: tuple[TransitionPairRef, ...]) -> list[list[int]]:

@@ -38,7 +38,8 @@ class SuiteResult:
 
     Rows are images: `prompt_index` and `image_index` (N,), `images` (N,H,W,3) uint8, `scores` scorer -> (N,) with NaN where scoring
     failed. Rows whose image_index is below `images_per_prompt` enter rewards and win rates; the others exist for the Vendi score.
-    `roles` says for each scorer whether it is a `heldout` judge (never trained on) or a `train` reward.
+    `roles` says for each scorer whether it is a `heldout` judge (never trained on), a `train` reward or
+    a reward that the run only looks at (`watch`).
     `vendi` maps a prompt id to its Vendi score over `vendi_images` images; `kl` holds one path KL (nats per image) a row.
     """
 
@@ -188,7 +189,9 @@ def choose_pair_examples(pairs: Sequence[Mapping[str, object]]) -> list[tuple[st
     """
     if not pairs:
         return []
-    ordered = sorted(pairs, key=lambda row: (float(row["margin"]), str(row["pair_id"])))
+    # Pairs of people and of folders have none.
+    margins = {row["pair_id"]: -math.inf if row["margin"] is None else float(row["margin"]) for row in pairs}
+    ordered = sorted(pairs, key=lambda row: (margins[row["pair_id"]], str(row["pair_id"])))
     chosen, seen = [], set()
     for rule, row in zip(PAIR_RULES, (pairs[0], ordered[len(ordered) // 2], ordered[-1]), strict=True):
         if row["pair_id"] not in seen:

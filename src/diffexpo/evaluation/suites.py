@@ -2,13 +2,16 @@
 
 The noise of an image comes from (run seed, "evaluate", prompt id, image index) and batches are cut alike for all versions, so two
 versions' pictures differ by their weights alone. Judges see what a person sees, the 8-bit picture; those that judge latents see the
-drawn ones.
+drawn ones. A batch is judged while the next is drawn, as in collecting; one batch at a time and in order, so nothing depends on it.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from functools import partial
+from types import TracebackType
+from typing import Self
 
 import numpy as np
 import torch
@@ -21,6 +24,7 @@ from diffexpo.evaluation.divergence import kl_estimator, path_kl
 from diffexpo.evaluation.grid import to_uint8
 from diffexpo.evaluation.metrics import vendi_score
 from diffexpo.evaluation.records import SuiteResult, is_saved, load_suite, save_suite
+from diffexpo.online.collect import Scoring
 from diffexpo.rewards.scoring import score_both
 from diffexpo.rng import keyed_order, torch_generator
 from diffexpo.types import Conditioning, Policy, Prompt, Scorer
@@ -64,12 +68,14 @@ def evaluate_version(
     tick: Callable[[], None] = _nothing,
     *,
     train_rewards: Sequence[Scorer] = (),
+    watched: Collection[str] = (),
     embed: Embed | None = None,
     embedder: str = "",
     reference: str = "base",
     name: str | None = None,
     batch_size: int = 64,
     encode: Encode | None = None,
+    overlap: bool = True,
 ) -> SuiteResult:
     """Draw, judge and measure one version.
 
@@ -79,14 +85,16 @@ def evaluate_version(
         settings: Sampler and counts.
         judges: Held-out scorers, never trained on; the first decides win rates.
         seed: The run's seed.
-        tick: Called after every denoising step of a batch and after every scored batch.
-        train_rewards: Scorers that the run trains on, for the over-optimisation alarm; reported, never decisive.
+        tick: Called after every denoising step of a batch and after every batch.
+        train_rewards: Scorers of the run's rewards, for the over-optimisation alarm; reported, never decisive.
+        watched: Names of those among them that the run only looks at (`role: watch`).
         embed: Images (B,3,H,W) in [0,1] -> features (B,d) for the Vendi score; None leaves it out.
         embedder: Name of `embed`, printed beside the number.
         name: Name of the result, if not `version` (e.g. "iteration-2" for the weights "current").
         batch_size: Images per network call; the same for all versions.
         encode: Texts to their conditioning, such as `PromptEmbeddings.select`, which keeps them from one version to the next;
             by default `policy.encode_prompts`.
+        overlap: Judge a batch while the next is drawn; changes time only.
     Returns:
         A SuiteResult with images (N,H,W,3) uint8 ordered by prompt, then image.
     Raises:
@@ -104,32 +112,33 @@ def evaluate_version(
     prompt_index, image_index = _rows(len(prompts), settings, vendi_prompts)
     texts = [prompt.text for prompt in prompts]
     conditioning, negative = _encode(encode or policy.encode_prompts, texts, settings.sampler.guidance)
-    images, scores, features = [], {scorer: [] for scorer in names}, []
-    for start in range(0, len(prompt_index), batch_size):
-        rows = slice(start, start + batch_size)
-        which = prompt_index[rows]
-        keys = [(prompts[p].id, int(i)) for p, i in zip(which, image_index[rows], strict=True)]
-        noise = NoiseSource([torch_generator(seed, "evaluate", *key) for key in keys], policy.latent_shape)
-        empty = None if negative is None else negative.select([0] * len(keys))
-        with policy.weights.use(version):
-            latents = sample(
-                policy, conditioning.select(which.tolist()), empty, settings.sampler, noise, tick=tick
+    images: list[np.ndarray] = []
+    with _Judging(scorers, embed if vendi_prompts else None, overlap) as judging:
+        for start in range(0, len(prompt_index), batch_size):
+            rows = slice(start, start + batch_size)
+            which = prompt_index[rows]
+            keys = [(prompts[p].id, int(i)) for p, i in zip(which, image_index[rows], strict=True)]
+            noise = NoiseSource(
+                [torch_generator(seed, "evaluate", *key) for key in keys], policy.latent_shape
             )
-            batch = to_uint8(policy.decode_latents(latents).cpu().numpy())
-        images.append(batch)
-        seen = torch.from_numpy(batch.transpose(0, 3, 1, 2).astype(np.float32) / 255.0)
-        for scorer, values in score_both(scorers, seen, latents, [texts[p] for p in which]).items():
-            scores[scorer].append(values)
-        if vendi_prompts:
-            features.append(embed(seen).detach().cpu().numpy())
-        tick()
-    calls = num_network_evaluations(settings.sampler, negative is not None)
-    kl = _measure_kl(
-        policy, version, reference, prompts, settings, conditioning, negative, seed, batch_size, tick
-    )
+            empty = None if negative is None else negative.select([0] * len(keys))
+            with policy.weights.use(version):
+                latents = sample(
+                    policy, conditioning.select(which.tolist()), empty, settings.sampler, noise, tick=tick
+                )
+                batch = to_uint8(policy.decode_latents(latents).cpu().numpy())
+            images.append(batch)
+            seen = torch.from_numpy(batch.transpose(0, 3, 1, 2).astype(np.float32) / 255.0)
+            judging.begin(latents, seen, [texts[p] for p in which])
+            tick()
+        calls = num_network_evaluations(settings.sampler, negative is not None)
+        kl = _measure_kl(
+            policy, version, reference, prompts, settings, conditioning, negative, seed, batch_size, tick
+        )
+        judging.finish()
     vendi: dict[str, float] = {}
     if vendi_prompts:
-        table = np.concatenate(features)
+        table = np.concatenate(judging.features)
         for index in range(min(vendi_prompts, len(prompts))):
             mine = (prompt_index == index) & (image_index < settings.vendi_images)
             vendi[prompts[index].id] = vendi_score(table[mine])
@@ -139,9 +148,11 @@ def evaluate_version(
         prompt_index=prompt_index,
         image_index=image_index,
         images=np.concatenate(images),
-        scores={scorer: np.concatenate(values).astype(np.float64) for scorer, values in scores.items()},
+        scores={
+            scorer: np.concatenate(values).astype(np.float64) for scorer, values in judging.scores.items()
+        },
         roles={scorer.name: "heldout" for scorer in judges}
-        | {scorer.name: "train" for scorer in train_rewards},
+        | {scorer.name: "watch" if scorer.name in watched else "train" for scorer in train_rewards},
         scorers={scorer.name: describe_scorer(scorer) for scorer in scorers},
         images_per_prompt=settings.images_per_prompt,
         vendi=vendi,
@@ -154,6 +165,46 @@ def evaluate_version(
         seconds=time.monotonic() - started,
         network_evaluations=len(prompt_index) * calls,
     )
+
+
+class _Judging:
+    """Scores, and features for the Vendi score, of one batch after another."""
+
+    def __init__(self, scorers: Sequence[Scorer], embed: Embed | None, overlap: bool) -> None:
+        self.scores: dict[str, list[np.ndarray]] = {scorer.name: [] for scorer in scorers}
+        self.features: list[np.ndarray] = []
+        self._scorers, self._embed, self._overlap = scorers, embed, overlap
+        self._waiting: Scoring | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        # What stopped us is the news; a scorer must not be left at work behind it.
+        if self._waiting is not None:
+            self._waiting.wait()
+
+    def begin(self, latents: Tensor, images: Tensor, prompts: Sequence[str]) -> None:
+        """Judge a batch once the one before it is done; what that one raised is raised here."""
+        self.finish()
+        judge = partial(self._judge, latents)
+        self._waiting = Scoring(judge, images, prompts, in_background=self._overlap)
+        if not self._overlap:
+            self.finish()
+
+    def finish(self) -> None:
+        """Keep what was begun."""
+        scoring, self._waiting = self._waiting, None
+        for name, values in scoring.result().items() if scoring else ():
+            self.scores[name].append(values)
+
+    def _judge(self, latents: Tensor, images: Tensor, prompts: Sequence[str]) -> Mapping[str, np.ndarray]:
+        scores = score_both(self._scorers, images, latents, prompts)
+        if self._embed is not None:
+            self.features.append(self._embed(images).detach().cpu().numpy())
+        return scores
 
 
 def _rows(num_prompts: int, settings: EvaluationConfig, vendi_prompts: int) -> tuple[np.ndarray, np.ndarray]:

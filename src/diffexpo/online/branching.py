@@ -78,7 +78,7 @@ def branch_unit(
     def predict(x: Tensor, place: int) -> Tensor:
         return predict_guided(policy, x, grid[place].t, conditioning, negative, sampler.guidance)
 
-    noise = noise_of(policy, keys)
+    noise = noise_of(policy, keys, unit.bucket)
     latents, log_probs, pairs = [noise.draw().to(policy.device)], [], _Pairs()
     rows = torch.arange(len(keys))
     ready: Tensor | None = None

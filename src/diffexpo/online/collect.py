@@ -1,9 +1,9 @@
 """Collecting: agents draw images for an iteration's requests, rewards score them, the store remembers them.
 
-The work is cut into *units*: one agent, one batch of (request, image index) couples. A unit is drawn in one batch, written as
-one shard and skipped when it exists, so a killed run loses at most the unit that is drawn and the one that is scored, units can
-be spread over processes, and a picture can be drawn again bit for bit: its noise is keyed by its name and its row remembers the
-batch it was drawn in.
+The work is cut into *units*: one agent, one picture size, one batch of (request, image index) couples. A unit is drawn in one
+batch, written as one shard and skipped when it exists, so a killed run loses at most the unit that is drawn and the one that is
+scored, units can be spread over processes, and a picture can be drawn again bit for bit: its noise is keyed by its name and its
+row remembers the batch it was drawn in.
 
 While a unit is drawn the one before it is scored, in a thread of its own: a scorer that waits (for a server, for people) costs no
 time as long as drawing takes longer. Units are scored one at a time and in order, so nothing depends on it.
@@ -17,13 +17,14 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import groupby
 from types import TracebackType
 
 import numpy as np
 from torch import Tensor
 
 from diffexpo.config.schema import SamplerConfig
-from diffexpo.data.latents import PromptEmbeddings
+from diffexpo.data.latents import PromptEmbeddings, image_sizes, latent_shapes
 from diffexpo.data.store import Store
 from diffexpo.diffusion.sampling import NoiseSource, sample
 from diffexpo.errors import StoreError
@@ -37,6 +38,8 @@ Score = Callable[[Tensor, Sequence[str]], Mapping[str, np.ndarray]]
 """Images (B,3,H,W), or latents (B,C,h,w), and their prompts to scores (B,) by reward."""
 Tick = Callable[[], None]
 Draw = Callable[["Drawing", "Unit", Tick], Tensor]
+# In a row's sampler settings, of pictures drawn with merged adapters only.
+MERGED = "merged"
 
 
 def no_scores(latents: Tensor, prompts: Sequence[str]) -> Mapping[str, np.ndarray]:
@@ -55,16 +58,23 @@ class Item:
 
 @dataclass(frozen=True)
 class Unit:
-    """One batch of one agent."""
+    """One batch of one agent; its images have one size."""
 
     number: int
     agent: Agent
     items: tuple[Item, ...]
 
+    @property
+    def bucket(self) -> int:
+        """Number of the size among those of the policy."""
+        return self.items[0].request.bucket
+
 
 @dataclass(frozen=True)
 class Drawing:
-    """What stays the same while one iteration is collected. `score` judges pictures, `score_latents` the latents behind them."""
+    """What stays the same while one iteration is collected. `score` judges pictures, `score_latents` the latents behind them;
+    `merged` draws with adapters folded into the weights.
+    """
 
     policy: Policy
     embeddings: PromptEmbeddings
@@ -75,6 +85,7 @@ class Drawing:
     iteration: int
     model: str
     score_latents: Score = no_scores
+    merged: bool = False
 
     def judge(self, latents: Tensor, images: Tensor, prompts: Sequence[str]) -> Mapping[str, np.ndarray]:
         """Scores of drawn latents and their pictures under all rewards."""
@@ -82,7 +93,9 @@ class Drawing:
 
 
 def make_units(agents: Sequence[Agent], requests: Sequence[Request], batch_size: int) -> list[Unit]:
-    """Cut the iteration into units of at most `batch_size` images, agent by agent; independent of the number of processes."""
+    """Cut the iteration into units of at most `batch_size` images, agent by agent and size by size; independent of the number of
+    processes.
+    """
     units: list[Unit] = []
     for agent in agents:
         items = [
@@ -90,16 +103,21 @@ def make_units(agents: Sequence[Agent], requests: Sequence[Request], batch_size:
             for group, request in enumerate(requests)
             for index in range(agent.num_images)
         ]
-        for start in range(0, len(items), batch_size):
-            units.append(Unit(len(units), agent, tuple(items[start : start + batch_size])))
+        items.sort(key=lambda item: item.request.bucket)
+        for _, same in groupby(items, key=lambda item: item.request.bucket):
+            of_one_size = tuple(same)
+            for start in range(0, len(of_one_size), batch_size):
+                units.append(Unit(len(units), agent, of_one_size[start : start + batch_size]))
     return units
 
 
 def latents_of_unit(drawing: Drawing, unit: Unit, tick: Tick) -> Tensor:
     """Latents (B,C,h,w) of one unit, drawn with its agent's weights."""
     keys, texts, negatives = unit_inputs(drawing, unit)
-    with drawing.policy.weights.use(unit.agent.version):
-        return draw_latents(drawing.policy, drawing.embeddings, drawing.sampler, keys, texts, negatives, tick)
+    with drawing.policy.weights.use(unit.agent.version, merged=drawing.merged):
+        return draw_latents(
+            drawing.policy, drawing.embeddings, drawing.sampler, keys, texts, negatives, tick, unit.bucket
+        )
 
 
 class Scoring:
@@ -173,25 +191,25 @@ def collect(
         draw: Gives the latents of a unit, and may keep more of them than the store does.
         overlap: Score a unit while the next is drawn; changes time only.
     """
-    waiting: tuple[Unit, Tensor, Scoring] | None = None
+    waiting: tuple[Unit, Tensor, tuple[int, int], Scoring] | None = None
 
     def score_in_turn(images: Tensor, prompts: Sequence[str]) -> Mapping[str, np.ndarray]:
         """For a `draw` that scores too: scorers are called one at a time, in the order of the units."""
         if waiting is not None:
-            waiting[2].wait()
+            waiting[-1].wait()
         return drawing.score(images, prompts)
 
     def keep() -> None:
         nonlocal waiting
         if waiting is None:
             return
-        (unit, latents, scoring), waiting = waiting, None
-        rows = rows_of_unit(drawing, unit, scoring.result())
+        (unit, latents, size, scoring), waiting = waiting, None
+        rows = rows_of_unit(drawing, unit, scoring.result(), size)
         store.append_unit(drawing.iteration, rank, unit.number, rows, latents)
 
     def score_latents_in_turn(latents: Tensor, prompts: Sequence[str]) -> Mapping[str, np.ndarray]:
         if waiting is not None:
-            waiting[2].wait()
+            waiting[-1].wait()
         return drawing.score_latents(latents, prompts)
 
     in_turn = replace(drawing, score=score_in_turn, score_latents=score_latents_in_turn)
@@ -207,6 +225,7 @@ def collect(
             waiting = (
                 unit,
                 latents,
+                (int(images.shape[-2]), int(images.shape[-1])),
                 Scoring(partial(drawing.judge, latents), images, plain_texts(unit), in_background=overlap),
             )
             if not overlap:
@@ -220,10 +239,14 @@ def collect(
         raise
 
 
-def rows_of_unit(drawing: Drawing, unit: Unit, scores: Mapping[str, np.ndarray]) -> list[Row]:
-    """The sample rows of one unit."""
+def rows_of_unit(
+    drawing: Drawing, unit: Unit, scores: Mapping[str, np.ndarray], size: tuple[int, int]
+) -> list[Row]:
+    """The sample rows of one unit, whose pictures have a size (height, width)."""
     return [
-        _row(drawing, unit, position, {name: float(values[position]) for name, values in scores.items()})
+        _row(
+            drawing, unit, position, {name: float(values[position]) for name, values in scores.items()}, size
+        )
         for position in range(len(unit.items))
     ]
 
@@ -241,6 +264,11 @@ def plain_texts(unit: Unit) -> list[str]:
     return [item.request.prompt.text for item in unit.items]
 
 
+def was_merged(row: Row) -> bool:
+    """Whether a stored sample was drawn with adapters folded into the weights, and has to be drawn again so."""
+    return bool(json.loads(str(row["sampler"] or "{}")).get(MERGED, False))
+
+
 def texts_of_row(row: Row) -> tuple[str, str]:
     """(text, text on the other side of guidance) that a stored sample was drawn with."""
     append = bool(json.loads(str(row["sampler"]))["append_negatives"])
@@ -249,9 +277,9 @@ def texts_of_row(row: Row) -> tuple[str, str]:
     return text, "" if append else negative
 
 
-def noise_of(policy: Policy, keys: Sequence[Sequence[str | int]]) -> NoiseSource:
-    """Noise of a batch; row i's comes from the generator named keys[i]."""
-    return NoiseSource([torch_generator(*key) for key in keys], policy.latent_shape)
+def noise_of(policy: Policy, keys: Sequence[Sequence[str | int]], bucket: int = 0) -> NoiseSource:
+    """Noise of a batch of one of the policy's sizes; row i's comes from the generator named keys[i]."""
+    return NoiseSource([torch_generator(*key) for key in keys], latent_shapes(policy)[bucket])
 
 
 def guidance_of(
@@ -269,10 +297,12 @@ def draw_latents(
     texts: Sequence[str],
     negatives: Sequence[str],
     tick: Tick,
+    bucket: int = 0,
 ) -> Tensor:
-    """Latents of one batch under the version in use; row i's noise comes from the generator named keys[i]."""
+    """Latents of one batch of one size under the version in use; row i's noise comes from the generator named keys[i]."""
     negative = guidance_of(embeddings, sampler, negatives)
-    return sample(policy, embeddings.select(texts), negative, sampler, noise_of(policy, keys), tick=tick)
+    noise = noise_of(policy, keys, bucket)
+    return sample(policy, embeddings.select(texts), negative, sampler, noise, tick=tick)
 
 
 def redraw(policy: Policy, embeddings: PromptEmbeddings, row: Row, tick: Tick) -> Tensor:
@@ -291,6 +321,7 @@ def redraw(policy: Policy, embeddings: PromptEmbeddings, row: Row, tick: Tick) -
     size, position = int(row["batch_size"]), int(row["batch_position"])
     settings = json.loads(str(row["sampler"]))
     settings.pop("append_negatives")
+    settings.pop(MERGED, None)
     text, negative = texts_of_row(row)
     latents = draw_latents(
         policy,
@@ -300,8 +331,26 @@ def redraw(policy: Policy, embeddings: PromptEmbeddings, row: Row, tick: Tick) -
         [text] * size,
         [negative] * size,
         tick,
+        bucket_of_row(policy, row),
     )
     return latents[position : position + 1]
+
+
+def bucket_of_row(policy: Policy, row: Row) -> int:
+    """Number of the size of a stored sample's picture among those of the policy.
+
+    Raises:
+        StoreError: the policy has no such size.
+    """
+    if len(latent_shapes(policy)) == 1:
+        return 0
+    size, sizes = (row["height"], row["width"]), image_sizes(policy)
+    if size not in sizes:
+        raise StoreError(
+            f"sample {row['sample_id']} has a picture of {size[0]} x {size[1]} pixels, which is none of the model's sizes "
+            f"{[list(known) for known in sizes]}; expected model.resolution and model.buckets as they were"
+        )
+    return sizes.index(size)
 
 
 def texts_needed(requests: Sequence[Request], append_negatives: bool) -> list[str]:
@@ -355,10 +404,14 @@ def _append(prompt: str, negative: str) -> str:
     return f"{prompt}, {negative}"
 
 
-def _row(drawing: Drawing, unit: Unit, position: int, rewards: dict[str, float]) -> Row:
+def _row(
+    drawing: Drawing, unit: Unit, position: int, rewards: dict[str, float], size: tuple[int, int]
+) -> Row:
     item, agent = unit.items[position], unit.agent
     key = _noise_key(drawing, agent, item)
     settings = drawing.sampler.model_dump() | {"append_negatives": drawing.append_negatives}
+    if drawing.merged:
+        settings[MERGED] = True
     return {
         "sample_id": f"{drawing.iteration:04d}-{item.group:06d}-{agent.name}-{item.index:02d}",
         "iteration": drawing.iteration,
@@ -376,4 +429,6 @@ def _row(drawing: Drawing, unit: Unit, position: int, rewards: dict[str, float])
         "rewards": rewards,
         "model": drawing.model,
         "source": "online",
+        "height": size[0],
+        "width": size[1],
     }

@@ -12,7 +12,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+
+import numpy as np
 
 from diffexpo.errors import ConfigError
 from diffexpo.rng import keyed_choice, keyed_order, keyed_uniform
@@ -70,10 +72,14 @@ SCHEDULES: dict[str, Callable[[int, int, float], float]] = {
 
 @dataclass(frozen=True)
 class Request:
-    """One prompt to draw images for, with the negative prompt it carries (None: the empty prompt guides)."""
+    """One prompt to draw images for, with the negative prompt it carries (None: the empty prompt guides) and the number of the
+    size of its images among those of the policy: all candidates of a prompt share it, because a ranking between shapes would be
+    one of shapes.
+    """
 
     prompt: Prompt
     negative: str | None
+    bucket: int = 0
 
 
 def draw_prompts(prompts: Sequence[Prompt], iteration: int, count: int, seed: int) -> list[Prompt]:
@@ -123,6 +129,27 @@ def attach_negatives(
         negative = negatives[keyed_choice(len(negatives), *key, "which")] if chosen else None
         requests.append(Request(prompt, negative))
     return requests
+
+
+def choose_buckets(requests: Sequence[Request], shares: Sequence[float], seed: int) -> list[Request]:
+    """Give each request the size of its prompt, drawn with the given shares and keyed by the prompt: the same in every iteration.
+
+    Args:
+        requests: Of one iteration.
+        shares: Of the policy's sizes, not negative; only their ratios matter. One size draws nothing.
+        seed: Run seed.
+    Returns:
+        The requests in order; with shares (1, 0) all have size 0.
+    """
+    if len(shares) == 1:
+        return list(requests)
+    ends = np.cumsum(shares)
+
+    def bucket_of(prompt: Prompt) -> int:
+        point = keyed_uniform(seed, "aspect", prompt.id) * ends[-1]
+        return min(int(np.searchsorted(ends, point, side="right")), len(ends) - 1)
+
+    return [replace(request, bucket=bucket_of(request.prompt)) for request in requests]
 
 
 def _check_iteration(iteration: int, iterations: int) -> None:

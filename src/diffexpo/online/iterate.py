@@ -35,7 +35,8 @@ from diffexpo.config.algorithms import (
 )
 from diffexpo.config.image_rules import learns_from_offline
 from diffexpo.config.schema import RunConfig, SamplerConfig
-from diffexpo.data.latents import PromptEmbeddings
+from diffexpo.data.images import size_name
+from diffexpo.data.latents import PromptEmbeddings, image_sizes, latent_shapes
 from diffexpo.data.pairs import PairLoader, PairSource
 from diffexpo.data.scored import Keep, ScoredLoader, ScoredSource, Weigh
 from diffexpo.data.store import Store
@@ -54,7 +55,7 @@ from diffexpo.online.collect import (
     texts_needed,
 )
 from diffexpo.online.cost import contrast_pairs, sampling_cost, training_cost
-from diffexpo.online.explore import SCHEDULES, attach_negatives, draw_prompts
+from diffexpo.online.explore import SCHEDULES, attach_negatives, choose_buckets, draw_prompts
 from diffexpo.online.improved_pairs import Improving, make_improved_pairs
 from diffexpo.online.pairing import PairingReport, Row, make_pairs
 from diffexpo.online.self_play import data_images, make_self_pairs
@@ -165,7 +166,8 @@ def train(loop: Loop, iteration: int) -> None:
         reason = "no offline pairs" if config.offline.source is None else "offline pairs alone teach nothing"
         if isinstance(config.algorithm, ImprovementDpoConfig):
             reason = "offline pairs train the improvement model only"
-        loop.console.line(f"iteration 1: {reason}, so the base model explores")
+        who = "the base model" if config.tuning.start is None else "the model it starts from"
+        loop.console.line(f"iteration 1: {reason}, so {who} explores")
         keep_iterate(loop, iteration, {"pairs/available": 0, "cost/network_evaluations": 0})
         return
     weights = loop.policy.weights
@@ -253,6 +255,7 @@ def draw_images(
     rate = SCHEDULES[explore.negatives.schedule](iteration, explore.iterations, explore.negatives.initial)
     prompts = draw_prompts(loop.prompts, iteration, explore.prompts_per_iteration, config.seed)
     requests = attach_negatives(prompts, loop.negatives, rate, iteration, config.seed)
+    requests = choose_buckets(requests, aspect_shares(loop), config.seed)
     append = explore.negatives.mode == "append"
     loop.embeddings.add(texts_needed(requests, append))
     drawing = Drawing(
@@ -265,6 +268,7 @@ def draw_images(
         iteration,
         config.model.path,
         loop.score_latents,
+        merged=explore.merge_lora,
     )
     units = make_units(agents, requests, explore.batch_size)
     share = len(units[loop.world.rank :: loop.world.size])
@@ -302,6 +306,22 @@ def draw_images(
                     f"iteration {iteration}: rewards {couple} order {share:.0%} of image couples oppositely"
                 )
     loop.world.barrier()
+
+
+def aspect_shares(loop: Loop) -> list[float]:
+    """How often each of the policy's sizes is drawn at, as `explore.aspect` says; one number where there is no choice."""
+    aspect, count = loop.config.explore.aspect, len(latent_shapes(loop.policy))
+    if aspect == "first" or count == 1:
+        return [1.0]
+    if aspect == "uniform":
+        return [1.0] * count
+    pairs = loop.store.manifest("offline", 0)["report"]["sizes"]
+    return [float(pairs.get(size_name(*size), 0)) for size in image_sizes(loop.policy)]
+
+
+def picture_sizes(loop: Loop) -> dict[str, tuple[int, int]]:
+    """Size of each stored sample's picture by its id; empty where all pictures have one size."""
+    return loop.store.sizes() if len(latent_shapes(loop.policy)) > 1 else {}
 
 
 def pair(loop: Loop, iteration: int) -> PairingReport | None:
@@ -435,11 +455,12 @@ def _pair_loader(loop: Loop, iteration: int) -> PairLoader:
         contrast_per_batch=contrast_pairs(config.training.batch_size, algorithm.contrast_fraction)
         if use_contrast
         else 0,
+        sizes=picture_sizes(loop),
     )
 
 
 def _scored_loader(loop: Loop, iteration: int) -> ScoredLoader:
-    config, algorithm = loop.config, loop.config.algorithm
+    config, algorithm, sizes = loop.config, loop.config.algorithm, picture_sizes(loop)
     global_std = isinstance(algorithm, AdvantageConfig) and algorithm.global_std
     source = ScoredSource(
         loop.store,
@@ -452,6 +473,7 @@ def _scored_loader(loop: Loop, iteration: int) -> ScoredLoader:
         else None,
         weigh=_weigher(loop.engine.algorithm),
         weigh_scope=algorithm.scope if isinstance(algorithm, RwrConfig) else "prompt",
+        sizes=sizes,
     )
     index = source.index(iteration)
     loop.embeddings.add(["", *index.prompts()])
@@ -463,6 +485,7 @@ def _scored_loader(loop: Loop, iteration: int) -> ScoredLoader:
         run_seed=config.seed,
         iteration=iteration,
         whole_groups=loop.engine.algorithm.needs_whole_groups,
+        sizes=sizes,
     )
 
 

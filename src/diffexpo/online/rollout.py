@@ -472,7 +472,7 @@ def _draw_and_keep(
             embeddings.select(texts),
             guidance_of(embeddings, sampler, negatives),
             sampler,
-            noise_of(policy, keys),
+            noise_of(policy, keys, unit.bucket),
             tick=tick,
         )
     tensors = {"latents": trajectory.latents, "log_probs": trajectory.mean_log_probs}

@@ -7,17 +7,25 @@ from typing import TYPE_CHECKING
 
 from diffexpo.config.schema import ModelConfig, TuningConfig
 from diffexpo.errors import ConfigError, PolicyError
-from diffexpo.policies.loading import ModelFolder, read_model_folder, resolve_folder
+from diffexpo.policies.loading import (
+    ModelFolder,
+    component_folder,
+    read_json,
+    read_model_folder,
+    resolve_folder,
+)
+from diffexpo.policies.sizes import bucket_shapes, check_areas, vae_factor
 from diffexpo.policies.speed import apply_speed_settings
 
 if TYPE_CHECKING:
     from diffexpo.policies.flux import FluxPolicy
     from diffexpo.policies.pixart import PixArtPolicy
+    from diffexpo.policies.sana import SanaPolicy
     from diffexpo.policies.sd3 import SD3Policy
     from diffexpo.policies.sdxl import SDXLPolicy
     from diffexpo.policies.unet import UNetPolicy
 
-    LoadedPolicy = UNetPolicy | SDXLPolicy | SD3Policy | FluxPolicy | PixArtPolicy
+    LoadedPolicy = UNetPolicy | SDXLPolicy | SD3Policy | FluxPolicy | PixArtPolicy | SanaPolicy
 # Pipeline class name in model_index.json -> the module of this package whose `load` reads it. Only that one is imported: each family
 # brings networks of its own, and importing them all takes a second.
 POLICIES = {
@@ -26,9 +34,10 @@ POLICIES = {
     "StableDiffusion3Pipeline": "sd3",
     "FluxPipeline": "flux",
     "PixArtSigmaPipeline": "pixart",
+    "SanaPipeline": "sana",
 }
-# Of these, the families whose text encoders may include T5.
-WITH_T5 = ("StableDiffusion3Pipeline", "FluxPipeline", "PixArtSigmaPipeline")
+# Of these, the families whose text encoders may include T5, or whose text length can be set as T5's can (Gemma in SANA).
+WITH_T5 = ("StableDiffusion3Pipeline", "FluxPipeline", "PixArtSigmaPipeline", "SanaPipeline")
 
 # Parts of pipeline class names that tell another task.
 OTHER_TASKS = {
@@ -61,7 +70,7 @@ def load_policy(
     Returns:
         A policy in eval mode whose "current" weights equal its base bit for bit.
     Raises:
-        ConfigError: full fine-tuning of half-precision weights; a resolution that does not divide.
+        ConfigError: full fine-tuning of half-precision weights; a resolution or a bucket that does not divide or fit.
         MissingError: no such model, or a component or weight file is not there.
         PolicyError: not a diffusers folder, unknown family, damaged or unfitting weights, LoRA that binds to
             nothing.
@@ -84,7 +93,21 @@ def load_policy(
     family = import_module(f"diffexpo.policies.{POLICIES[folder.pipeline_class]}")
     policy = family.load(folder, model, tuning, seed=seed, gradient_checkpointing=gradient_checkpointing)
     apply_speed_settings(model, policy.weights, policy.vae, policy.device)
+    policy.latent_shapes = _shapes(folder, model, policy)
     return policy
+
+
+def _shapes(
+    folder: ModelFolder, model: ModelConfig, policy: LoadedPolicy
+) -> tuple[tuple[int, int, int], ...]:
+    """Shapes of the latents of all sizes of a run's pictures; see `Policy` and `HasBuckets`."""
+    if not model.buckets:
+        return (policy.latent_shape,)
+    where = str(folder.path)
+    shapes = bucket_shapes(policy.weights.network, policy.latent_shape, vae_factor(policy.vae), model, where)
+    if read_json(component_folder(folder, "scheduler") / "scheduler_config.json").get("use_dynamic_shifting"):
+        check_areas(shapes, where)
+    return shapes
 
 
 def _other_task(pipeline_class: str) -> str:

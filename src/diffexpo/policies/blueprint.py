@@ -12,6 +12,7 @@ matrix products in half precision, with a cast copy of each weight, normalisatio
 
 from __future__ import annotations
 
+import math
 import weakref
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
@@ -22,13 +23,16 @@ from typing import Any
 
 import torch
 from diffusers import (
+    AutoencoderDC,
     AutoencoderKL,
     FluxTransformer2DModel,
     PixArtTransformer2DModel,
+    SanaTransformer2DModel,
     SD3Transformer2DModel,
     UNet2DConditionModel,
 )
 from peft import LoraConfig, inject_adapter_in_model
+from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
@@ -36,25 +40,31 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import CLIPTextModel, CLIPTextModelWithProjection, T5EncoderModel
+from transformers import CLIPTextModel, CLIPTextModelWithProjection, Gemma2Model, T5EncoderModel
 
 from diffexpo.config.architectures import ARCHITECTURES, find_architecture
 from diffexpo.config.schema import ModelConfig, TuningConfig
-from diffexpo.errors import ConfigError, MissingError, PolicyError
+from diffexpo.errors import MissingError, PolicyError
 from diffexpo.policies.flux import FLUX_LORA_TARGETS
 from diffexpo.policies.loading import DTYPES, ModelFolder, component_folder, read_json, read_model_folder
 from diffexpo.policies.pixart import inert_parameters as inert_in_pixart
+from diffexpo.policies.sana import inert_parameters as inert_in_sana
 from diffexpo.policies.sd3 import inert_parameters as inert_in_sd3
+from diffexpo.policies.sizes import bucket_shapes, patch_of, vae_factor
+from diffexpo.policies.unet import latent_size
 from diffexpo.policies.weights import LORA_TARGETS
 
 CLASSES: dict[str, type] = {
     found.__name__: found
     for found in (
+        AutoencoderDC,
         AutoencoderKL,
         CLIPTextModel,
         CLIPTextModelWithProjection,
         FluxTransformer2DModel,
+        Gemma2Model,
         PixArtTransformer2DModel,
+        SanaTransformer2DModel,
         SD3Transformer2DModel,
         T5EncoderModel,
         UNet2DConditionModel,
@@ -67,9 +77,15 @@ PARTS: dict[str, tuple[str, tuple[str, ...]]] = {
     "StableDiffusion3Pipeline": ("transformer", ("text_encoder", "text_encoder_2", "text_encoder_3")),
     "FluxPipeline": ("transformer", ("text_encoder", "text_encoder_2")),
     "PixArtSigmaPipeline": ("transformer", ("text_encoder",)),
+    "SanaPipeline": ("transformer", ("text_encoder",)),
 }
-# Tokens that a T5 encoder, or the zeros in its place, gives the denoiser.
-T5_TOKENS = {"StableDiffusion3Pipeline": 256, "FluxPipeline": 512, "PixArtSigmaPipeline": 300}
+# Tokens that a T5 encoder, or the zeros in its place, or Gemma gives the denoiser.
+T5_TOKENS = {
+    "StableDiffusion3Pipeline": 256,
+    "FluxPipeline": 512,
+    "PixArtSigmaPipeline": 300,
+    "SanaPipeline": 300,
+}
 LOWER = (
     functional.linear,
     functional.conv2d,
@@ -111,8 +127,9 @@ class Blueprint:
         source: Where the settings come from, in words.
         networks: Component name -> network.
         dtype: Precision of denoiser and text encoders; the autoencoder is always float32.
-        latent_shape: (C, h, w) of one latent.
+        latent_shape: (C, h, w) of one latent, the largest where pictures have several sizes.
         text_tokens: Length of the text that the denoiser sees.
+        picture_sizes: (height, width) of all sizes in pixels, the first one first.
     """
 
     pipeline_class: str
@@ -121,6 +138,7 @@ class Blueprint:
     dtype: torch.dtype
     latent_shape: tuple[int, int, int]
     text_tokens: int
+    picture_sizes: tuple[tuple[int, int], ...] = ()
 
     @property
     def denoiser_name(self) -> str:
@@ -133,7 +151,7 @@ class Blueprint:
     @property
     def picture_size(self) -> tuple[int, int]:
         """(height, width) in pixels."""
-        factor = _vae_factor(self.networks["vae"])
+        factor = vae_factor(self.networks["vae"])
         return self.latent_shape[1] * factor, self.latent_shape[2] * factor
 
     def components(self) -> list[Component]:
@@ -187,6 +205,9 @@ def read_blueprint(path: str, model: ModelConfig, *, architecture: str | None = 
     ]
     networks = {name: _build(name, *described[name]) for name in wanted}
     dtype = DTYPES[model.dtype]
+    shape = _latent_shape(networks[denoiser], networks["vae"], model, path)
+    factor = vae_factor(networks["vae"])
+    shapes = bucket_shapes(networks[denoiser], shape, factor, model, path)
     for name, network in networks.items():
         network.to(torch.float32 if name == "vae" else dtype).eval().requires_grad_(False)
     return Blueprint(
@@ -194,8 +215,9 @@ def read_blueprint(path: str, model: ModelConfig, *, architecture: str | None = 
         source,
         networks,
         dtype,
-        _latent_shape(networks[denoiser], networks["vae"], model, path),
+        max(shapes, key=math.prod),
         _text_tokens(pipeline, networks, model, folder),
+        tuple((height * factor, width * factor) for _, height, width in shapes),
     )
 
 
@@ -237,9 +259,21 @@ def make_trainable(blueprint: Blueprint, tuning: TuningConfig) -> int:
     return sum(parameter.numel() for parameter in trained)
 
 
+def merged_bytes(blueprint: Blueprint) -> int:
+    """Bytes of the weights that adapters are folded into, after `make_trainable`; 0 without adapters."""
+    weights = [
+        layer.get_base_layer().weight
+        for layer in blueprint.denoiser.modules()
+        if isinstance(layer, LoraLayer)
+    ]
+    return sum(weight.numel() * weight.element_size() for weight in weights)
+
+
 def _inert_parameters(network: nn.Module) -> tuple[str, ...]:
     if isinstance(network, SD3Transformer2DModel):
         return inert_in_sd3(network.config)
+    if isinstance(network, SanaTransformer2DModel):
+        return inert_in_sana(network)
     return inert_in_pixart(network) if isinstance(network, PixArtTransformer2DModel) else ()
 
 
@@ -329,13 +363,15 @@ def denoiser_inputs(blueprint: Blueprint, rows: int) -> dict[str, Any]:
             "txt_ids": torch.empty(blueprint.text_tokens, 3, device="meta"),
             "guidance": torch.empty(rows, device="meta") if config.guidance_embeds else None,
         }
-    return {
+    inputs = {
         "hidden_states": empty(channels, height, width),
         "timestep": timestep,
         "encoder_hidden_states": empty(blueprint.text_tokens, config.caption_channels),
         "encoder_attention_mask": empty(blueprint.text_tokens),
-        "added_cond_kwargs": {"resolution": None, "aspect_ratio": None},
     }
+    if isinstance(network, SanaTransformer2DModel):
+        return inputs
+    return inputs | {"added_cond_kwargs": {"resolution": None, "aspect_ratio": None}}
 
 
 # ---- measuring ---------------------------------------------------------------------------------------------
@@ -502,23 +538,13 @@ def _build(name: str, class_name: str, settings: Mapping[str, object]) -> nn.Mod
         raise PolicyError(f"{name}: {class_name} refuses its config.json ({error})") from error
 
 
-def _vae_factor(vae: nn.Module) -> int:
-    return 2 ** (len(vae.config.block_out_channels) - 1)
-
-
 def _latent_shape(
     denoiser: nn.Module, vae: nn.Module, model: ModelConfig, where: str
 ) -> tuple[int, int, int]:
-    factor, size = _vae_factor(vae), model.resolution
-    if size is not None:
-        height, width = (size, size) if isinstance(size, int) else size
-        if height % factor or width % factor:
-            raise ConfigError(f"model.resolution={size}: expected multiples of {factor} for {where}")
-        return (vae.config.latent_channels, height // factor, width // factor)
     # FLUX has no size of its own: its pipeline's default is 1024 pixels.
-    sample = denoiser.config.get("sample_size") or 1024 // factor
-    height, width = (sample, sample) if isinstance(sample, int) else tuple(sample)
-    return (vae.config.latent_channels, height, width)
+    sample = denoiser.config.get("sample_size") or 1024 // vae_factor(vae)
+    size = latent_size(sample, vae, where, model.resolution, patch_of(denoiser))
+    return (vae.config.latent_channels, *size)
 
 
 def _text_tokens(pipeline: str, networks: Mapping[str, nn.Module], model: ModelConfig, folder: Path) -> int:
@@ -527,7 +553,7 @@ def _text_tokens(pipeline: str, networks: Mapping[str, nn.Module], model: ModelC
     if chosen is None and settings.is_file():
         chosen = read_json(settings).get("max_sequence_length")
     t5 = T5_TOKENS.get(pipeline, 0) if chosen is None else int(chosen)
-    if pipeline in ("FluxPipeline", "PixArtSigmaPipeline"):
+    if pipeline in ("FluxPipeline", "PixArtSigmaPipeline", "SanaPipeline"):
         return t5
     clip = networks["text_encoder"].config.max_position_embeddings
     return clip + (t5 if pipeline == "StableDiffusion3Pipeline" else 0)

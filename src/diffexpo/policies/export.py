@@ -10,7 +10,8 @@ configuration and the usual `modelspec.*` and `ss_*` keys in the header:
 
 A policy that is exported has `folder` (whose `model_index.json` names pipeline and components), `weights`, `vae`, `path`,
 `latent_shape`, `fingerprint`, `dtype` and `device`. What its pipeline's call needs beyond prompt, size, steps, guidance and generator
-stands in `ARGUMENTS`, by the name of the pipeline's class; a family without such needs has nothing to add here.
+stands in `ARGUMENTS`, by the name of the pipeline's class; a family without such needs has nothing to add here. A family that holds
+some components in another precision than the denoiser names it in `component_dtypes`.
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ from torch import Tensor, nn
 from diffexpo.diffusion.path import Path as DiffusionPath
 from diffexpo.errors import PolicyError
 from diffexpo.policies.loading import LOAD_ERRORS, ModelFolder
+from diffexpo.policies.sizes import vae_factor
 from diffexpo.policies.t5 import SETTINGS_FILE
 from diffexpo.policies.weights import CopyWeightSets, LoraWeightSets, fingerprint_state
 
@@ -53,6 +55,7 @@ ARCHITECTURES = {
     "StableDiffusion3Pipeline": ("stable-diffusion-3", "sd3"),
     "FluxPipeline": ("flux-1", "flux1"),
     "PixArtSigmaPipeline": ("pixart-sigma", "pixart-sigma"),
+    "SanaPipeline": ("sana", "sana"),
 }
 # A text encoder of this width makes a StableDiffusionPipeline a Stable Diffusion 2.
 SD2_TEXT_WIDTH = 1024
@@ -86,6 +89,12 @@ ARGUMENTS: dict[str, Callable[[Any], dict[str, object]]] = {
         "max_sequence_length": policy.t5.length,
         "use_resolution_binning": False,
         "clean_caption": False,
+    },
+    # Its call draws 1024 pixels whatever the checkpoint's own size.
+    "SanaPipeline": lambda policy: {
+        "max_sequence_length": policy.max_tokens,
+        "use_resolution_binning": False,
+        **dict(zip(("height", "width"), _picture_size(policy), strict=True)),
     },
 }
 
@@ -313,7 +322,7 @@ def _architecture(policy: Exportable) -> tuple[str, str]:
 
 
 def _picture_size(policy: Exportable) -> tuple[int, int]:
-    factor = 2 ** (len(policy.vae.config.block_out_channels) - 1)
+    factor = vae_factor(policy.vae)
     return policy.latent_shape[1] * factor, policy.latent_shape[2] * factor
 
 
@@ -353,7 +362,7 @@ def _pipeline_from(policy: Exportable, folder: Path) -> Pipeline:
     try:
         pipeline = _pipeline_class(policy).from_pretrained(
             str(folder),
-            dtype=policy.dtype,
+            dtype=_dtypes(policy),
             variant=policy.folder.variant if folder == policy.folder.path else None,
             local_files_only=True,
             **settings,
@@ -364,6 +373,12 @@ def _pipeline_from(policy: Exportable, folder: Path) -> Pipeline:
         ) from error
     pipeline.set_progress_bar_config(disable=True)
     return pipeline.to(policy.device)
+
+
+def _dtypes(policy: Exportable) -> torch.dtype | dict[str, torch.dtype]:
+    """The denoiser's precision for all, but for components that the family holds in another (`component_dtypes`)."""
+    others: dict[str, torch.dtype] = getattr(policy, "component_dtypes", {})
+    return {"default": policy.dtype, **others} if others else policy.dtype
 
 
 def _compare(policy: Exportable, version: str, fresh: Pipeline, where: Path) -> dict[str, object]:
@@ -438,13 +453,11 @@ def _draw(pipeline: Pipeline, policy: Exportable) -> tuple[Tensor, Tensor]:
     try:
         pictures = pipeline(
             PROBE_PROMPT,
-            height=height,
-            width=width,
             num_inference_steps=STEPS,
             guidance_scale=GUIDANCE,
             generator=torch.Generator("cpu").manual_seed(0),
             output_type="pt",
-            **call_arguments(policy),
+            **{"height": height, "width": width, **call_arguments(policy)},
         ).images
     finally:
         hook.remove()

@@ -26,8 +26,10 @@ from diffexpo.policies.loading import (
     weight_files,
 )
 from diffexpo.policies.sd3 import read_flow_path
+from diffexpo.policies.sizes import FLUX_PATCH as PATCH
+from diffexpo.policies.sizes import vae_factor
 from diffexpo.policies.t5 import T5Text, load_t5, read_sequence_length, refuse_drop_t5
-from diffexpo.policies.unet import decode_with, encode_with, latent_size, make_weights, vae_factor
+from diffexpo.policies.unet import decode_with, encode_with, latent_size, make_weights
 from diffexpo.policies.weights import CopyWeightSets, LoraWeightSets, with_targets
 from diffexpo.types import Conditioning
 
@@ -35,8 +37,6 @@ PIPELINE = "FluxPipeline"
 T5_TOKENS = 512
 # The pipeline's own size, in latents: no file of the transformer names one. The autoencoder's does (1024 pixels, the same).
 LATENT_SIDE = 128
-# The transformer takes 2 x 2 latents as one token.
-PATCH = 2
 # Both streams' attention and feed-forward layers; the choice of Flow-GRPO's FLUX script (rank 64, alpha 128 there).
 FLUX_LORA_TARGETS = (
     "attn.to_q",

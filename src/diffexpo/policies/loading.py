@@ -24,7 +24,7 @@ from huggingface_hub.errors import (
 from safetensors import SafetensorError, safe_open
 from transformers import CLIPTokenizer
 
-from diffexpo.errors import MissingError, PolicyError
+from diffexpo.errors import ConfigError, MissingError, PolicyError
 
 # Folders that no family reads: not downloaded.
 NOT_READ = ("safety_checker/*", "feature_extractor/*", "image_encoder/*", "vae_1_0/*")
@@ -62,9 +62,15 @@ def resolve_folder(folder_or_id: str, *, revision: str | None = None, variant: s
         An existing folder.
     Raises:
         MissingError: neither a folder nor a hub model that can be reached; a gated model without access; no such revision.
+        ConfigError: a revision of a local folder.
     """
     folder = Path(folder_or_id).expanduser()
     if folder.exists():
+        if revision is not None:
+            raise ConfigError(
+                f"model.revision={revision}: {folder} is a local folder, which has one state only; expected null, or a hub id in "
+                "model.path"
+            )
         return folder
     if not re.fullmatch(r"[\w][\w.-]*/[\w][\w.-]*", folder_or_id):
         raise MissingError(
@@ -286,12 +292,20 @@ def move_modules(modules: Iterable[torch.nn.Module], device: torch.device) -> No
 
 
 def choose_device(name: str) -> torch.device:
-    """`auto` is the accelerator if there is one, else the CPU; other names are torch devices."""
-    if name != "auto":
-        return torch.device(name)
-    return (
-        torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
-    )
+    """`auto` is the accelerator if there is one, else the CPU; other names are torch devices.
+
+    Raises:
+        ConfigError: torch knows no such device, or does not find it here.
+    """
+    best = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    if name == "auto":
+        return best or torch.device("cpu")
+    try:
+        return torch.empty(0, device=name).device
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        there = f"cpu or {best.type}" if best else "cpu"
+        raise ConfigError(f"model.device={name}: {reason}; expected auto, {there} on this machine") from error
 
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}

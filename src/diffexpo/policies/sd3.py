@@ -17,7 +17,7 @@ from transformers import CLIPTextModelWithProjection, CLIPTokenizer
 from diffexpo.config.schema import ModelConfig, TuningConfig
 from diffexpo.diffusion.path import LowestLevel
 from diffexpo.diffusion.path import Path as DiffusionPath
-from diffexpo.errors import ConfigError, MissingError, PolicyError
+from diffexpo.errors import MissingError, PolicyError
 from diffexpo.policies.loading import (
     DTYPES,
     ModelFolder,
@@ -32,6 +32,7 @@ from diffexpo.policies.loading import (
     read_json,
     weight_files,
 )
+from diffexpo.policies.sizes import check_positions
 from diffexpo.policies.t5 import (
     SETTINGS_FILE,  # noqa: F401  (a name that others take from here)
     T5Text,
@@ -185,7 +186,7 @@ def load(
     patch = config.patch_size
     latent_shape = latent_shape_of(config, vae, str(folder.path), resolution=model.resolution, patch=patch)
     height, width = (side // patch for side in latent_shape[1:])
-    _check_positions(config, height, width)
+    check_positions(config, (height, width))
     if gradient_checkpointing:
         transformer.enable_gradient_checkpointing()
     return SD3Policy(
@@ -272,13 +273,4 @@ def _check_text_widths(
         raise PolicyError(
             f"{folder.path}: text_encoder_3 gives states of {t5.encoder.config.d_model}, the transformer takes "
             f"{config.joint_attention_dim}; the components belong to different models"
-        )
-
-
-def _check_positions(config: FrozenDict, height: int, width: int) -> None:
-    """Raise ConfigError if the picture has more patches than the transformer knows positions for."""
-    if max(height, width) > config.pos_embed_max_size:
-        raise ConfigError(
-            f"model.resolution: gives {height} x {width} patches, and the transformer knows positions for "
-            f"{config.pos_embed_max_size} in each direction; expected a smaller picture"
         )

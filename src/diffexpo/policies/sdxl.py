@@ -25,13 +25,13 @@ from diffexpo.policies.loading import (
     move_modules,
     weight_files,
 )
+from diffexpo.policies.sizes import vae_factor
 from diffexpo.policies.unet import (
     decode_with,
     encode_with,
     make_weights,
     read_path,
     unet_shape_of,
-    vae_factor,
 )
 from diffexpo.policies.weights import CopyWeightSets, LoraWeightSets
 from diffexpo.types import Conditioning
@@ -81,8 +81,7 @@ class SDXLPolicy:
         return [max(pair) for pair in zip(first, second, strict=True)]
 
     def encode_prompts(self, prompts: Sequence[str]) -> Conditioning:
-        """Both encoders' penultimate states (B, max_tokens, D1 + D2), the second one's pooled projection (B, P), and the
-        picture's size (B, 6) as the network is told it: original size, crop at (0, 0), target size.
+        """Both encoders' penultimate states (B, max_tokens, D1 + D2) and the second one's pooled projection (B, P).
 
         Each distinct text runs alone, so that its bits never depend on the texts beside it. The empty prompt is what guidance
         sets against the prompt: zeros if the model's `force_zeros_for_empty_prompt` says so, as in the pipeline.
@@ -112,12 +111,15 @@ class SDXLPolicy:
         tensors = {"encoder_hidden_states": torch.cat(states, dim=-1), "add_text_embeds": pooled}
         if self.is_empty_zero and prompt == "":
             tensors = {name: torch.zeros_like(tensor) for name, tensor in tensors.items()}
-        return Conditioning(tensors | {"add_time_ids": self._time_ids()})
+        return Conditioning(tensors)
 
-    def _time_ids(self) -> Tensor:
-        """(1, 6) whole numbers: kept as such, no change of precision can round them on the way to the network."""
-        height, width = (side * vae_factor(self.vae) for side in self.latent_shape[1:])
-        return torch.tensor([[height, width, 0, 0, height, width]], device=self.device)
+    def time_ids(self, x_t: Tensor) -> Tensor:
+        """The picture's size (B, 6) as the network is told it: original height and width, crop at (0, 0), target size.
+
+        It follows from x_t (B,C,h,w), because pictures of a run may differ in size.
+        """
+        height, width = (side * vae_factor(self.vae) for side in x_t.shape[-2:])
+        return torch.tensor([[height, width, 0, 0, height, width]], device=self.device).expand(len(x_t), -1)
 
     def encode_images(self, images: Tensor) -> Tensor:
         return encode_with(self.vae, images)
@@ -132,7 +134,10 @@ class SDXLPolicy:
             x_t.to(self.device, self.dtype),
             self.path.timestep(t).to(self.device),
             encoder_hidden_states=given["encoder_hidden_states"],
-            added_cond_kwargs={"text_embeds": given["add_text_embeds"], "time_ids": given["add_time_ids"]},
+            added_cond_kwargs={
+                "text_embeds": given["add_text_embeds"],
+                "time_ids": self.time_ids(x_t).to(self.dtype),
+            },
             return_dict=False,
         )[0]
         # Contiguous: with channels-last weights the network's output is not.

@@ -12,7 +12,7 @@ from transformers import CLIPTextModel, CLIPTokenizer
 
 from diffexpo.config.schema import ModelConfig, TuningConfig
 from diffexpo.diffusion.path import Path as DiffusionPath
-from diffexpo.errors import ConfigError, PolicyError
+from diffexpo.errors import PolicyError
 from diffexpo.policies.loading import (
     DTYPES,
     ModelFolder,
@@ -27,6 +27,7 @@ from diffexpo.policies.loading import (
     read_json,
     weight_files,
 )
+from diffexpo.policies.sizes import checked_size, vae_factor
 from diffexpo.policies.weights import CopyWeightSets, LoraWeightSets
 from diffexpo.types import Conditioning
 
@@ -49,7 +50,12 @@ def make_weights(
     """Adapters or copies on a denoiser, as the tuning kind says; `inert` parameters cannot get a gradient."""
     if tuning.kind == "lora":
         return LoraWeightSets(network, tuning.lora, seed)
-    return CopyWeightSets(network, inert)
+    return CopyWeightSets(
+        network,
+        inert,
+        reference_dtype=DTYPES[tuning.reference_dtype],
+        parks_copies=tuning.reference_device == "cpu",
+    )
 
 
 def read_path(
@@ -106,7 +112,7 @@ def decode_with(vae: AutoencoderKL, latents: Tensor, dtype: torch.dtype = torch.
     """
     if dtype != torch.float32:
         check_finite(latents, dtype)
-    shift = vae.config.shift_factor or 0.0
+    shift = vae.config.get("shift_factor") or 0.0
     unscaled = latents.to(vae.dtype) / vae.config.scaling_factor + shift
     with torch.no_grad():
         decoded = torch.cat([vae.decode(few, return_dict=False)[0] for few in unscaled.split(DECODE_BATCH)])
@@ -185,20 +191,9 @@ def latent_size(
             )
         height, width = (sample_size,) * 2 if isinstance(sample_size, int) else tuple(sample_size)
         return height, width
-    factor = vae_factor(vae) * patch
-    height, width = (resolution,) * 2 if isinstance(resolution, int) else resolution
-    if height % factor or width % factor:
-        near = [max(factor, round(side / factor) * factor) for side in (height, width)]
-        raise ConfigError(
-            f"model.resolution={resolution if isinstance(resolution, int) else list(resolution)}: "
-            f"expected multiples of {factor} for {where}; nearest is {near}"
-        )
-    return height // factor * patch, width // factor * patch
-
-
-def vae_factor(vae: AutoencoderKL) -> int:
-    """Pixels per latent in each direction; 8 for Stable Diffusion."""
-    return 2 ** (len(vae.config.block_out_channels) - 1)
+    factor = vae_factor(vae)
+    height, width = checked_size(resolution, factor * patch, where)
+    return height // factor, width // factor
 
 
 def unet_shape_of(

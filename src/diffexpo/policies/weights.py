@@ -14,7 +14,8 @@ import logging
 import math
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
 
 import torch
 from peft import LoraConfig, inject_adapter_in_model
@@ -23,7 +24,9 @@ from torch import Tensor, nn
 
 from diffexpo.config.schema import LoraConfig as LoraSettings
 from diffexpo.config.schema import TuningConfig
+from diffexpo.diffusion.kernels import at_least_float32
 from diffexpo.errors import PolicyError
+from diffexpo.policies.frozen import lower_precision, moved_to
 from diffexpo.rng import torch_generator
 
 CURRENT, BASE, REFERENCE = "current", "base", "reference"
@@ -62,6 +65,14 @@ def fingerprint_state(state: Mapping[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
+@dataclass(frozen=True)
+class _Running:
+    """What the network runs with: a version by its adapter, or by its folded weights (by module), with all adapters off."""
+
+    name: str
+    folded: Mapping[str, Tensor] | None = None
+
+
 class LoraWeightSets:
     """Versions as named peft adapters on one frozen base; the base itself is "all adapters off".
 
@@ -93,7 +104,10 @@ class LoraWeightSets:
         self._adapters: dict[str, str | None] = {BASE: None, REFERENCE: None}
         network.requires_grad_(False)
         self._layers: dict[str, LoraLayer] = {}
-        self._active = CURRENT
+        self._active = _Running(CURRENT)
+        self._merged: list[str] = []
+        # The base's own tensors of the modules that hold folded ones at the moment.
+        self._originals: list[tuple[nn.Parameter, Tensor]] = []
         self._add(CURRENT)
         self.load(CURRENT, self._initial_state())
 
@@ -101,14 +115,27 @@ class LoraWeightSets:
         return sorted(self._adapters)
 
     @contextmanager
-    def use(self, name: str) -> Iterator[None]:
-        """Inside the block the network runs with that version; the previous one comes back afterwards."""
-        self._adapter(name)
-        previous = self._active
-        self._activate(name)
+    def use(self, name: str, *, merged: bool = False) -> Iterator[None]:
+        """Inside the block the network runs with that version; the previous one comes back afterwards.
+
+        Args:
+            name: The version.
+            merged: Run with W' = W + alpha / rank B A in place of W and B, A: fewer kernels, another rounding. W' is made in
+                float32 and held in W's type; afterwards W itself is back, not W' minus the update. Meanwhile the version
+                cannot be changed. A version without an adapter runs as ever.
+        Raises:
+            PolicyError: no such version; a module whose update is no weight of its shape (a grouped convolution).
+        """
+        adapter = self._adapter(name)
+        previous, is_folded = self._active, merged and adapter is not None
         try:
+            if is_folded:
+                self._merged.append(name)
+            self._activate(_Running(name, self._fold(adapter) if is_folded else None))
             yield
         finally:
+            if is_folded:
+                self._merged.remove(name)
             self._activate(previous)
 
     def copy(self, source: str, target: str) -> None:
@@ -118,7 +145,7 @@ class LoraWeightSets:
         initial adapter (B = 0).
         """
         adapter = self._adapter(source)
-        self._refuse_base(target)
+        self._refuse_change(target)
         if source == target:
             return
         if adapter is None and target != CURRENT:
@@ -130,8 +157,8 @@ class LoraWeightSets:
     def drop(self, name: str) -> None:
         """Forget a version; "reference" falls back to the base."""
         self._adapter(name)
-        self._refuse_base(name)
-        if name in (CURRENT, self._active):
+        self._refuse_change(name)
+        if name in (CURRENT, self._active.name):
             raise PolicyError(f"weights {name!r}: in use, cannot be dropped")
         self._remove(name)
         if name == REFERENCE:
@@ -149,7 +176,7 @@ class LoraWeightSets:
 
     def load(self, name: str, state: Mapping[str, Tensor]) -> None:
         """Make or overwrite a version from tensors whose names and shapes match exactly."""
-        self._refuse_base(name)
+        self._refuse_change(name)
         _check_state(name, state, self.trainable())
         if self._adapters.get(name) is None:
             self._add(name)
@@ -166,10 +193,13 @@ class LoraWeightSets:
             raise _unknown(name, self.names())
         return self._adapters[name]
 
-    @staticmethod
-    def _refuse_base(name: str) -> None:
+    def _refuse_change(self, name: str) -> None:
         if name == BASE:
             raise PolicyError("weights 'base': never changes; write to another version")
+        if name in self._merged:
+            raise PolicyError(
+                f"weights {name!r}: runs merged, and would go on with the values it had; change it after the block"
+            )
 
     def _add(self, name: str) -> None:
         adapter = f"version_{name.replace('.', '_')}"
@@ -204,15 +234,49 @@ class LoraWeightSets:
             self.network.peft_config.pop(adapter)
             self._activate(self._active)
 
-    def _activate(self, name: str) -> None:
-        adapter = self._adapters[name]
+    def _activate(self, running: _Running) -> None:
+        self._put_back()
+        adapter = None if running.folded is not None else self._adapters[running.name]
         for layer in self._layers.values():
             layer.set_adapter([] if adapter is None else [adapter], inference_mode=True)
         # "current" stays trainable while another version runs, so that a backward through an earlier forward
         # still reaches it.
         for parameter in self._parameters(CURRENT).values():
             parameter.requires_grad_(True)
-        self._active = name
+        self._active = running
+        if running.folded is not None:
+            self._put_in(running.folded)
+
+    def _fold(self, adapter: str) -> dict[str, Tensor]:
+        """The weight of every adapted module with an adapter's update in it."""
+        self._put_back()
+        folded = {}
+        with torch.no_grad(), torch.autocast(self._device.type, enabled=False):
+            for path, layer in self._layers.items():
+                _refuse_unfoldable(path, layer.get_base_layer())
+                weight = layer.get_base_layer().weight
+                factors = layer.lora_B[adapter].weight, layer.lora_A[adapter].weight
+                # A convolution's update is the product of its factors as matrices too: B has kernels of size 1.
+                update = (factors[0].flatten(1) @ factors[1].flatten(1)).reshape(weight.shape)
+                whole = at_least_float32(weight) + layer.scaling[adapter] * update
+                folded[path] = torch.empty_like(weight).copy_(whole)
+        return folded
+
+    def _put_in(self, folded: Mapping[str, Tensor]) -> None:
+        weights = {path: self._layers[path].get_base_layer().weight for path in folded}
+        # Complete before the first tensor moves, so that an interruption in between can be undone.
+        self._originals = [(weight, weight.data) for weight in weights.values()]
+        for path, weight in weights.items():
+            weight.data = folded[path]
+
+    def _put_back(self) -> None:
+        for weight, original in self._originals:
+            weight.data = original
+        self._originals = []
+
+    @property
+    def _device(self) -> torch.device:
+        return next(self.network.parameters()).device
 
     def _parameters(self, name: str) -> dict[str, nn.Parameter]:
         adapter = self._adapters[name]
@@ -241,6 +305,17 @@ class LoraWeightSets:
         return LoraConfig(r=self.rank, lora_alpha=alpha, target_modules=list(self.target_modules))
 
 
+def _refuse_unfoldable(path: str, module: nn.Module) -> None:
+    groups = getattr(module, "groups", 1)
+    if isinstance(module, (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)) and groups == 1:
+        return
+    what = f"a {type(module).__name__}" + (f" in {groups} groups" if groups != 1 else "")
+    raise PolicyError(
+        f"explore.merge_lora=true: {path} is {what}, whose update is no weight of the module's own shape; leave it out of "
+        "tuning.lora.target_modules, or set explore.merge_lora=false"
+    )
+
+
 class CopyWeightSets:
     """Versions as whole copies of the network, for full fine-tuning.
 
@@ -248,23 +323,41 @@ class CopyWeightSets:
     in place, so copying one frozen version to another name shares the module; a copy is made only when values
     differ.
 
+    With a `reference_dtype` other than float32 the module behind "reference" alone holds, in that type, what autocast would cast
+    to it anyway; the base then lies in main memory while it does not run. With `parks_copies` all frozen versions do.
+
     Args:
         network: The denoiser; every parameter becomes trainable except the inert ones.
         inert: Name prefixes of parameters that the family's forward pass computes and discards: no gradient can reach them.
+        reference_dtype: Of the tensors of "reference" that autocast casts. In half precision that version runs under autocast
+            of the same type only, where it predicts the same bits as in float32; it cannot be copied from.
+        parks_copies: Versions other than "current" lie in main memory and are moved to the device for as long as they run.
     """
 
     kind = "full"
 
-    def __init__(self, network: nn.Module, inert: tuple[str, ...] = ()) -> None:
+    def __init__(
+        self,
+        network: nn.Module,
+        inert: tuple[str, ...] = (),
+        *,
+        reference_dtype: torch.dtype = torch.float32,
+        parks_copies: bool = False,
+    ) -> None:
         network.eval().requires_grad_(False)
         base = copies.deepcopy(network)
         self._inert = inert
+        self._reference_dtype = reference_dtype
+        self._parks_copies = parks_copies
+        self._device = next(network.parameters()).device
+        self._lowered: nn.Module | None = None
         self._preparations: list[Callable[[nn.Module], object]] = []
         for parameter in self._parameters(network).values():
             parameter.requires_grad_(True)
         self.base_module = base
         self._versions: dict[str, nn.Module] = {BASE: base, REFERENCE: base, CURRENT: network}
         self._active = CURRENT
+        self._settle(base)
 
     @property
     def network(self) -> nn.Module:
@@ -275,12 +368,21 @@ class CopyWeightSets:
         return sorted(self._versions)
 
     @contextmanager
-    def use(self, name: str) -> Iterator[None]:
-        """Inside the block the network is that version; the previous one comes back afterwards."""
-        self._module(name)
+    def use(self, name: str, *, merged: bool = False) -> Iterator[None]:
+        """Inside the block the network is that version; the previous one comes back afterwards.
+
+        A version is a whole network here, so `merged` changes nothing.
+
+        Raises:
+            PolicyError: no such version; a reference in half precision elsewhere than under autocast of its type.
+        """
+        module = self._module(name)
+        if module is self._lowered:
+            self._check_autocast()
         previous, self._active = self._active, name
         try:
-            yield
+            with self._at_hand(module):
+                yield
         finally:
             self._active = previous
 
@@ -290,6 +392,11 @@ class CopyWeightSets:
         self._refuse_base(target)
         if source == target:
             return
+        if module is self._lowered:
+            raise PolicyError(
+                f"weights {source!r}: held in {self._type_name()}, so its exact values are not here; copy the version it was "
+                "made from"
+            )
         if CURRENT in (source, target):
             self.load(target, self._parameters(module))
         else:
@@ -326,10 +433,10 @@ class CopyWeightSets:
         if module is None or shared:
             # From the pristine base, not from "current": a training library may have wrapped the latter's
             # forward.
-            module = copies.deepcopy(self.base_module)
-            for prepare in self._preparations:
-                prepare(module)
-            self._versions[name] = module
+            module = self._versions[name] = self._made_from(
+                self.base_module, is_lowered=self._is_lowered(name)
+            )
+        self._refuse_moved(name, module)
         with torch.no_grad():
             for key, parameter in self._parameters(module).items():
                 parameter.copy_(state[key])
@@ -350,7 +457,61 @@ class CopyWeightSets:
     def _module(self, name: str) -> nn.Module:
         if name not in self._versions:
             raise _unknown(name, self.names())
-        return self._versions[name]
+        module = self._versions[name]
+        if self._is_lowered(name) and module is not self._lowered:
+            # What was copied here is shared with a version in float32 until the reference is asked for.
+            module = self._versions[name] = self._made_from(module, is_lowered=True)
+        return module
+
+    def _is_lowered(self, name: str) -> bool:
+        return name == REFERENCE and self._reference_dtype != torch.float32
+
+    def _made_from(self, module: nn.Module, *, is_lowered: bool) -> nn.Module:
+        """A new copy, prepared like all others, where it has to lie."""
+        if is_lowered:
+            self._lowered = None  # the memory of the one before is free first
+        made = copies.deepcopy(module)
+        for prepare in self._preparations:
+            prepare(made)
+        if is_lowered:
+            lower_precision(made, self._reference_dtype)
+            self._lowered = made
+        self._settle(made)
+        return made
+
+    def _is_parked(self, module: nn.Module) -> bool:
+        """Whether a frozen module lies in main memory while it does not run."""
+        is_spare = module is self.base_module and self._reference_dtype != torch.float32
+        return (self._parks_copies or is_spare) and module is not self._versions[CURRENT]
+
+    def _settle(self, module: nn.Module) -> None:
+        if self._device.type != "cpu":
+            module.to("cpu" if self._is_parked(module) else self._device)
+
+    def _at_hand(self, module: nn.Module) -> AbstractContextManager[None]:
+        if self._device.type == "cpu" or not self._is_parked(module) or self._is_moved(module):
+            return nullcontext()
+        return moved_to(module, self._device)
+
+    def _is_moved(self, module: nn.Module) -> bool:
+        return next(module.parameters()).device == self._device
+
+    def _refuse_moved(self, name: str, module: nn.Module) -> None:
+        if self._device.type != "cpu" and self._is_parked(module) and self._is_moved(module):
+            raise PolicyError(
+                f"weights {name!r}: runs, and what is written to it meanwhile would be lost; change it after the block"
+            )
+
+    def _check_autocast(self) -> None:
+        device, dtype = self._device.type, self._reference_dtype
+        if not torch.is_autocast_enabled(device) or torch.get_autocast_dtype(device) != dtype:
+            raise PolicyError(
+                f"weights 'reference': held in {self._type_name()}, which equals float32 under autocast of that type only; "
+                "run it there, or set tuning.reference_dtype=float32"
+            )
+
+    def _type_name(self) -> str:
+        return str(self._reference_dtype).removeprefix("torch.")
 
     @staticmethod
     def _refuse_base(name: str) -> None:

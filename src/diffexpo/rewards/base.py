@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -53,9 +54,12 @@ def load_rewards(
             continue
         # A type with settings reads them itself; the others are built from their name.
         from_config = getattr(REWARDS[config.type], "from_config", None)
-        scorers.append(
-            from_config(config, resolve, device) if from_config else REWARDS[config.type](config.name)
-        )
+        scorer = from_config(config, resolve, device) if from_config else REWARDS[config.type](config.name)
+        if config.cache is not None:
+            from diffexpo.rewards.cache import CachedReward
+
+            scorer = CachedReward(scorer, Path(config.cache).expanduser())
+        scorers.append(scorer)
     return scorers
 
 

@@ -81,7 +81,8 @@ class PythonFileReward:
             raise MissingError(
                 f"reward {name!r}: no file {file}; expected a Python file with a function {function_name}"
             )
-        self.version = hashlib.sha256(file.read_bytes()).hexdigest()
+        # One file may hold several scorers.
+        self.version = f"{hashlib.sha256(file.read_bytes()).hexdigest()} {function_name}"
         self._concurrency = concurrency
         self._where = f"reward {name!r}: {file}:{function_name}"
         self._function = _load_function(name, file, function_name)
@@ -96,6 +97,11 @@ class PythonFileReward:
                 f"rewards: {config.name!r} has type python but no path; expected `file.py:function`"
             )
         return cls(config.name, resolve(config.path), device, concurrency=config.concurrency or 1)
+
+    @property
+    def identity(self) -> dict[str, str]:
+        """What scores depend on besides picture and prompt, if the function keeps to it."""
+        return {"type": "python", "version": self.version, "scale": self.scale}
 
     def score(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
         """Scores (B,), NaN where the function gave no finite number.

@@ -89,6 +89,11 @@ class RemoteReward:
         return cls(config.name, config.path or "", config.service, config.concurrency)
 
     @property
+    def identity(self) -> dict[str, str]:
+        """What scores depend on besides picture and prompt: the served scorer, wherever it is served."""
+        return {"type": "remote", "version": self.version, "scale": self.scale}
+
+    @property
     def num_retries(self) -> int:
         """Requests that were sent again so far."""
         return self._endpoint.num_retries

@@ -147,7 +147,7 @@ class ScoreServer:
         wait_ms: How long a batch that is not full waits for more.
         max_mib: Largest request body, MiB.
     Raises:
-        ConfigError: the address cannot be listened on.
+        ConfigError: the address cannot be listened on, or a score depends on the other images of its call.
     """
 
     def __init__(
@@ -163,6 +163,11 @@ class ScoreServer:
         handler: type[ScoreHandler] | None = None,
     ) -> None:
         self._thread: threading.Thread | None = None
+        if getattr(reward, "is_groupwise", False):
+            raise ConfigError(
+                f"reward {reward.name!r} compares the images of a prompt with each other; a server mixes the images of several "
+                "requests in one batch, so it cannot serve it: use it in the run itself"
+            )
         self.facts = {
             "protocol": PROTOCOL,
             "name": reward.name,

@@ -141,6 +141,18 @@ class VlmJudge:
         vlm = config.vlm.model_copy(update={"text_encoder": resolve(encoder)}) if encoder else config.vlm
         return cls(config.name, config.path or "", config.service, vlm, config.concurrency, device)
 
+    @property
+    def identity(self) -> dict[str, str]:
+        """What scores depend on besides picture and prompt. What model an address serves under a name is known to it alone."""
+        asked = {name: str(getattr(self._vlm, name)) for name in ("top_logprobs", "max_tokens")}
+        return {
+            "type": "vlm",
+            "version": self.version,
+            "scale": self.scale,
+            "url": self._endpoint.url,
+            **asked,
+        }
+
     def score(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
         """Scores (B,) of images (B,3,H,W) in [0,1] for their prompts, NaN where none was obtained.
 

@@ -2,7 +2,8 @@
 
 Nothing here knows what a batch holds. A batch is a frozen dataclass; its fields are tensors, conditionings and tuples
 with one row for each of `keys`, or None; a field that is marked with `ROWS_OF` has one row for each of the names in
-another field (the contrast pairs beside the pairs). Numbers and flags go with every part.
+another field (the contrast pairs beside the pairs). Numbers and flags go with every part. Rows of several shapes
+(`MixedRows`) are cut so that each micro-batch has one shape; that changes no mean, because factors count rows.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from diffexpo.types import ROWS_OF, Batch, Conditioning
+from diffexpo.types import ROWS_OF, Batch, Conditioning, MixedRows
 
 AnyBatch = TypeVar("AnyBatch", bound=Batch)
 
@@ -53,7 +54,7 @@ def micro_batches(batch: AnyBatch, size: int, rank: int = 0, world: int = 1) -> 
     sum over all processes and micro-batches of factor * loss(micro-batch) = loss(batch), if loss is the mean
     of weight * (loss of a row) plus the mean of a term over contrast pairs. Where a micro-batch's share of
     the contrast pairs is not its share of the pairs, the factor is the former and `weight` makes up for it.
-    Groups that must stay whole (`ScoredBatch.is_grouped`) are not cut.
+    Groups that must stay whole (`ScoredBatch.is_grouped`) are not cut; where another shape begins, a cut is made.
 
     Args:
         batch: The global batch of B rows.
@@ -66,7 +67,7 @@ def micro_batches(batch: AnyBatch, size: int, rank: int = 0, world: int = 1) -> 
         processes.
     """
     total = len(batch)
-    borders = group_borders(batch)
+    borders, cuts = group_borders(batch), shape_borders(batch)
     first, last = (_border_before(borders, place) for place in process_share(total, rank, world))
     parts = []
     start = first
@@ -74,9 +75,22 @@ def micro_batches(batch: AnyBatch, size: int, rank: int = 0, world: int = 1) -> 
         stop = _border_before(borders, min(start + size, last))
         if stop <= start:
             stop = next(border for border in borders if border > start)
+        stop = min([stop, *(cut for cut in cuts if cut > start)])
         parts.append(_weighted(batch, split_batch(batch, start, stop)))
         start = stop
     return parts
+
+
+def shape_borders(batch: Batch) -> list[int]:
+    """Rows at which a batch must be cut because another shape begins, there or among the contrast pairs beside it."""
+    total, cuts = len(batch), set()
+    for entry in fields(batch):
+        value, names = getattr(batch, entry.name), entry.metadata.get(ROWS_OF)
+        if isinstance(value, MixedRows):
+            beside = total if names is None else len(value)
+            # The first row whose slice of the contrast pairs (see `split_batch`) begins at the border.
+            cuts |= {-(-border * total // beside) for border in value.borders}
+    return sorted(cuts)
 
 
 def _weighted(batch: AnyBatch, part: AnyBatch) -> tuple[AnyBatch, float]:
@@ -121,11 +135,13 @@ def move_batch(batch: AnyBatch, device: torch.device) -> AnyBatch:
 def device_of(batch: Batch) -> torch.device:
     """Where a batch's first tensor is."""
     return next(
-        value.device for entry in fields(batch) if isinstance(value := getattr(batch, entry.name), Tensor)
+        value.device
+        for entry in fields(batch)
+        if isinstance(value := getattr(batch, entry.name), (Tensor, MixedRows))
     )
 
 
 def _rows(value: Any, part: slice) -> Any:
     if isinstance(value, Conditioning):
         return value.select(part)
-    return value[part] if isinstance(value, (Tensor, tuple)) else value
+    return value[part] if isinstance(value, (Tensor, MixedRows, tuple)) else value

@@ -82,12 +82,19 @@ def fits(total: int, gib: float) -> bool:
 
 
 def training_items(
-    trained: int, *, has_average: bool, held: PerRow, peak: PerRow, forward: PerRow, shape: TrainingShape
+    trained: int,
+    *,
+    has_average: bool,
+    held: PerRow,
+    peak: PerRow,
+    forward: PerRow,
+    shape: TrainingShape,
+    moved: int = 0,
 ) -> list[Item]:
     """What exists while an iteration trains.
 
     gradients = 4 trained,  moments = 8 trained,  average = 4 trained (bytes; float32 throughout)
-    activations = max(peak(rows), held(rows) + forward(reference_rows), forward(prepass_rows))
+    activations = max(peak(rows), held(rows) + forward(reference_rows) + moved, forward(prepass_rows) + moved)
 
     Args:
         trained: Number of trained elements.
@@ -96,13 +103,14 @@ def training_items(
         peak: Most bytes alive in forward and backward.
         forward: Most bytes alive in a pass without gradient.
         shape: How many rows there are.
+        moved: Bytes of a frozen version that is on the device for its own pass only.
     Returns:
         Items of the phase "train".
     """
     activations = max(
         peak.at(shape.rows),
-        held.at(shape.rows) + (forward.at(shape.reference_rows) if shape.reference_rows else 0),
-        forward.at(shape.prepass_rows) if shape.prepass_rows else 0,
+        held.at(shape.rows) + (forward.at(shape.reference_rows) + moved if shape.reference_rows else 0),
+        forward.at(shape.prepass_rows) + moved if shape.prepass_rows else 0,
     )
     items = [
         Item("gradients", f"{trained:,} float32", FLOAT32 * trained, "train"),
@@ -114,7 +122,15 @@ def training_items(
 
 
 def drawing_items(
-    images: int, *, rows_per_image: int, forward: PerRow, decoder: PerRow, picture: int, is_sliced: bool
+    images: int,
+    *,
+    rows_per_image: int,
+    forward: PerRow,
+    decoder: PerRow,
+    picture: int,
+    is_sliced: bool,
+    moved: int = 0,
+    merged: int = 0,
 ) -> list[Item]:
     """What exists while images are drawn and decoded.
 
@@ -125,12 +141,21 @@ def drawing_items(
         decoder: The same of the autoencoder's decoder.
         picture: Bytes of one decoded picture.
         is_sliced: Pictures are decoded one at a time.
+        moved: Bytes of a frozen version that is on the device while it draws, and while an evaluation decodes what it drew.
+        merged: Bytes of weights with adapters folded into them, which exist while they draw.
     Returns:
         Items of the phases "draw" and "decode".
     """
     rows = images * rows_per_image
     decoded = decoder.at(1 if is_sliced else images) + (images * picture if is_sliced else 0)
-    return [
+    items = [
         Item("activations, drawing", f"{rows} rows", forward.at(rows), "draw"),
         Item("activations, decoding", f"{images} images", decoded, "decode"),
     ]
+    if moved:
+        items += [
+            Item("a copy moved in", "the version that draws", moved, when) for when in ("draw", "decode")
+        ]
+    if merged:
+        items.append(Item("merged weights", "adapted modules", merged, "draw"))
+    return items

@@ -146,8 +146,11 @@ def check_loss(loss: Tensor, expected: float | None, is_exact: bool) -> None:
 
 
 def _same_state(weights: WeightSets, first: str, second: str) -> bool:
+    """Whether two versions predict alike; a second one in half precision has to hold what autocast makes of the first."""
     ours, theirs = weights.state(first), weights.state(second)
-    return ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
+    return ours.keys() == theirs.keys() and all(
+        torch.equal(ours[name].to(theirs[name].dtype), theirs[name]) for name in ours
+    )
 
 
 @dataclass(frozen=True)
@@ -159,8 +162,8 @@ class _OneVersion:
     def names(self) -> list[str]:
         return self.weights.names()
 
-    def use(self, name: str) -> AbstractContextManager[None]:
-        return self.weights.use("current")
+    def use(self, name: str, *, merged: bool = False) -> AbstractContextManager[None]:
+        return self.weights.use("current", merged=merged)
 
     def copy(self, source: str, target: str) -> None:
         raise AssertionError("a loss does not change weight sets")

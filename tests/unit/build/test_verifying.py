@@ -176,3 +176,11 @@ def test_every_type_is_listed_with_its_licence(capsys: pytest.CaptureFixture[str
     assert all(f"  {name} " in out for name in types)
     listed = json.loads(call(capsys, "list", "--json")[1])
     assert listed["hpsv2"]["licence"] == "Apache-2.0" and listed["hpsv2"]["scales"][0] == "percent"
+
+
+def test_a_type_that_is_spelt_wrong_is_named() -> None:
+    with pytest.raises(ConfigError, match="did you mean jpeg_compressibility"):
+        verify_rewards(
+            "jpeg_compresibility", path=None, base=None, scale=None, precision="float32", device="cpu", against=None,
+            tolerance=1e-3, pictures=None,
+        )  # fmt: skip

@@ -141,7 +141,7 @@ def test_resuming_a_finished_run_says_so(folder, capsys):
 def test_resume_keeps_its_settings(folder, capsys):
     make_run(folder, "a")
     code, _, err = call(capsys, "run", "--resume", "a", "--set", "seed=1")
-    assert (code, "keeps the settings" in err) == (2, True)
+    assert (code, "results depend on it" in err) == (2, True)
     assert call(capsys, "run", "--resume", "a", "b")[0] == 2
 
 

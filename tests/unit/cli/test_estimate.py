@@ -42,10 +42,71 @@ def test_a_moving_reference_and_an_old_policy_are_copies_too() -> None:
     assert (previous, old) == (base * 3 // 2, base * 3 // 2)
 
 
+HALF = ("training.mixed_precision=bf16", "tuning.reference_dtype=bfloat16")
+
+
+def test_a_reference_in_half_precision_takes_half_and_the_base_none() -> None:
+    parameters, whole = 5_379_976, sizes(config("emoji/expo", sets=HALF[:1]), "always")
+    assert whole["copies of the denoiser"] == 2 * 4 * parameters
+    half = sizes(config("emoji/expo", sets=HALF), "always")
+    assert half["copies of the denoiser"] == 4 * parameters  # "main" alone
+    # Norms stay in float32, and nothing else of this network does.
+    assert 2 * parameters < half["reference"] < 2.02 * parameters
+    # The base comes back to draw in its evaluation.
+    assert sizes(config("emoji/expo", sets=HALF), "draw")["a copy moved in"] == 4 * parameters
+
+
+def test_parked_copies_count_while_they_run() -> None:
+    parameters, parked = 5_379_976, ("tuning.reference_device=cpu",)
+    plain, found = config("emoji/expo"), config("emoji/expo", sets=parked)
+    assert sum(sizes(plain, "always").values()) - sum(sizes(found, "always").values()) == 8 * parameters
+    assert sizes(found, "decode")["a copy moved in"] == 4 * parameters
+    grown = [sizes(one, "train")["activations, training"] for one in (plain, found)]
+    # At most a float32 copy beside the held activations; less where the backward pass is the peak.
+    assert 0 <= grown[1] - grown[0] <= 4 * parameters
+    assert estimate(found).total < estimate(plain).total
+
+
+def test_merged_weights_count_while_they_draw() -> None:
+    found = config("emoji/expo_lora", sets=("explore.merge_lora=true",))
+    extra = estimate(found).as_json()["memory"], estimate(config("emoji/expo_lora")).as_json()["memory"]
+    (item,) = [item for item in extra[0] if item not in extra[1]]
+    assert (item["what"], item["phase"]) == ("merged weights", "draw")
+    unet = sizes(found, "always")["unet"]
+    assert 0 < item["bytes"] < unet and item["bytes"] % 4 == 0
+
+
+def test_advice_for_full_tuning_makes_the_copies_smaller_before_it_gives_up() -> None:
+    found = config("emoji/expo", sets=SMALL)
+    needed = estimate(found)
+    # A card that is too small by a little less than a copy.
+    card = (needed.total - 2 * 5_379_976 + 0.6 * GIB) / 0.92 / GIB
+    (advice,) = advise(found, cards=(card,))
+    chosen = [setting for change in advice.changes or () for setting in change.settings]
+    assert "tuning.reference_dtype=bfloat16" in chosen or "tuning.reference_device=cpu" in chosen
+    assert estimate(config("emoji/expo", sets=(*SMALL, *chosen))).total == advice.total
+    # What already has small copies is told to leave them when adapters take their place.
+    (advice,) = advise(config("emoji/expo", sets=(*SMALL, *HALF)), cards=(0.9,))
+    for change in advice.changes or ():
+        if "tuning.kind=lora" in change.settings:
+            assert "tuning.reference_dtype=float32" in change.settings
+
+
+SMALL = ("training.micro_batch_size=1", "explore.batch_size=1", "model.vae_slicing=true")
+
+
 def test_two_passes_hold_half_of_the_activations() -> None:
     joint = sizes(config("emoji/expo_lora"), "train")["activations, training"]
     halves = sizes(config("emoji/expo_lora", sets=("training.pair_gradient=two_pass",)), "train")
     assert 0.4 * joint < halves["activations, training"] < 0.6 * joint
+
+
+def test_activations_are_those_of_the_largest_size() -> None:
+    several = config("emoji/expo", sets=("model.buckets=[[48, 80], [96, 96]]",))
+    large = config("emoji/expo", sets=("model.resolution=96",))
+    assert sizes(several, "train") == sizes(large, "train") != sizes(config("emoji/expo"), "train")
+    assert dict(plan(several))["sizes"].startswith("64x64, 48x80, 96x96 (height x width); drawn at the first")
+    assert "sizes" not in dict(plan(large))
 
 
 def test_disk_counts_latents_iterates_and_pictures() -> None:

@@ -179,6 +179,7 @@ def test_an_unknown_key_names_its_file_and_the_closest_setting(tmp_path):
     )
     assert "Did you mean training.learning_rate?" in refuse("learning_rate=1")
     assert "Did you mean explore.iterations?" in refuse("explore.iteration=1")
+    assert "YAML needs a space after the colon: {name: own}." in refuse("rewards=[{name:own}]")
     assert "Did you mean algorithm?" in refuse("algorthm.beta=1")
     assert "DIFFEXPO_SEEED" in refuse(environment={"DIFFEXPO_SEEED": "1"})
     assert "Did you mean rewards[].weight?" in refuse("rewards.0.wieght=1") or "rewards.0.weight" in refuse(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,8 @@ from diffexpo.data.prompt_lists import (
 from diffexpo.data.prompts import load_prompts
 from diffexpo.errors import ConfigError, ImportFormatError, MissingError
 from diffexpo.types import Prompt
+
+from .conftest import vote
 
 FILES = {
     "text": ("list.txt", "a cat\na dog\n"),
@@ -180,3 +183,25 @@ def test_the_shipped_list_is_sixty_varied_prompts() -> None:
         resolve("prompts:none")
     with pytest.raises(MissingError, match="there is no 'emoji:none'"):
         resolve("emoji:none")
+
+
+def test_pickapic_shards_give_their_captions_and_nothing_else(write_votes: Callable[..., Path]) -> None:
+    file = write_votes([vote(number, caption=f"caption {number // 2}") for number in range(6)])
+    for source in (file, file.parent):
+        prompts, report = read_prompt_list(source, "pickapic")
+        assert [prompt.text for prompt in prompts] == ["caption 0", "caption 1", "caption 2"]
+        assert report.read == 6 and all(prompt.attributes == {} for prompt in prompts)
+
+
+@pytest.mark.parametrize(
+    "form", ["partiprompts", "drawbench", "geneval", "imagereward", "text", "jsonl", "parquet"]
+)
+def test_a_folder_where_a_file_is_meant_is_refused(tmp_path: Path, form: str) -> None:
+    with pytest.raises(MissingError, match=f"is a folder; the format {form} is one file"):
+        read_prompt_list(tmp_path, form)
+
+
+def test_activities_alone_are_no_animals(tmp_path: Path) -> None:
+    (tmp_path / "activities.txt").write_text("riding a bike\n")
+    with pytest.raises(ImportFormatError, match="which is no prompt; name its folder"):
+        read_prompt_list(tmp_path / "activities.txt", "ddpo_animals")

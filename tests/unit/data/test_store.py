@@ -57,6 +57,7 @@ def test_rows_come_back_equal(tmp_path: Path) -> None:
     row = sample_row(
         "s", unit=2, group=5, negative_prompt=None, seed_key='[0, 1, "collect"]', batch_size=4, batch_position=3,
         sampler='{"name": "ddim"}', rewards={"judge": 0.25, "jpeg": -3}, model="m", improved_from="r",
+        height=832, width=1216,
     )  # fmt: skip
     store.append_collection(7, 1, [row], latents_of(["s"]), unit=2)
     expected = row | {"iteration": 7, "latent_file": "latents-0007-r01-u0002.safetensors"}

@@ -23,7 +23,7 @@ class NoWeights:
         self.used: list[str] = []
 
     @contextmanager
-    def use(self, name: str) -> Iterator[None]:
+    def use(self, name: str, *, merged: bool = False) -> Iterator[None]:
         self.used.append(name)
         yield
 

@@ -29,7 +29,7 @@ class Versions:
         self.values, self.now = values, "base"
 
     @contextmanager
-    def use(self, name: str) -> Iterator[None]:
+    def use(self, name: str, *, merged: bool = False) -> Iterator[None]:
         before, self.now = self.now, name
         yield
         self.now = before

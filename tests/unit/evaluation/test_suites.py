@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path as FolderPath
@@ -14,7 +16,7 @@ from torch import Tensor
 from diffexpo.config.schema import EvaluationConfig, SamplerConfig
 from diffexpo.data.latents import PromptEmbeddings
 from diffexpo.diffusion import Path
-from diffexpo.errors import DataError, MissingError, RewardError
+from diffexpo.errors import DataError, Interrupted, MissingError, RewardError, ScorerStoppedError
 from diffexpo.evaluation.suites import choose_prompts, evaluate_version, is_saved, load_suite, save_suite
 from diffexpo.policies.toy import ToyPolicy
 from diffexpo.types import Prompt
@@ -103,6 +105,105 @@ def test_embeddings_that_are_kept_are_made_once_and_change_nothing(monkeypatch: 
     assert np.array_equal(results[1].images, plain.images) and results[1].kl == plain.kl
 
 
+class InOrder(Redness):
+    """A judge whose numbers depend on how often it was called, and that does not bear two calls at once."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.running = 0
+
+    def score(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
+        self.running += 1
+        assert self.running == 1, "two calls at once"
+        scores = super().score(images, prompts) + len(self.seen)
+        self.running -= 1
+        return scores
+
+
+def test_judging_beside_drawing_gives_what_judging_behind_it_gives() -> None:
+    serial, beside = (
+        evaluate_version(
+            make_policy(),
+            "moved",
+            PROMPTS,
+            SETTINGS,
+            [InOrder()],
+            7,
+            embed=flat,
+            batch_size=3,
+            overlap=overlap,
+        )
+        for overlap in (False, True)
+    )
+    assert serial.scores["redness"].max() > 5, "six batches were counted"
+    for name, value in vars(serial).items():
+        if name != "seconds":
+            np.testing.assert_equal(vars(beside)[name], value)
+
+
+@pytest.mark.parametrize("overlap", [True, False])
+def test_a_batch_is_judged_while_the_next_is_drawn(overlap: bool) -> None:
+    drawn = [threading.Event() for _ in range(6)]
+    met: list[bool] = []
+    calls: list[None] = []
+
+    class Waiting(Redness):
+        def score(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
+            # True if the next batch is being drawn; a judge that is called behind the drawing waits in vain.
+            met.append(
+                drawn[len(met) + 1].wait(5 if overlap and len(met) < 4 else 0) if len(met) < 5 else False
+            )
+            return super().score(images, prompts)
+
+    def tick() -> None:
+        calls.append(None)
+        drawn[min((len(calls) - 1) // 4, 5)].set()  # three denoising steps and the batch
+
+    settings = SETTINGS.model_copy(update={"kl_prompts": 0})
+    evaluate_version(
+        make_policy(),
+        "base",
+        PROMPTS,
+        settings,
+        [Waiting()],
+        7,
+        tick,
+        embed=flat,
+        batch_size=3,
+        overlap=overlap,
+    )
+    assert len(met) == 6 and met[:4] == [overlap] * 4
+
+
+def test_what_stops_a_judge_is_raised_and_an_interruption_leaves_no_judge_at_work() -> None:
+    class Stopped(Redness):
+        def score(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
+            raise ScorerStoppedError("gone")
+
+    with pytest.raises(ScorerStoppedError, match="gone"):
+        evaluate_version(make_policy(), "base", PROMPTS, SETTINGS, [Stopped()], 0, batch_size=3)
+
+    done: list[int] = []
+
+    class Slow(Redness):
+        def score(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
+            time.sleep(0.1)
+            done.append(len(prompts))
+            return super().score(images, prompts)
+
+    ticks: list[None] = []
+
+    def interrupt() -> None:
+        ticks.append(None)
+        if len(ticks) == 6:  # the second batch is drawn, the first is judged
+            raise Interrupted("stop")
+
+    with pytest.raises(Interrupted):
+        evaluate_version(make_policy(), "base", PROMPTS, SETTINGS, [Slow()], 0, interrupt, batch_size=3)
+    assert done == [3]
+    assert not any(thread.name == "scoring" for thread in threading.enumerate())
+
+
 def test_judges_see_the_eight_bit_picture() -> None:
     judge = Redness()
     result = evaluate_version(make_policy(), "base", PROMPTS, SETTINGS, [judge], 0)
@@ -114,11 +215,12 @@ def test_judges_see_the_eight_bit_picture() -> None:
 def test_failures_become_nan_and_stay_so_on_disk(tmp_path: FolderPath) -> None:
     judges = [Redness("picky", fails="word 2"), Redness("broken", fails="raise")]
     result = evaluate_version(
-        make_policy(), "base", PROMPTS, SETTINGS, judges, 0, train_rewards=[Redness("train")]
-    )
+        make_policy(), "base", PROMPTS, SETTINGS, judges, 0, train_rewards=[Redness("train"), Redness("looked at")],
+        watched=["looked at"],
+    )  # fmt: skip
     assert np.isnan(result.scores["picky"]).sum() == 2
     assert np.isnan(result.scores["broken"]).all()
-    assert result.roles == {"picky": "heldout", "broken": "heldout", "train": "train"}
+    assert result.roles == {"picky": "heldout", "broken": "heldout", "train": "train", "looked at": "watch"}
     loaded = load_suite(save_suite(result, tmp_path / "base"))
     assert np.array_equal(loaded.images, result.images)
     for name, values in result.scores.items():

@@ -23,10 +23,9 @@ def broken(diffusion_folder: Path, tmp_path: Path) -> Path:
 
 
 def refuse(folder: Path | str, kind: type[DiffexpoError], match: str, **model: str) -> None:
+    settings = ModelConfig(**{"device": "cpu", **model})
     with pytest.raises(kind, match=match):
-        load_policy(
-            ModelConfig(device="cpu", **model), TuningConfig(kind="lora"), folder_or_id=str(folder), seed=0
-        )
+        load_policy(settings, TuningConfig(kind="lora"), folder_or_id=str(folder), seed=0)
 
 
 def edit(file: Path, **changes: object) -> None:
@@ -72,6 +71,17 @@ def test_file_instead_of_a_folder(broken: Path) -> None:
 
 def test_no_such_folder(tmp_path: Path) -> None:
     refuse(tmp_path / "nowhere", MissingError, "no such folder.*hub id")
+
+
+def test_a_local_folder_has_no_revisions(diffusion_folder: Path) -> None:
+    refuse(diffusion_folder, ConfigError, "model.revision=v9.*is a local folder", revision="v9")
+
+
+@pytest.mark.parametrize("device", ["toaster", "cuda:99"])
+def test_a_device_that_is_not_here_is_named(diffusion_folder: Path, device: str) -> None:
+    refuse(
+        diffusion_folder, ConfigError, f"model.device={device}: .*expected auto, cpu.*machine", device=device
+    )
 
 
 def test_unknown_family(broken: Path) -> None:

@@ -126,9 +126,10 @@ def test_the_first_releases_sizes_are_corrected_as_the_pipeline_does(
 
 
 def test_xl_is_told_the_size_of_the_picture(xl_folder: Path) -> None:
-    ids = load(xl_folder, resolution=(16, 24)).encode_prompts(["a cat", ""]).tensors["add_time_ids"]
-    # Original height and width, crop at the corner, target height and width.
-    assert ids.tolist() == [[16, 24, 0, 0, 16, 24]] * 2
+    policy = load(xl_folder)
+    # Original height and width, crop at the corner, target height and width; two pixels are a latent.
+    assert policy.time_ids(torch.zeros(2, 4, 8, 12)).tolist() == [[16, 24, 0, 0, 16, 24]] * 2
+    assert set(policy.encode_prompts(["a cat"]).tensors) == {"encoder_hidden_states", "add_text_embeds"}
 
 
 @pytest.mark.parametrize("is_zero", [True, False])

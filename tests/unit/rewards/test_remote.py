@@ -66,6 +66,13 @@ def test_a_served_scorer_gives_its_own_scores() -> None:
     assert (far.budget.num_asked, far.budget.num_failed, far.num_retries) == (8, 1, 0)
 
 
+def test_a_scorer_that_compares_images_with_each_other_is_not_served() -> None:
+    judge = Ledger()
+    judge.is_groupwise = True
+    with pytest.raises(ConfigError, match="compares the images of a prompt"):
+        ScoreServer(judge, "vlm")
+
+
 def test_a_configuration_names_a_served_scorer() -> None:
     with ScoreServer(JpegCompressibility("size"), "jpeg_compressibility") as server:
         config = RewardConfig(name="far", type="remote", path=server.url, concurrency=2, service=QUICK)

@@ -56,6 +56,29 @@ def test_activations_are_the_worst_moment_of_a_step(shape: TrainingShape, expect
     assert phase_bytes(items, "train") == expected
 
 
+def test_a_reference_that_is_moved_in_counts_in_its_own_pass() -> None:
+    settings = {"has_average": False, "held": PerRow(100), "forward": PerRow(30), "moved": 50}
+    items = training_items(0, peak=PerRow(110), shape=TrainingShape(4, reference_rows=4), **settings)
+    assert phase_bytes(items, "train") == 4 * 100 + 4 * 30 + 50
+    # The backward pass has no reference beside it, so where that is the peak the reference costs nothing.
+    items = training_items(0, peak=PerRow(200), shape=TrainingShape(4, reference_rows=4), **settings)
+    assert phase_bytes(items, "train") == 4 * 200
+    items = training_items(0, peak=PerRow(110), shape=TrainingShape(1, prepass_rows=16), **settings)
+    assert phase_bytes(items, "train") == 16 * 30 + 50
+
+
+def test_drawing_counts_the_copy_that_draws_and_merged_weights() -> None:
+    settings = {
+        "forward": PerRow(10),
+        "decoder": PerRow(50),
+        "picture": 3,
+        "rows_per_image": 2,
+        "is_sliced": False,
+    }
+    items = drawing_items(8, moved=7, merged=5, **settings)
+    assert phase_bytes(items, "draw") == 16 * 10 + 7 + 5 and phase_bytes(items, "decode") == 8 * 50 + 7
+
+
 def test_drawing_counts_two_rows_for_guidance_and_one_picture_for_slices() -> None:
     settings = {"forward": PerRow(10), "decoder": PerRow(50), "picture": 3}
     items = drawing_items(8, rows_per_image=2, is_sliced=False, **settings)

@@ -34,7 +34,7 @@ class TinyWeights:
         return ["current", *self.versions]
 
     @contextmanager
-    def use(self, name: str) -> Iterator[None]:
+    def use(self, name: str, *, merged: bool = False) -> Iterator[None]:
         if name == "current":
             yield
             return

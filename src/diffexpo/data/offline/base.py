@@ -15,16 +15,19 @@ import io
 import math
 import os
 import stat
+import threading
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
+from types import TracebackType
 from typing import Any
 
 from PIL import Image
 
 from diffexpo.data.images import FORMATS, MAX_PIXELS, decode_image
+from diffexpo.data.offline.ahead import map_ahead
 from diffexpo.errors import ImportFormatError, MissingError
 from diffexpo.rng import keyed_seed
 
@@ -37,6 +40,7 @@ PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 _EXAMPLES = 20
 _FOOTER = 2**16
 _HASHED_WHOLE = 2**26
+_LARGE = 2 * 1024 * 1024
 
 
 @dataclass(frozen=True)
@@ -58,7 +62,7 @@ class OfflinePair:
 @dataclass
 class ImportReport:
     """What became of the rows read: read = kept + ties + unlabelled + sum of quarantined (+ not selected by
-    a limit).
+    a limit). `sizes` counts the kept pairs by the size they were fitted to, where there were several to choose from.
     """
 
     read: int = 0
@@ -68,6 +72,7 @@ class ImportReport:
     unselected: int = 0
     quarantined: dict[str, int] = field(default_factory=dict)
     examples: list[str] = field(default_factory=list)
+    sizes: dict[str, int] = field(default_factory=dict)
     log: Callable[[str, str, int], None] | None = field(default=None, repr=False, compare=False)
 
     def quarantine(self, row: str, reason: str, count: int = 1) -> None:
@@ -88,6 +93,7 @@ class ImportReport:
             "unselected": self.unselected,
             "quarantined": dict(self.quarantined),
             "examples": list(self.examples),
+            **({"sizes": dict(self.sizes)} if self.sizes else {}),
         }
 
     @staticmethod
@@ -95,7 +101,10 @@ class ImportReport:
         """The report that `to_json` was stored from."""
         counts = [int(record[name]) for name in ("read", "kept", "ties", "unlabelled", "unselected")]
         return ImportReport(
-            *counts, quarantined=dict(record["quarantined"]), examples=list(record["examples"])
+            *counts,
+            quarantined=dict(record["quarantined"]),
+            examples=list(record["examples"]),
+            sizes=dict(record.get("sizes", {})),
         )
 
     def describe(self) -> str:
@@ -105,7 +114,9 @@ class ImportReport:
         )
         limit = f", {self.unselected} beyond the limit" if self.unselected else ""
         dropped = f"{self.ties} ties, {self.unlabelled} unlabelled{limit}{bad}"
-        return f"{self.kept} pairs of {self.read} rows ({dropped})"
+        sizes = ", ".join(f"{count} at {size}" for size, count in sorted(self.sizes.items()))
+        fitted = f"; height x width: {sizes}" if sizes else ""
+        return f"{self.kept} pairs of {self.read} rows ({dropped}){fitted}"
 
 
 @dataclass(frozen=True)
@@ -170,24 +181,61 @@ def read_votes(
     """
     form.files(path)
     selected = None if limit is None else _select(form, path, limit, seed)
-    for vote in form.votes(path, report.read):
+    read = (_pair_of(vote, selected) for vote in form.votes(path, report.read))
+    verified = map_ahead(_verify if check_images else _pass_on, read, _weight)
+    for vote, pair in verified:
         report.read += vote.count
-        if vote.verdict == "tie":
+        if isinstance(pair, OfflinePair):
+            report.kept += 1
+            yield pair
+        elif pair:
+            report.quarantine(vote.row, pair, vote.count)
+        elif vote.verdict == "tie":
             report.ties += vote.count
         elif vote.verdict == "unlabelled":
             report.unlabelled += vote.count
-        elif vote.verdict not in ("0", "1"):
-            report.quarantine(vote.row, vote.verdict, vote.count)
-        elif selected is not None and vote.row not in selected:
-            report.unselected += 1
         else:
-            try:
-                pair = _pair(vote, check_images)
-            except ImportFormatError as error:
-                report.quarantine(vote.row, str(error))
-                continue
-            report.kept += 1
-            yield pair
+            report.unselected += 1
+
+
+_Found = tuple[Vote, OfflinePair | str]
+"""A vote and its pair, or why it is none; no reason for votes that are not wrong but no pair either."""
+
+
+def _pair_of(vote: Vote, selected: frozenset[str] | None) -> _Found:
+    if vote.verdict in ("tie", "unlabelled"):
+        return vote, ""
+    if vote.verdict not in ("0", "1"):
+        return vote, vote.verdict
+    if selected is not None and vote.row not in selected:
+        return vote, ""
+    try:
+        return vote, _pair(vote)
+    except ImportFormatError as error:
+        return vote, str(error)
+
+
+def _verify(found: _Found) -> _Found:
+    vote, pair = found
+    try:
+        if isinstance(pair, OfflinePair):
+            # in the order of the row, so that the reason is that of its first bad picture
+            images = (pair.winner_jpg, pair.loser_jpg)
+            for data in images if vote.verdict == "0" else reversed(images):
+                verify_picture(data)
+    except ImportFormatError as error:
+        return vote, str(error)
+    return found
+
+
+def _pass_on(found: _Found) -> _Found:
+    return found
+
+
+def _weight(found: _Found) -> int:
+    """Bytes that wait with a pair for its turn; 0 where there is nothing to do."""
+    pair = found[1]
+    return len(pair.winner_jpg) + len(pair.loser_jpg) if isinstance(pair, OfflinePair) else 0
 
 
 def _select(form: Format, path: Path, limit: int, seed: int) -> frozenset[str]:
@@ -196,7 +244,7 @@ def _select(form: Format, path: Path, limit: int, seed: int) -> frozenset[str]:
     return frozenset(row for _, row in heapq.nsmallest(limit, keyed))
 
 
-def _pair(vote: Vote, check_images: bool) -> OfflinePair:
+def _pair(vote: Vote) -> OfflinePair:
     winner = int(vote.verdict)
     loser = 1 - winner
     caption = check_caption(vote.caption)
@@ -206,9 +254,6 @@ def _pair(vote: Vote, check_images: bool) -> OfflinePair:
     uids = [_text(uid) for uid in vote.uids]
     if uids[0] is not None and uids[0] == uids[1]:
         raise ImportFormatError("two images under one uid")
-    if check_images:
-        for data in images:
-            verify_picture(data)
     return OfflinePair(
         row=vote.row,
         caption=caption,
@@ -374,7 +419,7 @@ def verify_picture(data: bytes) -> None:
         ImportFormatError: with a reason: "not an image"; "truncated or damaged"; "more than 64 megapixels"; "more than
             16 megapixels in a format that is decoded whole" (all but baseline JPEG); "a JPEG of more than 100 scans".
     """
-    with _opened(data) as image:
+    with _opened(data) as image, _ONE_AT_A_TIME if _is_large(image) else nullcontext():
         image.draft(None, (max(1, image.width // 8), max(1, image.height // 8)))
         image.load()
 
@@ -389,11 +434,41 @@ def decode_picture(data: bytes) -> Image.Image:
         return decode_image(data)
 
 
+class _Quiet:
+    """No warnings while a thread is inside. `warnings.catch_warnings` alone is not made for several threads: one that leaves
+    would bring back what another has turned off, or keep it off for good.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._num_inside = 0
+        self._caught = warnings.catch_warnings()
+
+    def __enter__(self) -> None:
+        with self._lock:
+            if self._num_inside == 0:
+                self._caught = warnings.catch_warnings()
+                self._caught.__enter__()
+                warnings.simplefilter("ignore")
+            self._num_inside += 1
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        with self._lock:
+            self._num_inside -= 1
+            if self._num_inside == 0:
+                self._caught.__exit__(kind, error, trace)
+
+
+_QUIET = _Quiet()
+_ONE_AT_A_TIME = threading.Lock()
+
+
 @contextmanager
 def _opened(data: bytes) -> Iterator[Image.Image]:
     """The picture with its header read and found to fit in memory; what goes wrong in the block is damage."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    with _QUIET:
         try:
             image = Image.open(io.BytesIO(data), formats=FORMATS)
         except Image.DecompressionBombError as error:
@@ -414,12 +489,21 @@ def _check_size(image: Image.Image, data: bytes) -> None:
     pixels = image.width * image.height
     if pixels > MAX_PIXELS:
         raise ImportFormatError("more than 64 megapixels")
-    is_baseline = image.format == "JPEG" and not image.info.get("progressive")
-    if pixels > MAX_BUFFERED_PIXELS and not is_baseline:
+    if pixels > MAX_BUFFERED_PIXELS and not _is_baseline(image):
         raise ImportFormatError("more than 16 megapixels in a format that is decoded whole")
     # each scan is a pass over the whole picture, so a few kilobytes of them can take hours
     if image.format == "JPEG" and data.count(b"\xff\xda") > MAX_SCANS:
         raise ImportFormatError(f"a JPEG of more than {MAX_SCANS} scans")
+
+
+def _is_baseline(image: Image.Image) -> bool:
+    """Whether it is decoded a few lines at a time."""
+    return image.format == "JPEG" and not image.info.get("progressive")
+
+
+def _is_large(image: Image.Image) -> bool:
+    """Whether several of them at once would take much memory."""
+    return image.width * image.height > _LARGE and not _is_baseline(image)
 
 
 class PictureFolder:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -12,8 +13,8 @@ from pathlib import Path
 import numpy as np
 
 from diffexpo.data.files import whole_file
-from diffexpo.data.images import fit_image
-from diffexpo.data.latents import encode_pixels, image_size
+from diffexpo.data.images import fit_image, nearest_size, size_name
+from diffexpo.data.latents import encode_pictures, image_sizes
 from diffexpo.data.offline.base import (
     Format,
     ImportReport,
@@ -64,7 +65,8 @@ def import_offline(
         accepts_prompt: False for prompts that are too long; such pairs are quarantined.
         unit_pairs: Pairs a unit.
         batch_size: Pictures an encoder call.
-        size: (height, width) to crop and resize to; by default what the policy draws.
+        size: (height, width) to crop and resize to; by default what the policy draws. Where it draws several sizes, both
+            pictures of a pair get the one that is nearest in shape to the winner.
         tick: Called after each unit.
     Returns:
         The report, the same whether the import ran through, was resumed or had been done before.
@@ -72,7 +74,7 @@ def import_offline(
         MissingError, ImportFormatError: from reading; ImportFormatError too when no pair is left.
         StoreError: the store holds another offline set.
     """
-    size = image_size(policy) if size is None else size
+    sizes = image_sizes(policy) if size is None else (size,)
     source = Path(path)
     name, form = find_format(format, source)
     origin = {
@@ -81,16 +83,18 @@ def import_offline(
         "policy": policy.fingerprint,
         "limit": limit,
         "seed": seed if limit is not None else 0,
-        "size": list(size),
+        "size": list(sizes[0]),
         "unit_pairs": unit_pairs,
     }
+    if len(sizes) > 1:
+        origin["buckets"] = [list(other) for other in sizes[1:]]
     if store.is_complete(STAGE, ITERATION):
         done = store.manifest(STAGE, ITERATION)
         _refuse_other(done["origin"], origin, store)
         return ImportReport.from_json(done["report"])
     store.discard_incomplete(STAGE, ITERATION)
     known = {str(row["sample_id"]) for row in store.collected(ITERATION, stage=STAGE)}
-    work = _Work(policy, store, judge, accepts_prompt, batch_size, size, known)
+    work = _Work(policy, store, judge, accepts_prompt, batch_size, sizes, known)
     report = ImportReport()
     with whole_file(store.root / QUARANTINE) as temporary, open(temporary, "w", encoding="utf-8") as log:
         report.log = lambda row, reason, rows: print(
@@ -124,15 +128,16 @@ def _append_units(
     stream = read_votes(form, source, report, check_images=False, limit=limit, seed=seed)
     for unit, pairs in enumerate(_chunks(stream, unit_pairs)):
         if not store.unit_done(ITERATION, unit, stage=STAGE):
-            rows, dropped = _append_samples(work, unit, pairs)
-            store.append_pairs(
-                ITERATION, 0, rows, unit=unit, stage=STAGE, note={"origin": origin, "dropped": dropped}
-            )
+            rows, dropped, counts = _append_samples(work, unit, pairs)
+            unit_note = {"origin": origin, "dropped": dropped} | ({"sizes": counts} if counts else {})
+            store.append_pairs(ITERATION, 0, rows, unit=unit, stage=STAGE, note=unit_note)
         note = store.note(ITERATION, unit, stage=STAGE)
         _refuse_other(note["origin"], origin, store)
         for row, reason in note["dropped"].items():
             report.kept -= 1
             report.quarantine(row, reason)
+        for size, count in note.get("sizes", {}).items():
+            report.sizes[size] = report.sizes.get(size, 0) + count
         tick()
 
 
@@ -143,43 +148,63 @@ class _Work:
     judge: str
     accepts_prompt: Callable[[str], bool] | None
     batch_size: int
-    size: tuple[int, int]
+    sizes: tuple[tuple[int, int], ...]
     known: set[str]
 
 
-def _append_samples(work: _Work, unit: int, pairs: Sequence[OfflinePair]) -> tuple[list[Row], dict[str, str]]:
-    """Encode and store what is new in one unit; returns its pair rows, and row -> reason of the dropped."""
+def _append_samples(
+    work: _Work, unit: int, pairs: Sequence[OfflinePair]
+) -> tuple[list[Row], dict[str, str], dict[str, int]]:
+    """Encode and store what is new in one unit; returns its pair rows, row -> reason of the dropped, and where there are
+    several sizes the number of pairs of each.
+    """
     samples: list[Row] = []
     pixels: list[np.ndarray] = []
     rows: list[Row] = []
     dropped: dict[str, str] = {}
+    counts: Counter[str] = Counter()
     for pair in pairs:
         if work.accepts_prompt is not None and not work.accepts_prompt(pair.caption):
             dropped[pair.row] = "prompt too long"
             continue
         try:
-            decoded = [
-                fit_image(decode_picture(data), *work.size) for data in (pair.winner_jpg, pair.loser_jpg)
-            ]
+            size, decoded = _fitted_pair(pair, work.sizes)
         except ImportFormatError as error:
             dropped[pair.row] = str(error)
             continue
-        ids = [_sample_id(pair.caption, data) for data in (pair.winner_jpg, pair.loser_jpg)]
+        name = size_name(*size) if len(work.sizes) > 1 else ""
+        ids = [_sample_id(pair.caption, data, name) for data in (pair.winner_jpg, pair.loser_jpg)]
         for sample_id, picture, model in zip(
             ids, decoded, (pair.winner_model, pair.loser_model), strict=True
         ):
             if sample_id not in work.known:
                 work.known.add(sample_id)
-                samples.append(_sample_row(sample_id, pair.caption, model))
+                samples.append(_sample_row(sample_id, pair.caption, model, size))
                 pixels.append(picture)
         rows.append(_pair_row(pair, ids, work.judge))
-    stack = np.stack(pixels) if pixels else np.zeros((0, *work.size, 3), np.uint8)
-    latents = encode_pixels(work.policy, stack, work.batch_size)
-    work.store.append_unit(ITERATION, 0, unit, samples, latents, stage=STAGE)
-    return rows, dropped
+        if name:
+            counts[name] += 1
+    latents = encode_pictures(work.policy, pixels, work.batch_size)
+    by_id = {str(row["sample_id"]): array for row, array in zip(samples, latents, strict=True)}
+    work.store.append_collection(ITERATION, 0, samples, by_id, unit=unit, stage=STAGE)
+    return rows, dropped, dict(counts)
 
 
-def _sample_row(sample_id: str, caption: str, model: str | None) -> Row:
+def _fitted_pair(
+    pair: OfflinePair, sizes: Sequence[tuple[int, int]]
+) -> tuple[tuple[int, int], list[np.ndarray]]:
+    """The size nearest in shape to the winner, and both pictures cropped and resized to it, winner first.
+
+    A loser of another shape loses its borders: what is compared has one shape.
+    """
+    picture = decode_picture(pair.winner_jpg)
+    size = nearest_size(picture, sizes)
+    winner = fit_image(picture, *size)
+    del picture  # one large picture in memory at a time
+    return size, [winner, fit_image(decode_picture(pair.loser_jpg), *size)]
+
+
+def _sample_row(sample_id: str, caption: str, model: str | None, size: tuple[int, int]) -> Row:
     return {
         "sample_id": sample_id,
         "prompt_id": prompt_id(caption),
@@ -187,6 +212,8 @@ def _sample_row(sample_id: str, caption: str, model: str | None) -> Row:
         "agent": "offline",
         "model": model,
         "source": "offline",
+        "height": size[0],
+        "width": size[1],
     }
 
 
@@ -206,10 +233,12 @@ def _pair_row(pair: OfflinePair, ids: Sequence[str], judge: str) -> Row:
     }
 
 
-def _sample_id(caption: str, data: bytes) -> str:
-    """By content: the same picture of the same prompt in two pairs is one sample."""
+def _sample_id(caption: str, data: bytes, size: str) -> str:
+    """By content: the same picture of the same prompt in two pairs is one sample, or one for each size it was fitted to."""
     digest = hashlib.blake2b(data, digest_size=12)
     digest.update(b"\0" + caption.encode())
+    if size:
+        digest.update(b"\0" + size.encode())
     return f"offline-{digest.hexdigest()}"
 
 
@@ -221,9 +250,9 @@ def _chunks(stream: Iterator[OfflinePair], size: int) -> Iterator[list[OfflinePa
 def _refuse_other(stored: object, origin: Mapping[str, object], store: Store) -> None:
     if stored != origin:
         known = stored if isinstance(stored, dict) else {}
-        changed = [name for name in origin if known.get(name) != origin[name]]
+        changed = [name for name in {**origin, **known} if known.get(name) != origin.get(name)]
         raise StoreError(
             f"{store.root} holds another offline set: {', '.join(changed)} differ (stored "
             f"{known.get(changed[0])!r}, now "
-            f"{origin[changed[0]]!r}); a store keeps its offline pairs, so start a new run"
+            f"{origin.get(changed[0])!r}); a store keeps its offline pairs, so start a new run"
         )

@@ -76,8 +76,9 @@ def votes(path: Path, start: int) -> Iterator[Vote]:
     for file in find_files(path, (".parquet",), EXPECTED):
         length = parquet_length(file)
         if first + length > start:
+            name = row_name(path, file, "")
             for number, row in parquet_rows(file, (*REQUIRED, *OPTIONAL), max(0, start - first)):
-                yield _vote(row_name(path, file, number), row)
+                yield _vote(f"{name}{number}", row)
         first += length
 
 

@@ -109,9 +109,9 @@ def _group_rows(
             batch_size=batch_rows, row_groups=[group], columns=columns, use_threads=False
         )
         for batch in batches:
-            for i in range(batch.num_rows):
+            for row in _rows(batch):
                 if start <= number < end:
-                    yield number, _row(batch, i)
+                    yield number, row
                 number += 1
     except (pa.ArrowException, OSError, ValueError) as error:
         if isinstance(error, ImportFormatError):
@@ -119,6 +119,30 @@ def _group_rows(
     if number < end:
         stopped = max(number, start)
         yield stopped, Damage("damaged Parquet: these rows do not decode", end - stopped)
+
+
+def _rows(batch: pa.RecordBatch) -> Iterator[Record | Damage]:
+    """The rows of a batch, column by column: a call for each cell would cost more than reading the file does."""
+    names = batch.schema.names
+    try:
+        columns = [_values(column) for column in batch.columns]
+    except (ValueError, OverflowError, pa.ArrowException):
+        yield from (_row(batch, i) for i in range(batch.num_rows))
+        return
+    if not names:
+        yield from ({} for _ in range(batch.num_rows))
+    for values in zip(*columns, strict=True):
+        yield dict(zip(names, values, strict=True))
+
+
+def _values(column: pa.Array) -> list[Any]:
+    """A column as Python values, exactly those of `to_pylist`."""
+    kind = column.type
+    is_plain = pa.types.is_string(kind) or pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
+    is_number = pa.types.is_integer(kind) or pa.types.is_float64(kind)
+    if is_plain or (is_number and column.null_count == 0):
+        return column.to_numpy(zero_copy_only=False).tolist()
+    return column.to_pylist()
 
 
 def _row(batch: pa.RecordBatch, position: int) -> Record | Damage:

@@ -39,6 +39,11 @@ _GROUP_PAIRS = 256
 _STATE = b"diffexpo_import"
 _PICTURES = ("jpg_0", "jpg_1")
 _OURS = ("pair_id", "reward_margin", "source", "confidence", "schema_version")
+_GIVEN = (
+    "are_different", "best_image_uid", "caption", "has_label", "pair_id", "reward_margin", "source", "confidence",
+    "schema_version", "jpg_0", "jpg_1", "label_0", "label_1", "model_0", "model_1", "image_0_uid", "image_1_uid",
+)  # fmt: skip
+Row = tuple[Any, ...]
 SCHEMA = pa.schema([*list(EXPORT_SCHEMA)[:19], *(EXPORT_SCHEMA.field(name) for name in _OURS)])
 """The 19 columns of Pick-a-Pic v2 in its order, then ours."""
 
@@ -157,7 +162,7 @@ class _Shard:
         self.path = folder / f"pairs-{number:05d}.parquet"
         self.pairs = 0
         self.bytes = 0
-        self._rows: list[dict[str, Any]] = []
+        self._rows: list[Row] = []
         self._group_bytes = 0
         self._file: _HashedFile | None = None
         self._writer: pq.ParquetWriter | None = None
@@ -221,9 +226,10 @@ class _Shard:
                 write_page_checksum=True,
             )
         if self._rows:
+            given = dict(zip(_GIVEN, zip(*self._rows, strict=True), strict=True))
             columns = [
-                pa.array([row.get(field.name) for row in self._rows], field.type)
-                if field.name in self._rows[0]
+                pa.array(given[field.name], field.type)
+                if field.name in given
                 else pa.nulls(len(self._rows), field.type)
                 for field in SCHEMA
             ]
@@ -272,29 +278,18 @@ class _HashedFile:
         self._file.close()
 
 
-def _row(pair: OfflinePair) -> dict[str, Any]:
+def _row(pair: OfflinePair) -> Row:
+    """The values of `_GIVEN`."""
     # a winner that always stood first would teach a reader of the file the position
     winner = keyed_choice(2, "import", pair.row)
-    order = ("loser", "winner") if winner else ("winner", "loser")
-    row: dict[str, Any] = {
-        "are_different": True,
-        "best_image_uid": pair.winner_uid,
-        "caption": pair.caption,
-        "has_label": True,
-        "pair_id": pair.row,
-        "reward_margin": pair.margin,
-        "source": "offline",
-        "confidence": pair.confidence,
-        "schema_version": SCHEMA_VERSION,
-    }
-    for side, role in enumerate(order):
-        row |= {
-            f"jpg_{side}": getattr(pair, f"{role}_jpg"),
-            f"label_{side}": float(side == winner),
-            f"model_{side}": getattr(pair, f"{role}_model"),
-            f"image_{side}_uid": getattr(pair, f"{role}_uid"),
-        }
-    return row
+    pictures = (pair.loser_jpg, pair.winner_jpg)
+    models = (pair.loser_model, pair.winner_model)
+    uids = (pair.loser_uid, pair.winner_uid)
+    first, second = (0, 1) if winner else (1, 0)
+    return (
+        True, pair.winner_uid, pair.caption, True, pair.row, pair.margin, "offline", pair.confidence, SCHEMA_VERSION,
+        pictures[first], pictures[second], float(first), float(second), models[first], models[second], uids[first], uids[second],
+    )  # fmt: skip
 
 
 # ---- state -------------------------------------------------------------------------------------------------

@@ -1,0 +1,101 @@
+"""Where training starts when it is not the base: the weights that another run, or another model of the same shape, ended with."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from torch import Tensor
+
+from diffexpo.build.aliases import resolve
+from diffexpo.config import RunConfig, read_resolved
+from diffexpo.config.schema import TuningConfig
+from diffexpo.errors import ConfigError, MissingError
+from diffexpo.policies.base import load_policy
+from diffexpo.training.checkpoint import read_tensors, write_tensors
+from diffexpo.training.distributed import World
+from diffexpo.types import Policy
+
+KEY = "tuning.start"
+
+
+def put_start(config: RunConfig, run_dir: Path, policy: Policy, world: World) -> None:
+    """Load p_0 of `tuning.start` into "current"; base and reference stay those of `model.path`.
+
+    The run keeps its own copy, so what happens to the other folder afterwards does not matter to it.
+
+    Raises:
+        MissingError: the folder is not there, or its run is not finished. ConfigError: it is of another kind.
+        PolicyError: its weights have other names or shapes.
+    """
+    if config.tuning.start is None:
+        return
+    kept = start_path(run_dir)
+    if world.rank == 0 and not kept.exists():
+        policy.weights.load("current", read_start(config))
+        write_tensors(kept, policy.weights.state("current"))
+    world.barrier()
+    policy.weights.load("current", read_tensors(kept))
+
+
+def start_path(run_dir: Path) -> Path:
+    """Where p_0 is kept if it is not the base."""
+    return run_dir / "checkpoints" / "weights-0000.safetensors"
+
+
+def read_start(config: RunConfig) -> Mapping[str, Tensor]:
+    """The weights that `tuning.start` names, by their names in the denoiser.
+
+    Raises:
+        MissingError: no such folder, or its run is not finished. ConfigError: neither a run of this kind of tuning, nor a whole
+            model for full fine-tuning.
+    """
+    folder = Path(resolve(str(config.tuning.start))).expanduser()
+    if (folder / "config.yaml").is_file():
+        return _of_run(config, folder)
+    if (folder / "model_index.json").is_file():
+        return _of_model(config, folder)
+    if folder.exists():
+        raise ConfigError(
+            f"{KEY} = {folder} holds neither a run (config.yaml) nor a model (model_index.json); expected one of them"
+        )
+    raise MissingError(f"{KEY} = {folder} does not exist; expected the folder of a finished run, or of a model")
+
+
+def _of_run(config: RunConfig, folder: Path) -> Mapping[str, Tensor]:
+    """The last iterate of a finished run."""
+    other = read_resolved(folder / "config.yaml").config
+    if other.tuning.kind != config.tuning.kind:
+        raise ConfigError(
+            f"{KEY} = {folder}: that run has tuning.kind = {other.tuning.kind}, this one {config.tuning.kind}; expected the same kind"
+            + ("" if other.tuning.kind == "lora" else f", or tuning.kind=full, or model.path={folder}/export")
+        )
+    if config.tuning.kind == "lora" and _scale(other.tuning) != _scale(config.tuning):
+        raise ConfigError(
+            f"{KEY} = {folder}: its adapters are multiplied by alpha / rank = {_scale(other.tuning):g}, here by "
+            f"{_scale(config.tuning):g}, so the same factors would be another model; set tuning.lora.alpha to match"
+        )
+    weights = folder / "checkpoints" / f"weights-{other.explore.iterations:04d}.safetensors"
+    if not weights.is_file():
+        raise MissingError(
+            f"{KEY}: {weights} does not exist, so {folder} is not trained to its end; finish it with "
+            f"`diffexpo run --resume {folder}`"
+        )
+    return read_tensors(weights)
+
+
+def _scale(tuning: TuningConfig) -> float:
+    rank, alpha = tuning.lora.rank, tuning.lora.alpha
+    return 1.0 if alpha is None else alpha / rank
+
+
+def _of_model(config: RunConfig, folder: Path) -> Mapping[str, Tensor]:
+    """The denoiser of a diffusers folder."""
+    if config.tuning.kind == "lora":
+        raise ConfigError(
+            f"{KEY} = {folder} is a whole model, but tuning.kind=lora starts from adapters; expected the folder of a run with LoRA, "
+            "or make that model the base: model.path"
+        )
+    model = config.model.model_copy(update={"path": str(folder), "revision": None, "variant": None})
+    other = load_policy(model, TuningConfig(kind="full"), folder_or_id=str(folder), seed=config.seed)
+    return other.weights.state("base")

@@ -1,0 +1,139 @@
+"""Sizes of pictures that a model can draw, found from configurations alone: its own, `model.resolution`, `model.buckets`."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+from torch import nn
+
+from diffexpo.config.schema import ModelConfig
+from diffexpo.errors import ConfigError
+
+Shape = tuple[int, int, int]
+Size = tuple[int, int]
+FLUX_PATCH = 2
+# How far the area of a bucket may be from the first one's where the noise levels follow from the area.
+AREA_TOLERANCE = 0.2
+
+
+def vae_factor(vae: nn.Module) -> int:
+    """Pixels per latent in each direction; 8 for Stable Diffusion."""
+    widths = vae.config.get("block_out_channels") or vae.config["encoder_block_out_channels"]
+    return 2 ** (len(widths) - 1)
+
+
+def patch_of(network: nn.Module) -> int:
+    """Latents that a denoiser takes together in each direction: 1 for UNets. FLUX takes 2, which its file does not say."""
+    # By name: importing every family's network takes a second.
+    if type(network).__name__ == "FluxTransformer2DModel":
+        return FLUX_PATCH
+    return int(network.config.get("patch_size") or 1)
+
+
+def checked_size(size: int | Size, multiple: int, where: str, key: str = "model.resolution") -> Size:
+    """(height, width) in pixels, which must be multiples of a number.
+
+    Args:
+        size: One number for squares, or (height, width).
+        multiple: Pixels of a latent times latents of a patch.
+        where, key: Model and setting, for messages.
+    Raises:
+        ConfigError: it does not divide into whole latents and patches; names the nearest size that does.
+    """
+    height, width = (size, size) if isinstance(size, int) else size
+    if height % multiple or width % multiple:
+        near = [_nearest_multiple(side, multiple) for side in (height, width)]
+        raise ConfigError(
+            f"{key}={size if isinstance(size, int) else list(size)}: "
+            f"expected multiples of {multiple} for {where}; nearest is {near}"
+        )
+    return height, width
+
+
+def size_of_aspect(aspect: str, area: int, multiple: int) -> Size:
+    """(height, width) in pixels of an aspect ratio "width:height" at about an area, as multiples of a number.
+
+    width = sqrt(area * ratio),   height = sqrt(area / ratio),   each rounded
+
+    Returns:
+        The size; ("3:2", 1024 * 1024, 8) is (840, 1256), ("1:1", 512 * 512, 8) is (512, 512).
+    """
+    width, height = (int(side) for side in aspect.split(":"))
+    ratio = width / height
+    return (
+        _nearest_multiple(math.sqrt(area / ratio), multiple),
+        _nearest_multiple(math.sqrt(area * ratio), multiple),
+    )
+
+
+def bucket_shapes(
+    network: nn.Module, latent_shape: Shape, factor: int, model: ModelConfig, where: str
+) -> tuple[Shape, ...]:
+    """Shapes of the latents of all sizes that a run's pictures may have, `latent_shape` first.
+
+    Args:
+        network: The denoiser, for its patches and its table of positions.
+        latent_shape: Of the first size.
+        factor: Pixels of a latent in each direction.
+        model: Its `buckets` are the others.
+        where: The model, for messages.
+    Raises:
+        ConfigError: a size that does not divide, that is there already, or that the denoiser knows no positions for.
+    """
+    channels, *first = latent_shape
+    multiple = factor * patch_of(network)
+    sizes: dict[Size, str] = {(first[0] * factor, first[1] * factor): "the first size"}
+    (first_size,) = sizes
+    for index, bucket in enumerate(model.buckets):
+        key = f"model.buckets.{index}"
+        if isinstance(bucket, str):
+            size = size_of_aspect(bucket, math.prod(first_size), multiple)
+        else:
+            size = checked_size(bucket, multiple, where, key)
+        if size in sizes:
+            raise ConfigError(
+                f"{key}={_shown(bucket)} is {list(size)}, as is {sizes[size]}; expected another size"
+            )
+        check_positions(network.config, (size[0] // multiple, size[1] // multiple), key)
+        sizes[size] = key
+    return tuple((channels, height // factor, width // factor) for height, width in sizes)
+
+
+def check_positions(config: Mapping[str, object], patches: Size, key: str = "model.resolution") -> None:
+    """Refuse a picture with more patches in a direction than the denoiser's table has positions, if it has one.
+
+    Raises:
+        ConfigError: says how many there are.
+    """
+    known = config.get("pos_embed_max_size")
+    if known is not None and max(patches) > int(known):
+        raise ConfigError(
+            f"{key}: gives {patches[0]} x {patches[1]} patches, and the transformer knows positions for "
+            f"{known} in each direction; expected a smaller picture"
+        )
+
+
+def check_areas(shapes: tuple[Shape, ...], where: str) -> None:
+    """Refuse buckets whose area is far from the first one's, for a model whose noise levels follow from the area.
+
+    Raises:
+        ConfigError: names the bucket.
+    """
+    first = math.prod(shapes[0])
+    for index, shape in enumerate(shapes[1:]):
+        share = math.prod(shape) / first
+        if abs(share - 1) > AREA_TOLERANCE:
+            raise ConfigError(
+                f"model.buckets.{index} has {share:.2f} times the area of the first size: the noise levels of {where} follow from the "
+                f"area, and all pictures of a run are noised as those of the first size are; expected {1 - AREA_TOLERANCE:g} to "
+                f'{1 + AREA_TOLERANCE:g} times its area (an aspect ratio such as "3:2" keeps it)'
+            )
+
+
+def _nearest_multiple(side: float, multiple: int) -> int:
+    return max(multiple, round(side / multiple) * multiple)
+
+
+def _shown(bucket: str | Size) -> str:
+    return bucket if isinstance(bucket, str) else str(list(bucket))

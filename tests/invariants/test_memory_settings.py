@@ -1,0 +1,86 @@
+"""Merged drawing and a half-precision reference through the real command: killed and resumed, drawn again, compared with plain runs."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+
+from diffexpo import build
+from diffexpo.data.store import Store
+from diffexpo.training.checkpoint import read_tensors
+from tests.invariants.conftest import SIGKILL, diffexpo, kill_when, pair_rows, run_arguments, weights
+
+
+def sets(*settings: str) -> list[str]:
+    return [word for setting in settings for word in ("--set", setting)]
+
+
+LORA = sets("tuning.kind=lora", "tuning.lora.rank=4", "tuning.lora.alpha=3", "explore.merge_lora=true")
+BF16 = sets("training.mixed_precision=bf16")
+HALF = sets("tuning.reference_dtype=bfloat16", "tuning.reference_device=cpu")
+
+
+@pytest.fixture(scope="module")
+def merged(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of an uninterrupted run that draws with merged adapters."""
+    folder = tmp_path_factory.mktemp("merged") / "run"
+    diffexpo(*run_arguments(world, folder), *LORA)
+    return folder
+
+
+def test_a_killed_run_with_merged_drawing_ends_with_the_same_bits(
+    world: Path, merged: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "run"
+    arguments = [*run_arguments(world, folder), *LORA]
+    assert kill_when(arguments, lambda: any(folder.glob("store/**/samples-0002-*")), SIGKILL) == -9
+    diffexpo("run", "--resume", folder)
+    assert weights(folder) == weights(merged)
+    assert pair_rows(folder) == pair_rows(merged)
+
+
+def test_its_samples_are_drawn_again_bit_for_bit(merged: Path, tmp_path: Path) -> None:
+    rows = Store(merged / "store", create=False).samples(2)
+    for agent in ("main", "exploration"):
+        row = next(row for row in rows if row["agent"] == agent)
+        assert json.loads(row["sampler"])["merged"] is True
+        found = build.regenerate(merged, row["sample_id"], tmp_path / "out.png")
+        assert found["latents"] == "identical", found
+
+
+def test_a_half_precision_reference_gives_the_weights_of_float32(world: Path, tmp_path: Path) -> None:
+    """Also where the setting is only made on resuming, and after a kill."""
+    whole, half = tmp_path / "whole", tmp_path / "half"
+    diffexpo(*run_arguments(world, whole), *BF16)
+    diffexpo(*run_arguments(world, half), *BF16, "--stop-after", "train-1")
+    moment = "checkpoints/iteration-0002/checkpoint-*"
+    assert kill_when(["run", "--resume", str(half), *HALF], lambda: any(half.glob(moment)), SIGKILL) == -9
+    diffexpo("run", "--resume", half)
+    assert weights(half) == weights(whole)
+    assert pair_rows(half) == pair_rows(whole)
+    settings = yaml.safe_load((half / "config.yaml").read_text())
+    assert settings["tuning"]["reference_dtype"] == "bfloat16"
+
+
+def test_a_resumed_run_goes_on_with_smaller_micro_batches(world: Path, truth: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    diffexpo(*run_arguments(world, folder), "--stop-after", "train-1")
+    before = (folder / "config.yaml").read_text()
+    refused = diffexpo("run", "--resume", folder, "--set", "training.learning_rate=1", check=False)
+    assert refused.code == 2 and "results depend on it" in refused.message
+    assert (folder / "config.yaml").read_text() == before
+    done = diffexpo("run", "--resume", folder, "--set", "training.micro_batch_size=1")
+    assert "goes on with training.micro_batch_size=1" in done.out
+    origins = (folder / "config.source.yaml").read_text()
+    assert "training.micro_batch_size: --set training.micro_batch_size=1, on resuming\n" in origins
+    assert origins.count("seed:") == 1
+    for number in (1, 2):
+        name = f"checkpoints/weights-{number:04d}.safetensors"
+        ours, theirs = read_tensors(folder / name), read_tensors(truth / name)
+        assert ours.keys() == theirs.keys()
+        moved = max(float((ours[key] - theirs[key]).abs().max()) for key in ours)
+        # The first iterate was trained before; the second with other sums of the same terms.
+        assert moved == 0 if number == 1 else moved < 2e-4

@@ -1,0 +1,110 @@
+"""A run that starts where another one ended, while the base stays the reference."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from diffexpo import build
+from diffexpo.build.actions import load_weights, open_run, regenerate
+from diffexpo.build.starting import read_start
+from diffexpo.cli.progress import Console
+from diffexpo.config import RunConfig, load_config
+from diffexpo.data.store import Store
+from diffexpo.errors import ConfigError, MissingError, PolicyError
+from diffexpo.training.checkpoint import read_tensors
+from diffexpo.training.metrics import read_metrics
+from tests.invariants.conftest import weights
+
+QUICK = ["evaluation.kl_prompts=0", "evaluation.every_iteration=false", "training.steps=2"]
+OFFLINE = [*QUICK, "explore.iterations=1", "algorithm={type: diffusion_dpo, beta: 200.0}"]
+
+
+def configured(world: Path, *settings: str) -> RunConfig:
+    return load_config([str(world / "recipe.yaml")], settings).config
+
+
+def run(world: Path, folder: Path, *settings: str, stop_after: str | None = None) -> Path:
+    loaded = load_config([str(world / "recipe.yaml")], settings)
+    build.run(
+        loaded.config,
+        folder,
+        sources=loaded.sources,
+        resume=folder.exists(),
+        console=Console(),
+        stop_after=stop_after,
+    )
+    return folder
+
+
+@pytest.fixture(scope="module")
+def earlier(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run whose model is not the base any more."""
+    return run(world, tmp_path_factory.mktemp("earlier") / "run", *OFFLINE, "training.learning_rate=1e-2")
+
+
+@pytest.mark.parametrize("source", ["run", "export"])
+def test_training_starts_there_and_the_base_stays_the_reference(
+    world: Path, earlier: Path, tmp_path: Path, source: str
+) -> None:
+    start = earlier if source == "run" else earlier / "export"
+    folder = run(world, tmp_path / "run", *OFFLINE, f"tuning.start={start}")
+    ended = read_tensors(earlier / "checkpoints" / "weights-0001.safetensors")
+    kept = read_tensors(folder / "checkpoints" / "weights-0000.safetensors")
+    assert ended.keys() == kept.keys() and all(torch.equal(ended[name], kept[name]) for name in ended)
+    first = next(line for line in read_metrics(folder / "metrics.jsonl") if line["phase"] == "train")
+    # Where the start is the base, both are exactly 0.
+    assert first["train/margin"] != 0
+    assert first["train/winner_error"] != first["train/winner_reference_error"]
+    _, _, policy = open_run(folder)
+    assert policy.weights.fingerprint("base") == open_run(earlier)[2].weights.fingerprint("base")
+    load_weights(folder, policy, 0, "current")
+    assert all(torch.equal(value, ended[name]) for name, value in policy.weights.state("current").items())
+
+
+def test_agents_draw_from_the_start_and_a_resumed_run_does_not_need_its_source(
+    world: Path, earlier: Path, tmp_path: Path
+) -> None:
+    copy = shutil.copytree(earlier, tmp_path / "copy")
+    settings = [*QUICK, "explore.iterations=2", "offline.source=null", f"tuning.start={copy}"]
+    truth = run(world, tmp_path / "truth", *settings)
+    folder = run(world, tmp_path / "run", *settings, stop_after="train-1")
+    shutil.rmtree(copy)
+    run(world, folder, *settings)
+    assert weights(folder) == weights(truth)
+    row = Store(folder / "store", create=False).samples(1)[0]
+    assert row["agent"] in ("main", "exploration")
+    assert regenerate(folder, row["sample_id"], tmp_path / "again.png")["latents"] == "identical"
+    # Without offline pairs iteration 1 trains nothing: what it keeps is the start, not the base.
+    kept, first = (
+        read_tensors(folder / "checkpoints" / f"weights-000{number}.safetensors") for number in (0, 1)
+    )
+    assert all(torch.equal(kept[name], first[name]) for name in kept)
+
+
+def test_adapters_start_from_adapters_of_the_same_scale(world: Path, earlier: Path, tmp_path: Path) -> None:
+    lora = ["tuning.kind=lora", "tuning.lora.rank=2"]
+    first = run(world, tmp_path / "first", *OFFLINE, *lora)
+    second = run(world, tmp_path / "second", *OFFLINE, *lora, f"tuning.start={first}")
+    ended = read_tensors(first / "checkpoints" / "weights-0001.safetensors")
+    kept = read_tensors(second / "checkpoints" / "weights-0000.safetensors")
+    assert all(torch.equal(ended[name], kept[name]) for name in ended)
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "unfinished").mkdir()
+    shutil.copy(earlier / "config.yaml", tmp_path / "unfinished")
+    for settings, error, words in (
+        ([*lora, f"tuning.start={earlier}"], ConfigError, "tuning.kind = full, this one lora"),
+        ([*lora, f"tuning.start={earlier / 'export'}"], ConfigError, "starts from adapters"),
+        ([*lora, "tuning.lora.alpha=4", f"tuning.start={first}"], ConfigError, "alpha / rank = 1, here by 2"),
+        ([f"tuning.start={first}"], ConfigError, "expected the same kind"),
+        ([f"tuning.start={tmp_path / 'none'}"], MissingError, "does not exist"),
+        ([f"tuning.start={tmp_path / 'empty'}"], ConfigError, "neither a run"),
+        ([f"tuning.start={tmp_path / 'unfinished'}"], MissingError, "diffexpo run --resume"),
+    ):
+        with pytest.raises(error, match=words):
+            read_start(configured(world, *settings))
+    with pytest.raises(PolicyError, match="another model or LoRA rank"):
+        run(world, tmp_path / "third", *OFFLINE, *lora, "tuning.lora.rank=3", f"tuning.start={first}")

@@ -1,0 +1,82 @@
+"""Work ahead of its turn: the order, the exceptions and the memory are those of plain work."""
+
+from __future__ import annotations
+
+import threading
+import time
+import warnings
+from collections.abc import Iterator
+
+import pytest
+
+from diffexpo.data.offline import ahead
+from diffexpo.data.offline.ahead import map_ahead
+from diffexpo.data.offline.base import verify_picture
+from diffexpo.errors import ImportFormatError
+
+from .conftest import jpeg
+
+
+def slow_square(number: int) -> int:
+    time.sleep(0.002 * (number % 3))
+    return number * number
+
+
+@pytest.mark.parametrize("threads", [1, 2, 4])
+def test_results_come_in_the_order_of_the_items(threads: int) -> None:
+    found = list(map_ahead(slow_square, iter(range(200)), lambda number: number % 5, threads=threads))
+    assert found == [number * number for number in range(200)]
+
+
+def test_two_items_are_worked_on_at_once() -> None:
+    met = threading.Barrier(2)
+    # each call waits for the other: one thread alone would wait for ever
+    assert len(list(map_ahead(lambda _: met.wait(10), iter(range(4)), lambda _: 1, threads=2))) == 4
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_an_error_comes_behind_what_was_before_it(threads: int) -> None:
+    def items() -> Iterator[int]:
+        yield from range(3)
+        raise ImportFormatError("cut here")
+
+    found = []
+    with pytest.raises(ImportFormatError, match="cut here"):
+        found.extend(map_ahead(slow_square, items(), lambda _: 1, threads=threads))
+        pytest.fail("the error was lost")
+    stream = map_ahead(slow_square, items(), lambda _: 1, threads=threads)
+    assert [next(stream) for _ in range(3)] == [0, 1, 4]
+    stream = map_ahead(lambda number: 1 // (number - 1), iter(range(3)), lambda _: 1, threads=threads)
+    assert next(stream) == -1
+    with pytest.raises(ZeroDivisionError):
+        next(stream)
+
+
+@pytest.mark.parametrize(("weight", "most"), [(1, ahead.MAX_ITEMS), (ahead.MAX_WEIGHT // 4, 4), (10**12, 1)])
+def test_no_more_is_read_ahead_than_the_memory_may_hold(weight: int, most: int) -> None:
+    read = []
+
+    def items() -> Iterator[int]:
+        for number in range(500):
+            read.append(number)
+            yield number
+
+    for used, _ in enumerate(map_ahead(slow_square, items(), lambda _: weight, threads=2), start=1):
+        assert len(read) <= used - 1 + most
+        if used == 100:
+            break
+
+
+def test_a_reader_that_stops_leaves_no_thread_behind() -> None:
+    before = threading.active_count()
+    stream = map_ahead(slow_square, iter(range(1000)), lambda _: 1, threads=4)
+    assert [next(stream), next(stream)] == [0, 1]
+    assert threading.active_count() > before
+    stream.close()
+    assert threading.active_count() == before
+
+
+def test_threads_that_verify_pictures_leave_the_warnings_as_they_were() -> None:
+    before = list(warnings.filters)
+    list(map_ahead(lambda data: verify_picture(data), iter([jpeg(n) for n in range(100)]), len, threads=4))
+    assert warnings.filters == before

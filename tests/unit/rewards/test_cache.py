@@ -1,0 +1,281 @@
+"""Scores that are kept: asked once, bit for bit those of the scorer, and never those of another one."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import signal
+import time
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from diffexpo.config.load import load_config
+from diffexpo.config.schema import RewardConfig, ServiceConfig
+from diffexpo.errors import ConfigError, StoreError
+from diffexpo.rewards.base import load_rewards, to_bytes
+from diffexpo.rewards.cache import CachedReward, ScoreCache, picture_key
+from diffexpo.rewards.remote import RemoteReward
+from diffexpo.rewards.scoring import score_images
+from diffexpo.rewards.server import ScoreServer
+from tests.unit.rewards.scripted_server import Reply, ScriptedServer
+
+IMAGES = torch.rand(6, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+PROMPTS = ["a", "b", "bad", "a", "c", "é\u200d"]
+IDENTITY = {"type": "python", "version": "1", "scale": "points"}
+
+
+class Counting:
+    """A number of each picture and prompt, none for the prompt "bad"; counts what it is asked for."""
+
+    name, scale = "judge", "points"
+
+    def __init__(self, version: str = "1") -> None:
+        self.version = version
+        self.asked: list[str] = []
+
+    @property
+    def identity(self) -> dict[str, str]:
+        return {"type": "python", "version": self.version, "scale": self.scale}
+
+    def score(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
+        self.asked += prompts
+        scores = images.double().mean(dim=(1, 2, 3)) / 3 + torch.tensor([len(text) for text in prompts])
+        return torch.where(torch.tensor([text == "bad" for text in prompts]), torch.nan, scores).float()
+
+
+def scored(folder: Path, images: Tensor = IMAGES, prompts: Sequence[str] = PROMPTS, version: str = "1"):
+    """(scores, what was asked, hits) of a scorer with a cache."""
+    judge = Counting(version)
+    cached = CachedReward(judge, folder)
+    return score_images([cached], images, prompts)["judge"], judge.asked, cached.num_hits
+
+
+def only_file(folder: Path) -> Path:
+    (file,) = folder.iterdir()
+    return file
+
+
+def test_the_second_time_nothing_is_asked_and_the_bits_are_the_same(tmp_path: Path) -> None:
+    plain = score_images([Counting()], IMAGES, PROMPTS)["judge"]
+    first, asked, hits = scored(tmp_path)
+    assert asked == PROMPTS and hits == 0
+    second, asked, hits = scored(tmp_path)
+    # A failure is asked again: it was never kept.
+    assert asked == ["bad"] and hits == 5
+    for found in (first, second):
+        np.testing.assert_array_equal(found.view(np.uint32), plain.view(np.uint32))
+    lines = [json.loads(line) for line in only_file(tmp_path).read_text().splitlines()]
+    assert lines[0] == {"scorer": IDENTITY} and len(lines) == 6
+
+
+def test_another_picture_prompt_or_version_misses(tmp_path: Path) -> None:
+    scored(tmp_path)
+    touched = IMAGES.clone()
+    touched[0, 0, 0, 0] = 1 - touched[0, 0, 0, 0]
+    assert scored(tmp_path, images=touched)[1] == ["a", "bad"]
+    assert scored(tmp_path, prompts=["A", *PROMPTS[1:]])[1] == ["A", "bad"]
+    assert scored(tmp_path, images=IMAGES.transpose(2, 3))[2] == 0
+    assert scored(tmp_path, version="2")[1] == PROMPTS
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_the_shape_is_part_of_a_picture() -> None:
+    flat = np.zeros((4, 9, 3), np.uint8)
+    assert len({picture_key(flat.reshape(*shape), "x") for shape in ((4, 9, 3), (9, 4, 3), (6, 6, 3))}) == 3
+    assert picture_key(flat, "x") == picture_key(flat.copy(), "x") != picture_key(flat, "")
+
+
+def test_the_same_question_in_one_batch_is_asked_once(tmp_path: Path) -> None:
+    images, prompts = IMAGES[[0, 1, 0, 0, 1]], ["a", "b", "a", "b", "b"]
+    found, asked, _ = scored(tmp_path, images, prompts)
+    assert asked == ["a", "b", "b"]
+    np.testing.assert_array_equal(found, score_images([Counting()], images, prompts)["judge"])
+
+
+@pytest.mark.parametrize("cut", [1, 5, 60, 100])
+def test_a_torn_last_line_costs_that_line_and_no_other(
+    tmp_path: Path, cut: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    plain, _, _ = scored(tmp_path)
+    file = only_file(tmp_path)
+    whole = file.read_bytes()
+    file.write_bytes(whole[:-cut])
+    found, asked, _ = scored(tmp_path)
+    # A line that lacks only its end is whole.
+    assert asked == (["bad"] if cut == 1 else ["bad", PROMPTS[-1]])
+    assert ("1 lines of" in caplog.text) == (cut > 1)
+    np.testing.assert_array_equal(found, plain)
+    assert scored(tmp_path)[1] == ["bad"], "what was appended behind the torn line counts"
+
+
+@pytest.mark.parametrize(
+    "score",
+    [math.nan, math.inf, "20.5", None, True, 3, [1.0], 0.25],
+    ids=["nan", "inf", "text", "null", "bool", "int", "list", "another number"],
+)
+def test_a_poisoned_value_is_refused_and_asked_again(tmp_path: Path, score: object) -> None:
+    plain, _, _ = scored(tmp_path)
+    file = only_file(tmp_path)
+    lines = file.read_text().splitlines()
+    file.write_text(
+        "\n".join([lines[0], json.dumps(json.loads(lines[1]) | {"score": score}), *lines[2:]]) + "\n"
+    )
+    cache = ScoreCache(tmp_path, "judge", IDENTITY)
+    assert (cache.num_refused, len(cache)) == (1, 4)
+    found, asked, _ = scored(tmp_path)
+    assert asked == ["a", "bad"]
+    np.testing.assert_array_equal(found, plain)
+
+
+def test_scores_of_another_scorer_are_refused_whatever_their_file_is_called(tmp_path: Path) -> None:
+    scored(tmp_path / "one", version="1")
+    scored(tmp_path / "two", version="2")
+    for file in (tmp_path / "one").iterdir():
+        only_file(tmp_path / "two").write_bytes(file.read_bytes())
+    cache = ScoreCache(tmp_path / "two", "judge", IDENTITY | {"version": "2"})
+    assert (cache.num_refused, len(cache)) == (6, 0)
+
+
+def test_garbage_is_counted_and_nothing_is_run(tmp_path: Path) -> None:
+    scored(tmp_path)
+    file = only_file(tmp_path)
+    file.write_bytes(
+        b"\x80\x04cposix\nsystem\n" + b"[" * 5000 + b'\n5\n[]\n"scorer"\n\0\0\0\n' + file.read_bytes()
+    )
+    cache = ScoreCache(tmp_path, "judge", IDENTITY)
+    assert len(cache) == 5 and cache.num_refused == 7
+
+
+def forked_writer(folder: Path, number: int, turns: int) -> int:
+    """Process id of a child that writes `turns` times twenty scores."""
+    with warnings.catch_warnings():
+        warnings.simplefilter(
+            "ignore", DeprecationWarning
+        )  # the child uses none of the threads of this process
+        child = os.fork()
+    if child == 0:
+        try:
+            cache = ScoreCache(folder, "judge", IDENTITY)
+            for turn in range(turns):
+                cache.add({f"{number}-{turn}-{row}": number + turn / 1000 for row in range(20)})
+                time.sleep(0.002)
+        finally:
+            os._exit(0)
+    return child
+
+
+def test_three_processes_write_at_once_and_a_killed_one_costs_only_its_own_line(tmp_path: Path) -> None:
+    writers = [forked_writer(tmp_path, number, turns) for number, turns in enumerate((15, 15, 10**6))]
+    for writer in writers[:2]:
+        os.waitpid(writer, 0)
+    os.kill(writers[2], signal.SIGKILL)
+    os.waitpid(writers[2], 0)
+    cache = ScoreCache(tmp_path, "judge", IDENTITY)
+    keys = [f"{number}-{turn}-{row}" for number in (0, 1) for turn in range(15) for row in range(20)]
+    assert cache.find(keys) == {key: int(key[0]) + int(key.split("-")[1]) / 1000 for key in keys}
+    assert cache.find(["2-0-0"]) == {"2-0-0": 2.0} and cache.num_refused <= 1
+
+
+def test_what_another_process_adds_is_found_without_a_new_start(tmp_path: Path) -> None:
+    mine, other = (ScoreCache(tmp_path, "judge", IDENTITY) for _ in range(2))
+    assert mine.find(["x"]) == {}
+    other.add({"x": 1.5})
+    mine.add({"x": 2.5, "y": 3.5})
+    assert mine.find(["x", "y"]) == other.find(["x", "y"]) == {"x": 1.5, "y": 3.5}, "the first counts"
+
+
+def test_a_served_scorer_is_not_asked_twice(tmp_path: Path) -> None:
+    service = ServiceConfig(timeout_s=5.0, retry_s=0.0)
+    judge = Counting()
+    with ScoreServer(judge, "python") as server:
+        config = RewardConfig(
+            name="far", type="remote", path=server.url, service=service, cache=str(tmp_path)
+        )
+        (far,) = load_rewards([config], str, "cpu")
+        first = score_images([far], IMAGES, PROMPTS)["far"]
+        count = len(judge.asked)
+        (again,) = load_rewards([config], str, "cpu")
+        good = [row for row, text in enumerate(PROMPTS) if text != "bad"]
+        second = score_images([again], IMAGES[good], [PROMPTS[row] for row in good])["far"]
+        assert len(judge.asked) == count == 6 and isinstance(again, CachedReward)
+        assert (again.num_hits, again.num_misses) == (5, 0)
+        plain = score_images([RemoteReward("far", server.url, service)], IMAGES, PROMPTS)["far"]
+    np.testing.assert_array_equal(first, plain)
+    np.testing.assert_array_equal(second, plain[good])
+    with ScoreServer(Counting("2"), "python") as server:
+        config = config.model_copy(update={"path": server.url})
+        (newer,) = load_rewards([config], str, "cpu")
+        score_images([newer], IMAGES, PROMPTS)
+        assert newer.num_hits == 0
+
+
+def test_a_vision_language_judge_is_asked_once_for_each_question(tmp_path: Path) -> None:
+    def answer(path: str, body: Any) -> Reply:
+        if path == "/models":
+            return Reply({"data": [{"id": "eye"}]})
+        return Reply(
+            {"choices": [{"logprobs": {"content": [{"top_logprobs": [{"token": "yes", "logprob": -0.5}]}]}}]}
+        )
+
+    with ScriptedServer(answer) as server:
+
+        def asked(**vlm: object) -> int:
+            values = {"name": "eye", "type": "vlm", "path": server.url, "vlm": vlm, "cache": str(tmp_path)}
+            (judge,) = load_rewards([RewardConfig(**values)], str, "cpu")
+            before = len(server.seen)
+            assert judge.score(IMAGES, PROMPTS).tolist() == [1.0] * 6
+            return len(server.seen) - before
+
+        assert [asked(), asked(), asked(question="{prompt}?"), asked(top_logprobs=5), asked()] == [
+            6,
+            0,
+            6,
+            6,
+            0,
+        ]
+
+
+def test_two_functions_of_one_file_keep_their_scores_apart(tmp_path: Path) -> None:
+    file = tmp_path / "mine.py"
+    file.write_text(
+        "def one(images, prompts):\n    return [1.0] * len(prompts)\n\n\ndef two(images, prompts):\n    return [2.0] * len(prompts)\n"
+    )
+    for _ in range(2):
+        for name, expected in (("one", 1.0), ("two", 2.0)):
+            config = RewardConfig(
+                name="mine", type="python", path=f"{file}:{name}", cache=str(tmp_path / "kept")
+            )
+            (judge,) = load_rewards([config], str, "cpu")
+            assert judge.score(IMAGES, PROMPTS).tolist() == [expected] * 6
+
+
+@pytest.mark.parametrize(
+    ("reward", "message"),
+    [
+        ("{name: x, type: clip, path: 'emoji:judge_train', cache: kept}", "last bits of a network's score"),
+        ("{name: x, type: jpeg_compressibility, cache: kept}", "only remote, vlm and python"),
+        (
+            "{name: x, type: vlm, path: 'http://h/v1', vlm: {mode: pairwise}, cache: kept}",
+            "share of wins depends",
+        ),
+        ("{name: x, type: python, path: 'a.py:f', cahce: kept}", "cache"),
+    ],
+)
+def test_scores_that_may_not_be_kept_are_refused_before_the_run(reward: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        load_config([], [f"rewards=[{reward}]"], {})
+
+
+def test_a_folder_that_cannot_be_used_is_said(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(StoreError, match="score cache .* cannot be used"):
+        CachedReward(Counting(), tmp_path / "file")
+    assert to_bytes(IMAGES).dtype == np.uint8
