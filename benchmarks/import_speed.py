@@ -1,8 +1,9 @@
 """How fast, in how much memory and how safely a large preference set is imported.
 
     .venv/bin/python benchmarks/import_speed.py --pairs 100000 --kills 5
+    .venv/bin/python benchmarks/import_speed.py --pairs 10000 --side 512 --check structure --out benchmarks/results/import_structure.json
 
-Makes a Pick-a-Pic-shaped set (64-pixel JPEGs, Parquet shards of 10,000 rows) and runs `diffexpo data import` on it: wall and
+Makes a Pick-a-Pic-shaped set (64-pixel JPEGs, or of another --side, Parquet shards of 10,000 rows) and runs `diffexpo data import` on it: wall and
 processor time, pairs and bytes a second, peak memory. Beside it stand two floors, each in a process of its own like the import:
 
     disk     reads the set with pyarrow and writes the bytes of the result, file by file, with fsync
@@ -72,8 +73,8 @@ def row(number: int, pool: list[bytes], draw: random.Random) -> dict[str, object
     }  # fmt: skip
 
 
-def start(source: Path, target: Path, log: Path) -> subprocess.Popen[bytes]:
-    command = [sys.executable, "-m", "diffexpo", "data", "import", str(source), "--to", str(target)]
+def start(source: Path, target: Path, log: Path, check: str) -> subprocess.Popen[bytes]:
+    command = [sys.executable, "-m", "diffexpo", "data", "import", str(source), "--to", str(target), "--check", check]
     with log.open("ab") as out:
         return subprocess.Popen(command, stdout=out, stderr=out, env=os.environ | {"OMP_NUM_THREADS": "1"})
 
@@ -122,12 +123,12 @@ def finish(process: subprocess.Popen[bytes], log: Path) -> tuple[float, float]:
 
 
 def killed_import(
-    source: Path, target: Path, log: Path, kills: int, shards: int, shard_s: float, draw: random.Random
+    source: Path, target: Path, log: Path, check: str, kills: int, shards: int, shard_s: float, draw: random.Random
 ) -> list[int]:
     """Import with SIGKILL, each at a random moment behind another shard; returns the whole shards at each kill."""
     landed = []
     for kill in range(kills):
-        process = start(source, target, log)
+        process = start(source, target, log, check)
         wanted = round(kill * shards / kills)
         while process.poll() is None and whole_shards(target) < wanted:
             time.sleep(0.002)
@@ -136,7 +137,7 @@ def killed_import(
             process.send_signal(signal.SIGKILL)
             landed.append(whole_shards(target))
         process.wait()
-    finish(start(source, target, log), log)
+    finish(start(source, target, log, check), log)
     return landed
 
 
@@ -157,12 +158,12 @@ def pair_ids(folder: Path) -> list[str]:
     ]
 
 
-def measure(pairs: int, kills: int, side: int, seed: int, root: Path) -> dict[str, object]:
+def measure(pairs: int, kills: int, side: int, seed: int, check: str, root: Path) -> dict[str, object]:
     """Everything the benchmark reports."""
     size = make_set(root / "set", pairs, side, seed)
     log = root / "log.txt"
     began = time.perf_counter()
-    cpu_s, peak = finish(start(root / "set", root / "whole", log), log)
+    cpu_s, peak = finish(start(root / "set", root / "whole", log, check), log)
     wall_s = time.perf_counter() - began
     floors = {}
     for name in ("disk", "decode"):
@@ -179,12 +180,13 @@ def measure(pairs: int, kills: int, side: int, seed: int, root: Path) -> dict[st
     report = json.loads((root / "whole" / "manifest.json").read_text())["report"]
     shards = whole_shards(root / "whole")
     landed = killed_import(
-        root / "set", root / "killed", log, kills, shards, wall_s / (shards + 1), random.Random(seed)
+        root / "set", root / "killed", log, check, kills, shards, wall_s / (shards + 1), random.Random(seed)
     )
     names = pair_ids(root / "killed")
     return {
         "pairs": pairs,
         "side": side,
+        "check": check,
         "set_mb": size / 1e6,
         "floors": floors,
         "wall_s": wall_s,
@@ -212,6 +214,7 @@ def main() -> None:
     parser.add_argument("--kills", type=int, default=5)
     parser.add_argument("--side", type=int, default=64, help="side of the JPEGs in pixels")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--check", choices=["decode", "structure"], default="decode")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "import_speed.json")
     parser.add_argument("--floor", type=Path, nargs=3, help=argparse.SUPPRESS)
     parser.add_argument("--decode", action="store_true", help=argparse.SUPPRESS)
@@ -220,7 +223,7 @@ def main() -> None:
         floor(*options.floor, decode=options.decode)
         return
     with tempfile.TemporaryDirectory() as temporary:
-        result = measure(options.pairs, options.kills, options.side, options.seed, Path(temporary))
+        result = measure(options.pairs, options.kills, options.side, options.seed, options.check, Path(temporary))
     options.out.parent.mkdir(parents=True, exist_ok=True)
     options.out.write_text(json.dumps(result, indent=1) + "\n")
     same = "the same bytes" if result["killed_equals_whole"] else "DIFFERENT BYTES"

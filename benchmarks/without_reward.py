@@ -2,6 +2,7 @@
 
     .venv/bin/python benchmarks/without_reward.py                                  # every arm and seed: 36 jobs of up to four minutes
     .venv/bin/python benchmarks/without_reward.py --seeds 0 --arms base diffusion_dpo spin
+    .venv/bin/python benchmarks/without_reward.py --pictures                       # finished arms of seed 0, side by side
     .venv/bin/python benchmarks/without_reward.py --markdown                       # no runs: tables into docs/without_reward.md
 
 Every arm starts from the embedded diffusion model and spends 14,208 network evaluations on drawing, improving and training (a
@@ -52,6 +53,7 @@ from diffexpo.config import RunConfig, load_config
 from diffexpo.config.schema import RewardConfig, SamplerConfig, SelfJudgeConfig
 from diffexpo.data.latents import PromptEmbeddings
 from diffexpo.data.store import Store
+from diffexpo.evaluation.grid import picture_grid, to_uint8
 from diffexpo.evaluation.metrics import bootstrap_mean, vendi_score, win_rate
 from diffexpo.evaluation.suites import choose_prompts
 from diffexpo.online.collect import draw_latents
@@ -814,6 +816,29 @@ def unpacked(saved: Row) -> Results:
     }
 
 
+SHOWN = {
+    "base": "base",
+    "diffusion_dpo": "Diffusion-DPO",
+    "spin": "SPIN",
+    "improver": "improver",
+    "improvement_dpo": "iterated",
+    "improvement_after_spin": "it., from SPIN",
+    "expo_denoising": "expo_denoising",
+}
+
+
+def draw_pictures(runs: Path, seed: int, count: int, path: Path) -> None:
+    """The first held-out prompts in keyed order, not chosen by hand, drawn by several arms from the same noise."""
+    prompts = choose_prompts(named_prompts(SETS["heldout"], "prompts"), count, EVALUATION_SEED)
+    keys = [(EVALUATION_SEED, "evaluate", prompt.id, 0) for prompt in prompts]
+    columns = []
+    for arm in SHOWN:
+        _, policy, draw = drawer(Job(arm, seed, runs, (), Sizes()))
+        columns.append(to_uint8(policy.decode_latents(draw(prompts, keys)).cpu().numpy()))
+    rows = [list(row) for row in zip(*columns, strict=True)]
+    picture_grid(rows, [prompt.text for prompt in prompts], list(SHOWN.values()), tile=112).save(path, optimize=True)
+
+
 BEGIN, END = "<!-- begin: benchmarks/without_reward.py --markdown -->", "<!-- end -->"
 
 
@@ -840,6 +865,7 @@ def main() -> None:
     parser.add_argument("--tiny", action="store_true", help="a few steps and images only, to try the script")
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results" / "without_reward.json")
     parser.add_argument("--image", type=Path, default=ROOT / "docs" / "images" / "without_reward.png")
+    parser.add_argument("--pictures", action="store_true", help="run nothing; draw a grid beside --image")
     parser.add_argument("--page", type=Path, default=PAGE)
     parser.add_argument("--markdown", action="store_true", help="run nothing; write the tables into --page")
     options = parser.parse_args()
@@ -852,6 +878,10 @@ def main() -> None:
         fill_page(options.page, f"{markdown(results, sizes)}\n\n{shown}")
         return
     runs = options.runs
+    if options.pictures:
+        grid = options.image.with_name(f"{options.image.stem}_pictures.png")
+        draw_pictures(runs, options.seeds[0], 10, grid)
+        return
     for seed in options.seeds:
         for arm in options.arms:
             do(Job(arm, seed, runs, tuple(options.settings), sizes))

@@ -84,7 +84,9 @@ def _from_run(config: RunConfig, reward: RewardConfig, folder: Path) -> Policy:
             f"`diffexpo run --resume {folder}`"
         )
     model = trained.model.model_copy(update={"device": config.model.device, "dtype": reward.precision})
-    judge = _load(model, trained.tuning)
+    # Both versions run for every score: they stay on the device, in full precision.
+    tuning = trained.tuning.model_copy(update={"reference_dtype": "float32", "reference_device": "same"})
+    judge = _load(model, tuning)
     judge.weights.load("current", read_tensors(weights))
     return judge
 

@@ -39,6 +39,10 @@ def import_pairs(
     kind: Kind = "auto",
     limit: Limit = None,
     seed: Seed = 0,
+    check: Annotated[
+        str,
+        typer.Option(metavar="decode|structure", help="Decode both pictures, or only see whether their files are whole."),
+    ] = "decode",
 ) -> None:
     """Verify a preference set of any format and write it as Parquet in the Pick-a-Pic v2 columns; needs no model.
 
@@ -50,9 +54,13 @@ def import_pairs(
     """
     from diffexpo.data.offline import rewrite_pairs
 
+    if check not in ("decode", "structure"):
+        raise ConfigError(f"--check {check}: expected decode or structure")
     console = Console()
     with console.phase(f"import {source}", 0, "pairs") as bar:
-        report = rewrite_pairs(_resolved(source), to, format=kind, limit=limit, seed=seed, tick=bar.advance)
+        report = rewrite_pairs(
+            _resolved(source), to, format=kind, limit=limit, seed=seed, check=check, tick=bar.advance
+        )
     console.line(report.describe())
     for example in report.examples[:5]:
         console.line(f"  {example}")

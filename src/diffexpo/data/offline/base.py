@@ -22,15 +22,17 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from types import TracebackType
-from typing import Any
+from typing import Any, Literal
 
 from PIL import Image
 
 from diffexpo.data.images import FORMATS, MAX_PIXELS, decode_image
 from diffexpo.data.offline.ahead import map_ahead
+from diffexpo.data.offline.structure import check_structure
 from diffexpo.errors import ImportFormatError, MissingError
 from diffexpo.rng import keyed_seed
 
+Check = Literal["decode", "structure", "none"]
 MAX_BUFFERED_PIXELS = 16 * 1024 * 1024
 MAX_PICTURE_BYTES = 64 * 1024 * 1024
 MAX_SCANS = 100
@@ -162,7 +164,7 @@ def read_votes(
     path: Path,
     report: ImportReport,
     *,
-    check_images: bool = True,
+    check: Check = "decode",
     limit: int | None = None,
     seed: int = 0,
 ) -> Iterator[OfflinePair]:
@@ -173,7 +175,8 @@ def read_votes(
         path: File or folder.
         report: Counts what happens; complete when the iterator is. A report of an earlier, unfinished reading
             makes this one continue behind it.
-        check_images: Decode both pictures and quarantine the row if one is none. Off: the caller decodes anyway.
+        check: What is done to find out that both pictures are whole; a row with one that is not is quarantined. "decode": both are
+            decoded; "structure": their files are read without decoding; "none": nothing, because the caller decodes anyway.
         limit: Take at most this many labelled rows, chosen by key, not from the front.
         seed: Name of that choice.
     Raises:
@@ -182,7 +185,7 @@ def read_votes(
     form.files(path)
     selected = None if limit is None else _select(form, path, limit, seed)
     read = (_pair_of(vote, selected) for vote in form.votes(path, report.read))
-    verified = map_ahead(_verify if check_images else _pass_on, read, _weight)
+    verified = map_ahead(_VERIFIERS[check], read, _weight, threads=None if check == "decode" else 1)
     for vote, pair in verified:
         report.read += vote.count
         if isinstance(pair, OfflinePair):
@@ -215,21 +218,32 @@ def _pair_of(vote: Vote, selected: frozenset[str] | None) -> _Found:
         return vote, str(error)
 
 
-def _verify(found: _Found) -> _Found:
+def _verify(found: _Found, verify: Callable[[bytes], None]) -> _Found:
     vote, pair = found
     try:
         if isinstance(pair, OfflinePair):
             # in the order of the row, so that the reason is that of its first bad picture
             images = (pair.winner_jpg, pair.loser_jpg)
             for data in images if vote.verdict == "0" else reversed(images):
-                verify_picture(data)
+                verify(data)
     except ImportFormatError as error:
         return vote, str(error)
     return found
 
 
+def _decode(found: _Found) -> _Found:
+    return _verify(found, verify_picture)
+
+
+def _look_at_structure(found: _Found) -> _Found:
+    return _verify(found, verify_structure)
+
+
 def _pass_on(found: _Found) -> _Found:
     return found
+
+
+_VERIFIERS = {"decode": _decode, "structure": _look_at_structure, "none": _pass_on}
 
 
 def _weight(found: _Found) -> int:
@@ -422,6 +436,16 @@ def verify_picture(data: bytes) -> None:
     with _opened(data) as image, _ONE_AT_A_TIME if _is_large(image) else nullcontext():
         image.draft(None, (max(1, image.width // 8), max(1, image.height // 8)))
         image.load()
+
+
+def verify_structure(data: bytes) -> None:
+    """Refuse bytes whose header or structure is not that of a whole picture; nothing is decoded (see `check_structure`).
+
+    Raises:
+        ImportFormatError: the reasons of `verify_picture`.
+    """
+    with _opened(data):
+        check_structure(data)
 
 
 def decode_picture(data: bytes) -> Image.Image:

@@ -93,4 +93,4 @@ def read_offline(
     """
     report = ImportReport() if report is None else report
     _, form = find_format(format, path)
-    yield from read_votes(form, Path(path), report, check_images=check_images, limit=limit, seed=seed)
+    yield from read_votes(form, Path(path), report, check="decode" if check_images else "none", limit=limit, seed=seed)

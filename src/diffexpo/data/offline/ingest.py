@@ -125,7 +125,7 @@ def _append_units(
 ) -> None:
     """Every unit of the set that is not in the store yet; the report counts them all."""
     store = work.store
-    stream = read_votes(form, source, report, check_images=False, limit=limit, seed=seed)
+    stream = read_votes(form, source, report, check="none", limit=limit, seed=seed)
     for unit, pairs in enumerate(_chunks(stream, unit_pairs)):
         if not store.unit_done(ITERATION, unit, stage=STAGE):
             rows, dropped, counts = _append_samples(work, unit, pairs)
