@@ -99,7 +99,7 @@ def test_the_page_is_filled_between_its_markers_and_only_there(tmp_path: Path) -
         bench.fill_page(page, words)
         filled = page.read_text(encoding="utf-8")
         assert filled.startswith(before) and filled.endswith(after) and words in filled
-    assert "first" not in filled
+    assert "| first |" not in filled
     page.write_text("no markers", encoding="utf-8")
     with pytest.raises(SystemExit, match="expected one line"):
         bench.fill_page(page, "x")
