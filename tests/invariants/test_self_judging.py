@@ -95,7 +95,7 @@ def test_a_trained_run_judges_and_the_policy_moves(judged: Path) -> None:
         main = [row["rewards"]["own"] for row in rows if row["agent"] == "main"]
         assert line["rollout/agent/main/reward"] == pytest.approx(np.mean(main))  # the reward that ranks
     suite = load_suite(judged / "eval" / "iteration-3")
-    assert suite.roles == {"told_late": "heldout", "own": "train", "brightness": "train"}
+    assert suite.roles == {"told_late": "heldout", "own": "train", "brightness": "watch"}
     assert np.isfinite(suite.scores["own"]).all() and np.isfinite(suite.scores["told_late"]).all()
     assert "3 draws" in suite.scorers["own"]
     assert "Do the scorers agree?" in (judged / "report.html").read_text(encoding="utf-8")

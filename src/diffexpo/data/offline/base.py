@@ -206,16 +206,18 @@ _Found = tuple[Vote, OfflinePair | str]
 
 
 def _pair_of(vote: Vote, selected: frozenset[str] | None) -> _Found:
+    # What waits for its turn must not hold the pictures of rows that give no pair: only pairs are weighed.
+    bare = Vote(vote.row, vote.verdict, count=vote.count)
     if vote.verdict in ("tie", "unlabelled"):
-        return vote, ""
+        return bare, ""
     if vote.verdict not in ("0", "1"):
-        return vote, vote.verdict
+        return bare, vote.verdict
     if selected is not None and vote.row not in selected:
-        return vote, ""
+        return bare, ""
     try:
-        return vote, _pair(vote)
+        return bare, _pair(vote)
     except ImportFormatError as error:
-        return vote, str(error)
+        return bare, str(error)
 
 
 def _verify(found: _Found, verify: Callable[[bytes], None]) -> _Found:
