@@ -6,10 +6,6 @@ of groups, DDPO's running rewards, DPOK's learned baseline, DGPO's and PRDP's wh
 
 from __future__ import annotations
 
-import os
-import socket
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -19,9 +15,9 @@ from safetensors.numpy import load_file
 
 from diffexpo.algorithms import ALGORITHMS
 from diffexpo.training.metrics import read_metrics
+from tests.commands import module_in_two_processes
 from tests.invariants.every_method import METHODS, run
 
-ROOT = Path(__file__).parents[2]
 ITERATIONS = (1, 2)
 # Sums of float64 in another order, over a few updates of size 1e-3 and more.
 TOLERANCE = 1e-9
@@ -44,32 +40,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
 def two_processes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of all methods run by two processes, which are started once for all."""
     root = tmp_path_factory.mktemp("two")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    shared = {
-        "WORLD_SIZE": "2",
-        "LOCAL_WORLD_SIZE": "2",
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port),
-        "OMP_NUM_THREADS": "1",
-    }
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-m", "tests.invariants.every_method", str(root)],
-            cwd=ROOT,
-            env=os.environ | shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(2)
-    ]
-    try:
-        errors = [process.communicate(timeout=280)[1] for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
-    assert [process.returncode for process in processes] == [0, 0], "\n".join(errors)
+    module_in_two_processes("tests.invariants.every_method", root)
     return root
 
 

@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import socket
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,8 +9,9 @@ import pytest
 
 from diffexpo.training import batches, engine
 from diffexpo.types import MixedRows
+from tests.commands import module_in_two_processes
 from tests.invariants.mixed_sizes import IN_TWO_PROCESSES, SEVERAL_SIZES, run
-from tests.invariants.test_every_split import ROOT, assert_same_run
+from tests.invariants.test_every_split import assert_same_run
 
 Seen = dict[str, list[bool]]
 
@@ -60,32 +57,7 @@ def test_micro_batches_of_2_are_one_batch(
 
 
 def test_two_processes_are_one(whole: Callable[[str], Path], tmp_path: Path) -> None:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    shared = {
-        "WORLD_SIZE": "2",
-        "LOCAL_WORLD_SIZE": "2",
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port),
-        "OMP_NUM_THREADS": "1",
-    }
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-m", "tests.invariants.mixed_sizes", str(tmp_path)],
-            cwd=ROOT,
-            env=os.environ | shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(2)
-    ]
-    try:
-        errors = [process.communicate(timeout=280)[1] for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
-    assert [process.returncode for process in processes] == [0, 0], "\n".join(errors)
+    module_in_two_processes("tests.invariants.mixed_sizes", tmp_path)
     for name in IN_TWO_PROCESSES:
         assert_same_run(tmp_path / name, whole(name))
 
