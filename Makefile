@@ -18,10 +18,9 @@ READY := $(VENV)/.installed
 run: $(READY)
 	@$(VENV)/bin/diffexpo run $(RECIPE) $(ARGS)
 
-# Each worker computes with one thread, so that as many tests run at once as there are cores (at most 4: memory). Files come in their
-# order, not the fullest first: whole runs are few and long, and last they would leave all workers but one idle.
+# Each worker computes with one thread, so that as many tests run at once as there are cores (at most 4: memory).
 test: $(READY)
-	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -q -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder $(ARGS)
+	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -q -n logical --maxprocesses 4 --dist loadfile $(ARGS)
 
 bench: $(READY)
 	@set -e; for script in benchmarks/*.py; do echo "== $$script"; $(VENV)/bin/python "$$script" $(ARGS); done

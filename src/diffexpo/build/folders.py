@@ -15,7 +15,7 @@ import diffexpo
 from diffexpo.config import RunConfig, config_to_yaml, read_resolved
 from diffexpo.config.load import leaves
 from diffexpo.config.resuming import CHANGEABLE, differences
-from diffexpo.errors import ConfigError, ResumeError
+from diffexpo.errors import ConfigError, MissingError, ResumeError
 from diffexpo.evaluation.records import write_json
 from diffexpo.training.distributed import World
 
@@ -61,6 +61,21 @@ def keep_changes(config: RunConfig, run_dir: Path, sources: Mapping[str, str]) -
         write_text(path, config_to_yaml(config))
     values = dict(leaves(config.model_dump(mode="json")))
     return [f"{name}={values[name]}" for name in changed]
+
+
+def last_iterate(run_dir: Path, config: RunConfig, what: str) -> Path:
+    """The file of the weights that a finished run ended with.
+
+    Raises:
+        MissingError: it is not trained to its end; the message begins with `what`, who asks for it.
+    """
+    path = run_dir / "checkpoints" / f"weights-{config.explore.iterations:04d}.safetensors"
+    if not path.is_file():
+        raise MissingError(
+            f"{what}: {path} does not exist, so {run_dir} is not trained to its end; finish it with "
+            f"`diffexpo run --resume {run_dir}`"
+        )
+    return path
 
 
 def environment() -> dict[str, object]:

@@ -9,6 +9,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from diffexpo.build.aliases import resolve
+from diffexpo.build.folders import last_iterate
 from diffexpo.config import RunConfig, read_resolved
 from diffexpo.config.schema import LoraConfig, ModelConfig, RewardConfig, TuningConfig
 from diffexpo.errors import ConfigError, MissingError
@@ -77,12 +78,7 @@ def _from_run(config: RunConfig, reward: RewardConfig, folder: Path) -> Policy:
     trained = read_resolved(folder / "config.yaml").config
     if trained.tuning.kind == "full":
         _refuse_half(reward)
-    weights = folder / "checkpoints" / f"weights-{trained.explore.iterations:04d}.safetensors"
-    if not weights.is_file():
-        raise MissingError(
-            f"reward {reward.name!r}: {weights} does not exist, so {folder} is not trained to its end; finish it with "
-            f"`diffexpo run --resume {folder}`"
-        )
+    weights = last_iterate(folder, trained, f"reward {reward.name!r}")
     model = trained.model.model_copy(update={"device": config.model.device, "dtype": reward.precision})
     # Both versions run for every score: they stay on the device, in full precision.
     tuning = trained.tuning.model_copy(update={"reference_dtype": "float32", "reference_device": "same"})

@@ -8,6 +8,7 @@ from pathlib import Path
 from torch import Tensor
 
 from diffexpo.build.aliases import resolve
+from diffexpo.build.folders import last_iterate
 from diffexpo.config import RunConfig, read_resolved
 from diffexpo.config.schema import TuningConfig
 from diffexpo.errors import ConfigError, MissingError
@@ -75,13 +76,7 @@ def _of_run(config: RunConfig, folder: Path) -> Mapping[str, Tensor]:
             f"{KEY} = {folder}: its adapters are multiplied by alpha / rank = {_scale(other.tuning):g}, here by "
             f"{_scale(config.tuning):g}, so the same factors would be another model; set tuning.lora.alpha to match"
         )
-    weights = folder / "checkpoints" / f"weights-{other.explore.iterations:04d}.safetensors"
-    if not weights.is_file():
-        raise MissingError(
-            f"{KEY}: {weights} does not exist, so {folder} is not trained to its end; finish it with "
-            f"`diffexpo run --resume {folder}`"
-        )
-    return read_tensors(weights)
+    return read_tensors(last_iterate(folder, other, KEY))
 
 
 def _scale(tuning: TuningConfig) -> float:
