@@ -42,7 +42,7 @@ def import_pairs(
     check: Annotated[
         str,
         typer.Option(metavar="decode|structure", help="Decode both pictures, or only see whether their files are whole."),
-    ] = "decode",
+    ] = "structure",
 ) -> None:
     """Verify a preference set of any format and write it as Parquet in the Pick-a-Pic v2 columns; needs no model.
 

@@ -60,11 +60,11 @@ class ClipReward:
         self.scale, self._unit = UNITS[scale], scale
         expected = "a CLIPModel folder, a hub id or `emoji:judge_train`"
         folder = find_folder(name, folder_or_id, key="path", patterns=MODEL_FILES, expected=expected)
+        files = model_files(name, folder)
         processor = folder
         base = base or PROCESSORS.get(folder_or_id)
         if base is not None:
             processor = find_folder(name, base, key="base", patterns=SETTINGS_FILES, expected=expected)
-        files = model_files(name, folder)
         prepare = read_processor(name, processor)
         self._encoder = DualEncoder(
             name,

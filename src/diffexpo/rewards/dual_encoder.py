@@ -129,9 +129,7 @@ def read_clip_model(name: str, folder: Path) -> CLIPModel:
         MissingError: no safetensors weights.
         RewardError: damaged, or another kind of model.
     """
-    files = model_files(name, folder)
-    for file in files:
-        check_header(name, file)
+    model_files(name, folder)
     try:
         model, report = CLIPModel.from_pretrained(
             str(folder),
@@ -150,16 +148,19 @@ def read_clip_model(name: str, folder: Path) -> CLIPModel:
 
 
 def model_files(name: str, folder: Path) -> list[Path]:
-    """The weight files of a CLIPModel folder.
+    """The weight files of a CLIPModel folder, each with a header that fits its length.
 
     Raises:
         MissingError: there is none.
+        RewardError: one is damaged.
     """
     files = sorted(folder.glob("model*.safetensors"))
     if not files:
         raise MissingError(
             f"reward {name!r}: {folder} holds no model.safetensors (pickled `.bin` files are not read)"
         )
+    for file in files:
+        check_header(name, file)
     return files
 
 

@@ -74,7 +74,14 @@ def find_weights(name: str, kind: str, path: str | None) -> Path:
         An existing file.
     Raises:
         MissingError: nothing there, or a pickled file; the message says where the weights are found and how to convert them.
+        RewardError: the file is damaged, which is found before anything else is looked for.
     """
+    file = _weights_file(name, kind, path)
+    check_header(name, file)
+    return file
+
+
+def _weights_file(name: str, kind: str, path: str | None) -> Path:
     if path is None:
         raise MissingError(f"reward {name!r}: no path to {SCORERS[kind].path}; {obtain(kind)}")
     given = Path(path).expanduser()

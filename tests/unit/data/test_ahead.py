@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import pytest
 
 from diffexpo.data.offline import ahead
-from diffexpo.data.offline.ahead import map_ahead
+from diffexpo.data.offline.ahead import MAX_BEHIND, Behind, map_ahead
 from diffexpo.data.offline.base import verify_picture
 from diffexpo.errors import ImportFormatError
 
@@ -80,3 +80,48 @@ def test_threads_that_verify_pictures_leave_the_warnings_as_they_were() -> None:
     before = list(warnings.filters)
     list(map_ahead(lambda data: verify_picture(data), iter([jpeg(n) for n in range(100)]), len, threads=4))
     assert warnings.filters == before
+
+
+def test_jobs_behind_are_done_in_order_and_all() -> None:
+    done: list[int] = []
+    with Behind() as behind:
+        for number in range(20):
+            behind.do(lambda number=number: (time.sleep(0.002 * (number % 3)), done.append(number)))
+        behind.wait()
+        assert done == list(range(20))
+        behind.do(lambda: done.append(20))
+    assert done == list(range(21))
+
+
+def test_no_more_jobs_wait_than_the_memory_may_hold() -> None:
+    go_on, begun = threading.Event(), []
+    with Behind() as behind:
+        for number in range(MAX_BEHIND):
+            behind.do(lambda number=number: (begun.append(number), go_on.wait(10)))
+        late = threading.Timer(0.05, go_on.set)
+        late.start()
+        behind.do(lambda: begun.append(99))
+        # the call returned when the first job was done, not before
+        assert go_on.is_set()
+    assert begun == [*range(MAX_BEHIND), 99]
+
+
+def test_a_job_that_fails_is_heard_of_and_none_follows_it() -> None:
+    done: list[int] = []
+
+    def fail() -> None:
+        raise OSError("disk full")
+
+    with pytest.raises(OSError, match="disk full"), Behind() as behind:
+        behind.do(lambda: done.append(0))
+        behind.do(fail)
+        for number in range(1, 10):
+            behind.do(lambda number=number: done.append(number))
+    assert done == [0]
+    with pytest.raises(OSError, match="disk full"), Behind() as behind:
+        behind.do(fail)
+    # the owner's own error stands before that of a job
+    with pytest.raises(ZeroDivisionError), Behind() as behind:
+        behind.do(fail)
+        raise ZeroDivisionError
+    assert not any(thread.name.startswith("behind") for thread in threading.enumerate())

@@ -6,11 +6,13 @@ import json
 import random
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from diffexpo.data.offline import reading
 from diffexpo.data.offline.base import PictureFolder, verify_picture
-from diffexpo.data.offline.reading import Damage, csv_rows, json_lines, json_list
+from diffexpo.data.offline.reading import Damage, csv_rows, json_lines, json_list, parquet_rows
 from diffexpo.errors import ImportFormatError
 
 from .conftest import jpeg
@@ -111,3 +113,61 @@ def test_verifying_decodes_every_byte() -> None:
     for cut in (10, len(data) // 2, len(data) - 100):
         with pytest.raises(ImportFormatError):
             verify_picture(data[:cut])
+
+
+def pictures_table(rows: int) -> pa.Table:
+    """Rows of two pictures, of which every fifth repeats the one before: a writer keeps such columns in a dictionary."""
+    draw = random.Random(0)
+    pictures = [draw.randbytes(40_000) for _ in range(rows)]
+    return pa.table(
+        {
+            "caption": [f"thing {number}" for number in range(rows)],
+            "jpg_0": [pictures[number - number % 5 // 4] for number in range(rows)],
+            "jpg_1": pictures[::-1],
+            "label_0": [float(number % 2) for number in range(rows)],
+        }
+    )
+
+
+@pytest.mark.parametrize("dictionary", [True, False])
+@pytest.mark.parametrize("start", [0, 33])
+def test_rows_of_narrow_and_wide_columns_are_those_of_the_table(
+    tmp_path: Path, dictionary: bool, start: int
+) -> None:
+    table = pictures_table(150)
+    path = tmp_path / "rows.parquet"
+    pq.write_table(table, path, row_group_size=70, use_dictionary=dictionary)
+    parts = reading._parts(pq.read_metadata(path).row_group(0), table.column_names)
+    assert [names for names, _ in parts] == (
+        [["caption", "label_0"], ["jpg_0", "jpg_1"]] if dictionary else [table.column_names]
+    )
+    assert list(parquet_rows(path, table.column_names, start)) == list(enumerate(table.to_pylist()))[start:]
+    assert (
+        list(parquet_rows(path, ["label_0"], start))
+        == list(enumerate(table.select(["label_0"]).to_pylist()))[start:]
+    )
+    assert [row for _, row in parquet_rows(path, [], start)] == [{}] * (150 - start)
+
+
+def test_a_picture_that_a_dictionary_repeats_is_not_in_memory_for_every_row(tmp_path: Path) -> None:
+    path = tmp_path / "rows.parquet"
+    picture = random.Random(0).randbytes(8_000_000)
+    pq.write_table(pa.table({"jpg_0": [picture] * 60, "label_0": list(range(60))}), path)
+    before = pa.default_memory_pool().max_memory()
+    assert [row["label_0"] for _, row in parquet_rows(path, ["jpg_0", "label_0"])] == list(range(60))
+    assert pa.default_memory_pool().max_memory() - before < 64_000_000
+
+
+def test_damage_in_a_wide_column_leaves_the_rows_before_it(tmp_path: Path) -> None:
+    table = pictures_table(60)
+    path = tmp_path / "rows.parquet"
+    pq.write_table(table, path, row_group_size=20, write_page_checksum=True)
+    data = bytearray(path.read_bytes())
+    group = pq.read_metadata(path).row_group(1)
+    place = group.column(group.num_columns - 2).dictionary_page_offset + 5000
+    data[place : place + 100] = bytes(100)
+    path.write_bytes(data)
+    rows = list(parquet_rows(path, table.column_names))
+    assert rows[:20] == list(enumerate(table.to_pylist()))[:20]
+    assert rows[20] == (20, Damage("damaged Parquet: these rows do not decode", 20))
+    assert rows[21:] == list(enumerate(table.to_pylist()))[40:]

@@ -14,7 +14,6 @@ import pyarrow.parquet as pq
 import pytest
 
 from diffexpo.data.export import EXPORT_SCHEMA
-from diffexpo.data.offline import rewrite
 from diffexpo.data.offline.formats import detect_format, read_offline
 from diffexpo.data.offline.rewrite import rewrite_pairs, verify_rewritten
 from diffexpo.errors import ImportFormatError, MissingError, StoreError
@@ -76,26 +75,51 @@ def test_a_set_without_a_usable_pair_is_an_error_that_names_the_log(
     assert len((tmp_path / "out" / "quarantine.jsonl").read_text().splitlines()) == 3
 
 
+@pytest.mark.parametrize("moment", ["write_table", "close"])
 def test_a_full_disk_keeps_whole_shards_and_the_import_goes_on(
-    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: str
 ) -> None:
     report = rewrite_pairs(source, tmp_path / "whole", shard_pairs=7)
-    write = rewrite._HashedFile.write
+    opened: list[pq.ParquetWriter] = []
+    write = getattr(pq.ParquetWriter, moment)
 
-    def refuse(file: rewrite._HashedFile, data: bytes) -> int:
-        if file.path.name.startswith("pairs-00002"):
+    def refuse(writer: pq.ParquetWriter, *arguments: object) -> None:
+        if writer not in opened:
+            opened.append(writer)
+        if writer is opened[-1] and len(opened) == 3:
             raise OSError(errno.ENOSPC, "No space left on device")
-        return write(file, data)
+        write(writer, *arguments)
 
     with monkeypatch.context() as patch:
-        patch.setattr(rewrite._HashedFile, "write", refuse)
+        patch.setattr(pq.ParquetWriter, moment, refuse)
         with pytest.raises(
             StoreError, match=r"pairs-00002.parquet: (.|\n)*No space left(.|\n)*repeat the import"
         ):
             rewrite_pairs(source, tmp_path / "out", shard_pairs=7)
     assert len(list((tmp_path / "out").glob("pairs-*.parquet"))) == 2
+    assert not list((tmp_path / "out").glob("*.tmp"))
     assert rewrite_pairs(source, tmp_path / "out", shard_pairs=7) == report
     assert contents(tmp_path / "out") == contents(tmp_path / "whole")
+
+
+def test_a_disk_that_is_really_full(source: Path, tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", REFUSED, str(source), str(tmp_path / "out")],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert "StoreError: could not write" in done.stderr and "File too large" in done.stderr
+    assert not list((tmp_path / "out").glob("pairs-*"))
+
+
+REFUSED = """
+import resource, sys
+from diffexpo.data.offline import rewrite
+resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
+rewrite.rewrite_pairs(sys.argv[1], sys.argv[2])
+"""
 
 
 def test_verifying_finds_what_was_changed(source: Path, tmp_path: Path) -> None:
@@ -120,31 +144,50 @@ def test_verifying_finds_what_was_changed(source: Path, tmp_path: Path) -> None:
 KILL = """
 import os, signal, sys
 from pathlib import Path
-from diffexpo.data.offline import rewrite
+from diffexpo.data.offline import rewrite, shard
 
 def die(*arguments):
     os.kill(os.getpid(), signal.SIGKILL)
 
 moment = sys.argv[3]
+tick = lambda pairs: None
+if moment != "while one is written":
+    # each shard is whole before the next is begun, so that the moment is the same in every run
+    close = shard.Shard.close
+    shard.Shard.close = lambda self, state: (close(self, state), self._behind.wait())
 if moment == "between shards":
     shards = []
     tick = lambda pairs: (shards.append(pairs), len(shards) == 2 and die())
-else:
-    tick = lambda pairs: None
-if moment == "in a shard":
-    add, count = rewrite._Shard.add, []
-    rewrite._Shard.add = lambda shard, pair: (add(shard, pair), count.append(1), len(count) == 15 and die())
+if moment in ("in a shard", "while one is written"):
+    add, count = shard.Shard.add, []
+    shard.Shard.add = lambda self, pair: (add(self, pair), count.append(1), len(count) == 15 and die())
 if moment == "before a rename":
-    close = rewrite._HashedFile.close
-    def close_and_die(file):
-        close(file)
-        if file.path.name.startswith("pairs-00002"):
-            die()
-    rewrite._HashedFile.close = close_and_die
+    whole = shard.sha256_of
+    shard.sha256_of = lambda path: die() if path.name.startswith("pairs-00002") else whole(path)
 if moment == "before the manifest":
     rewrite._entry = die
 rewrite.rewrite_pairs(sys.argv[1], sys.argv[2], shard_pairs=7, tick=tick)
 """
+
+
+def run_to_its_death(source: Path, out: Path, moment: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", KILL, str(source), str(out), moment],
+        capture_output=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == -signal.SIGKILL, done.stderr.decode()
+
+
+def test_a_kill_while_a_shard_is_written_behind_leaves_whole_shards(source: Path, tmp_path: Path) -> None:
+    report = rewrite_pairs(source, tmp_path / "whole", shard_pairs=7)
+    out = tmp_path / "killed"
+    run_to_its_death(source, out, "while one is written")
+    shards = list(out.glob("pairs-*.parquet"))
+    assert len(shards) <= 2 and all(pq.read_metadata(path).num_rows == 7 for path in shards)
+    assert rewrite_pairs(source, out, shard_pairs=7) == report
+    assert contents(out) == contents(tmp_path / "whole")
 
 
 def test_kill_9_at_any_moment_loses_nothing_and_repeats_nothing(source: Path, tmp_path: Path) -> None:
@@ -152,13 +195,7 @@ def test_kill_9_at_any_moment_loses_nothing_and_repeats_nothing(source: Path, tm
     out = tmp_path / "killed"
     whole_shards = []
     for moment in ("in a shard", "before a rename", "between shards", "before the manifest"):
-        done = subprocess.run(
-            [sys.executable, "-c", KILL, str(source), str(out), moment],
-            capture_output=True,
-            timeout=120,
-            check=False,
-        )
-        assert done.returncode == -signal.SIGKILL, done.stderr.decode()
+        run_to_its_death(source, out, moment)
         assert not (out / "manifest.json").exists()
         whole_shards.append(len(list(out.glob("pairs-*.parquet"))))
         # what a dying process may also have written: log lines behind the last whole shard

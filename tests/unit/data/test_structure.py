@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import io
+import random
+import zlib
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +15,8 @@ import pytest
 from PIL import Image
 
 from diffexpo.data.offline import rewrite_pairs
-from diffexpo.data.offline.structure import check_structure
+from diffexpo.data.offline.base import verify_picture, verify_structure
+from diffexpo.data.offline.structure import MAX_SCANS, check_structure
 from diffexpo.errors import ImportFormatError, StoreError
 
 FILES = {
@@ -39,11 +43,11 @@ def with_thumbnail(thumbnail: bytes, around: bytes) -> bytes:
 @pytest.mark.parametrize("name", FILES)
 def test_whole_files_pass_and_no_beginning_of_one_does(name: str) -> None:
     data = picture(**FILES[name])
-    check_structure(data)
-    check_structure(data + b"\0\0")
+    verify_structure(data)
+    verify_structure(data + b"\0\0")
     for end in range(0, len(data), 7):
         with pytest.raises(ImportFormatError):
-            check_structure(data[:end])
+            verify_structure(data[:end])
 
 
 def test_a_thumbnails_end_is_not_the_pictures() -> None:
@@ -59,6 +63,151 @@ def test_a_byte_changed_anywhere_in_a_png_is_found() -> None:
     for place in range(len(data)):
         with pytest.raises(ImportFormatError):
             check_structure(data[:place] + bytes([data[place] ^ 1]) + data[place + 1 :])
+
+
+def reason(check: Callable[[bytes], None], data: bytes) -> str:
+    try:
+        check(data)
+    except ImportFormatError as error:
+        return str(error)
+    return ""
+
+
+def any_jpeg(draw: random.Random) -> bytes:
+    """A JPEG of any size and kind that Pillow writes."""
+    mode = draw.choice(("RGB", "L", "CMYK"))
+    coarse = Image.frombytes(mode, (4, 4), draw.randbytes(16 * {"RGB": 3, "L": 1, "CMYK": 4}[mode]))
+    image = coarse.resize((draw.randrange(1, 60), draw.randrange(1, 60)))
+    options: dict[str, object] = {
+        "quality": draw.randrange(1, 96),
+        "progressive": draw.random() < 0.5,
+        "optimize": draw.random() < 0.5,
+        "restart_marker_blocks": draw.choice((0, 1, 5)),
+        "comment": draw.randbytes(draw.choice((0, 90))),
+        "icc_profile": draw.randbytes(draw.choice((1, 70_000))),
+    }
+    out = io.BytesIO()
+    image.save(out, "JPEG", **options)
+    return out.getvalue()
+
+
+def test_what_an_encoder_writes_is_whole() -> None:
+    draw = random.Random(0)
+    for _ in range(150):
+        check_structure(any_jpeg(draw))
+    for mode in ("RGB", "L", "RGBA", "P", "1", "I;16", "LA"):
+        for options in ({}, {"optimize": True}):
+            out = io.BytesIO()
+            Image.new(mode, (19, 7)).save(out, "PNG", **options)
+            check_structure(out.getvalue())
+
+
+def found_by(check: Callable[[bytes], None], damaged: list[bytes]) -> int:
+    return sum(bool(reason(check, data)) for data in damaged)
+
+
+@pytest.mark.parametrize("options", [FILES["jpeg"], FILES["progressive"]])
+def test_of_damage_it_finds_nearly_what_decoding_finds(options: dict[str, object]) -> None:
+    draw = random.Random(1)
+    header, pixels = [], []
+    for number in range(300):
+        data = bytearray(picture(number, 64, **options))
+        first = data.index(b"\xff\xda") + 14
+        in_header, in_pixels = bytearray(data), bytearray(data)
+        in_header[draw.randrange(2, first)] = draw.randrange(256)
+        place = draw.randrange(first, len(data) - 70)
+        in_pixels[place : place + 64] = draw.randbytes(64)
+        header.append(bytes(in_header))
+        pixels.append(bytes(in_pixels))
+    for damaged in (header, pixels):
+        found = found_by(verify_picture, damaged)
+        assert found > 30
+        assert found_by(check_structure, damaged) > 0.6 * found
+
+
+def segment(kind: int, body: bytes) -> bytes:
+    return bytes((0xFF, kind)) + (len(body) + 2).to_bytes(2, "big") + body
+
+
+def frame(kind: int = 0xC0, height: int = 8, width: int = 8, components: int = 1, bits: int = 8) -> bytes:
+    body = bytes((bits,)) + height.to_bytes(2, "big") + width.to_bytes(2, "big") + bytes((components,))
+    return segment(kind, body + bytes((1, 0x11, 0)) * components)
+
+
+SCAN = segment(0xDA, bytes((1, 1, 0, 0, 63, 0)))
+TABLE = segment(0xC4, bytes((0, 1, *[0] * 15, 5)))
+PIXELS = b"\x12\xff\x00\xff\xd3\x34"
+
+
+def hand_made(*parts: bytes, end: bytes = b"\xff\xd9") -> bytes:
+    return b"\xff\xd8" + b"".join(parts) + end
+
+
+def test_a_hand_made_jpeg_is_whole() -> None:
+    check_structure(hand_made(frame(), TABLE, SCAN, PIXELS))
+    check_structure(hand_made(frame(0xC2), *[TABLE + SCAN + PIXELS] * MAX_SCANS))
+    check_structure(hand_made(b"\xff\xff", frame(), b"\xff", SCAN, PIXELS, b"\xff\xff\xff"))
+    check_structure(hand_made(frame(height=8192, width=8192), SCAN, PIXELS))
+
+
+@pytest.mark.parametrize(
+    ("data", "expected"),
+    [
+        (hand_made(SCAN, PIXELS), "truncated or damaged"),
+        (hand_made(frame(), frame(), SCAN, PIXELS), "not an image"),
+        (hand_made(frame(0xC3), SCAN, PIXELS), "not an image"),
+        (hand_made(frame(bits=12), SCAN, PIXELS), "not an image"),
+        (hand_made(frame(components=2), SCAN, PIXELS), "not an image"),
+        (hand_made(frame(height=0), SCAN, PIXELS), "truncated or damaged"),
+        (
+            hand_made(frame(), segment(0xC4, bytes((0, 3, *[0] * 15, 5, 5, 5))), SCAN, PIXELS),
+            "truncated or damaged",
+        ),
+        (
+            hand_made(frame(), segment(0xC4, bytes((0, 1, *[0] * 15, 16))), SCAN, PIXELS),
+            "truncated or damaged",
+        ),
+        (hand_made(frame(), TABLE[:-1], SCAN, PIXELS), "truncated or damaged"),
+        (hand_made(frame(), segment(0xDA, bytes((5, 1, 0, 0, 63, 0))), PIXELS), "truncated or damaged"),
+        (hand_made(frame(), SCAN, PIXELS, end=b""), "truncated or damaged"),
+        (hand_made(frame(), SCAN, PIXELS, b"\xff\x5c", PIXELS), "truncated or damaged"),
+        (hand_made(frame(), SCAN, PIXELS, frame(), PIXELS), "truncated or damaged"),
+        (hand_made(frame(0xC2), *[SCAN + PIXELS] * (MAX_SCANS + 1)), "a JPEG of more than 100 scans"),
+        (hand_made(frame(height=8193, width=8192), SCAN, PIXELS), "more than 64 megapixels"),
+        (
+            hand_made(frame(0xC2, height=4097, width=4096), SCAN, PIXELS),
+            "more than 16 megapixels in a format that is decoded whole",
+        ),
+    ],
+)
+def test_each_thing_that_is_wrong_has_its_reason(data: bytes, expected: str) -> None:
+    assert reason(check_structure, data) == expected
+
+
+def chunk(kind: bytes, body: bytes) -> bytes:
+    return len(body).to_bytes(4, "big") + kind + body + zlib.crc32(kind + body).to_bytes(4, "big")
+
+
+def header(width: int = 8, height: int = 8, bits: int = 8, colour: int = 2) -> bytes:
+    return chunk(
+        b"IHDR", width.to_bytes(4, "big") + height.to_bytes(4, "big") + bytes((bits, colour, 0, 0, 0))
+    )
+
+
+@pytest.mark.parametrize(
+    ("chunks", "expected"),
+    [
+        ((header(), chunk(b"IDAT", b"x"), chunk(b"IEND", b"")), ""),
+        ((header(), chunk(b"IEND", b"")), "truncated or damaged"),
+        ((header(), chunk(b"IDAT", b"x")), "truncated or damaged"),
+        ((chunk(b"IDAT", b"x" * 30), chunk(b"IEND", b"")), "not an image"),
+        ((header(bits=4), chunk(b"IDAT", b"x"), chunk(b"IEND", b"")), "not an image"),
+        ((header(width=0), chunk(b"IDAT", b"x"), chunk(b"IEND", b"")), "not an image"),
+        ((header(width=2**31), chunk(b"IDAT", b"x"), chunk(b"IEND", b"")), "more than 64 megapixels"),
+    ],
+)
+def test_a_png_has_a_header_pixels_and_an_end(chunks: tuple[bytes, ...], expected: str) -> None:
+    assert reason(check_structure, b"\x89PNG\r\n\x1a\n" + b"".join(chunks)) == expected
 
 
 @pytest.mark.parametrize(
@@ -89,4 +238,4 @@ def test_an_import_by_structure_writes_what_one_by_decoding_writes(tmp_path: Pat
     for name in ("pairs-00000.parquet", "quarantine.jsonl"):
         assert (tmp_path / "decode" / name).read_bytes() == (tmp_path / "structure" / name).read_bytes()
     with pytest.raises(StoreError, match="check differ"):
-        rewrite_pairs(tmp_path / "set.parquet", tmp_path / "structure")
+        rewrite_pairs(tmp_path / "set.parquet", tmp_path / "decode")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from diffexpo.config.schema import RewardConfig
 from diffexpo.errors import DiffexpoError, MissingError, RewardError
+from diffexpo.rewards import weights
 from diffexpo.rewards.aesthetic import AestheticReward
 from diffexpo.rewards.base import load_rewards, to_bytes
 from diffexpo.rewards.clip import ClipReward, preference_probabilities
@@ -200,6 +202,26 @@ def test_one_file_is_taken_from_a_folder(tmp_path: Path) -> None:
     refuse(lambda: find_weights("r", "imagereward", str(tmp_path)), MissingError, "holds 2 .safetensors")
     (tmp_path / "b.safetensors").unlink()
     assert find_weights("r", "imagereward", str(tmp_path)) == tmp_path / "a.safetensors"
+
+
+@pytest.mark.parametrize("name", ["hpsv2.1", "imagereward", "aesthetic", "clip"])
+def test_damage_is_found_before_the_hub_is_asked(
+    configs: dict[str, RewardConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    def ask(*arguments: object, **options: object) -> str:
+        pytest.fail("the hub was asked")
+
+    monkeypatch.setattr(weights, "snapshot_download", ask)
+    path = tmp_path / "weights"
+    if name == "clip":
+        shutil.copytree(configs["clip"].path, path)
+        file = path / "model.safetensors"
+        file.write_bytes(file.read_bytes()[:-50])
+    else:
+        path = path.with_suffix(".safetensors")
+        path.write_bytes(Path(configs["hpsv2"].path).read_bytes()[:-50])
+    config = RewardConfig(name="r", type=name, path=str(path), base="some/base")
+    refuse(lambda: load(config), RewardError, "damaged safetensors")
 
 
 def test_hps_refuses_what_does_not_fit(configs: dict[str, RewardConfig], tmp_path: Path) -> None:

@@ -1,13 +1,14 @@
-"""Work that is done a little ahead of its turn, in a few threads; the results come in order."""
+"""Work that is done a little ahead of its turn, in a few threads, or a little behind, in one; the order stays."""
 
 from __future__ import annotations
 
 import os
 from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
-from typing import TypeVar
+from types import TracebackType
+from typing import Self, TypeVar
 
 from diffexpo.errors import DiffexpoError
 
@@ -17,6 +18,7 @@ Result = TypeVar("Result")
 MAX_THREADS = 4
 MAX_ITEMS = 64
 MAX_WEIGHT = 8 * 1024 * 1024
+MAX_BEHIND = 2
 
 
 def map_ahead(
@@ -67,6 +69,53 @@ def map_ahead(
             pool.shutdown(cancel_futures=True)
     if failure is not None:
         raise failure
+
+
+class Behind:
+    """Does jobs in a thread of its own, in order, while its owner prepares the next ones; at most two wait.
+
+    What a job raises is raised by a later call, and no job behind it is done. Used as a context, which at its end waits for all jobs.
+    """
+
+    def __init__(self) -> None:
+        self._pool = ThreadPoolExecutor(1, "behind")
+        self._waiting: deque[Future[None]] = deque()
+        self._failed = False
+
+    def do(self, job: Callable[[], None]) -> None:
+        """Add a job behind those there are."""
+        while len(self._waiting) >= MAX_BEHIND:
+            self._take()
+        self._waiting.append(self._pool.submit(self._run, job))
+
+    def wait(self) -> None:
+        """Until all jobs are done."""
+        while self._waiting:
+            self._take()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._pool.shutdown()
+        if error is None:
+            self.wait()
+
+    def _run(self, job: Callable[[], None]) -> None:
+        if self._failed:
+            return
+        try:
+            job()
+        except BaseException:
+            self._failed = True
+            raise
+
+    def _take(self) -> None:
+        job = self._waiting[0]
+        job.result()
+        self._waiting.popleft()
 
 
 def _num_processors() -> int:

@@ -18,7 +18,7 @@ import stat
 import threading
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from types import TracebackType
@@ -26,16 +26,14 @@ from typing import Any, Literal
 
 from PIL import Image
 
-from diffexpo.data.images import FORMATS, MAX_PIXELS, decode_image
+from diffexpo.data.images import FORMATS, decode_image
 from diffexpo.data.offline.ahead import map_ahead
-from diffexpo.data.offline.structure import check_structure
+from diffexpo.data.offline.structure import MAX_SCANS, check_size, check_structure
 from diffexpo.errors import ImportFormatError, MissingError
 from diffexpo.rng import keyed_seed
 
 Check = Literal["decode", "structure", "none"]
-MAX_BUFFERED_PIXELS = 16 * 1024 * 1024
 MAX_PICTURE_BYTES = 64 * 1024 * 1024
-MAX_SCANS = 100
 MAX_CAPTION = 20_000
 MAX_RANKED = 64
 PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
@@ -435,29 +433,33 @@ def verify_picture(data: bytes) -> None:
         ImportFormatError: with a reason: "not an image"; "truncated or damaged"; "more than 64 megapixels"; "more than
             16 megapixels in a format that is decoded whole" (all but baseline JPEG); "a JPEG of more than 100 scans".
     """
-    with _opened(data) as image, _ONE_AT_A_TIME if _is_large(image) else nullcontext():
+    with _opened(data) as image, nullcontext() if _is_baseline(image) else _one_if_large(image):
         image.draft(None, (max(1, image.width // 8), max(1, image.height // 8)))
         image.load()
 
 
 def verify_structure(data: bytes) -> None:
-    """Refuse bytes whose header or structure is not that of a whole picture; nothing is decoded (see `check_structure`).
+    """Refuse bytes that are no whole picture, without decoding JPEG and PNG (see `check_structure`); WebP, whose structure says nothing
+    of its pixels, is decoded.
 
     Raises:
         ImportFormatError: the reasons of `verify_picture`.
     """
-    with _opened(data):
+    if data.startswith(b"RIFF"):
+        verify_picture(data)
+    else:
         check_structure(data)
 
 
-def decode_picture(data: bytes) -> Image.Image:
-    """`decode_image` within the limits of `verify_picture`.
+@contextmanager
+def whole_picture(data: bytes) -> Iterator[Image.Image]:
+    """`decode_image` within the limits of `verify_picture`; while a thread uses a large picture, no other decodes one.
 
     Raises:
         ImportFormatError: the reasons of `verify_picture`.
     """
-    with _opened(data):
-        return decode_image(data)
+    with _opened(data) as image, _one_if_large(image):
+        yield decode_image(data)
 
 
 class _Quiet:
@@ -512,11 +514,7 @@ def _opened(data: bytes) -> Iterator[Image.Image]:
 
 
 def _check_size(image: Image.Image, data: bytes) -> None:
-    pixels = image.width * image.height
-    if pixels > MAX_PIXELS:
-        raise ImportFormatError("more than 64 megapixels")
-    if pixels > MAX_BUFFERED_PIXELS and not _is_baseline(image):
-        raise ImportFormatError("more than 16 megapixels in a format that is decoded whole")
+    check_size(image.width, image.height, is_baseline=_is_baseline(image))
     # each scan is a pass over the whole picture, so a few kilobytes of them can take hours
     if image.format == "JPEG" and data.count(b"\xff\xda") > MAX_SCANS:
         raise ImportFormatError(f"a JPEG of more than {MAX_SCANS} scans")
@@ -527,9 +525,9 @@ def _is_baseline(image: Image.Image) -> bool:
     return image.format == "JPEG" and not image.info.get("progressive")
 
 
-def _is_large(image: Image.Image) -> bool:
-    """Whether several of them at once would take much memory."""
-    return image.width * image.height > _LARGE and not _is_baseline(image)
+def _one_if_large(image: Image.Image) -> AbstractContextManager[object]:
+    """No two threads decode large pictures whole at once, which would take much memory."""
+    return _ONE_AT_A_TIME if image.width * image.height > _LARGE else nullcontext()
 
 
 class PictureFolder:

@@ -7,6 +7,7 @@ import json
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from pathlib import Path
 
@@ -15,13 +16,14 @@ import numpy as np
 from diffexpo.data.files import whole_file
 from diffexpo.data.images import fit_image, nearest_size, size_name
 from diffexpo.data.latents import encode_pictures, image_sizes
+from diffexpo.data.offline.ahead import map_ahead
 from diffexpo.data.offline.base import (
     Format,
     ImportReport,
     OfflinePair,
-    decode_picture,
     fingerprint,
     read_votes,
+    whole_picture,
 )
 from diffexpo.data.offline.formats import AUTO, find_format
 from diffexpo.data.offline.rewrite import QUARANTINE
@@ -163,15 +165,17 @@ def _append_samples(
     rows: list[Row] = []
     dropped: dict[str, str] = {}
     counts: Counter[str] = Counter()
+    accepted = []
     for pair in pairs:
-        if work.accepts_prompt is not None and not work.accepts_prompt(pair.caption):
+        if work.accepts_prompt is None or work.accepts_prompt(pair.caption):
+            accepted.append(pair)
+        else:
             dropped[pair.row] = "prompt too long"
+    for pair, fitted in map_ahead(partial(_fitted_pair, sizes=work.sizes), iter(accepted), _bytes):
+        if isinstance(fitted, str):
+            dropped[pair.row] = fitted
             continue
-        try:
-            size, decoded = _fitted_pair(pair, work.sizes)
-        except ImportFormatError as error:
-            dropped[pair.row] = str(error)
-            continue
+        size, decoded = fitted
         name = size_name(*size) if len(work.sizes) > 1 else ""
         ids = [_sample_id(pair.caption, data, name) for data in (pair.winner_jpg, pair.loser_jpg)]
         for sample_id, picture, model in zip(
@@ -190,18 +194,28 @@ def _append_samples(
     return rows, dropped, dict(counts)
 
 
-def _fitted_pair(
-    pair: OfflinePair, sizes: Sequence[tuple[int, int]]
-) -> tuple[tuple[int, int], list[np.ndarray]]:
-    """The size nearest in shape to the winner, and both pictures cropped and resized to it, winner first.
+_Fitted = tuple[tuple[int, int], list[np.ndarray]]
+
+
+def _fitted_pair(pair: OfflinePair, sizes: Sequence[tuple[int, int]]) -> tuple[OfflinePair, _Fitted | str]:
+    """The pair with the size nearest in shape to the winner, and both pictures cropped and resized to it, winner first; or with the
+    reason why it is dropped.
 
     A loser of another shape loses its borders: what is compared has one shape.
     """
-    picture = decode_picture(pair.winner_jpg)
-    size = nearest_size(picture, sizes)
-    winner = fit_image(picture, *size)
-    del picture  # one large picture in memory at a time
-    return size, [winner, fit_image(decode_picture(pair.loser_jpg), *size)]
+    try:
+        with whole_picture(pair.winner_jpg) as picture:
+            size = nearest_size(picture, sizes)
+            winner = fit_image(picture, *size)
+        with whole_picture(pair.loser_jpg) as picture:
+            loser = fit_image(picture, *size)
+    except ImportFormatError as error:
+        return pair, str(error)
+    return pair, (size, [winner, loser])
+
+
+def _bytes(pair: OfflinePair) -> int:
+    return len(pair.winner_jpg) + len(pair.loser_jpg)
 
 
 def _sample_row(sample_id: str, caption: str, model: str | None, size: tuple[int, int]) -> Row:

@@ -26,6 +26,7 @@ from diffexpo.errors import ImportFormatError
 MAX_LINE = 2**20
 MAX_ELEMENT = 2**20
 _BATCH_ROWS = 64
+_MIN_ROWS = 2
 _BATCH_BYTES = 2**24
 _BOMB_BYTES = 2**26
 _BOMB_RATIO = 50
@@ -100,25 +101,61 @@ def _group_rows(
     if any(whole > _BOMB_BYTES and whole > _BOMB_RATIO * packed for whole, packed, _ in sizes):
         yield start, Damage("row group unpacks to more than fifty times its size", end - start)
         return
-    mean = sum(whole for whole, _, _ in sizes) // max(1, metadata.num_rows)
-    worst = max(mean, sum(dictionary for _, _, dictionary in sizes), 1)
-    batch_rows = max(1, min(_BATCH_ROWS, _BATCH_BYTES // worst))
     number = first
     try:
-        batches = parquet.iter_batches(
-            batch_size=batch_rows, row_groups=[group], columns=columns, use_threads=False
-        )
-        for batch in batches:
-            for row in _rows(batch):
-                if start <= number < end:
-                    yield number, row
-                number += 1
+        # side by side: columns of pictures a few rows at a time, so that the others need not be, which would take most of the time
+        parts = [_part_rows(parquet, group, *part) for part in _parts(metadata, columns)]
+        for pieces in zip(*parts, strict=True):
+            if start <= number < end:
+                yield number, _joined(pieces)
+            number += 1
     except (pa.ArrowException, OSError, ValueError) as error:
         if isinstance(error, ImportFormatError):
             raise
     if number < end:
         stopped = max(number, start)
         yield stopped, Damage("damaged Parquet: these rows do not decode", end - stopped)
+
+
+def _parts(metadata: pq.RowGroupMetaData, columns: list[str]) -> list[tuple[list[str], int]]:
+    """The columns in one or two parts, and how many rows of each may be in memory: fewer of those that could be large."""
+    worst = dict.fromkeys(columns, 1)
+    for i in range(metadata.num_columns):
+        column = metadata.column(i)
+        name = column.path_in_schema.split(".", 1)[0]
+        if name in worst:
+            whole, _, dictionary = _column_size(column)
+            worst[name] += max(whole // max(1, metadata.num_rows), dictionary)
+    wide = [name for name in columns if worst[name] > _BATCH_BYTES // _BATCH_ROWS]
+    narrow = [name for name in columns if name not in wide]
+    return [
+        (names, _batch_rows(sum(worst[name] for name in names))) for names in (narrow, wide) if names
+    ] or [([], _BATCH_ROWS)]
+
+
+def _batch_rows(worst: int) -> int:
+    """Rows that may be in memory when each may have `worst` bytes: two at least, which cost half as much as one at a time."""
+    return max(_MIN_ROWS, min(_BATCH_ROWS, _BATCH_BYTES // max(1, worst)))
+
+
+def _part_rows(
+    parquet: pq.ParquetFile, group: int, columns: list[str], batch_rows: int
+) -> Iterator[Record | Damage]:
+    batches = parquet.iter_batches(
+        batch_size=batch_rows, row_groups=[group], columns=columns, use_threads=False
+    )
+    for batch in batches:
+        yield from _rows(batch)
+
+
+def _joined(pieces: tuple[Record | Damage, ...]) -> Record | Damage:
+    """The parts of a row as one, or the damage of one of them."""
+    row: Record = {}
+    for piece in pieces:
+        if isinstance(piece, Damage):
+            return piece
+        row |= piece
+    return row
 
 
 def _rows(batch: pa.RecordBatch) -> Iterator[Record | Damage]:
