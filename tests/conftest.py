@@ -1,8 +1,15 @@
 """For all tests: no network, one thread of computation, nothing of the developer's settings."""
 
+import gc
 import os
 
 for name in [name for name in os.environ if name.startswith("DIFFEXPO_")]:
     del os.environ[name]
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+def pytest_collection_finish() -> None:
+    """What was imported and collected stays until the end: the garbage collector need not look at it again and again."""
+    gc.collect()
+    gc.freeze()

@@ -8,6 +8,7 @@ than that, which is what a full disk looks like. {"wait": pid, "block": true or 
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import resource
@@ -64,6 +65,7 @@ def wait(pid: int, block: bool) -> int | None:
 
 
 if __name__ == "__main__":
+    gc.freeze()  # children share what was imported instead of copying it when they collect
     # Answers have a descriptor of their own, so that nothing printed can mix with them.
     with os.fdopen(os.dup(1), "w") as answers:
         os.dup2(2, 1)

@@ -79,8 +79,10 @@ def _vae(channels: int, shift: float | None) -> AutoencoderKL:
     )
 
 
-def tiny_diffusion(folder: Path, *, prediction_type: str = "epsilon", seed: int = 0) -> Path:
-    """A StableDiffusionPipeline folder: latents (4, 8, 8), images 16 x 16, 16 tokens."""
+def tiny_diffusion(
+    folder: Path, *, prediction_type: str = "epsilon", seed: int = 0, levels: int = 2
+) -> Path:
+    """A StableDiffusionPipeline folder: latents (4, 8, 8), images 16 x 16, 16 tokens; `levels` of resolution, the last with attention."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         tokenizer = tiny_tokenizer()
@@ -88,9 +90,10 @@ def tiny_diffusion(folder: Path, *, prediction_type: str = "epsilon", seed: int 
             sample_size=8,
             in_channels=4,
             out_channels=4,
-            down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
-            up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
-            block_out_channels=(16, 32),
+            down_block_types=("DownBlock2D", "CrossAttnDownBlock2D")[-levels:],
+            up_block_types=("CrossAttnUpBlock2D", "UpBlock2D")[:levels],
+            mid_block_type="UNetMidBlock2DCrossAttn" if levels > 1 else None,
+            block_out_channels=(16, 32)[:levels],
             layers_per_block=1,
             norm_num_groups=8,
             cross_attention_dim=WIDTH,

@@ -74,7 +74,7 @@ def jpeg(generator: np.random.Generator, side: int) -> bytes:
 def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folder with a recipe, a model, prompts, negatives, rewards and offline pairs."""
     root = tmp_path_factory.mktemp("world")
-    model = tiny_diffusion(root / "model")
+    model = tiny_diffusion(root / "model", levels=1)
     generator = np.random.default_rng(0)
     prompts = [f"thing {index}" for index in range(9)]
     (root / "prompts.txt").write_text("\n".join(prompts) + "\n")

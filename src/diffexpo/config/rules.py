@@ -167,10 +167,14 @@ def _called(where: str, reward: RewardConfig) -> list[str]:
         problems.append(
             f"{where}.concurrency = {reward.concurrency}: only remote, vlm and python are called several times at once; remove it"
         )
-    if reward.cache is not None and not is_called and reward.type != "python":
+    if reward.cache is not None and reward.type in SELF_JUDGES:
         problems.append(
-            f"{where}.cache = {reward.cache!r}: only remote, vlm and python scores are kept. The last bits of a network's score "
-            f"depend on the images that it is computed with, and the others cost less than looking them up; remove cache"
+            f"{where}.cache = {reward.cache!r}: type {reward.type} judges latents by the model that is being trained, so no score stays "
+            "true; remove cache"
+        )
+    if reward.cache is not None and reward.type.startswith("jpeg"):
+        problems.append(
+            f"{where}.cache = {reward.cache!r}: type {reward.type} costs less than looking a score up; remove cache"
         )
     if reward.cache is not None and reward.type == "vlm" and reward.vlm.mode == "pairwise":
         problems.append(

@@ -237,8 +237,8 @@ class RewardConfig(Section):
     """Calls under way at once: requests of `remote` and `vlm` (default 8), threads in a `python` function, which must bear it
     (default 1)."""
     cache: str | None = None
-    """`remote`, `vlm` and `python`: folder in which scores are kept by picture, prompt and scorer, so that the same question is not
-    asked again, by whatever run; null keeps none. A `python` function must then score each image by itself, always alike."""
+    """Folder in which scores are kept by picture, prompt and scorer, so that the same question is not asked again, by whatever run; null
+    keeps none. Scores of networks are kept by whole batches. A `python` function must then score each image by itself, always alike."""
     service: ServiceConfig = ServiceConfig()
     """How `remote` and `vlm` call their server."""
     vlm: VlmConfig = VlmConfig()

@@ -177,7 +177,7 @@ def export_full(policy: Exportable, version: str, folder: Path) -> dict[str, obj
     settings = policy.folder.path / SETTINGS_FILE
     if settings.is_file():
         shutil.copy(settings, folder / SETTINGS_FILE)
-    report = _compare(policy, version, _pipeline_from(policy, folder), folder)
+    report = _compare(policy, version, _pipeline_from(policy, folder), folder, pipeline)
     return {
         "kind": "full",
         "version": version,
@@ -381,23 +381,26 @@ def _dtypes(policy: Exportable) -> torch.dtype | dict[str, torch.dtype]:
     return {"default": policy.dtype, **others} if others else policy.dtype
 
 
-def _compare(policy: Exportable, version: str, fresh: Pipeline, where: Path) -> dict[str, object]:
+def _compare(
+    policy: Exportable, version: str, fresh: Pipeline, where: Path, ours: Pipeline | None = None
+) -> dict[str, object]:
     """The first network call and the picture of two steps: ours with the version against the reloaded pipeline.
+
+    `ours` has the base model's other components; None: those of `fresh`, which an adapter leaves as they are on disk.
 
     Raises:
         PolicyError: they differ by more than the tolerance; the file must not be trusted.
     """
     name = denoiser_name(policy)
-    # An adapter leaves all other components as they are on disk: no need to load them twice.
-    is_lora = policy.weights.kind == "lora"
-    ours = type(fresh)(**_components(fresh, name)) if is_lora else _pipeline_from(policy, policy.folder.path)
+    if ours is None:
+        ours = type(fresh)(**_components(fresh, name))
     ours.set_progress_bar_config(disable=True)
     with torch.no_grad(), policy.weights.use(version):
         setattr(ours, name, policy.weights.network)
         forward_ours, image_ours = _draw(ours, policy)
     with torch.no_grad():
         forward_fresh, image_fresh = _draw(fresh, policy)
-    if not is_lora:
+    if policy.weights.kind == "full":
         _refuse_other_weights(policy, version, getattr(fresh, name), where)
     largest = max(1.0, float(forward_ours.abs().max()))
     forward_difference = float((forward_ours - forward_fresh).abs().max()) / largest

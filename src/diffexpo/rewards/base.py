@@ -11,7 +11,7 @@ from torch import Tensor
 
 from diffexpo.config.schema import RewardConfig
 from diffexpo.errors import ConfigError
-from diffexpo.types import Policy, Scorer
+from diffexpo.types import Policy, Reward, Scorer
 
 
 def load_rewards(
@@ -55,12 +55,30 @@ def load_rewards(
         # A type with settings reads them itself; the others are built from their name.
         from_config = getattr(REWARDS[config.type], "from_config", None)
         scorer = from_config(config, resolve, device) if from_config else REWARDS[config.type](config.name)
-        if config.cache is not None:
-            from diffexpo.rewards.cache import CachedReward
-
-            scorer = CachedReward(scorer, Path(config.cache).expanduser())
-        scorers.append(scorer)
+        scorers.append(scorer if config.cache is None else _cached(scorer, config, device))
     return scorers
+
+
+def _cached(scorer: Reward, config: RewardConfig, device: torch.device | str) -> Reward:
+    """The scorer with its cache. One that names what its scores depend on is asked image by image; a network runs here, on this device."""
+    from diffexpo.rewards.cache import CachedReward
+
+    folder = Path(config.cache).expanduser()
+    identity = getattr(scorer, "identity", None)
+    if identity is not None:
+        return CachedReward(scorer, folder, identity)
+    here = (
+        f"{torch.device(device)} of {torch.cuda.get_device_name(device)}"
+        if torch.device(device).type == "cuda"
+        else str(device)
+    )
+    facts = {"type": config.type, "version": scorer.version, "scale": scorer.scale}
+    return CachedReward(
+        scorer,
+        folder,
+        facts | {"device": here, "threads": str(torch.get_num_threads()), "torch": torch.__version__},
+        by_batch=True,
+    )
 
 
 def to_bytes(images: Tensor) -> np.ndarray:

@@ -3,6 +3,7 @@
     FOLDER/<name>-<identity>.jsonl    {"scorer": {...}} first, then {"key": ..., "score": ..., "check": ...} a line
 
     key   = sha256(picture, prompt)            the 8-bit picture that every scorer sees
+          = sha256(all keys of the batch, row)      where the last bits of a score depend on what it is computed with: networks
     check = blake2b(identity, key, score)      a line that was torn, changed or copied from another scorer does not pass
 
 One file holds the scores of one identity: type, version, unit and settings of a scorer. Another version has another file. Lines
@@ -22,7 +23,6 @@ import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 import torch
@@ -35,31 +35,30 @@ from diffexpo.types import Reward
 _log = logging.getLogger("diffexpo")
 
 
-class Cacheable(Reward, Protocol):
-    """A scorer whose score of an image depends on picture, prompt and `identity` alone."""
-
-    @property
-    def identity(self) -> Mapping[str, str]: ...
-
-
 class CachedReward:
     """A scorer that is asked only for what is not in its cache. Scores are those of the scorer, bit for bit.
 
     Args:
         reward: The scorer.
         folder: Where scores are kept; made if need be.
+        identity: What a score depends on besides picture and prompt.
+        by_batch: The scorer is a network here, whose last bits depend on the images that it gets together: a batch is known as a whole or
+            not at all. False: each image is scored by itself, and known by itself.
     Raises:
         StoreError: the folder cannot be used.
     """
 
-    def __init__(self, reward: Cacheable, folder: Path) -> None:
+    def __init__(
+        self, reward: Reward, folder: Path, identity: Mapping[str, str], *, by_batch: bool = False
+    ) -> None:
         self.name = reward.name
         self.version = reward.version
         self.scale = reward.scale
         self.reward = reward
         self.num_hits = 0
         self.num_misses = 0
-        self.cache = ScoreCache(folder, reward.name, reward.identity)
+        self.cache = ScoreCache(folder, reward.name, identity)
+        self._by_batch = by_batch
 
     def score(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
         """Scores (B,) of images (B,3,H,W) in [0,1] for their prompts, NaN where none was obtained.
@@ -72,7 +71,11 @@ class CachedReward:
             raise RewardError(f"reward {self.name!r}: {len(images)} images but {len(prompts)} prompts")
         pictures = zip(to_bytes(images), prompts, strict=True)
         keys = [picture_key(picture, prompt) for picture, prompt in pictures]
+        if self._by_batch:
+            keys = batch_keys(keys)
         known = self.cache.find(keys)
+        if self._by_batch and len(known) < len(keys):
+            known = {}
         num_hits = sum(key in known for key in keys)
         # The same question twice in a batch is asked once.
         rows = list({key: row for row, key in reversed(list(enumerate(keys))) if key not in known}.values())
@@ -209,3 +212,9 @@ def picture_key(picture: np.ndarray, prompt: str) -> str:
     digest.update(np.ascontiguousarray(picture).data)
     digest.update(prompt.encode("utf-8", "surrogatepass"))
     return digest.hexdigest()
+
+
+def batch_keys(keys: Sequence[str]) -> list[str]:
+    """Names of the rows of a batch, of which each depends on all keys and their order."""
+    batch = hashlib.sha256("\n".join(keys).encode()).hexdigest()
+    return [hashlib.sha256(f"{batch} {row}".encode()).hexdigest() for row in range(len(keys))]

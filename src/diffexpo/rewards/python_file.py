@@ -38,11 +38,10 @@ class BlameCode:
         if not isinstance(error, Exception) or isinstance(error, DiffexpoError):
             return False
         line = ""
-        while trace is not None:
-            line, trace = (
-                f" (line {trace.tb_lineno} of {Path(trace.tb_frame.f_code.co_filename).name})",
-                trace.tb_next,
-            )
+        # a syntax error names its line itself; the frames are those of whoever reads the file
+        while trace is not None and not isinstance(error, SyntaxError):
+            line = f" (line {trace.tb_lineno} of {Path(trace.tb_frame.f_code.co_filename).name})"
+            trace = trace.tb_next
         raise RewardError(
             f"{self.where} raised {type(error).__name__}: {error}{line}; {self.advice}"
         ) from error

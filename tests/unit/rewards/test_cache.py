@@ -17,6 +17,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from diffexpo.build.aliases import resolve
 from diffexpo.config.load import load_config
 from diffexpo.config.schema import RewardConfig, ServiceConfig
 from diffexpo.errors import ConfigError, StoreError
@@ -54,7 +55,7 @@ class Counting:
 def scored(folder: Path, images: Tensor = IMAGES, prompts: Sequence[str] = PROMPTS, version: str = "1"):
     """(scores, what was asked, hits) of a scorer with a cache."""
     judge = Counting(version)
-    cached = CachedReward(judge, folder)
+    cached = CachedReward(judge, folder, judge.identity)
     return score_images([cached], images, prompts)["judge"], judge.asked, cached.num_hits
 
 
@@ -257,11 +258,53 @@ def test_two_functions_of_one_file_keep_their_scores_apart(tmp_path: Path) -> No
             assert judge.score(IMAGES, PROMPTS).tolist() == [expected] * 6
 
 
+def network(folder: Path) -> CachedReward:
+    config = RewardConfig(name="judge", type="clip", path="emoji:judge_train", cache=str(folder))
+    (judge,) = load_rewards([config], resolve, "cpu")
+    assert isinstance(judge, CachedReward)
+    return judge
+
+
+def test_a_network_knows_a_batch_as_a_whole_and_gives_its_bits(tmp_path: Path) -> None:
+    images, prompts = torch.rand(6, 3, 64, 64, generator=torch.Generator().manual_seed(1)), ["a red cat"] * 6
+    first = network(tmp_path)
+    plain = first.reward.score(images, prompts)
+    half = first.reward.score(images[:3], prompts[:3])
+    assert torch.equal(first.score(images, prompts), plain) and first.num_misses == 6
+    again = network(tmp_path)
+    again.reward.score = lambda *_: pytest.fail("asked again")
+    assert torch.equal(again.score(images, prompts), plain) and (again.num_hits, again.num_misses) == (6, 0)
+    # the same pictures in other company are another question
+    other = network(tmp_path)
+    assert torch.equal(other.score(images[:3], prompts[:3]), half) and other.num_hits == 0
+    assert torch.equal(other.score(images.flip(0), prompts), other.reward.score(images.flip(0), prompts))
+    assert (other.num_hits, other.num_misses) == (0, 9)
+
+
+def test_a_batch_that_was_kept_in_part_is_scored_as_a_whole(tmp_path: Path) -> None:
+    images, prompts = IMAGES[:4].repeat(1, 1, 8, 8), ["a", "b", "c", "d"]
+    first = network(tmp_path)
+    plain = first.score(images, prompts)
+    file = only_file(tmp_path)
+    file.write_bytes(b"".join(file.read_bytes().splitlines(keepends=True)[:-1]))
+    again = network(tmp_path)
+    assert torch.equal(again.score(images, prompts), plain) and (again.num_hits, again.num_misses) == (0, 4)
+    assert network(tmp_path).cache.find([]) == {} and len(network(tmp_path).cache) == 4
+
+
+def test_the_device_and_its_threads_are_part_of_a_networks_identity(tmp_path: Path) -> None:
+    threads = torch.get_num_threads()
+    network(tmp_path).score(IMAGES[:2].repeat(1, 1, 8, 8), ["a", "b"])
+    record = json.loads(only_file(tmp_path).read_text().splitlines()[0])["scorer"]
+    assert record["device"] == "cpu" and record["threads"] == str(threads) and record["torch"] == torch.__version__
+    assert set(record) == {"type", "version", "scale", "device", "threads", "torch"}
+
+
 @pytest.mark.parametrize(
     ("reward", "message"),
     [
-        ("{name: x, type: clip, path: 'emoji:judge_train', cache: kept}", "last bits of a network's score"),
-        ("{name: x, type: jpeg_compressibility, cache: kept}", "only remote, vlm and python"),
+        ("{name: x, type: denoising, cache: kept}", "no score stays true"),
+        ("{name: x, type: jpeg_compressibility, cache: kept}", "costs less than looking a score up"),
         (
             "{name: x, type: vlm, path: 'http://h/v1', vlm: {mode: pairwise}, cache: kept}",
             "share of wins depends",
@@ -277,5 +320,5 @@ def test_scores_that_may_not_be_kept_are_refused_before_the_run(reward: str, mes
 def test_a_folder_that_cannot_be_used_is_said(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
     with pytest.raises(StoreError, match="score cache .* cannot be used"):
-        CachedReward(Counting(), tmp_path / "file")
+        CachedReward(Counting(), tmp_path / "file", IDENTITY)
     assert to_bytes(IMAGES).dtype == np.uint8

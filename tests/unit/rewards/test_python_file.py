@@ -104,8 +104,8 @@ def test_wrong_paths_are_explained(file: Path, tmp_path: Path) -> None:
 
 def test_file_that_does_not_run_is_explained(tmp_path: Path) -> None:
     for text, error in (
-        ("def f(:\n", "SyntaxError"),
-        ("import no_such_module_here\n", "ModuleNotFoundError"),
+        ("x = 1\ndef f(:\n", r"SyntaxError: .*\(bad.py, line 2\); correct"),
+        ("x = 1\nimport no_such_module_here\n", r"ModuleNotFoundError: .*\(line 2 of bad.py\); correct"),
     ):
         (tmp_path / "bad.py").write_text(text)
         refuse(f"{tmp_path / 'bad.py'}:f", RewardError, f"importing .*bad.py raised {error}")
