@@ -18,9 +18,10 @@ READY := $(VENV)/.installed
 run: $(READY)
 	@$(VENV)/bin/diffexpo run $(RECIPE) $(ARGS)
 
-# Each worker computes with one thread, so that as many tests run at once as there are cores (at most 4: memory).
+# Each worker computes with one thread, so that as many tests run at once as there are cores (at most 4: memory). The many processes that
+# tests start share what Python has compiled, also where the environment says otherwise.
 test: $(READY)
-	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -q -n logical --maxprocesses 4 --dist loadfile $(ARGS)
+	OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE= $(VENV)/bin/python -m pytest -q -n logical --maxprocesses 4 --dist loadfile $(ARGS)
 
 bench: $(READY)
 	@set -e; for script in benchmarks/*.py; do echo "== $$script"; $(VENV)/bin/python "$$script" $(ARGS); done

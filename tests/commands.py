@@ -66,11 +66,14 @@ class Server:
         assert answer, "the fork server ended"
         return json.loads(answer)
 
-    def start(self, arguments: list[str], extra: Mapping[str, str], limit: int | None) -> Command:
+    def start(
+        self, arguments: list[str], extra: Mapping[str, str], limit: int | None, module: str | None
+    ) -> Command:
         number = next(self._numbers)
         out, err = (Path(self._folder.name) / f"{number}.{kind}" for kind in ("out", "err"))
         request = {
             "start": arguments,
+            "module": module,
             "cwd": self._folder.name,
             "out": str(out),
             "err": str(err),
@@ -123,9 +126,11 @@ def server() -> Server:
     return made
 
 
-def start(*arguments: str | Path, limit: int | None = None, **extra: str) -> Command:
-    """`diffexpo ARGUMENTS`, with `extra` in its environment and no file longer than `limit` bytes."""
-    return server().start([str(argument) for argument in arguments], extra, limit)
+def start(
+    *arguments: str | Path, limit: int | None = None, module: str | None = None, **extra: str
+) -> Command:
+    """`diffexpo ARGUMENTS`, or `python -m MODULE ARGUMENTS`, with `extra` in its environment and no file longer than `limit` bytes."""
+    return server().start([str(argument) for argument in arguments], extra, limit, module)
 
 
 def command(*arguments: str | Path, limit: int | None = None, arm: str | None = None) -> Done:
@@ -162,44 +167,21 @@ def kill_when(
 
 def in_two_processes(*arguments: str | Path) -> None:
     """The command in two processes that know each other as torchrun's do; both must succeed."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    ranks = [
-        start(
-            *arguments, RANK=rank, LOCAL_RANK=rank, WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", MASTER_PORT=port
-        )
-        for rank in ("0", "1")
-    ]
-    for done in [running.wait() for running in ranks]:
+    for done in two_processes(*arguments):
         assert done.code == 0, done.out[-3000:] + done.err[-3000:]
 
 
 def module_in_two_processes(module: str, folder: Path) -> None:
-    """`python -m module folder` as two ranks on this machine, one thread each; both must end well."""
+    """`python -m module folder` as two ranks on this machine; both must end well."""
+    for done in two_processes(folder, module=module):
+        assert done.code == 0, done.out[-3000:] + done.err[-3000:]
+
+
+def two_processes(*arguments: str | Path, module: str | None = None) -> list[Done]:
+    """A command or module in two processes as a launcher starts them, and how each ended, by rank."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    shared = {
-        "WORLD_SIZE": "2",
-        "LOCAL_WORLD_SIZE": "2",
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port),
-        "OMP_NUM_THREADS": "1",
-    }
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-m", module, str(folder)],
-            cwd=ROOT,
-            env=os.environ | shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(2)
-    ]
-    try:
-        errors = [process.communicate(timeout=280)[1] for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
-    assert [process.returncode for process in processes] == [0, 0], "\n".join(errors)
+        port = str(free.getsockname()[1])
+    shared = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    ranks = [start(*arguments, module=module, RANK=rank, LOCAL_RANK=rank, **shared) for rank in ("0", "1")]
+    return [running.wait() for running in ranks]

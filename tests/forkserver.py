@@ -1,9 +1,9 @@
 """Runs the command line in forked children of one process that has imported everything: a real process each, in a session of its
 own, without paying for the imports again.
 
-Reads one JSON object a line and answers each with one. {"start": [argument, ...], "cwd": folder, "out": file, "err": file,
-"environment": {name: value}, "limit": bytes or null} answers {"pid": number}; with a limit the child may not write a file longer
-than that, which is what a full disk looks like. {"wait": pid, "block": true or false} answers {"code": exit code, or null while it runs}.
+Reads one JSON object a line and answers each with one. {"start": [argument, ...], "module": name or null, "cwd": folder, "out": file,
+"err": file, "environment": {name: value}, "limit": bytes or null} answers {"pid": number}; with a module the child is
+`python -W error -m module ARGUMENTS` instead; with a limit it may not write a file longer than that, which is what a full disk looks like. {"wait": pid, "block": true or false} answers {"code": exit code, or null while it runs}.
 """
 
 from __future__ import annotations
@@ -12,8 +12,11 @@ import gc
 import json
 import os
 import resource
+import runpy
 import signal
 import sys
+import traceback
+import warnings
 
 import diffexpo.build.actions
 import diffexpo.build.runs
@@ -34,13 +37,20 @@ def child(request: dict) -> int:
         (2, request["err"], os.O_WRONLY | os.O_CREAT),
     ):
         os.dup2(os.open(name, flags, 0o644), number)
-    sys.argv = ["diffexpo", *request["start"]]
+    sys.argv = [request["module"] or "diffexpo", *request["start"]]
     if request["limit"] is not None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (request["limit"], resource.RLIM_INFINITY))
     try:
-        main(request["start"])
+        if request["module"] is None:
+            main(request["start"])
+        else:
+            warnings.simplefilter("error")
+            runpy.run_module(request["module"], run_name="__main__", alter_sys=True)
     except SystemExit as stop:
         return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
+    except Exception:  # noqa: BLE001 - whatever it is, the test shall see it
+        traceback.print_exc()
+        return 1
     return 0
 
 

@@ -6,6 +6,7 @@ data are absent becomes a sentence that says why, and one that the run's method 
 
 from __future__ import annotations
 
+import functools
 import html
 import io
 import re
@@ -16,7 +17,7 @@ from pathlib import Path
 
 import matplotlib
 import numpy as np
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -27,6 +28,8 @@ from diffexpo.evaluation.page import count, page_values, pairing_rows, seconds
 from diffexpo.evaluation.records import RunRecord, load_run, series
 from diffexpo.evaluation.summary import BASELINE, Estimate, Summary, summarise
 from diffexpo.evaluation.verdict import digits, percent, signed, small
+
+HERE = Path(__file__).parent
 
 CARD = "#fefdfc"
 TEXT, LINE, BLUE, ORANGE, GREEN, RED, GREY = (
@@ -93,9 +96,27 @@ def write_report(run_dir: Path) -> Path:
     run_dir = Path(run_dir)
     record = load_run(run_dir)
     summary = summarise(record)
-    here = Path(__file__).parent
+    page = _template().render(
+        page_values(record, summary),
+        style=Markup((HERE / "report.css").read_text(encoding="utf-8")),
+        figures={
+            name: _draw(name, figure, record, summary)
+            for name, figure in FIGURES.items()
+            if _has(name, record, summary)
+        },
+    )
+    path = run_dir / "report.html"
+    temporary = run_dir / "report.html.tmp"
+    temporary.write_text(page, encoding="utf-8")
+    temporary.replace(path)
+    return path
+
+
+@functools.cache
+def _template() -> Template:
+    """The page, compiled once a process."""
     environment = Environment(
-        loader=FileSystemLoader(here),
+        loader=FileSystemLoader(HERE),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
@@ -109,20 +130,7 @@ def write_report(run_dir: Path) -> Path:
         "count": count,
         "seconds": seconds,
     }
-    page = environment.get_template("report.html.j2").render(
-        page_values(record, summary),
-        style=Markup((here / "report.css").read_text(encoding="utf-8")),
-        figures={
-            name: _draw(name, figure, record, summary)
-            for name, figure in FIGURES.items()
-            if _has(name, record, summary)
-        },
-    )
-    path = run_dir / "report.html"
-    temporary = run_dir / "report.html.tmp"
-    temporary.write_text(page, encoding="utf-8")
-    temporary.replace(path)
-    return path
+    return environment.get_template("report.html.j2")
 
 
 # ---- figures ---------------------------------------------------------------------------------------------------------

@@ -224,6 +224,7 @@ class LoraWeightSets:
             layer.lora_B[adapter].float()
         self._adapters[name] = adapter
         self.network.eval()
+        self._freeze()
         self._activate(self._active)
 
     def _remove(self, name: str) -> None:
@@ -232,17 +233,24 @@ class LoraWeightSets:
             for layer in self._layers.values():
                 layer.delete_adapter(adapter)
             self.network.peft_config.pop(adapter)
+            self._freeze()
             self._activate(self._active)
+
+    def _freeze(self) -> None:
+        """Only "current" is trainable, whatever version runs: a backward through an earlier forward still reaches it."""
+        for layer in self._layers.values():
+            layer.set_adapter([], inference_mode=True)
+        if CURRENT in self._adapters:
+            for parameter in self._parameters(CURRENT).values():
+                parameter.requires_grad_(True)
 
     def _activate(self, running: _Running) -> None:
         self._put_back()
         adapter = None if running.folded is not None else self._adapters[running.name]
+        active = [] if adapter is None else [adapter]
         for layer in self._layers.values():
-            layer.set_adapter([] if adapter is None else [adapter], inference_mode=True)
-        # "current" stays trainable while another version runs, so that a backward through an earlier forward
-        # still reaches it.
-        for parameter in self._parameters(CURRENT).values():
-            parameter.requires_grad_(True)
+            # What `set_adapter` ends with. All of it walks through every factor of every version, and versions change in each step.
+            layer._active_adapter = active
         self._active = running
         if running.folded is not None:
             self._put_in(running.folded)

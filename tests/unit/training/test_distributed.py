@@ -1,9 +1,5 @@
 """Two processes do what one does."""
 
-import os
-import socket
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -13,41 +9,19 @@ from diffexpo.errors import ConfigError
 from diffexpo.training.checkpoint import load_latest, read_tensors
 from diffexpo.training.distributed import World, start_world, stop_world
 from diffexpo.training.metrics import read_metrics
+from tests.commands import two_processes
 
 from .test_engine import assert_close, lines, train
 from .tiny import TinyLoader
-
-ROOT = Path(__file__).parents[3]
 
 
 def run_processes(
     folder: Path, *, contrast: int = 0, stop_rank: int = -1, start: float = 0.0
 ) -> list[tuple[int, str]]:
     """Two processes as a launcher starts them: (exit code, stderr) by rank."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
     folder.mkdir(exist_ok=True)
-    command = [sys.executable, "-W", "error", "-m", "tests.unit.training.tiny"]
-    command += [str(folder), str(contrast), str(stop_rank), str(start)]
-    shared = {
-        "WORLD_SIZE": "2",
-        "LOCAL_WORLD_SIZE": "2",
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port),
-    }
-    processes = [
-        subprocess.Popen(
-            command,
-            cwd=ROOT,
-            env=os.environ | shared | {"RANK": str(rank), "LOCAL_RANK": str(rank), "OMP_NUM_THREADS": "1"},
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(2)
-    ]
-    errors = [process.communicate(timeout=120)[1] for process in processes]
-    return [(process.returncode, error) for process, error in zip(processes, errors, strict=True)]
+    done = two_processes(folder, str(contrast), str(stop_rank), str(start), module="tests.unit.training.tiny")
+    return [(rank.code, rank.err) for rank in done]
 
 
 def test_two_processes_end_with_the_weights_and_metrics_of_one(tmp_path: Path) -> None:

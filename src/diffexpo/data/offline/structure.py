@@ -16,10 +16,12 @@ from diffexpo.errors import ImportFormatError
 
 MAX_BUFFERED_PIXELS = 16 * 1024 * 1024
 MAX_SCANS = 100
+MAX_SEGMENTS = 100_000
 _JPEG = b"\xff\xd8"
 _PNG = b"\x89PNG\r\n\x1a\n"
-# JPEG markers: the frames that libjpeg decodes (baseline, extended, progressive), marks without a body, and what stands where.
-_FRAMES, _PROGRESSIVE = frozenset((0xC0, 0xC1, 0xC2)), 0xC2
+# JPEG markers: the frames that libjpeg decodes (baseline, extended, progressive, the latter two also with arithmetic coding), marks
+# without a body, and what stands where.
+_FRAMES, _PROGRESSIVE = frozenset((0xC0, 0xC1, 0xC2, 0xC9, 0xCA)), frozenset((0xC2, 0xCA))
 _HUFFMAN, _SCAN, _END = 0xC4, 0xDA, 0xD9
 _ALONE = frozenset((0x01, *range(0xD0, 0xD8), _END))
 _TABLES = frozenset((_HUFFMAN, 0xCC, 0xDB, 0xDD, *range(0xE0, 0xF0), 0xFE))
@@ -29,7 +31,8 @@ _SAMPLINGS = frozenset(16 * across + down for across in range(1, 5) for down in 
 _TABLE_NUMBERS = frozenset(range(4))
 _SCAN_MARK = b"\xff\xda"
 _SHORT_HEADER = 2048
-# Within compressed pixels 0xFF is followed by zero or by a restart mark; any other mark ends them.
+# A mark begins with one 0xFF or more. Within compressed pixels 0xFF is followed by zero or by a restart mark; any other mark ends them.
+_LEAD = re.compile(rb"\xff+")
 _NEXT_MARK = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]")
 _PNG_DEPTHS = {0: (1, 2, 4, 8, 16), 2: (8, 16), 3: (1, 2, 4, 8), 4: (8, 16), 6: (8, 16)}
 _NO_IMAGE = "not an image"
@@ -95,19 +98,21 @@ def _first_pixels(data: bytes) -> int:
 
 
 def _read_header(data: bytes) -> int:
-    place, kind, has_frame = 2, 0, False
-    while kind != _SCAN:
+    place, has_frame = 2, False
+    for _ in range(MAX_SEGMENTS):
         kind, start, place = _segment(data, place, _NO_IMAGE)
         if kind in _FRAMES and not has_frame:
-            _check_frame(data[start:place], is_baseline=kind != _PROGRESSIVE)
+            _check_frame(data[start:place], is_baseline=kind not in _PROGRESSIVE)
             has_frame = True
         elif kind in _CHECKS:
             _CHECKS[kind](data[start:place])
         elif kind in _NOT_IN_HEADER:
             raise ImportFormatError(_NO_IMAGE)
-    if not has_frame:
-        raise ImportFormatError(_DAMAGED)
-    return place
+        if kind == _SCAN and has_frame:
+            return place
+        if kind == _SCAN:
+            break
+    raise ImportFormatError(_DAMAGED)
 
 
 _read_short_header = lru_cache(256)(_read_header)
@@ -119,29 +124,31 @@ def _behind_scan(data: bytes, place: int) -> tuple[int, int]:
     mark = _NEXT_MARK.search(data, place)
     if mark is None:
         raise ImportFormatError(_DAMAGED)
-    kind, place = 0, mark.start()
-    while kind not in (_SCAN, _END):
+    place = mark.start()
+    for _ in range(MAX_SEGMENTS):
         kind, start, place = _segment(data, place, _DAMAGED)
         if kind not in _BEHIND_SCAN:
-            raise ImportFormatError(_DAMAGED)
+            break
         if kind in _CHECKS:
             _CHECKS[kind](data[start:place])
-    return kind, place
+        if kind in (_SCAN, _END):
+            return kind, place
+    raise ImportFormatError(_DAMAGED)
 
 
 def _segment(data: bytes, place: int, reason: str) -> tuple[int, int, int]:
-    """(marker, start of its body, end) of the segment at `place`, behind the 0xFF that may fill up the space before it."""
-    while data[place : place + 2] == b"\xff\xff":
-        place += 1
-    if data[place : place + 1] != b"\xff" or place + 2 > len(data):
+    """(marker, start of its body, end) of the segment at `place`."""
+    lead = _LEAD.match(data, place)
+    if lead is None or lead.end() == len(data):
         raise ImportFormatError(reason)
-    kind, start = data[place + 1], place + 4
+    place = lead.end() + 1
+    kind = data[place - 1]
     if kind in _ALONE:
-        return kind, place + 2, place + 2
-    end = place + 2 + int.from_bytes(data[place + 2 : start], "big")
-    if end < start or end > len(data):
+        return kind, place, place
+    end = place + int.from_bytes(data[place : place + 2], "big")
+    if end < place + 2 or end > len(data):
         raise ImportFormatError(reason)
-    return kind, start, end
+    return kind, place + 2, end
 
 
 def _check_frame(body: bytes, *, is_baseline: bool) -> None:
@@ -200,7 +207,9 @@ _CHECKS = {_HUFFMAN: _check_huffman, _SCAN: _check_scan}
 def _check_png(data: bytes) -> None:
     place, has_pixels = len(_PNG), False
     _check_png_header(data[place : place + 25])
-    while place + 12 <= len(data):
+    for _ in range(MAX_SEGMENTS):
+        if place + 12 > len(data):
+            break
         end = place + 12 + int.from_bytes(data[place : place + 4], "big")
         # a view: the chunk may be the whole file
         if end > len(data) or zlib.crc32(memoryview(data)[place + 4 : end - 4]) != int.from_bytes(
