@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import runpy
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import get_args
 
 import numpy as np
@@ -16,7 +19,9 @@ from diffexpo.config.schema import RewardConfig
 from diffexpo.config.scorers import SCORERS
 from diffexpo.errors import ConfigError, DataError, MissingError, RewardError
 from diffexpo.rewards import REWARDS
+from tests.tiny import tiny_judge
 
+EXAMPLE = Path(__file__).parents[3] / "examples" / "official_scores.py"
 SCORER_FILE = """
 import torch
 def bright(images, prompts):
@@ -117,6 +122,44 @@ def test_scores_are_written_and_compared(
     assert call(capsys, *arguments, "--against", str(file), "--tolerance", "0.2")[0] == 0
     reports = json.loads(call(capsys, *arguments, "--json")[1])
     assert len(reports[0]["scores"]) == 16
+
+
+def official_scores(monkeypatch: pytest.MonkeyPatch, *arguments: str | Path) -> None:
+    """`python examples/official_scores.py ARGUMENTS`"""
+    monkeypatch.setattr(sys, "argv", ["official_scores.py", *map(str, arguments)])
+    runpy.run_path(str(EXAMPLE), run_name="__main__")
+
+
+def test_scores_of_the_model_cards_code_are_a_reference(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    judge, other = str(tiny_judge(tmp_path / "judge")), str(tiny_judge(tmp_path / "other", seed=1))
+    verify("pickscore", path=judge, base=judge, pictures=tmp_path / "pictures")
+    for weights, expected in ((judge, "ok"), (other, "fail")):
+        out = tmp_path / "official.json"
+        official_scores(monkeypatch, "pickscore", tmp_path / "pictures", out, "--path", weights, "--base", judge)
+        (report,) = verify("pickscore", path=judge, base=judge, against=out, tolerance=1e-4)
+        assert [check.state for check in report.checks if "against" in check.what] == [expected]
+
+
+def test_packages_are_called_as_they_say(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def hps_score(file: str, prompt: str, *, hps_version: str) -> list[float]:
+        asked.append((Path(file).is_file(), hps_version))
+        return [len(prompt) / 100]
+
+    reward = SimpleNamespace(score=lambda prompt, file: -float(len(prompt)))
+    monkeypatch.setitem(sys.modules, "hpsv2", SimpleNamespace(score=hps_score))
+    monkeypatch.setitem(sys.modules, "ImageReward", SimpleNamespace(load=lambda name: reward))
+    shown, _ = verify_pictures()
+    verify("jpeg_compressibility", pictures=tmp_path)
+    for kind, sign in (("hpsv2.1", 1), ("imagereward", -1)):
+        official_scores(monkeypatch, kind, tmp_path, tmp_path / "official.json")
+        (scorer,) = json.loads((tmp_path / "official.json").read_text())["scorers"]
+        assert scorer["type"] == kind
+        assert scorer["scores"] == pytest.approx({each.name: sign * len(each.prompt) for each in shown})
+    assert asked == [(True, "v2.1")] * len(shown)
 
 
 def test_what_cannot_be_compared_is_named(scorers: Path, tmp_path: Path) -> None:
