@@ -67,11 +67,8 @@ def _cached(scorer: Reward, config: RewardConfig, device: torch.device | str) ->
     identity = getattr(scorer, "identity", None)
     if identity is not None:
         return CachedReward(scorer, folder, identity)
-    here = (
-        f"{torch.device(device)} of {torch.cuda.get_device_name(device)}"
-        if torch.device(device).type == "cuda"
-        else str(device)
-    )
+    kind = torch.device(device).type  # not which of several: alike, they give the same bits
+    here = f"{kind} {torch.cuda.get_device_name(device)}" if kind == "cuda" else kind
     facts = {"type": config.type, "version": scorer.version, "scale": scorer.scale}
     return CachedReward(
         scorer,

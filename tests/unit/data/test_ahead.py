@@ -11,7 +11,7 @@ import pytest
 
 from diffexpo.data.offline import ahead
 from diffexpo.data.offline.ahead import MAX_BEHIND, Behind, map_ahead
-from diffexpo.data.offline.base import verify_picture
+from diffexpo.data.offline.base import verify_picture, whole_picture
 from diffexpo.errors import ImportFormatError
 
 from .conftest import jpeg
@@ -80,6 +80,22 @@ def test_threads_that_verify_pictures_leave_the_warnings_as_they_were() -> None:
     before = list(warnings.filters)
     list(map_ahead(lambda data: verify_picture(data), iter([jpeg(n) for n in range(100)]), len, threads=4))
     assert warnings.filters == before
+
+
+def test_threads_that_use_whole_pictures_leave_the_warnings_and_errors_as_they_were() -> None:
+    before = list(warnings.filters)
+
+    def side(data: bytes) -> int:
+        with whole_picture(data) as picture:
+            return picture.width
+
+    assert set(map_ahead(side, iter([jpeg(n) for n in range(100)]), len, threads=4)) == {side(jpeg(0))}
+    assert warnings.filters == before
+    # An error of the one who uses a picture is no damage of the picture.
+    with pytest.raises(ZeroDivisionError), whole_picture(jpeg(0)):
+        raise ZeroDivisionError
+    with pytest.raises(ImportFormatError, match="truncated"), whole_picture(jpeg(0)[:-30]):
+        pytest.fail("it is not whole")
 
 
 def test_jobs_behind_are_done_in_order_and_all() -> None:

@@ -18,7 +18,7 @@ import stat
 import threading
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from types import TracebackType
@@ -456,10 +456,13 @@ def whole_picture(data: bytes) -> Iterator[Image.Image]:
     """`decode_image` within the limits of `verify_picture`; while a thread uses a large picture, no other decodes one.
 
     Raises:
-        ImportFormatError: the reasons of `verify_picture`.
+        ImportFormatError: the reasons of `verify_picture`. What goes wrong in the block is no damage and passes as it is.
     """
-    with _opened(data) as image, _one_if_large(image):
-        yield decode_image(data)
+    with ExitStack() as turn:
+        with _opened(data) as image:
+            turn.enter_context(_one_if_large(image))
+            picture = decode_image(data)
+        yield picture
 
 
 class _Quiet:

@@ -55,8 +55,8 @@ def rewrite_pairs(
         folder: Where the shards go; made if need be.
         format: A key of `OFFLINE`, or "auto".
         limit, seed: At most this many pairs, chosen by key.
-        check: As in `read_votes`; "structure" goes as fast as the disk, and of damage within compressed pixels finds about as much as
-            decoding does (see `check_structure`). The run that encodes the pictures finds what is left.
+        check: As in `read_votes`; "structure" takes a fraction of the time, and finds about as much damage as decoding does (see
+            `check_structure`). The run that encodes the pictures finds what is left.
         shard_pairs: Pairs a shard.
         tick: Called with the pairs of each shard that was filled; it is written while the next is read.
     Returns:
