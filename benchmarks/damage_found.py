@@ -2,8 +2,9 @@
 
     .venv/bin/python benchmarks/damage_found.py
 
-Damages JPEG and PNG files, 1,000 of each kind, the way disks, downloads and programs do, and gives each to both checks of
-`diffexpo data import --check`. No undamaged file may be refused. The result is written to benchmarks/results/damage_found.json.
+Damages JPEG and PNG files, 1,000 of each kind, the way disks, downloads and programs do, and gives each to
+both checks of `diffexpo data import --check`. No undamaged file may be refused. The result is written to
+benchmarks/results/damage_found.json.
 """
 
 from __future__ import annotations

@@ -1,22 +1,26 @@
-"""DDPO against reward-weighted regression on JPEG file size, at equal reward queries: the DDPO paper's comparison at small scale.
+"""DDPO against reward-weighted regression on JPEG file size, at equal reward queries: the DDPO paper's
+comparison at small scale.
 
     .venv/bin/python benchmarks/ddpo_rwr.py                       # 33 runs of about two minutes
     .venv/bin/python benchmarks/ddpo_rwr.py --arms ddpo rwr --seeds 0 --tasks compressibility
 
-Every run starts from the embedded diffusion model and scores 576 pictures: 24 animals (`emoji:animals`) x 4 images x 6 collections,
-drawn with the same sampler; a picture's reward is its JPEG size in kB at quality 95, negative for compressibility. The curves show the
-mean reward of each collection against the first, drawn by the base. In the end the model draws 94 held-out prompts
-(`emoji:heldout-animals`), the same with the same noise as the base; the table shows the change of the reward there.
+Every run starts from the embedded diffusion model and scores 576 pictures: 24 animals (`emoji:animals`) x 4
+images x 6 collections, drawn with the same sampler; a picture's reward is its JPEG size in kB at quality 95,
+negative for compressibility. The curves show the mean reward of each collection against the first, drawn by
+the base. In the end the model draws 94 held-out prompts (`emoji:heldout-animals`), the same with the same
+noise as the base; the table shows the change of the reward there.
 
-Arms: `ddpo` (importance sampling, four updates a collection), `ddpo_sf` (score function, one update), `rwr` (exponential) and
-`rwr_sparse` (the best of a prompt's four). On compressibility also a control, `rwr_uniform`, whose weights are all 1: it learns from its
-own pictures whatever their reward; and two ablations: `ddpo_no_tracking` compares with the whole batch instead of the prompt's own
-past rewards, `ddpo_8_updates` takes eight updates a collection (one update of `ddpo` is `ddpo_sf`: on the first pass their gradients are
-the same). Learning rates are the better of two for each
-family on compressibility with seed 9 and 768 queries: RWR 3e-5 (+0.86 kB) over 1e-4 (+0.71), DDPO 3e-4 (+0.39) over 1e-4 (+0.26). Both
-choices lie at the edge of what was tried, so neither is known to be the best.
+Arms: `ddpo` (importance sampling, four updates a collection), `ddpo_sf` (score function, one update), `rwr`
+(exponential) and `rwr_sparse` (the best of a prompt's four). On compressibility also a control,
+`rwr_uniform`, whose weights are all 1: it learns from its own pictures whatever their reward; and two
+ablations: `ddpo_no_tracking` compares with the whole batch instead of the prompt's own past rewards,
+`ddpo_8_updates` takes eight updates a collection (one update of `ddpo` is `ddpo_sf`: on the first pass their
+gradients are the same). Learning rates are the better of two for each family on compressibility with seed 9
+and 768 queries: RWR 3e-5 (+0.86 kB) over 1e-4 (+0.71), DDPO 3e-4 (+0.39) over 1e-4 (+0.26). Both choices lie
+at the edge of what was tried, so neither is known to be the best.
 
-Finished runs in --runs are read, others resumed. Written to benchmarks/results/ddpo_rwr.json and docs/images/ddpo_rwr.png.
+Finished runs in --runs are read, others resumed. Written to benchmarks/results/ddpo_rwr.json and
+docs/images/ddpo_rwr.png.
 """
 
 from __future__ import annotations
@@ -63,7 +67,8 @@ UPDATES = {
     4: ("training.steps=4", "training.batch_size=96"),
 }
 UPDATES[8] = ("training.steps=8", "training.batch_size=96")
-# Iteration 1 of this loop trains nothing: it draws with the base. Its one agent draws twice `images_per_prompt`.
+# Iteration 1 of this loop trains nothing: it draws with the base. Its one agent draws twice
+# `images_per_prompt`.
 RWR = (
     f"explore.iterations={COLLECTIONS + 1}",
     f"explore.images_per_prompt={IMAGES // 2}",
@@ -110,7 +115,8 @@ def is_finished(folder: Path) -> bool:
 
 
 def read_arm(task: str, folder: Path) -> dict[str, object]:
-    """Reward of the collections by reward queries spent before them, change on held-out prompts, and what it cost."""
+    """Reward of the collections by reward queries spent before them, change on held-out prompts, and what it
+    cost."""
     run = load_run(folder)
     base = run.suites["base"]
     rows = base.scored
@@ -138,7 +144,8 @@ def table(results: dict[str, dict[str, dict[str, dict[str, object]]]]) -> str:
     """Markdown: mean over seeds of the change in kB, every seed, KL, held-out judge, network evaluations."""
     lines = [
         (
-            "| task | arm | held-out prompts, change of the reward, kB: mean over seeds (each seed) | KL to the base, nats | held-out judge: base, after "
+            "| task | arm | held-out prompts, change of the reward, kB: mean over seeds (each seed) | KL to "
+            "the base, nats | held-out judge: base, after "
             "| network evaluations |"
         ),
         "|---|---|---|---|---|---|",
@@ -153,8 +160,10 @@ def table(results: dict[str, dict[str, dict[str, dict[str, object]]]]) -> str:
             )
             judge = np.mean([row["heldout_judge"] for row in rows], axis=0)
             lines.append(
-                f"| {task} | `{arm}` | {np.mean(finals):+.3f} ({each}) | {np.mean([row['kl'] for row in rows]):.1f} "
-                f"| {judge[0]:.2f}, {judge[1]:.2f} | {np.mean([row['network_evaluations'] for row in rows]):,.0f} |"
+                f"| {task} | `{arm}` | {np.mean(finals):+.3f} ({each}) | "
+                f"{np.mean([row['kl'] for row in rows]):.1f} "
+                f"| {judge[0]:.2f}, {judge[1]:.2f} | "
+                f"{np.mean([row['network_evaluations'] for row in rows]):,.0f} |"
             )
     return "\n".join(lines)
 

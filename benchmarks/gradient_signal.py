@@ -1,16 +1,19 @@
-"""Where the preference signal lies: signal and noise of the DPO gradient by noise level and by kind of parameter.
+"""Where the preference signal lies: signal and noise of the DPO gradient by noise level and by kind of
+parameter.
 
     .venv/bin/python benchmarks/gradient_signal.py runs/expo
 
-Takes the online pairs of a finished run and the run's base model. The pairs are cut into disjoint chunks; g_i is chunk i's gradient of
-mean(loser error - winner error) at the base, for t in one slice of [0, 1]. With n chunks of c pairs
+Takes the online pairs of a finished run and the run's base model. The pairs are cut into disjoint chunks; g_i
+is chunk i's gradient of mean(loser error - winner error) at the base, for t in one slice of [0, 1]. With n
+chunks of c pairs
 
-    signal^2 = mean over i != j of g_i . g_j        (what chunks agree on: the part that carries over to other pairs)
-    noise^2  = mean |g_i|^2 - signal^2              (what they do not)
-    signal^2 / (c noise^2)                          signal-to-noise ratio of one pair, an unbiased reading up to its own noise
+    signal^2 = mean over i != j of g_i . g_j        (what chunks agree on: the part that carries over to other
+    pairs) noise^2  = mean |g_i|^2 - signal^2              (what they do not)
+    signal^2 / (c noise^2)                          signal-to-noise ratio of one pair, an unbiased reading up
+    to its own noise
 
-The same is done in AdamW's metric (each coordinate divided by its root mean square), in which AdamW takes its step. Written to
-benchmarks/results/gradient_signal.json and printed as a Markdown table.
+The same is done in AdamW's metric (each coordinate divided by its root mean square), in which AdamW takes its
+step. Written to benchmarks/results/gradient_signal.json and printed as a Markdown table.
 """
 
 from __future__ import annotations
@@ -93,7 +96,12 @@ def measure(policy: Policy, run: Path, chunks: int, slices: int, limit: int) -> 
             torch.stack(
                 [
                     chunk_gradient(
-                        policy, store, rows[i * size : (i + 1) * size], part / slices, (part + 1) / slices, f"{part}/{i}"
+                        policy,
+                        store,
+                        rows[i * size : (i + 1) * size],
+                        part / slices,
+                        (part + 1) / slices,
+                        f"{part}/{i}",
                     )
                     for i in range(chunks)
                 ]
@@ -104,9 +112,14 @@ def measure(policy: Policy, run: Path, chunks: int, slices: int, limit: int) -> 
     table = []
     for part, gradients in enumerate(by_slice):
         signal, noise = signal_and_noise(gradients)
-        table.append({
-            "t": [part / slices, (part + 1) / slices], "signal2": signal, "noise2": noise, "per_pair": signal / (noise * size)
-        })
+        table.append(
+            {
+                "t": [part / slices, (part + 1) / slices],
+                "signal2": signal,
+                "noise2": noise,
+                "per_pair": signal / (noise * size),
+            }
+        )
     result["slices"] = table
     whole = torch.stack(by_slice).mean(0)
     adam = whole / whole.square().mean(0).sqrt().clamp(min=1e-12)
@@ -132,19 +145,26 @@ def print_tables(result: dict[str, object]) -> None:
     size = result["pairs"] / result["chunks"]
     for row in result["slices"]:
         signal = max(row["signal2"], 0.0) ** 0.5
-        print(f"| {row['t'][0]:.2f} to {row['t'][1]:.2f} | {signal:.2g} | {(row['noise2'] * size) ** 0.5:.2g} | {row['per_pair']:.1e} |")
+        print(
+            f"| {row['t'][0]:.2f} to {row['t'][1]:.2f} | {signal:.2g} | {(row['noise2'] * size) ** 0.5:.2g} "
+            f"| {row['per_pair']:.1e} |"
+        )
     print("\n| parameters | number | ratio of one pair, plain | in AdamW's metric |\n|---|---|---|---|")
     for kind, row in result["kinds"].items():
         print(f"| {kind} | {row['parameters']:,} | {row['gradient']:.1e} | {row['adamw']:.1e} |")
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("run", type=Path, help="Folder of a run with online pairs.")
     parser.add_argument("--chunks", type=int, default=8)
     parser.add_argument("--slices", type=int, default=6)
     parser.add_argument("--pairs", type=int, default=512)
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "gradient_signal.json")
+    parser.add_argument(
+        "--out", type=Path, default=Path(__file__).parent / "results" / "gradient_signal.json"
+    )
     options = parser.parse_args()
     config: RunConfig = read_resolved(options.run / "config.yaml").config
     policy = build_policy(config)

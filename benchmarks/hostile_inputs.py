@@ -2,11 +2,12 @@
 
     .venv/bin/python benchmarks/hostile_inputs.py --count 300
 
-The inputs are made deterministically from a seed, for every format: good sets whose pictures, prompts, bytes, paths, columns or
-archive members were spoilt. Each is read in a child process, every picture decoded, and then imported as `diffexpo data import` does
-it, by structure. Both must end within the time limit, in one of our own errors or with a report that adds up, with at most as many
-pairs as are good, with every bad row counted, and within the memory limit (the peak of resident memory above what it was before).
-Violations are listed; the result is written to benchmarks/results/hostile_inputs.json.
+The inputs are made deterministically from a seed, for every format: good sets whose pictures, prompts, bytes,
+paths, columns or archive members were spoilt. Each is read in a child process, every picture decoded, and
+then imported as `diffexpo data import` does it, by structure. Both must end within the time limit, in one of
+our own errors or with a report that adds up, with at most as many pairs as are good, with every bad row
+counted, and within the memory limit (the peak of resident memory above what it was before). Violations are
+listed; the result is written to benchmarks/results/hostile_inputs.json.
 """
 
 from __future__ import annotations
@@ -326,7 +327,8 @@ def with_spoilt_caption(builder: str, kind: str) -> Maker:
         rows[at] = replace(rows[at], caption=caption)
         form, build = BUILDERS[builder]
         path = build(folder, rows)
-        # a line of 5 MB ends the reading of a line-based file: what stands behind it is counted as one stretch
+        # a line of 5 MB ends the reading of a line-based file: what stands behind it is counted as one
+        # stretch
         return Case(f"{builder}: caption {kind}", form, str(path), 5, True)
 
     return make
@@ -832,7 +834,9 @@ def run(
                 if child.process is None:
                     warm_up(child, warm)
                 found = violations(case, result, growth_limit)
-                rows.append(asdict(case) | result | {"way": way, "violations": found, "path": Path(case.path).name})
+                rows.append(
+                    asdict(case) | result | {"way": way, "violations": found, "path": Path(case.path).name}
+                )
     child.close()
     return rows
 
@@ -886,7 +890,8 @@ def main() -> None:
     lines = ",\n".join(f"  {json.dumps(summary(row))}" for row in rows)
     options.out.write_text(f'{json.dumps(result, indent=1)[:-2]},\n "rows": [\n{lines}\n ]\n}}\n')
     print(
-        f"{result['inputs']} inputs, {len(rows)} imports: {dict(outcomes)}; {len(broken)} violations; slowest {result['slowest_s']:.2f} s, largest memory "
+        f"{result['inputs']} inputs, {len(rows)} imports: {dict(outcomes)}; {len(broken)} violations; "
+        f"slowest {result['slowest_s']:.2f} s, largest memory "
         f"growth {result['largest_growth_mib']:.0f} MiB"
     )
     sys.exit(1 if broken else 0)

@@ -1,16 +1,20 @@
 """How fast, in how much memory and how safely a large preference set is imported.
 
     .venv/bin/python benchmarks/import_speed.py
-    .venv/bin/python benchmarks/import_speed.py --check decode --kills 3 --out benchmarks/results/import_decode.json
-    .venv/bin/python benchmarks/import_speed.py --side 64 --out benchmarks/results/import_small.json
+    .venv/bin/python benchmarks/import_speed.py --check decode --kills 3 --out
+    benchmarks/results/import_decode.json .venv/bin/python benchmarks/import_speed.py --side 64 --out
+    benchmarks/results/import_small.json
 
-Makes a Pick-a-Pic-shaped set (512-pixel JPEGs, or of another --side, Parquet shards of 10,000 rows) and runs `diffexpo data import` on it: wall and
-processor time, pairs and bytes a second, peak memory. Beside it stand two floors, each in a process of its own like the import:
+Makes a Pick-a-Pic-shaped set (512-pixel JPEGs, or of another --side, Parquet shards of 10,000 rows) and runs
+`diffexpo data import` on it: wall and processor time, pairs and bytes a second, peak memory. Beside it stand
+two floors, each in a process of its own like the import:
 
     disk     reads the set with pyarrow and writes the bytes of the result, file by file, with fsync
-    decode   that, and every JPEG is decoded once at an eighth of its size: what no importer that decodes pictures can leave out
+    decode   that, and every JPEG is decoded once at an eighth of its size: what no importer that decodes
+    pictures can leave out
 
-Then it imports the set again, killed with SIGKILL at random moments and started anew each time, and compares every file of the two
+Then it imports the set again, killed with SIGKILL at random moments and started anew each time, and compares
+every file of the two
 results: no pair may be lost or come twice. The result is written to benchmarks/results/import_speed.json.
 """
 
@@ -74,7 +78,8 @@ def row(number: int, pool: list[bytes], draw: random.Random) -> dict[str, object
 
 
 def make_set_apart(folder: Path, pairs: int, side: int, seed: int) -> int:
-    """`make_set` in a process of its own: the peak of a process counts what its parent held when it was started."""
+    """`make_set` in a process of its own: the peak of a process counts what its parent held when it was
+    started."""
     wanted = ["--make", str(folder), "--pairs", str(pairs), "--side", str(side), "--seed", str(seed)]
     subprocess.run([sys.executable, __file__, *wanted], check=True)
     return sum(path.stat().st_size for path in folder.iterdir())
@@ -152,7 +157,8 @@ def killed_import(
     shard_s: float,
     draw: random.Random,
 ) -> list[int]:
-    """Import with SIGKILL, each at a random moment behind another shard; returns the whole shards at each kill."""
+    """Import with SIGKILL, each at a random moment behind another shard; returns the whole shards at each
+    kill."""
     landed = []
     for kill in range(kills):
         process = start(source, target, log, check)
@@ -261,16 +267,20 @@ def main() -> None:
     options.out.write_text(json.dumps(result, indent=1) + "\n")
     same = "the same bytes" if result["killed_equals_whole"] else "DIFFERENT BYTES"
     print(
-        f"{options.pairs:,} pairs, {result['set_mb']:.0f} MB: {result['wall_s']:.1f} s ({result['cpu_s']:.1f} s processor), "
-        f"{result['pairs_per_s']:.0f} pairs/s, {result['mb_per_s']:.1f} MB/s; peak {result['peak_mib']:.0f} MiB"
+        f"{options.pairs:,} pairs, {result['set_mb']:.0f} MB: {result['wall_s']:.1f} s "
+        f"({result['cpu_s']:.1f} s processor), "
+        f"{result['pairs_per_s']:.0f} pairs/s, {result['mb_per_s']:.1f} MB/s; peak {result['peak_mib']:.0f} "
+        f"MiB"
     )
     for name, cost in result["floors"].items():
         print(
-            f"{name}: {cost['wall_s']:.1f} s ({cost['cpu_s']:.1f} s processor); the import takes {cost['import_over_it_wall']:.2f} "
+            f"{name}: {cost['wall_s']:.1f} s ({cost['cpu_s']:.1f} s processor); the import takes "
+            f"{cost['import_over_it_wall']:.2f} "
             f"times that ({cost['import_over_it_cpu']:.2f} in processor time)"
         )
     print(
-        f"{result['kills_landed']} kills: {same}, {result['pairs_twice']} pairs twice, {result['pairs_lost']} lost"
+        f"{result['kills_landed']} kills: {same}, {result['pairs_twice']} pairs twice, "
+        f"{result['pairs_lost']} lost"
     )
     ok = result["killed_equals_whole"] and not result["pairs_twice"] and not result["pairs_lost"]
     sys.exit(0 if ok else 1)

@@ -2,11 +2,12 @@
 
     .venv/bin/python benchmarks/kill_resume.py --kills 25
 
-One uninterrupted run gives the truth: the SHA-256 of the final weights file, of every iterate and of the table of pairs. Then
-each trial starts the same run in a new folder, kills the whole process group with SIGKILL at a random moment (uniform over the
-uninterrupted run's wall time, start-up included), resumes with `diffexpo run --resume` (killed again with --kills-per-trial 2 and
-more), and compares. A run that ends before its moment is compared too, but counts as no kill: trials go on until so many have
-landed. The series is written to benchmarks/results/kill_resume.json; with --append it is added to those that are there.
+One uninterrupted run gives the truth: the SHA-256 of the final weights file, of every iterate and of the
+table of pairs. Then each trial starts the same run in a new folder, kills the whole process group with
+SIGKILL at a random moment (uniform over the uninterrupted run's wall time, start-up included), resumes with
+`diffexpo run --resume` (killed again with --kills-per-trial 2 and more), and compares. A run that ends before
+its moment is compared too, but counts as no kill: trials go on until so many have landed. The series is
+written to benchmarks/results/kill_resume.json; with --append it is added to those that are there.
 """
 
 from __future__ import annotations
@@ -115,7 +116,8 @@ def main() -> None:
                 }
             )
             print(
-                f"{index + 1}: killed at {moments} ({outcome['landed']}): {'identical' if identical else 'DIFFERENT'}",
+                f"{index + 1}: killed at {moments} ({outcome['landed']}): "
+                f"{'identical' if identical else 'DIFFERENT'}",
                 flush=True,
             )
             if not identical:

@@ -1,12 +1,14 @@
-"""Is drawing faster with adapters folded into the weights (`explore.merge_lora`)? Images a second, merged against adapters.
+"""Is drawing faster with adapters folded into the weights (`explore.merge_lora`)? Images a second, merged
+against adapters.
 
     .venv/bin/python benchmarks/merged_rollout.py
 
-Both arms are the denoiser's calls of one collected batch (guided: two rows an image) inside one `use`, so folding the weights
-counts. They run in this process on the same network and inputs, interleaved, in alternating order; the result is the median of
-paired ratios. The network is the embedded one; where there is a CUDA device, also one of Stable Diffusion 1.5's size with random
-weights in bfloat16. On the CPU the measure is CPU time (`time.process_time`), elsewhere the clock, after waiting for the device.
-Before timing, the arms are shown to predict the same up to rounding. Written to benchmarks/results/merged_rollout.json.
+Both arms are the denoiser's calls of one collected batch (guided: two rows an image) inside one `use`, so
+folding the weights counts. They run in this process on the same network and inputs, interleaved, in
+alternating order; the result is the median of paired ratios. The network is the embedded one; where there is
+a CUDA device, also one of Stable Diffusion 1.5's size with random weights in bfloat16. On the CPU the measure
+is CPU time (`time.process_time`), elsewhere the clock, after waiting for the device. Before timing, the arms
+are shown to predict the same up to rounding. Written to benchmarks/results/merged_rollout.json.
 """
 
 from __future__ import annotations
@@ -150,7 +152,8 @@ def main() -> None:
             found.append(compare(setup, images, options.rounds))
             row = found[-1]
             print(
-                f"{row['model']}, {images} images: merged draws {row['ratio_median']:.3f} times as many images a second "
+                f"{row['model']}, {images} images: merged draws {row['ratio_median']:.3f} times as many "
+                f"images a second "
                 f"(quartiles {row['ratio_quartiles'][0]:.3f}, {row['ratio_quartiles'][1]:.3f})"
             )
     result = {

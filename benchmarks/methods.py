@@ -1,13 +1,14 @@
 """Every method under one protocol: its recipe from the shipped base, one table, one learning curve each.
 
-    .venv/bin/python benchmarks/methods.py                  # all recipes of METHODS, about an hour of one core
-    .venv/bin/python benchmarks/methods.py ddpo rwr         # some of them; the others' rows stay
+    .venv/bin/python benchmarks/methods.py                  # all recipes of METHODS, about an hour of one
+    core .venv/bin/python benchmarks/methods.py ddpo rwr         # some of them; the others' rows stay
 
-Each recipe runs in runs/methods/<name> (finished runs are read, others resumed, so it can be stopped and started at will). Reported
-are the change of the method's own reward on the prompts it draws (last collection against the first, where both have the same
-prompts) and on held-out prompts, that of the held-out judge there (each with a 95% interval, bootstrap clustered by prompt), the
-win rate under the held-out judge, Vendi score, KL to the base, network evaluations, wall time and peak memory. Written to
-benchmarks/results/methods.json, docs/methods.md's table is printed, and the curves are drawn to docs/images/methods/.
+Each recipe runs in runs/methods/<name> (finished runs are read, others resumed, so it can be stopped and
+started at will). Reported are the change of the method's own reward on the prompts it draws (last collection
+against the first, where both have the same prompts) and on held-out prompts, that of the held-out judge there
+(each with a 95% interval, bootstrap clustered by prompt), the win rate under the held-out judge, Vendi score,
+KL to the base, network evaluations, wall time and peak memory. Written to benchmarks/results/methods.json,
+docs/methods.md's table is printed, and the curves are drawn to docs/images/methods/.
 """
 
 from __future__ import annotations
@@ -55,7 +56,8 @@ def is_finished(folder: Path) -> bool:
 
 
 def own_reward(run: RunRecord) -> str:
-    """Name of the reward that the run is meant to raise: its first training reward, or, without one, what it watches."""
+    """Name of the reward that the run is meant to raise: its first training reward, or, without one, what it
+    watches."""
     rewards = run.config["rewards"]
     return str(next((r for r in rewards if r["role"] == "train"), rewards[0])["name"])
 
@@ -158,8 +160,10 @@ def table(rows: dict[str, dict[str, object]]) -> str:
     """Markdown, one line a method."""
     lines = [
         (
-            "| recipe | its reward on the prompts it draws: change [95%] | its reward, held-out prompts: base, change [95%] "
-            "| held-out judge, held-out prompts: change [95%] | wins against base [95%] | Vendi base, after | KL, nats | images scored "
+            "| recipe | its reward on the prompts it draws: change [95%] | its reward, held-out prompts: "
+            "base, change [95%] "
+            "| held-out judge, held-out prompts: change [95%] | wins against base [95%] | Vendi base, after "
+            "| KL, nats | images scored "
             "| network evaluations | collect and train | peak memory |"
         ),
         "|---|---|---|---|---|---|---|---|---|---|---|",
@@ -171,9 +175,11 @@ def table(rows: dict[str, dict[str, object]]) -> str:
         drawn = row["drawn_curve"][-1] if row["drawn_curve"] else None
         shown = "-" if drawn is None else f"{drawn['mean']:+.3f} [{drawn['low']:+.3f}, {drawn['high']:+.3f}]"
         lines.append(
-            f"| `{name}` | {shown} | {row['own_base']:.2f}, {own['mean']:+.3f} [{own['low']:+.3f}, {own['high']:+.3f}] "
+            f"| `{name}` | {shown} | {row['own_base']:.2f}, {own['mean']:+.3f} [{own['low']:+.3f}, "
+            f"{own['high']:+.3f}] "
             f"| {judge['mean']:+.3f} [{judge['low']:+.3f}, {judge['high']:+.3f}] "
-            f"| {100 * wins['rate']:.1f}% [{100 * wins['low']:.1f}, {100 * wins['high']:.1f}] | {before:.2f}, {after:.2f} "
+            f"| {100 * wins['rate']:.1f}% [{100 * wins['low']:.1f}, {100 * wins['high']:.1f}] | "
+            f"{before:.2f}, {after:.2f} "
             f"| {row['kl']:.2f} | {row['reward_queries']:,.0f} | {row['network_evaluations']:,.0f} "
             f"| {row['seconds'] / 60:.1f} min | {row['peak_gib']:.2f} GiB |"
         )
@@ -181,7 +187,8 @@ def table(rows: dict[str, dict[str, object]]) -> str:
 
 
 def draw_curve(name: str, row: dict[str, object], path: Path) -> None:
-    """Change of the method's own reward against network evaluations spent, on drawn and on held-out prompts."""
+    """Change of the method's own reward against network evaluations spent, on drawn and on held-out
+    prompts."""
     figure, axes = pyplot.subplots(figsize=(4.8, 3.0), layout="constrained")
     axes.axhline(0.0, color="0.7", linewidth=0.8)
     curves = {"prompts it draws": row["drawn_curve"], f"{row['prompts']} held-out prompts": row["curve"]}

@@ -1,14 +1,17 @@
-"""What the framework costs: our training step and our rollout against hand-written torch loops that do the same forwards.
+"""What the framework costs: our training step and our rollout against hand-written torch loops that do the
+same forwards.
 
     .venv/bin/python benchmarks/overhead.py
 
-Both arms run in this process on the same network, data and thread, interleaved in turn; the measure is CPU time
-(`time.process_time`), the result the median of paired ratios. Before timing, the arms are shown to compute the same thing: the
-first losses agree to 1e-6, later ones to 5e-5, latents to 1e-3. Written to benchmarks/results/overhead.json.
+Both arms run in this process on the same network, data and thread, interleaved in turn; the measure is CPU
+time (`time.process_time`), the result the median of paired ratios. Before timing, the arms are shown to
+compute the same thing: the first losses agree to 1e-6, later ones to 5e-5, latents to 1e-3. Written to
+benchmarks/results/overhead.json.
 
-The bare training loop: noise, one forward of [winner; loser], one reference forward without gradients, the logistic loss,
-backward, clip, AdamW. The bare rollout: DDIM (eta 1) with guidance in one batched forward, noise from one generator an image,
-then the decoder. Ours adds keyed noise, the store's latents, metrics, finite checks and log lines.
+The bare training loop: noise, one forward of [winner; loser], one reference forward without gradients, the
+logistic loss, backward, clip, AdamW. The bare rollout: DDIM (eta 1) with guidance in one batched forward,
+noise from one generator an image, then the decoder. Ours adds keyed noise, the store's latents, metrics,
+finite checks and log lines.
 """
 
 from __future__ import annotations
@@ -177,7 +180,11 @@ class Bench:
 
         embeds = torch.cat(
             [self.embeddings.select([""] * IMAGES).tensors["encoder_hidden_states"]]
-            + [self.embeddings.select([f"noto cat {i}" for i in range(IMAGES)]).tensors["encoder_hidden_states"]]
+            + [
+                self.embeddings.select([f"noto cat {i}" for i in range(IMAGES)]).tensors[
+                    "encoder_hidden_states"
+                ]
+            ]
         )
         x = noise()
         network = policy.weights.base_module
@@ -228,7 +235,8 @@ def main() -> None:
         bench = Bench(Path(temporary))
         losses = np.array(bench.our_training()), np.array(bench.bare_training())
         gaps = np.abs(losses[0] - losses[1])
-        # The first loss is the same sum; later ones follow updates in which AdamW amplifies rounding-sized gradients.
+        # The first loss is the same sum; later ones follow updates in which AdamW amplifies rounding-sized
+        # gradients.
         assert gaps[0] < 1e-6 and gaps.max() < 5e-5, f"the arms differ: {losses}"
         latents = bench.our_rollout(), bench.bare_rollout()
         gap = float((latents[0] - latents[1]).abs().max())
@@ -245,7 +253,8 @@ def main() -> None:
     options.out.write_text(json.dumps(result, indent=1) + "\n")
     for name in ("training", "rollout"):
         print(
-            f"{name}: {result[name]['overhead_percent']:+.1f}% CPU time over a bare loop (quartiles {result[name]['ratio_quartiles']})"
+            f"{name}: {result[name]['overhead_percent']:+.1f}% CPU time over a bare loop (quartiles "
+            f"{result[name]['ratio_quartiles']})"
         )
 
 

@@ -1,9 +1,10 @@
-"""Peak memory of a pair loss's gradient on the emoji UNet: one joint backward, or two halves one after the other.
+"""Peak memory of a pair loss's gradient on the emoji UNet: one joint backward, or two halves one after the
+other.
 
     python benchmarks/pair_gradient_memory.py [--pairs 48]
 
-Each mode runs in a process of its own. On the CPU the peak is the resident set, less what it was before the first step; on an
-accelerator it is the allocator's.
+Each mode runs in a process of its own. On the CPU the peak is the resident set, less what it was before the
+first step; on an accelerator it is the allocator's.
 """
 
 from __future__ import annotations

@@ -1,16 +1,16 @@
 """Networks of real size with random weights: how fast they draw and learn here, and what memory they take.
 
-    .venv/bin/python benchmarks/real_size.py                     # on an accelerator: all models; on a CPU: one tiny EXPO iteration
-    .venv/bin/python benchmarks/real_size.py --models sd15 sdxl --batch 16
+    .venv/bin/python benchmarks/real_size.py                     # on an accelerator: all models; on a CPU:
+    one tiny EXPO iteration .venv/bin/python benchmarks/real_size.py --models sd15 sdxl --batch 16
 
-Speed does not depend on what the weights are, so nothing is downloaded: networks are made from the public settings of
-`diffexpo.config.architectures` and saved as diffusers folders, then loaded as any model is.
+Speed does not depend on what the weights are, so nothing is downloaded: networks are made from the public
+settings of `diffexpo.config.architectures` and saved as diffusers folders, then loaded as any model is.
 
-On an accelerator, for each model, eager and compiled: images/s at 50 and 20 steps with guidance at 512 pixels (denoiser and decoder),
-pairs/s of a Diffusion-DPO step with a LoRA, peak memory beside the estimate, and the share of the operations a second that a large
-matrix product reaches on the same device. On a CPU: one EXPO iteration of the network of SD 1.5 at 128 pixels with a LoRA through the
-`run` command (2 prompts, 2 agents with an image each, 2 steps), with the seconds of each phase. Written to
-benchmarks/results/real_size.json.
+On an accelerator, for each model, eager and compiled: images/s at 50 and 20 steps with guidance at 512 pixels
+(denoiser and decoder), pairs/s of a Diffusion-DPO step with a LoRA, peak memory beside the estimate, and the
+share of the operations a second that a large matrix product reaches on the same device. On a CPU: one EXPO
+iteration of the network of SD 1.5 at 128 pixels with a LoRA through the `run` command (2 prompts, 2 agents
+with an image each, 2 steps), with the seconds of each phase. Written to benchmarks/results/real_size.json.
 """
 
 from __future__ import annotations
@@ -145,7 +145,8 @@ def measure_model(
         }
     pairs = max(1, batch // 2)
     seconds, peak = learn(policy, pairs, device)
-    # Policy and reference forward, backward, and the forward that checkpointing repeats; a LoRA's backward is about one forward.
+    # Policy and reference forward, backward, and the forward that checkpointing repeats; a LoRA's backward is
+    # about one forward.
     share = 2 * pairs * 4 * flops / seconds / rate
     found["lora_pairs"] = {
         "pairs": pairs,
@@ -200,7 +201,8 @@ def _with_peak(run: Callable[[], object], device: torch.device) -> tuple[float, 
 
 
 def expo_iteration(root: Path) -> dict[str, object]:
-    """One EXPO iteration of the network of SD 1.5 through the `run` command; seconds of each phase and the peak of the process."""
+    """One EXPO iteration of the network of SD 1.5 through the `run` command; seconds of each phase and the
+    peak of the process."""
     known = find_architecture("sd15")
     assert known is not None
     began = time.perf_counter()

@@ -1,4 +1,5 @@
-"""Whether the paper recipes fit on the cards that their headers name, by the estimate; exit code 1 if one does not.
+"""Whether the paper recipes fit on the cards that their headers name, by the estimate; exit code 1 if one
+does not.
 
     .venv/bin/python benchmarks/recipe_cards.py
 

@@ -2,16 +2,17 @@
 
     .venv/bin/python benchmarks/reward_overlap.py
 
-Overlap: the same images of the embedded diffusion model are collected twice, with scoring after and with scoring behind the
-sampler, under a scorer that waits 100 ms an image as a server far away would. Only what sampling covers can be hidden, so the
-sampler's steps are chosen (by a trial batch) such that drawing a batch takes 1.4 times as long as scoring it; the last batch has nothing
-to hide behind. hidden = 1 - (time that the sampler waited for scores) / (time in the scorer), which other work on the machine does not
-disturb; the wall times of both runs, which it does, are given beside it. Both stores must be equal. A second pair of runs has a
+Overlap: the same images of the embedded diffusion model are collected twice, with scoring after and with
+scoring behind the sampler, under a scorer that waits 100 ms an image as a server far away would. Only what
+sampling covers can be hidden, so the sampler's steps are chosen (by a trial batch) such that drawing a batch
+takes 1.4 times as long as scoring it; the last batch has nothing to hide behind. hidden = 1 - (time that the
+sampler waited for scores) / (time in the scorer), which other work on the machine does not disturb; the wall
+times of both runs, which it does, are given beside it. Both stores must be equal. A second pair of runs has a
 scorer twice as slow as sampling, once with one call at a time and once with four threads (`concurrency: 4`).
 
-Throughput: images a second of JPEG size and of the embedded judge, in this process and through a server on this machine (in a
-thread of this process, so client and server share its interpreter). Wall time; one thread of computation. Written to
-benchmarks/results/reward_overlap.json.
+Throughput: images a second of JPEG size and of the embedded judge, in this process and through a server on
+this machine (in a thread of this process, so client and server share its interpreter). Wall time; one thread
+of computation. Written to benchmarks/results/reward_overlap.json.
 """
 
 from __future__ import annotations

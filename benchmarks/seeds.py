@@ -1,10 +1,12 @@
-"""The main claim: EXPO improves the base on held-out prompts under a judge it never saw, for each of several seeds.
+"""The main claim: EXPO improves the base on held-out prompts under a judge it never saw, for each of several
+seeds.
 
     .venv/bin/python benchmarks/seeds.py --seeds 0 1 2
 
-Runs the recipe once a seed (or takes the finished run folders under --runs), then writes one table: win rate of the last iterate
-against the base and of offline Diffusion-DPO at the same number of network evaluations, both with 95% intervals clustered by
-prompt, Vendi scores, KL to the base, minutes. Written to benchmarks/results/seeds.json and printed as a Markdown table.
+Runs the recipe once a seed (or takes the finished run folders under --runs), then writes one table: win rate
+of the last iterate against the base and of offline Diffusion-DPO at the same number of network evaluations,
+both with 95% intervals clustered by prompt, Vendi scores, KL to the base, minutes. Written to
+benchmarks/results/seeds.json and printed as a Markdown table.
 """
 
 from __future__ import annotations
@@ -95,14 +97,18 @@ def table(rows: list[dict[str, object]]) -> str:
         )
 
     lines = [
-        "| seed | EXPO vs base | offline DPO vs base | EXPO vs offline DPO | Vendi base / EXPO / DPO | KL EXPO / DPO (nats) |",
+        (
+            "| seed | EXPO vs base | offline DPO vs base | EXPO vs offline DPO | Vendi base / EXPO / DPO | KL "
+            "EXPO / DPO (nats) |"
+        ),
         "|---|---|---|---|---|---|",
     ]
     for row in rows:
         lines.append(
             f"| {row['seed']} | {rate(row['expo_vs_base'])} | {rate(row.get('offline_dpo_vs_base'))} "
             f"| {rate(row.get('expo_vs_offline_dpo'))} "
-            f"| {row['vendi_base']:.2f} / {row['vendi_expo']:.2f} / {row.get('vendi_offline_dpo', float('nan')):.2f} "
+            f"| {row['vendi_base']:.2f} / {row['vendi_expo']:.2f} / "
+            f"{row.get('vendi_offline_dpo', float('nan')):.2f} "
             f"| {row['kl_expo']:.2f} / {row.get('kl_offline_dpo', float('nan')):.2f} |"
         )
     return "\n".join(lines)

@@ -1,29 +1,33 @@
-"""Learning without a reward: the experiment of the improvement-model paper at small scale, and models as their own judges.
+"""Learning without a reward: the experiment of the improvement-model paper at small scale, and models as
+their own judges.
 
-    .venv/bin/python benchmarks/without_reward.py                                  # every arm and seed: 36 jobs of up to four minutes
-    .venv/bin/python benchmarks/without_reward.py --seeds 0 --arms base diffusion_dpo spin
-    .venv/bin/python benchmarks/without_reward.py --pictures                       # finished arms of seed 0, side by side
-    .venv/bin/python benchmarks/without_reward.py --markdown                       # no runs: tables into docs/without_reward.md
+    .venv/bin/python benchmarks/without_reward.py                                  # every arm and seed: 36
+    jobs of up to four minutes .venv/bin/python benchmarks/without_reward.py --seeds 0 --arms base
+    diffusion_dpo spin .venv/bin/python benchmarks/without_reward.py --pictures                       #
+    finished arms of seed 0, side by side .venv/bin/python benchmarks/without_reward.py --markdown
+    # no runs: tables into docs/without_reward.md
 
-Every arm starts from the embedded diffusion model and spends 14,208 network evaluations on drawing, improving and training (a
-self-judge's own evaluations come on top, as those of any judge do; the table lists them). The training judge labelled the offline pairs; only
-`expo_judge` uses it besides. Arms:
+Every arm starts from the embedded diffusion model and spends 14,208 network evaluations on drawing, improving
+and training (a self-judge's own evaluations come on top, as those of any judge do; the table lists them). The
+training judge labelled the offline pairs; only `expo_judge` uses it besides. Arms:
 
 base                    the model as it is
 diffusion_dpo           Diffusion-DPO on the offline pairs
 spin                    images of the data win against the model's own
-improver                the improvement model, trained once a seed on the offline pairs (23,040 evaluations, on top of the budget); its own
+improver                the improvement model, trained once a seed on the offline pairs (23,040 evaluations,
+on top of the budget); its own
                         row is what it makes of the base's images
-improvement_dpo         iterative DPO with it, 288 online pairs; _96 and _32 are the same with fewer pairs and as many steps
-improvement_after_spin  the same 288 pairs, starting from what `spin` gave, as the paper does
+improvement_dpo         iterative DPO with it, 288 online pairs; _96 and _32 are the same with fewer pairs and
+as many steps improvement_after_spin  the same 288 pairs, starting from what `spin` gave, as the paper does
 expo_judge              EXPO, the training judge ranks: the only arm with a reward
 expo_implicit           EXPO, the model of `diffusion_dpo` ranks by its implicit reward
 expo_denoising          EXPO, the base ranks by how much the prompt helps it to denoise
 agreement               no model: how far the self-judges and the two judges order the base's images alike
 
-Arms that need another (`improvement_*` the improver, `improvement_after_spin` spin, `expo_implicit` and `agreement` diffusion_dpo) run it
-first. Each draws all 972 held-out and 576 training prompts once, and 24 of each eight times for the Vendi score; the same prompts and noise for
-all arms and seeds. Finished jobs are read, others resumed. Written to benchmarks/results/without_reward.json and docs/images/without_reward.png.
+Arms that need another (`improvement_*` the improver, `improvement_after_spin` spin, `expo_implicit` and
+`agreement` diffusion_dpo) run it first. Each draws all 972 held-out and 576 training prompts once, and 24 of
+each eight times for the Vendi score; the same prompts and noise for all arms and seeds. Finished jobs are
+read, others resumed. Written to benchmarks/results/without_reward.json and docs/images/without_reward.png.
 """
 
 from __future__ import annotations
@@ -155,7 +159,10 @@ ARMS: dict[str, tuple[str, tuple[str, ...], tuple[str, ...]]] = {
         "expo_implicit",
         (
             *EXPO,
-            f'rewards=[{{"name": "implicit", "type": "implicit", "path": "{{diffusion_dpo}}", {SELF_JUDGE}}}]',
+            (
+                f'rewards=[{{"name": "implicit", "type": "implicit", "path": "{{diffusion_dpo}}", '
+                f"{SELF_JUDGE}}}]"
+            ),
         ),
         ("diffusion_dpo",),
     ),
@@ -174,7 +181,8 @@ Row = dict[str, object]
 Results = dict[str, dict[str, Row]]
 
 
-# ---- running ---------------------------------------------------------------------------------------------------------
+# ---- running
+# ---------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -257,7 +265,8 @@ def is_trained(job: Job) -> bool:
     return status.exists() and json.loads(status.read_text())["state"] == "finished"
 
 
-# ---- looking at models -----------------------------------------------------------------------------------------------
+# ---- looking at models
+# -----------------------------------------------------------------------------------------------
 
 Draw = Callable[[Sequence[Prompt], Sequence[tuple[str | int, ...]]], Tensor]
 
@@ -321,7 +330,8 @@ def judges(policy: Policy) -> list:
 def look(
     policy: Policy, draw: Draw, prompts: Sequence[Prompt], scorers: Sequence, sizes: Sizes
 ) -> tuple[dict[str, list[float]], list[float]]:
-    """Scores (N,) of the first image of each prompt by judge, and the Vendi score of each of the first prompts."""
+    """Scores (N,) of the first image of each prompt by judge, and the Vendi score of each of the first
+    prompts."""
     wanted = [(prompt, 0) for prompt in prompts]
     many = prompts[: sizes.vendi_prompts]
     wanted += [(prompt, index) for prompt in many for index in range(1, sizes.vendi_images)]
@@ -369,7 +379,8 @@ def open_config(folder: Path) -> RunConfig:
 
 
 def agreement(job: Job) -> Row:
-    """Scores of the base's images (prompts x images) under both judges and both self-judges; and who agrees with offline labels."""
+    """Scores of the base's images (prompts x images) under both judges and both self-judges; and who agrees
+    with offline labels."""
     sizes = job.sizes
     config = load_config(["emoji/expo"], [f"seed={job.seed}", *model_settings(job.extra)], {}).config
     policy = build_policy(config)
@@ -400,8 +411,8 @@ def agreement(job: Job) -> Row:
 
 
 def label_agreement(folder: Path, policy: Policy, scorers: Sequence, sizes: Sizes) -> dict[str, list[float]]:
-    """For some offline pairs, 1 where a self-judge scores the labelled winner higher, 1/2 where equal. The implicit one has learned
-    from these pairs."""
+    """For some offline pairs, 1 where a self-judge scores the labelled winner higher, 1/2 where equal. The
+    implicit one has learned from these pairs."""
     store = Store(folder / "store", create=False)
     pairs = store.pairs(source="offline")[: sizes.agreement_prompts * 2]
     texts = [str(pair["prompt"]) for pair in pairs]
@@ -415,7 +426,8 @@ def label_agreement(folder: Path, policy: Policy, scorers: Sequence, sizes: Size
     }
 
 
-# ---- comparing -------------------------------------------------------------------------------------------------------
+# ---- comparing
+# -------------------------------------------------------------------------------------------------------
 
 Estimate = dict[str, float]
 
@@ -439,7 +451,8 @@ def stacked(results: Results, arm: str, seeds: Sequence[str], group: str, judge:
 def wins(
     results: Results, first: str, second: str, group: str, judge: str, resamples: int
 ) -> Estimate | None:
-    """How often `first` beats `second` on the same prompt and noise, over all seeds that both have, by prompt."""
+    """How often `first` beats `second` on the same prompt and noise, over all seeds that both have, by
+    prompt."""
     seeds = paired(results, first, second)
     if not seeds:
         return None
@@ -479,8 +492,8 @@ def vendi_gain(results: Results, first: str, second: str, group: str, resamples:
 
 
 def agreements(rows: Mapping[str, Row], first: str, second: str, resamples: int) -> dict[str, Estimate]:
-    """Share of couples of a prompt's images that two scorers order alike; and how often the first one's best beats its worst under
-    the second, which is the pair that EXPO would make."""
+    """Share of couples of a prompt's images that two scorers order alike; and how often the first one's best
+    beats its worst under the second, which is the pair that EXPO would make."""
     alike, best = [], []
     for row in rows.values():
         for a, b in zip(np.array(row["scores"][first]), np.array(row["scores"][second]), strict=True):
@@ -492,7 +505,8 @@ def agreements(rows: Mapping[str, Row], first: str, second: str, resamples: int)
     return {"alike": estimate(alike, None, resamples), "best": estimate(best, None, resamples)}
 
 
-# ---- verdicts --------------------------------------------------------------------------------------------------------
+# ---- verdicts
+# --------------------------------------------------------------------------------------------------------
 
 
 def above(value: Estimate | None, level: float) -> str:
@@ -550,8 +564,14 @@ def claims(results: Results, resamples: int) -> list[tuple[str, str, str]]:
     direct = [gained("improver", ours, "train"), gained(ours, "improver", "heldout")]
     rows.append(
         (
-            "the improvement model used directly is better on training prompts and worse on test prompts than the iterated model",
-            f"training: improver less iterated {signed(direct[0])}; held-out: iterated less improver {signed(direct[1])}",
+            (
+                "the improvement model used directly is better on training prompts and worse on test prompts "
+                "than the iterated model"
+            ),
+            (
+                f"training: improver less iterated {signed(direct[0])}; held-out: iterated less improver "
+                f"{signed(direct[1])}"
+            ),
             all_of(*(above(one, 0.0) for one in direct)),
         )
     )
@@ -578,7 +598,8 @@ def claims(results: Results, resamples: int) -> list[tuple[str, str, str]]:
     return rows
 
 
-# ---- tables ----------------------------------------------------------------------------------------------------------
+# ---- tables
+# ----------------------------------------------------------------------------------------------------------
 
 
 def percent(value: float) -> str:
@@ -777,7 +798,8 @@ def bars(
         axes.errorbar(mean, at, xerr=spread, fmt="o", color=color, markersize=4, capsize=2, label=label)
 
 
-# ---- files -----------------------------------------------------------------------------------------------------------
+# ---- files
+# -----------------------------------------------------------------------------------------------------------
 
 
 def write_json(path: Path, payload: object) -> None:
@@ -828,7 +850,8 @@ SHOWN = {
 
 
 def draw_pictures(runs: Path, seed: int, count: int, path: Path) -> None:
-    """The first held-out prompts in keyed order, not chosen by hand, drawn by several arms from the same noise."""
+    """The first held-out prompts in keyed order, not chosen by hand, drawn by several arms from the same
+    noise."""
     prompts = choose_prompts(named_prompts(SETS["heldout"], "prompts"), count, EVALUATION_SEED)
     keys = [(EVALUATION_SEED, "evaluate", prompt.id, 0) for prompt in prompts]
     columns = []
@@ -836,7 +859,9 @@ def draw_pictures(runs: Path, seed: int, count: int, path: Path) -> None:
         _, policy, draw = drawer(Job(arm, seed, runs, (), Sizes()))
         columns.append(to_uint8(policy.decode_latents(draw(prompts, keys)).cpu().numpy()))
     rows = [list(row) for row in zip(*columns, strict=True)]
-    picture_grid(rows, [prompt.text for prompt in prompts], list(SHOWN.values()), tile=112).save(path, optimize=True)
+    picture_grid(rows, [prompt.text for prompt in prompts], list(SHOWN.values()), tile=112).save(
+        path, optimize=True
+    )
 
 
 BEGIN, END = "<!-- begin: benchmarks/without_reward.py --markdown -->", "<!-- end -->"

@@ -4,9 +4,9 @@
     python examples/official_scores.py pickscore pictures/ official.json
     diffexpo rewards verify pickscore --against official.json
 
-Runs in any environment that has the official package; diffexpo need not be there. `pickscore` is the use that its model card describes
-and needs transformers alone; `--path` and `--base` name local folders. `hpsv2` and `hpsv2.1` need the package hpsv2, `imagereward` the
-package image-reward; both fetch their own weights.
+Runs in any environment that has the official package; diffexpo need not be there. `pickscore` is the use that
+its model card describes and needs transformers alone; `--path` and `--base` name local folders. `hpsv2` and
+`hpsv2.1` need the package hpsv2, `imagereward` the package image-reward; both fetch their own weights.
 """
 
 from __future__ import annotations
@@ -31,7 +31,9 @@ def pickscore(pairs: Pairs, path: str | None, base: str | None) -> list[float]:
     scores = []
     for file, prompt in pairs:
         pixels = processor(images=Image.open(file), return_tensors="pt")
-        tokens = processor(text=prompt, padding=True, truncation=True, max_length=longest, return_tensors="pt")
+        tokens = processor(
+            text=prompt, padding=True, truncation=True, max_length=longest, return_tensors="pt"
+        )
         with torch.no_grad():
             found = (model.get_image_features(**pixels), model.get_text_features(**tokens))
             # transformers 5 wraps the features

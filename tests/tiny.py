@@ -79,9 +79,7 @@ def _vae(channels: int, shift: float | None) -> AutoencoderKL:
     )
 
 
-def tiny_diffusion(
-    folder: Path, *, prediction_type: str = "epsilon", seed: int = 0, levels: int = 2
-) -> Path:
+def tiny_diffusion(folder: Path, *, prediction_type: str = "epsilon", seed: int = 0, levels: int = 2) -> Path:
     """A StableDiffusionPipeline folder: latents (4, 8, 8), images 16 x 16, 16 tokens; `levels` of resolution, the last with attention."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)

@@ -41,7 +41,9 @@ __all__ = ["__version__"] + list(_HOME)
 
 def __getattr__(name: str) -> object:
     if name not in _HOME:
-        raise AttributeError(f"module 'diffexpo' has no attribute {name!r}; it has {', '.join(sorted(_HOME))}")
+        raise AttributeError(
+            f"module 'diffexpo' has no attribute {name!r}; it has {', '.join(sorted(_HOME))}"
+        )
     return vars(import_module(_HOME[name]))[name]
 
 

@@ -68,7 +68,8 @@ class RewardError(DiffexpoError):
 
 
 class ScorerStoppedError(RewardError):
-    """A scorer that cannot go on: past its budget of failures, refused by its server, or not the scorer that it was."""
+    """A scorer that cannot go on: past its budget of failures, refused by its server, or not the scorer that
+    it was."""
 
 
 class TrainingError(DiffexpoError):
@@ -76,7 +77,8 @@ class TrainingError(DiffexpoError):
 
 
 class OutOfMemory(DiffexpoError):
-    """The device or the machine has less memory than a phase of the run takes; the message says what takes less."""
+    """The device or the machine has less memory than a phase of the run takes; the message says what takes
+    less."""
 
 
 class ResumeError(DiffexpoError):

@@ -2,9 +2,10 @@
 
     seed(name) = first 63 bits of BLAKE2b( canonical text of (run seed, part, part, ...) )
 
-A name is a tuple such as (run seed, iteration, "collect", agent, prompt id, sample index, "noise"). Call order, batch size and
-process rank never enter, so one process equals two, a resumed run equals an uninterrupted one, and any picture can be
-drawn again from the row that describes it. Noise is drawn on the CPU generator whatever the device.
+A name is a tuple such as (run seed, iteration, "collect", agent, prompt id, sample index, "noise"). Call
+order, batch size and process rank never enter, so one process equals two, a resumed run equals an
+uninterrupted one, and any picture can be drawn again from the row that describes it. Noise is drawn on the
+CPU generator whatever the device.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Records, batches and Protocols shared by all rooms. Imports without torch.
 
-Three nouns: a **Policy** can denoise, a **Reward** can score, the **Store** remembers. Algorithms know policies, and the online
-loop knows rewards, only through the Protocols below.
+Three nouns: a **Policy** can denoise, a **Reward** can score, the **Store** remembers. Algorithms know
+policies, and the online loop knows rewards, only through the Protocols below.
 """
 
 from __future__ import annotations
@@ -64,16 +64,17 @@ class Conditioning:
 class WeightSets(Protocol):
     """Named versions of the trainable weights on one base.
 
-    "current" is trained; "reference" is what the loss is measured against; "main", "exploration", "ema", "base" and others are
-    versions by name. With LoRA a version is a named adapter on the frozen base and "base" is the base with adapters off;
-    with full fine-tuning a version is a copy.
+    "current" is trained; "reference" is what the loss is measured against; "main", "exploration", "ema",
+    "base" and others are versions by name. With LoRA a version is a named adapter on the frozen base and
+    "base" is the base with adapters off; with full fine-tuning a version is a copy.
     """
 
     def names(self) -> list[str]: ...
     def use(self, name: str, *, merged: bool = False) -> AbstractContextManager[None]:
         """Inside the block `predict` runs with that version. Nestable; restores the previous one.
 
-        With `merged` a LoRA version runs folded into the base's weights: the same model, faster, rounded differently.
+        With `merged` a LoRA version runs folded into the base's weights: the same model, faster, rounded
+        differently.
         """
         ...
 
@@ -102,7 +103,8 @@ class WeightSets(Protocol):
 class Policy(Protocol):
     """A text-to-image model that can denoise. `t` is a float in [0, 1], 1 is pure noise.
 
-    A policy that takes latents of other shapes than `latent_shape` (`HasBuckets`) is told the picture's size by x_t alone.
+    A policy that takes latents of other shapes than `latent_shape` (`HasBuckets`) is told the picture's size
+    by x_t alone.
     """
 
     path: DiffusionPath
@@ -140,7 +142,8 @@ class HoldsTextEncoders(Protocol):
 
 
 class Reward(Protocol):
-    """Scores images. Higher is better; images float32 (B,3,H,W) in [0,1]; returns (B,) float32, NaN where scoring failed."""
+    """Scores images. Higher is better; images float32 (B,3,H,W) in [0,1]; returns (B,) float32, NaN where
+    scoring failed."""
 
     name: str
     version: str
@@ -164,7 +167,8 @@ Scorer = Reward | LatentReward
 
 
 class StepJudge(Protocol):
-    """Scores noisy latents x_t = alpha_t x0 + sigma_t eps: how well what x_t will become fits its prompt. Higher is better."""
+    """Scores noisy latents x_t = alpha_t x0 + sigma_t eps: how well what x_t will become fits its prompt.
+    Higher is better."""
 
     def score(
         self, x_t: Tensor, alpha_t: float | Tensor, sigma_t: float | Tensor, prompts: Sequence[str]
@@ -175,10 +179,11 @@ class StepJudge(Protocol):
 
 @dataclass(frozen=True)
 class MixedRows:
-    """Rows of several shapes, such as latents of several picture sizes: tensors of one shape each, behind each other.
+    """Rows of several shapes, such as latents of several picture sizes: tensors of one shape each, behind
+    each other.
 
-    A batch of a step may hold it where a batch of one shape holds a tensor; a micro-batch never does. A slice of rows that
-    have one shape is a tensor.
+    A batch of a step may hold it where a batch of one shape holds a tensor; a micro-batch never does. A slice
+    of rows that have one shape is a tensor.
     """
 
     parts: tuple[Tensor, ...]
@@ -215,11 +220,12 @@ CONTRAST = {ROWS_OF: "contrast_keys"}
 
 @dataclass(frozen=True)
 class PairBatch:
-    """Winner and loser latents of B prompts; optionally a contrast pair (exploration sample, main sample) of E prompts.
+    """Winner and loser latents of B prompts; optionally a contrast pair (exploration sample, main sample) of
+    E prompts.
 
-    `weight` (B,) scales each pair's loss (1 by default). `uncertainty_winner/_loser` (B,) are the Gamma of the offset.
-    `keys` name the pairs: the loss draws its noise and t from them, so a batch's split does not change them. `measured` is what
-    the algorithm found on the whole batch beforehand (see `MeasuresBatch`).
+    `weight` (B,) scales each pair's loss (1 by default). `uncertainty_winner/_loser` (B,) are the Gamma of
+    the offset. `keys` name the pairs: the loss draws its noise and t from them, so a batch's split does not
+    change them. `measured` is what the algorithm found on the whole batch beforehand (see `MeasuresBatch`).
     """
 
     winner: Tensor
@@ -243,12 +249,13 @@ class PairBatch:
 class ScoredBatch:
     """B images with what was thought of them: latents (B,C,h,w), a prompt each, no pairs.
 
-    `rewards` (B,) are the mixed scores within the prompt, higher is better; of an offline image the share of its pairs that
-    it won. `advantages` (B,) compare a reward with all images of the same prompt and collection, in the batch or not.
-    `groups` (B,) int64: equal numbers are the same prompt and collection. `desirable` (B,) bool. `weight` (B,) scales each
-    row's loss (1 by default). `keys` name the rows: noise and t are drawn from them. `is_grouped`: the rows of a group stand
-    behind each other and are all images of it; the batch is then never cut within a group. `measured` is what the algorithm found
-    on the whole batch beforehand (see `MeasuresBatch`).
+    `rewards` (B,) are the mixed scores within the prompt, higher is better; of an offline image the share of
+    its pairs that it won. `advantages` (B,) compare a reward with all images of the same prompt and
+    collection, in the batch or not. `groups` (B,) int64: equal numbers are the same prompt and collection.
+    `desirable` (B,) bool. `weight` (B,) scales each row's loss (1 by default). `keys` name the rows: noise
+    and t are drawn from them. `is_grouped`: the rows of a group stand behind each other and are all images of
+    it; the batch is then never cut within a group. `measured` is what the algorithm found on the whole batch
+    beforehand (see `MeasuresBatch`).
     """
 
     latents: Tensor
@@ -270,12 +277,12 @@ class ScoredBatch:
 class TrajectoryBatch:
     """B transitions x_t -> x_next of sampled trajectories, each with the advantage of its image.
 
-    `x_t`, `x_next` (B,C,h,w) are bit for bit what the sampler had. `index` (B,) int64 is the transition's place in the
-    sampler's grid, 0 the noisiest: the grid gives t, the next t and the kernel. `old_log_prob` (B,) is the mean log-prob per
-    latent element of x_next under the policy that sampled it, with the same guidance. `sampler` drew them; it gives grid and
-    guidance. `negative_conditioning` is the other side of guidance (None: none was used). `old_mean` (B,C,h,w) is the
-    kernel's mean under the sampling policy, for methods that compare means. `weight` (B,) scales each row's loss (1 by
-    default). `keys` name the rows.
+    `x_t`, `x_next` (B,C,h,w) are bit for bit what the sampler had. `index` (B,) int64 is the transition's
+    place in the sampler's grid, 0 the noisiest: the grid gives t, the next t and the kernel. `old_log_prob`
+    (B,) is the mean log-prob per latent element of x_next under the policy that sampled it, with the same
+    guidance. `sampler` drew them; it gives grid and guidance. `negative_conditioning` is the other side of
+    guidance (None: none was used). `old_mean` (B,C,h,w) is the kernel's mean under the sampling policy, for
+    methods that compare means. `weight` (B,) scales each row's loss (1 by default). `keys` name the rows.
     """
 
     x_t: Tensor
@@ -298,14 +305,15 @@ class TrajectoryBatch:
 class TrajectoryPairBatch:
     """B pairs of transitions of one prompt each, of which one is preferred.
 
-    The transitions `winner_x_t` -> `winner_x_next` and `loser_x_t` -> `loser_x_next` (each (B,C,h,w)) stand at the same place
-    `index` (B,) int64 of the sampler's grid. They come from two trajectories (D3PO, PRDP) or branch from a shared x_t (SPO:
-    winner_x_t equals loser_x_t). `winner_old_log_prob`, `loser_old_log_prob` (B,) are mean log-probs per latent element under
-    the policy that sampled them. `winner_reward`, `loser_reward` (B,) are the rewards behind the preference. `sampler` drew
-    them; it gives grid and guidance. `negative_conditioning` is the other side of guidance (None: none was used). `weight`
-    (B,) scales each row's loss (1 by default). `keys` name the rows. `is_grouped`: rows with the same number in `groups` (B,)
-    int64 are all steps of one pair of trajectories, from noise to image, and stand behind each other; the batch is then
-    never cut within a group.
+    The transitions `winner_x_t` -> `winner_x_next` and `loser_x_t` -> `loser_x_next` (each (B,C,h,w)) stand
+    at the same place `index` (B,) int64 of the sampler's grid. They come from two trajectories (D3PO, PRDP)
+    or branch from a shared x_t (SPO: winner_x_t equals loser_x_t). `winner_old_log_prob`,
+    `loser_old_log_prob` (B,) are mean log-probs per latent element under the policy that sampled them.
+    `winner_reward`, `loser_reward` (B,) are the rewards behind the preference. `sampler` drew them; it gives
+    grid and guidance. `negative_conditioning` is the other side of guidance (None: none was used). `weight`
+    (B,) scales each row's loss (1 by default). `keys` name the rows. `is_grouped`: rows with the same number
+    in `groups` (B,) int64 are all steps of one pair of trajectories, from noise to image, and stand behind
+    each other; the batch is then never cut within a group.
     """
 
     winner_x_t: Tensor
@@ -331,7 +339,8 @@ class TrajectoryPairBatch:
 
 @dataclass(frozen=True)
 class LossOutput:
-    """A scalar loss to minimise and metrics: name -> (sum over samples, count), so that means are exact over any split."""
+    """A scalar loss to minimise and metrics: name -> (sum over samples, count), so that means are exact over
+    any split."""
 
     loss: Tensor
     metrics: dict[str, tuple[Tensor, int]]
@@ -343,10 +352,10 @@ Batch = PairBatch | ScoredBatch | TrajectoryBatch | TrajectoryPairBatch
 class Algorithm(Protocol):
     """One training method: a loss on a batch, and what it needs, which is checked before anything is spent.
 
-    `batch_type` is the class of its batches. With `needs_reference` the loss runs the version "reference"; with
-    `needs_old_policy` it runs "old", which starts each iteration as a copy of "current". `group_size` is the smallest number
-    of images of one prompt that it can learn from; with `needs_whole_groups` a loss must see all of them at once.
-    `initial_loss` is the loss where current, reference and old agree (None:
+    `batch_type` is the class of its batches. With `needs_reference` the loss runs the version "reference";
+    with `needs_old_policy` it runs "old", which starts each iteration as a copy of "current". `group_size` is
+    the smallest number of images of one prompt that it can learn from; with `needs_whole_groups` a loss must
+    see all of them at once. `initial_loss` is the loss where current, reference and old agree (None:
     not known beforehand).
     """
 
@@ -364,19 +373,23 @@ class Algorithm(Protocol):
 
 @runtime_checkable
 class FollowsSteps(Protocol):
-    """An algorithm with something to do after each optimiser step, such as moving the old policy after the current one."""
+    """An algorithm with something to do after each optimiser step, such as moving the old policy after the
+    current one."""
 
     def after_step(self, policy: Policy, step: int) -> None:
-        """`step` counts the steps done in this iteration, from 1; steps that were not finite changed nothing and are left out."""
+        """`step` counts the steps done in this iteration, from 1; steps that were not finite changed nothing
+        and are left out."""
         ...
 
 
 @runtime_checkable
 class MeasuresBatch(Protocol):
-    """An algorithm whose loss needs a number of the whole batch of a step, over all processes and micro-batches.
+    """An algorithm whose loss needs a number of the whole batch of a step, over all processes and
+    micro-batches.
 
-    While `measures_batch` holds, the engine adds up `measure` of all micro-batches and gives every one of them the result of
-    `with_measured` in `measured`. A loss that finds None there takes its own rows for the whole batch.
+    While `measures_batch` holds, the engine adds up `measure` of all micro-batches and gives every one of
+    them the result of `with_measured` in `measured`. A loss that finds None there takes its own rows for the
+    whole batch.
     """
 
     measures_batch: bool
@@ -395,16 +408,19 @@ class WeighsImages(Protocol):
     """An algorithm whose rows carry weights that depend on all images of a prompt."""
 
     def weigh(self, rewards: Tensor) -> Tensor:
-        """Weights (n,) of the n scored images of one prompt and collection, from their rewards (n,) float64."""
+        """Weights (n,) of the n scored images of one prompt and collection, from their rewards (n,)
+        float64."""
         ...
 
 
 @runtime_checkable
 class LearnsInParts(Protocol):
-    """An algorithm that can give its loss as several, one after the other, so that only one graph is held at a time."""
+    """An algorithm that can give its loss as several, one after the other, so that only one graph is held at
+    a time."""
 
     def loss_in_parts(
         self, policy: Policy, batch: Batch, noise_key: tuple[str | int, ...]
     ) -> Iterator[LossOutput]:
-        """Losses whose values and gradients add up to those of `loss`; each is asked for after the backward of the last."""
+        """Losses whose values and gradients add up to those of `loss`; each is asked for after the backward
+        of the last."""
         ...

@@ -83,7 +83,9 @@ def test_a_resumed_run_goes_on_with_smaller_micro_batches(world: Path, truth: Pa
     assert "training.micro_batch_size: --set training.micro_batch_size=1, on resuming\n" in origins
     assert origins.count("seed:") == 1
     first, second = (f"checkpoints/weights-{number:04d}.safetensors" for number in (1, 2))
-    assert weights(folder)[Path(first).name] == weights(truth)[Path(first).name], "that iterate was trained before"
+    assert weights(folder)[Path(first).name] == weights(truth)[Path(first).name], (
+        "that iterate was trained before"
+    )
     # The second was trained with other sums of the same terms.
     ours, theirs, start = (as_vector(path) for path in (folder / second, truth / second, truth / first))
     difference = torch.linalg.norm(ours - theirs) / torch.linalg.norm(theirs - start)

@@ -25,7 +25,10 @@ VARIANTS = {
     "rank sum": ["mixture.kind=rank"],
     "pareto": ["mixture.kind=pareto"],
     "append negatives": ["explore.negatives.mode=append"],
-    "negatives for the explorer": ["explore.negatives.agents=exploration", "explore.negatives.schedule=constant"],
+    "negatives for the explorer": [
+        "explore.negatives.agents=exploration",
+        "explore.negatives.schedule=constant",
+    ],
     "no negatives": ["explore.negatives.schedule=off"],
     "cosine": ["explore.negatives.schedule=cosine"],
     "optimism": ["algorithm.uncertainty=optimism"],
@@ -52,11 +55,17 @@ def test_a_variant_runs_whole(world, tmp_path, settings):
     config = run(world, folder, settings)
     store = Store(folder / "store")
     last = config.explore.iterations
-    assert {(name, t) for name, t in store.completed()} >= {("train", last), ("collect", last - 1), ("pair", last - 1)}
+    assert {(name, t) for name, t in store.completed()} >= {
+        ("train", last),
+        ("collect", last - 1),
+        ("pair", last - 1),
+    }
     rows = store.samples(1)
     images = 2 * config.explore.images_per_prompt
     assert len(rows) == config.explore.prompts_per_iteration * images
-    assert {row["agent"] for row in rows} == ({"exploration"} if config.explore.agents == 1 else {"main", "exploration"})
+    assert {row["agent"] for row in rows} == (
+        {"exploration"} if config.explore.agents == 1 else {"main", "exploration"}
+    )
     one, two = (load_file(folder / "checkpoints" / f"weights-{t:04d}.safetensors") for t in (1, last))
     assert any(np.abs(one[name] - two[name]).max() > 0 for name in one)
     assert json.loads((folder / "status.json").read_text())["state"] == "finished"

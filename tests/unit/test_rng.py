@@ -22,7 +22,9 @@ def test_seeds_never_change_between_versions():
     assert keyed_seed(0, "a") == 863007531386670507
     assert keyed_seed(7, 2, "collect", "exploration", "p1", 3, 0) == 3139924877816261076
     assert torch_generator(0, "a").initial_seed() == keyed_seed(0, "a")
-    assert torch.randn(2, generator=torch_generator(0, "a")).tolist() == pytest.approx([0.1161211, -0.4279281], abs=1e-6)
+    assert torch.randn(2, generator=torch_generator(0, "a")).tolist() == pytest.approx(
+        [0.1161211, -0.4279281], abs=1e-6
+    )
     assert numpy_generator(0, "a").integers(0, 10**6, size=3).tolist() == [458187, 47449, 235857]
 
 

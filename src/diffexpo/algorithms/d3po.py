@@ -76,7 +76,8 @@ def d3po_loss(
 
 
 class D3po:
-    """D3PO on a `TrajectoryPairBatch`; guidance acts as in the rollout, with a gradient through both branches."""
+    """D3PO on a `TrajectoryPairBatch`; guidance acts as in the rollout, with a gradient through both
+    branches."""
 
     batch_type = TrajectoryPairBatch
     needs_reference = True

@@ -63,7 +63,8 @@ def dgpo_loss(
 def dgpo_margin(
     error: Tensor, error_ref: Tensor, advantage: Tensor, groups: Tensor, *, beta: float
 ) -> Tensor:
-    """Margin of the better over the worse part of each sample's group, -S_g = -beta / K_g sum of A_i (error_i - error_ref_i).
+    """Margin of the better over the worse part of each sample's group, -S_g = -beta / K_g sum of A_i (error_i
+    - error_ref_i).
 
     Args:
         error, error_ref, advantage, groups: (B,), see `dgpo_loss`.
@@ -107,7 +108,8 @@ def _check(
 
 
 class Dgpo(ScoredMethod):
-    """DGPO on a `ScoredBatch` of whole groups, whose images share noise, time and the choice of the empty prompt."""
+    """DGPO on a `ScoredBatch` of whole groups, whose images share noise, time and the choice of the empty
+    prompt."""
 
     needs_reference = True
     needs_whole_groups = True
@@ -127,7 +129,8 @@ class Dgpo(ScoredMethod):
         """The group's loss, for each of its images."""
         if not batch.is_grouped:
             raise DataError(
-                "DGPO: the batch may hold parts of groups (is_grouped is False); its loss sums over a whole group, "
+                "DGPO: the batch may hold parts of groups (is_grouped is False); its loss sums over a whole "
+                "group, "
                 "so expected batches that are cut between groups only"
             )
         settings = self.settings

@@ -148,7 +148,8 @@ class DiffusionDpo(PairMethod):
         super().__init__(settings, empty)
         if settings.label_smoothing > 0 and settings.kind not in ("cdpo", "robust"):
             raise ConfigError(
-                f"algorithm.label_smoothing is {settings.label_smoothing}, but kind {settings.kind!r} ignores "
+                f"algorithm.label_smoothing is {settings.label_smoothing}, but kind {settings.kind!r} "
+                f"ignores "
                 "it; expected kind cdpo or robust, or label_smoothing 0"
             )
 
@@ -258,7 +259,8 @@ class DiffusionDpo(PairMethod):
 def pair_differences(
     policy: Policy, winner: Tensor, loser: Tensor, draw: NoiseDraw, conditioning: Conditioning
 ) -> tuple[Tensor, Tensor]:
-    """Prediction less target (B,C,h,w) of winners and losers under "current", in one forward as in `pair_errors`."""
+    """Prediction less target (B,C,h,w) of winners and losers under "current", in one forward as in
+    `pair_errors`."""
     images = noisy_images(
         policy,
         torch.cat([winner, loser]),

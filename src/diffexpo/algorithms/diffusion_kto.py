@@ -137,7 +137,8 @@ def _check_labels(function: str, desirable: Tensor) -> None:
 
 
 class DiffusionKto(ScoredMethod):
-    """Diffusion-KTO on a `ScoredBatch`. The baseline is that of the step's whole batch, from a pass without gradient."""
+    """Diffusion-KTO on a `ScoredBatch`. The baseline is that of the step's whole batch, from a pass without
+    gradient."""
 
     needs_reference = True
     measures_batch = True

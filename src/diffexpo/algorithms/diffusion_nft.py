@@ -133,7 +133,8 @@ def _normalised_error(estimate: Tensor, x0: Tensor) -> Tensor:
 
 
 class DiffusionNft(ScoredMethod):
-    """DiffusionNFT on a `ScoredBatch` of images that the old policy drew; the clip of the advantages times the loss, plus KL."""
+    """DiffusionNFT on a `ScoredBatch` of images that the old policy drew; the clip of the advantages times
+    the loss, plus KL."""
 
     needs_old_policy = True
 
@@ -181,8 +182,8 @@ class DiffusionNft(ScoredMethod):
 
 
 def _as_velocity(policy: Policy, images: NoisyImages, prediction: Tensor) -> tuple[Tensor, Coefficient]:
-    """A velocity and a time with x0 = x_t - t velocity. What is linear in one prediction is so in any other, so the implicit
-    policies of `nft_loss` are the same whatever the network predicts.
+    """A velocity and a time with x0 = x_t - t velocity. What is linear in one prediction is so in any other,
+    so the implicit policies of `nft_loss` are the same whatever the network predicts.
     """
     if policy.path.kind == "flow":
         return prediction, images.t.to(prediction.device)

@@ -98,7 +98,8 @@ def dpok_kl(
 
 
 class Dpok:
-    """DPOK on a `TrajectoryBatch` whose advantages are rewards minus baseline; guidance acts as in the rollout."""
+    """DPOK on a `TrajectoryBatch` whose advantages are rewards minus baseline; guidance acts as in the
+    rollout."""
 
     batch_type = TrajectoryBatch
     needs_old_policy = False
@@ -116,7 +117,8 @@ class Dpok:
         return self.settings.kl_weight > 0
 
     def loss(self, policy: Policy, batch: TrajectoryBatch, noise_key: tuple[str | int, ...]) -> LossOutput:
-        """Mean over the batch's transitions of weighted policy loss and weighted KL; nothing random is drawn."""
+        """Mean over the batch's transitions of weighted policy loss and weighted KL; nothing random is
+        drawn."""
         settings = self.settings
         with policy.weights.use("current"):
             current = replay_batch(policy, batch)
@@ -134,7 +136,8 @@ class Dpok:
         return mean_output(per_row, batch.weight, values)
 
     def value_inputs(self, x_t: Tensor, t: Tensor, conditioning: Conditioning) -> Tensor:
-        """What the baseline sees of a transition, (B, n): its latents, its time, the mean of the prompt's embeddings."""
+        """What the baseline sees of a transition, (B, n): its latents, its time, the mean of the prompt's
+        embeddings."""
         clock = torch.stack([t, torch.sin(math.pi * t), torch.cos(math.pi * t)], dim=-1)
         text = [
             tensor.reshape(len(tensor), -1, tensor.shape[-1]).mean(dim=1)
@@ -167,8 +170,8 @@ class Dpok:
 class ValueNetwork(nn.Module):
     """V = centre + scale * MLP(inputs); the last layer starts at 0, so V starts at the centre.
 
-    Source: DPOK (arXiv 2305.16381), authors' code, whose network has no centre and scale: where rewards are far from 0 it then
-    takes thousands of updates until the baseline is of use.
+    Source: DPOK (arXiv 2305.16381), authors' code, whose network has no centre and scale: where rewards are
+    far from 0 it then takes thousands of updates until the baseline is of use.
     """
 
     def __init__(

@@ -143,7 +143,8 @@ def mix_grpo_window(
 
 
 class FlowGrpo:
-    """Flow-GRPO on a `TrajectoryBatch`; guidance acts as in the rollout, without a gradient in its negative branch."""
+    """Flow-GRPO on a `TrajectoryBatch`; guidance acts as in the rollout, without a gradient in its negative
+    branch."""
 
     batch_type = TrajectoryBatch
     needs_old_policy = False
@@ -164,7 +165,8 @@ class FlowGrpo:
         return self.settings.ratio == "guard"
 
     def random_steps(self, iteration: int, num_transitions: int) -> tuple[int, int] | None:
-        """First and one past the last step that an iteration (from 1) draws with noise and trains; None: all."""
+        """First and one past the last step that an iteration (from 1) draws with noise and trains; None:
+        all."""
         if self.settings.window is None:
             return None
         window = mix_grpo_window(
@@ -176,7 +178,8 @@ class FlowGrpo:
         return window[0], window[-1] + 1
 
     def loss(self, policy: Policy, batch: TrajectoryBatch, noise_key: tuple[str | int, ...]) -> LossOutput:
-        """Mean over the batch's transitions of policy loss and weighted KL, and its metrics; nothing random is drawn."""
+        """Mean over the batch's transitions of policy loss and weighted KL, and its metrics; nothing random
+        is drawn."""
         with policy.weights.use("current"):
             current = replay_batch(policy, batch, is_negative_fixed=True)
         step = transition_rows(sampler_transitions(policy.path, batch.sampler), batch.index)

@@ -1,5 +1,5 @@
-"""What all methods of the forward process share: clean images are noised to one random time, and the prediction there is
-looked at.
+"""What all methods of the forward process share: clean images are noised to one random time, and the
+prediction there is looked at.
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ NoiseKey = tuple[str | int, ...]
 
 
 class ForwardMethod:
-    """Noise, time and empty prompts by name; what a method needs, by default nothing beside the current policy."""
+    """Noise, time and empty prompts by name; what a method needs, by default nothing beside the current
+    policy."""
 
     needs_reference: bool = False
     needs_old_policy: bool = False
@@ -66,7 +67,8 @@ class ForwardMethod:
 
 @dataclass(frozen=True)
 class NoisyImages:
-    """Images at a noise and time each: what the network is given, what it should say, and its answer under any version."""
+    """Images at a noise and time each: what the network is given, what it should say, and its answer under
+    any version."""
 
     x0: Tensor
     x_t: Tensor

@@ -4,8 +4,8 @@ improve        text c and the loser's latents   -> the winner
 reconstruct    the image x alone                -> x, one of the two by key
 unconditional  neither                          -> x, one of the two by key
 
-One prediction error at a random (t, eps) in each row, whatever its task. Source: "Iterative DPO with an improvement model for
-fine-tuning diffusion models", eq. 6 to 10; docs/algorithms/improvement_dpo.md.
+One prediction error at a random (t, eps) in each row, whatever its task. Source: "Iterative DPO with an
+improvement model for fine-tuning diffusion models", eq. 6 to 10; docs/algorithms/improvement_dpo.md.
 """
 
 from __future__ import annotations
@@ -29,7 +29,8 @@ TASKS = ("improve", "reconstruct", "unconditional")
 
 
 class ImprovementRows(NamedTuple):
-    """What a row is trained on: target x0 (B,C,h,w), image condition (B,C,h,w), and whether it keeps its text (B,) bool."""
+    """What a row is trained on: target x0 (B,C,h,w), image condition (B,C,h,w), and whether it keeps its text
+    (B,) bool."""
 
     x0: Tensor
     image: Tensor
@@ -46,15 +47,17 @@ def improvement_tasks(
         noise_key: What the draw is for.
         probabilities: Of improve, reconstruct and unconditional; >= 0 and adding up to 1.
     Returns:
-        (task (B,) int64 in {0, 1, 2}, is_winner (B,) bool with probability 1/2). A row depends on noise_key and its key only;
-        probabilities (1, 0, 0) give task 0 throughout.
+        (task (B,) int64 in {0, 1, 2}, is_winner (B,) bool with probability 1/2). A row depends on noise_key
+        and its key only; probabilities (1, 0, 0) give task 0 throughout.
     Raises:
         ValueError: the probabilities are not three that add up to 1.
-    Source: the paper trains on "a mixture" and leaves the shares open; x in {x_w, x_l} of its eq. 7 is read as even odds.
+    Source: the paper trains on "a mixture" and leaves the shares open; x in {x_w, x_l} of its eq. 7 is read
+        as even odds.
     """
     if len(probabilities) != 3 or min(probabilities) < 0 or abs(sum(probabilities) - 1) > 1e-6:
         raise ValueError(
-            f"improvement_tasks: probabilities are {probabilities}; expected three of 0 or more that add up to 1"
+            f"improvement_tasks: probabilities are {probabilities}; expected three of 0 or more that add up "
+            f"to 1"
         )
     first, second = probabilities[0], probabilities[0] + probabilities[1]
     drawn = torch.tensor([keyed_uniform(*noise_key, key, "task") for key in keys], dtype=torch.float64)
@@ -71,7 +74,8 @@ def improvement_tasks(
 def improvement_rows(winner: Tensor, loser: Tensor, task: Tensor, is_winner: Tensor) -> ImprovementRows:
     """What each row learns to draw, and from what.
 
-    improve: x0 = winner, image = loser, text;   reconstruct: x0 = image = x;   unconditional: x0 = x, image = 0
+    improve: x0 = winner, image = loser, text;   reconstruct: x0 = image = x;   unconditional: x0 = x, image =
+        0
 
     Args:
         winner, loser: (B,C,h,w) clean scaled latents of one prompt each.
@@ -79,8 +83,9 @@ def improvement_rows(winner: Tensor, loser: Tensor, task: Tensor, is_winner: Ten
         is_winner: (B,) bool, x is the winner (else the loser); the first task does not look at it.
     Returns:
         (x0, image, has_text). Tasks of 0 give (winner, loser, True), bit for bit.
-    Source: improvement model, eq. 6, 7 and 8. Unlike in InstructPix2Pix (arXiv 2211.09800) the task with the image alone is to
-        reconstruct it, and text and image are not dropped independently: there is no task with text alone.
+    Source: improvement model, eq. 6, 7 and 8. Unlike in InstructPix2Pix (arXiv 2211.09800) the task with the
+        image alone is to reconstruct it, and text and image are not dropped independently: there is no task
+        with text alone.
     """
     shape = (-1, *[1] * (winner.ndim - 1))
     task, is_winner = task.to(winner.device), is_winner.to(winner.device)
@@ -129,6 +134,7 @@ class Improvement:
 
 
 class ImprovementDpo(DiffusionDpo):
-    """Diffusion-DPO on pairs of the model's own image (loser) and what the improvement model made of it (winner)."""
+    """Diffusion-DPO on pairs of the model's own image (loser) and what the improvement model made of it
+    (winner)."""
 
     group_size = 1

@@ -1,9 +1,12 @@
-"""What all methods on pairs share: the four errors of a pair, its metrics, and its gradient without holding two graphs.
+"""What all methods on pairs share: the four errors of a pair, its metrics, and its gradient without holding
+two graphs.
 
 joint      one forward of the policy on [winner; loser], one backward
-in parts   slopes q_w = dL/de_w and q_l = dL/de_l from a pass without gradient, then q_w e_w and q_l e_l one after the other
+in parts   slopes q_w = dL/de_w and q_l = dL/de_l from a pass without gradient, then q_w e_w and q_l e_l one
+after the other
 
-Both have the same gradient. In parts, the activations of one half are held at a time; the policy runs once more.
+Both have the same gradient. In parts, the activations of one half are held at a time; the policy runs once
+more.
 """
 
 from __future__ import annotations
@@ -40,7 +43,8 @@ Objective = Callable[[PairErrors], tuple[Tensor, Metrics]]
 
 
 class PairMethod(ForwardMethod, ABC):
-    """A method whose loss is a mean over pairs of a function of their errors; a subclass says which (`judge`)."""
+    """A method whose loss is a mean over pairs of a function of their errors; a subclass says which
+    (`judge`)."""
 
     batch_type = PairBatch
 
@@ -59,7 +63,8 @@ class PairMethod(ForwardMethod, ABC):
         return self._weighted(errors, batch)
 
     def loss_in_parts(self, policy: Policy, batch: PairBatch, noise_key: NoiseKey) -> Iterator[LossOutput]:
-        """The loss as two parts, of winners and of losers; call backward on the first before asking for the second."""
+        """The loss as two parts, of winners and of losers; call backward on the first before asking for the
+        second."""
         draw, conditioning = self.situation(policy, batch, noise_key)
         with torch.no_grad():
             errors = self.measure_pairs(policy, batch, draw, conditioning)
@@ -136,8 +141,8 @@ def in_parts(
         errors: Of policy and reference, measured without gradient.
         objective: Errors to (scalar, metrics).
     Returns:
-        Two losses in turn: the first has the objective's value and the winners' gradient, the second value 0 and the losers'.
-        The graph of the second is built when it is asked for.
+        Two losses in turn: the first has the objective's value and the winners' gradient, the second value 0
+        and the losers'. The graph of the second is built when it is asked for.
     """
     winner, loser = (error.detach().requires_grad_() for error in (errors.winner, errors.loser))
     value, metrics = objective(replace(errors, winner=winner, loser=loser))
@@ -151,7 +156,8 @@ def in_parts(
 
 
 def error_metrics(errors: PairErrors, margin: Tensor, beta: Tensor | float) -> Metrics:
-    """Accuracy, margin, errors and, where there is a reference, implicit rewards -beta/2 (error - error_ref)."""
+    """Accuracy, margin, errors and, where there is a reference, implicit rewards -beta/2 (error -
+    error_ref)."""
     winner, loser = errors.winner.detach(), errors.loser.detach()
     values = {
         "train/implicit_accuracy": share_above_zero(margin),

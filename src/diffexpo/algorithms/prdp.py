@@ -105,7 +105,8 @@ def _held(log_prob: Tensor, old_log_prob: Tensor, clip_range: float) -> Tensor:
 
 
 class Prdp:
-    """PRDP on a grouped `TrajectoryPairBatch`: the rows of a group are all steps of one pair of trajectories."""
+    """PRDP on a grouped `TrajectoryPairBatch`: the rows of a group are all steps of one pair of
+    trajectories."""
 
     batch_type = TrajectoryPairBatch
     needs_reference = True

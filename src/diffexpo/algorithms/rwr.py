@@ -83,7 +83,8 @@ def _check(rewards: Tensor, kind: Kind, temperature: float | None, percentile: f
 
 
 class Rwr(Sft):
-    """Reward-weighted regression: supervised fine-tuning whose rows carry `rwr_weights` of their prompt's images."""
+    """Reward-weighted regression: supervised fine-tuning whose rows carry `rwr_weights` of their prompt's
+    images."""
 
     def weigh(self, rewards: Tensor) -> Tensor:
         """`rwr_weights` of the images of one prompt."""
@@ -98,7 +99,8 @@ class Rwr(Sft):
         """The error of each image; the weight is the batch's."""
         if batch.weight is None:
             raise DataError(
-                "reward-weighted regression: the batch has no weights; expected `rwr_weights` of each prompt's images, "
+                "reward-weighted regression: the batch has no weights; expected `rwr_weights` of each "
+                "prompt's images, "
                 "which the loader computes once an iteration"
             )
         loss, values = super().row_losses(policy, batch, images)

@@ -23,7 +23,8 @@ class ScoredMethod(ForwardMethod, ABC):
         """Loss (B,) of each image before its weight, and metrics row by row."""
 
     def loss(self, policy: Policy, batch: ScoredBatch, noise_key: NoiseKey) -> LossOutput:
-        """Mean over images of weight times loss, and its metrics; noise is keyed by (noise_key, name of the row)."""
+        """Mean over images of weight times loss, and its metrics; noise is keyed by (noise_key, name of the
+        row)."""
         per_row, values = self.row_losses(policy, batch, self.noised(policy, batch, noise_key))
         if batch.weight is not None:
             per_row = per_row * batch.weight.to(per_row)

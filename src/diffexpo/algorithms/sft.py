@@ -37,7 +37,8 @@ def sft_loss(error: Tensor, weight: Tensor | float | None = None) -> Tensor:
 
 
 class Sft(ScoredMethod):
-    """Supervised fine-tuning on a `ScoredBatch` of images that were kept: winners of D_off, the best of each prompt (RAFT)."""
+    """Supervised fine-tuning on a `ScoredBatch` of images that were kept: winners of D_off, the best of each
+    prompt (RAFT)."""
 
     def row_losses(
         self, policy: Policy, batch: ScoredBatch, images: NoisyImages

@@ -60,7 +60,8 @@ def spo_min_margin(threshold: float) -> float:
 
 
 class Spo:
-    """SPO on a `TrajectoryPairBatch` whose pairs branch from a shared x_t; guidance acts as in the rollout."""
+    """SPO on a `TrajectoryPairBatch` whose pairs branch from a shared x_t; guidance acts as in the
+    rollout."""
 
     batch_type = TrajectoryPairBatch
     needs_reference = True

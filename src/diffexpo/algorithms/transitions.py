@@ -1,4 +1,5 @@
-"""What the methods on trajectories share: batches of transitions under the weights in use, and sums for the metrics."""
+"""What the methods on trajectories share: batches of transitions under the weights in use, and sums for the
+metrics."""
 
 from __future__ import annotations
 
@@ -79,7 +80,8 @@ def steps_of_pairs(batch: TrajectoryPairBatch) -> int:
     counts = torch.unique_consecutive(batch.groups, return_counts=True)[1]
     if bool((counts != counts[0]).any()):
         raise DataError(
-            f"prdp: pairs of {int(counts.min())} to {int(counts.max())} steps in a batch; expected as many in each"
+            f"prdp: pairs of {int(counts.min())} to {int(counts.max())} steps in a batch; expected as many "
+            f"in each"
         )
     return int(counts[0])
 

@@ -1,4 +1,5 @@
-"""The only place where configuration becomes objects. Data flows: cli -> build -> online -> training -> algorithms.
+"""The only place where configuration becomes objects. Data flows: cli -> build -> online -> training ->
+algorithms.
 
 aliases     embedded names
 objects     policy, prompts, rewards, ranking, engine, store, loop
@@ -18,7 +19,8 @@ from __future__ import annotations
 
 from importlib import import_module
 
-# Public name -> the module of this package that defines it. No name is that of a module: importing one would take its place.
+# Public name -> the module of this package that defines it. No name is that of a module: importing one would
+# take its place.
 _HOME = {
     "advise": "estimating",
     "computing": "estimating",

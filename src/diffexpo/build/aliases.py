@@ -12,7 +12,8 @@ PROMPTS = "prompts:"
 
 
 def resolve(path: str) -> str:
-    """An embedded alias (`emoji:NAME`, `prompts:NAME`) as the folder or file it stands for; anything else unchanged.
+    """An embedded alias (`emoji:NAME`, `prompts:NAME`) as the folder or file it stands for; anything else
+    unchanged.
 
     Raises:
         MissingError: nothing of that name is shipped; the message lists what is.

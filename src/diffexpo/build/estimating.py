@@ -1,4 +1,5 @@
-"""What a run will take, from its configuration alone: memory, disk, network evaluations. No weight is read."""
+"""What a run will take, from its configuration alone: memory, disk, network evaluations. No weight is
+read."""
 
 from __future__ import annotations
 
@@ -57,8 +58,8 @@ CARDS = (12, 24, 80)
 WITHOUT_COPIES = {"reference_dtype": "float32", "reference_device": "same"}
 # A PNG of a photograph is about half of its bytes, a row of the store's tables about 1 KiB.
 PNG_SHARE, ROW = 0.5, 1024
-# Operations a second that hours are told for: about a third of an H100's peak in bfloat16, which a compiled network in large
-# batches reaches; an eager one reaches half of it.
+# Operations a second that hours are told for: about a third of an H100's peak in bfloat16, which a compiled
+# network in large batches reaches; an eager one reaches half of it.
 SUSTAINED = 3e14
 
 
@@ -72,7 +73,8 @@ class Change:
 
 @dataclass(frozen=True)
 class Advice:
-    """What makes a run fit on a card: settings in order of their price, and the total with all of them; None where nothing does."""
+    """What makes a run fit on a card: settings in order of their price, and the total with all of them; None
+    where nothing does."""
 
     gib: float
     changes: tuple[Change, ...] | None
@@ -120,8 +122,8 @@ class Estimate:
 
 @dataclass(frozen=True)
 class Computing:
-    """Operations of one network evaluation, and hours of one accelerator that sustains `SUSTAINED`; scoring, decoding and evaluation
-    are not counted.
+    """Operations of one network evaluation, and hours of one accelerator that sustains `SUSTAINED`; scoring,
+    decoding and evaluation are not counted.
     """
 
     flops: int
@@ -167,7 +169,8 @@ def advise(
 ) -> list[Advice]:
     """What makes the run fit on cards of so many GiB, cheapest first.
 
-    Settings are added in the order of their price until the run fits; then each that is not needed is left out again.
+    Settings are added in the order of their price until the run fits; then each that is not needed is left
+    out again.
     """
     found = []
     for gib in cards:
@@ -257,7 +260,8 @@ def _read_sizes(model: str, tuning: str, architecture: str | None) -> _Sizes:
 def _prepared(
     model: str, tuning: str, architecture: str | None
 ) -> tuple[Blueprint, tuple[tuple[str, int, int, str], ...], int]:
-    """The networks as a run has them, what they took before adapters came, and the number of trained elements."""
+    """The networks as a run has them, what they took before adapters came, and the number of trained
+    elements."""
     settings = ModelConfig.model_validate_json(model)
     blueprint = read_blueprint(resolve(settings.path), settings, architecture=architecture)
     components = tuple(

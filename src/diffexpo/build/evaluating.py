@@ -85,7 +85,8 @@ def make_evaluator(judges: Sequence[Scorer], rewards: Sequence[Scorer]) -> Calla
             for scorer in (*judges, *rewards):
                 if isinstance(scorer, CachedReward):
                     loop.console.line(
-                        f"{scorer.name}: {scorer.num_hits} scores from its cache so far, {scorer.num_misses} asked for"
+                        f"{scorer.name}: {scorer.num_hits} scores from its cache so far, {scorer.num_misses} "
+                        f"asked for"
                     )
         loop.world.barrier()
 
@@ -93,7 +94,8 @@ def make_evaluator(judges: Sequence[Scorer], rewards: Sequence[Scorer]) -> Calla
 
 
 def cache_metrics(scorers: Sequence[Scorer]) -> dict[str, float]:
-    """`reward_cache/<name>/hits` and `/misses`: scores of kept scorers that were found and asked for since this process began."""
+    """`reward_cache/<name>/hits` and `/misses`: scores of kept scorers that were found and asked for since
+    this process began."""
     return {
         f"reward_cache/{scorer.name}/{what}": float(count)
         for scorer in scorers
@@ -113,7 +115,8 @@ def check_same_judges(folder: Path, scorers: Sequence[Scorer]) -> None:
         now = describe_scorer(scorer)
         if before.get(scorer.name, now) != now:
             raise ResumeError(
-                f"reward {scorer.name!r} is no longer the judge that {folder} was scored with: its weights or settings changed; "
+                f"reward {scorer.name!r} is no longer the judge that {folder} was scored with: its weights "
+                f"or settings changed; "
                 "restore the model it names, or start a new run"
             )
 
@@ -136,12 +139,14 @@ def finite_mean(values: np.ndarray) -> float:
 
 
 def evaluation_batch(config: RunConfig) -> int:
-    """Images of one network call while evaluating: no more than while collecting, which must fit in memory too."""
+    """Images of one network call while evaluating: no more than while collecting, which must fit in memory
+    too."""
     return min(EVALUATION_BATCH, config.explore.batch_size)
 
 
 def evaluation_ticks(config: RunConfig, name: str) -> int:
-    """Ticks of one evaluation, for the progress bar: network calls and scored batches of pictures and KL paths."""
+    """Ticks of one evaluation, for the progress bar: network calls and scored batches of pictures and KL
+    paths."""
     settings = config.evaluation
     plain = settings.num_prompts * settings.images_per_prompt
     extra = settings.vendi_prompts * max(settings.vendi_images - settings.images_per_prompt, 0)
@@ -152,7 +157,8 @@ def evaluation_ticks(config: RunConfig, name: str) -> int:
 
 
 def vendi_embedder(judges: Sequence[Scorer]) -> tuple[Callable[[Tensor], Tensor] | None, str]:
-    """Image features for the Vendi score: those of the first judge that has an image encoder, else 32x32 pixels."""
+    """Image features for the Vendi score: those of the first judge that has an image encoder, else 32x32
+    pixels."""
     for judge in judges:
         if isinstance(judge, ClipReward):
             return judge.embed_images, f"{judge.name} image features"

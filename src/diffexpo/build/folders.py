@@ -23,8 +23,8 @@ from diffexpo.training.distributed import World
 def prepare_folder(
     config: RunConfig, run_dir: Path, sources: Mapping[str, str], resume: bool, world: World
 ) -> None:
-    """Write what was asked for, or check that the folder was made for the same; a resumed run may differ in what leaves its
-    results alone.
+    """Write what was asked for, or check that the folder was made for the same; a resumed run may differ in
+    what leaves its results alone.
 
     Raises:
         ConfigError: the folder holds a run with other settings.
@@ -51,7 +51,8 @@ def prepare_folder(
 
 
 def keep_changes(config: RunConfig, run_dir: Path, sources: Mapping[str, str]) -> list[str]:
-    """Write the settings that a resumed run goes on with; returns those that are new. Only the holder of the folder's lock may."""
+    """Write the settings that a resumed run goes on with; returns those that are new. Only the holder of the
+    folder's lock may."""
     path, origins = run_dir / "config.yaml", run_dir / "config.source.yaml"
     changed = differences(read_resolved(path).config, config)
     if changed:

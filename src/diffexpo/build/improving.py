@@ -81,11 +81,13 @@ def restore_improver(config: RunConfig, run_dir: Path, store: Store, policy: Pol
     """
     if not isinstance(config.algorithm, ImprovementDpoConfig):
         raise ConfigError(
-            f"{run_dir}: algorithm.type = {config.algorithm.type} has no improvement model; expected a run of improvement_dpo"
+            f"{run_dir}: algorithm.type = {config.algorithm.type} has no improvement model; expected a run "
+            f"of improvement_dpo"
         )
     if not store.is_complete("improver", 0):
         raise MissingError(
-            f"{run_dir}: the improvement model is not trained yet; train it with `diffexpo improve train {run_dir}`"
+            f"{run_dir}: the improvement model is not trained yet; train it with `diffexpo improve train "
+            f"{run_dir}`"
         )
     improver = make_improver(policy)
     improver.weights.load("current", read_tensors(weights_path(run_dir)))

@@ -42,7 +42,8 @@ def build_loop(config: RunConfig, run_dir: Path, console: Console, stop: StopSig
     check_algorithm(config, ALGORITHMS[config.algorithm.type])
     policy = build_policy(config)
     put_start(config, run_dir, policy, world)
-    # Samplers that do not fit the model, or have no density where one is needed, are refused before anything is spent.
+    # Samplers that do not fit the model, or have no density where one is needed, are refused before anything
+    # is spent.
     for sampler in (config.explore.sampler, config.evaluation.sampler):
         sampler_transitions(policy.path, sampler)
     if learns_from_trajectories(config):
@@ -106,13 +107,15 @@ def check_algorithm(config: RunConfig, algorithm: type[Algorithm]) -> None:
     if not is_rollout and algorithm.batch_type not in LOADERS:
         known = ", ".join(batch_type.__name__ for batch_type in (*LOADERS, *rollout.BATCH_TYPES))
         raise ConfigError(
-            f"algorithm.type = {name}: it learns from {algorithm.batch_type.__name__}, which no loop gives (there are {known})"
+            f"algorithm.type = {name}: it learns from {algorithm.batch_type.__name__}, which no loop gives "
+            f"(there are {known})"
         )
     drawers = 1 if is_rollout else 2
     images = drawers * explore.images_per_prompt
     if (is_rollout or explore.iterations > 1) and images < algorithm.group_size:
         raise ConfigError(
-            f"explore.images_per_prompt = {explore.images_per_prompt} gives {images} images of a prompt, but algorithm.type = "
+            f"explore.images_per_prompt = {explore.images_per_prompt} gives {images} images of a prompt, but "
+            f"algorithm.type = "
             f"{name} compares {algorithm.group_size} or more; set explore.images_per_prompt="
             f"{-(-algorithm.group_size // drawers)} or more"
         )
@@ -175,8 +178,10 @@ def warn_of_guidance(config: RunConfig, policy: Policy, console: Console) -> Non
     ):
         if default is not None and sampler.guidance != default:
             console.warning(
-                f"{group}.sampler.guidance = {sampler.guidance:g}: the model's own pipeline draws with {default:g}, which is "
-                f"no classifier-free guidance and half the cost; set it to {default:g} unless you mean true guidance"
+                f"{group}.sampler.guidance = {sampler.guidance:g}: the model's own pipeline draws with "
+                f"{default:g}, which is "
+                f"no classifier-free guidance and half the cost; set it to {default:g} unless you mean true "
+                f"guidance"
             )
 
 
@@ -187,7 +192,8 @@ def build_prompts(config: RunConfig, policy: Policy, console: Console) -> list[P
     kept, dropped = filter_long(prompts, policy.count_tokens, min(limit, policy.max_tokens))
     if not kept:
         raise ConfigError(
-            f"prompts.source = {config.prompts.source}: all {len(prompts)} prompts exceed {limit} tokens, none is left; shorten them"
+            f"prompts.source = {config.prompts.source}: all {len(prompts)} prompts exceed {limit} tokens, "
+            f"none is left; shorten them"
             + ("" if config.prompts.max_tokens is None else ", or raise prompts.max_tokens")
         )
     if dropped:

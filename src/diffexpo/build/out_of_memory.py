@@ -1,4 +1,5 @@
-"""What to do when memory runs out: in which phase it did, how much was missing, and the settings that take less there.
+"""What to do when memory runs out: in which phase it did, how much was missing, and the settings that take
+less there.
 
 The phase is read from the functions that were at work, so nothing else needs to know of this.
 """
@@ -31,9 +32,11 @@ Advice = Callable[[RunConfig], Iterator[Change]]
 
 @dataclass(frozen=True)
 class Phase:
-    """A part of a run, in words; the code that is at work in it; and what takes less memory there, cheapest first.
+    """A part of a run, in words; the code that is at work in it; and what takes less memory there, cheapest
+    first.
 
-    `at_work` are couples (module, function); an empty function is any of the module or package, an empty module any.
+    `at_work` are couples (module, function); an empty function is any of the module or package, an empty
+    module any.
     """
 
     words: str

@@ -27,8 +27,8 @@ def check_room(
 ) -> None:
     """Compare the estimate of a run with what its device has free.
 
-    Weights are counted exactly, so a run whose weights alone do not fit is refused. Activations are estimated, so one that seems to
-    need more than there is goes on after a warning.
+    Weights are counted exactly, so a run whose weights alone do not fit is refused. Activations are
+    estimated, so one that seems to need more than there is goes on after a warning.
 
     Args:
         config: Of the run.
@@ -55,7 +55,8 @@ def check_room(
 
 def _needs(found: Estimate, weights: int, room: int) -> str:
     return (
-        f"about {found.total / GIB:.1f} GiB at once ({weights / GIB:.1f} GiB of it weights), and the accelerator has "
+        f"about {found.total / GIB:.1f} GiB at once ({weights / GIB:.1f} GiB of it weights), and the "
+        f"accelerator has "
         f"{room / GIB:.1f} GiB free"
     )
 

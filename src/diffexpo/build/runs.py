@@ -1,7 +1,7 @@
 """Commands that run stages: the whole run, one stage of it, the plan, the offline baseline.
 
-What is needed at the end only (export, report), or on an accelerator only, is imported there: plotting and whole pipelines would delay the
-first line by seconds.
+What is needed at the end only (export, report), or on an accelerator only, is imported there: plotting and
+whole pipelines would delay the first line by seconds.
 """
 
 from __future__ import annotations
@@ -92,8 +92,8 @@ def run(
 
 
 def loop_of(config: RunConfig) -> ModuleType:
-    """The loop that a method runs in: `rollout` for those that learn from trajectories, `improve` for the one with an improvement
-    model, `iterate` for the others.
+    """The loop that a method runs in: `rollout` for those that learn from trajectories, `improve` for the one
+    with an improvement model, `iterate` for the others.
     """
     if isinstance(config.algorithm, ImprovementDpoConfig):
         return improve
@@ -140,7 +140,8 @@ def _run(
     loop = build_loop(config, run_dir, console, stop, world)
     start = "" if config.tuning.start is None else f", starting from {config.tuning.start}"
     console.line(
-        f"loaded {config.model.path} ({describe_policy(loop.policy)}){start} in {time.monotonic() - began:.1f} s"
+        f"loaded {config.model.path} ({describe_policy(loop.policy)}){start} in "
+        f"{time.monotonic() - began:.1f} s"
     )
     loop.evaluate(loop, "base", 0)
     check_base_scores(loop)
@@ -160,7 +161,8 @@ def _run(
 
 
 def run_baseline(loop: Loop) -> None:
-    """Diffusion-DPO on D_off alone with the run's number of network evaluations, evaluated like every iterate."""
+    """Diffusion-DPO on D_off alone with the run's number of network evaluations, evaluated like every
+    iterate."""
     steps = offline_steps_of_equal_cost(loop.config)
     config = loop.config.model_copy(
         update={
@@ -252,7 +254,10 @@ def plan(config: RunConfig) -> list[tuple[str, str]]:
     rows.append(
         (
             "data",
-            f"{cost.images:,} images drawn, {cost.pairs_trained:,} {unit} trained, {cost.optimizer_steps:,} steps",
+            (
+                f"{cost.images:,} images drawn, {cost.pairs_trained:,} {unit} trained, {cost.optimizer_steps:,} "
+                f"steps"
+            ),
         )
     )
     if config.model.buckets:
@@ -304,7 +309,8 @@ def _improvement_plan(config: RunConfig) -> dict[str, str]:
 
 
 def check_base_scores(loop: Loop) -> None:
-    """Start-up self-check: rewards of the base's pictures are finite and not all the same, before anything is spent.
+    """Start-up self-check: rewards of the base's pictures are finite and not all the same, before anything is
+    spent.
 
     Raises:
         RewardError: names the reward that cannot rank anything.

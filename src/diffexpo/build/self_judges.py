@@ -1,4 +1,5 @@
-"""The models behind rewards that judge latents: a run or export that was trained on pairs, or a base model."""
+"""The models behind rewards that judge latents: a run or export that was trained on pairs, or a base
+model."""
 
 from __future__ import annotations
 
@@ -24,7 +25,8 @@ NO_TUNING = TuningConfig(kind="lora", lora=LoraConfig(rank=1))
 
 
 def open_denoiser(config: RunConfig, own: Policy, reward: RewardConfig) -> Policy:
-    """The model that a self-judging reward asks, apart from the run's own, so that it can score while the run draws.
+    """The model that a self-judging reward asks, apart from the run's own, so that it can score while the run
+    draws.
 
     Args:
         config: Of the run in which it judges.
@@ -33,12 +35,14 @@ def open_denoiser(config: RunConfig, own: Policy, reward: RewardConfig) -> Polic
     Returns:
         A policy whose "base" judges (`denoising`), or whose "current" judges against its "base" (`implicit`).
     Raises:
-        MissingError: the folder is not there or was not trained. ConfigError: it holds no trained model, or one of other latents.
+        MissingError: the folder is not there or was not trained. ConfigError: it holds no trained model, or
+            one of other latents.
     """
     judge = _trained(config, reward) if reward.type == "implicit" else _base(config, reward)
     if tuple(judge.latent_shape) != tuple(own.latent_shape):
         raise ConfigError(
-            f"reward {reward.name!r}: the judge's latents are {tuple(judge.latent_shape)}, those of model.path = "
+            f"reward {reward.name!r}: the judge's latents are {tuple(judge.latent_shape)}, those of "
+            f"model.path = "
             f"{config.model.path} are {tuple(own.latent_shape)}; expected a model of the same autoencoder"
         )
     return judge
@@ -65,11 +69,13 @@ def _trained(config: RunConfig, reward: RewardConfig) -> Policy:
         return judge
     if folder.exists():
         raise ConfigError(
-            f"reward {reward.name!r}: path = {folder} holds no run (config.yaml) and no export (model_index.json or {LORA_FILE}); "
+            f"reward {reward.name!r}: path = {folder} holds no run (config.yaml) and no export "
+            f"(model_index.json or {LORA_FILE}); "
             "expected the folder of a run that was trained on pairs, or its export"
         )
     raise MissingError(
-        f"reward {reward.name!r}: path = {folder} does not exist; train a judge first, e.g. `diffexpo run emoji/dpo_offline`"
+        f"reward {reward.name!r}: path = {folder} does not exist; train a judge first, e.g. `diffexpo run "
+        f"emoji/dpo_offline`"
     )
 
 
@@ -113,7 +119,8 @@ def _adapter_tensors(file: Path) -> Mapping[str, Tensor]:
 def _refuse_half(reward: RewardConfig) -> None:
     if reward.precision != "float32":
         raise ConfigError(
-            f"reward {reward.name!r}: precision = {reward.precision}, but its model was trained whole, in float32, and what training "
+            f"reward {reward.name!r}: precision = {reward.precision}, but its model was trained whole, in "
+            f"float32, and what training "
             "changed is smaller than half precision resolves; remove precision"
         )
 

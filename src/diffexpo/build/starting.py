@@ -1,4 +1,5 @@
-"""Where training starts when it is not the base: the weights that another run, or another model of the same shape, ended with."""
+"""Where training starts when it is not the base: the weights that another run, or another model of the same
+shape, ended with."""
 
 from __future__ import annotations
 
@@ -48,8 +49,8 @@ def read_start(config: RunConfig) -> Mapping[str, Tensor]:
     """The weights that `tuning.start` names, by their names in the denoiser.
 
     Raises:
-        MissingError: no such folder, or its run is not finished. ConfigError: neither a run of this kind of tuning, nor a whole
-            model for full fine-tuning.
+        MissingError: no such folder, or its run is not finished. ConfigError: neither a run of this kind of
+            tuning, nor a whole model for full fine-tuning.
     """
     folder = Path(resolve(str(config.tuning.start))).expanduser()
     if (folder / "config.yaml").is_file():
@@ -58,9 +59,12 @@ def read_start(config: RunConfig) -> Mapping[str, Tensor]:
         return _of_model(config, folder)
     if folder.exists():
         raise ConfigError(
-            f"{KEY} = {folder} holds neither a run (config.yaml) nor a model (model_index.json); expected one of them"
+            f"{KEY} = {folder} holds neither a run (config.yaml) nor a model (model_index.json); expected "
+            f"one of them"
         )
-    raise MissingError(f"{KEY} = {folder} does not exist; expected the folder of a finished run, or of a model")
+    raise MissingError(
+        f"{KEY} = {folder} does not exist; expected the folder of a finished run, or of a model"
+    )
 
 
 def _of_run(config: RunConfig, folder: Path) -> Mapping[str, Tensor]:
@@ -68,13 +72,16 @@ def _of_run(config: RunConfig, folder: Path) -> Mapping[str, Tensor]:
     other = read_resolved(folder / "config.yaml").config
     if other.tuning.kind != config.tuning.kind:
         raise ConfigError(
-            f"{KEY} = {folder}: that run has tuning.kind = {other.tuning.kind}, this one {config.tuning.kind}; expected the same kind"
+            f"{KEY} = {folder}: that run has tuning.kind = {other.tuning.kind}, this one "
+            f"{config.tuning.kind}; expected the same kind"
             + ("" if other.tuning.kind == "lora" else f", or tuning.kind=full, or model.path={folder}/export")
         )
     if config.tuning.kind == "lora" and _scale(other.tuning) != _scale(config.tuning):
         raise ConfigError(
-            f"{KEY} = {folder}: its adapters are multiplied by alpha / rank = {_scale(other.tuning):g}, here by "
-            f"{_scale(config.tuning):g}, so the same factors would be another model; set tuning.lora.alpha to match"
+            f"{KEY} = {folder}: its adapters are multiplied by alpha / rank = {_scale(other.tuning):g}, here "
+            f"by "
+            f"{_scale(config.tuning):g}, so the same factors would be another model; set tuning.lora.alpha "
+            f"to match"
         )
     return read_tensors(last_iterate(folder, other, KEY))
 
@@ -88,7 +95,8 @@ def _of_model(config: RunConfig, folder: Path) -> Mapping[str, Tensor]:
     """The denoiser of a diffusers folder."""
     if config.tuning.kind == "lora":
         raise ConfigError(
-            f"{KEY} = {folder} is a whole model, but tuning.kind=lora starts from adapters; expected the folder of a run with LoRA, "
+            f"{KEY} = {folder} is a whole model, but tuning.kind=lora starts from adapters; expected the "
+            f"folder of a run with LoRA, "
             "or make that model the base: model.path"
         )
     model = config.model.model_copy(update={"path": str(folder), "revision": None, "variant": None})

@@ -38,7 +38,8 @@ def sweep(
     Args:
         run_dir: A run whose improvement model is trained.
         text_scales, image_scales: s_T and s_I.
-        num_prompts: Rows of the picture: one image each of the newest collected prompts, before that losers of the offline pairs.
+        num_prompts: Rows of the picture: one image each of the newest collected prompts, before that losers
+            of the offline pairs.
     Returns:
         Where picture and numbers lie, and a line for each pair of scales.
     Raises:
@@ -85,7 +86,8 @@ def sweep(
     save_grid(folder / SWEEP_PICTURE, picture_grid(rows, texts, labels))
     write_json(folder / SWEEP_NUMBERS, {"prompts": texts, "cells": numbers})
     lines = [
-        f"text {cell['text_scale']:g}, image {cell['image_scale']:g}: relative distance {cell['relative_distance']:.2f}"
+        f"text {cell['text_scale']:g}, image {cell['image_scale']:g}: relative distance "
+        f"{cell['relative_distance']:.2f}"
         + "".join(f", {name} {gain:+.3f}" for name, gain in cell["gain"].items())
         for cell in numbers
     ]
@@ -93,7 +95,8 @@ def sweep(
 
 
 def losers_to_show(store: Store, count: int) -> list[Row]:
-    """One image each of `count` prompts of the newest collection; before that, losers of the offline pairs."""
+    """One image each of `count` prompts of the newest collection; before that, losers of the offline
+    pairs."""
     collected = [iteration for stage, iteration in store.completed() if stage == "collect"]
     if collected:
         rows = store.collected(collected[-1])

@@ -56,7 +56,8 @@ BATCH_TOLERANCE = 1e-3
 class Picture:
     """One picture with its prompt; `sha256` is that of its 8-bit RGB pixels.
 
-    The emoji judges were trained on captions with a style in front and get `styled_prompt`, all other scorers get `prompt`.
+    The emoji judges were trained on captions with a style in front and get `styled_prompt`, all other scorers
+    get `prompt`.
     """
 
     name: str
@@ -75,7 +76,8 @@ class Finding:
 
 @dataclass
 class VerifyReport:
-    """What was scored and found, picture by picture: `scores` under its own prompt, `other_scores` under the next one's."""
+    """What was scored and found, picture by picture: `scores` under its own prompt, `other_scores` under the
+    next one's."""
 
     name: str
     type: str
@@ -110,7 +112,8 @@ def verify_rewards(
     tolerance: float,
     pictures: Path | None,
 ) -> list[VerifyReport]:
-    """Score the shipped pictures with a type of reward, or with every reward and judge of a recipe, and check the outcome.
+    """Score the shipped pictures with a type of reward, or with every reward and judge of a recipe, and check
+    the outcome.
 
     Args:
         what: A type of `SCORERS`, or a recipe.
@@ -191,7 +194,8 @@ def verify_pictures() -> tuple[list[Picture], Tensor]:
 
 
 def write_scores(reports: Sequence[VerifyReport], file: Path) -> None:
-    """Scores as JSON for `--against`: {"scorers": [{name, type, scale, version, scores: {picture: score}}]}."""
+    """Scores as JSON for `--against`: {"scorers": [{name, type, scale, version, scores: {picture:
+    score}}]}."""
     scorers = [
         {
             "name": report.name,
@@ -218,7 +222,8 @@ def require_passed(reports: Sequence[VerifyReport]) -> None:
     failed = {report.name for report in reports for check in report.checks if check.state == "fail"}
     if failed:
         raise RewardError(
-            f"{', '.join(sorted(failed))}: a check failed (above); do not train on this reward before it is understood"
+            f"{', '.join(sorted(failed))}: a check failed (above); do not train on this reward before it is "
+            f"understood"
         )
 
 
@@ -228,7 +233,8 @@ def _configs(
     if what not in SCORERS:
         if path or base or scale or precision != "float32":
             raise ConfigError(
-                f"{what!r} is no type of reward ({', '.join(SCORERS)}), and a recipe brings its own settings: leave out "
+                f"{what!r} is no type of reward ({', '.join(SCORERS)}), and a recipe brings its own "
+                f"settings: leave out "
                 "--path, --base, --scale and --precision, or name a type"
             )
         near = difflib.get_close_matches(what, SCORERS, 1, cutoff=0.8)
@@ -289,7 +295,8 @@ def _prompt_matters(own: np.ndarray, other: np.ndarray) -> list[Finding]:
     return [
         Finding(
             state,
-            f"own prompt above another picture's for {share:.0%} of the pictures, at least {SHARE_RIGHT:.0%}; "
+            f"own prompt above another picture's for {share:.0%} of the pictures, at least "
+            f"{SHARE_RIGHT:.0%}; "
             f"mean {np.nanmean(own):.4g} and {np.nanmean(other):.4g}",
         )
     ]
@@ -340,7 +347,8 @@ def _read_scores(file: Path, report: VerifyReport) -> Mapping[str, float]:
         return {str(name): float(score) for name, score in found["scores"].items()}
     except (ValueError, KeyError, TypeError, AttributeError, StopIteration) as error:
         raise DataError(
-            f'{file}: no scores of {report.name!r} in it ({type(error).__name__}: {error}); expected {{"scorers": [{{"type": ..., '
+            f"{file}: no scores of {report.name!r} in it ({type(error).__name__}: {error}); expected "
+            f'{{"scorers": [{{"type": ..., '
             '"scores": {"noto-1f525": 1.5, ...}}]}'
         ) from error
 

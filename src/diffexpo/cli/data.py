@@ -1,4 +1,5 @@
-"""`diffexpo data`: bring in preference sets and prompt lists; look at, check, export and redraw what a run has stored."""
+"""`diffexpo data`: bring in preference sets and prompt lists; look at, check, export and redraw what a run
+has stored."""
 
 from __future__ import annotations
 
@@ -41,13 +42,17 @@ def import_pairs(
     seed: Seed = 0,
     check: Annotated[
         str,
-        typer.Option(metavar="decode|structure", help="Decode both pictures, or only see whether their files are whole."),
+        typer.Option(
+            metavar="decode|structure",
+            help="Decode both pictures, or only see whether their files are whole.",
+        ),
     ] = "structure",
 ) -> None:
-    """Verify a preference set of any format and write it as Parquet in the Pick-a-Pic v2 columns; needs no model.
+    """Verify a preference set of any format and write it as Parquet in the Pick-a-Pic v2 columns; needs no
+    model.
 
-    `offline.source` takes the folder. Rows that cannot be used are counted and listed in quarantine.jsonl. Killed, the same
-    command goes on behind the last whole shard.
+    `offline.source` takes the folder. Rows that cannot be used are counted and listed in quarantine.jsonl.
+    Killed, the same command goes on behind the last whole shard.
 
     \b
     Formats: pickapic, hpdv2, hpdv3, imagerewarddb, folders, table, webdataset, diffexpo
@@ -76,7 +81,8 @@ def inspect(
     kind: Kind = "auto",
     as_json: AsJson = False,
 ) -> None:
-    """Print the whole history of a pair: both images, their agents, seeds, sampler, rewards, weights and files.
+    """Print the whole history of a pair: both images, their agents, seeds, sampler, rewards, weights and
+    files.
 
     Without a pair: what a run's store or a preference set holds, without reading all of it.
     """
@@ -99,7 +105,8 @@ def inspect(
 def stats(
     source: Either, kind: Kind = "auto", limit: Limit = None, seed: Seed = 0, as_json: AsJson = False
 ) -> None:
-    """Count everything in a run's store or a preference set: pairs, prompts, judges, models, sizes, what is unusable."""
+    """Count everything in a run's store or a preference set: pairs, prompts, judges, models, sizes, what is
+    unusable."""
     if _is_set(source):
         from diffexpo.data.offline.summary import summarise_offline
 
@@ -166,8 +173,8 @@ def prompts(
     """Bring a published prompt list into a file that `prompts.source` and `evaluation.prompts` take.
 
     \b
-    Formats: text, jsonl, parquet, hpdv2, pickapic, partiprompts, drawbench, t2i_compbench, geneval, imagereward,
-    ddpo_animals
+    Formats: text, jsonl, parquet, hpdv2, pickapic, partiprompts, drawbench, t2i_compbench, geneval,
+    imagereward, ddpo_animals
     """
     from diffexpo.data.prompt_lists import choose_categories, read_prompt_list, split_prompts, write_prompts
 
@@ -198,7 +205,8 @@ def regenerate(
 
 
 def _is_set(name: str) -> bool:
-    """Whether a name means a preference set and not a run: it is an alias, or it exists and is no run folder."""
+    """Whether a name means a preference set and not a run: it is an alias, or it exists and is no run
+    folder."""
     path = Path(name)
     return name.startswith("emoji:") or (
         path.exists() and not (path / "config.yaml").is_file() and not _names_run(name)

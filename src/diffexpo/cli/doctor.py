@@ -43,7 +43,8 @@ class Check:
 
 
 def doctor(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
-    """Check this machine: versions, accelerator, memory, disk, extras, embedded models. Exit code 4 if something is broken."""
+    """Check this machine: versions, accelerator, memory, disk, extras, embedded models. Exit code 4 if
+    something is broken."""
     checks = [*_packages(), _torchvision(), _accelerator(), _memory(), _disk(), _hub(), *_extras(), _world()]
     if as_json:
         print(json.dumps([asdict(check) for check in checks], indent=2))
@@ -114,7 +115,8 @@ def _accelerator() -> Check:
     if not torch.accelerator.is_available():
         return Check(
             "warn",
-            f"no accelerator, cpu with {torch.get_num_threads()} threads: the emoji recipes run, SD 1.5 is slow",
+            f"no accelerator, cpu with {torch.get_num_threads()} threads: the emoji recipes run, SD 1.5 is "
+            f"slow",
         )
     device = torch.accelerator.current_accelerator()
     text = f"accelerator {device}, {torch.accelerator.device_count()} device(s)"

@@ -33,7 +33,8 @@ def estimate(
     ] = True,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON, sizes in bytes.")] = False,
 ) -> None:
-    """Count memory, disk and network evaluations of a recipe from configurations alone: no weights, no download.
+    """Count memory, disk and network evaluations of a recipe from configurations alone: no weights, no
+    download.
 
     \b
     diffexpo estimate paper/expo_ii_sd15
@@ -77,16 +78,19 @@ def _print(found: Estimate, compute: Computing, console: Console) -> None:
     console.line()
     cost = found.cost
     console.line(
-        f"{cost.total:,} network evaluations ({cost.sampling:,} sampling, {cost.training:,} training), {cost.images:,} images"
+        f"{cost.total:,} network evaluations ({cost.sampling:,} sampling, {cost.training:,} training), "
+        f"{cost.images:,} images"
     )
     console.line(
-        f"{compute.flops / 1e12:.3g} TFLOP each: {compute.hours:,.3g} GPU-hours at {SUSTAINED / 1e12:.0f} TFLOP/s, "
+        f"{compute.flops / 1e12:.3g} TFLOP each: {compute.hours:,.3g} GPU-hours at {SUSTAINED / 1e12:.0f} "
+        f"TFLOP/s, "
         "scoring and evaluation apart"
     )
     for note in found.notes:
         console.warning(note)
     console.line(
-        "An estimate: weights are exact, activations are counted tensor by tensor, workspace inside kernels is not counted."
+        "An estimate: weights are exact, activations are counted tensor by tensor, workspace inside kernels "
+        "is not counted."
     )
 
 

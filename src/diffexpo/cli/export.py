@@ -8,7 +8,8 @@ from diffexpo.cli.stages import Run
 
 
 def export(run: Run = None) -> None:
-    """Write the trained LoRA (or the whole pipeline) for plain diffusers, reload it and compare before saying so."""
+    """Write the trained LoRA (or the whole pipeline) for plain diffusers, reload it and compare before saying
+    so."""
     run_dir = find_run(run)
     with Boundary(run_dir):
         from diffexpo import build

@@ -17,8 +17,8 @@ class Boundary:
     """Inside the block an exception ends the process: 2, 3 or 4 with a message, 75 when interrupted.
 
     Args:
-        run_dir: The run at work, if any: its log.txt gets the message (and the traceback of what nobody expected), and an
-            interruption names the command that continues it.
+        run_dir: The run at work, if any: its log.txt gets the message (and the traceback of what nobody
+            expected), and an interruption names the command that continues it.
     """
 
     def __init__(self, run_dir: Path | None = None) -> None:
@@ -55,7 +55,8 @@ class Boundary:
             sys.stderr.write(details)
             where = "the traceback is above"
         self._tell(
-            f"error: {type(error).__name__}: {error}\nthis is a defect of diffexpo or of an extension; {where}"
+            f"error: {type(error).__name__}: {error}\nthis is a defect of diffexpo or of an extension; "
+            f"{where}"
         )
         raise SystemExit(EXIT_FAILED) from None
 

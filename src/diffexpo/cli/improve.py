@@ -33,7 +33,8 @@ def sweep(
     image: Annotated[str, typer.Option(metavar="LIST", help="Image scales, with commas.")] = "1,3",
     prompts: Annotated[int, typer.Option(min=1, help="Rows of the picture.")] = 8,
 ) -> None:
-    """Improve a few images at every pair of guidance scales: eval/improver_sweep.png and .json in the run's folder."""
+    """Improve a few images at every pair of guidance scales: eval/improver_sweep.png and .json in the run's
+    folder."""
     run_dir = find_run(run)
     with Boundary(run_dir):
         from diffexpo import build

@@ -1,7 +1,8 @@
-"""What a person sees while a run works: phases with rate and ETA, lines, warnings, tables; and the same in log.txt.
+"""What a person sees while a run works: phases with rate and ETA, lines, warnings, tables; and the same in
+log.txt.
 
-On a terminal a phase is a live bar; elsewhere it is plain lines: one at the start, one at the end, and at most one per ten seconds
-between. `NO_COLOR` turns colours off. Only the first of several processes speaks.
+On a terminal a phase is a live bar; elsewhere it is plain lines: one at the start, one at the end, and at
+most one per ten seconds between. `NO_COLOR` turns colours off. Only the first of several processes speaks.
 """
 
 from __future__ import annotations
@@ -145,7 +146,8 @@ class Console:
 
     @contextmanager
     def phase(self, name: str, total: int, unit: str) -> Iterator[Phase]:
-        """A phase of `total` units (0: unknown); advance the object inside the block. The closing line tells the rate."""
+        """A phase of `total` units (0: unknown); advance the object inside the block. The closing line tells
+        the rate."""
         say = self._to_log if self._interactive else self.line
         phase = Phase(name, total, unit, say, self._clock)
         say(f"{name}: {total} {unit}" if total else f"{name} ...")

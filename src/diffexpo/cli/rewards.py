@@ -23,7 +23,8 @@ rewards_serve.register(app)
 def list_scorers(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """List the types of rewards: what each scores, its unit, where its weights are found and under which licence."""
+    """List the types of rewards: what each scores, its unit, where its weights are found and under which
+    licence."""
     from diffexpo.config.scorers import SCORERS
 
     if as_json:
@@ -58,9 +59,10 @@ def verify(
 ) -> None:
     """Score shipped pictures and check the result; exit code 4 if a check fails.
 
-    Without a reference the checks are those that every good scorer passes: finite, the same alone as in a batch, higher for the
-    right caption than for another one's, within the usual range. With one (shipped for JPEG and the emoji judges, else `--against`,
-    made by the official code on the pictures of `--pictures`) the scores themselves are compared.
+    Without a reference the checks are those that every good scorer passes: finite, the same alone as in a
+    batch, higher for the right caption than for another one's, within the usual range. With one (shipped for
+    JPEG and the emoji judges, else `--against`, made by the official code on the pictures of `--pictures`)
+    the scores themselves are compared.
     """
     from diffexpo import build
 

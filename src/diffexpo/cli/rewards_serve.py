@@ -69,7 +69,8 @@ def serve(
         "in a recipe: " + f"rewards: [{{name: {facts['name']}, type: remote, path: {server.url}}}]",
         flush=True,
     )
-    # A service started in the background has SIGINT ignored by its shell; it must stop all the same, and on SIGTERM too.
+    # A service started in the background has SIGINT ignored by its shell; it must stop all the same, and on
+    # SIGTERM too.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.default_int_handler)
     try:

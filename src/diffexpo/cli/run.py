@@ -29,7 +29,8 @@ Set = Annotated[
 
 
 class Deadline:
-    """Interrupts the process, as Ctrl-C would, after so many minutes; the run saves itself and can be resumed."""
+    """Interrupts the process, as Ctrl-C would, after so many minutes; the run saves itself and can be
+    resumed."""
 
     def __init__(self, minutes: float | None) -> None:
         self.timer = None
@@ -84,7 +85,8 @@ def run(
     diffexpo run emoji/expo --set seed=1         another seed
     diffexpo run emoji/expo my.yaml --dry-run    my.yaml on top of the recipe; print the plan only
     diffexpo run --resume                        continue the most recent run
-    diffexpo run --resume --set training.micro_batch_size=2    continue with a setting that changes memory and speed only
+    diffexpo run --resume --set training.micro_batch_size=2    continue with a setting that changes memory and
+    speed only
     """
     loaded, run_dir = (
         _resume(recipes, out, name, overrides) if resume else _start(recipes, out, name, overrides)
@@ -123,8 +125,9 @@ def _start(
 ) -> tuple[LoadedConfig, Path]:
     """Settings and folder of a new run.
 
-    A folder that the user named is used as it is (the builder continues it if the settings are the same, and refuses it
-    otherwise); a recipe's own name gets the next free number. Several processes start at once and must agree: no number.
+    A folder that the user named is used as it is (the builder continues it if the settings are the same, and
+    refuses it otherwise); a recipe's own name gets the next free number. Several processes start at once and
+    must agree: no number.
     """
     from diffexpo.config import list_recipes, load_config
 
@@ -171,11 +174,13 @@ def _print_header(config: RunConfig, run_dir: Path, resume: bool, console: Conso
     has_agents = config.explore.iterations > 1 and not learns_from_trajectories(config)
     agents = f", {config.explore.agents} agent{'s' * (config.explore.agents > 1)}" if has_agents else ""
     console.line(
-        f"diffexpo {__version__} {verb} {config.algorithm.type} on {config.model.path} ({config.tuning.kind}{agents}), "
+        f"diffexpo {__version__} {verb} {config.algorithm.type} on {config.model.path} "
+        f"({config.tuning.kind}{agents}), "
         f"{config.explore.iterations} iterations"
     )
     console.line(
-        f"device {_device(config)} | seed {config.seed} | folder {run_dir} | settings {run_dir / 'config.yaml'}"
+        f"device {_device(config)} | seed {config.seed} | folder {run_dir} | settings "
+        f"{run_dir / 'config.yaml'}"
     )
 
 

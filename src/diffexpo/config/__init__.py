@@ -1,4 +1,5 @@
-"""Settings of a run: the schema, how they are loaded, which combinations are refused. Imports without torch."""
+"""Settings of a run: the schema, how they are loaded, which combinations are refused. Imports without
+torch."""
 
 from diffexpo.config.load import LoadedConfig, config_to_yaml, load_config, read_resolved
 from diffexpo.config.recipes import find_recipe, list_recipes

@@ -1,9 +1,10 @@
-"""The settings of each training method, one class a method; `algorithm.type` chooses among those in `METHODS`.
+"""The settings of each training method, one class a method; `algorithm.type` chooses among those in
+`METHODS`.
 
-Methods share a setting by sharing the base class that declares it first. Such a setting means the same in all of them
-and survives when a later layer changes `algorithm.type`; two settings of the same name that are declared apart (the
-`beta` of Diffusion-KTO and that of MaPO) do not. Defaults are those of the papers or of their authors' code; the
-docstring says which.
+Methods share a setting by sharing the base class that declares it first. Such a setting means the same in all
+of them and survives when a later layer changes `algorithm.type`; two settings of the same name that are
+declared apart (the `beta` of Diffusion-KTO and that of MaPO) do not. Defaults are those of the papers or of
+their authors' code; the docstring says which.
 """
 
 from __future__ import annotations
@@ -35,8 +36,9 @@ class ForwardConfig(MethodConfig):
     empty_prompt_fraction: Fraction = 0.2
     """Share of rows trained with the empty prompt, policy and reference alike (Diffusion-DPO: 0.2)."""
     timestep_range: tuple[Fraction, Fraction] = (0.0, 1.0)
-    """Training times: t drawn as usual is mapped to low + (high - low) t, so that losses look at a part of the path only
-    (Diffusion-DPO's refiner setting, t below 200 of 1000, is [0, 0.2]). The default is the whole path."""
+    """Training times: t drawn as usual is mapped to low + (high - low) t, so that losses look at a part of
+    the path only (Diffusion-DPO's refiner setting, t below 200 of 1000, is [0, 0.2]). The default is the
+    whole path."""
 
 
 class ReferencedConfig(MethodConfig):
@@ -50,16 +52,18 @@ class MarginConfig(ForwardConfig, ReferencedConfig):
     """Methods on the margin h = -beta/2 [(e_w - e_w_ref) - (e_l - e_l_ref)] of a pair."""
 
     beta: Positive = 5000.0
-    """Pull towards the reference. Multiplies a *mean* squared error (by beta/2), so the pull grows with the number of latent
+    """Pull towards the reference. Multiplies a *mean* squared error (by beta/2), so the pull grows with the
+    number of latent
     elements: 5000 at 16,384 elements (SD 1.5) pulls like 156 at 512."""
 
 
 class AdvantageConfig(MethodConfig):
-    """Methods that weigh an image by its advantage, the reward compared with the other images of its prompt."""
+    """Methods that weigh an image by its advantage, the reward compared with the other images of its
+    prompt."""
 
     global_std: bool = True
-    """Advantages are divided by the std of all rewards of a collection (true) or of the prompt's own images (false).
-    Flow-GRPO: true."""
+    """Advantages are divided by the std of all rewards of a collection (true) or of the prompt's own images
+    (false). Flow-GRPO: true."""
     advantage_clip: Positive = 5.0
     """Advantages are clipped to plus or minus this (DDPO, Flow-GRPO, DiffusionNFT: 5)."""
 
@@ -68,15 +72,16 @@ class TrajectoryConfig(MethodConfig):
     """Methods that learn from the transitions of the sampled trajectory."""
 
     timestep_fraction: float = Field(default=1.0, gt=0.0, le=1.0)
-    """Share of a trajectory's transitions that is trained, the same number of every trajectory (DDPO: all)."""
+    """Share of a trajectory's transitions that is trained, the same number of every trajectory (DDPO:
+    all)."""
 
 
 class ClippedRatioConfig(TrajectoryConfig):
     """Policy gradients on exp(log-prob - old log-prob), with log-probs averaged per latent element."""
 
     clip_range: Positive = 1e-4
-    """The ratio is clipped to 1 plus or minus this. Log-probs are means per latent element: 1e-4 is a change of 1.6 of the
-    true log-ratio at 16,384 elements (DDPO, DPOK, Flow-GRPO: 1e-4)."""
+    """The ratio is clipped to 1 plus or minus this. Log-probs are means per latent element: 1e-4 is a change
+    of 1.6 of the true log-ratio at 16,384 elements (DDPO, DPOK, Flow-GRPO: 1e-4)."""
 
 
 # ---- methods on pairs --------------------------------------------------------------------------------------
@@ -96,16 +101,20 @@ class DiffusionDpoConfig(MarginConfig):
     sft_weight: NotNegative = 0.0
     """Adds this times the winner's error: an anchor against both errors rising."""
     uncertainty: Literal["off", "optimism", "pessimism"] = "off"
-    """Offset Gamma_w - Gamma_l in the logit: `optimism` fits r + Gamma, `pessimism` (the printed sign of eq. 5) r - Gamma."""
+    """Offset Gamma_w - Gamma_l in the logit: `optimism` fits r + Gamma, `pessimism` (the printed sign of eq.
+    5) r - Gamma."""
     uncertainty_scale: NotNegative = 1.0
-    """Gamma = scale x population std of the per-prompt z-scored rewards across scorers (needs two or more rewards)."""
+    """Gamma = scale x population std of the per-prompt z-scored rewards across scorers (needs two or more
+    rewards)."""
     safeguard: bool = False
-    """Scale each loser's gradient down where a step would raise the winner's error (Diffusion-SDPO, arXiv 2511.03317)."""
+    """Scale each loser's gradient down where a step would raise the winner's error (Diffusion-SDPO, arXiv
+    2511.03317)."""
     safeguard_mu: Fraction = 0.9
-    """Share of the winner's own descent that must remain under `safeguard` (the authors: 0.9 for SD 1.5, 0.6 for SDXL)."""
+    """Share of the winner's own descent that must remain under `safeguard` (the authors: 0.9 for SD 1.5, 0.6
+    for SDXL)."""
     auto_beta: bool = False
-    """At every step, take the beta at which a pair of the batch's mean margin has the gradient factor `auto_beta_target`;
-    `beta` is then the largest. Costs a pass without gradient."""
+    """At every step, take the beta at which a pair of the batch's mean margin has the gradient factor
+    `auto_beta_target`; `beta` is then the largest. Costs a pass without gradient."""
     auto_beta_target: float = Field(default=0.2, gt=0.0, lt=0.5)
     """Gradient factor sigmoid(-h) that `auto_beta` aims at (SimpleTuner: 0.2)."""
 
@@ -116,9 +125,11 @@ class ExpoConfig(DiffusionDpoConfig):
     type: Literal["expo"] = "expo"
     """The training method."""
     alpha: NotNegative = 0.0
-    """Exploration bonus (EXPO eq. 3). Up to 1 (matched beta) no labelled preference is reversed. The papers state no value."""
+    """Exploration bonus (EXPO eq. 3). Up to 1 (matched beta) no labelled preference is reversed. The papers
+    state no value."""
     beta_explore: Literal["matched", "literal"] | Positive = "matched"
-    """beta inside the bonus: the same as `beta`, the papers' literal beta without T (beta / 1000), or a number."""
+    """beta inside the bonus: the same as `beta`, the papers' literal beta without T (beta / 1000), or a
+    number."""
     contrast_fraction: Fraction = 0.25
     """Contrast pairs per preference pair in a batch when alpha > 0."""
 
@@ -129,17 +140,19 @@ class SpinConfig(MarginConfig):
     type: Literal["spin"] = "spin"
     """The training method."""
     beta: Positive = 2000.0
-    """As in Diffusion-DPO, with beta/2 on mean errors (model card: 2000, then 5000 in later iterations; whether its code
-    has the factor 1/2 is not known)."""
+    """As in Diffusion-DPO, with beta/2 on mean errors (model card: 2000, then 5000 in later iterations;
+    whether its code has the factor 1/2 is not known)."""
     reference: Literal["base", "previous"] = "previous"
-    """What errors are measured against: the previous iterate, whose images are the losers (the paper), or the base model."""
+    """What errors are measured against: the previous iterate, whose images are the losers (the paper), or the
+    base model."""
 
 
 class ImproverConfig(Section):
     """The improvement model: what it is trained on, and how it draws winners."""
 
     path: str | None = None
-    """Folder of a trained improvement model to use; null trains one on the offline pairs before the first iteration."""
+    """Folder of a trained improvement model to use; null trains one on the offline pairs before the first
+    iteration."""
     steps: Count = 200_000
     """Optimiser steps of its training (the paper: up to 200,000)."""
     batch_size: Count = 2048
@@ -153,19 +166,20 @@ class ImproverConfig(Section):
     checkpoint_every: Count = 1000
     """Optimiser steps between checkpoints of its training."""
     task_probabilities: tuple[Fraction, Fraction, Fraction] = (0.8, 0.1, 0.1)
-    """Shares of the tasks: improve (text and loser to winner), reconstruct (an image to itself), unconditional. The paper trains on
-    "a mixture" without numbers."""
+    """Shares of the tasks: improve (text and loser to winner), reconstruct (an image to itself),
+    unconditional. The paper trains on "a mixture" without numbers."""
     text_scale: NotNegative = 3.5
     """s_T of double guidance when it draws winners: how far towards the prompt (the paper: 3.5)."""
     image_scale: NotNegative = 3.0
     """s_I: how close to the loser (the paper: 3.0)."""
     sampler_steps: int | None = Field(default=None, ge=1)
-    """Steps when it draws winners; null takes those of `explore.sampler`, whose other settings hold but for guidance."""
+    """Steps when it draws winners; null takes those of `explore.sampler`, whose other settings hold but for
+    guidance."""
 
 
 class ImprovementDpoConfig(DiffusionDpoConfig):
-    """Iterative DPO with an improvement model: losers are the model's own images, winners what the improvement model makes of
-    them."""
+    """Iterative DPO with an improvement model: losers are the model's own images, winners what the
+    improvement model makes of them."""
 
     type: Literal["improvement_dpo"] = "improvement_dpo"
     """The training method."""
@@ -174,7 +188,8 @@ class ImprovementDpoConfig(DiffusionDpoConfig):
     improver: ImproverConfig = ImproverConfig()
     """The improvement model."""
     filter_by_reward: bool = False
-    """Keep a pair only if the train rewards too score the improved image above its loser (an ablation; the paper has no rewards)."""
+    """Keep a pair only if the train rewards too score the improved image above its loser (an ablation; the
+    paper has no rewards)."""
 
 
 class MapoConfig(ForwardConfig):
@@ -183,7 +198,8 @@ class MapoConfig(ForwardConfig):
     type: Literal["mapo"] = "mapo"
     """The training method."""
     beta: Positive = 0.1
-    """Weight of the margin term beside the winner's error (the authors: 0.1). Not the beta of Diffusion-DPO."""
+    """Weight of the margin term beside the winner's error (the authors: 0.1). Not the beta of
+    Diffusion-DPO."""
     shift: Positive = 0.5
     """s in phi(e) = s e / (exp(s e) - 1) (the authors: 0.5)."""
     num_train_timesteps: Count = 1000
@@ -194,13 +210,14 @@ class MapoConfig(ForwardConfig):
 
 
 class SftConfig(ForwardConfig):
-    """Supervised fine-tuning on chosen images: winners of D_off, and the best of each prompt (RAFT, best of n)."""
+    """Supervised fine-tuning on chosen images: winners of D_off, and the best of each prompt (RAFT, best of
+    n)."""
 
     type: Literal["sft"] = "sft"
     """The training method."""
     keep: Literal["best", "desirable", "all"] = "best"
-    """Images learned from: the best of each prompt (RAFT), all above their prompt's mean, or all. Others never enter a batch,
-    so that the mean is over what was kept."""
+    """Images learned from: the best of each prompt (RAFT), all above their prompt's mean, or all. Others
+    never enter a batch, so that the mean is over what was kept."""
 
 
 class DiffusionKtoConfig(ForwardConfig, ReferencedConfig):
@@ -209,15 +226,16 @@ class DiffusionKtoConfig(ForwardConfig, ReferencedConfig):
     type: Literal["diffusion_kto"] = "diffusion_kto"
     """The training method."""
     beta: Positive = 1000.0
-    """Multiplies error_ref - error without the factor 1/2: 1000 acts like 2000 of Diffusion-DPO (the authors' code: 1000; the
+    """Multiplies error_ref - error without the factor 1/2: 1000 acts like 2000 of Diffusion-DPO (the authors'
+    code: 1000; the
     paper: 5000)."""
     utility: Literal["sigmoid", "loss_averse", "risk_seeking_1", "risk_seeking_2", "risk_seeking_3"] = (
         "sigmoid"
     )
     """Shape of human utility (section 4 of the paper; its best is `sigmoid`)."""
     baseline: Literal["mean", "class_mean"] = "mean"
-    """Estimate of the KL that utilities are measured from: mean of error_ref - error clamped at 0, or the average of the means of
-    both classes, not clamped."""
+    """Estimate of the KL that utilities are measured from: mean of error_ref - error clamped at 0, or the
+    average of the means of both classes, not clamped."""
     desirable_weight: NotNegative = 1.0
     """Weight of desirable images."""
     undesirable_weight: NotNegative = 1.0
@@ -234,31 +252,33 @@ class RwrConfig(ForwardConfig):
     kind: Literal["exponential", "sparse"] = "exponential"
     """Weights B softmax(rewards / temperature), or equal weights above a percentile and 0 below."""
     scope: Literal["prompt", "global"] = "prompt"
-    """Which rewards an image's is compared with: those of its prompt in its collection, or those of its whole collection (then
-    prompts whose images always score high are learned most)."""
+    """Which rewards an image's is compared with: those of its prompt in its collection, or those of its whole
+    collection (then prompts whose images always score high are learned most)."""
     temperature: Positive = 5.0
-    """Divides the reward (the authors' "temperature" 1/5 for JPEG kilobytes multiplies it). In units of the reward: set it to a
-    fraction of the reward's spread within a prompt."""
+    """Divides the reward (the authors' "temperature" 1/5 for JPEG kilobytes multiplies it). In units of the
+    reward: set it to a fraction of the reward's spread within a prompt."""
     percentile: float = Field(default=90.0, ge=0.0, lt=100.0)
     """Smallest percentile of the kept images, for `sparse` (the authors: 90 or 95)."""
 
 
 class DiffusionNftConfig(ForwardConfig, ReferencedConfig, AdvantageConfig):
-    """DiffusionNFT (arXiv 2509.16117): the forward process, an optimality in [0, 1] for each image, and an old policy."""
+    """DiffusionNFT (arXiv 2509.16117): the forward process, an optimality in [0, 1] for each image, and an
+    old policy."""
 
     type: Literal["diffusion_nft"] = "diffusion_nft"
     """The training method."""
     beta: Positive = 1.0
-    """Distance of the two implicit policies from the old one (the authors: 1.0; 0.1 for text rendering and several rewards). Not
-    the beta of Diffusion-DPO."""
+    """Distance of the two implicit policies from the old one (the authors: 1.0; 0.1 for text rendering and
+    several rewards). Not the beta of Diffusion-DPO."""
     kl_weight: NotNegative = 1e-4
     """Weight of the squared distance to the reference's prediction (the authors' `train.beta`: 1e-4)."""
     advantage_mode: Literal["all", "positive_only", "negative_only", "one_only", "binary"] = "all"
     """Which advantages become optimalities."""
     old_decay: Literal["iteration", 0, 1, 2] = "iteration"
-    """How the old policy follows: `iteration` holds what drew the images for the whole iteration; after each optimiser step, 0
-    follows at once, 1 with decay min(0.001 step, 0.5), 2 at once for 75 steps, then min(0.0075 (step - 75), 0.999). The authors
-    use 0, 1 and 2 with one or two steps an iteration; with many steps an old policy that follows holds nothing back."""
+    """How the old policy follows: `iteration` holds what drew the images for the whole iteration; after each
+    optimiser step, 0 follows at once, 1 with decay min(0.001 step, 0.5), 2 at once for 75 steps, then
+    min(0.0075 (step - 75), 0.999). The authors use 0, 1 and 2 with one or two steps an iteration; with many
+    steps an old policy that follows holds nothing back."""
     empty_prompt_fraction: Fraction = 0.0
     """Share of rows trained with the empty prompt (the method is free of guidance: 0)."""
 
@@ -286,10 +306,11 @@ class DgpoConfig(ForwardConfig, ReferencedConfig, AdvantageConfig):
     type: Literal["dgpo"] = "dgpo"
     """The training method."""
     beta: Positive = 100.0
-    """Multiplies the group's mean of advantage times error difference: two images of advantage 1 and -1 are Diffusion-DPO at this
-    very beta (flow DPO: 100)."""
+    """Multiplies the group's mean of advantage times error difference: two images of advantage 1 and -1 are
+    Diffusion-DPO at this very beta (flow DPO: 100)."""
     clip_range: float | None = Field(default=None, gt=0.0, lt=1.0)
-    """Images whose ratio to the policy at the iteration's start is beyond 1 plus or minus this get no gradient; null is off."""
+    """Images whose ratio to the policy at the iteration's start is beyond 1 plus or minus this get no
+    gradient; null is off."""
     empty_prompt_fraction: Fraction = 0.0
     """Share of rows trained with the empty prompt (0: prompts are trained as they were sampled)."""
 
@@ -303,7 +324,8 @@ class DdpoConfig(ClippedRatioConfig):
     type: Literal["ddpo"] = "ddpo"
     """The training method."""
     estimator: Literal["importance_sampling", "score_function"] = "importance_sampling"
-    """Clipped importance sampling (several updates from one collection), or the score function (one update)."""
+    """Clipped importance sampling (several updates from one collection), or the score function (one
+    update)."""
     advantage_clip: Positive = 5.0
     """Advantages are clipped to plus or minus this (the authors: 5)."""
     buffer_size: Count = 16
@@ -322,8 +344,8 @@ class DpokConfig(ClippedRatioConfig, ReferencedConfig):
     kl_weight: NotNegative = 0.01
     """Multiplies the KL term (the authors: 0.01)."""
     kl: Literal["eps_mse", "gaussian"] = "eps_mse"
-    """Squared difference of the guided noise predictions (the authors' code), or the exact Gaussian KL of a transition (the
-    paper)."""
+    """Squared difference of the guided noise predictions (the authors' code), or the exact Gaussian KL of a
+    transition (the paper)."""
     has_value_baseline: bool = True
     """Subtract a learned value of (x_t, prompt, t) from the reward (the authors' `v_flag`: 1)."""
     value_learning_rate: Positive = 1e-4
@@ -340,7 +362,8 @@ class D3poConfig(TrajectoryConfig, ReferencedConfig):
     type: Literal["d3po"] = "d3po"
     """The training method."""
     beta: Positive = 0.1
-    """Multiplies the difference of mean log-ratios (the authors: 0.1; nearly linear there, so the learning rate sets the step)."""
+    """Multiplies the difference of mean log-ratios (the authors: 0.1; nearly linear there, so the learning
+    rate sets the step)."""
     clip_range: Positive = 0.1
     """Ratios are clamped to 1 plus or minus this (the authors: 0.1)."""
 
@@ -359,10 +382,12 @@ class SpoConfig(TrajectoryConfig, ReferencedConfig):
     first_transition: int = Field(default=4, ge=0)
     """Transitions before this one are not branched (the authors' `divert_start_step`: 4)."""
     threshold: float = Field(default=0.3, ge=0.0, lt=1.0)
-    """A pair is kept if its preference probabilities differ by more than this (the authors: 0.3; SDXL 0.4)."""
+    """A pair is kept if its preference probabilities differ by more than this (the authors: 0.3; SDXL
+    0.4)."""
     judge: str | None = None
-    """What ranks the candidates: a step-aware judge (a folder, or `emoji:step_judge`) that reads a candidate and its noise level;
-    or null, the run's rewards on the picture of its predicted x0. The authors: a step-aware judge of that picture."""
+    """What ranks the candidates: a step-aware judge (a folder, or `emoji:step_judge`) that reads a candidate
+    and its noise level; or null, the run's rewards on the picture of its predicted x0. The authors: a
+    step-aware judge of that picture."""
 
 
 class PrdpConfig(TrajectoryConfig, ReferencedConfig):
@@ -371,7 +396,8 @@ class PrdpConfig(TrajectoryConfig, ReferencedConfig):
     type: Literal["prdp"] = "prdp"
     """The training method."""
     beta: Positive = 1.0
-    """Scale of the summed log-ratio that is regressed on reward differences (the paper's value is not verified)."""
+    """Scale of the summed log-ratio that is regressed on reward differences (the paper's value is not
+    verified)."""
     clip_range: Positive = 1e-4
     """Each transition's log-ratio to the sampling policy is clipped to plus or minus this (not verified)."""
 
@@ -384,9 +410,11 @@ class FlowGrpoConfig(ClippedRatioConfig, ReferencedConfig, AdvantageConfig):
     kl_weight: NotNegative = 0.04
     """Weight of the KL to the reference (the authors: 0.04; 0.01 with PickScore)."""
     kl: Literal["flow_grpo", "exact"] = "flow_grpo"
-    """Flow-GRPO's KL leaves out a factor of the time step; `exact` is the Gaussian KL, 4 to 112 times larger on its schedule."""
+    """Flow-GRPO's KL leaves out a factor of the time step; `exact` is the Gaussian KL, 4 to 112 times larger
+    on its schedule."""
     ratio: Literal["plain", "guard"] = "plain"
-    """`guard` centres and scales the log-ratio (GRPO-Guard, arXiv 2510.22319); use clip_range 2e-6 with it."""
+    """`guard` centres and scales the log-ratio (GRPO-Guard, arXiv 2510.22319); use clip_range 2e-6 with
+    it."""
     window: int | None = Field(default=None, ge=1)
     """MixGRPO: only so many transitions, a sliding window, are stochastic and trained; null is all."""
     window_every: Count = 25
@@ -397,8 +425,8 @@ class FlowGrpoConfig(ClippedRatioConfig, ReferencedConfig, AdvantageConfig):
 
 # ---- the choice --------------------------------------------------------------------------------------------
 
-# To switch a method on: add its settings class here, when `diffexpo.algorithms.ALGORITHMS` has its class. Everything else
-# (recipes, --set, the list of settings, messages, resolved files) follows from this line.
+# To switch a method on: add its settings class here, when `diffexpo.algorithms.ALGORITHMS` has its class.
+# Everything else (recipes, --set, the list of settings, messages, resolved files) follows from this line.
 METHODS: tuple[type[MethodConfig], ...] = (
     ExpoConfig,
     DiffusionDpoConfig,

@@ -1,7 +1,9 @@
-"""The public settings of well-known base models: enough to count their weights without having them. Imports without torch.
+"""The public settings of well-known base models: enough to count their weights without having them. Imports
+without torch.
 
-Each entry holds the settings of the published `config.json` files that decide sizes; everything else is the class's default. A
-fine-tuned model has the architecture, and mostly the licence, of the model that it began as.
+Each entry holds the settings of the published `config.json` files that decide sizes; everything else is the
+class's default. A fine-tuned model has the architecture, and mostly the licence, of the model that it began
+as.
 """
 
 from __future__ import annotations
@@ -15,9 +17,11 @@ Settings = Mapping[str, object]
 
 @dataclass(frozen=True)
 class Architecture:
-    """One base model. `components` maps a component to (class, settings); `parameters` is the denoiser's published count.
+    """One base model. `components` maps a component to (class, settings); `parameters` is the denoiser's
+    published count.
 
-    `pattern` recognises hub ids and folder names; `licence` is the hub's identifier, or the name of a licence of its own.
+    `pattern` recognises hub ids and folder names; `licence` is the hub's identifier, or the name of a licence
+    of its own.
     """
 
     name: str

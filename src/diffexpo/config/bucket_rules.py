@@ -31,11 +31,13 @@ def _use(config: RunConfig) -> list[str]:
         )
     if aspect == "offline" and config.offline.source is None:
         problems.append(
-            f"{head} with offline.source = null: there are no offline winners whose sizes it could follow; use uniform"
+            f"{head} with offline.source = null: there are no offline winners whose sizes it could follow; "
+            f"use uniform"
         )
     if aspect == "first" and buckets and config.offline.source is None:
         problems.append(
-            "model.buckets with offline.source = null and explore.aspect = first: no picture would have another size than the "
+            "model.buckets with offline.source = null and explore.aspect = first: no picture would have "
+            "another size than the "
             "first; set explore.aspect=uniform, or leave model.buckets empty"
         )
     return problems
@@ -70,7 +72,8 @@ def _scorers(config: RunConfig) -> list[str]:
     if not config.model.buckets or config.explore.aspect == "first":
         return []
     return [
-        f"rewards.{index}.type = {reward.type} with explore.aspect = {config.explore.aspect}: it judges latents of the first size only; "
+        f"rewards.{index}.type = {reward.type} with explore.aspect = {config.explore.aspect}: it judges "
+        f"latents of the first size only; "
         "use a reward that looks at pictures, or explore.aspect=first"
         for index, reward in enumerate(config.rewards)
         if reward.type in SELF_JUDGES

@@ -1,7 +1,7 @@
 """What a run used that should be cited, read from its settings alone. Imports without torch.
 
-Each rule below looks at one part of the settings and names works of `papers.WORKS`. A model or scorer that the rules do not
-know is listed by name, so that its user looks for its own reference.
+Each rule below looks at one part of the settings and names works of `papers.WORKS`. A model or scorer that
+the rules do not know is listed by name, so that its user looks for its own reference.
 """
 
 from __future__ import annotations
@@ -79,7 +79,8 @@ MODEL_NAMES = (
     (r"sd-?3|stable-diffusion-3", "esser2024sd3"),
     (r"sd-?[12]|stable-diffusion-(v1|v2|2)", "rombach2022ldm"),
 )
-# Types that are not here stand for no published work: a function of the user's own, or a way to reach another scorer.
+# Types that are not here stand for no published work: a function of the user's own, or a way to reach another
+# scorer.
 REWARDS: dict[str, tuple[str, ...]] = {
     "clip": ("radford2021clip",),
     "pickscore": ("kirstain2023pickapic",),
@@ -108,7 +109,8 @@ class Citation:
 
 @dataclass(frozen=True)
 class Citations:
-    """What to cite, in the order method, sampler, model, rewards, data, metrics; and what only its user can cite."""
+    """What to cite, in the order method, sampler, model, rewards, data, metrics; and what only its user can
+    cite."""
 
     known: tuple[Citation, ...]
     unknown: tuple[str, ...]
@@ -273,7 +275,8 @@ def _data(config: RunConfig) -> Uses:
 
 
 def _named_files(config: RunConfig) -> Iterator[str]:
-    """What settings name that may be embedded; the negative prompts were written here and need no citation."""
+    """What settings name that may be embedded; the negative prompts were written here and need no
+    citation."""
     scorers = [*config.rewards, *config.evaluation.judges]
     paths = [config.model.path, config.prompts.source, config.evaluation.prompts, config.offline.source]
     if isinstance(config.algorithm, SpoConfig):

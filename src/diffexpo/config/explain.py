@@ -21,8 +21,8 @@ CHOICE = "algorithm"
 class Setting:
     """One documented setting. `path` is dotted; `[]` stands for an index of a list of groups.
 
-    `methods` names the values of `algorithm.type` that have it, if not all do. A path may occur twice: with another
-    default or meaning under other methods.
+    `methods` names the values of `algorithm.type` that have it, if not all do. A path may occur twice: with
+    another default or meaning under other methods.
     """
 
     path: str
@@ -207,7 +207,8 @@ def group_keys(path: str, method: str | None = None) -> list[str]:
 
 
 def suggest_setting(path: str, method: str | None = None) -> str:
-    """ " Did you mean ...?" for an unknown dotted path: siblings first, then settings of that name anywhere."""
+    """ " Did you mean ...?" for an unknown dotted path: siblings first, then settings of that name
+    anywhere."""
     parent, _, name = path.rpartition(".")
     if ":" in name:
         key, _, value = name.partition(":")
@@ -279,7 +280,8 @@ def _wrong_value(path: str, value: object, origin: str, kind: str, method: str |
 
 
 def _locate(loc: Sequence[str | int], values: Mapping[str, object]) -> tuple[str, object]:
-    """The dotted path that exists in the values (the validator adds the name of a union's branch) and its value."""
+    """The dotted path that exists in the values (the validator adds the name of a union's branch) and its
+    value."""
     here: object = values
     path: list[str] = []
     for part in _without_tag(loc):

@@ -1,9 +1,9 @@
 """From recipes, environment and flags to one checked RunConfig, with the origin of every value.
 
-Layers are merged left to right: defaults, each recipe in the order given, all `DIFFEXPO_*` variables, all `--set a.b=c`. Groups
-merge key by key; lists are replaced whole, or one element at a time (`--set rewards.0.weight=2`). A layer that changes
-`algorithm.type` takes over, of what earlier layers set in that group, only what means the same in both methods; what is left
-behind is named in a note.
+Layers are merged left to right: defaults, each recipe in the order given, all `DIFFEXPO_*` variables, all
+`--set a.b=c`. Groups merge key by key; lists are replaced whole, or one element at a time (`--set
+rewards.0.weight=2`). A layer that changes `algorithm.type` takes over, of what earlier layers set in that
+group, only what means the same in both methods; what is left behind is named in a note.
 """
 
 from __future__ import annotations
@@ -49,7 +49,8 @@ class LoadedConfig:
 
 
 class _Loader(yaml.SafeLoader):
-    """Safe YAML with the scalars of YAML 1.2: `off`, `no` and `16:9` are words, `1e-5` is a number; a key may stand only once."""
+    """Safe YAML with the scalars of YAML 1.2: `off`, `no` and `16:9` are words, `1e-5` is a number; a key may
+    stand only once."""
 
     yaml_implicit_resolvers: ClassVar = {
         first: [
@@ -125,7 +126,8 @@ def load_config(
     Args:
         recipes: Names of embedded recipes (`emoji/expo`) or YAML files, merged left to right.
         overrides: `a.b=value` strings of `--set`; the value is YAML (`[1, 2]`, `null`, `1e-5`).
-        environment: Variables to read `DIFFEXPO_A__B=value` from; None takes the process environment, {} none.
+        environment: Variables to read `DIFFEXPO_A__B=value` from; None takes the process environment, {}
+            none.
     Returns:
         The configuration and the origin of every value. `load_config([], ["seed=3"], {})` has seed 3 from
         "--set seed=3" and every other value from "default".
@@ -188,7 +190,8 @@ class _Merged:
         self._touched: set[str] = set()
 
     def end_layer(self) -> None:
-        """If the layer changed the method, keep of the earlier layers' settings what means the same in the new one."""
+        """If the layer changed the method, keep of the earlier layers' settings what means the same in the
+        new one."""
         touched, self._touched = self._touched, set()
         before, after = self._method, chosen_method(self.values)
         # A type that is no method is left for the check to complain of.
@@ -317,12 +320,14 @@ class _Merged:
         return LoadedConfig(config, self._complete(config), tuple(self.notes))
 
     def _complete(self, config: RunConfig) -> dict[str, str]:
-        """Origins for every leaf of the final configuration: keys that a list element left out are defaults."""
+        """Origins for every leaf of the final configuration: keys that a list element left out are
+        defaults."""
         return {path: self.sources.get(path, DEFAULT) for path, _ in leaves(config.model_dump(mode="json"))}
 
 
 def leaves(value: Value, path: str = "") -> Iterable[tuple[str, Value]]:
-    """Every leaf of nested settings as (dotted path, value). Lists of groups are walked by index, other lists are leaves."""
+    """Every leaf of nested settings as (dotted path, value). Lists of groups are walked by index, other lists
+    are leaves."""
     if isinstance(value, dict) and value:
         for key, inner in value.items():
             yield from leaves(inner, f"{path}.{key}" if path else str(key))

@@ -1,7 +1,8 @@
-"""The works that this package is built from or that a run may use: one entry each, and how it is printed. Imports without torch.
+"""The works that this package is built from or that a run may use: one entry each, and how it is printed.
+Imports without torch.
 
-Authors are written as in BibTeX: joined by " and ", "others" for the rest, braces around a body that is not a person. A year or
-an identifier that is not known is left out.
+Authors are written as in BibTeX: joined by " and ", "others" for the rest, braces around a body that is not a
+person. A year or an identifier that is not known is left out.
 """
 
 from __future__ import annotations
@@ -17,7 +18,8 @@ TEX = str.maketrans({"ü": r"{\"u}", "ö": r"{\"o}", "é": r"{\'e}", "&": r"\&",
 
 @dataclass(frozen=True)
 class Work:
-    """One paper, data set or program. `venue` is where it was published, empty for a preprint or a web page."""
+    """One paper, data set or program. `venue` is where it was published, empty for a preprint or a web
+    page."""
 
     key: str
     authors: str
@@ -58,8 +60,8 @@ def bibtex(work: Work) -> str:
     Args:
         work: What is cited.
     Returns:
-        `@article` for a journal, `@inproceedings` for a conference, else `@misc`; braces are balanced and the title keeps
-        its capitals.
+        `@article` for a journal, `@inproceedings` for a conference, else `@misc`; braces are balanced and the
+        title keeps its capitals.
     """
     kind, place = "misc", ""
     if work.venue:
@@ -104,7 +106,8 @@ _WORKS = (
     ),
     Work(
         "wallace2024diffusiondpo",
-        "Bram Wallace and Meihua Dang and Rafael Rafailov and Linqi Zhou and Aaron Lou and Senthil Purushwalkam and "
+        "Bram Wallace and Meihua Dang and Rafael Rafailov and Linqi Zhou and Aaron Lou and Senthil "
+        "Purushwalkam and "
         "Stefano Ermon and Caiming Xiong and Shafiq Joty and Nikhil Naik",
         "Diffusion Model Alignment Using Direct Preference Optimization",
         2024,
@@ -113,8 +116,10 @@ _WORKS = (
     ),
     Work(
         "xiong2024iterative",
-        "Wei Xiong and Hanze Dong and Chenlu Ye and Ziqi Wang and Han Zhong and Heng Ji and Nan Jiang and Tong Zhang",
-        "Iterative Preference Learning from Human Feedback: Bridging Theory and Practice for RLHF under KL-Constraint",
+        "Wei Xiong and Hanze Dong and Chenlu Ye and Ziqi Wang and Han Zhong and Heng Ji and Nan Jiang and "
+        "Tong Zhang",
+        "Iterative Preference Learning from Human Feedback: Bridging Theory and Practice for RLHF under "
+        "KL-Constraint",
         2024,
         venue="ICML",
         arxiv="2312.11456",
@@ -165,7 +170,8 @@ _WORKS = (
     ),
     Work(
         "azar2024ipo",
-        "Mohammad Gheshlaghi Azar and Zhaohan Daniel Guo and Bilal Piot and Remi Munos and Mark Rowland and Michal Valko and "
+        "Mohammad Gheshlaghi Azar and Zhaohan Daniel Guo and Bilal Piot and Remi Munos and Mark Rowland and "
+        "Michal Valko and "
         "Daniele Calandriello",
         "A General Theoretical Paradigm to Understand Learning from Human Preferences",
         2024,
@@ -197,7 +203,8 @@ _WORKS = (
     ),
     Work(
         "fu2025sdpo",
-        "Minghao Fu and Guo-Hua Wang and Tianyu Cui and Qing-Guo Chen and Zhao Xu and Weihua Luo and Kaifu Zhang",
+        "Minghao Fu and Guo-Hua Wang and Tianyu Cui and Qing-Guo Chen and Zhao Xu and Weihua Luo and Kaifu "
+        "Zhang",
         "Diffusion-SDPO: Safeguarded Direct Preference Optimization for Diffusion Models",
         2025,
         arxiv="2511.03317",
@@ -211,7 +218,8 @@ _WORKS = (
     # ---- methods on scored images --------------------------------------------------------------------------
     Work(
         "dong2023raft",
-        "Hanze Dong and Wei Xiong and Deepanshu Goyal and Yihan Zhang and Winnie Chow and Rui Pan and Shizhe Diao and "
+        "Hanze Dong and Wei Xiong and Deepanshu Goyal and Yihan Zhang and Winnie Chow and Rui Pan and Shizhe "
+        "Diao and "
         "Jipeng Zhang and Kashun Shum and Tong Zhang",
         "RAFT: Reward rAnked FineTuning for Generative Foundation Model Alignment",
         2023,
@@ -234,7 +242,8 @@ _WORKS = (
     ),
     Work(
         "lee2023aligning",
-        "Kimin Lee and Hao Liu and Moonkyung Ryu and Olivia Watkins and Yuqing Du and Craig Boutilier and Pieter Abbeel and "
+        "Kimin Lee and Hao Liu and Moonkyung Ryu and Olivia Watkins and Yuqing Du and Craig Boutilier and "
+        "Pieter Abbeel and "
         "Mohammad Ghavamzadeh and Shixiang Shane Gu",
         "Aligning Text-to-Image Models using Human Feedback",
         2023,
@@ -242,7 +251,8 @@ _WORKS = (
     ),
     Work(
         "zheng2026diffusionnft",
-        "Kaiwen Zheng and Huayu Chen and Haotian Ye and Haoxiang Wang and Qinsheng Zhang and Kai Jiang and Hang Su and "
+        "Kaiwen Zheng and Huayu Chen and Haotian Ye and Haoxiang Wang and Qinsheng Zhang and Kai Jiang and "
+        "Hang Su and "
         "Stefano Ermon and Jun Zhu and Ming-Yu Liu",
         "DiffusionNFT: Online Diffusion Reinforcement with Forward Process",
         2026,
@@ -281,7 +291,8 @@ _WORKS = (
     ),
     Work(
         "fan2023dpok",
-        "Ying Fan and Olivia Watkins and Yuqing Du and Hao Liu and Moonkyung Ryu and Craig Boutilier and Pieter Abbeel and "
+        "Ying Fan and Olivia Watkins and Yuqing Du and Hao Liu and Moonkyung Ryu and Craig Boutilier and "
+        "Pieter Abbeel and "
         "Mohammad Ghavamzadeh and Kangwook Lee and Kimin Lee",
         "DPOK: Reinforcement Learning for Fine-tuning Text-to-Image Diffusion Models",
         2023,
@@ -290,7 +301,8 @@ _WORKS = (
     ),
     Work(
         "yang2024d3po",
-        "Kai Yang and Jian Tao and Jiafei Lyu and Chunjiang Ge and Jiaxin Chen and Weihan Shen and Xiaolong Zhu and Xiu Li",
+        "Kai Yang and Jian Tao and Jiafei Lyu and Chunjiang Ge and Jiaxin Chen and Weihan Shen and Xiaolong "
+        "Zhu and Xiu Li",
         "Using Human Feedback to Fine-tune Diffusion Models without Any Reward Model",
         2024,
         venue="CVPR",
@@ -298,7 +310,8 @@ _WORKS = (
     ),
     Work(
         "liang2024spo",
-        "Zhanhao Liang and Yuhui Yuan and Shuyang Gu and Bohan Chen and Tiankai Hang and Ji Li and Liang Zheng",
+        "Zhanhao Liang and Yuhui Yuan and Shuyang Gu and Bohan Chen and Tiankai Hang and Ji Li and Liang "
+        "Zheng",
         "Step-aware Preference Optimization: Aligning Preference with Denoising Performance at Each Step",
         2024,
         arxiv="2406.04314",
@@ -313,7 +326,8 @@ _WORKS = (
     ),
     Work(
         "liu2025flowgrpo",
-        "Jie Liu and Gongye Liu and Jiajun Liang and Yangguang Li and Jiaheng Liu and Xintao Wang and Pengfei Wan and "
+        "Jie Liu and Gongye Liu and Jiajun Liang and Yangguang Li and Jiaheng Liu and Xintao Wang and "
+        "Pengfei Wan and "
         "Di Zhang and Wanli Ouyang",
         "Flow-GRPO: Training Flow Matching Models via Online RL",
         2025,
@@ -335,7 +349,8 @@ _WORKS = (
     ),
     Work(
         "xue2025dancegrpo",
-        "Zeyue Xue and Jie Wu and Yu Gao and Fangyuan Kong and Lingting Zhu and Mengzhao Chen and Zhiheng Liu and Wei Liu and "
+        "Zeyue Xue and Jie Wu and Yu Gao and Fangyuan Kong and Lingting Zhu and Mengzhao Chen and Zhiheng "
+        "Liu and Wei Liu and "
         "Qiushan Guo and Weilin Huang and Ping Luo",
         "DanceGRPO: Unleashing GRPO on Visual Generation",
         2025,
@@ -395,7 +410,8 @@ _WORKS = (
     ),
     Work(
         "podell2023sdxl",
-        "Dustin Podell and Zion English and Kyle Lacey and Andreas Blattmann and Tim Dockhorn and Jonas Müller and Joe Penna and "
+        "Dustin Podell and Zion English and Kyle Lacey and Andreas Blattmann and Tim Dockhorn and Jonas "
+        "Müller and Joe Penna and "
         "Robin Rombach",
         "SDXL: Improving Latent Diffusion Models for High-Resolution Image Synthesis",
         2023,
@@ -403,7 +419,8 @@ _WORKS = (
     ),
     Work(
         "esser2024sd3",
-        "Patrick Esser and Sumith Kulal and Andreas Blattmann and Rahim Entezari and Jonas Müller and Harry Saini and Yam Levi and "
+        "Patrick Esser and Sumith Kulal and Andreas Blattmann and Rahim Entezari and Jonas Müller and Harry "
+        "Saini and Yam Levi and "
         "Dominik Lorenz and Axel Sauer and Frederic Boesel and others",
         "Scaling Rectified Flow Transformers for High-Resolution Image Synthesis",
         2024,
@@ -419,7 +436,8 @@ _WORKS = (
     ),
     Work(
         "hu2021lora",
-        "Edward J. Hu and Yelong Shen and Phillip Wallis and Zeyuan Allen-Zhu and Yuanzhi Li and Shean Wang and Lu Wang and "
+        "Edward J. Hu and Yelong Shen and Phillip Wallis and Zeyuan Allen-Zhu and Yuanzhi Li and Shean Wang "
+        "and Lu Wang and "
         "Weizhu Chen",
         "LoRA: Low-Rank Adaptation of Large Language Models",
         2021,
@@ -428,8 +446,10 @@ _WORKS = (
     # ---- rewards, data, metrics ----------------------------------------------------------------------------
     Work(
         "radford2021clip",
-        "Alec Radford and Jong Wook Kim and Chris Hallacy and Aditya Ramesh and Gabriel Goh and Sandhini Agarwal and "
-        "Girish Sastry and Amanda Askell and Pamela Mishkin and Jack Clark and Gretchen Krueger and Ilya Sutskever",
+        "Alec Radford and Jong Wook Kim and Chris Hallacy and Aditya Ramesh and Gabriel Goh and Sandhini "
+        "Agarwal and "
+        "Girish Sastry and Amanda Askell and Pamela Mishkin and Jack Clark and Gretchen Krueger and Ilya "
+        "Sutskever",
         "Learning Transferable Visual Models From Natural Language Supervision",
         2021,
         arxiv="2103.00020",
@@ -444,14 +464,17 @@ _WORKS = (
     ),
     Work(
         "wu2023hpsv2",
-        "Xiaoshi Wu and Yiming Hao and Keqiang Sun and Yixiong Chen and Feng Zhu and Rui Zhao and Hongsheng Li",
-        "Human Preference Score v2: A Solid Benchmark for Evaluating Human Preferences of Text-to-Image Synthesis",
+        "Xiaoshi Wu and Yiming Hao and Keqiang Sun and Yixiong Chen and Feng Zhu and Rui Zhao and Hongsheng "
+        "Li",
+        "Human Preference Score v2: A Solid Benchmark for Evaluating Human Preferences of Text-to-Image "
+        "Synthesis",
         2023,
         arxiv="2306.09341",
     ),
     Work(
         "xu2023imagereward",
-        "Jiazheng Xu and Xiao Liu and Yuchen Wu and Yuxuan Tong and Qinkai Li and Ming Ding and Jie Tang and Yuxiao Dong",
+        "Jiazheng Xu and Xiao Liu and Yuchen Wu and Yuxuan Tong and Qinkai Li and Ming Ding and Jie Tang and "
+        "Yuxiao Dong",
         "ImageReward: Learning and Evaluating Human Preferences for Text-to-Image Generation",
         2023,
         venue="NeurIPS",
@@ -459,7 +482,8 @@ _WORKS = (
     ),
     Work(
         "schuhmann2022laion",
-        "Christoph Schuhmann and Romain Beaumont and Richard Vencu and Cade Gordon and Ross Wightman and Mehdi Cherti and others",
+        "Christoph Schuhmann and Romain Beaumont and Richard Vencu and Cade Gordon and Ross Wightman and "
+        "Mehdi Cherti and others",
         "LAION-5B: An open large-scale dataset for training next generation image-text models",
         2022,
         venue="NeurIPS",

@@ -36,7 +36,8 @@ def find_recipe(name: str) -> Path:
     """The file of a recipe.
 
     Args:
-        name: An embedded name (`emoji/expo`, with or without `.yaml`) or a path to a YAML file; a file that exists wins.
+        name: An embedded name (`emoji/expo`, with or without `.yaml`) or a path to a YAML file; a file that
+            exists wins.
     Returns:
         The path of the file; `find_recipe("emoji/expo").name` is "expo.yaml".
     Raises:
@@ -64,7 +65,8 @@ def card_settings(name: str) -> dict[int, list[str] | None]:
     Args:
         name: As `find_recipe`.
     Returns:
-        Memory of the card in GB -> settings to put with `--set`, none if the recipe fits as it is; None where it does not fit.
+        Memory of the card in GB -> settings to put with `--set`, none if the recipe fits as it is; None where
+        it does not fit.
     """
     text = re.sub(r"\n#     +", " ", find_recipe(name).read_text(encoding="utf-8"))
     found: dict[int, list[str] | None] = {}

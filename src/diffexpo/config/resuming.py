@@ -1,6 +1,8 @@
-"""Settings that a run may continue with other values of: they change memory and speed, and results by rounding at most.
+"""Settings that a run may continue with other values of: they change memory and speed, and results by
+rounding at most.
 
-Everything else decides what is drawn, scored or trained: a run that changed it midway would be neither of the two runs.
+Everything else decides what is drawn, scored or trained: a run that changed it midway would be neither of the
+two runs.
 """
 
 from __future__ import annotations
@@ -25,7 +27,8 @@ CHANGEABLE = (
 
 
 def resumed_config(path: Path, overrides: Sequence[str]) -> LoadedConfig:
-    """The configuration of an existing run (`config.yaml`) with changes of settings that leave its results alone.
+    """The configuration of an existing run (`config.yaml`) with changes of settings that leave its results
+    alone.
 
     Args:
         path: The run's config.yaml.
@@ -43,7 +46,8 @@ def resumed_config(path: Path, overrides: Sequence[str]) -> LoadedConfig:
     ]
     if refused:
         raise ConfigError(
-            f"--set {refused[0]} with --resume: results depend on it, so a resumed run keeps it; start a new run to change it. "
+            f"--set {refused[0]} with --resume: results depend on it, so a resumed run keeps it; start a new "
+            f"run to change it. "
             f"These can change: {', '.join(CHANGEABLE)}"
         )
     return found

@@ -1,7 +1,8 @@
-"""Combinations of settings that are wrong together, each refused with its reason; and notes on those that are merely odd.
+"""Combinations of settings that are wrong together, each refused with its reason; and notes on those that are
+merely odd.
 
-A setting that would silently do nothing (a bonus that is never evaluated, a smoothing that the loss ignores) is refused too: its
-user expects an effect.
+A setting that would silently do nothing (a bonus that is never evaluated, a smoothing that the loss ignores)
+is refused too: its user expects an effect.
 """
 
 from __future__ import annotations
@@ -88,8 +89,8 @@ def effective_beta_explore(config: RunConfig) -> float:
 
 
 def collects(config: RunConfig) -> bool:
-    """Whether any images are drawn for training: from the second iteration on, or in each where trajectories are learned
-    from."""
+    """Whether any images are drawn for training: from the second iteration on, or in each where trajectories
+    are learned from."""
     return config.explore.iterations > 1 or learns_from_trajectories(config)
 
 
@@ -121,11 +122,13 @@ def _rewards(config: RunConfig) -> list[str]:
         )
     if learns_from_trajectories(config) and not train_rewards(config):
         problems.append(
-            f"rewards holds no reward with role: train, but algorithm.type = {config.algorithm.type} learns from rewards: add one"
+            f"rewards holds no reward with role: train, but algorithm.type = {config.algorithm.type} learns "
+            f"from rewards: add one"
         )
     elif collects(config) and not train_rewards(config) and not isinstance(config.algorithm, UNRANKED):
         problems.append(
-            f"rewards holds no reward with role: train, but explore.iterations = {config.explore.iterations} ranks new "
+            f"rewards holds no reward with role: train, but explore.iterations = {config.explore.iterations} "
+            f"ranks new "
             f"images: add one, or set explore.iterations=1 to learn from offline pairs alone"
         )
     return problems
@@ -161,24 +164,29 @@ def _called(where: str, reward: RewardConfig) -> list[str]:
     is_called = reward.type in ("remote", "vlm")
     if is_called and reward.path and not reward.path.startswith(("http://", "https://")):
         problems.append(
-            f"{where}.path = {reward.path!r}: type {reward.type} needs an address such as http://127.0.0.1:8188"
+            f"{where}.path = {reward.path!r}: type {reward.type} needs an address such as "
+            f"http://127.0.0.1:8188"
         )
     if reward.concurrency is not None and not is_called and reward.type != "python":
         problems.append(
-            f"{where}.concurrency = {reward.concurrency}: only remote, vlm and python are called several times at once; remove it"
+            f"{where}.concurrency = {reward.concurrency}: only remote, vlm and python are called several "
+            f"times at once; remove it"
         )
     if reward.cache is not None and reward.type in SELF_JUDGES:
         problems.append(
-            f"{where}.cache = {reward.cache!r}: type {reward.type} judges latents by the model that is being trained, so no score stays "
+            f"{where}.cache = {reward.cache!r}: type {reward.type} judges latents by the model that is being "
+            f"trained, so no score stays "
             "true; remove cache"
         )
     if reward.cache is not None and reward.type.startswith("jpeg"):
         problems.append(
-            f"{where}.cache = {reward.cache!r}: type {reward.type} costs less than looking a score up; remove cache"
+            f"{where}.cache = {reward.cache!r}: type {reward.type} costs less than looking a score up; "
+            f"remove cache"
         )
     if reward.cache is not None and reward.type == "vlm" and reward.vlm.mode == "pairwise":
         problems.append(
-            f"{where}.cache = {reward.cache!r} with vlm.mode = pairwise: a share of wins depends on the prompt's other images; "
+            f"{where}.cache = {reward.cache!r} with vlm.mode = pairwise: a share of wins depends on the "
+            f"prompt's other images; "
             "remove cache, or use yes_no"
         )
     if reward.service != type(reward.service)() and not is_called:
@@ -187,7 +195,8 @@ def _called(where: str, reward: RewardConfig) -> list[str]:
         problems.append(f"{where}.vlm is set: type {reward.type} asks no vision-language model; remove vlm")
     if reward.type == "vlm" and reward.vlm.mode == "caption" and not reward.vlm.text_encoder:
         problems.append(
-            f"{where}.vlm.mode = caption with vlm.text_encoder = null: nothing compares description and prompt; name a text model"
+            f"{where}.vlm.mode = caption with vlm.text_encoder = null: nothing compares description and "
+            f"prompt; name a text model"
         )
     return problems
 
@@ -202,12 +211,14 @@ def _groupwise(config: RunConfig) -> list[str]:
             head = f"{label}.{index}.vlm.mode = pairwise"
             if label == "evaluation.judges":
                 problems.append(
-                    f"{head}: evaluation compares versions of the model, but shares of wins compare images of one version; use yes_no"
+                    f"{head}: evaluation compares versions of the model, but shares of wins compare images "
+                    f"of one version; use yes_no"
                 )
                 continue
             if config.algorithm.type == "spo":
                 problems.append(
-                    f"{head} with algorithm.type = spo: it scores one candidate of each image at a time; use yes_no"
+                    f"{head} with algorithm.type = spo: it scores one candidate of each image at a time; use "
+                    f"yes_no"
                 )
                 continue
             explore, is_rollout = config.explore, learns_from_trajectories(config)
@@ -215,17 +226,20 @@ def _groupwise(config: RunConfig) -> list[str]:
             is_whole = explore.batch_size % group == 0
             if explore.agents == 2 and not is_rollout:
                 problems.append(
-                    f"{head} with explore.agents = 2: each agent's images are scored apart, their shares of wins cannot be compared; "
+                    f"{head} with explore.agents = 2: each agent's images are scored apart, their shares of "
+                    f"wins cannot be compared; "
                     f"use explore.agents=1 or vlm.mode=yes_no"
                 )
             elif group > SCORING_BATCH:
                 problems.append(
-                    f"{head} with {group} images of a prompt: at most {SCORING_BATCH} are compared at once; draw fewer"
+                    f"{head} with {group} images of a prompt: at most {SCORING_BATCH} are compared at once; "
+                    f"draw fewer"
                 )
             elif not is_whole or (explore.batch_size > SCORING_BATCH and SCORING_BATCH % group):
                 fits = SCORING_BATCH // group * group
                 problems.append(
-                    f"{head} with explore.batch_size = {explore.batch_size} and {group} images of a prompt: a batch must hold whole "
+                    f"{head} with explore.batch_size = {explore.batch_size} and {group} images of a prompt: "
+                    f"a batch must hold whole "
                     f"prompts; {fits} does"
                 )
     return problems
@@ -240,22 +254,26 @@ def _self_judges(config: RunConfig) -> list[str]:
             if reward.type not in SELF_JUDGES:
                 if settings != type(settings)():
                     problems.append(
-                        f"{where}.self_judge is set: type {reward.type} asks no model for denoising errors; remove self_judge"
+                        f"{where}.self_judge is set: type {reward.type} asks no model for denoising errors; "
+                        f"remove self_judge"
                     )
                 continue
             low, high = settings.timestep_range
             if not low < high:
                 problems.append(
-                    f"{where}.self_judge.timestep_range = [{low:g}, {high:g}] holds no time: expected two numbers, the first below "
+                    f"{where}.self_judge.timestep_range = [{low:g}, {high:g}] holds no time: expected two "
+                    f"numbers, the first below "
                     "the second, e.g. [0.3, 1]"
                 )
             if reward.type == "denoising" and settings.beta != type(settings)().beta:
                 problems.append(
-                    f"{where}.self_judge.beta = {settings.beta:g}: type denoising has no beta, it is the unit of implicit; remove it"
+                    f"{where}.self_judge.beta = {settings.beta:g}: type denoising has no beta, it is the "
+                    f"unit of implicit; remove it"
                 )
             if reward.type == "implicit" and reward.path == config.model.path:
                 problems.append(
-                    f"{where}.path = {reward.path!r} is model.path: the implicit reward is what training on pairs changed, and of the "
+                    f"{where}.path = {reward.path!r} is model.path: the implicit reward is what training on "
+                    f"pairs changed, and of the "
                     "base itself it is 0 for every image; name a run that was trained on pairs"
                 )
     return problems
@@ -264,7 +282,8 @@ def _self_judges(config: RunConfig) -> list[str]:
 def _judges(config: RunConfig) -> list[str]:
     trained = {_identity(reward): reward.name for reward in train_rewards(config)}
     return [
-        f"evaluation.judges.{index} ({judge.name}) is the training reward {trained[_identity(judge)]!r}: a judge that was "
+        f"evaluation.judges.{index} ({judge.name}) is the training reward {trained[_identity(judge)]!r}: a "
+        f"judge that was "
         f"trained on cannot show over-optimisation; choose another judge"
         for index, judge in enumerate(config.evaluation.judges)
         if _identity(judge) in trained
@@ -286,7 +305,8 @@ def _data(config: RunConfig) -> list[str]:
         )
     if only_offline and config.offline.source is not None and config.hybrid.offline_weight == 0:
         problems.append(
-            "hybrid.offline_weight = 0 with explore.iterations = 1: the only data, the offline pairs, has weight 0"
+            "hybrid.offline_weight = 0 with explore.iterations = 1: the only data, the offline pairs, has "
+            "weight 0"
         )
     if config.baseline.offline_dpo and config.offline.source is None:
         problems.append(
@@ -296,7 +316,8 @@ def _data(config: RunConfig) -> list[str]:
         problems.append("prompts.source is empty: name a prompt file or emoji:train")
     if config.prompts.source == config.evaluation.prompts:
         problems.append(
-            f"evaluation.prompts = prompts.source = {config.prompts.source!r}: evaluation needs prompts never trained on"
+            f"evaluation.prompts = prompts.source = {config.prompts.source!r}: evaluation needs prompts "
+            f"never trained on"
         )
     return problems
 
@@ -309,12 +330,14 @@ def _negatives(config: RunConfig) -> list[str]:
     if explore.negatives.mode == "cfg" and explore.sampler.guidance <= 1:
         effect = "never evaluated" if explore.sampler.guidance == 1 else "followed instead of avoided"
         problems.append(
-            f"explore.negatives.mode = cfg with explore.sampler.guidance = {explore.sampler.guidance:g}: the negative branch is "
+            f"explore.negatives.mode = cfg with explore.sampler.guidance = {explore.sampler.guidance:g}: the "
+            f"negative branch is "
             f"{effect}; set guidance above 1, negatives.mode=append or negatives.schedule=off"
         )
     if explore.negatives.agents == "exploration" and explore.agents == 1:
         problems.append(
-            "explore.negatives.agents = exploration with explore.agents = 1: there is no separate exploration agent; use both"
+            "explore.negatives.agents = exploration with explore.agents = 1: there is no separate "
+            "exploration agent; use both"
         )
     return problems
 
@@ -336,12 +359,14 @@ def _loss(config: RunConfig) -> list[str]:
         return problems
     if algorithm.label_smoothing > 0 and algorithm.kind not in ("cdpo", "robust"):
         problems.append(
-            f"algorithm.label_smoothing = {algorithm.label_smoothing:g} with kind: {algorithm.kind}: only cdpo and robust assume "
+            f"algorithm.label_smoothing = {algorithm.label_smoothing:g} with kind: {algorithm.kind}: only "
+            f"cdpo and robust assume "
             f"flipped labels; choose one of them or set it to 0"
         )
     if algorithm.simpo_gamma > 0 and algorithm.kind != "simpo":
         problems.append(
-            f"algorithm.simpo_gamma = {algorithm.simpo_gamma:g} with kind: {algorithm.kind}: only simpo has a target margin"
+            f"algorithm.simpo_gamma = {algorithm.simpo_gamma:g} with kind: {algorithm.kind}: only simpo has "
+            f"a target margin"
         )
     return problems
 
@@ -354,12 +379,14 @@ def _bonus(config: RunConfig) -> list[str]:
     problems = []
     if algorithm.kind == "simpo":
         problems.append(
-            f"{head} with kind: simpo: the bonus measures errors against the reference, simpo has none; the two terms would speak "
+            f"{head} with kind: simpo: the bonus measures errors against the reference, simpo has none; the "
+            f"two terms would speak "
             f"of different rewards"
         )
     if explore.agents == 1:
         problems.append(
-            f"{head} with explore.agents = 1: both agents are the same weights, so exploration and main samples follow one "
+            f"{head} with explore.agents = 1: both agents are the same weights, so exploration and main "
+            f"samples follow one "
             f"distribution and the bonus is noise; use agents 2 or alpha 0"
         )
     if explore.iterations == 1:
@@ -380,7 +407,8 @@ def _uncertainty(config: RunConfig) -> list[str]:
     count = len(train_rewards(config))
     if count < 2:
         problems.append(
-            f"{head} with {count} train reward{'s' * (count != 1)}: Gamma is the spread between scorers, one scorer has none; "
+            f"{head} with {count} train reward{'s' * (count != 1)}: Gamma is the spread between scorers, one "
+            f"scorer has none; "
             f"add a second train reward"
         )
     if algorithm.kind == "simpo":
@@ -414,24 +442,29 @@ def _copies(config: RunConfig) -> list[str]:
     if tuning.kind == "lora":
         if dtype != "float32":
             problems.append(
-                f"tuning.reference_dtype = {dtype} with tuning.kind = lora: the reference is the frozen base without adapters, or "
+                f"tuning.reference_dtype = {dtype} with tuning.kind = lora: the reference is the frozen base "
+                f"without adapters, or "
                 "an adapter on it; model.dtype is its precision"
             )
         if tuning.reference_device != "same":
             problems.append(
-                f"tuning.reference_device = {tuning.reference_device} with tuning.kind = lora: there are no copies of the denoiser "
+                f"tuning.reference_device = {tuning.reference_device} with tuning.kind = lora: there are no "
+                f"copies of the denoiser "
                 "that could lie elsewhere; remove it"
             )
         return problems
     if config.explore.merge_lora:
         problems.append(
-            "explore.merge_lora = true with tuning.kind = full: there are no adapters to merge; set it to false"
+            "explore.merge_lora = true with tuning.kind = full: there are no adapters to merge; set it to "
+            "false"
         )
     if dtype != "float32" and AUTOCAST_TYPES.get(autocast) != dtype:
         needed = next(name for name, cast in AUTOCAST_TYPES.items() if cast == dtype)
         problems.append(
-            f"tuning.reference_dtype = {dtype} with training.mixed_precision = {autocast}: the policy would run in another "
-            f"precision than its reference, so their errors would differ where their weights are equal, and the loss would not start "
+            f"tuning.reference_dtype = {dtype} with training.mixed_precision = {autocast}: the policy would "
+            f"run in another "
+            f"precision than its reference, so their errors would differ where their weights are equal, and "
+            f"the loss would not start "
             f"at margin 0; set training.mixed_precision={needed} or tuning.reference_dtype=float32"
         )
     return problems
@@ -441,7 +474,10 @@ def _evaluation(config: RunConfig) -> list[str]:
     evaluation = config.evaluation
     if evaluation.vendi_prompts > 0 and evaluation.vendi_images < 2:
         return [
-            "evaluation.vendi_images = 1: the Vendi score of one image is always 1; use 2 or more, or vendi_prompts: 0"
+            (
+                "evaluation.vendi_images = 1: the Vendi score of one image is always 1; use 2 or more, or "
+                "vendi_prompts: 0"
+            )
         ]
     return []
 
@@ -479,12 +515,14 @@ def _method_notes(config: RunConfig) -> list[str]:
         strength = algorithm.alpha * effective_beta_explore(config) / algorithm.beta
         if strength > 1:
             notes.append(
-                f"algorithm.alpha x beta_explore / beta = {strength:.3g} > 1: where the loser was explored, the labelled "
+                f"algorithm.alpha x beta_explore / beta = {strength:.3g} > 1: where the loser was explored, "
+                f"the labelled "
                 f"margin stalls at h = {-math.log(strength - 1):+.3g}"
             )
         if algorithm.beta_explore == "literal":
             notes.append(
-                f"algorithm.beta_explore = literal: the bonus acts with alpha x beta_explore / beta = {strength:.3g}, "
+                f"algorithm.beta_explore = literal: the bonus acts with alpha x beta_explore / beta = "
+                f"{strength:.3g}, "
                 f"nearly inert unless alpha is in the hundreds"
             )
         if algorithm.kind != "sigmoid":
@@ -513,7 +551,8 @@ def config_notes(config: RunConfig) -> list[str]:
     is_constant = explore.iterations == 2 and explore.negatives.schedule == "linear" and not is_rollout
     if is_constant and negatives_are_on(config):
         notes.append(
-            "explore.negatives.schedule = linear with 2 iterations: one round is collected, so tau is its initial value"
+            "explore.negatives.schedule = linear with 2 iterations: one round is collected, so tau is its "
+            "initial value"
         )
     for where, sampler in (("explore", explore.sampler), ("evaluation", config.evaluation.sampler)):
         if sampler.eta > 0 and sampler.name != "ddim":
@@ -525,7 +564,8 @@ def config_notes(config: RunConfig) -> list[str]:
     on_margins = isinstance(config.algorithm, (MarginConfig, MapoConfig))
     if config.tuning.kind == "full" and on_margins and training.learning_rate >= 5e-5:
         notes.append(
-            f"training.learning_rate = {training.learning_rate:g} with full tuning: preference losses collapsed at 1e-4 in our "
+            f"training.learning_rate = {training.learning_rate:g} with full tuning: preference losses "
+            f"collapsed at 1e-4 in our "
             f"trials (both errors rise, accuracy near 1); 5e-6 held"
         )
     if config.evaluation.grid_prompts > config.evaluation.num_prompts:

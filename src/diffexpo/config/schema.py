@@ -1,8 +1,9 @@
-"""The whole configuration of a run. Every field is documented here (those of the training methods in `algorithms.py`) and
-nowhere else; unknown keys are errors.
+"""The whole configuration of a run. Every field is documented here (those of the training methods in
+`algorithms.py`) and nowhere else; unknown keys are errors.
 
-Defaults are the settings of the EXPO paper (SD 1.5, section 5.1 of "Aligning Diffusion Models with Online Preference
-Learning") where it states one; the embedded recipes scale them down and say so. Imports without torch.
+Defaults are the settings of the EXPO paper (SD 1.5, section 5.1 of "Aligning Diffusion Models with Online
+Preference Learning") where it states one; the embedded recipes scale them down and say so. Imports without
+torch.
 """
 
 from __future__ import annotations
@@ -20,38 +21,45 @@ WATCHED = ("brisque", "open_nsfw")
 
 class ModelConfig(Section):
     path: str = "emoji:diffusion"
-    """Base model: a diffusers folder, a hub id, or one of the embedded models `emoji:diffusion`, `emoji:flow`."""
+    """Base model: a diffusers folder, a hub id, or one of the embedded models `emoji:diffusion`,
+    `emoji:flow`."""
     revision: str | None = None
     """Hub revision (branch, tag or commit) when `path` is a hub id."""
     variant: str | None = None
     """Hub file variant, e.g. `fp16`."""
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
-    """Precision of the frozen weights. Errors and losses are float32 in any case, and so is the autoencoder."""
+    """Precision of the frozen weights. Errors and losses are float32 in any case, and so is the
+    autoencoder."""
     resolution: Count | tuple[Count, Count] | None = None
-    """Size of the pictures in pixels: one number for squares, or [height, width]; null is the checkpoint's own. Both must be
-    multiples of what the autoencoder, and the transformer's patches, shrink by."""
+    """Size of the pictures in pixels: one number for squares, or [height, width]; null is the checkpoint's
+    own. Both must be multiples of what the autoencoder, and the transformer's patches, shrink by."""
     buckets: tuple[tuple[Count, Count] | AspectRatio, ...] = ()
-    """Sizes besides `resolution` that pictures of a run may have: [height, width] in pixels, or an aspect ratio "width:height",
-    which is that shape at the area of `resolution`. An offline pair goes to the size nearest to its winner's shape."""
+    """Sizes besides `resolution` that pictures of a run may have: [height, width] in pixels, or an aspect
+    ratio "width:height", which is that shape at the area of `resolution`. An offline pair goes to the size
+    nearest to its winner's shape."""
     drop_t5: bool = False
-    """Stable Diffusion 3: leave the T5 encoder out; zeros stand for its tokens, as in the pipeline with `text_encoder_3=None`."""
+    """Stable Diffusion 3: leave the T5 encoder out; zeros stand for its tokens, as in the pipeline with
+    `text_encoder_3=None`."""
     max_sequence_length: int | None = Field(default=None, ge=0, le=512)
-    """Tokens that T5 reads, or zeros that stand for them, or Gemma's in SANA; null is the pipeline's default (SD3 256, FLUX 512,
-    PixArt-Sigma and SANA 300)."""
+    """Tokens that T5 reads, or zeros that stand for them, or Gemma's in SANA; null is the pipeline's default
+    (SD3 256, FLUX 512, PixArt-Sigma and SANA 300)."""
     guidance_embedding: NotNegative = 3.5
-    """FLUX.1-dev: the guidance scale that is fed to the network, in sampling and in training (3.5: its pipeline's default)."""
+    """FLUX.1-dev: the guidance scale that is fed to the network, in sampling and in training (3.5: its
+    pipeline's default)."""
     device: str = "auto"
-    """`auto` takes an accelerator if there is one, else the CPU; or a torch device such as `cpu`, `cuda:1`."""
+    """`auto` takes an accelerator if there is one, else the CPU; or a torch device such as `cpu`,
+    `cuda:1`."""
     vae_slicing: bool = False
     """Decode and encode one picture at a time: less memory, the same pictures up to rounding."""
     vae_tiling: bool = False
-    """Decode and encode large pictures in overlapping tiles: less memory; pictures above the autoencoder's own size change a
-    little."""
+    """Decode and encode large pictures in overlapping tiles: less memory; pictures above the autoencoder's
+    own size change a little."""
     channels_last: bool = False
-    """Hold a UNet's weights in the channels-last layout, which convolutions on accelerators prefer. Changes rounding only."""
+    """Hold a UNet's weights in the channels-last layout, which convolutions on accelerators prefer. Changes
+    rounding only."""
     compile: Literal["off", "blocks"] = "off"
-    """`blocks` compiles the denoiser's repeated blocks with torch.compile: faster after a first slow step. Needs Triton, changes
-    rounding, and is refused on the CPU, where runs are exact."""
+    """`blocks` compiles the denoiser's repeated blocks with torch.compile: faster after a first slow step.
+    Needs Triton, changes rounding, and is refused on the CPU, where runs are exact."""
 
 
 class LoraConfig(Section):
@@ -60,8 +68,9 @@ class LoraConfig(Section):
     alpha: float | None = Field(default=None, gt=0.0)
     """Scale numerator; the update is multiplied by alpha / rank. Default: alpha = rank."""
     target_modules: tuple[str, ...] | None = None
-    """Module name endings that get an adapter; it is an error if none is found. Null is the family's own choice: the attention
-    projections `to_q`, `to_k`, `to_v`, `to_out.0`, and for FLUX those of the text stream and the feed-forward layers too."""
+    """Module name endings that get an adapter; it is an error if none is found. Null is the family's own
+    choice: the attention projections `to_q`, `to_k`, `to_v`, `to_out.0`, and for FLUX those of the text
+    stream and the feed-forward layers too."""
 
 
 class TuningConfig(Section):
@@ -70,20 +79,23 @@ class TuningConfig(Section):
     lora: LoraConfig = LoraConfig()
     """Adapter settings; read only with `kind: lora`."""
     reference_dtype: Literal["float32", "bfloat16", "float16"] = "float32"
-    """Precision of the frozen reference of full fine-tuning: half needs the same `training.mixed_precision`, under which the
-    reference's errors are the same bits; its tensors take half the memory, and the base lies in main memory while it does not run."""
+    """Precision of the frozen reference of full fine-tuning: half needs the same `training.mixed_precision`,
+    under which the reference's errors are the same bits; its tensors take half the memory, and the base lies
+    in main memory while it does not run."""
     reference_device: Literal["same", "cpu"] = "same"
-    """Where the frozen copies of full fine-tuning (reference, base, main, old) lie while they do not run: on `model.device`, or in
-    main memory. With `cpu` results are the same; each use costs a transfer of the whole denoiser."""
+    """Where the frozen copies of full fine-tuning (reference, base, main, old) lie while they do not run: on
+    `model.device`, or in main memory. With `cpu` results are the same; each use costs a transfer of the whole
+    denoiser."""
     start: str | None = None
-    """Where training starts, if not at the base: the folder of a finished run with the same model and tuning, or, with
-    `kind: full`, of a model of the same shape. `model.path` stays the base, and the reference where that is the base."""
+    """Where training starts, if not at the base: the folder of a finished run with the same model and tuning,
+    or, with `kind: full`, of a model of the same shape. `model.path` stays the base, and the reference where
+    that is the base."""
 
 
 class PromptConfig(Section):
     source: str = "emoji:train"
-    """Prompts to draw from: `emoji:train`, `emoji:animals` (24 of them), `prompts:first_tries` (60, for first tries with real
-    models), or a `.txt` (one a line), `.jsonl` or `.parquet` file."""
+    """Prompts to draw from: `emoji:train`, `emoji:animals` (24 of them), `prompts:first_tries` (60, for first
+    tries with real models), or a `.txt` (one a line), `.jsonl` or `.parquet` file."""
     max_tokens: int | None = Field(default=None, ge=1)
     """Longest prompt in tokens; longer ones are dropped and counted. Default: what the text encoder takes."""
 
@@ -92,19 +104,21 @@ class NegativeConfig(Section):
     source: str | None = "emoji:negatives"
     """Negative prompts, one a line: `emoji:negatives` or a text file; null turns them off."""
     schedule: Literal["linear", "constant", "cosine", "off"] = "linear"
-    """tau(t), the probability that a prompt gets a negative prompt in iteration t (the paper: linear decay)."""
+    """tau(t), the probability that a prompt gets a negative prompt in iteration t (the paper: linear
+    decay)."""
     initial: Fraction = 1.0
     """tau at the first collecting iteration (the paper leaves it open)."""
     mode: Literal["cfg", "append"] = "cfg"
-    """`cfg`: the negative prompt replaces the empty prompt in classifier-free guidance; `append`: its words are added to the
-    prompt (algorithm 1 read literally). The training prompt is the plain one in both."""
+    """`cfg`: the negative prompt replaces the empty prompt in classifier-free guidance; `append`: its words
+    are added to the prompt (algorithm 1 read literally). The training prompt is the plain one in both."""
     agents: Literal["both", "exploration"] = "both"
     """Who gets it: both agents (algorithm 1) or the exploration agent only."""
 
 
 class SamplerConfig(Section):
     name: Literal["ddpm", "ddim", "dpmpp", "flow_euler", "flow_sde"] = "ddpm"
-    """`ddpm` ancestral, `ddim` with `eta`, `dpmpp` DPM-Solver++ 2M; for flow models `flow_euler`, or the stochastic `flow_sde`."""
+    """`ddpm` ancestral, `ddim` with `eta`, `dpmpp` DPM-Solver++ 2M; for flow models `flow_euler`, or the
+    stochastic `flow_sde`."""
     steps: Count = 50
     """Network calls per image (doubled by guidance)."""
     guidance: float = Field(default=7.5, ge=0.0)
@@ -112,37 +126,44 @@ class SamplerConfig(Section):
     eta: Fraction = 0.0
     """Noise of `ddim`: 0 deterministic, 1 like `ddpm`. Ignored by the others."""
     sde: Literal["flow_grpo", "dance", "cps"] = "flow_grpo"
-    """Stochastic step of `flow_sde`: Flow-GRPO's, DanceGRPO's or coefficients-preserving. Ignored by the others."""
+    """Stochastic step of `flow_sde`: Flow-GRPO's, DanceGRPO's or coefficients-preserving. Ignored by the
+    others."""
     noise_level: float = Field(default=0.7, ge=0.0)
     """Noise of `flow_sde`: a of `flow_grpo` and `cps`, eta of `dance` (Flow-GRPO: 0.7; DanceGRPO: 0.3)."""
     random_steps: tuple[int, int] | None = None
-    """Only the steps from the first number up to, not including, the second are random (0 is the noisiest); null is all."""
+    """Only the steps from the first number up to, not including, the second are random (0 is the noisiest);
+    null is all."""
 
 
 class ExploreConfig(Section):
     iterations: Count = 5
-    """Outer iterations T. Iteration 1 trains on offline data; samples are collected after iterations 1..T-1."""
+    """Outer iterations T. Iteration 1 trains on offline data; samples are collected after iterations
+    1..T-1."""
     prompts_per_iteration: Count = 20480
     """Prompts drawn per iteration, without replacement while they last."""
     images_per_prompt: Count = 4
     """Images B each agent draws for a prompt; with two agents 2B compete."""
     agents: Literal[1, 2] = 2
-    """2 is EXPO-II: main = previous iterate, exploration = current one. 1 is EXPO-I: both are the current one."""
+    """2 is EXPO-II: main = previous iterate, exploration = current one. 1 is EXPO-I: both are the current
+    one."""
     sampler: SamplerConfig = SamplerConfig()
     """How agents draw images."""
     negatives: NegativeConfig = NegativeConfig()
     """Negative prompts that widen the search early."""
     batch_size: Count = 64
-    """Images per network call while collecting. Results belong to it: a picture is regenerated at the same batch size."""
+    """Images per network call while collecting. Results belong to it: a picture is regenerated at the same
+    batch size."""
     aspect: Literal["first", "uniform", "offline"] = "first"
-    """Which of the sizes of `model.resolution` and `model.buckets` a prompt's images are drawn at, by a draw keyed by the prompt:
-    always the `first`; all alike often (`uniform`); or each as often as it is among the winners of the `offline` pairs."""
+    """Which of the sizes of `model.resolution` and `model.buckets` a prompt's images are drawn at, by a draw
+    keyed by the prompt: always the `first`; all alike often (`uniform`); or each as often as it is among the
+    winners of the `offline` pairs."""
     overlap_scoring: bool = True
-    """Score a batch while the next one is drawn, in evaluation too. Results are the same; turn it off where memory is short for
-    both at once."""
+    """Score a batch while the next one is drawn, in evaluation too. Results are the same; turn it off where
+    memory is short for both at once."""
     merge_lora: bool = False
-    """Draw with the adapters folded into the base's weights: fewer kernels a step, so sampling is faster where they count, and
-    pictures are rounded differently. The base's own bits come back afterwards. Evaluation and training never run merged."""
+    """Draw with the adapters folded into the base's weights: fewer kernels a step, so sampling is faster
+    where they count, and pictures are rounded differently. The base's own bits come back afterwards.
+    Evaluation and training never run merged."""
 
 
 class ServiceConfig(Section):
@@ -153,44 +174,52 @@ class ServiceConfig(Section):
     images_per_request: Count = 16
     """`remote`: images in one request."""
     max_failed_fraction: Fraction = 0.1
-    """Stop the run when more than this share of the last 256 images got no score (of fewer, at the start; but not before 20)."""
+    """Stop the run when more than this share of the last 256 images got no score (of fewer, at the start; but
+    not before 20)."""
     max_failed: int | None = Field(default=None, ge=0)
     """Stop the run when more than this many images in all got no score; null sets no such limit."""
     scorer: str | None = None
     """`remote`: name that the server must give of its scorer; null takes any."""
     version: str | None = None
-    """`remote`: version that the server must give of its scorer; null takes any. One that changes during a run stops it anyway."""
+    """`remote`: version that the server must give of its scorer; null takes any. One that changes during a
+    run stops it anyway."""
     api_key_env: str | None = Field(default=None, pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")
-    """Name of the environment variable that holds the key, which is sent as a bearer token. The key itself is written nowhere."""
+    """Name of the environment variable that holds the key, which is sent as a bearer token. The key itself is
+    written nowhere."""
 
 
 class VlmConfig(Section):
     mode: Literal["yes_no", "pairwise", "caption"] = "yes_no"
-    """`yes_no`: probability of "yes"; `pairwise`: share of wins against the prompt's other images in the batch, each pair shown in
-    both orders; `caption`: similarity of the model's description of the picture and the prompt (DDPO)."""
+    """`yes_no`: probability of "yes"; `pairwise`: share of wins against the prompt's other images in the
+    batch, each pair shown in both orders; `caption`: similarity of the model's description of the picture and
+    the prompt (DDPO)."""
     model: str | None = None
     """Name of the model on the server; null takes the only one that it serves."""
     question: str | None = None
-    """Text sent with the picture, `{prompt}` stands for the prompt; null takes the mode's own (docs/rewards/vlm.md)."""
+    """Text sent with the picture, `{prompt}` stands for the prompt; null takes the mode's own
+    (docs/rewards/vlm.md)."""
     top_logprobs: int = Field(default=20, ge=2, le=20)
-    """`yes_no`, `pairwise`: tokens whose probabilities are asked for; lower it for servers that give fewer."""
+    """`yes_no`, `pairwise`: tokens whose probabilities are asked for; lower it for servers that give
+    fewer."""
     max_tokens: Count = 96
     """`caption`: longest description, in tokens."""
     text_encoder: str | None = None
-    """`caption`: folder of the text model that compares: a CLIPModel (cosine), `emoji:judge_train`, or another encoder (BERTScore
-    recall, as in DDPO)."""
+    """`caption`: folder of the text model that compares: a CLIPModel (cosine), `emoji:judge_train`, or
+    another encoder (BERTScore recall, as in DDPO)."""
     text_layer: int | None = Field(default=None, ge=0)
-    """`caption`: hidden layer that BERTScore compares, 0 is the embedding; null is the last (bert_score takes 40 of
-    deberta-xlarge-mnli)."""
+    """`caption`: hidden layer that BERTScore compares, 0 is the embedding; null is the last (bert_score takes
+    40 of deberta-xlarge-mnli)."""
 
 
 class SelfJudgeConfig(Section):
     draws: Count = 8
-    """Noise and time draws K that a score is the mean over; each takes two network evaluations. All candidates of a prompt share them."""
+    """Noise and time draws K that a score is the mean over; each takes two network evaluations. All
+    candidates of a prompt share them."""
     timestep_range: tuple[Fraction, Fraction] = (0.0, 1.0)
     """Times that are drawn from, 1 is pure noise; e.g. [0.3, 1] leaves out low noise."""
     beta: Positive = 5000.0
-    """`implicit`: unit of the score, beta/2 times the fall of the error (Diffusion-DPO's 5000). It changes no order."""
+    """`implicit`: unit of the score, beta/2 times the fall of the error (Diffusion-DPO's 5000). It changes no
+    order."""
 
 
 class RewardConfig(Section):
@@ -216,29 +245,34 @@ class RewardConfig(Section):
     ]
     """Kind of scorer; `diffexpo rewards list` says what each needs. `python` is a user's own function."""
     path: str | None = None
-    """`clip`: folder, hub id or `emoji:judge_train`; `pickscore`: folder or hub id (default: the official one); `hpsv2`, `hpsv2.1`,
-    `imagereward`, `aesthetic`: weights as a safetensors file or a folder with one; `python`: `file.py:function`; `remote`,
-    `vlm`: address of the server; `implicit`: folder of a run that was trained on pairs, or of its export; `denoising`: a model with
-    the run's autoencoder (default: the run's own base)."""
+    """`clip`: folder, hub id or `emoji:judge_train`; `pickscore`: folder or hub id (default: the official
+    one); `hpsv2`, `hpsv2.1`, `imagereward`, `aesthetic`: weights as a safetensors file or a folder with one;
+    `python`: `file.py:function`; `remote`, `vlm`: address of the server; `implicit`: folder of a run that was
+    trained on pairs, or of its export; `denoising`: a model with the run's autoencoder (default: the run's
+    own base)."""
     base: str | None = None
-    """Model that the weights stand on, folder or hub id: the CLIPModel of `aesthetic`, the CLIP ViT-H/14 of `hpsv2`, `hpsv2.1` and
-    `pickscore` (configuration, tokenizer, image processor), the BERT tokenizer of `imagereward`. Default: the official one."""
+    """Model that the weights stand on, folder or hub id: the CLIPModel of `aesthetic`, the CLIP ViT-H/14 of
+    `hpsv2`, `hpsv2.1` and `pickscore` (configuration, tokenizer, image processor), the BERT tokenizer of
+    `imagereward`. Default: the official one."""
     scale: Literal["raw", "percent", "logit"] | None = None
-    """Unit of CLIP-like scores: `raw` cosine, `percent` 100 x cosine, `logit` cosine times the model's logit scale. Default: the
-    unit that the literature prints (`logit` for `clip` and `pickscore`, `percent` for HPS)."""
+    """Unit of CLIP-like scores: `raw` cosine, `percent` 100 x cosine, `logit` cosine times the model's logit
+    scale. Default: the unit that the literature prints (`logit` for `clip` and `pickscore`, `percent` for
+    HPS)."""
     precision: Literal["float32", "float16", "bfloat16"] = "float32"
-    """Of the scorer's towers; projection, normalisation and head are float32 in any case. Half precision is for accelerators and
-    moves scores a little (PickScore by up to about 0.5)."""
+    """Of the scorer's towers; projection, normalisation and head are float32 in any case. Half precision is
+    for accelerators and moves scores a little (PickScore by up to about 0.5)."""
     weight: float = 1.0
     """Weight in the mixture; negative prefers low scores."""
     role: Literal["train", "watch"] = "train"
-    """`train` ranks images; `watch` is scored and reported only (and is the default of `brisque` and `open_nsfw`)."""
+    """`train` ranks images; `watch` is scored and reported only (and is the default of `brisque` and
+    `open_nsfw`)."""
     concurrency: int | None = Field(default=None, ge=1)
-    """Calls under way at once: requests of `remote` and `vlm` (default 8), threads in a `python` function, which must bear it
-    (default 1)."""
+    """Calls under way at once: requests of `remote` and `vlm` (default 8), threads in a `python` function,
+    which must bear it (default 1)."""
     cache: str | None = None
-    """Folder in which scores are kept by picture, prompt and scorer, so that the same question is not asked again, by whatever run; null
-    keeps none. Scores of networks are kept by whole batches. A `python` function must then score each image by itself, always alike."""
+    """Folder in which scores are kept by picture, prompt and scorer, so that the same question is not asked
+    again, by whatever run; null keeps none. Scores of networks are kept by whole batches. A `python` function
+    must then score each image by itself, always alike."""
     service: ServiceConfig = ServiceConfig()
     """How `remote` and `vlm` call their server."""
     vlm: VlmConfig = VlmConfig()
@@ -256,19 +290,21 @@ class RewardConfig(Section):
 
 class MixtureConfig(Section):
     kind: Literal["zscore", "global", "rank", "pareto"] = "zscore"
-    """How several `train` rewards become one ranking within a prompt: weighted sum of z-scores within the prompt (`zscore`) or over
-    all prompts of the collection (`global`), weighted sum of ranks, or Pareto (the winner must beat the loser under every
-    reward). With one reward all four rank alike."""
+    """How several `train` rewards become one ranking within a prompt: weighted sum of z-scores within the
+    prompt (`zscore`) or over all prompts of the collection (`global`), weighted sum of ranks, or Pareto (the
+    winner must beat the loser under every reward). With one reward all four rank alike."""
 
 
 class PairingConfig(Section):
     min_margin: float = Field(default=0.0, ge=0.0)
-    """A pair is kept only if best minus worst exceeds this (in units of the mixed score, or of the raw reward with one)."""
+    """A pair is kept only if best minus worst exceeds this (in units of the mixed score, or of the raw reward
+    with one)."""
 
 
 class OfflineConfig(Section):
     source: str | None = "emoji:offline"
-    """Offline pairs D_off: `emoji:offline`, or a file or folder in one of the formats of docs/data.md; null for none."""
+    """Offline pairs D_off: `emoji:offline`, or a file or folder in one of the formats of docs/data.md; null
+    for none."""
     format: Literal[
         "auto", "pickapic", "hpdv2", "hpdv3", "imagerewarddb", "folders", "table", "webdataset", "diffexpo"
     ] = "auto"
@@ -279,9 +315,11 @@ class OfflineConfig(Section):
 
 class HybridConfig(Section):
     offline_weight: float = Field(default=1.0, ge=0.0)
-    """Sampling weight of each offline pair relative to an online pair (1: plain union, as in the paper; 0: on-policy only)."""
+    """Sampling weight of each offline pair relative to an online pair (1: plain union, as in the paper; 0:
+    on-policy only)."""
     decay: Fraction = 1.0
-    """Sampling weight of a pair collected k iterations ago is decay**k (1: all iterations count alike; 0: the last only)."""
+    """Sampling weight of a pair collected k iterations ago is decay**k (1: all iterations count alike; 0: the
+    last only)."""
 
 
 class TrainingConfig(Section):
@@ -306,12 +344,14 @@ class TrainingConfig(Section):
     max_grad_norm: Positive = 1.0
     """Gradient norm clip."""
     ema_decay: float = Field(default=0.0, ge=0.0, lt=1.0)
-    """Exponential moving average of the trained weights within an iteration; 0 is off. With it the iterate is the average."""
+    """Exponential moving average of the trained weights within an iteration; 0 is off. With it the iterate is
+    the average."""
     gradient_checkpointing: bool = False
     """Trade compute for memory in the denoiser."""
     pair_gradient: Literal["joint", "two_pass"] = "joint"
-    """Gradient of a loss on pairs: `joint` in one backward through winners and losers; `two_pass` one half after the other, with
-    the same result, about half the activation memory and one more forward of the policy on each image."""
+    """Gradient of a loss on pairs: `joint` in one backward through winners and losers; `two_pass` one half
+    after the other, with the same result, about half the activation memory and one more forward of the policy
+    on each image."""
     checkpoint_every: Count = 100
     """Optimiser steps between checkpoints inside an iteration."""
     mixed_precision: Literal["no", "bf16", "fp16"] = "no"
@@ -367,8 +407,8 @@ class RunConfig(Section):
     offline: OfflineConfig = OfflineConfig()
     hybrid: HybridConfig = HybridConfig()
     algorithm: AlgorithmConfig = ExpoConfig()
-    """The training method; it decides which other settings this group has. A recipe's settings of another method do not carry
-    over to it, except those that mean the same in both."""
+    """The training method; it decides which other settings this group has. A recipe's settings of another
+    method do not carry over to it, except those that mean the same in both."""
     training: TrainingConfig = TrainingConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     baseline: BaselineConfig = BaselineConfig()

@@ -1,4 +1,5 @@
-"""What is known of every type of scorer before anything is loaded: what it reads, its scale, its licence. Imports without torch."""
+"""What is known of every type of scorer before anything is loaded: what it reads, its scale, its licence.
+Imports without torch."""
 
 from __future__ import annotations
 
@@ -18,9 +19,9 @@ class ScorerFacts:
     """One type of scorer.
 
     `path` says what `path` must name, `base` what `base` must ("" where the type does not read that setting);
-    `default_path` and `default_base` stand in for null ("": the run's own model). `scales` are the values that `scale` may have, the default first (none:
-    the type has its own unit only). `has_weights`: it holds a network, so `precision` acts. `where` and `licence` speak of the
-    official weights.
+    `default_path` and `default_base` stand in for null ("": the run's own model). `scales` are the values
+    that `scale` may have, the default first (none: the type has its own unit only). `has_weights`: it holds a
+    network, so `precision` acts. `where` and `licence` speak of the official weights.
     """
 
     what: str

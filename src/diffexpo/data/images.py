@@ -56,7 +56,8 @@ def fit_image(image: Image.Image, height: int, width: int) -> np.ndarray:
 
 
 def nearest_size(image: Image.Image, sizes: Sequence[tuple[int, int]]) -> tuple[int, int]:
-    """Of several sizes (height, width) the one nearest in shape to a picture, the earlier of two that are as near.
+    """Of several sizes (height, width) the one nearest in shape to a picture, the earlier of two that are as
+    near.
 
     nearest = argmin over sizes of |log(width / height) - log(picture's width / height)|
 

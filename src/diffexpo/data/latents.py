@@ -74,7 +74,8 @@ def image_size(policy: Policy) -> tuple[int, int]:
 
 
 def latent_shapes(policy: Policy) -> tuple[tuple[int, int, int], ...]:
-    """Shapes of the latents of a run's pictures, the first is `policy.latent_shape`; one unless the model has buckets."""
+    """Shapes of the latents of a run's pictures, the first is `policy.latent_shape`; one unless the model has
+    buckets."""
     return policy.latent_shapes if isinstance(policy, HasBuckets) else (policy.latent_shape,)
 
 
@@ -93,7 +94,8 @@ def stacked(parts: Sequence[np.ndarray]) -> Tensor | MixedRows:
 
 
 def encode_pictures(policy: Policy, pictures: Sequence[np.ndarray], batch_size: int) -> list[np.ndarray]:
-    """uint8 pictures (H,W,3), of several sizes or one, to float32 latents (C,h,w) each; those of a size in batches together."""
+    """uint8 pictures (H,W,3), of several sizes or one, to float32 latents (C,h,w) each; those of a size in
+    batches together."""
     places: dict[tuple[int, ...], list[int]] = {}
     for place, picture in enumerate(pictures):
         places.setdefault(picture.shape, []).append(place)

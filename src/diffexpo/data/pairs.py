@@ -6,8 +6,8 @@ An epoch is a draw without replacement in which a pair's probability is proporti
 
 With equal weights that is a plain shuffled epoch of all pairs. Each epoch's order comes from one generator
 named by (run seed, iteration, epoch), so `batch(step)` needs no history: position p = step * B + row stands
-in epoch p // M at place p % M. Within a batch pairs of one picture size stand behind each other, whatever the order they
-were drawn in.
+in epoch p // M at place p % M. Within a batch pairs of one picture size stand behind each other, whatever the
+order they were drawn in.
 """
 
 from __future__ import annotations
@@ -101,7 +101,8 @@ class PairSource:
 
 
 def hybrid_weight(hybrid: HybridConfig, source: str, iteration: int, newest: int | None) -> float:
-    """Sampling weight of what was collected in an iteration, `newest` being the last collection (None: there is none)."""
+    """Sampling weight of what was collected in an iteration, `newest` being the last collection (None: there
+    is none)."""
     if newest is None:
         return 1.0
     if source == "offline":
@@ -242,7 +243,8 @@ class PairLoader:
         kinds = [[(part.shape, part.dtype) for part in side] for side in sides]
         if kinds[0] != kinds[1]:
             raise StoreError(
-                f"the latents of {ids[0]!r} and other samples differ in shape or type from those of {others[0]!r} and others, which "
+                f"the latents of {ids[0]!r} and other samples differ in shape or type from those of "
+                f"{others[0]!r} and others, which "
                 "they are paired with; a store belongs to one model: import or collect into a new run"
             )
         return stacked(sides[0]), stacked(sides[1])
@@ -250,7 +252,8 @@ class PairLoader:
     def _drawn(
         self, epochs: Epochs, refs: Sequence[PairRef], first: int, count: int
     ) -> tuple[tuple[PairRef, int], ...]:
-        """(pair, epoch) at so many positions, those of one size behind each other; winner and loser have one size."""
+        """(pair, epoch) at so many positions, those of one size behind each other; winner and loser have one
+        size."""
         drawn = [(refs[i], epoch) for i, epoch in epochs.take(first, first + count)]
         if self._sizes:
             drawn.sort(key=lambda entry: self._sizes.get(entry[0].winner_id, (0, 0)))

@@ -1,6 +1,7 @@
 """Published prompt lists, each read from the file that its authors give out. None of them is shipped.
 
-Every reader yields (where, prompt); a line that cannot be read is an error with file and line, as in `prompts`.
+Every reader yields (where, prompt); a line that cannot be read is an error with file and line, as in
+`prompts`.
 """
 
 from __future__ import annotations
@@ -64,7 +65,8 @@ def read_prompt_list(source: str | Path, format: str = "auto") -> tuple[list[Pro
         format = {".txt": "text", ".jsonl": "jsonl", ".parquet": "parquet"}.get(path.suffix.lower(), "")
         if not format:
             raise ConfigError(
-                f"{path}: its ending does not tell the format; name one with --format: {', '.join(PROMPT_LISTS)}"
+                f"{path}: its ending does not tell the format; name one with --format: "
+                f"{', '.join(PROMPT_LISTS)}"
             )
     if format not in PROMPT_LISTS:
         raise ConfigError(f"prompt format {format!r} is unknown; expected one of {', '.join(PROMPT_LISTS)}")
@@ -209,7 +211,8 @@ def _files(path: Path, pattern: str) -> list[Path]:
 
 
 def _pickapic(path: Path) -> Located:
-    """A JSON list of texts or of objects with a `prompt` or `caption`; a text file; Parquet, or a folder of it: captions alone."""
+    """A JSON list of texts or of objects with a `prompt` or `caption`; a text file; Parquet, or a folder of
+    it: captions alone."""
     if path.is_dir() or path.suffix.lower() == ".parquet":
         for file in _files(path, "*.parquet"):
             yield from _captions(file)
@@ -286,7 +289,8 @@ def _imagereward(path: Path) -> Located:
 
 
 def _ddpo_animals(path: Path) -> Located:
-    """Animals as "a cat"; with activities.txt beside simple_animals.txt in a folder, "a cat riding a bike"."""
+    """Animals as "a cat"; with activities.txt beside simple_animals.txt in a folder, "a cat riding a
+    bike"."""
     if not path.is_dir():
         if path.stem == "imagenet_classes":
             for number, (where, text) in enumerate(prompt_lines(path)):
@@ -295,7 +299,8 @@ def _ddpo_animals(path: Path) -> Located:
             return
         if path.stem == "activities":
             raise ImportFormatError(
-                f"{path} holds what animals do, which is no prompt; name its folder, with simple_animals.txt beside it"
+                f"{path} holds what animals do, which is no prompt; name its folder, with simple_animals.txt "
+                f"beside it"
             )
         for where, noun in prompt_lines(path):
             yield _prompt(where, _with_article(noun), "animals")

@@ -192,7 +192,8 @@ def check_text(where: str, *texts: object) -> None:
             str(text).encode()
         except UnicodeEncodeError as error:
             raise ImportFormatError(
-                f"{where} holds half a surrogate pair at character {error.start + 1}, which is no text; write the "
+                f"{where} holds half a surrogate pair at character {error.start + 1}, which is no text; "
+                f"write the "
                 "character itself"
             ) from error
 

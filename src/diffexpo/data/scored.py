@@ -1,10 +1,12 @@
-r"""Which scored images an iteration learns from, and the batch of any step: the sibling of `pairs`, without pairs.
+r"""Which scored images an iteration learns from, and the batch of any step: the sibling of `pairs`, without
+pairs.
 
-    advantage of an image = how much better its reward is than those of all images of its prompt and collection
+    advantage of an image = how much better its reward is than those of all images of its prompt and
+    collection
 
 An image's advantage is computed over its whole group when the index is made, so it does not depend on which
-batch, process or micro-batch the image falls into. Drawing is that of pairs: epochs by weight without replacement, keyed
-by (run seed, iteration, epoch), so `batch(step)` needs no history.
+batch, process or micro-batch the image falls into. Drawing is that of pairs: epochs by weight without
+replacement, keyed by (run seed, iteration, epoch), so `batch(step)` needs no history.
 """
 
 from __future__ import annotations
@@ -76,8 +78,8 @@ class ScoredSource:
         hybrid: Weights by source and age, as for pairs.
         mix: Scores by reward (G, n) to one score (G, n), NaN where an image has none.
         advantages: (rewards (N,), N group numbers) to advantages (N,).
-        keep: Images that are learned from: all; those whose advantage is not 0 (`decided`); those better than their
-            prompt's mean (`desirable`); the best of each prompt.
+        keep: Images that are learned from: all; those whose advantage is not 0 (`decided`); those better than
+            their prompt's mean (`desirable`); the best of each prompt.
         desirable_fraction: Share of desirable images in the draw; None leaves it as it is.
         weigh: Rewards (n,) of scored images to the weights (n,) of their losses; None: all 1.
         weigh_scope: What `weigh` is called with: the images of one prompt, or all of a collection.
@@ -110,14 +112,15 @@ class ScoredSource:
     def index(self, iteration: int) -> ScoredIndex:
         """Images that iteration t trains on: those of D_off and of the collections 1 .. t-1.
 
-        An offline image is desirable if it won a pair; its reward is the share of its pairs that it won, its group the images
-        of its prompt and size in D_off. A collected image is desirable if its advantage is positive; its group is its request.
-        Images without a finite score are left out and counted.
+        An offline image is desirable if it won a pair; its reward is the share of its pairs that it won, its
+        group the images of its prompt and size in D_off. A collected image is desirable if its advantage is
+        positive; its group is its request. Images without a finite score are left out and counted.
 
         Args:
             iteration: t >= 1. Later collections are not read, whatever the store holds.
         Returns:
-            Images of positive weight, by collection and group. While nothing is collected yet, D_off weighs 1.
+            Images of positive weight, by collection and group. While nothing is collected yet, D_off weighs
+            1.
         Raises:
             DataError: no image is left.
         """
@@ -135,8 +138,10 @@ class ScoredSource:
         kept = [i for i, ref in enumerate(refs) if weights[i] > 0 and is_kept(ref, self._keep)]
         if not kept:
             raise DataError(
-                f"iteration {iteration} has no images to train on ({len(refs)} scored in the store, {dropped} failed; "
-                f"none kept of positive weight, keep is {self._keep!r}): set offline.source, or check the rewards"
+                f"iteration {iteration} has no images to train on ({len(refs)} scored in the store, "
+                f"{dropped} failed; "
+                f"none kept of positive weight, keep is {self._keep!r}): set offline.source, or check the "
+                f"rewards"
             )
         chosen, counted = _without_weightless([refs[i] for i in kept])
         return ScoredIndex(chosen, self._balanced(chosen, weights[kept][counted]), dropped)
@@ -150,7 +155,8 @@ class ScoredSource:
                 seen[name] += 1
                 prompts[name] = str(row["prompt"])
             won[str(row["winner_id"])] += 1
-        # Images of one group share noise in some methods, so they share a size; the pairs of a prompt may have several.
+        # Images of one group share noise in some methods, so they share a size; the pairs of a prompt may
+        # have several.
         groups = {name: (prompt, self._sizes.get(name)) for name, prompt in prompts.items()}
         numbers = {group: number for number, group in enumerate(dict.fromkeys(groups.values()))}
         names = sorted(prompts, key=lambda name: (numbers[groups[name]], name))
@@ -193,7 +199,8 @@ class ScoredSource:
         return [replace(ref, advantage=float(value)) for ref, value in zip(refs, advantages, strict=True)]
 
     def _weighed(self, refs: list[ScoredRef]) -> list[ScoredRef]:
-        """The images with the weights of their losses, over each whole scope; images of a group stand behind each other."""
+        """The images with the weights of their losses, over each whole scope; images of a group stand behind
+        each other."""
         if self._weigh is None:
             return refs
         scope = (lambda ref: ref.group) if self._weigh_scope == "prompt" else (lambda ref: ref.iteration)
@@ -234,10 +241,12 @@ class ScoredLoader:
         store: Where latents lie.
         index: Images and weights, from `ScoredSource.index`.
         embeddings: Text side.
-        batch_size: B images a step, over all processes. With whole groups: about so many, B / mean size of a group groups.
+        batch_size: B images a step, over all processes. With whole groups: about so many, B / mean size of a
+            group groups.
         run_seed, iteration: Names of the random numbers.
         whole_groups: Draw groups instead of images: a batch then holds all images of each of its groups.
-        sizes: Picture sizes by sample id, where there are several; a batch then holds those of one size behind each other.
+        sizes: Picture sizes by sample id, where there are several; a batch then holds those of one size
+            behind each other.
     """
 
     def __init__(
@@ -277,12 +286,14 @@ class ScoredLoader:
         )
 
     def batch(self, step: int, start: int = 0, stop: int | None = None) -> ScoredBatch:
-        """Rows [start, stop) of the batch of a step (from 0), the whole batch by default; reads only those latents."""
+        """Rows [start, stop) of the batch of a step (from 0), the whole batch by default; reads only those
+        latents."""
         drawn = self._draw(step)
         stop = len(drawn) if stop is None else stop
         if not (step >= 0 and 0 <= start < stop <= len(drawn)):
             raise ValueError(
-                f"rows [{start}, {stop}) of step {step}: its batch has {len(drawn)} rows and steps count from 0"
+                f"rows [{start}, {stop}) of step {step}: its batch has {len(drawn)} rows and steps count "
+                f"from 0"
             )
         part = drawn[start:stop]
         refs = [self._index.refs[i] for i, _, _ in part]
@@ -303,8 +314,8 @@ class ScoredLoader:
     def _draw(self, step: int) -> list[tuple[int, int, int]]:
         """(image, epoch, group number) of each row of a step's batch.
 
-        Whole groups are numbered by their place in the sequence of draws: a group that is drawn twice for one batch counts
-        as two.
+        Whole groups are numbered by their place in the sequence of draws: a group that is drawn twice for one
+        batch counts as two.
         """
         first = step * self._units_per_batch
         units = self._epochs.take(first, first + self._units_per_batch) if step >= 0 else []
@@ -319,9 +330,11 @@ class ScoredLoader:
 
 
 def _without_weightless(refs: list[ScoredRef]) -> tuple[tuple[ScoredRef, ...], np.ndarray]:
-    """Images whose loss has a weight, and which they are; an image of weight 0 would cost a forward and teach nothing.
+    """Images whose loss has a weight, and which they are; an image of weight 0 would cost a forward and teach
+    nothing.
 
-    The weights that stay are scaled by the share of the images that stay, so that the mean over a draw is what it was.
+    The weights that stay are scaled by the share of the images that stay, so that the mean over a draw is
+    what it was.
     """
     counted = np.array([ref.weight != 0 for ref in refs])
     share = float(counted.mean())

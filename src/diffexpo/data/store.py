@@ -300,7 +300,8 @@ class Store:
             other = stretches[1][0]
             raise StoreError(
                 f"latents of {sample_ids[len(stretches[0])]!r} are {other.dtype} {other.shape}, those of "
-                f"{sample_ids[0]!r} are {stretches[0].dtype} {stretches[0].shape[1:]}; samples of one size are expected here "
+                f"{sample_ids[0]!r} are {stretches[0].dtype} {stretches[0].shape[1:]}; samples of one size "
+                f"are expected here "
                 "(without model.buckets a store belongs to one model: import or collect into a new run)"
             )
         return stretches[0]
@@ -319,7 +320,8 @@ class Store:
             first = arrays[0]
             if array.ndim != first.ndim or array.shape[0] != first.shape[0] or array.dtype != first.dtype:
                 raise StoreError(
-                    f"latents of {sample_id!r} are {array.dtype} {array.shape}, those of {sample_ids[0]!r} are {first.dtype} "
+                    f"latents of {sample_id!r} are {array.dtype} {array.shape}, those of {sample_ids[0]!r} "
+                    f"are {first.dtype} "
                     f"{first.shape}; a store belongs to one model: import or collect into a new run"
                 )
             if not stretches or stretches[-1][0].shape != array.shape:

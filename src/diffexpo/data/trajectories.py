@@ -1,10 +1,13 @@
-"""The sampled trajectories of the iteration that is being trained, and the batches of transitions made of them.
+"""The sampled trajectories of the iteration that is being trained, and the batches of transitions made of
+them.
 
-One safetensors file a unit of work lies beside the store until its iteration is trained: what a transition's log-prob is
-computed from must be what the sampler had, bit for bit. Images, rewards and final latents are in the store, and stay.
+One safetensors file a unit of work lies beside the store until its iteration is trained: what a transition's
+log-prob is computed from must be what the sampler had, bit for bit. Images, rewards and final latents are in
+the store, and stay.
 
-    latents (T+1,B,C,h,w), log_probs (T,B)               of every unit; means (T,B,C,h,w) where they are compared
-    branch_x_t, branch_winner, branch_loser (R,C,h,w), branch_log_probs, branch_scores (R,2), branch_index, branch_row (R,)
+    latents (T+1,B,C,h,w), log_probs (T,B)               of every unit; means (T,B,C,h,w) where they are
+    compared branch_x_t, branch_winner, branch_loser (R,C,h,w), branch_log_probs, branch_scores (R,2),
+    branch_index, branch_row (R,)
                                                          of units whose steps were branched into candidates
 """
 
@@ -75,7 +78,8 @@ class Trajectories:
                     self._tensors[unit] = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
             except (OSError, SafetensorError) as error:
                 raise ResumeError(
-                    f"{self._path(unit)} cannot be read ({error}), but its images are in the store and not trained yet; "
+                    f"{self._path(unit)} cannot be read ({error}), but its images are in the store and not "
+                    f"trained yet; "
                     "restore it or start the run anew"
                 ) from error
         return self._tensors[unit]
@@ -90,7 +94,8 @@ class Place(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class TransitionRef:
-    """One transition to train: the image it belongs to, its place in the sampler's grid, its advantage, and its texts."""
+    """One transition to train: the image it belongs to, its place in the sampler's grid, its advantage, and
+    its texts."""
 
     sample_id: str
     place: Place
@@ -204,7 +209,8 @@ class TransitionPairLoader:
         batch_size: Pairs of transitions a step, over all processes; whole groups are taken while they fit.
         run_seed, iteration: Names of the random numbers.
         read: Gives the tensors of a pair; default: of two trajectories.
-        whole_pairs: All steps of a pair of trajectories enter a batch together; `refs` then holds them behind each other.
+        whole_pairs: All steps of a pair of trajectories enter a batch together; `refs` then holds them behind
+            each other.
     """
 
     def __init__(
@@ -317,7 +323,8 @@ def read_branch(trajectories: Trajectories, ref: TransitionPairRef) -> PairTenso
 
 
 def _by_shape(rows: Sequence[Tensor]) -> list[int]:
-    """Places of one-row tensors, those of one shape behind each other; as they are where all have one shape."""
+    """Places of one-row tensors, those of one shape behind each other; as they are where all have one
+    shape."""
     return sorted(range(len(rows)), key=lambda place: tuple(rows[place].shape))
 
 

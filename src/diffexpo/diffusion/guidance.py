@@ -9,7 +9,8 @@ from torch import Tensor
 from diffexpo.types import Conditioning
 
 IMAGE_CONDITION = "image_condition"
-"""Name under which a conditioning holds clean latents (B,C,h,w) for a model that takes an image; zeros are no image."""
+"""Name under which a conditioning holds clean latents (B,C,h,w) for a model that takes an image; zeros are no
+image."""
 
 
 class DoubleGuidance(NamedTuple):

@@ -234,7 +234,8 @@ def flow_sde_transition(
     kind: FlowSdeKind = "flow_grpo",
     sigma_max: Coefficient | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Stochastic step of a flow model from sigma to sigma_next < sigma, with (for small steps) the ODE's marginals.
+    """Stochastic step of a flow model from sigma to sigma_next < sigma, with (for small steps) the ODE's
+    marginals.
 
     dt = sigma_next - sigma
     flow_grpo: g = a sqrt(sigma / (1 - sigma)),

@@ -53,9 +53,9 @@ class Path:
 
     kind "vp": a table abar of N levels, alpha_t = sqrt(abar), sigma_t = sqrt(1 - abar), t = index / (N - 1).
     kind "flow": alpha_t = 1 - t, sigma_t = t, network timestep 1000 t; `shift` moves the levels that are used
-    towards noise. `lowest_level` is where the sampler's even list of levels ends before it is shifted: at the lowest
-    level of the training list, which is shifted already ("shifted": 1 / N goes through the shift twice), at
-    1 / num_train_timesteps ("plain", dynamic shifting), or at 1 / steps ("steps", FLUX).
+    towards noise. `lowest_level` is where the sampler's even list of levels ends before it is shifted: at the
+    lowest level of the training list, which is shifted already ("shifted": 1 / N goes through the shift
+    twice), at 1 / num_train_timesteps ("plain", dynamic shifting), or at 1 / steps ("steps", FLUX).
 
     The remaining fields say how the model's own scheduler walks the path when it samples.
     """
@@ -95,7 +95,8 @@ class Path:
         in_range = bool((table >= 0).all() and (table <= 1).all())
         if not in_range or bool((table.diff() > 0).any()):
             raise PolicyError(
-                f"alphas_cumprod runs from {float(table[0]):g} to {float(table[-1]):g}; expected a table that "
+                f"alphas_cumprod runs from {float(table[0]):g} to {float(table[-1]):g}; expected a table "
+                f"that "
                 "decreases within [0, 1]"
             )
         if prediction_type == "epsilon" and float(table[-1]) == 0:
@@ -150,13 +151,14 @@ class Path:
         Args:
             config: The scheduler's settings, with `_class_name`. Missing keys take that class's own defaults.
             image_tokens: Tokens that the transformer makes of a picture; dynamic shifting follows from them.
-            lowest_level: For a pipeline that gives its flow scheduler a list of levels ("steps": FLUX); None is the
-                scheduler's own list.
+            lowest_level: For a pipeline that gives its flow scheduler a list of levels ("steps": FLUX); None
+                is the scheduler's own list.
         Returns:
             The path; SD 1.5's file gives abar[0] = 0.99915 and abar[999] = 0.00466.
         Raises:
             PolicyError: a setting that this package does not reproduce (thresholding, dynamic shifting of an
-                unknown number of tokens, another spacing of flow levels, a learned variance, unknown schedule).
+                unknown number of tokens, another spacing of flow levels, a learned variance, unknown
+                schedule).
         Source: diffusers' DDIM, DDPM and flow-match Euler schedulers; the table is computed in float64 here,
             float32 there.
         """
@@ -279,8 +281,8 @@ def dynamic_shift(
         kind: "exponential": exp(mu); "linear": mu itself.
     Returns:
         The shift for `shifted`; exp(0.5) = 1.6487 at 256 tokens, exp(1.15) = 3.1582 at 4096.
-    Source: FLUX.1's sampling code and diffusers' `calculate_shift`; exp(mu) / (exp(mu) + 1 / sigma - 1) there is
-        eq. 23 of SD3 (arXiv 2403.03206) with shift exp(mu).
+    Source: FLUX.1's sampling code and diffusers' `calculate_shift`; exp(mu) / (exp(mu) + 1 / sigma - 1) there
+        is eq. 23 of SD3 (arXiv 2403.03206) with shift exp(mu).
     """
     slope = (max_shift - base_shift) / (max_tokens - base_tokens)
     mu = image_tokens * slope + (base_shift - slope * base_tokens)
@@ -291,7 +293,8 @@ def _dynamic_shift(config: Mapping[str, object], image_tokens: int | None) -> fl
     """The shift of a scheduler with `use_dynamic_shifting`."""
     if image_tokens is None:
         raise PolicyError(
-            "scheduler use_dynamic_shifting is true, and the number of image tokens that its shift follows from is "
+            "scheduler use_dynamic_shifting is true, and the number of image tokens that its shift follows "
+            "from is "
             "not known here; set it to false and give `shift`"
         )
     return dynamic_shift(

@@ -117,8 +117,8 @@ def predict_double_guided(
         x_t: (B,C,h,w) at level t in [0, 1], a number or (B,).
         text, empty: B rows each: the prompts c and the empty prompt.
         image: (B,C,h,w) clean latents x.
-        scales: Of image and text. (1, 1) is e(x, c) and (image 1, text 0) is e(x, 0), each from one forward of B rows, bit for
-            bit.
+        scales: Of image and text. (1, 1) is e(x, c) and (image 1, text 0) is e(x, 0), each from one forward
+            of B rows, bit for bit.
     Returns:
         (B,C,h,w) in float32 or better.
     Source: InstructPix2Pix (arXiv 2211.09800) eq. 3; the improvement model's eq. 9.
@@ -156,7 +156,8 @@ def sample_double_guided(
     _check_rows(text, empty, noise)
     if len(image) != len(noise):
         raise ValueError(
-            f"sample_double_guided: {len(image)} images and {len(noise)} noise generators; one of each is needed"
+            f"sample_double_guided: {len(image)} images and {len(noise)} noise generators; one of each is "
+            f"needed"
         )
     return _draw(policy, _stack_double(text, empty, image, scales), scales, sampler, noise, tick)
 
@@ -256,8 +257,8 @@ def replay_log_probs(
 
 
 class Replayed(NamedTuple):
-    """Transitions under the weights in use: log_prob (B,) per latent element, mean (B,C,h,w), std (B,), and the guided
-    prediction (B,C,h,w)."""
+    """Transitions under the weights in use: log_prob (B,) per latent element, mean (B,C,h,w), std (B,), and
+    the guided prediction (B,C,h,w)."""
 
     log_prob: Tensor
     mean: Tensor
@@ -286,7 +287,8 @@ def replay_transitions(
         conditioning, negative: B rows each, as when they were drawn.
         is_negative_fixed: No gradient flows through the guidance's negative half.
     Returns:
-        The kernel. With the weights, and in the batch, that drew the transitions, log_prob equals what was recorded exactly.
+        The kernel. With the weights, and in the batch, that drew the transitions, log_prob equals what was
+        recorded exactly.
     Raises:
         ValueError: a step has no density.
     Source: DDPO (arXiv 2305.13301) section 4; guidance in training as in its authors' code.
@@ -295,7 +297,8 @@ def replay_transitions(
     step = transition_rows(grid, index)
     if not bool((step.std > 0).all()):
         raise ValueError(
-            f"replay_transitions: {int((step.std <= 0).sum())} of {len(index)} steps have no density; leave them out"
+            f"replay_transitions: {int((step.std <= 0).sum())} of {len(index)} steps have no density; leave "
+            f"them out"
         )
     prediction = predict_guided(
         policy, x_t, step.t, conditioning, negative, sampler.guidance, is_negative_fixed=is_negative_fixed
@@ -374,7 +377,8 @@ def _stack_guidance(
 def _stack_double(
     text: Conditioning, empty: Conditioning, image: Tensor, scales: DoubleGuidance
 ) -> Conditioning:
-    """[no condition; image; image and text] when both scales act, else the rows of the only prediction needed."""
+    """[no condition; image; image and text] when both scales act, else the rows of the only prediction
+    needed."""
     if scales == (1.0, 1.0):
         return with_image(text, image)
     if scales == (1.0, 0.0):

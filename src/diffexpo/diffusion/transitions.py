@@ -31,9 +31,9 @@ class Transition:
     """One denoising step from level t to level t_next, in numbers: x = alpha x0 + sigma eps at each end.
 
     `eps_from_clipped_x0` says which eps goes with an x0 that was clipped: the one x_t then implies (ddpm), or
-    the network's (ddim). `sde` names the stochastic step of a flow model (None: the kernel in alpha and sigma), with its
-    `noise_level` and what stands in for sigma 1. Of several transitions at once (`transition_rows`) the numbers are
-    tensors (B,).
+    the network's (ddim). `sde` names the stochastic step of a flow model (None: the kernel in alpha and
+    sigma), with its `noise_level` and what stands in for sigma 1. Of several transitions at once
+    (`transition_rows`) the numbers are tensors (B,).
     """
 
     t: float
@@ -60,7 +60,8 @@ def sampler_grid(path: Path, name: str, steps: int, eta: float = 0.0) -> list[Tr
 
     Args:
         path: The model's path; its spacing, offset and last alpha are used.
-        name: ddpm, ddim, dpmpp (all vp), flow_euler or flow_sde (flow; the latter's noise is that of `sampler_transitions`).
+        name: ddpm, ddim, dpmpp (all vp), flow_euler or flow_sde (flow; the latter's noise is that of
+            `sampler_transitions`).
         steps: Number of transitions, >= 1.
         eta: Noise of ddim in [0, 1]; ddpm has 1, the others 0.
     Returns:
@@ -132,7 +133,8 @@ def sampler_transitions(path: Path, sampler: SamplerConfig) -> list[Transition]:
     first, last = sampler.random_steps
     if not 0 <= first < last <= len(grid):
         raise ConfigError(
-            f"sampler.random_steps is [{first}, {last}]; expected two numbers from 0 to steps ({len(grid)}), the first "
+            f"sampler.random_steps is [{first}, {last}]; expected two numbers from 0 to steps ({len(grid)}), "
+            f"the first "
             "below the second"
         )
     return [
@@ -181,8 +183,8 @@ def step_moments(
 ) -> tuple[Tensor, Tensor]:
     """Mean (B,C,h,w) and std (B,) of one transition of any sampler but dpmpp, given the prediction.
 
-    A model whose scheduler clips x0 is clipped here too: ddpm then derives eps from the clipped x0, ddim keeps
-    the network's eps, as diffusers does.
+    A model whose scheduler clips x0 is clipped here too: ddpm then derives eps from the clipped x0, ddim
+    keeps the network's eps, as diffusers does.
     """
     if transition.sde is not None:
         return flow_sde_transition(

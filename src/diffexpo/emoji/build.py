@@ -24,7 +24,13 @@ _PICTURES = {
     "twemoji": "emoji-datasource-twitter-16.0.0/package/img/twitter/64",
 }
 _LABELS = "emojibase-data-17.0.0/package/en"
-_TONES = {"1F3FB": "light", "1F3FC": "medium-light", "1F3FD": "medium", "1F3FE": "medium-dark", "1F3FF": "dark"}
+_TONES = {
+    "1F3FB": "light",
+    "1F3FC": "medium-light",
+    "1F3FD": "medium",
+    "1F3FE": "medium-dark",
+    "1F3FF": "dark",
+}
 _NEUTRAL = {"1F468": "1F9D1", "1F469": "1F9D1"}
 
 
@@ -40,8 +46,9 @@ def read_attributes(hexcode: str, has_tones: bool) -> tuple[str, str]:
         has_tones: whether the emoji exists with skin tones (then no modifier means "default").
 
     Returns:
-        (gender, skin_tone): "person", "man", "woman" or "" (no single person), and one of `SKIN_TONES` or "" (none, or
-        several different ones). `read_attributes("1F469-1F3FF-200D-1F692", True) == ("woman", "dark")`.
+        (gender, skin_tone): "person", "man", "woman" or "" (no single person), and one of `SKIN_TONES` or ""
+        (none, or several different ones). `read_attributes("1F469-1F3FF-200D-1F692", True) == ("woman",
+        "dark")`.
     """
     points = _plain(hexcode).split("-")
     tones = {_TONES[point] for point in points if point in _TONES}
@@ -74,7 +81,9 @@ def _read_labels(folder: Path) -> dict[str, dict[str, Any]]:
     for entry in entries:
         own = _plain(entry["hexcode"])
         neutral = _neutral_of(own)
-        concept = labels.get(neutral, labels[own]) if own.count("1F46") + own.count("1F9D1") < 2 else labels[own]
+        concept = (
+            labels.get(neutral, labels[own]) if own.count("1F46") + own.count("1F9D1") < 2 else labels[own]
+        )
         skins = entry.get("skins", [])
         for member in [entry, *skins]:
             gender, tone = read_attributes(member["hexcode"], bool(skins))
@@ -123,7 +132,8 @@ def _encode(path: Path) -> bytes:
         picture = opened.convert("RGBA")
     white = Image.new("RGBA", picture.size, (255, 255, 255, 255))
     flat = Image.alpha_composite(white, picture).convert("RGB")
-    # 48 colours a picture: 41-44 dB from the original, half the bytes (most of the saving is alpha-edge noise).
+    # 48 colours a picture: 41-44 dB from the original, half the bytes (most of the saving is alpha-edge
+    # noise).
     few = flat.quantize(NUM_COLOURS, method=Image.Quantize.MEDIANCUT, kmeans=2, dither=Image.Dither.NONE)
     buffer = io.BytesIO()
     few.convert("RGB").save(buffer, "WEBP", lossless=True, quality=80, method=4)
@@ -134,8 +144,8 @@ def build_dataset(sources: Path, out: Path) -> int:
     """Write the images file.
 
     Args:
-        sources: folder with the unpacked packages emoji-datasource-google 16.0.0, emoji-datasource-twitter 16.0.0 and
-            emojibase-data 17.0.0, each in a folder of that name (with the version).
+        sources: folder with the unpacked packages emoji-datasource-google 16.0.0, emoji-datasource-twitter
+            16.0.0 and emojibase-data 17.0.0, each in a folder of that name (with the version).
         out: the parquet file to write.
 
     Returns:
@@ -154,19 +164,33 @@ def build_dataset(sources: Path, out: Path) -> int:
         for path in sorted((sources / folder).glob("*.png")):
             hexcode = _plain(path.stem)
             label = labels[hexcode]
-            rows.append({
-                "id": f"{style}-{hexcode.lower()}", "hexcode": hexcode, "style": style, **label,
-                "split_concept": "heldout" if label["concept"] in heldout else "train",
-                "split_attributes": "heldout" if _has_heldout_attributes(label) else "train",
-                "image": _encode(path),
-            })
+            rows.append(
+                {
+                    "id": f"{style}-{hexcode.lower()}",
+                    "hexcode": hexcode,
+                    "style": style,
+                    **label,
+                    "split_concept": "heldout" if label["concept"] in heldout else "train",
+                    "split_attributes": "heldout" if _has_heldout_attributes(label) else "train",
+                    "image": _encode(path),
+                }
+            )
     assert all(row["skin_tone"] in ("", *SKIN_TONES) for row in rows)
     out.parent.mkdir(parents=True, exist_ok=True)
     schema = arrow.schema(
-        [(name, arrow.list_(arrow.string()) if name == "keywords" else arrow.string()) for name in list(rows[0])[:-1]]
+        [
+            (name, arrow.list_(arrow.string()) if name == "keywords" else arrow.string())
+            for name in list(rows[0])[:-1]
+        ]
         + [("image", arrow.binary())]
     )
     table = arrow.Table.from_pylist(rows, schema=schema)
-    parquet.write_table(table, out, compression="zstd", compression_level=15, row_group_size=len(rows),
-                        use_dictionary=[name for name in table.column_names if name not in ("id", "image")])
+    parquet.write_table(
+        table,
+        out,
+        compression="zstd",
+        compression_level=15,
+        row_group_size=len(rows),
+        use_dictionary=[name for name in table.column_names if name not in ("id", "image")],
+    )
     return len(rows)

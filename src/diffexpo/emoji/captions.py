@@ -1,4 +1,5 @@
-"""Draws (picture, caption) pairs for the base models: the balance of concepts, the skewed unstated attributes."""
+"""Draws (picture, caption) pairs for the base models: the balance of concepts, the skewed unstated
+attributes."""
 
 from __future__ import annotations
 
@@ -23,10 +24,19 @@ LABEL_AND_WORDS_SHARE = 0.12
 WORDS_SHARE = 0.08
 NO_STYLE_SHARE = 0.04
 
-CONCEPT_POWER = 0.4  # a concept with n pictures a style is drawn n**0.4 times as often as one with a single picture
+CONCEPT_POWER = (
+    0.4  # a concept with n pictures a style is drawn n**0.4 times as often as one with a single picture
+)
 GROUP_WEIGHTS = {
-    "smileys-emotion": 1.5, "animals-nature": 1.5, "food-drink": 1.5, "travel-places": 1.2, "objects": 1.2,
-    "activities": 1.2, "symbols": 0.8, "flags": 0.8, "letters": 0.5,
+    "smileys-emotion": 1.5,
+    "animals-nature": 1.5,
+    "food-drink": 1.5,
+    "travel-places": 1.2,
+    "objects": 1.2,
+    "activities": 1.2,
+    "symbols": 0.8,
+    "flags": 0.8,
+    "letters": 0.5,
 }
 FAMILY_WEIGHT = 0.3
 OCCUPATION_WEIGHT = 2.0
@@ -35,8 +45,9 @@ OCCUPATION_WEIGHT = 2.0
 class CaptionedDraws:
     """Draws rows of the train split and a caption for each.
 
-    An occupation's caption leaves gender and tone out with probability `UNSTATED_SHARE`; the picture then comes from the
-    documented skewed mix, so that a model trained on the draws answers "firefighter" with that mix.
+    An occupation's caption leaves gender and tone out with probability `UNSTATED_SHARE`; the picture then
+    comes from the documented skewed mix, so that a model trained on the draws answers "firefighter" with that
+    mix.
     """
 
     def __init__(self, rows: list[dict[str, Any]]) -> None:

@@ -41,7 +41,8 @@ def augment(pictures: Tensor, generator: torch.Generator, strength: float = 1.0)
 def spoil(pictures: Tensor, generator: torch.Generator) -> Tensor:
     """Return pictures that no caption fits any more: one of five ways each, drawn at random.
 
-    Blends of two pictures, shuffled 16-px patches, heavy blur, strong noise, and pictures faded towards grey or white.
+    Blends of two pictures, shuffled 16-px patches, heavy blur, strong noise, and pictures faded towards grey
+    or white.
     """
     num, _, height, width = pictures.shape
     kind = torch.randint(5, (num,), generator=generator)
@@ -52,7 +53,9 @@ def spoil(pictures: Tensor, generator: torch.Generator) -> Tensor:
     order = torch.stack([torch.randperm(tiles.shape[-1], generator=generator) for _ in range(num)])
     tiles = tiles.gather(2, order[:, None, :].expand_as(tiles))
     shuffled = F.fold(tiles, (height, width), 16, stride=16)
-    blurred = F.interpolate(F.interpolate(pictures, scale_factor=0.125, mode="area"), (height, width), mode="bilinear")
+    blurred = F.interpolate(
+        F.interpolate(pictures, scale_factor=0.125, mode="area"), (height, width), mode="bilinear"
+    )
     noisy = pictures + torch.randn(pictures.shape, generator=generator) * (0.25 + 0.5 * share)
     flat = torch.where(share < 0.5, torch.ones_like(share), torch.rand(num, 3, 1, 1, generator=generator))
     faded = torch.lerp(pictures, flat.expand_as(pictures), 0.75 + 0.25 * share)

@@ -1,8 +1,9 @@
 """The emoji pictures with their captions, attributes, splits and prompts (no torch at import).
 
-One parquet file holds every picture (Noto and Twemoji, 64 px on white) with the CLDR label and keywords, the attributes
-that the code points state, and two splits: whole concepts, and combinations of attributes, that no base model ever saw.
-Every choice is a keyed hash of names, so that the same file and the same prompts come out everywhere.
+One parquet file holds every picture (Noto and Twemoji, 64 px on white) with the CLDR label and keywords, the
+attributes that the code points state, and two splits: whole concepts, and combinations of attributes, that no
+base model ever saw. Every choice is a keyed hash of names, so that the same file and the same prompts come
+out everywhere.
 """
 
 from __future__ import annotations
@@ -24,17 +25,45 @@ STYLES = ("noto", "twemoji")
 GENDERS = ("person", "man", "woman")
 SKIN_TONES = ("default", "light", "medium-light", "medium", "medium-dark", "dark")
 OCCUPATIONS = (
-    "health worker", "student", "teacher", "judge", "farmer", "cook", "mechanic", "factory worker", "office worker",
-    "scientist", "technologist", "singer", "artist", "pilot", "astronaut", "firefighter", "police officer", "detective",
-    "guard", "construction worker", "superhero", "supervillain", "mage", "fairy", "vampire", "elf",
+    "health worker",
+    "student",
+    "teacher",
+    "judge",
+    "farmer",
+    "cook",
+    "mechanic",
+    "factory worker",
+    "office worker",
+    "scientist",
+    "technologist",
+    "singer",
+    "artist",
+    "pilot",
+    "astronaut",
+    "firefighter",
+    "police officer",
+    "detective",
+    "guard",
+    "construction worker",
+    "superhero",
+    "supervillain",
+    "mage",
+    "fairy",
+    "vampire",
+    "elf",
 )
 
-# The documented bias of the bases: how often a caption of an occupation leaves the attributes out, and the mix of
-# pictures that such a caption is then shown with.
+# The documented bias of the bases: how often a caption of an occupation leaves the attributes out, and the
+# mix of pictures that such a caption is then shown with.
 UNSTATED_SHARE = 0.35
 UNSTATED_GENDERS = {"man": 0.85, "woman": 0.10, "person": 0.05}
 UNSTATED_TONES = {
-    "default": 0.02, "light": 0.60, "medium-light": 0.23, "medium": 0.09, "medium-dark": 0.04, "dark": 0.02,
+    "default": 0.02,
+    "light": 0.60,
+    "medium-light": 0.23,
+    "medium": 0.09,
+    "medium-dark": 0.04,
+    "dark": 0.02,
 }
 
 # Training concepts for runs that draw the same few prompts again and again, as the animals of the DDPO paper.
@@ -42,18 +71,27 @@ ANIMALS = (
     "bat", "bear", "bird", "butterfly", "cat", "cow", "deer", "dog", "fish", "fox", "goat", "horse", "koala", "lizard", "llama",
     "monkey", "owl", "rabbit", "shark", "spider", "tiger", "turtle", "wolf", "zebra",
 )  # fmt: skip
-RESERVED_SHARE = 0.12  # of the train (concept, style) prompts: kept for evaluation, never a prompt of an online run
+RESERVED_SHARE = (
+    0.12  # of the train (concept, style) prompts: kept for evaluation, never a prompt of an online run
+)
 
 _ASSETS = Path(__file__).resolve().parent.parent / "assets" / "emoji"
 _FILES = {
-    "diffusion": "diffusion", "flow": "flow", "judge_train": "judge_train", "judge_heldout": "judge_heldout",
-    "step_judge": "step_judge", "probe": "probe", "offline": "offline.parquet", "negatives": "negatives.txt",
+    "diffusion": "diffusion",
+    "flow": "flow",
+    "judge_train": "judge_train",
+    "judge_heldout": "judge_heldout",
+    "step_judge": "step_judge",
+    "probe": "probe",
+    "offline": "offline.parquet",
+    "negatives": "negatives.txt",
     "images": "images.parquet",
 }
 
 
 def keyed_fraction(*names: object) -> float:
-    """Return a number in [0, 1) that depends on nothing but the names (the first 8 bytes of their SHA-256)."""
+    """Return a number in [0, 1) that depends on nothing but the names (the first 8 bytes of their
+    SHA-256)."""
     digest = hashlib.sha256("/".join(str(name) for name in names).encode()).digest()
     return int.from_bytes(digest[:8], "big") / 2**64
 
@@ -62,7 +100,8 @@ def asset_path(name: str) -> Path:
     """Return where a shipped asset lies.
 
     Args:
-        name: one of diffusion, flow, judge_train, judge_heldout, step_judge, probe, offline, negatives, images.
+        name: one of diffusion, flow, judge_train, judge_heldout, step_judge, probe, offline, negatives,
+            images.
 
     Returns:
         The folder or the file; `asset_path("images").name == "images.parquet"`.
@@ -88,8 +127,8 @@ def load_rows(path: Path | None = None) -> list[dict[str, Any]]:
         path: another images file than the shipped one.
 
     Returns:
-        Rows with id, hexcode, style, concept, caption, keywords, group, subgroup, gender, skin_tone, occupation,
-        split_concept, split_attributes. 7,572 rows in the shipped file: 3,786 of each style.
+        Rows with id, hexcode, style, concept, caption, keywords, group, subgroup, gender, skin_tone,
+        occupation, split_concept, split_attributes. 7,572 rows in the shipped file: 3,786 of each style.
     """
     return [dict(row) for row in _table(str(path or asset_path("images")), False)]
 
@@ -140,7 +179,8 @@ def judge_of(row: dict[str, Any]) -> str:
 
 
 def judge_keywords(row: dict[str, Any], judge: str) -> list[str]:
-    """Return the keywords of a row that the named judge may learn from; the two judges' shares are disjoint."""
+    """Return the keywords of a row that the named judge may learn from; the two judges' shares are
+    disjoint."""
     mine = judge == "judge_train"
     concept = row["concept"]
     return [word for word in row["keywords"] if (keyed_fraction("judge word", concept, word) < 0.5) == mine]
@@ -154,9 +194,7 @@ def base_row(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 
 def _prompt_of(row: dict[str, Any], text: str, id_: str) -> Prompt:
-    attributes = {
-        name: row[name] for name in ("style", "gender", "skin_tone", "occupation") if row[name]
-    }
+    attributes = {name: row[name] for name in ("style", "gender", "skin_tone", "occupation") if row[name]}
     attributes["concept"] = row["concept"]
     return Prompt(id=id_, text=text, category=row["group"], attributes=attributes)
 
@@ -198,11 +236,12 @@ def _all_prompts() -> dict[str, tuple[Prompt, ...]]:
 def train_prompts() -> list[Prompt]:
     """Return the prompts that an online run may train on, in a fixed order.
 
-    One a (train concept, style) that is not reserved for evaluation, and the occupations with stated attributes.
+    One a (train concept, style) that is not reserved for evaluation, and the occupations with stated
+    attributes.
 
     Returns:
-        Prompts such as `Prompt(id="train-noto-1f525", text="noto fire", category="travel-places", ...)`; `attributes`
-        holds style and concept, and gender, skin_tone and occupation where the row has them.
+        Prompts such as `Prompt(id="train-noto-1f525", text="noto fire", category="travel-places", ...)`;
+        `attributes` holds style and concept, and gender, skin_tone and occupation where the row has them.
     """
     return list(_all_prompts()["train"])
 
@@ -225,9 +264,9 @@ def heldout_prompts(kind: str = "all") -> list[Prompt]:
     """Return the prompts for evaluation, in a fixed order.
 
     Args:
-        kind: "concept" (concepts that no base model saw), "attributes" (combinations that none saw), "caption" (labels
-            and keyword paraphrases of seen concepts, which no online run trains on), "all" (the three in turn), or
-            "animals" (those of all that are animals and plants).
+        kind: "concept" (concepts that no base model saw), "attributes" (combinations that none saw),
+            "caption" (labels and keyword paraphrases of seen concepts, which no online run trains on), "all"
+            (the three in turn), or "animals" (those of all that are animals and plants).
 
     Returns:
         Prompts; no text of them is among `train_prompts()`.
@@ -237,7 +276,9 @@ def heldout_prompts(kind: str = "all") -> list[Prompt]:
     """
     kinds = ("concept", "attributes", "caption")
     if kind not in ("all", "animals", *kinds):
-        raise KeyError(f"held-out prompts of kind {kind!r} are unknown - expected all, animals, {', '.join(kinds)}")
+        raise KeyError(
+            f"held-out prompts of kind {kind!r} are unknown - expected all, animals, {', '.join(kinds)}"
+        )
     if kind == "animals":
         return [prompt for prompt in heldout_prompts() if prompt.category == "animals-nature"]
     prompts = _all_prompts()

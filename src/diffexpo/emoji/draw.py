@@ -57,11 +57,22 @@ def draw_pictures(
             for key in keys[start : start + batch]
         ]
         if flow:
-            output = pipeline(part, num_inference_steps=steps, guidance_scale=guidance, generator=generators,
-                              output_type="np", max_sequence_length=1)
+            output = pipeline(
+                part,
+                num_inference_steps=steps,
+                guidance_scale=guidance,
+                generator=generators,
+                output_type="np",
+                max_sequence_length=1,
+            )
         else:
-            output = pipeline(part, num_inference_steps=steps, guidance_scale=guidance, generator=generators,
-                              output_type="np")
+            output = pipeline(
+                part,
+                num_inference_steps=steps,
+                guidance_scale=guidance,
+                generator=generators,
+                output_type="np",
+            )
         pictures.append((output.images * 255).round().clip(0, 255).astype(np.uint8))
     return np.concatenate(pictures)
 
@@ -83,5 +94,7 @@ def draw_grid(pictures: np.ndarray, titles: Sequence[str], columns: int, scale: 
         sheet.paste(Image.fromarray(picture).resize((size, size), Image.Resampling.LANCZOS), (x, y))
         plain = title.replace("\u2019", "'").encode("ascii", "replace").decode()  # the font is ASCII only
         longest = size // 6
-        pen.text((x, y + size + 2), plain if len(plain) <= longest else plain[: longest - 2] + "..", fill="black")
+        pen.text(
+            (x, y + size + 2), plain if len(plain) <= longest else plain[: longest - 2] + "..", fill="black"
+        )
     return sheet

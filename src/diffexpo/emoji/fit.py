@@ -1,4 +1,5 @@
-"""The training loop that all models of the emoji world share: timed cosine schedule, EMA, snapshots, a log line."""
+"""The training loop that all models of the emoji world share: timed cosine schedule, EMA, snapshots, a log
+line."""
 
 from __future__ import annotations
 
@@ -21,17 +22,19 @@ def choose_device() -> torch.device:
 
 
 def autocast(device: torch.device) -> torch.autocast:
-    """Return the mixed-precision context of all trainings here: bfloat16 matrix products over float32 weights.
+    """Return the mixed-precision context of all trainings here: bfloat16 matrix products over float32
+    weights.
 
-    On a CPU bfloat16 is 1.35x (UNet) to 1.9x (autoencoder) faster with AVX-512 and 14x *slower* without, so it is left
-    off there.
+    On a CPU bfloat16 is 1.35x (UNet) to 1.9x (autoencoder) faster with AVX-512 and 14x *slower* without, so
+    it is left off there.
     """
     wanted = device.type != "cpu" or torch.backends.cpu.get_cpu_capability().startswith("AVX512")
     return torch.autocast(device.type, AUTOCAST, enabled=wanted)
 
 
 class Average:
-    """An exponential moving average of a module's parameters, with a warm-up so that early snapshots are usable."""
+    """An exponential moving average of a module's parameters, with a warm-up so that early snapshots are
+    usable."""
 
     def __init__(self, module: nn.Module, decay: float) -> None:
         self.module, self.decay, self.steps = module, decay, 0
@@ -54,7 +57,8 @@ class Average:
 
 
 def save_tensors(tensors: dict[str, Tensor], path: Path) -> None:
-    """Write a safetensors file under a temporary name, then rename it: a reader sees the old one or the new one."""
+    """Write a safetensors file under a temporary name, then rename it: a reader sees the old one or the new
+    one."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(path.name + ".tmp")
     save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, temporary)
@@ -115,8 +119,11 @@ def fit(
         now = time.monotonic()
         if now - logged > 20:
             logged = now
-            print(f"{name}: step {step} loss {running:.4f} lr {rate:.1e} elapsed {now - start:.0f} s "
-                  f"left {total - (now - start):.0f} s", flush=True)
+            print(
+                f"{name}: step {step} loss {running:.4f} lr {rate:.1e} elapsed {now - start:.0f} s "
+                f"left {total - (now - start):.0f} s",
+                flush=True,
+            )
         if snapshot is not None and now - saved > snapshot_minutes * 60:
             saved = now
             for average in averages:

@@ -1,4 +1,5 @@
-"""Writes the models as folders that plain diffusers and transformers load: float16 weights, float32 when loaded."""
+"""Writes the models as folders that plain diffusers and transformers load: float16 weights, float32 when
+loaded."""
 
 from __future__ import annotations
 
@@ -25,10 +26,18 @@ from diffexpo.emoji.models import IMAGE_SIZE, make_ddim, make_flow_scheduler
 from diffexpo.rewards.step_judge import CONFIG, WEIGHTS, StepJudgeNetwork, StepJudgeShape, shape_as_json
 
 _PREPROCESSOR = {
-    "crop_size": {"height": IMAGE_SIZE, "width": IMAGE_SIZE}, "do_center_crop": True, "do_convert_rgb": True,
-    "do_normalize": True, "do_rescale": True, "do_resize": True, "feature_extractor_type": "CLIPFeatureExtractor",
-    "image_mean": [0.48145466, 0.4578275, 0.40821073], "image_processor_type": "CLIPImageProcessor",
-    "image_std": [0.26862954, 0.26130258, 0.27577711], "resample": 3, "rescale_factor": 0.00392156862745098,
+    "crop_size": {"height": IMAGE_SIZE, "width": IMAGE_SIZE},
+    "do_center_crop": True,
+    "do_convert_rgb": True,
+    "do_normalize": True,
+    "do_rescale": True,
+    "do_resize": True,
+    "feature_extractor_type": "CLIPFeatureExtractor",
+    "image_mean": [0.48145466, 0.4578275, 0.40821073],
+    "image_processor_type": "CLIPImageProcessor",
+    "image_std": [0.26862954, 0.26130258, 0.27577711],
+    "resample": 3,
+    "rescale_factor": 0.00392156862745098,
     "size": {"shortest_edge": IMAGE_SIZE},
 }
 
@@ -42,7 +51,8 @@ def half_copy(module: Module) -> Module:
 
 
 def _clean_configs(folder: Path) -> None:
-    """State float32, which transformers else would load as the stored float16, and forget where a part came from."""
+    """State float32, which transformers else would load as the stored float16, and forget where a part came
+    from."""
     for path in folder.rglob("config.json"):
         config = json.loads(path.read_text(encoding="utf-8"))
         text = json.dumps(config).replace('"dtype": "float16"', '"dtype": "float32"')
@@ -71,7 +81,9 @@ def save_judge(judge: CLIPModel, tokenizer: CLIPTokenizer, out: Path) -> None:
     temporary = _fresh(out)
     half_copy(judge).save_pretrained(temporary)
     tokenizer.save_pretrained(temporary)
-    (temporary / "preprocessor_config.json").write_text(json.dumps(_PREPROCESSOR, indent=2) + "\n", encoding="utf-8")
+    (temporary / "preprocessor_config.json").write_text(
+        json.dumps(_PREPROCESSOR, indent=2) + "\n", encoding="utf-8"
+    )
     _clean_configs(temporary)
     _replace_folder(temporary, out)
 
@@ -85,13 +97,23 @@ def save_step_judge(network: StepJudgeNetwork, shape: StepJudgeShape, out: Path)
 
 
 def save_diffusion(
-    vae: AutoencoderKL, text_encoder: CLIPTextModel, tokenizer: CLIPTokenizer, unet: UNet2DConditionModel, out: Path
+    vae: AutoencoderKL,
+    text_encoder: CLIPTextModel,
+    tokenizer: CLIPTokenizer,
+    unet: UNet2DConditionModel,
+    out: Path,
 ) -> None:
     """Write the diffusion base as a StableDiffusionPipeline folder."""
     temporary = _fresh(out)
     StableDiffusionPipeline(
-        vae=half_copy(vae), text_encoder=half_copy(text_encoder), tokenizer=tokenizer, unet=half_copy(unet),
-        scheduler=make_ddim(), safety_checker=None, feature_extractor=None, requires_safety_checker=False,
+        vae=half_copy(vae),
+        text_encoder=half_copy(text_encoder),
+        tokenizer=tokenizer,
+        unet=half_copy(unet),
+        scheduler=make_ddim(),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
     ).save_pretrained(temporary)
     _clean_configs(temporary)
     _replace_folder(temporary, out)
@@ -107,9 +129,15 @@ def save_flow(
     """Write the flow base as a StableDiffusion3Pipeline folder without a T5 encoder."""
     temporary = _fresh(out)
     StableDiffusion3Pipeline(
-        vae=half_copy(vae), text_encoder=half_copy(text_encoders[0]), text_encoder_2=half_copy(text_encoders[1]),
-        tokenizer=tokenizer, tokenizer_2=tokenizer, text_encoder_3=None, tokenizer_3=None,
-        transformer=half_copy(transformer), scheduler=make_flow_scheduler(),
+        vae=half_copy(vae),
+        text_encoder=half_copy(text_encoders[0]),
+        text_encoder_2=half_copy(text_encoders[1]),
+        tokenizer=tokenizer,
+        tokenizer_2=tokenizer,
+        text_encoder_3=None,
+        tokenizer_3=None,
+        transformer=half_copy(transformer),
+        scheduler=make_flow_scheduler(),
     ).save_pretrained(temporary)
     _clean_configs(temporary)
     _replace_folder(temporary, out)

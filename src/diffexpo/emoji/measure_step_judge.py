@@ -1,4 +1,5 @@
-"""Measures a step-aware judge: does it know what a noisy latent shows, and which of two branches will end better?"""
+"""Measures a step-aware judge: does it know what a noisy latent shows, and which of two branches will end
+better?"""
 
 from __future__ import annotations
 
@@ -40,7 +41,8 @@ def _resolve(path: str) -> str:
 
 
 def split_rows(num: int) -> dict[str, list[dict[str, Any]]]:
-    """Return up to `num` rows of each kind: seen by the bases, combinations that are held out, concepts that are."""
+    """Return up to `num` rows of each kind: seen by the bases, combinations that are held out, concepts that
+    are."""
     kinds = {
         "seen": is_train,
         "held-out combination": lambda row: (
@@ -78,12 +80,13 @@ def measure_retrieval(judge: LatentStepJudge, num: int = 400) -> dict[tuple[str,
 
 @torch.no_grad()
 def measure_branches(judge: LatentStepJudge, num_prompts: int = 128) -> dict[int, dict[str, Any]]:
-    """Return, by step of the recipe's sampler, how often a verdict on two branches is the training judge's in the end.
+    """Return, by step of the recipe's sampler, how often a verdict on two branches is the training judge's in
+    the end.
 
-    Two candidates of one x_t, drawn by the diffusion base, are each finished without further noise; the training judge says
-    which image is better. Verdicts: the step judge on the candidates, the training judge on the pictures of their predicted
-    x0 (what SPO does without a step judge), the held-out judge on the finished images (no verdict can be expected to
-    agree more than another judge of the same images).
+    Two candidates of one x_t, drawn by the diffusion base, are each finished without further noise; the
+    training judge says which image is better. Verdicts: the step judge on the candidates, the training judge
+    on the pictures of their predicted x0 (what SPO does without a step judge), the held-out judge on the
+    finished images (no verdict can be expected to agree more than another judge of the same images).
     """
     policy = load_policy(
         ModelConfig(device="cpu"),

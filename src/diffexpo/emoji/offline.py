@@ -1,4 +1,5 @@
-"""Makes the offline preference set: pairs of generated pictures, labelled by the training judge with noise."""
+"""Makes the offline preference set: pairs of generated pictures, labelled by the training judge with
+noise."""
 
 from __future__ import annotations
 
@@ -29,19 +30,34 @@ GUIDANCES = (1.5, 3.0, 6.0)
 FLIP_SHARE = 0.175  # of the decided labels, expected: sets the temperature of the Bradley-Terry noise
 TIE_SHARE = 0.03  # the closest pairs are kept as ties
 JPEG_QUALITY = 85
-_COLUMNS = arrow.schema([
-    ("are_different", arrow.bool_()), ("best_image_uid", arrow.string()), ("caption", arrow.string()),
-    ("created_at", arrow.timestamp("s")), ("has_label", arrow.bool_()),
-    ("image_0_uid", arrow.string()), ("image_0_url", arrow.string()),
-    ("image_1_uid", arrow.string()), ("image_1_url", arrow.string()),
-    ("jpg_0", arrow.binary()), ("jpg_1", arrow.binary()), ("label_0", arrow.float64()), ("label_1", arrow.float64()),
-    ("model_0", arrow.string()), ("model_1", arrow.string()), ("ranking_id", arrow.int64()),
-    ("user_id", arrow.int64()), ("num_example_per_prompt", arrow.int64()), ("__index_level_0__", arrow.int64()),
-])
+_COLUMNS = arrow.schema(
+    [
+        ("are_different", arrow.bool_()),
+        ("best_image_uid", arrow.string()),
+        ("caption", arrow.string()),
+        ("created_at", arrow.timestamp("s")),
+        ("has_label", arrow.bool_()),
+        ("image_0_uid", arrow.string()),
+        ("image_0_url", arrow.string()),
+        ("image_1_uid", arrow.string()),
+        ("image_1_url", arrow.string()),
+        ("jpg_0", arrow.binary()),
+        ("jpg_1", arrow.binary()),
+        ("label_0", arrow.float64()),
+        ("label_1", arrow.float64()),
+        ("model_0", arrow.string()),
+        ("model_1", arrow.string()),
+        ("ranking_id", arrow.int64()),
+        ("user_id", arrow.int64()),
+        ("num_example_per_prompt", arrow.int64()),
+        ("__index_level_0__", arrow.int64()),
+    ]
+)
 
 
 def flip_temperature(gaps: np.ndarray, share: float = FLIP_SHARE) -> float:
-    """Return the temperature at which mean(sigmoid(-|gap| / temperature)) is `share` (bisection, 1e-6 relative)."""
+    """Return the temperature at which mean(sigmoid(-|gap| / temperature)) is `share` (bisection, 1e-6
+    relative)."""
     low, high = 1e-6, 1e6
     for _ in range(100):
         middle = math.sqrt(low * high)
@@ -68,7 +84,9 @@ def _judge_scores(folder: Path, pictures: np.ndarray, captions: list[str]) -> np
     return torch.cat(parts).double().numpy()
 
 
-def _plan(prompts: list[Prompt], sources: Mapping[str, Path], shares: Mapping[str, float]) -> list[dict[str, Any]]:
+def _plan(
+    prompts: list[Prompt], sources: Mapping[str, Path], shares: Mapping[str, float]
+) -> list[dict[str, Any]]:
     """Choose source, steps and guidance of every picture by keyed hashes."""
     plan = []
     for prompt in prompts:
@@ -79,24 +97,33 @@ def _plan(prompts: list[Prompt], sources: Mapping[str, Path], shares: Mapping[st
                 total += shares[source]
                 if draw < total:
                     break
-            plan.append({
-                "key": key, "caption": prompt.text, "source": source,
-                "steps": STEPS[int(keyed_fraction("steps", key) * len(STEPS))],
-                "guidance": GUIDANCES[int(keyed_fraction("guidance", key) * len(GUIDANCES))],
-            })
+            plan.append(
+                {
+                    "key": key,
+                    "caption": prompt.text,
+                    "source": source,
+                    "steps": STEPS[int(keyed_fraction("steps", key) * len(STEPS))],
+                    "guidance": GUIDANCES[int(keyed_fraction("guidance", key) * len(GUIDANCES))],
+                }
+            )
     return plan
 
 
 def make_offline(
-    out: Path, seed: int, *, num_prompts: int = 340, sources: Mapping[str, Path] | None = None,
-    shares: Mapping[str, float] | None = None, judge: Path | None = None,
+    out: Path,
+    seed: int,
+    *,
+    num_prompts: int = 340,
+    sources: Mapping[str, Path] | None = None,
+    shares: Mapping[str, float] | None = None,
+    judge: Path | None = None,
 ) -> int:
     """Write preference pairs of train prompts in the columns of Pick-a-Pic v2.
 
-    Each prompt gets `PICTURES_A_PROMPT` pictures, from a source, a number of steps and a guidance scale drawn by keyed
-    hash; every two are a pair. Picture 0 wins with probability sigmoid((score_0 - score_1) / temperature) under the
-    training judge; the temperature is set so that `FLIP_SHARE` of the decided labels are expected to contradict the
-    judge, and the `TIE_SHARE` closest pairs are ties (0.5).
+    Each prompt gets `PICTURES_A_PROMPT` pictures, from a source, a number of steps and a guidance scale drawn
+    by keyed hash; every two are a pair. Picture 0 wins with probability sigmoid((score_0 - score_1) /
+    temperature) under the training judge; the temperature is set so that `FLIP_SHARE` of the decided labels
+    are expected to contradict the judge, and the `TIE_SHARE` closest pairs are ties (0.5).
 
     Args:
         out: the parquet file.
@@ -107,7 +134,8 @@ def make_offline(
         judge: folder of the labelling judge; by default the shipped training judge.
 
     Returns:
-        The number of pairs. The file's schema metadata holds temperature, flip and tie counts and sources as JSON.
+        The number of pairs. The file's schema metadata holds temperature, flip and tie counts and sources as
+        JSON.
     """
     sources = sources or {"emoji-diffusion": asset_path("diffusion"), "emoji-flow": asset_path("flow")}
     shares = shares or {name: 1 / len(sources) for name in sources}
@@ -118,18 +146,28 @@ def make_offline(
         pipeline = load_pipeline(folder)
         for steps in STEPS:
             for guidance in GUIDANCES:
-                mine = [i for i, item in enumerate(plan)
-                        if (item["source"], item["steps"], item["guidance"]) == (source, steps, guidance)]
+                mine = [
+                    i
+                    for i, item in enumerate(plan)
+                    if (item["source"], item["steps"], item["guidance"]) == (source, steps, guidance)
+                ]
                 if mine:
                     pictures[mine] = draw_pictures(
-                        pipeline, [plan[i]["caption"] for i in mine], [plan[i]["key"] for i in mine],
-                        steps=steps, guidance=guidance,
+                        pipeline,
+                        [plan[i]["caption"] for i in mine],
+                        [plan[i]["key"] for i in mine],
+                        steps=steps,
+                        guidance=guidance,
                     )
     files = [_jpeg(picture) for picture in pictures]
     stored = np.stack([np.asarray(Image.open(io.BytesIO(data)).convert("RGB")) for data in files])
     scores = _judge_scores(judge or asset_path("judge_train"), stored, [item["caption"] for item in plan])
-    pairs = [(start + a, start + b) for start in range(0, len(plan), PICTURES_A_PROMPT)
-             for a in range(PICTURES_A_PROMPT) for b in range(a + 1, PICTURES_A_PROMPT)]
+    pairs = [
+        (start + a, start + b)
+        for start in range(0, len(plan), PICTURES_A_PROMPT)
+        for a in range(PICTURES_A_PROMPT)
+        for b in range(a + 1, PICTURES_A_PROMPT)
+    ]
     gaps = np.array([scores[a] - scores[b] for a, b in pairs])
     tie = np.abs(gaps) <= np.quantile(np.abs(gaps), TIE_SHARE)
     temperature = flip_temperature(gaps[~tie])
@@ -141,17 +179,38 @@ def make_offline(
         label = 0.5 if tie[index] else float(wins)
         flips += int(not tie[index] and wins != (gaps[index] > 0))
         ids = [hashlib.sha256(files[i]).hexdigest()[:32] for i in (a, b)]
-        rows.append({
-            "are_different": bool(files[a] != files[b]), "caption": plan[a]["caption"], "created_at": moment,
-            "best_image_uid": "tie" if tie[index] else ids[0 if wins else 1], "has_label": True,
-            "image_0_uid": ids[0], "image_1_uid": ids[1], "image_0_url": "", "image_1_url": "",
-            "jpg_0": files[a], "jpg_1": files[b], "label_0": label, "label_1": 1 - label,
-            "model_0": _model_name(plan[a]), "model_1": _model_name(plan[b]), "ranking_id": index, "user_id": 0,
-            "num_example_per_prompt": len(pairs) * PICTURES_A_PROMPT // len(plan), "__index_level_0__": index,
-        })
+        rows.append(
+            {
+                "are_different": bool(files[a] != files[b]),
+                "caption": plan[a]["caption"],
+                "created_at": moment,
+                "best_image_uid": "tie" if tie[index] else ids[0 if wins else 1],
+                "has_label": True,
+                "image_0_uid": ids[0],
+                "image_1_uid": ids[1],
+                "image_0_url": "",
+                "image_1_url": "",
+                "jpg_0": files[a],
+                "jpg_1": files[b],
+                "label_0": label,
+                "label_1": 1 - label,
+                "model_0": _model_name(plan[a]),
+                "model_1": _model_name(plan[b]),
+                "ranking_id": index,
+                "user_id": 0,
+                "num_example_per_prompt": len(pairs) * PICTURES_A_PROMPT // len(plan),
+                "__index_level_0__": index,
+            }
+        )
     facts = {
-        "judge": "judge_train", "temperature": temperature, "flips": flips, "ties": int(tie.sum()), "pairs": len(rows),
-        "seed": seed, "sources": dict(shares), "jpeg_quality": JPEG_QUALITY,
+        "judge": "judge_train",
+        "temperature": temperature,
+        "flips": flips,
+        "ties": int(tie.sum()),
+        "pairs": len(rows),
+        "seed": seed,
+        "sources": dict(shares),
+        "jpeg_quality": JPEG_QUALITY,
     }
     table = arrow.Table.from_pylist(rows, schema=_COLUMNS)
     table = table.replace_schema_metadata({"diffexpo": json.dumps(facts)})

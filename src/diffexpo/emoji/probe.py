@@ -60,7 +60,8 @@ class Probe:
             images: (B, 3, 64, 64) float in [0, 1]; other sizes are resized.
 
         Returns:
-            "gender" (B, 3) in the order of `GENDERS` and "skin_tone" (B, 6) in that of `SKIN_TONES`; rows sum to 1.
+            "gender" (B, 3) in the order of `GENDERS` and "skin_tone" (B, 6) in that of `SKIN_TONES`; rows sum
+            to 1.
         """
         pictures = images.float()
         if pictures.shape[-2:] != (64, 64):
@@ -73,14 +74,17 @@ def load_probe(folder: Path | None = None) -> Probe:
     """Return the shipped probe, or the one in `folder`; raises MissingError where there is none."""
     folder = folder or asset_path("probe")
     if not (folder / _WEIGHTS).is_file():
-        raise MissingError(f"probe: {folder / _WEIGHTS} is missing - expected the probe's weights - train it again")
+        raise MissingError(
+            f"probe: {folder / _WEIGHTS} is missing - expected the probe's weights - train it again"
+        )
     network = ProbeNetwork()
     network.load_state_dict({name: value.float() for name, value in load_file(folder / _WEIGHTS).items()})
     return Probe(network.eval(), json.loads((folder / _FACTS).read_text(encoding="utf-8")))
 
 
 def probe_rows() -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """Return (train, held-out) rows of single people with both attributes; the split is keyed by the code point.
+    """Return (train, held-out) rows of single people with both attributes; the split is keyed by the code
+    point.
 
     Held out are 15% of the code points (both styles of each).
     """
@@ -137,7 +141,8 @@ def train_probe(minutes: float, out: Path, seed: int, vae: AutoencoderKL) -> Non
     probe = Probe(network.cpu().eval(), {})
     unseen = load_images([row["id"] for row in held])
     facts = {
-        "num_train": len(train), "num_heldout": len(held),
+        "num_train": len(train),
+        "num_heldout": len(held),
         "accuracy_heldout": measure_probe(probe, held, torch.from_numpy(unseen)),
         "accuracy_heldout_reconstructed": measure_probe(
             probe, held, decode_latents(vae, encode_pictures(vae, unseen)[0])

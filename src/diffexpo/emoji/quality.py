@@ -59,19 +59,25 @@ class Judge:
     """A judge folder with the two embeddings that the measurements need."""
 
     def __init__(self, name: str) -> None:
-        self.model = CLIPModel.from_pretrained(asset_path(name), local_files_only=True, dtype=torch.float32).eval()
+        self.model = CLIPModel.from_pretrained(
+            asset_path(name), local_files_only=True, dtype=torch.float32
+        ).eval()
         self.tokenizer = CLIPTokenizer.from_pretrained(asset_path(name), local_files_only=True)
 
     @torch.no_grad()
     def similarities(self, pictures: Tensor, texts: Sequence[str]) -> Tensor:
         """Return (N, N) cosines between N pictures and N texts."""
         parts = [embed_pictures(self.model, pictures[i : i + 128]) for i in range(0, len(pictures), 128)]
-        words = [embed_texts(self.model, self.tokenizer, list(texts[i : i + 128])) for i in range(0, len(texts), 128)]
+        words = [
+            embed_texts(self.model, self.tokenizer, list(texts[i : i + 128]))
+            for i in range(0, len(texts), 128)
+        ]
         return torch.cat(parts) @ torch.cat(words).T
 
 
 def retrieval(similarities: Tensor, num_captions: int = 50) -> Interval:
-    """Return retrieval@1 of pictures among their own caption and 49 drawn ones, with an interval over pictures."""
+    """Return retrieval@1 of pictures among their own caption and 49 drawn ones, with an interval over
+    pictures."""
     num = len(similarities)
     draw = np.random.default_rng(0)
     hits = []
@@ -87,7 +93,8 @@ def _chosen(prompts: list[Prompt], num: int) -> list[Prompt]:
 
 
 def measure_real(judges: dict[str, Judge]) -> dict[str, Interval]:
-    """Return each judge's retrieval@1 on real pictures: its own half, the other half, and unseen concepts of the bases."""
+    """Return each judge's retrieval@1 on real pictures: its own half, the other half, and unseen concepts of
+    the bases."""
     found = {}
     for name, judge in judges.items():
         for label, keep in (
@@ -104,7 +111,8 @@ def measure_real(judges: dict[str, Judge]) -> dict[str, Interval]:
 
 
 def measure_generated(base: str, pipeline: Any, judges: dict[str, Judge]) -> dict[str, Any]:
-    """Return retrieval@1 for seen and unseen concepts, and how often the two judges prefer the same of two pictures."""
+    """Return retrieval@1 for seen and unseen concepts, and how often the two judges prefer the same of two
+    pictures."""
     found: dict[str, Any] = {}
     for label, prompts in (("seen", train_prompts()), ("unseen", heldout_prompts("concept"))):
         chosen = _chosen(prompts, NUM_PROMPTS)
@@ -136,7 +144,8 @@ def measure_bias(pipeline: Any) -> dict[str, Any]:
     for name, values in (("gender", GENDERS), ("skin_tone", SKIN_TONES)):
         picks = read[name].argmax(-1)
         found[name] = {
-            value: bootstrap((picks == index).float().tolist(), clusters) for index, value in enumerate(values)
+            value: bootstrap((picks == index).float().tolist(), clusters)
+            for index, value in enumerate(values)
         }
         shares = np.array([found[name][value][0] for value in values])
         found[f"{name}_total_variation"] = float(0.5 * np.abs(shares - 1 / len(values)).sum())
@@ -184,10 +193,19 @@ def _percent(interval: Interval) -> str:
 def render_page(facts: dict[str, Any]) -> str:
     """Return the measurements as Markdown tables; intervals are 95% bootstrap."""
     lines = [
-        f"Autoencoder: {facts['psnr_train']:.1f} dB on seen pictures, {facts['psnr_heldout']:.1f} dB on held-out ones.",
-        f"Pictures: {STEPS} steps, guidance {GUIDANCE:g}. Intervals are 95% bootstrap over prompts or occupations.", "",
-        "| retrieval@1 among 50 captions, or agreement of the judges | share |", "|---|---|",
-        *(f"| {name} | {_percent(value)} |" for name, value in facts["retrieval"].items()), "",
+        (
+            f"Autoencoder: {facts['psnr_train']:.1f} dB on seen pictures, {facts['psnr_heldout']:.1f} dB on "
+            f"held-out ones."
+        ),
+        (
+            f"Pictures: {STEPS} steps, guidance {GUIDANCE:g}. Intervals are 95% bootstrap over prompts or "
+            f"occupations."
+        ),
+        "",
+        "| retrieval@1 among 50 captions, or agreement of the judges | share |",
+        "|---|---|",
+        *(f"| {name} | {_percent(value)} |" for name, value in facts["retrieval"].items()),
+        "",
         "| 26 occupations, attributes unstated | " + " | ".join(facts["bias"]) + " |",
         "|---|" + "---|" * len(facts["bias"]),
     ]
@@ -200,7 +218,8 @@ def render_page(facts: dict[str, Any]) -> str:
     accuracy = facts["probe"]["accuracy_heldout"]
     lines.append("")
     lines.append(
-        f"Probe: {100 * accuracy['gender']:.0f}% (gender) and {100 * accuracy['skin_tone']:.0f}% (skin tone) right "
+        f"Probe: {100 * accuracy['gender']:.0f}% (gender) and {100 * accuracy['skin_tone']:.0f}% (skin tone) "
+        f"right "
         f"on {facts['probe']['num_heldout']} real pictures that it never saw."
     )
     return "\n".join(lines) + "\n"

@@ -56,18 +56,22 @@ def min_snr_weight(alpha_bar: Tensor, gamma: float = MIN_SNR_GAMMA) -> Tensor:
 
 
 class TextGrounding(nn.Module):
-    """Predicts the mean clean latents of a caption from its last text states, so that rare words soon mean something.
+    """Predicts the mean clean latents of a caption from its last text states, so that rare words soon mean
+    something.
 
-    Through the denoiser alone a word that is drawn fifty times hardly reaches the text encoder; this direct regression
-    does it at a tenth of the cost. It is used in training only and not saved.
+    Through the denoiser alone a word that is drawn fifty times hardly reaches the text encoder; this direct
+    regression does it at a tenth of the cost. It is used in training only and not saved.
     """
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.head = nn.Sequential(nn.Linear(width, 384), nn.GELU(), nn.Linear(384, LATENT_CHANNELS * LATENT_SIZE**2))
+        self.head = nn.Sequential(
+            nn.Linear(width, 384), nn.GELU(), nn.Linear(384, LATENT_CHANNELS * LATENT_SIZE**2)
+        )
 
     def forward(self, states: Tensor, ids: Tensor, end: int) -> Tensor:
-        """Return (B, C, h, w) from text states (B, L, D); the mean over the end token and the padding is read."""
+        """Return (B, C, h, w) from text states (B, L, D); the mean over the end token and the padding is
+        read."""
         last = (ids == end).to(states.dtype).unsqueeze(-1)
         pooled = (states * last).sum(dim=1) / last.sum(dim=1)
         return self.head(pooled).unflatten(-1, (LATENT_CHANNELS, LATENT_SIZE, LATENT_SIZE))
@@ -79,13 +83,19 @@ def read_weights(path: Path) -> dict[str, Tensor]:
 
 
 def train_diffusion(
-    minutes: float, out: Path, seed: int, vae: AutoencoderKL, snapshot_minutes: float = 8.0, start: Path | None = None
+    minutes: float,
+    out: Path,
+    seed: int,
+    vae: AutoencoderKL,
+    snapshot_minutes: float = 8.0,
+    start: Path | None = None,
 ) -> None:
-    """Train text encoder and UNet and save the StableDiffusionPipeline folder to `out`, every `snapshot_minutes` too.
+    """Train text encoder and UNet and save the StableDiffusionPipeline folder to `out`, every
+    `snapshot_minutes` too.
 
-    The first GROUNDING_SHARE of the time goes to the text encoder alone (see `TextGrounding`); then both learn the noise
-    together, with the grounding as a small second loss. With `start` both go on from the weights in that folder at 0.6 of
-    the learning rate.
+    The first GROUNDING_SHARE of the time goes to the text encoder alone (see `TextGrounding`); then both
+    learn the noise together, with the grounding as a small second loss. With `start` both go on from the
+    weights in that folder at 0.6 of the learning rate.
     """
     torch.manual_seed(seed)
     device = choose_device()
@@ -103,7 +113,9 @@ def train_diffusion(
     alpha_bars = make_ddim().alphas_cumprod.to(device)
 
     def encode(captions: list[str], x0: Tensor) -> tuple[Tensor, Tensor]:
-        ids = tokenizer(captions, padding="max_length", truncation=True, return_tensors="pt").input_ids.to(device)
+        ids = tokenizer(captions, padding="max_length", truncation=True, return_tensors="pt").input_ids.to(
+            device
+        )
         with autocast(device):
             states = text_encoder(ids).last_hidden_state
             guess = grounding(states, ids, tokenizer.eos_token_id)
@@ -132,8 +144,21 @@ def train_diffusion(
 
     # The head is not stored: with `start` it alone is learned anew, quickly.
     first = GROUNDING_SHARE if start is None else 0.04
-    fit("diffusion text", grounding_loss, (text if start is None else grounding).parameters(), minutes=minutes * first,
-        learning_rate=1.5e-3, final=0.3)
-    fit("diffusion", loss_of, everything.parameters(), minutes=minutes * (1 - first),
-        learning_rate=LEARNING_RATE * (1.0 if start is None else 0.6), averages=[Average(everything, 0.999)],
-        snapshot=snapshot, snapshot_minutes=snapshot_minutes)
+    fit(
+        "diffusion text",
+        grounding_loss,
+        (text if start is None else grounding).parameters(),
+        minutes=minutes * first,
+        learning_rate=1.5e-3,
+        final=0.3,
+    )
+    fit(
+        "diffusion",
+        loss_of,
+        everything.parameters(),
+        minutes=minutes * (1 - first),
+        learning_rate=LEARNING_RATE * (1.0 if start is None else 0.6),
+        averages=[Average(everything, 0.999)],
+        snapshot=snapshot,
+        snapshot_minutes=snapshot_minutes,
+    )

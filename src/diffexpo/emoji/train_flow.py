@@ -1,4 +1,5 @@
-"""Trains the rectified-flow base: two text encoders and an SD3 transformer together, on precomputed latents."""
+"""Trains the rectified-flow base: two text encoders and an SD3 transformer together, on precomputed
+latents."""
 
 from __future__ import annotations
 
@@ -32,8 +33,8 @@ ABSENT_TOKENS = 256  # zero tokens that diffusers puts where the absent third te
 class FoldedContextProcessor:
     """SD3's joint attention where the last context token stands for `ABSENT_TOKENS` equal ones.
 
-    Equal tokens without positions stay equal in every layer, so the softmax over 256 of them is the softmax over one
-    whose logits are raised by log(256): the same function at a quarter of the cost.
+    Equal tokens without positions stay equal in every layer, so the softmax over 256 of them is the softmax
+    over one whose logits are raised by log(256): the same function at a quarter of the cost.
     """
 
     def __call__(
@@ -49,8 +50,10 @@ class FoldedContextProcessor:
         def split(x: Tensor) -> Tensor:
             return x.unflatten(-1, (attn.heads, -1)).transpose(1, 2)
 
-        query, key, value = split(attn.to_q(hidden_states)), split(attn.to_k(hidden_states)), split(
-            attn.to_v(hidden_states)
+        query, key, value = (
+            split(attn.to_q(hidden_states)),
+            split(attn.to_k(hidden_states)),
+            split(attn.to_v(hidden_states)),
         )
         query, key = attn.norm_q(query), attn.norm_k(key)
         added_query = attn.norm_added_q(split(attn.add_q_proj(encoder_hidden_states)))
@@ -60,7 +63,11 @@ class FoldedContextProcessor:
         value = torch.cat([value, split(attn.add_v_proj(encoder_hidden_states))], dim=2)
         logits = (query @ key.transpose(-1, -2)) * query.shape[-1] ** -0.5
         bias = pad(torch.zeros(key.shape[2] - 1, device=key.device), (0, 1), value=math.log(ABSENT_TOKENS))
-        joined = ((logits + bias.to(logits.dtype)).softmax(dim=-1).to(value.dtype) @ value).transpose(1, 2).flatten(2)
+        joined = (
+            ((logits + bias.to(logits.dtype)).softmax(dim=-1).to(value.dtype) @ value)
+            .transpose(1, 2)
+            .flatten(2)
+        )
         image, context = joined[:, :num_image], joined[:, num_image:]
         image = attn.to_out[1](attn.to_out[0](image))
         return image, context if attn.context_pre_only else attn.to_add_out(context)
@@ -71,7 +78,8 @@ def encode_captions(
     tokenizer: CLIPTokenizer,
     captions: list[str],
 ) -> tuple[Tensor, Tensor]:
-    """Return context (B, 24 + 1, D) and pooled (B, P) as diffusers makes them, the absent encoder's tokens folded in one."""
+    """Return context (B, 24 + 1, D) and pooled (B, P) as diffusers makes them, the absent encoder's tokens
+    folded in one."""
     tokens = tokenizer(captions, padding="max_length", truncation=True, return_tensors="pt")
     ids = tokens.input_ids.to(encoders[0].device)
     outputs = [encoder(ids, output_hidden_states=True) for encoder in encoders]
@@ -80,12 +88,18 @@ def encode_captions(
 
 
 def train_flow(
-    minutes: float, out: Path, seed: int, vae: AutoencoderKL, snapshot_minutes: float = 8.0, start: Path | None = None
+    minutes: float,
+    out: Path,
+    seed: int,
+    vae: AutoencoderKL,
+    snapshot_minutes: float = 8.0,
+    start: Path | None = None,
 ) -> None:
     """Train text encoders and transformer and save the StableDiffusion3Pipeline folder to `out`.
 
-    The target is the velocity eps - x0 of x_t = (1 - t) x0 + t eps, with t = sigmoid of a standard normal. The text
-    encoders are grounded first, and along the way, as the diffusion base's. `start`: go on from that folder's weights.
+    The target is the velocity eps - x0 of x_t = (1 - t) x0 + t eps, with t = sigmoid of a standard normal.
+    The text encoders are grounded first, and along the way, as the diffusion base's. `start`: go on from that
+    folder's weights.
     """
     torch.manual_seed(seed)
     device = choose_device()
@@ -107,7 +121,9 @@ def train_flow(
     everything = nn.ModuleDict({"text": text, "transformer": transformer})
 
     def encode(captions: list[str], x0: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        ids = tokenizer(captions, padding="max_length", truncation=True, return_tensors="pt").input_ids.to(device)
+        ids = tokenizer(captions, padding="max_length", truncation=True, return_tensors="pt").input_ids.to(
+            device
+        )
         with autocast(device):
             context, pooled = encode_captions(encoders, tokenizer, captions)
             both = torch.cat([context[:, :-1], pooled.unsqueeze(1).expand(-1, ids.shape[1], -1)], dim=-1)
@@ -122,15 +138,20 @@ def train_flow(
         x0, captions = data.draw(BATCH)
         eps = data.noise_like(x0)
         slices = (torch.arange(BATCH) + torch.rand(BATCH, generator=data.generator)) / BATCH
-        normal = torch.special.ndtri(slices.clamp(1e-4, 1 - 1e-4))[torch.randperm(BATCH, generator=data.generator)]
+        normal = torch.special.ndtri(slices.clamp(1e-4, 1 - 1e-4))[
+            torch.randperm(BATCH, generator=data.generator)
+        ]
         t = torch.sigmoid(normal)
         share = t.view(-1, 1, 1, 1)
         x_t = (1 - share) * x0 + share * eps
         context, pooled, grounding_error = encode(captions, x0)
         with autocast(device):
             velocity = transformer(
-                x_t.to(device), encoder_hidden_states=context, pooled_projections=pooled,
-                timestep=(t * 1000).to(device), return_dict=False,
+                x_t.to(device),
+                encoder_hidden_states=context,
+                pooled_projections=pooled,
+                timestep=(t * 1000).to(device),
+                return_dict=False,
             )[0]
         error = (velocity.float() - (eps - x0).to(device)).square().mean()
         return error + GROUNDING_WEIGHT * grounding_error
@@ -138,8 +159,25 @@ def train_flow(
     def snapshot() -> None:
         save_flow(vae, encoders, tokenizer, transformer, out)
 
-    alone = GROUNDING_SHARE if start is None else 0.04  # the head is not stored: with `start` it alone is learned anew
-    fit("flow text", grounding_loss, (text if start is None else grounding).parameters(), minutes=minutes * alone,
-        learning_rate=1.5e-3, final=0.3)
-    fit("flow", loss_of, everything.parameters(), minutes=minutes * (1 - alone),
-        learning_rate=LEARNING_RATE * (1.0 if start is None else 0.6), averages=[Average(everything, 0.999)], snapshot=snapshot, snapshot_minutes=snapshot_minutes, warmup=0.04)
+    alone = (
+        GROUNDING_SHARE if start is None else 0.04
+    )  # the head is not stored: with `start` it alone is learned anew
+    fit(
+        "flow text",
+        grounding_loss,
+        (text if start is None else grounding).parameters(),
+        minutes=minutes * alone,
+        learning_rate=1.5e-3,
+        final=0.3,
+    )
+    fit(
+        "flow",
+        loss_of,
+        everything.parameters(),
+        minutes=minutes * (1 - alone),
+        learning_rate=LEARNING_RATE * (1.0 if start is None else 0.6),
+        averages=[Average(everything, 0.999)],
+        snapshot=snapshot,
+        snapshot_minutes=snapshot_minutes,
+        warmup=0.04,
+    )

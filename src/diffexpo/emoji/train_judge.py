@@ -29,7 +29,8 @@ STD = (0.26862954, 0.26130258, 0.27577711)
 
 
 def normalize(pictures: Tensor) -> Tensor:
-    """Return pictures in [0, 1] in the units that the judges' vision tower expects (CLIP's mean and deviation)."""
+    """Return pictures in [0, 1] in the units that the judges' vision tower expects (CLIP's mean and
+    deviation)."""
     mean, std = (torch.tensor(values, device=pictures.device).view(1, 3, 1, 1) for values in (MEAN, STD))
     return (pictures - mean) / std
 
@@ -51,7 +52,8 @@ def embed_texts(judge: CLIPModel, tokenizer: CLIPTokenizer, texts: list[str]) ->
 
 
 class _JudgeData:
-    """One judge's share of the pictures and words, with reconstructions and noisy decodes by the autoencoder."""
+    """One judge's share of the pictures and words, with reconstructions and noisy decodes by the
+    autoencoder."""
 
     def __init__(self, name: str, vae: AutoencoderKL, seed: int) -> None:
         self.draws = np.random.default_rng([seed, 1])
@@ -76,7 +78,8 @@ class _JudgeData:
         self.weights = weights / weights.sum()
 
     def draw(self) -> tuple[list[int], list[str]]:
-        """Return BATCH row indices and captions: 3/4 from all concepts, 1/4 variants of few concepts (hard negatives)."""
+        """Return BATCH row indices and captions: 3/4 from all concepts, 1/4 variants of few concepts (hard
+        negatives)."""
         concepts = self.draws.choice(len(self.members), size=BATCH * 3 // 4, p=self.weights, replace=False)
         indices = [self.members[c][int(self.draws.integers(len(self.members[c])))] for c in concepts]
         rich = [c for c in concepts if len(self.members[c]) > 4]
@@ -100,15 +103,19 @@ class _JudgeData:
         real = torch.rand(len(indices), 1, 1, 1, generator=self.generator) < 0.4
         good = torch.where(real, self.clean[indices], self.recovered[indices]).float() / 255
         half = indices[: NUM_SPOILED // 2]
-        bad = torch.cat([self.noisy[half].float() / 255, spoil(self.recovered[half].float() / 255, self.generator)])
+        bad = torch.cat(
+            [self.noisy[half].float() / 255, spoil(self.recovered[half].float() / 255, self.generator)]
+        )
         return augment(good, self.generator), augment(bad, self.generator, 0.5)
 
 
 def train_judge(name: str, minutes: float, out: Path, seed: int, vae: AutoencoderKL) -> None:
-    """Train the judge `name` ("judge_train" or "judge_heldout") on its half of the pictures and save it to `out`.
+    """Train the judge `name` ("judge_train" or "judge_heldout") on its half of the pictures and save it to
+    `out`.
 
-    The loss is CLIP's in both directions; the text-to-picture softmax also holds spoiled pictures, half of them spoiled
-    versions of the very picture that the text describes, so a high score needs a clean picture too.
+    The loss is CLIP's in both directions; the text-to-picture softmax also holds spoiled pictures, half of
+    them spoiled versions of the very picture that the text describes, so a high score needs a clean picture
+    too.
     """
     torch.manual_seed(seed)
     device = choose_device()
@@ -125,7 +132,9 @@ def train_judge(name: str, minutes: float, out: Path, seed: int, vae: Autoencode
             text = embed_texts(judge, tokenizer, captions)
             picture = embed_pictures(judge, torch.cat([good, bad]).to(device))
         logits = judge.logit_scale.exp().clamp(max=MAX_SCALE) * text.float() @ picture.float().T
-        same = torch.tensor([[a == b for b in captions] for a in captions]) & ~torch.eye(BATCH, dtype=torch.bool)
+        same = torch.tensor([[a == b for b in captions] for a in captions]) & ~torch.eye(
+            BATCH, dtype=torch.bool
+        )
         square = logits[:, :BATCH].masked_fill(same.to(device), -1e4)
         target = torch.arange(BATCH, device=device)
         to_picture = F.cross_entropy(torch.cat([square, logits[:, BATCH:]], dim=1), target)
@@ -134,18 +143,35 @@ def train_judge(name: str, minutes: float, out: Path, seed: int, vae: Autoencode
     def snapshot() -> None:
         judge.eval()
         found = measure_retrieval(judge, tokenizer, name)
-        print(f"{name}: retrieval@1 among 50, own pictures {found['own']:.3f}, the other judge's {found['other']:.3f}; "
-              f"scale {float(judge.logit_scale.exp()):.1f}", flush=True)
+        print(
+            f"{name}: retrieval@1 among 50, own pictures {found['own']:.3f}, the other judge's "
+            f"{found['other']:.3f}; "
+            f"scale {float(judge.logit_scale.exp()):.1f}",
+            flush=True,
+        )
         save_judge(judge, tokenizer, out)
         judge.train()
 
-    fit(name, loss_of, judge.parameters(), minutes=minutes, learning_rate=2e-3, averages=[average], snapshot=snapshot,
-        snapshot_minutes=2.5, weight_decay=0.1, warmup=0.06)
+    fit(
+        name,
+        loss_of,
+        judge.parameters(),
+        minutes=minutes,
+        learning_rate=2e-3,
+        averages=[average],
+        snapshot=snapshot,
+        snapshot_minutes=2.5,
+        weight_decay=0.1,
+        warmup=0.06,
+    )
 
 
 @torch.no_grad()
-def measure_retrieval(judge: CLIPModel, tokenizer: CLIPTokenizer, name: str, num: int = 400) -> dict[str, float]:
-    """Return retrieval@1 among 50 captions for real pictures the judge trained on, and for the other judge's."""
+def measure_retrieval(
+    judge: CLIPModel, tokenizer: CLIPTokenizer, name: str, num: int = 400
+) -> dict[str, float]:
+    """Return retrieval@1 among 50 captions for real pictures the judge trained on, and for the other
+    judge's."""
     draw = np.random.default_rng(0)
     result = {}
     for key, mine in (("own", True), ("other", False)):
@@ -158,7 +184,8 @@ def measure_retrieval(judge: CLIPModel, tokenizer: CLIPTokenizer, name: str, num
 
 
 def retrieval_at_1(scores: Tensor, draw: np.random.Generator, num_captions: int = 50) -> float:
-    """Return how often a picture's own caption (the diagonal of (N, N) scores) beats 49 others drawn at random."""
+    """Return how often a picture's own caption (the diagonal of (N, N) scores) beats 49 others drawn at
+    random."""
     num = len(scores)
     hits = 0
     for index in range(num):
@@ -166,5 +193,3 @@ def retrieval_at_1(scores: Tensor, draw: np.random.Generator, num_captions: int 
         others = others + (others >= index)
         hits += int(bool((scores[index, index] > scores[index, torch.from_numpy(others)]).all()))
     return hits / num
-
-

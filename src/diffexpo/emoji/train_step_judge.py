@@ -1,4 +1,5 @@
-"""Trains the step-aware judge: noised latents of the train pictures against their captions, and noised offline pairs."""
+"""Trains the step-aware judge: noised latents of the train pictures against their captions, and noised
+offline pairs."""
 
 from __future__ import annotations
 
@@ -155,7 +156,8 @@ class _Levels:
         self.paths = noise_paths()
 
     def draw(self, num: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Return (alpha, sigma), each (num,), of states of unit variance; one time in each of num/2 equal slices a path."""
+        """Return (alpha, sigma), each (num,), of states of unit variance; one time in each of num/2 equal
+        slices a path."""
         found = []
         for path in self.paths.values():
             each = num // len(self.paths)
@@ -186,7 +188,8 @@ def contrast_loss(vectors: Tensor, scale: Tensor, texts: Tensor, same: Tensor) -
 
 
 def preference_loss(first: Tensor, second: Tensor, label: Tensor) -> Tensor:
-    """Return the mean Bradley-Terry cross-entropy of pairs, -p log sigmoid(d) - (1 - p) log sigmoid(-d), d = first - second.
+    """Return the mean Bradley-Terry cross-entropy of pairs, -p log sigmoid(d) - (1 - p) log sigmoid(-d), d =
+    first - second.
 
     Args:
         first, second: (B,) scores.
@@ -201,8 +204,9 @@ def preference_loss(first: Tensor, second: Tensor, label: Tensor) -> Tensor:
 def train_step_judge(minutes: float, out: Path, seed: int, vae: AutoencoderKL) -> None:
     """Train the step-aware judge on the train split and save it to `out`.
 
-    loss = CLIP's loss within groups of one noise level + PAIR_WEIGHT x the preference loss of offline pairs, both pictures of
-    a pair under the same noise. Concepts and combinations that are held out from the bases are in neither.
+    loss = CLIP's loss within groups of one noise level + PAIR_WEIGHT x the preference loss of offline pairs,
+    both pictures of a pair under the same noise. Concepts and combinations that are held out from the bases
+    are in neither.
     """
     torch.manual_seed(seed)
     device = choose_device()

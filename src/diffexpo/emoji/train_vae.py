@@ -27,7 +27,8 @@ def edge_loss(picture: Tensor, target: Tensor) -> Tensor:
 
 @torch.no_grad()
 def encode_pictures(vae: AutoencoderKL, pictures: np.ndarray, batch: int = 128) -> tuple[Tensor, Tensor]:
-    """Return mean and standard deviation of the latents of pictures in [0, 1], unscaled, float32 on the CPU."""
+    """Return mean and standard deviation of the latents of pictures in [0, 1], unscaled, float32 on the
+    CPU."""
     device = next(vae.parameters()).device
     means, stds = [], []
     for start in range(0, len(pictures), batch):
@@ -42,7 +43,10 @@ def encode_pictures(vae: AutoencoderKL, pictures: np.ndarray, batch: int = 128) 
 def decode_latents(vae: AutoencoderKL, latents: Tensor, batch: int = 64) -> Tensor:
     """Return pictures in [0, 1] from unscaled latents."""
     device = next(vae.parameters()).device
-    parts = [vae.decode(latents[i : i + batch].to(device)).sample.float().cpu() for i in range(0, len(latents), batch)]
+    parts = [
+        vae.decode(latents[i : i + batch].to(device)).sample.float().cpu()
+        for i in range(0, len(latents), batch)
+    ]
     return ((torch.cat(parts) + 1) / 2).clamp(0, 1)
 
 
@@ -77,12 +81,15 @@ class _PictureDraws:
 
     def report(self, vae: AutoencoderKL) -> str:
         """Return a line with the PSNR on held-out and on seen pictures."""
-        return (f"held-out PSNR {reconstruction_psnr(vae, self.unseen):.2f} dB, "
-                f"seen {reconstruction_psnr(vae, self.seen[::31]):.2f} dB")
+        return (
+            f"held-out PSNR {reconstruction_psnr(vae, self.unseen):.2f} dB, "
+            f"seen {reconstruction_psnr(vae, self.seen[::31]):.2f} dB"
+        )
 
 
 def train_vae(minutes: float, out: Path, seed: int) -> None:
-    """Train the autoencoder and save it to `out` with the scaling factor that gives latents unit deviation."""
+    """Train the autoencoder and save it to `out` with the scaling factor that gives latents unit
+    deviation."""
     torch.manual_seed(seed)
     device = choose_device()
     pictures = _PictureDraws(seed)
@@ -99,13 +106,24 @@ def train_vae(minutes: float, out: Path, seed: int) -> None:
         vae.eval()
         means, stds = encode_pictures(vae, pictures.seen[::7])
         vae.register_to_config(scaling_factor=1 / float((means.var() + stds.square().mean()).sqrt()))
-        print(f"vae: {pictures.report(vae)}, scaling factor {vae.config.scaling_factor:.4f}, "
-              f"latent noise {float(stds.mean()):.3f}", flush=True)
+        print(
+            f"vae: {pictures.report(vae)}, scaling factor {vae.config.scaling_factor:.4f}, "
+            f"latent noise {float(stds.mean()):.3f}",
+            flush=True,
+        )
         vae.save_pretrained(out)
         vae.train()
 
-    fit("vae", loss_of, vae.parameters(), minutes=minutes, learning_rate=2e-3, averages=[Average(vae, 0.998)],
-        snapshot=snapshot, snapshot_minutes=3.0)
+    fit(
+        "vae",
+        loss_of,
+        vae.parameters(),
+        minutes=minutes,
+        learning_rate=2e-3,
+        averages=[Average(vae, 0.998)],
+        snapshot=snapshot,
+        snapshot_minutes=3.0,
+    )
 
 
 def train_decoder(minutes: float, out: Path, seed: int, vae: AutoencoderKL) -> None:
@@ -133,5 +151,13 @@ def train_decoder(minutes: float, out: Path, seed: int, vae: AutoencoderKL) -> N
         print(f"decoder: {pictures.report(vae)}", flush=True)
         vae.save_pretrained(out)
 
-    fit("decoder", loss_of, learned.parameters(), minutes=minutes, learning_rate=1e-3,
-        averages=[Average(learned, 0.998)], snapshot=snapshot, snapshot_minutes=5.0)
+    fit(
+        "decoder",
+        loss_of,
+        learned.parameters(),
+        minutes=minutes,
+        learning_rate=1e-3,
+        averages=[Average(learned, 0.998)],
+        snapshot=snapshot,
+        snapshot_minutes=5.0,
+    )

@@ -1,7 +1,7 @@
 """Warnings a person should read before trusting a run. Each states what was seen and what to do about it.
 
-Input is a `History`: one entry an evaluated iteration (entry 0 is the base model). Anything unknown is None or missing and then
-fires nothing. Thresholds are constants here, and the documentation lists them.
+Input is a `History`: one entry an evaluated iteration (entry 0 is the base model). Anything unknown is None
+or missing and then fires nothing. Thresholds are constants here, and the documentation lists them.
 """
 
 from __future__ import annotations
@@ -38,8 +38,9 @@ class Alarm:
 class Snapshot:
     """What is known after one iteration (0: the base). Rewards are (mean, low, high) with a 95% interval.
 
-    Errors are means over the last tenth of the iteration's optimiser steps; `dropped` are pairing counts. `improved_distance` is the
-    mean squared latent distance of improved images to what they were improved from, divided by that between losers of different prompts.
+    Errors are means over the last tenth of the iteration's optimiser steps; `dropped` are pairing counts.
+    `improved_distance` is the mean squared latent distance of improved images to what they were improved
+    from, divided by that between losers of different prompts.
     """
 
     iteration: int
@@ -64,9 +65,11 @@ class Snapshot:
 
 @dataclass(frozen=True)
 class History:
-    """Snapshots in order of iteration, base first where it was evaluated; `kl_budget` in nats per image, None for no limit.
+    """Snapshots in order of iteration, base first where it was evaluated; `kl_budget` in nats per image, None
+    for no limit.
 
-    `restraint` is what holds this method closer to the base, as advice; `has_offline`: it learns from given images too.
+    `restraint` is what holds this method closer to the base, as advice; `has_offline`: it learns from given
+    images too.
     """
 
     snapshots: Sequence[Snapshot] = field(default_factory=tuple)
@@ -109,7 +112,8 @@ def _errors_rise(item: Snapshot) -> list[Alarm]:
     advice = "Lower training.learning_rate or raise algorithm.beta (both by 3 to 10 times); or set algorithm.sft_weight > 0."
     if item.implicit_accuracy is not None and item.implicit_accuracy > COLLAPSE_ACCURACY:
         seen += (
-            f", while implicit accuracy is {item.implicit_accuracy:.2f}: the model tells the pairs apart by forgetting how to "
+            f", while implicit accuracy is {item.implicit_accuracy:.2f}: the model tells the pairs apart by "
+            f"forgetting how to "
             "denoise both of them (collapse)"
         )
         return [Alarm("collapse", "critical", seen + ".", advice)]
@@ -195,8 +199,10 @@ def _over_optimised(base: Snapshot, last: Snapshot, history: History) -> list[Al
         last.win_rate is not None and last.win_rate[2] < 0.5
     )
     seen = (
-        f"the training reward rose from {base.train_reward[0]:.3g} to {last.train_reward[0]:.3g} while the held-out judge fell "
-        f"from {base.heldout_reward[0]:.3g} to {last.heldout_reward[0]:.3g}: the model pleases its own judge only"
+        f"the training reward rose from {base.train_reward[0]:.3g} to {last.train_reward[0]:.3g} while the "
+        f"held-out judge fell "
+        f"from {base.heldout_reward[0]:.3g} to {last.heldout_reward[0]:.3g}: the model pleases its own judge "
+        f"only"
     )
     advice = f"Use an earlier iterate, {history.restraint}, train fewer steps, or mix in a second reward."
     return [Alarm("over_optimisation", "critical" if sure else "warning", seen + ".", advice)]
@@ -209,7 +215,8 @@ def _diversity(base: Snapshot, last: Snapshot, history: History) -> list[Alarm]:
     if drop <= DIVERSITY_DROP:
         return []
     seen = (
-        f"the Vendi score fell from {base.vendi:.2f} to {last.vendi:.2f} (above its minimum of 1 that is {drop:.0%} less): images "
+        f"the Vendi score fell from {base.vendi:.2f} to {last.vendi:.2f} (above its minimum of 1 that is "
+        f"{drop:.0%} less): images "
         "of one prompt look more alike"
     )
     mixture = "keep offline data in the mixture, " if history.has_offline else ""
@@ -247,7 +254,8 @@ def _idle_kl(trained: Sequence[Snapshot]) -> list[Alarm]:
     if last.kl <= KL_GROWTH * best.kl or last.heldout_reward[2] >= best.heldout_reward[0]:
         return []
     seen = (
-        f"since iteration {best.iteration} the KL to the base grew from {best.kl:.3g} to {last.kl:.3g} nats per image and the "
+        f"since iteration {best.iteration} the KL to the base grew from {best.kl:.3g} to {last.kl:.3g} nats "
+        f"per image and the "
         "held-out reward fell"
     )
     return [

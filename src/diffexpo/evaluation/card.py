@@ -1,7 +1,8 @@
-"""The model card of an export: README.md with the front matter that the hub reads, and a picture before and after.
+"""The model card of an export: README.md with the front matter that the hub reads, and a picture before and
+after.
 
-Everything in it comes from the run's files: settings, the evaluation's numbers with their intervals, pictures chosen by rule. What
-was not measured is said to be so.
+Everything in it comes from the run's files: settings, the evaluation's numbers with their intervals, pictures
+chosen by rule. What was not measured is said to be so.
 """
 
 from __future__ import annotations
@@ -36,8 +37,8 @@ SCHEDULERS = {
 
 @dataclass(frozen=True)
 class Exported:
-    """What lies in the folder: kind, name of the pipeline's class, files by name, components that are loaded as None, the arguments
-    of the pipeline's call, and the folder or hub id of the base model."""
+    """What lies in the folder: kind, name of the pipeline's class, files by name, components that are loaded
+    as None, the arguments of the pipeline's call, and the folder or hub id of the base model."""
 
     kind: str
     pipeline_class: str
@@ -79,7 +80,8 @@ def write_card(run_dir: Path, folder: Path, config: RunConfig, exported: Exporte
 
 
 def licence_of(path: str) -> str | None:
-    """Identifier or name of the base model's licence, as far as its name tells; `licence_of("x/sd15")` is "creativeml-openrail-m"."""
+    """Identifier or name of the base model's licence, as far as its name tells; `licence_of("x/sd15")` is
+    "creativeml-openrail-m"."""
     if path.startswith("emoji:"):
         return EMBEDDED_LICENCE
     found = find_architecture(path)
@@ -114,7 +116,8 @@ def _summary(config: RunConfig, exported: Exported) -> str:
     licence = licence_of(config.model.path)
     inherited = f"`{licence}`" if licence else "not known here: see the base model"
     return (
-        f"A {what} `{config.model.path}`, trained with {method_name(config.algorithm.type)}{learned} by diffexpo "
+        f"A {what} `{config.model.path}`, trained with {method_name(config.algorithm.type)}{learned} by "
+        f"diffexpo "
         f"{diffexpo.__version__}.\n\nLicence of the base model, which this inherits: {inherited}.\n"
     )
 
@@ -181,7 +184,8 @@ def _pictures(config: RunConfig, summary: Summary) -> str:
     count = min(config.evaluation.grid_prompts, config.evaluation.num_prompts)
     return (
         f"## Before and after\n\n![Base model left, {summary.final} right]({GRID})\n\n"
-        f"The first {count} evaluation prompts in keyed order, not chosen by hand, the same noise on both sides.\n"
+        f"The first {count} evaluation prompts in keyed order, not chosen by hand, the same noise on both "
+        f"sides.\n"
     )
 
 
@@ -191,7 +195,8 @@ def _results(record: RunRecord, summary: Summary) -> str:
     settings = record.config.get("evaluation", {})
     said = (
         f"{settings.get('num_prompts')} prompts never trained on (`{settings.get('prompts')}`), "
-        f"images of each: {settings.get('images_per_prompt', 1)}, the same seeds for both; 95% intervals, bootstrap over prompts.\n"
+        f"images of each: {settings.get('images_per_prompt', 1)}, the same seeds for both; 95% intervals, "
+        f"bootstrap over prompts.\n"
     )
     lines = [
         "## Results\n",
@@ -261,7 +266,8 @@ def _limits(config: RunConfig) -> str:
     trained = ", ".join(f"`{reward.name}`" for reward in config.rewards if reward.role == "train")
     what = f"It prefers what {trained} prefers, its mistakes included." if trained else ""
     return (
-        f"## Limits\n\n{what} Faults and biases of the base model remain; whether this model is safer or less safe than it was not "
+        f"## Limits\n\n{what} Faults and biases of the base model remain; whether this model is safer or "
+        f"less safe than it was not "
         f"examined.\n"
     )
 

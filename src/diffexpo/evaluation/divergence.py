@@ -1,7 +1,8 @@
 """How far a version has moved from a reference, in nats per image.
 
-`path_kl` is the number of the reports: the KL between the two *sampling chains*, an upper bound of the KL between the final
-pictures. `elbo_kl` needs no chain and is not a bound. They are different quantities; say which one a number is.
+`path_kl` is the number of the reports: the KL between the two *sampling chains*, an upper bound of the KL
+between the final pictures. `elbo_kl` needs no chain and is not a bound. They are different quantities; say
+which one a number is.
 """
 
 from __future__ import annotations
@@ -51,9 +52,10 @@ def path_kl(
 
         KL = sum_t ||mean_version(x_t) - mean_reference(x_t)||^2 / (2 std_t^2),   x_t drawn from `version`
 
-    Variance-preserving models use the ancestral kernel (eta = 1) on the sampler's number of steps, whatever the sampler (a
-    deterministic sampler has no path KL); its last step has no noise and is left out. Flow models use the Flow-GRPO form of
-    the SDE at noise level 0.7. Predictions are guided as in sampling, `negative` included.
+    Variance-preserving models use the ancestral kernel (eta = 1) on the sampler's number of steps, whatever
+    the sampler (a deterministic sampler has no path KL); its last step has no noise and is left out. Flow
+    models use the Flow-GRPO form of the SDE at noise level 0.7. Predictions are guided as in sampling,
+    `negative` included.
 
     Args:
         policy: The model; `version` and `reference` are names in its weight sets.
@@ -62,10 +64,10 @@ def path_kl(
         noise: Keyed noise of the B paths.
         tick: Called after every step.
     Returns:
-        Nats per image (B,), float64, >= 0; exactly 0 for version = reference. Unbiased for the path KL; the mean over prompts
-        bounds the KL of the final images from above (data processing).
-    Source: EXPO figure 5 (KL axis); ancestral form: DPOK (2023), lemma 4.2; flow form: Flow-GRPO (2025), section 4.2, there
-        per element and without the division by its own variance.
+        Nats per image (B,), float64, >= 0; exactly 0 for version = reference. Unbiased for the path KL; the
+        mean over prompts bounds the KL of the final images from above (data processing).
+    Source: EXPO figure 5 (KL axis); ancestral form: DPOK (2023), lemma 4.2; flow form: Flow-GRPO (2025),
+        section 4.2, there per element and without the division by its own variance.
     """
     grid = sampler_grid(policy.path, _chain(policy.path), sampler.steps, 1.0)
     guidance = sampler.guidance if negative is not None else 1.0
@@ -109,9 +111,11 @@ def elbo_kl(
     *,
     levels: int = 16,
 ) -> Tensor:
-    """Difference of two versions' variational bounds on images of the first: a cheap stand-in for the KL without chains.
+    """Difference of two versions' variational bounds on images of the first: a cheap stand-in for the KL
+    without chains.
 
-        sum_k 1/2 (snr(t_k-1) - snr(t_k)) [ ||x0_ref(x_t) - x0||^2 - ||x0_version(x_t) - x0||^2 ],  snr = alpha_t^2 / sigma_t^2
+        sum_k 1/2 (snr(t_k-1) - snr(t_k)) [ ||x0_ref(x_t) - x0||^2 - ||x0_version(x_t) - x0||^2 ],  snr =
+        alpha_t^2 / sigma_t^2
 
     Args:
         policy: The model; no guidance is used.
@@ -120,8 +124,8 @@ def elbo_kl(
         noise_key: Names the noise; level k of row b draws from (noise_key, k, b).
         levels: Number of time intervals, evenly spaced, >= 1.
     Returns:
-        Nats per image (B,), float64, of either sign: neither a bound nor a KL of chains, but it serves deterministic samplers.
-        Exactly 0 for version = reference.
+        Nats per image (B,), float64, of either sign: neither a bound nor a KL of chains, but it serves
+        deterministic samplers. Exactly 0 for version = reference.
     Source: variational bound in snr form: Kingma et al., "Variational Diffusion Models" (2021), eq. 15.
     """
     if levels < 1:

@@ -16,7 +16,8 @@ _PAD = 6
 
 
 def to_uint8(images: np.ndarray) -> np.ndarray:
-    """Images (N,3,H,W) in [0,1] to 8-bit (N,H,W,3), rounded to nearest: what is saved, shown and judged alike."""
+    """Images (N,3,H,W) in [0,1] to 8-bit (N,H,W,3), rounded to nearest: what is saved, shown and judged
+    alike."""
     if images.ndim != 4 or images.shape[1] != 3:
         raise DataError(f"images of shape {images.shape}; expected (N, 3, H, W)")
     return np.rint(np.clip(images, 0.0, 1.0) * 255.0).astype(np.uint8).transpose(0, 2, 3, 1)
@@ -41,7 +42,8 @@ def picture_grid(
     """
     if len(rows) != len(row_labels) or any(len(row) != len(column_labels) for row in rows):
         raise DataError(
-            f"picture grid: {len(rows)} rows, {len(row_labels)} row labels, {len(column_labels)} column labels"
+            f"picture grid: {len(rows)} rows, {len(row_labels)} row labels, {len(column_labels)} column "
+            f"labels"
         )
     font = ImageFont.load_default(size=13)
     line = 20
@@ -70,7 +72,8 @@ def save_grid(path: Path, sheet: Image.Image) -> Path:
 
 
 def data_uri(picture: np.ndarray, *, side: int = 224) -> str:
-    """A picture (H,W,3) uint8 as a data URI: PNG if small already, else JPEG shrunk so that no side exceeds `side`."""
+    """A picture (H,W,3) uint8 as a data URI: PNG if small already, else JPEG shrunk so that no side exceeds
+    `side`."""
     image = Image.fromarray(picture)
     buffer = io.BytesIO()
     if max(image.size) <= 96:

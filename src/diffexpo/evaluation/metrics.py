@@ -1,7 +1,8 @@
-"""The numbers of a comparison: win rate, means with intervals, Vendi score, Bradley-Terry strengths. NumPy only.
+"""The numbers of a comparison: win rate, means with intervals, Vendi score, Bradley-Terry strengths. NumPy
+only.
 
-Every interval is a percentile bootstrap over *prompts* (clusters): images of one prompt are alike, so resampling single images
-would pretend to know more than the data say.
+Every interval is a percentile bootstrap over *prompts* (clusters): images of one prompt are alike, so
+resampling single images would pretend to know more than the data say.
 """
 
 from __future__ import annotations
@@ -21,7 +22,8 @@ _CHUNK = 2_000_000
 
 @dataclass(frozen=True)
 class WinRate:
-    """How often a beats b. `rate`, `low`, `high` are in [0, 1]; `wins`, `ties`, `losses` count image pairs."""
+    """How often a beats b. `rate`, `low`, `high` are in [0, 1]; `wins`, `ties`, `losses` count image
+    pairs."""
 
     rate: float
     low: float
@@ -50,20 +52,22 @@ def win_rate(
     resamples: int = 10000,
     seed: int = 0,
 ) -> WinRate:
-    """Share of comparisons that a wins, ties counting one half, averaged within a prompt first and then over prompts.
+    """Share of comparisons that a wins, ties counting one half, averaged within a prompt first and then over
+    prompts.
 
         rate = mean_p mean_{i in p} [ 1(a_i > b_i) + 1/2 1(a_i = b_i) ]
 
     Args:
-        a, b: Scores (N,) of two models for the same prompts and seeds, row by row; rows with a non-finite score are dropped and
-            counted.
+        a, b: Scores (N,) of two models for the same prompts and seeds, row by row; rows with a non-finite
+            score are dropped and counted.
         prompts: Prompt of each row (N,); without it every row is its own prompt.
         resamples: Bootstrap resamples of prompts for the 95% interval (2.5 and 97.5 percentiles).
         seed: Names the resampling.
     Returns:
-        A WinRate. a > b everywhere gives rate 1; win_rate(b, a).rate is 1 - win_rate(a, b).rate. If every prompt is won (or
-        lost) the bootstrap has no spread, so the exact binomial bound 0.025**(1/prompts) replaces its inner end.
-        `p_value` is the exact two-sided sign test over prompts (tied prompts left out).
+        A WinRate. a > b everywhere gives rate 1; win_rate(b, a).rate is 1 - win_rate(a, b).rate. If every
+        prompt is won (or lost) the bootstrap has no spread, so the exact binomial bound 0.025**(1/prompts)
+        replaces its inner end. `p_value` is the exact two-sided sign test over prompts (tied prompts left
+        out).
     Raises:
         DataError: shapes differ, or no row is finite.
     """
@@ -71,7 +75,8 @@ def win_rate(
     labels = _labels(prompts, len(left))
     if len(left) != len(right):
         raise DataError(
-            f"win_rate: a has {len(left)} scores and b has {len(right)}; score the same prompts and seeds for both"
+            f"win_rate: a has {len(left)} scores and b has {len(right)}; score the same prompts and seeds "
+            f"for both"
         )
     finite = np.isfinite(left) & np.isfinite(right)
     if not finite.any():
@@ -142,15 +147,18 @@ def bootstrap_mean(
 
 
 def vendi_score(embeddings: ArrayLike, q: float = 1.0) -> float:
-    """Effective number of different items: the exponential of the entropy of the similarity matrix's spectrum.
+    """Effective number of different items: the exponential of the entropy of the similarity matrix's
+    spectrum.
 
-        K = cosine Gram matrix / n,  VS_q = exp( log(sum_i lambda_i^q) / (1 - q) ),  VS_1 = exp(-sum_i lambda_i log lambda_i)
+        K = cosine Gram matrix / n,  VS_q = exp( log(sum_i lambda_i^q) / (1 - q) ),  VS_1 = exp(-sum_i
+        lambda_i log lambda_i)
 
     Args:
         embeddings: Features (n, d), one row an item; rows are normalised to length 1 here.
         q: Order >= 0: small orders weigh rare items more, `inf` gives 1 / max lambda.
     Returns:
-        A number in [1, n]: n equal rows give 1, n orthogonal rows give n. It is bounded by n, so n belongs beside it.
+        A number in [1, n]: n equal rows give 1, n orthogonal rows give n. It is bounded by n, so n belongs
+            beside it.
     Raises:
         DataError: not a (n, d) array of finite numbers, a row of zeros, or q < 0.
     Source: Friedman and Dieng, "The Vendi Score" (2023), definition 3.1; order q: Pasarkar and Dieng (2024).
@@ -165,7 +173,8 @@ def vendi_score(embeddings: ArrayLike, q: float = 1.0) -> float:
     norms = np.linalg.norm(rows, axis=1, keepdims=True)
     if (norms == 0).any():
         raise DataError(
-            "vendi_score: an embedding is all zeros, so its cosine similarity is undefined; check the embedder"
+            "vendi_score: an embedding is all zeros, so its cosine similarity is undefined; check the "
+            "embedder"
         )
     rows = rows / norms
     gram = rows @ rows.T if rows.shape[0] <= rows.shape[1] else rows.T @ rows
@@ -194,8 +203,8 @@ def bradley_terry(
     Returns:
         Strengths (k,), positive, summing to 1; [[0, 3], [1, 0]] gives [0.75, 0.25].
     Raises:
-        DataError: not a square table of finite numbers >= 0; or, without a prior, some group never lost to the rest (then no
-            finite maximum exists: a solver would return whatever it had when it stopped).
+        DataError: not a square table of finite numbers >= 0; or, without a prior, some group never lost to
+            the rest (then no finite maximum exists: a solver would return whatever it had when it stopped).
     Source: Bradley and Terry (1952); existence: Ford (1957); iteration: Newman (2023), eq. 10.
     """
     table = np.array(wins, dtype=np.float64)
@@ -223,7 +232,8 @@ def bradley_terry(
 
 
 def best_of_n_kl(n: ArrayLike) -> np.ndarray:
-    """KL to the base of best-of-n sampling (an upper bound, exact without ties): log n - (n - 1) / n nats; 0 at n = 1."""
+    """KL to the base of best-of-n sampling (an upper bound, exact without ties): log n - (n - 1) / n nats; 0
+    at n = 1."""
     count = np.asarray(n, dtype=np.float64)
     return np.log(count) - (count - 1.0) / count
 
@@ -256,7 +266,8 @@ def _interval(means: np.ndarray, resamples: int, seed: int) -> tuple[float, floa
 
 
 def _check_strongly_connected(table: np.ndarray) -> None:
-    """Every player must reach every other along wins; reachability by repeated squaring of the boolean table."""
+    """Every player must reach every other along wins; reachability by repeated squaring of the boolean
+    table."""
     reach = (table > 0) | np.eye(len(table), dtype=bool)
     for _ in range(max(1, math.ceil(math.log2(len(table) + 1)))):
         reach = (reach.astype(np.float64) @ reach.astype(np.float64)) > 0
@@ -264,6 +275,7 @@ def _check_strongly_connected(table: np.ndarray) -> None:
         return
     winners = [i for i in range(len(table)) if not reach[:, i].all()]
     raise DataError(
-        f"bradley_terry: the wins do not connect all players both ways (nobody outside reaches player(s) {winners}), "
+        f"bradley_terry: the wins do not connect all players both ways (nobody outside reaches player(s) "
+        f"{winners}), "
         "so no finite strengths maximise the likelihood; add comparisons or set prior > 0"
     )

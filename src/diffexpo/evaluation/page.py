@@ -61,7 +61,8 @@ def _cited(run_dir: Path) -> list[str]:
     return citations(config).as_text().splitlines()
 
 
-# ---- pictures --------------------------------------------------------------------------------------------------------
+# ---- pictures
+# --------------------------------------------------------------------------------------------------------
 
 
 def _shown_versions(record: RunRecord, summary: Summary) -> list[str]:
@@ -124,7 +125,8 @@ def _read_picture(path: Path) -> np.ndarray:
         return np.asarray(image.convert("RGB"))
 
 
-# ---- tables ----------------------------------------------------------------------------------------------------------
+# ---- tables
+# ----------------------------------------------------------------------------------------------------------
 
 
 def pairing_rows(metrics: Sequence[Json]) -> list[Json]:

@@ -1,4 +1,5 @@
-"""What an evaluation leaves on disk and the report reads: the run folder's reader side. Imports without torch.
+"""What an evaluation leaves on disk and the report reads: the run folder's reader side. Imports without
+torch.
 
     <run>/config.yaml         resolved configuration
     <run>/env.json            versions and machine, any JSON object
@@ -8,8 +9,9 @@
     <run>/eval/pairs/         pairs.json + pictures of the example pairs
     <run>/baseline/           run folder of the offline baseline; its metrics.jsonl is read for its cost
 
-Phases in metrics.jsonl: `train` is one line per optimiser step; `train_summary`, `collect`, `pair` and `evaluate` are one line per
-iteration. `cost/*` and `time/*` are amounts spent in what the line describes, so their sum is the run's total.
+Phases in metrics.jsonl: `train` is one line per optimiser step; `train_summary`, `collect`, `pair` and
+`evaluate` are one line per iteration. `cost/*` and `time/*` are amounts spent in what the line describes, so
+their sum is the run's total.
 """
 
 from __future__ import annotations
@@ -36,11 +38,12 @@ PAIR_RULES = ("first", "median margin", "largest margin")
 class SuiteResult:
     """One version's pictures and numbers on the evaluation prompts.
 
-    Rows are images: `prompt_index` and `image_index` (N,), `images` (N,H,W,3) uint8, `scores` scorer -> (N,) with NaN where scoring
-    failed. Rows whose image_index is below `images_per_prompt` enter rewards and win rates; the others exist for the Vendi score.
-    `roles` says for each scorer whether it is a `heldout` judge (never trained on), a `train` reward or
-    a reward that the run only looks at (`watch`).
-    `vendi` maps a prompt id to its Vendi score over `vendi_images` images; `kl` holds one path KL (nats per image) a row.
+    Rows are images: `prompt_index` and `image_index` (N,), `images` (N,H,W,3) uint8, `scores` scorer -> (N,)
+    with NaN where scoring failed. Rows whose image_index is below `images_per_prompt` enter rewards and win
+    rates; the others exist for the Vendi score. `roles` says for each scorer whether it is a `heldout` judge
+    (never trained on), a `train` reward or a reward that the run only looks at (`watch`).
+    `vendi` maps a prompt id to its Vendi score over `vendi_images` images; `kl` holds one path KL (nats per
+    image) a row.
     """
 
     version: str
@@ -78,7 +81,8 @@ class SuiteResult:
 
 @dataclass(frozen=True)
 class PairExample:
-    """A collected pair as the report shows it. `rule` says why this one; images are file names beside pairs.json."""
+    """A collected pair as the report shows it. `rule` says why this one; images are file names beside
+    pairs.json."""
 
     pair_id: str
     iteration: int
@@ -158,7 +162,8 @@ def load_suite(folder: Path) -> SuiteResult:
     path = folder / "suite.json"
     if not path.exists():
         raise MissingError(
-            f"{path} does not exist: the evaluation of {folder.name!r} did not finish; run `diffexpo run --resume`"
+            f"{path} does not exist: the evaluation of {folder.name!r} did not finish; run `diffexpo run "
+            f"--resume`"
         )
     try:
         fields = json.loads(path.read_text(encoding="utf-8"))
@@ -175,7 +180,8 @@ def load_suite(folder: Path) -> SuiteResult:
         return SuiteResult(**fields)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DataError(
-            f"{folder}: not a complete evaluation ({error}); delete the folder and run `diffexpo run --resume`"
+            f"{folder}: not a complete evaluation ({error}); delete the folder and run `diffexpo run "
+            f"--resume`"
         ) from error
 
 
@@ -203,7 +209,8 @@ def choose_pair_examples(pairs: Sequence[Mapping[str, object]]) -> list[tuple[st
 def save_pair_examples(
     run_dir: Path, iteration: int, examples: Sequence[tuple[PairExample, np.ndarray, np.ndarray]]
 ) -> Path:
-    """Add an iteration's example pairs (example, winner (H,W,3) uint8, loser) to `<run>/eval/pairs`; writing again replaces them."""
+    """Add an iteration's example pairs (example, winner (H,W,3) uint8, loser) to `<run>/eval/pairs`; writing
+    again replaces them."""
     folder = run_dir / "eval" / "pairs"
     folder.mkdir(parents=True, exist_ok=True)
     rows = [row for row in _read_json(folder / "pairs.json", []) if row["iteration"] != iteration]
@@ -287,7 +294,8 @@ def load_run(run_dir: Path) -> RunRecord:
 
 
 def write_json(path: Path, payload: object) -> Path:
-    """JSON through a temporary name, fsync and rename: a reader sees the old file or the new one. NaN is refused."""
+    """JSON through a temporary name, fsync and rename: a reader sees the old file or the new one. NaN is
+    refused."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_suffix(".tmp")
     with temporary.open("w", encoding="utf-8") as file:

@@ -1,7 +1,8 @@
 """report.html: one self-contained page that says whether the model got better, made from a run's files alone.
 
-The only file that plots (`page.py` makes the rest of the page). Figures are inline SVG whose colours are CSS variables, so they follow light and dark mode; a figure whose
-data are absent becomes a sentence that says why, and one that the run's method does not have is left out.
+The only file that plots (`page.py` makes the rest of the page). Figures are inline SVG whose colours are CSS
+variables, so they follow light and dark mode; a figure whose data are absent becomes a sentence that says
+why, and one that the run's method does not have is left out.
 """
 
 from __future__ import annotations
@@ -133,7 +134,8 @@ def _template() -> Template:
     return environment.get_template("report.html.j2")
 
 
-# ---- figures ---------------------------------------------------------------------------------------------------------
+# ---- figures
+# ---------------------------------------------------------------------------------------------------------
 
 
 def _has(name: str, record: RunRecord, summary: Summary) -> bool:
@@ -174,7 +176,8 @@ def _draw(
 
 
 def _fit(canvas: Figure, axes: Axes, margin: float = 0.02) -> None:
-    """Let the axes with all their labels fill the figure. Measured once; matplotlib's own layouts measure and draw everything twice."""
+    """Let the axes with all their labels fill the figure. Measured once; matplotlib's own layouts measure and
+    draw everything twice."""
     outer, inner = axes.get_tightbbox().transformed(canvas.transFigure.inverted()), axes.get_position()
     axes.set_position(
         (
@@ -295,7 +298,8 @@ def _frontier(axes: Axes, record: RunRecord, summary: Summary) -> str:
     shared = [name for name in rewards if name in summary.kl]
     if not shared or "base" not in rewards:
         raise Absent(
-            "No reward-KL curve: the KL was not measured (evaluation.kl_prompts is 0) or no judge scored the images."
+            "No reward-KL curve: the KL was not measured (evaluation.kl_prompts is 0) or no judge scored the "
+            "images."
         )
     path = [("base", 0.0)] + [(name, summary.kl[name][0]) for name in shared if name != BASELINE]
     axes.plot([kl for _, kl in path], [rewards[name][0] for name, _ in path], color=BLUE, linewidth=1.2)
@@ -344,7 +348,8 @@ def _vendi(axes: Axes, record: RunRecord, summary: Summary) -> str:
 
 
 def _training(record: RunRecord, name: str) -> tuple[np.ndarray, np.ndarray, list[int]]:
-    """Optimiser steps counted through the run, values thinned to means of equal bins, and where iterations begin."""
+    """Optimiser steps counted through the run, values thinned to means of equal bins, and where iterations
+    begin."""
     lines = [line for line in record.metrics if line.get("phase") == "train"]
     if not series(lines, name, "train"):
         raise Absent(f"No training step with {name} is in metrics.jsonl yet.")
@@ -394,7 +399,8 @@ def _errors(axes: Axes, record: RunRecord, summary: Summary) -> str:
         _, reference, _ = _training(record, f"train/{side}_reference_error")
         if len(own) != len(reference) or (reference <= 0).any():
             raise Absent(
-                "Policy and reference errors in metrics.jsonl do not belong to the same steps, so no ratio is drawn."
+                "Policy and reference errors in metrics.jsonl do not belong to the same steps, so no ratio "
+                "is drawn."
             )
         change = 100 * (own / reference - 1)
         axes.plot(x, change, color=colour, linestyle=dash, linewidth=1.3, label=f"{side}s")

@@ -1,8 +1,10 @@
-"""Evaluate one version of a policy: the same prompts, the same keyed noise, the same judges for every version.
+"""Evaluate one version of a policy: the same prompts, the same keyed noise, the same judges for every
+version.
 
-The noise of an image comes from (run seed, "evaluate", prompt id, image index) and batches are cut alike for all versions, so two
-versions' pictures differ by their weights alone. Judges see what a person sees, the 8-bit picture; those that judge latents see the
-drawn ones. A batch is judged while the next is drawn, as in collecting; one batch at a time and in order, so nothing depends on it.
+The noise of an image comes from (run seed, "evaluate", prompt id, image index) and batches are cut alike for
+all versions, so two versions' pictures differ by their weights alone. Judges see what a person sees, the
+8-bit picture; those that judge latents see the drawn ones. A batch is judged while the next is drawn, as in
+collecting; one batch at a time and in order, so nothing depends on it.
 """
 
 from __future__ import annotations
@@ -53,7 +55,8 @@ def describe_scorer(scorer: Scorer) -> str:
 
 
 def choose_prompts(prompts: Sequence[Prompt], count: int, seed: int) -> list[Prompt]:
-    """The first `count` prompts in keyed order: chosen by the run's seed, not by hand; the order decides who is in the grid."""
+    """The first `count` prompts in keyed order: chosen by the run's seed, not by hand; the order decides who
+    is in the grid."""
     by_id = {prompt.id: prompt for prompt in prompts}
     return [by_id[name] for name in keyed_order(by_id, seed, "evaluate", "prompts")[:count]]
 
@@ -81,19 +84,21 @@ def evaluate_version(
 
     Args:
         policy: The model; `version` and `reference` are names in its weight sets.
-        prompts: Evaluation prompts in order; the first `vendi_prompts` and `kl_prompts` of them serve those numbers.
+        prompts: Evaluation prompts in order; the first `vendi_prompts` and `kl_prompts` of them serve those
+            numbers.
         settings: Sampler and counts.
         judges: Held-out scorers, never trained on; the first decides win rates.
         seed: The run's seed.
         tick: Called after every denoising step of a batch and after every batch.
-        train_rewards: Scorers of the run's rewards, for the over-optimisation alarm; reported, never decisive.
+        train_rewards: Scorers of the run's rewards, for the over-optimisation alarm; reported, never
+            decisive.
         watched: Names of those among them that the run only looks at (`role: watch`).
         embed: Images (B,3,H,W) in [0,1] -> features (B,d) for the Vendi score; None leaves it out.
         embedder: Name of `embed`, printed beside the number.
         name: Name of the result, if not `version` (e.g. "iteration-2" for the weights "current").
         batch_size: Images per network call; the same for all versions.
-        encode: Texts to their conditioning, such as `PromptEmbeddings.select`, which keeps them from one version to the next;
-            by default `policy.encode_prompts`.
+        encode: Texts to their conditioning, such as `PromptEmbeddings.select`, which keeps them from one
+            version to the next; by default `policy.encode_prompts`.
         overlap: Judge a batch while the next is drawn; changes time only.
     Returns:
         A SuiteResult with images (N,H,W,3) uint8 ordered by prompt, then image.
@@ -208,7 +213,8 @@ class _Judging:
 
 
 def _rows(num_prompts: int, settings: EvaluationConfig, vendi_prompts: int) -> tuple[np.ndarray, np.ndarray]:
-    """Prompt and image index of every picture: Vendi's prompts get as many as it needs, the others `images_per_prompt`."""
+    """Prompt and image index of every picture: Vendi's prompts get as many as it needs, the others
+    `images_per_prompt`."""
     counts = [
         max(settings.images_per_prompt, settings.vendi_images if index < vendi_prompts else 0)
         for index in range(num_prompts)

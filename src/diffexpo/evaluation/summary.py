@@ -43,7 +43,8 @@ class CostRow:
 class Conflict:
     """How two scorers order the images of a prompt in one collection; see `rewards.mixture.conflict_metrics`.
 
-    `rank_correlation` in [-1, 1], `disagreement` the share of couples ordered oppositely; None where nothing was decided.
+    `rank_correlation` in [-1, 1], `disagreement` the share of couples ordered oppositely; None where nothing
+    was decided.
     """
 
     iteration: int
@@ -55,7 +56,8 @@ class Conflict:
 
 @dataclass(frozen=True)
 class Improvement:
-    """What an improvement model made of an iteration's images: see the metrics `improve/*`; None where not measured."""
+    """What an improvement model made of an iteration's images: see the metrics `improve/*`; None where not
+    measured."""
 
     iteration: int
     images: float | None
@@ -107,7 +109,8 @@ def summarise(record: RunRecord) -> Summary:
     Args:
         record: The run's files, complete or not.
     Returns:
-        A Summary; what cannot be computed is None or missing, with a sentence in `problems` where a file is at fault.
+        A Summary; what cannot be computed is None or missing, with a sentence in `problems` where a file is
+        at fault.
     """
     suites, iterations = record.suites, record.iterations
     roles = next(iter(suites.values())).roles if suites else {}
@@ -157,10 +160,11 @@ def build_history(record: RunRecord, summary: Summary) -> History:
 
 
 def cost_rows(metrics: Sequence[Json], config: Json, suites: dict[str, SuiteResult]) -> list[CostRow]:
-    """Cost by phase: recorded `cost/*`, `time/*`, `mem/*` where they are, else evaluations derived from what was done.
+    """Cost by phase: recorded `cost/*`, `time/*`, `mem/*` where they are, else evaluations derived from what
+    was done.
 
-    Derived: collected images times evaluations an image; for losses on pairs of images, optimiser steps times pairs times
-    (4 forwards, 2 backwards).
+    Derived: collected images times evaluations an image; for losses on pairs of images, optimiser steps times
+    pairs times (4 forwards, 2 backwards).
     """
     rows = []
     for phase in ("improver", "collect", "improve", "pair", "train", "evaluate"):
@@ -193,7 +197,8 @@ CONFLICT = "rollout/conflict/"
 
 
 def conflict_rows(metrics: Sequence[Json]) -> list[Conflict]:
-    """One row for each collection and couple of scorers, in the order of the file; empty where one scorer ranks alone."""
+    """One row for each collection and couple of scorers, in the order of the file; empty where one scorer
+    ranks alone."""
     rows = []
     for line in metrics:
         couples = {
@@ -280,7 +285,8 @@ def _compare(
     shared = [key for key in left if key in right]
     if len(shared) < max(len(left), len(right)):
         summary.problems.append(
-            f"{name} and {other_name} share {len(shared)} of {max(len(left), len(right))} images; only those are compared."
+            f"{name} and {other_name} share {len(shared)} of {max(len(left), len(right))} images; only those "
+            f"are compared."
         )
     try:
         return win_rate(
@@ -389,7 +395,8 @@ def _training_cost(lines: Sequence[Json], config: Json) -> tuple[float | None, f
 
 
 def _method_cost(rows: Sequence[CostRow]) -> float | None:
-    """Evaluations of the method itself: collecting and training, without evaluation; None where one of them is not known."""
+    """Evaluations of the method itself: collecting and training, without evaluation; None where one of them
+    is not known."""
     spent = [row for row in rows if row.phase in ("collect", "train")]
     if not spent or any(row.forwards is None for row in spent):
         return None

@@ -1,4 +1,5 @@
-"""The report's first answer in plain words, from a Summary. No number is made here; every sentence quotes one."""
+"""The report's first answer in plain words, from a Summary. No number is made here; every sentence quotes
+one."""
 
 from __future__ import annotations
 
@@ -32,7 +33,8 @@ def give_verdict(summary: Summary) -> Verdict:
     Args:
         summary: Numbers of the run.
     Returns:
-        A Verdict; `undecided` whenever one half lies inside the 95% interval, `unknown` if nothing can be compared.
+        A Verdict; `undecided` whenever one half lies inside the 95% interval, `unknown` if nothing can be
+        compared.
     """
     tiles = [_win_tile(summary), _vendi_tile(summary), _kl_tile(summary)]
     if summary.compares_offline:
@@ -47,22 +49,27 @@ def give_verdict(summary: Summary) -> Verdict:
         "undecided": "Undecided: no clear difference to the base model",
     }[win.verdict]
     first = (
-        f"On {win.num_prompts} prompts never trained on, the held-out judge {summary.judge} (also never trained on) prefers the "
-        f"images of {version} to the base's in {percent(win.rate)} of comparisons, 95% interval {percent(win.low)} to "
-        f"{percent(win.high)} (50% would be no difference; {win.wins} wins, {win.ties} ties, {win.losses} losses; exact sign test "
+        f"On {win.num_prompts} prompts never trained on, the held-out judge {summary.judge} (also never "
+        f"trained on) prefers the "
+        f"images of {version} to the base's in {percent(win.rate)} of comparisons, 95% interval "
+        f"{percent(win.low)} to "
+        f"{percent(win.high)} (50% would be no difference; {win.wins} wins, {win.ties} ties, {win.losses} "
+        f"losses; exact sign test "
         f"p {small(win.p_value)})."
     )
     sentences = [first]
     if win.verdict == "undecided":
         sentences.append(
-            "The interval contains 50%, so this evaluation cannot tell which is better; more prompts narrow it."
+            "The interval contains 50%, so this evaluation cannot tell which is better; more prompts narrow "
+            "it."
         )
     sentences.append(_price(summary))
     if summary.compares_offline:
         sentences.append(_baseline_sentence(summary))
     if not summary.is_finished and summary.planned_iterations is not None:
         sentences.append(
-            f"This is {summary.final.replace('-', ' ')} of {summary.planned_iterations} planned: the run is not finished."
+            f"This is {summary.final.replace('-', ' ')} of {summary.planned_iterations} planned: the run is "
+            f"not finished."
         )
     return Verdict(win.verdict, title, sentences, tiles)
 
@@ -106,12 +113,14 @@ def _price(summary: Summary) -> str:
                 "images of one prompt are more alike" if mean < 0 else "images of one prompt are more varied"
             )
         parts.append(
-            f"diversity (Vendi score) changed by {signed(mean)} (95% {signed(low)} to {signed(high)}): {words}"
+            f"diversity (Vendi score) changed by {signed(mean)} (95% {signed(low)} to {signed(high)}): "
+            f"{words}"
         )
     kl = summary.kl.get(summary.final or "")
     if kl is not None:
         parts.append(
-            f"the distance to the base is {digits(kl[0])} nats per image (95% {digits(kl[1])} to {digits(kl[2])}; path KL)"
+            f"the distance to the base is {digits(kl[0])} nats per image (95% {digits(kl[1])} to "
+            f"{digits(kl[2])}; path KL)"
         )
     return "What it cost: " + "; ".join(parts) + "." if parts else "Diversity and KL were not measured."
 

@@ -1,4 +1,5 @@
-"""What the report of a run may speak of: the method's name, what it learns from and which parts it has, from the settings alone."""
+"""What the report of a run may speak of: the method's name, what it learns from and which parts it has, from
+the settings alone."""
 
 from __future__ import annotations
 
@@ -46,8 +47,8 @@ RESTRAINTS = {
 class Method:
     """A run's method as its report describes it.
 
-    `has_pairs`: it learns from pairs of images. `has_agents`: two agents draw. `is_ranked`: rewards order what was drawn.
-    `start_loss`: the loss where policy and reference agree, None if that is no fixed number.
+    `has_pairs`: it learns from pairs of images. `has_agents`: two agents draw. `is_ranked`: rewards order
+    what was drawn. `start_loss`: the loss where policy and reference agree, None if that is no fixed number.
     """
 
     type: str

@@ -1,9 +1,10 @@
-"""A learned baseline for the reward of each transition (DPOK): fitted to an iteration's transitions before they are trained.
+"""A learned baseline for the reward of each transition (DPOK): fitted to an iteration's transitions before
+they are trained.
 
     A = r - V(x_t, prompt, t),   V fitted to r by a few steps of its own optimiser
 
-Everything here is a function of the trajectories and of the network that the last iteration left, so a resumed run fits the
-same network again.
+Everything here is a function of the trajectories and of the network that the last iteration left, so a
+resumed run fits the same network again.
 """
 
 from __future__ import annotations
@@ -80,7 +81,8 @@ def baseline_path(loop: Loop, iteration: int) -> Path:
 
 
 def _fit(loop: Loop, iteration: int, method: HasValueNetwork, inputs: Tensor, rewards: Tensor) -> nn.Module:
-    """Some steps of AdamW from where the last iteration stopped; the result is written by the first process."""
+    """Some steps of AdamW from where the last iteration stopped; the result is written by the first
+    process."""
     settings = loop.config.algorithm
     assert isinstance(settings, DpokConfig)
     generator = torch_generator(loop.config.seed, "baseline")

@@ -1,9 +1,11 @@
 """Trajectories whose steps branch into candidates, of which best and worst become a pair (SPO).
 
-    x_{t-1}^1 .. x_{t-1}^k ~ the step's kernel at x_t;   a score of each;   best, worst;   go on from a random one
+    x_{t-1}^1 .. x_{t-1}^k ~ the step's kernel at x_t;   a score of each;   best, worst;   go on from a random
+    one
 
-A step-aware judge scores the candidates as they are, noise and all. Without one the run's rewards score the picture that each
-candidate's predicted x0 decodes to; the predictions are those that the next step needs, of all candidates instead of one.
+A step-aware judge scores the candidates as they are, noise and all. Without one the run's rewards score the
+picture that each candidate's predicted x0 decodes to; the predictions are those that the next step needs, of
+all candidates instead of one.
 """
 
 from __future__ import annotations
@@ -28,7 +30,8 @@ Mix = Callable[[Mapping[str, np.ndarray]], np.ndarray]
 
 @dataclass(frozen=True)
 class Branching:
-    """How steps branch: candidates of an x_t, the first step that does, and the gap of scores above which a pair is kept.
+    """How steps branch: candidates of an x_t, the first step that does, and the gap of scores above which a
+    pair is kept.
 
     Without `judge` the run's rewards score the candidates' predicted images.
     """
@@ -62,11 +65,12 @@ def branch_unit(
     Args:
         drawing, unit, tick: As for any unit; ticks are one a step.
         branching: How steps branch.
-        mix: Scores by reward (B, k) to one score (B, k), NaN where a candidate has none; not called where there is a judge.
+        mix: Scores by reward (B, k) to one score (B, k), NaN where a candidate has none; not called where
+            there is a judge.
     Returns:
-        latents (T+1,B,C,h,w) and log_probs (T,B) of the path that was gone, and the R decided branches: branch_x_t,
-        branch_winner, branch_loser (R,C,h,w), branch_log_probs and branch_scores (R,2), winner first, branch_index (R,) the
-        step, branch_row (R,) the image of the unit.
+        latents (T+1,B,C,h,w) and log_probs (T,B) of the path that was gone, and the R decided branches:
+        branch_x_t, branch_winner, branch_loser (R,C,h,w), branch_log_probs and branch_scores (R,2), winner
+        first, branch_index (R,) the step, branch_row (R,) the image of the unit.
     """
     keys, texts, negatives = unit_inputs(drawing, unit)
     policy, sampler = drawing.policy, drawing.sampler

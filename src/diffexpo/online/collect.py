@@ -1,12 +1,13 @@
 """Collecting: agents draw images for an iteration's requests, rewards score them, the store remembers them.
 
-The work is cut into *units*: one agent, one picture size, one batch of (request, image index) couples. A unit is drawn in one
-batch, written as one shard and skipped when it exists, so a killed run loses at most the unit that is drawn and the one that is
-scored, units can be spread over processes, and a picture can be drawn again bit for bit: its noise is keyed by its name and its
-row remembers the batch it was drawn in.
+The work is cut into *units*: one agent, one picture size, one batch of (request, image index) couples. A unit
+is drawn in one batch, written as one shard and skipped when it exists, so a killed run loses at most the unit
+that is drawn and the one that is scored, units can be spread over processes, and a picture can be drawn again
+bit for bit: its noise is keyed by its name and its row remembers the batch it was drawn in.
 
-While a unit is drawn the one before it is scored, in a thread of its own: a scorer that waits (for a server, for people) costs no
-time as long as drawing takes longer. Units are scored one at a time and in order, so nothing depends on it.
+While a unit is drawn the one before it is scored, in a thread of its own: a scorer that waits (for a server,
+for people) costs no time as long as drawing takes longer. Units are scored one at a time and in order, so
+nothing depends on it.
 """
 
 from __future__ import annotations
@@ -72,8 +73,8 @@ class Unit:
 
 @dataclass(frozen=True)
 class Drawing:
-    """What stays the same while one iteration is collected. `score` judges pictures, `score_latents` the latents behind them;
-    `merged` draws with adapters folded into the weights.
+    """What stays the same while one iteration is collected. `score` judges pictures, `score_latents` the
+    latents behind them; `merged` draws with adapters folded into the weights.
     """
 
     policy: Policy
@@ -93,8 +94,8 @@ class Drawing:
 
 
 def make_units(agents: Sequence[Agent], requests: Sequence[Request], batch_size: int) -> list[Unit]:
-    """Cut the iteration into units of at most `batch_size` images, agent by agent and size by size; independent of the number of
-    processes.
+    """Cut the iteration into units of at most `batch_size` images, agent by agent and size by size;
+    independent of the number of processes.
     """
     units: list[Unit] = []
     for agent in agents:
@@ -233,7 +234,8 @@ def collect(
             tick()
         keep()
     except BaseException:
-        # The unit that is being scored is paid for. What stopped us is the news, not what becomes of that unit.
+        # The unit that is being scored is paid for. What stopped us is the news, not what becomes of that
+        # unit.
         with suppress(Exception):
             keep()
         raise
@@ -265,7 +267,8 @@ def plain_texts(unit: Unit) -> list[str]:
 
 
 def was_merged(row: Row) -> bool:
-    """Whether a stored sample was drawn with adapters folded into the weights, and has to be drawn again so."""
+    """Whether a stored sample was drawn with adapters folded into the weights, and has to be drawn again
+    so."""
     return bool(json.loads(str(row["sampler"] or "{}")).get(MERGED, False))
 
 
@@ -299,7 +302,8 @@ def draw_latents(
     tick: Tick,
     bucket: int = 0,
 ) -> Tensor:
-    """Latents of one batch of one size under the version in use; row i's noise comes from the generator named keys[i]."""
+    """Latents of one batch of one size under the version in use; row i's noise comes from the generator named
+    keys[i]."""
     negative = guidance_of(embeddings, sampler, negatives)
     noise = noise_of(policy, keys, bucket)
     return sample(policy, embeddings.select(texts), negative, sampler, noise, tick=tick)
@@ -308,8 +312,8 @@ def draw_latents(
 def redraw(policy: Policy, embeddings: PromptEmbeddings, row: Row, tick: Tick) -> Tensor:
     """Draw one stored sample again, (1,C,h,w), with the version in use; equal bit for bit to what was stored.
 
-    The batch is filled to its old size and the sample stands at its old position, because a kernel's rounding belongs to the
-    batch's shape; what the other rows hold does not matter.
+    The batch is filled to its old size and the sample stands at its old position, because a kernel's rounding
+    belongs to the batch's shape; what the other rows hold does not matter.
 
     Raises:
         StoreError: the row was not drawn by a sampler (offline data and human uploads cannot be drawn again).
@@ -347,7 +351,8 @@ def bucket_of_row(policy: Policy, row: Row) -> int:
     size, sizes = (row["height"], row["width"]), image_sizes(policy)
     if size not in sizes:
         raise StoreError(
-            f"sample {row['sample_id']} has a picture of {size[0]} x {size[1]} pixels, which is none of the model's sizes "
+            f"sample {row['sample_id']} has a picture of {size[0]} x {size[1]} pixels, which is none of the "
+            f"model's sizes "
             f"{[list(known) for known in sizes]}; expected model.resolution and model.buckets as they were"
         )
     return sizes.index(size)
@@ -366,7 +371,8 @@ def texts_needed(requests: Sequence[Request], append_negatives: bool) -> list[st
 
 
 def group_rows(rows: Sequence[Row]) -> list[list[Row]]:
-    """Candidates of each request in a fixed order (by group, then sample id), whatever order shards were written in."""
+    """Candidates of each request in a fixed order (by group, then sample id), whatever order shards were
+    written in."""
     groups: dict[int, list[Row]] = {}
     for row in sorted(rows, key=lambda row: (int(row["group"]), str(row["sample_id"]))):
         groups.setdefault(int(row["group"]), []).append(row)

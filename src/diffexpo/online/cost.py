@@ -1,8 +1,9 @@
 """Cost in network evaluations, so that methods are compared at equal cost.
 
-One evaluation is one forward of the denoiser on one latent. A backward counts as two (activation and weight gradients). What a
-pair costs in Diffusion-DPO: policy forward on winner and loser 2, reference 2, policy backward 4: 8 evaluations. Scoring,
-text encoding and decoding are not counted; their seconds are in the report.
+One evaluation is one forward of the denoiser on one latent. A backward counts as two (activation and weight
+gradients). What a pair costs in Diffusion-DPO: policy forward on winner and loser 2, reference 2, policy
+backward 4: 8 evaluations. Scoring, text encoding and decoding are not counted; their seconds are in the
+report.
 """
 
 from __future__ import annotations
@@ -57,10 +58,11 @@ def run_cost(config: RunConfig) -> Cost:
     sampling = (T - 1) * N * 2B * evaluations per image
     training = T * steps * batch * 8  (+ contrast pairs * 8 from iteration 2 on when alpha > 0)
 
-    for Diffusion-DPO and EXPO; `row_cost` has the other methods' number in place of 8. T - 1 iterations train where the first
-    has nothing to learn from.
+    for Diffusion-DPO and EXPO; `row_cost` has the other methods' number in place of 8. T - 1 iterations train
+    where the first has nothing to learn from.
 
-    Methods on trajectories draw n images for each prompt in each of the T iterations, see `transition_training_cost`.
+    Methods on trajectories draw n images for each prompt in each of the T iterations, see
+    `transition_training_cost`.
     """
     explore, training = config.explore, config.training
     if isinstance(config.algorithm, TrajectoryConfig):
@@ -78,8 +80,8 @@ def run_cost(config: RunConfig) -> Cost:
 
 
 def sampling_cost(config: RunConfig, images: int) -> int:
-    """Network evaluations of drawing so many images for training; SPO without a step-aware judge evaluates each candidate of a
-    branched step."""
+    """Network evaluations of drawing so many images for training; SPO without a step-aware judge evaluates
+    each candidate of a branched step."""
     sampler, algorithm = config.explore.sampler, config.algorithm
     evaluations = num_network_evaluations(sampler, sampler.guidance != 1.0)
     if isinstance(algorithm, SpoConfig) and algorithm.judge is None:
@@ -89,7 +91,8 @@ def sampling_cost(config: RunConfig, images: int) -> int:
 
 
 def improving_cost(config: RunConfig, images: int) -> int:
-    """Network evaluations of improving so many images: three predictions a step, one where double guidance is off."""
+    """Network evaluations of improving so many images: three predictions a step, one where double guidance is
+    off."""
     algorithm = config.algorithm
     if not isinstance(algorithm, ImprovementDpoConfig):
         return 0
@@ -99,7 +102,8 @@ def improving_cost(config: RunConfig, images: int) -> int:
 
 
 def improver_training_cost(config: RunConfig) -> int:
-    """Network evaluations of training the improvement model: one forward and its backward on each pair; none where one is given."""
+    """Network evaluations of training the improvement model: one forward and its backward on each pair; none
+    where one is given."""
     algorithm = config.algorithm
     if not isinstance(algorithm, ImprovementDpoConfig) or algorithm.improver.path is not None:
         return 0
@@ -107,7 +111,8 @@ def improver_training_cost(config: RunConfig) -> int:
 
 
 def training_cost(config: RunConfig, iteration: int) -> int:
-    """Network evaluations of one iteration's updates; contrast pairs exist from iteration 2 on, when alpha > 0.
+    """Network evaluations of one iteration's updates; contrast pairs exist from iteration 2 on, when alpha >
+    0.
 
     Without offline pairs nothing is trained in iteration 1.
     """
@@ -122,7 +127,8 @@ def training_cost(config: RunConfig, iteration: int) -> int:
 def row_cost(config: RunConfig) -> int:
     """Network evaluations of training on one row, a pair or an image.
 
-    (1 + 2 with its backward + 1 for each other version of the weights + passes without gradient) * 2 for pairs
+    (1 + 2 with its backward + 1 for each other version of the weights + passes without gradient) * 2 for
+    pairs
     """
     algorithm, is_two_pass = config.algorithm, config.training.pair_gradient == "two_pass"
     is_pair = isinstance(algorithm, ON_PAIRS)
@@ -135,7 +141,8 @@ def row_cost(config: RunConfig) -> int:
 
 
 def _other_versions(config: RunConfig) -> int:
-    """How many versions of the weights beside the current one look at each image: reference and old policy."""
+    """How many versions of the weights beside the current one look at each image: reference and old
+    policy."""
     algorithm = config.algorithm
     if isinstance(algorithm, DiffusionNftConfig | AwmConfig):
         return 1 + (algorithm.kl_weight > 0)
@@ -150,7 +157,8 @@ def _other_versions(config: RunConfig) -> int:
 def transition_training_cost(config: RunConfig) -> int:
     """Network evaluations of one iteration's updates on transitions.
 
-    steps * batch * g * (3 + 1 if there is a reference) [* 2 for pairs of transitions],   g = 2 with guidance, else 1
+    steps * batch * g * (3 + 1 if there is a reference) [* 2 for pairs of transitions],   g = 2 with guidance,
+    else 1
     """
     training, algorithm = config.training, config.algorithm
     kl_weight = algorithm.kl_weight if isinstance(algorithm, DpokConfig | FlowGrpoConfig) else 0.0
@@ -179,6 +187,7 @@ def contrast_pairs(batch_size: int, fraction: float) -> int:
 
 
 def offline_steps_of_equal_cost(config: RunConfig) -> int:
-    """Optimiser steps of Diffusion-DPO on D_off whose network evaluations equal the whole run's (rounded to nearest)."""
+    """Optimiser steps of Diffusion-DPO on D_off whose network evaluations equal the whole run's (rounded to
+    nearest)."""
     pair_cost = PAIR_COST + (2 if config.training.pair_gradient == "two_pass" else 0)
     return max(1, round(run_cost(config).total / (config.training.batch_size * pair_cost)))

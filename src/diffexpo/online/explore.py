@@ -2,10 +2,10 @@ r"""Exploring: which prompts an iteration draws, and which of them carry a negat
 
     tau(t) = tau_0 * max(0, 1 - (t - 1) / (T - 1))          linear decay, t = 1 .. T
 
-A prompt gets a negative prompt with probability tau(t), so the search is wide early and the late data are on the policy's own
-ground. The papers fix the linear shape and leave tau_0 and the list of negative prompts open; we take tau_0 = 1.
-In mode `cfg` the negative prompt replaces the empty prompt in classifier-free guidance; in mode `append` its words are added to
-the prompt. The *training* prompt is the plain one in both.
+A prompt gets a negative prompt with probability tau(t), so the search is wide early and the late data are on
+the policy's own ground. The papers fix the linear shape and leave tau_0 and the list of negative prompts
+open; we take tau_0 = 1. In mode `cfg` the negative prompt replaces the empty prompt in classifier-free
+guidance; in mode `append` its words are added to the prompt. The *training* prompt is the plain one in both.
 """
 
 from __future__ import annotations
@@ -43,7 +43,8 @@ def linear_decay(iteration: int, iterations: int, initial: float) -> float:
 
 
 def cosine_decay(iteration: int, iterations: int, initial: float) -> float:
-    """Rate that falls along half a cosine from `initial` at iteration 1 to 0 at the last; 0.5 * initial half-way."""
+    """Rate that falls along half a cosine from `initial` at iteration 1 to 0 at the last; 0.5 * initial
+    half-way."""
     _check_iteration(iteration, iterations)
     if iterations == 1:
         return initial
@@ -72,9 +73,9 @@ SCHEDULES: dict[str, Callable[[int, int, float], float]] = {
 
 @dataclass(frozen=True)
 class Request:
-    """One prompt to draw images for, with the negative prompt it carries (None: the empty prompt guides) and the number of the
-    size of its images among those of the policy: all candidates of a prompt share it, because a ranking between shapes would be
-    one of shapes.
+    """One prompt to draw images for, with the negative prompt it carries (None: the empty prompt guides) and
+    the number of the size of its images among those of the policy: all candidates of a prompt share it,
+    because a ranking between shapes would be one of shapes.
     """
 
     prompt: Prompt
@@ -83,7 +84,8 @@ class Request:
 
 
 def draw_prompts(prompts: Sequence[Prompt], iteration: int, count: int, seed: int) -> list[Prompt]:
-    """The prompts of one iteration: the next `count` of a stream of keyed permutations, so none repeats while they last.
+    """The prompts of one iteration: the next `count` of a stream of keyed permutations, so none repeats while
+    they last.
 
     Args:
         prompts: The pool; ids are unique.
@@ -132,7 +134,8 @@ def attach_negatives(
 
 
 def choose_buckets(requests: Sequence[Request], shares: Sequence[float], seed: int) -> list[Request]:
-    """Give each request the size of its prompt, drawn with the given shares and keyed by the prompt: the same in every iteration.
+    """Give each request the size of its prompt, drawn with the given shares and keyed by the prompt: the same
+    in every iteration.
 
     Args:
         requests: Of one iteration.

@@ -1,4 +1,5 @@
-r"""The outer loop of iterative DPO with an improvement model: learn to improve once, then improve and learn, repeatedly.
+r"""The outer loop of iterative DPO with an improvement model: learn to improve once, then improve and learn,
+repeatedly.
 
     improver p_dagger = train on D_off, or given
     for t = 1 .. T:
@@ -6,7 +7,8 @@ r"""The outer loop of iterative DPO with an improvement model: learn to improve 
         if t < T:
             losers ~ p_t(c);   winners ~ p_dagger(loser, c);   D_t = their pairs
 
-(Algorithm 1 of the paper.) Training, collecting and pairing are those of `iterate`; here stand the two stages that only this method
+(Algorithm 1 of the paper.) Training, collecting and pairing are those of `iterate`; here stand the two stages
+that only this method
 has: `improver` trains the improvement model, `improve` draws winners. Both continue where they were stopped.
 """
 
@@ -72,7 +74,8 @@ def run(loop: Loop, on_iterate: Callable[[Loop, int], None], until: tuple[str, i
 
 
 def schedule(config: RunConfig) -> list[tuple[str, int]]:
-    """The stages of a run in order: (stage, iteration); the improvement model is trained before all others, as iteration 0."""
+    """The stages of a run in order: (stage, iteration); the improvement model is trained before all others,
+    as iteration 0."""
     last = config.explore.iterations
     return [("improver", 0)] + [
         (stage, iteration)
@@ -83,7 +86,8 @@ def schedule(config: RunConfig) -> list[tuple[str, int]]:
 
 
 def train_improver(loop: Loop, iteration: int = 0) -> None:
-    """Train the improvement model on D_off, or take over the one that was given; continues at its last checkpoint."""
+    """Train the improvement model on D_off, or take over the one that was given; continues at its last
+    checkpoint."""
     if loop.store.is_complete("improver", iteration):
         return
     settings, improving = _settings(loop.config).improver, _improving(loop)
@@ -156,7 +160,8 @@ def weights_path(run_dir: Path) -> Path:
 
 
 def improve(loop: Loop, iteration: int) -> None:
-    """Draw a winner for every image that the iteration collected; the manifest, written last, makes the stage complete."""
+    """Draw a winner for every image that the iteration collected; the manifest, written last, makes the stage
+    complete."""
     store = loop.store
     if store.is_complete("improve", iteration):
         return
@@ -196,7 +201,8 @@ def improve_latents(
     losers: Tensor,
     tick: Tick,
 ) -> Tensor:
-    """Winners (B,C,h,w) for losers (B,C,h,w) and their prompts; row i's noise comes from the generator named keys[i]."""
+    """Winners (B,C,h,w) for losers (B,C,h,w) and their prompts; row i's noise comes from the generator named
+    keys[i]."""
     with improver.weights.use("current"):
         return sample_double_guided(
             improver,
@@ -213,7 +219,8 @@ def improve_latents(
 def redraw_improved(
     improver: Policy, embeddings: PromptEmbeddings, row: Row, loser: Tensor, tick: Tick
 ) -> Tensor:
-    """Draw one stored winner again, (1,C,h,w), from its loser's latents (1,C,h,w); equal bit for bit to what was stored.
+    """Draw one stored winner again, (1,C,h,w), from its loser's latents (1,C,h,w); equal bit for bit to what
+    was stored.
 
     The batch is filled to its old size, as in `collect.redraw`.
     """
@@ -227,7 +234,8 @@ def redraw_improved(
 
 
 def improver_sampler(config: RunConfig) -> SamplerConfig:
-    """How winners are drawn: as losers are, with the improver's number of steps; its guidance is the double one."""
+    """How winners are drawn: as losers are, with the improver's number of steps; its guidance is the double
+    one."""
     steps = _settings(config).improver.sampler_steps or config.explore.sampler.steps
     return config.explore.sampler.model_copy(update={"guidance": 1.0, "steps": steps})
 
@@ -239,7 +247,8 @@ def double_guidance_of(config: RunConfig) -> DoubleGuidance:
 
 
 def units_of(rows: Sequence[Row]) -> list[tuple[int, list[Row]]]:
-    """(unit, its rows in the order of the batch) by number: winners are drawn in the batches of their losers."""
+    """(unit, its rows in the order of the batch) by number: winners are drawn in the batches of their
+    losers."""
     units: dict[int, list[Row]] = {}
     for row in sorted(rows, key=lambda row: (int(row["unit"]), int(row["batch_position"]))):
         units.setdefault(int(row["unit"]), []).append(row)
@@ -247,7 +256,8 @@ def units_of(rows: Sequence[Row]) -> list[tuple[int, list[Row]]]:
 
 
 def measure(loop: Loop, iteration: int) -> dict[str, float]:
-    """What is to be known of an iteration's improved images: how far from their losers, and what rewards say of them."""
+    """What is to be known of an iteration's improved images: how far from their losers, and what rewards say
+    of them."""
     store, improving = loop.store, _improving(loop)
     rows = store.collected(iteration) + store.collected(iteration, stage="improve")
     pairs = couples(group_rows(rows))

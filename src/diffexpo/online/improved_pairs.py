@@ -2,8 +2,9 @@
 
     winner = improver(loser, prompt),   loser = an image of the current model
 
-No score decides unless a filter is asked for. How far winners are from their losers is measured, because both ends are failures:
-a winner that is its loser teaches nothing, and one that has nothing to do with it is no improvement of it.
+No score decides unless a filter is asked for. How far winners are from their losers is measured, because both
+ends are failures: a winner that is its loser teaches nothing, and one that has nothing to do with it is no
+improvement of it.
 """
 
 from __future__ import annotations
@@ -21,7 +22,8 @@ from diffexpo.training.engine import Engine
 from diffexpo.types import Policy
 
 SOURCE, JUDGE, IMPROVER = "improved", "improver", "improver"
-# Share of the distance between losers of different prompts below which a winner is its loser, and above which it is unrelated.
+# Share of the distance between losers of different prompts below which a winner is its loser, and above which
+# it is unrelated.
 IDENTITY, UNRELATED = 0.05, 0.9
 
 
@@ -29,7 +31,8 @@ IDENTITY, UNRELATED = 0.05, 0.9
 class Improving:
     """What a run with an improvement model needs beside the policy. Built by `diffexpo.build`.
 
-    `save` writes the model's folder; `embed` gives image features (N,D) for the distance of pairs (None: not measured).
+    `save` writes the model's folder; `embed` gives image features (N,D) for the distance of pairs (None: not
+    measured).
     """
 
     policy: Policy
@@ -47,7 +50,8 @@ class ImprovedReport(PairingReport):
     def describe(self) -> str:
         """One line for a person."""
         return (
-            f"{self.kept} pairs of {self.groups} prompts ({self.dropped_filter} that the rewards did not agree with, "
+            f"{self.kept} pairs of {self.groups} prompts ({self.dropped_filter} that the rewards did not "
+            f"agree with, "
             f"{self.dropped_nan} without finite latents or scores)"
         )
 
@@ -116,16 +120,18 @@ def make_improved_pairs(
 
 
 def relative_distance(winner: Tensor, loser: Tensor, prompts: Sequence[str]) -> tuple[float, float]:
-    """How far improved images are from their losers, and that as a share of the distance between unrelated images.
+    """How far improved images are from their losers, and that as a share of the distance between unrelated
+    images.
 
-    distance = mean over pairs of mean((winner - loser)^2),   relative = distance / mean over couples of prompts of mean((l - l')^2)
+    distance = mean over pairs of mean((winner - loser)^2),   relative = distance / mean over couples of
+    prompts of mean((l - l')^2)
 
     Args:
         winner, loser: (N, ...) latents, or features, of the pairs.
         prompts: Of the pairs; losers of different prompts are unrelated.
     Returns:
-        (distance, relative). Winners equal to their losers give (0, 0); winners that are other prompts' losers give a relative
-        distance near 1. NaN where there is one prompt only.
+        (distance, relative). Winners equal to their losers give (0, 0); winners that are other prompts'
+        losers give a relative distance near 1. NaN where there is one prompt only.
     """
     winner, loser = winner.double().flatten(1), loser.double().flatten(1)
     distance = float((winner - loser).square().mean())
@@ -139,7 +145,8 @@ def relative_distance(winner: Tensor, loser: Tensor, prompts: Sequence[str]) -> 
 
 
 def gain_metrics(pairs: Sequence[tuple[int, Row, Row]]) -> dict[str, float]:
-    """For every reward the mean of winner minus loser and the share of winners above their loser (ties 1/2)."""
+    """For every reward the mean of winner minus loser and the share of winners above their loser (ties
+    1/2)."""
     metrics: dict[str, float] = {}
     for name in pairs[0][1]["rewards"] if pairs else ():
         gaps = np.array([winner["rewards"][name] - loser["rewards"][name] for _, winner, loser in pairs])
@@ -154,13 +161,17 @@ def distance_warning(relative: float) -> str | None:
     """What a relative distance says of the improvement model, if it is alarming."""
     if relative < IDENTITY:
         return (
-            f"improved images are nearly their losers (relative distance {relative:.3f}, expected above {IDENTITY}): such pairs teach "
-            "nothing; lower algorithm.improver.image_scale, raise text_scale, or train the improvement model longer"
+            f"improved images are nearly their losers (relative distance {relative:.3f}, expected above "
+            f"{IDENTITY}): such pairs teach "
+            "nothing; lower algorithm.improver.image_scale, raise text_scale, or train the improvement model "
+            "longer"
         )
     if relative > UNRELATED:
         return (
-            f"improved images have little to do with their losers (relative distance {relative:.3f}, expected below {UNRELATED}): raise "
-            "algorithm.improver.image_scale, raise the share of the task reconstruct, or train the improvement model longer"
+            f"improved images have little to do with their losers (relative distance {relative:.3f}, "
+            f"expected below {UNRELATED}): raise "
+            "algorithm.improver.image_scale, raise the share of the task reconstruct, or train the "
+            "improvement model longer"
         )
     return None
 

@@ -6,8 +6,9 @@ r"""The outer loop of everything that learns from pairs: train, evaluate, collec
         if t < T:
             collect D_t with main = p_{t-1} and exploration = p_t;  pair best and worst
 
-(EXPO algorithm 1; nothing is collected after the last update, because nothing would learn from it.) Every stage looks at its
-manifest in the store and skips what is complete, so the loop can die anywhere and be started again.
+(EXPO algorithm 1; nothing is collected after the last update, because nothing would learn from it.) Every
+stage looks at its manifest in the store and skips what is complete, so the loop can die anywhere and be
+started again.
 """
 
 from __future__ import annotations
@@ -85,8 +86,8 @@ class Ranking:
     """How scores become an order; the rewards behind it are the builder's business.
 
     `mix` maps reward -> (G, n) to one score (G, n); `dominance` says which candidate beats which under
-    every reward (G, n, n), for Pareto; `uncertainty` gives Gamma (G, n); `check` raises RewardError on scores that cannot rank anything;
-    `conflicts` gives metrics of how far the rewards contradict each other.
+    every reward (G, n, n), for Pareto; `uncertainty` gives Gamma (G, n); `check` raises RewardError on scores
+    that cannot rank anything; `conflicts` gives metrics of how far the rewards contradict each other.
     """
 
     judge: str
@@ -199,8 +200,8 @@ def train(loop: Loop, iteration: int) -> None:
 def is_complete(loop: Loop, stage: str, iteration: int) -> bool:
     """Whether a stage was complete when rank 0 came to it; every process gets that answer.
 
-    A process that looked for itself, and came late, could find complete what rank 0 has just finished. It would leave out the
-    stage's barrier, and from there on be one stage ahead of all others.
+    A process that looked for itself, and came late, could find complete what rank 0 has just finished. It
+    would leave out the stage's barrier, and from there on be one stage ahead of all others.
     """
     return loop.world.broadcast_object(loop.store.is_complete(stage, iteration))
 
@@ -219,7 +220,8 @@ def keep_iterate(loop: Loop, iteration: int, payload: Mapping[str, float]) -> No
 
 
 def collect_iteration(loop: Loop, iteration: int) -> None:
-    """Both agents draw images for this iteration's prompts; rewards score them; rows and latents go to the store."""
+    """Both agents draw images for this iteration's prompts; rewards score them; rows and latents go to the
+    store."""
     if is_complete(loop, "collect", iteration):
         return
     load_iterates(loop, iteration)
@@ -309,7 +311,8 @@ def draw_images(
 
 
 def aspect_shares(loop: Loop) -> list[float]:
-    """How often each of the policy's sizes is drawn at, as `explore.aspect` says; one number where there is no choice."""
+    """How often each of the policy's sizes is drawn at, as `explore.aspect` says; one number where there is
+    no choice."""
     aspect, count = loop.config.explore.aspect, len(latent_shapes(loop.policy))
     if aspect == "first" or count == 1:
         return [1.0]
@@ -342,7 +345,8 @@ def pair(loop: Loop, iteration: int) -> PairingReport | None:
 
 
 def _paired(loop: Loop, groups: Sequence[Sequence[Row]], iteration: int) -> tuple[list[Row], PairingReport]:
-    """Best against worst, data against own images, or improved images against what they were improved from."""
+    """Best against worst, data against own images, or improved images against what they were improved
+    from."""
     seed, ranking = loop.config.seed, loop.ranking
     if isinstance(loop.config.algorithm, SpinConfig):
         return make_self_pairs(groups, data_images(loop.store), iteration=iteration, seed=seed)
@@ -369,7 +373,8 @@ def _paired(loop: Loop, groups: Sequence[Sequence[Row]], iteration: int) -> tupl
 
 
 def _gaps(loop: Loop, groups: Sequence[Sequence[Row]]) -> np.ndarray:
-    """Mixed score (G,) of the first image of each couple above the second; with Pareto NaN where one reward does not agree."""
+    """Mixed score (G,) of the first image of each couple above the second; with Pareto NaN where one reward
+    does not agree."""
     scores = stack_rewards(groups)
     mixed = loop.ranking.mix(scores)
     gaps = mixed[:, 0] - mixed[:, 1]
@@ -418,7 +423,8 @@ def first_ranked(config: RunConfig) -> str | None:
 
 
 def collection_metrics(rows: Sequence[Row], ranked: str | None = None) -> dict[str, float]:
-    """Means of what was drawn, by reward, by negative prompt, and by agent under the reward `ranked` (else the first)."""
+    """Means of what was drawn, by reward, by negative prompt, and by agent under the reward `ranked` (else
+    the first)."""
     metrics: dict[str, float] = {"rollout/images": len(rows)}
     metrics["rollout/negative_prompt_fraction"] = float(
         np.mean([bool(row["negative_prompt"]) for row in rows])
@@ -515,7 +521,8 @@ def mixed_rewards(loop: Loop, groups: Sequence[Sequence[Row]]) -> np.ndarray:
 
 
 def reward_metrics(loop: Loop, groups: Sequence[Sequence[Row]]) -> dict[str, float]:
-    """How many images cannot teach: those without a finite reward, and those of prompts whose images are all equal."""
+    """How many images cannot teach: those without a finite reward, and those of prompts whose images are all
+    equal."""
     rewards = mixed_rewards(loop, groups)
     is_flat = [len(set(row[np.isfinite(row)].tolist())) < 2 for row in rewards]
     return {

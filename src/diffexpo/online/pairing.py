@@ -2,8 +2,8 @@ r"""Pairing: the best and the worst of a prompt's candidates become winner and l
 
     w = argmax_i r_i,   l = argmin_i r_i,   kept if r_w - r_l > min_margin      (West-of-n, EXPO algorithm 1)
 
-Ties and groups with fewer than two finite scores give no pair and are counted. With `pareto` the winner must beat the loser
-under *every* reward; among such couples the one with the largest mixed gap is taken.
+Ties and groups with fewer than two finite scores give no pair and are counted. With `pareto` the winner must
+beat the loser under *every* reward; among such couples the one with the largest mixed gap is taken.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ def best_and_worst(scores: Tensor, min_margin: float = 0.0) -> tuple[Tensor, Ten
         scores: Rewards, shape (G, n); NaN marks a candidate whose scoring failed and is never chosen.
         min_margin: Smallest gap, in units of the scores, >= 0; the gap must exceed it, so ties are invalid.
     Returns:
-        (best, worst, valid), each (G,): long, long, bool. For [[1., 3., 2.]]: 1, 0, True. The first of equal candidates
-        is taken; a group with fewer than two finite scores is invalid.
+        (best, worst, valid), each (G,): long, long, bool. For [[1., 3., 2.]]: 1, 0, True. The first of equal
+        candidates is taken; a group with fewer than two finite scores is invalid.
     Source: EXPO algorithm 1 (best and worst of 2B); tie and margin rules are ours.
     """
     finite = torch.isfinite(scores)
@@ -45,7 +45,8 @@ def best_and_worst(scores: Tensor, min_margin: float = 0.0) -> tuple[Tensor, Ten
 def best_dominating(beats: Tensor, mixed: Tensor, min_margin: float = 0.0) -> tuple[Tensor, Tensor, Tensor]:
     """Like `best_and_worst`, over couples whose winner beats the loser under every reward (Pareto).
 
-        (w, l) = argmax over allowed (i, j) of r_i - r_j,   allowed = i beats j under every reward and r_i - r_j > min_margin
+        (w, l) = argmax over allowed (i, j) of r_i - r_j,   allowed = i beats j under every reward and r_i -
+        r_j > min_margin
 
     Args:
         beats: (G, n, n) bool, candidate i is strictly better than j under every reward.
@@ -78,7 +79,8 @@ class PairingReport:
     def describe(self) -> str:
         """One line for a person."""
         return (
-            f"{self.kept} pairs of {self.groups} prompts ({self.dropped_tie} ties, {self.dropped_nan} without two scores), "
+            f"{self.kept} pairs of {self.groups} prompts ({self.dropped_tie} ties, {self.dropped_nan} "
+            f"without two scores), "
             f"{self.winner_from.get('exploration', 0)} winners from the exploration agent"
         )
 
@@ -116,11 +118,12 @@ def make_pairs(
         iteration, seed: Names of the pair ids and of the contrast draw.
         judge: What ranked them, for the lineage.
         min_margin: Smallest gap.
-        dominance: (G, n, n) bool: which candidate beats which under every reward; the winner must beat the loser (Pareto).
+        dominance: (G, n, n) bool: which candidate beats which under every reward; the winner must beat the
+            loser (Pareto).
         uncertainty: Gamma of each candidate (G, n), stored with the pair.
     Returns:
-        (pair rows, report). A row also names a contrast couple, one image of the exploration agent and one of the main
-        agent drawn by key, whenever both agents drew for the prompt.
+        (pair rows, report). A row also names a contrast couple, one image of the exploration agent and one of
+        the main agent drawn by key, whenever both agents drew for the prompt.
     """
     scores = torch.as_tensor(mixed, dtype=torch.float64)
     if dominance is None:

@@ -6,9 +6,10 @@ r"""The outer loop of everything that learns from sampled trajectories: collect,
         p_t = train(init p_{t-1}, D_t): passes over its transitions in keyed orders
         evaluate p_t
 
-Unlike in `iterate` the images of an iteration serve that iteration alone: ratios are to the policy that drew them. What a
-trajectory passed through is kept beside the store until it is trained; images, rewards and final latents stay. Every stage
-looks at its manifest and skips what is complete, so the loop can die anywhere and be started again.
+Unlike in `iterate` the images of an iteration serve that iteration alone: ratios are to the policy that drew
+them. What a trajectory passed through is kept beside the store until it is trained; images, rewards and final
+latents stay. Every stage looks at its manifest and skips what is complete, so the loop can die anywhere and
+be started again.
 """
 
 from __future__ import annotations
@@ -127,7 +128,8 @@ def schedule(config: RunConfig) -> list[tuple[str, int]]:
 
 
 def collect_iteration(loop: Loop, iteration: int) -> None:
-    """The newest policy draws images for this iteration's prompts; their trajectories are kept until they are trained."""
+    """The newest policy draws images for this iteration's prompts; their trajectories are kept until they are
+    trained."""
     if is_complete(loop, "collect", iteration):
         return
     load_iterate(loop, iteration - 1, "current")
@@ -165,7 +167,8 @@ def train(loop: Loop, iteration: int) -> None:
     loader, payload = LOADERS[type(algorithm)](loop, iteration, trajectories)
     if loader.size == 0:
         loop.console.warning(
-            f"iteration {iteration}: no transition has anything to teach (rewards equal within every prompt, or failed); "
+            f"iteration {iteration}: no transition has anything to teach (rewards equal within every prompt, "
+            f"or failed); "
             "the policy stays as it is"
         )
         _keep_optimizer(loop, iteration, read_optimizer(loop, iteration - 1))
@@ -225,9 +228,12 @@ def check_replay(loop: Loop, iteration: int, trajectories: Trajectories) -> None
         worst = float((replayed - recorded).abs().max())
         if not worst <= (0.0 if is_exact else INEXACT_TOLERANCE):
             raise TrainingError(
-                f"iteration {iteration}: replaying step {index} of the sampler gives log-probs that differ by {worst:.3g} from "
-                "those recorded while drawing, expected 0: the ratio would not be 1 before the first update; turn off "
-                "dropout and other randomness in the denoiser, and look for what differs between sampling and training"
+                f"iteration {iteration}: replaying step {index} of the sampler gives log-probs that differ "
+                f"by {worst:.3g} from "
+                "those recorded while drawing, expected 0: the ratio would not be 1 before the first update; "
+                "turn off "
+                "dropout and other randomness in the denoiser, and look for what differs between sampling "
+                "and training"
             )
 
 
@@ -237,7 +243,8 @@ def check_replay(loop: Loop, iteration: int, trajectories: Trajectories) -> None
 def image_advantages(loop: Loop, iteration: int) -> list[tuple[Row, float]]:
     """Each image of the iteration with its advantage, clipped; NaN where scoring failed.
 
-    DDPO's running rewards are those of all collections so far, read from the store: there is no state beside it.
+    DDPO's running rewards are those of all collections so far, read from the store: there is no state beside
+    it.
     """
     settings = loop.config.algorithm
     groups = group_rows(loop.store.samples(iteration))

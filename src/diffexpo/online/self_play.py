@@ -54,7 +54,8 @@ def make_self_pairs(
         names = images.get(str(rows[0]["prompt"]), ())
         if not names:
             raise DataError(
-                f"self-play: prompt {rows[0]['prompt']!r} has no image among the winners of the offline pairs; "
+                f"self-play: prompt {rows[0]['prompt']!r} has no image among the winners of the offline "
+                f"pairs; "
                 "draw for their prompts"
             )
         for place, row in enumerate(rows):

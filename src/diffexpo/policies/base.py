@@ -26,8 +26,8 @@ if TYPE_CHECKING:
     from diffexpo.policies.unet import UNetPolicy
 
     LoadedPolicy = UNetPolicy | SDXLPolicy | SD3Policy | FluxPolicy | PixArtPolicy | SanaPolicy
-# Pipeline class name in model_index.json -> the module of this package whose `load` reads it. Only that one is imported: each family
-# brings networks of its own, and importing them all takes a second.
+# Pipeline class name in model_index.json -> the module of this package whose `load` reads it. Only that one
+# is imported: each family brings networks of its own, and importing them all takes a second.
 POLICIES = {
     "StableDiffusionPipeline": "unet",
     "StableDiffusionXLPipeline": "sdxl",
@@ -36,7 +36,8 @@ POLICIES = {
     "PixArtSigmaPipeline": "pixart",
     "SanaPipeline": "sana",
 }
-# Of these, the families whose text encoders may include T5, or whose text length can be set as T5's can (Gemma in SANA).
+# Of these, the families whose text encoders may include T5, or whose text length can be set as T5's can
+# (Gemma in SANA).
 WITH_T5 = ("StableDiffusion3Pipeline", "FluxPipeline", "PixArtSigmaPipeline", "SanaPipeline")
 
 # Parts of pipeline class names that tell another task.
@@ -70,7 +71,8 @@ def load_policy(
     Returns:
         A policy in eval mode whose "current" weights equal its base bit for bit.
     Raises:
-        ConfigError: full fine-tuning of half-precision weights; a resolution or a bucket that does not divide or fit.
+        ConfigError: full fine-tuning of half-precision weights; a resolution or a bucket that does not divide
+            or fit.
         MissingError: no such model, or a component or weight file is not there.
         PolicyError: not a diffusers folder, unknown family, damaged or unfitting weights, LoRA that binds to
             nothing.

@@ -1,13 +1,14 @@
-"""A base model without its weights: every network as its configuration describes it, on the meta device, where tensors have a
-shape and no memory. Weights are counted exactly; activations are measured by running the network there and adding up what is
-alive.
+"""A base model without its weights: every network as its configuration describes it, on the meta device,
+where tensors have a shape and no memory. Weights are counted exactly; activations are measured by running the
+network there and adding up what is alive.
 
     held = bytes alive when the forward pass has ended (what the backward pass needs)
     peak = most bytes alive at once, forward and backward
 
-Counted are all tensors but weights, gradients and inputs. Attention counts as on accelerators and the CPU, whose kernels keep no
-matrix of probabilities (queries, keys, values, output and one number a row). Under autocast the precisions of CUDA's lists hold:
-matrix products in half precision, with a cast copy of each weight, normalisation in float32. Not counted: workspace inside kernels.
+Counted are all tensors but weights, gradients and inputs. Attention counts as on accelerators and the CPU,
+whose kernels keep no matrix of probabilities (queries, keys, values, output and one number a row). Under
+autocast the precisions of CUDA's lists hold: matrix products in half precision, with a cast copy of each
+weight, normalisation in float32. Not counted: workspace inside kernels.
 """
 
 from __future__ import annotations
@@ -102,7 +103,8 @@ RAISED = (functional.group_norm, functional.layer_norm, functional.softmax, torc
 
 @dataclass(frozen=True)
 class Component:
-    """What one network occupies: number of parameters, and bytes of parameters and buffers in their precision."""
+    """What one network occupies: number of parameters, and bytes of parameters and buffers in their
+    precision."""
 
     name: str
     parameters: int
@@ -168,7 +170,8 @@ class Blueprint:
 
 
 def read_blueprint(path: str, model: ModelConfig, *, architecture: str | None = None) -> Blueprint:
-    """The networks of a base model, from the JSON files of its folder or, where there is no folder, from public settings.
+    """The networks of a base model, from the JSON files of its folder or, where there is no folder, from
+    public settings.
 
     Args:
         path: A diffusers folder, or a hub id that `find_architecture` knows (nothing is downloaded).
@@ -190,7 +193,8 @@ def read_blueprint(path: str, model: ModelConfig, *, architecture: str | None = 
         if known is None:
             names = ", ".join(entry.name for entry in ARCHITECTURES)
             raise MissingError(
-                f"model.path={path!r}: no such folder, and its name tells no known architecture; name one with "
+                f"model.path={path!r}: no such folder, and its name tells no known architecture; name one "
+                f"with "
                 f"--architecture ({names}), or a folder"
             )
         pipeline, source = known.pipeline, f"public settings of {known.name}"
@@ -229,7 +233,8 @@ def network_bytes(network: nn.Module) -> int:
 
 
 def make_trainable(blueprint: Blueprint, tuning: TuningConfig) -> int:
-    """Ask for gradients as a run would: of float32 LoRA factors on the frozen denoiser, or of the denoiser itself.
+    """Ask for gradients as a run would: of float32 LoRA factors on the frozen denoiser, or of the denoiser
+    itself.
 
     Args:
         blueprint: Changed in place.
@@ -294,7 +299,8 @@ def measure_denoiser(
         autocast: Precision of autocast; None is off.
         gradient_checkpointing: Blocks are computed again in the backward pass.
     Returns:
-        Activations. Without autocast they are in proportion to the rows; casts of weights do not grow with them.
+        Activations. Without autocast they are in proportion to the rows; casts of weights do not grow with
+        them.
     """
     network = blueprint.denoiser
     mode = _Substitutes(autocast)
@@ -316,8 +322,8 @@ def measure_decoder(blueprint: Blueprint, *, is_tiled: bool = False) -> Activati
 
 
 def forward_flops(blueprint: Blueprint) -> int:
-    """Floating-point operations of the denoiser's forward on one row, a multiplication and an addition counting two; 0.80e12 for
-    SD 1.5 at 512 pixels.
+    """Floating-point operations of the denoiser's forward on one row, a multiplication and an addition
+    counting two; 0.80e12 for SD 1.5 at 512 pixels.
     """
     mode = _Substitutes(None)
     with mode, FlopCounterMode(display=False) as counter, torch.no_grad():
@@ -486,7 +492,8 @@ class _Substitutes(TorchFunctionMode):
         return func(*args, **kwargs)
 
     def checkpointed(self, block: Callable[..., Any], *inputs: Any) -> Any:
-        """A block that is computed again in the backward pass, where this mode is off and has to be entered anew."""
+        """A block that is computed again in the backward pass, where this mode is off and has to be entered
+        anew."""
 
         def run(*values: Any) -> Any:
             with nullcontext() if torch.overrides._is_torch_function_mode_enabled() else self:

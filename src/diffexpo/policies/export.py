@@ -1,17 +1,19 @@
 """Hand a trained version to plain diffusers, and refuse to say "saved" before plain diffusers has drawn the
 same picture.
 
-A LoRA file is `B' A` with the scale alpha / rank folded into B' (so that loaders which ignore metadata agree), with the adapter's
-configuration and the usual `modelspec.*` and `ss_*` keys in the header:
+A LoRA file is `B' A` with the scale alpha / rank folded into B' (so that loaders which ignore metadata
+agree), with the adapter's configuration and the usual `modelspec.*` and `ss_*` keys in the header:
 
-    pytorch_lora_weights.safetensors   `unet.*` or `transformer.*` keys, for `load_lora_weights` and, for transformers, ComfyUI
-    kohya_lora.safetensors             UNets: `lora_unet_*` keys with lora_down, lora_up and alpha, for ComfyUI and kohya's tools
-    adapter_model.safetensors, adapter_config.json    families whose pipeline loads no LoRA (PixArt): for `peft.PeftModel`
+    pytorch_lora_weights.safetensors   `unet.*` or `transformer.*` keys, for `load_lora_weights` and, for
+    transformers, ComfyUI kohya_lora.safetensors             UNets: `lora_unet_*` keys with lora_down, lora_up
+    and alpha, for ComfyUI and kohya's tools adapter_model.safetensors, adapter_config.json    families whose
+    pipeline loads no LoRA (PixArt): for `peft.PeftModel`
 
-A policy that is exported has `folder` (whose `model_index.json` names pipeline and components), `weights`, `vae`, `path`,
-`latent_shape`, `fingerprint`, `dtype` and `device`. What its pipeline's call needs beyond prompt, size, steps, guidance and generator
-stands in `ARGUMENTS`, by the name of the pipeline's class; a family without such needs has nothing to add here. A family that holds
-some components in another precision than the denoiser names it in `component_dtypes`.
+A policy that is exported has `folder` (whose `model_index.json` names pipeline and components), `weights`,
+`vae`, `path`, `latent_shape`, `fingerprint`, `dtype` and `device`. What its pipeline's call needs beyond
+prompt, size, steps, guidance and generator stands in `ARGUMENTS`, by the name of the pipeline's class; a
+family without such needs has nothing to add here. A family that holds some components in another precision
+than the denoiser names it in `component_dtypes`.
 """
 
 from __future__ import annotations
@@ -43,8 +45,9 @@ from diffexpo.policies.weights import CopyWeightSets, LoraWeightSets, fingerprin
 LORA_FILE = "pytorch_lora_weights.safetensors"
 KOHYA_FILE = "kohya_lora.safetensors"
 PEFT_FILE, PEFT_CONFIG = "adapter_model.safetensors", "adapter_config.json"
-# Largest difference of outputs allowed, relative to the largest value: matrix kernels of some CPUs round by where a
-# tensor lies in memory. Folding a scale that is not a power of two rounds once more. Trained weights must be equal.
+# Largest difference of outputs allowed, relative to the largest value: matrix kernels of some CPUs round by
+# where a tensor lies in memory. Folding a scale that is not a power of two rounds once more. Trained weights
+# must be equal.
 TOLERANCE = 1e-5
 PROBE_PROMPT = "a photo"
 STEPS, GUIDANCE = 2, 3.0
@@ -100,7 +103,8 @@ ARGUMENTS: dict[str, Callable[[Any], dict[str, object]]] = {
 
 
 def export_policy(policy: Exportable, version: str, folder: Path) -> dict[str, object]:
-    """Export a version as its tuning kind says: LoRA files or a whole pipeline folder. See `export_lora`, `export_full`."""
+    """Export a version as its tuning kind says: LoRA files or a whole pipeline folder. See `export_lora`,
+    `export_full`."""
     if policy.weights.kind == "lora":
         return export_lora(policy, version, folder)
     return export_full(policy, version, folder)
@@ -114,8 +118,9 @@ def export_lora(policy: Exportable, version: str, folder: Path) -> dict[str, obj
         version: Which version.
         folder: Where to; made if absent.
     Returns:
-        kind, version, `file` and `files`, sha256 of the tensors, base fingerprint, and the largest relative differences
-        `forward_difference` and `image_difference` over all files (0 when alpha / rank is a power of two).
+        kind, version, `file` and `files`, sha256 of the tensors, base fingerprint, and the largest relative
+        differences `forward_difference` and `image_difference` over all files (0 when alpha / rank is a power
+        of two).
     Raises:
         PolicyError: not a LoRA policy, or the reloaded model differs; then no file stays.
     """
@@ -189,7 +194,8 @@ def export_full(policy: Exportable, version: str, folder: Path) -> dict[str, obj
 
 
 def attach_lora(pipeline: Pipeline, folder: Path) -> None:
-    """Load an exported LoRA into a plain pipeline: by the pipeline's own loader, or by peft where it has none."""
+    """Load an exported LoRA into a plain pipeline: by the pipeline's own loader, or by peft where it has
+    none."""
     if (folder / PEFT_FILE).is_file() and not (folder / LORA_FILE).is_file():
         wrapped = PeftModel.from_pretrained(pipeline.transformer, str(folder))
         pipeline.transformer = wrapped.get_base_model().eval()
@@ -210,8 +216,8 @@ def call_arguments(policy: Exportable) -> dict[str, object]:
 def kohya_tensors(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """LoRA factors under the names of kohya's tools and ComfyUI.
 
-    `down_blocks.0.to_q.lora_A.weight` -> `lora_unet_down_blocks_0_to_q.lora_down.weight`, and one `.alpha` a module, equal to the
-    rank because the scale is in the factors.
+    `down_blocks.0.to_q.lora_A.weight` -> `lora_unet_down_blocks_0_to_q.lora_down.weight`, and one `.alpha` a
+    module, equal to the rank because the scale is in the factors.
 
     Args:
         tensors: Factors by their name in the UNet, scale folded in.
@@ -339,8 +345,8 @@ def _plain(value: object) -> object:
 
 
 def left_out(policy: Exportable) -> tuple[str, ...]:
-    """Components that the pipeline is loaded without: those the folder does not have, checkers of its pictures, and T5 where the
-    policy runs without it.
+    """Components that the pipeline is loaded without: those the folder does not have, checkers of its
+    pictures, and T5 where the policy runs without it.
     """
     index = policy.folder.index
     absent = [name for name, entry in index.items() if entry == [None, None]]
@@ -376,7 +382,8 @@ def _pipeline_from(policy: Exportable, folder: Path) -> Pipeline:
 
 
 def _dtypes(policy: Exportable) -> torch.dtype | dict[str, torch.dtype]:
-    """The denoiser's precision for all, but for components that the family holds in another (`component_dtypes`)."""
+    """The denoiser's precision for all, but for components that the family holds in another
+    (`component_dtypes`)."""
     others: dict[str, torch.dtype] = getattr(policy, "component_dtypes", {})
     return {"default": policy.dtype, **others} if others else policy.dtype
 
@@ -384,9 +391,11 @@ def _dtypes(policy: Exportable) -> torch.dtype | dict[str, torch.dtype]:
 def _compare(
     policy: Exportable, version: str, fresh: Pipeline, where: Path, ours: Pipeline | None = None
 ) -> dict[str, object]:
-    """The first network call and the picture of two steps: ours with the version against the reloaded pipeline.
+    """The first network call and the picture of two steps: ours with the version against the reloaded
+    pipeline.
 
-    `ours` has the base model's other components; None: those of `fresh`, which an adapter leaves as they are on disk.
+    `ours` has the base model's other components; None: those of `fresh`, which an adapter leaves as they are
+    on disk.
 
     Raises:
         PolicyError: they differ by more than the tolerance; the file must not be trusted.
@@ -447,7 +456,8 @@ def _refuse_other_weights(policy: Exportable, version: str, network: nn.Module, 
 
 
 def _draw(pipeline: Pipeline, policy: Exportable) -> tuple[Tensor, Tensor]:
-    """The denoiser's first output, and a two-step picture (3, H, W) in [0, 1], with guidance, from noise of a fixed seed."""
+    """The denoiser's first output, and a two-step picture (3, H, W) in [0, 1], with guidance, from noise of a
+    fixed seed."""
     outputs: list[Tensor] = []
     hook = getattr(pipeline, denoiser_name(policy)).register_forward_hook(
         lambda module, inputs, output: outputs.append(output[0].detach().float().cpu())

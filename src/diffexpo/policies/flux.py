@@ -1,4 +1,5 @@
-"""Rectified-flow transformers in the FLUX.1 layout: dev, whose guidance is a number fed to the network, and schnell."""
+"""Rectified-flow transformers in the FLUX.1 layout: dev, whose guidance is a number fed to the network, and
+schnell."""
 
 from __future__ import annotations
 
@@ -35,9 +36,11 @@ from diffexpo.types import Conditioning
 
 PIPELINE = "FluxPipeline"
 T5_TOKENS = 512
-# The pipeline's own size, in latents: no file of the transformer names one. The autoencoder's does (1024 pixels, the same).
+# The pipeline's own size, in latents: no file of the transformer names one. The autoencoder's does (1024
+# pixels, the same).
 LATENT_SIDE = 128
-# Both streams' attention and feed-forward layers; the choice of Flow-GRPO's FLUX script (rank 64, alpha 128 there).
+# Both streams' attention and feed-forward layers; the choice of Flow-GRPO's FLUX script (rank 64, alpha 128
+# there).
 FLUX_LORA_TARGETS = (
     "attn.to_q",
     "attn.to_k",
@@ -57,9 +60,10 @@ FLUX_LORA_TARGETS = (
 class FluxPolicy:
     """A FLUX.1 model that can denoise. See `diffexpo.types.Policy`.
 
-    Latents are (B,C,h,w) outside; tokens of 2 x 2 latents exist only inside `predict`. `guidance_embedding` is the scale fed
-    to a guidance-distilled network (None: the network takes none). It is no classifier-free guidance: that is the sampler's,
-    costs a second forward, and the pipeline calls it true CFG and leaves it off.
+    Latents are (B,C,h,w) outside; tokens of 2 x 2 latents exist only inside `predict`. `guidance_embedding`
+    is the scale fed to a guidance-distilled network (None: the network takes none). It is no classifier-free
+    guidance: that is the sampler's, costs a second forward, and the pipeline calls it true CFG and leaves it
+        off.
     """
 
     default_guidance = 1.0
@@ -139,7 +143,8 @@ class FluxPolicy:
             guidance = torch.full((len(x_t),), self.guidance_embedding, device=self.device)
         velocity = self.weights.network(
             hidden_states=packed(x_t.to(self.device, self.dtype)),
-            # In half precision the pipeline rounds the timestep before it divides by 1000; the network multiplies again.
+            # In half precision the pipeline rounds the timestep before it divides by 1000; the network
+            # multiplies again.
             timestep=self.path.timestep(t).to(self.device, self.dtype) / 1000,
             guidance=guidance,
             pooled_projections=conditioning.tensors["pooled_projections"].to(self.device, self.dtype),
@@ -152,7 +157,8 @@ class FluxPolicy:
 
 
 def packed(latents: Tensor) -> Tensor:
-    """Latents (B,C,h,w) as tokens (B, h/2 w/2, 4C) of 2 x 2 latents each, row by row; within a token the channel is slowest.
+    """Latents (B,C,h,w) as tokens (B, h/2 w/2, 4C) of 2 x 2 latents each, row by row; within a token the
+    channel is slowest.
 
     Source: FLUX.1's sampling code; diffusers' `FluxPipeline`.
     """
@@ -169,7 +175,8 @@ def unpacked(tokens: Tensor, height: int, width: int) -> Tensor:
 
 
 def image_positions(height: int, width: int, device: torch.device | None = None) -> Tensor:
-    """(h/2 w/2, 3) float32: 0, row and column of each token; the rotary embedding turns by them. Texts stand at 0."""
+    """(h/2 w/2, 3) float32: 0, row and column of each token; the rotary embedding turns by them. Texts stand
+    at 0."""
     rows, columns = (torch.arange(side // PATCH, device=device) for side in (height, width))
     row, column = torch.meshgrid(rows, columns, indexing="ij")
     return torch.stack([torch.zeros_like(row), row, column], dim=-1).reshape(-1, 3).to(torch.float32)
@@ -240,14 +247,17 @@ def _check_fit(
     token = PATCH**2 * vae.config.latent_channels
     if (config.in_channels, transformer.proj_out.out_features) != (token, token):
         raise PolicyError(
-            f"{folder.path}: the transformer takes {config.in_channels} and gives {transformer.proj_out.out_features} channels a "
-            f"token, 2 x 2 latents of the autoencoder are {token}; expected all equal (filling and editing models are not "
+            f"{folder.path}: the transformer takes {config.in_channels} and gives "
+            f"{transformer.proj_out.out_features} channels a "
+            f"token, 2 x 2 latents of the autoencoder are {token}; expected all equal (filling and editing "
+            f"models are not "
             "supported)"
         )
     given = (text_encoder.config.hidden_size, t5.encoder.config.d_model)
     taken = (config.pooled_projection_dim, config.joint_attention_dim)
     if given != taken:
         raise PolicyError(
-            f"{folder.path}: the text encoders give pooled {given[0]} and states {given[1]}, the transformer takes {taken[0]} and "
+            f"{folder.path}: the text encoders give pooled {given[0]} and states {given[1]}, the transformer "
+            f"takes {taken[0]} and "
             f"{taken[1]}; the components belong to different models"
         )

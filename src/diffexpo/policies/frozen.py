@@ -1,9 +1,9 @@
 """Frozen copies of a network that take less of the device's memory, with the same results bit for bit.
 
-Under autocast the weights of linear and convolution layers are cast to half precision whenever they run. A copy that only runs
-there may hold exactly those tensors in half precision: casting them once or each time rounds alike. All others (normalisation,
-embeddings, free parameters) stay as they are, because autocast leaves them alone. And a copy that seldom runs may lie in main
-memory and be moved in for as long as it does.
+Under autocast the weights of linear and convolution layers are cast to half precision whenever they run. A
+copy that only runs there may hold exactly those tensors in half precision: casting them once or each time
+rounds alike. All others (normalisation, embeddings, free parameters) stay as they are, because autocast
+leaves them alone. And a copy that seldom runs may lie in main memory and be moved in for as long as it does.
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-# Exact classes: a subclass may read its weights in another way than by the operations that autocast casts for.
+# Exact classes: a subclass may read its weights in another way than by the operations that autocast casts
+# for.
 CAST_LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
@@ -26,7 +27,8 @@ def cast_parameters(network: nn.Module) -> Iterator[nn.Parameter]:
 
 
 def lower_precision(network: nn.Module, dtype: torch.dtype) -> None:
-    """Hold in `dtype` what autocast of that type would cast anyway, in place; the network then runs under that autocast only.
+    """Hold in `dtype` what autocast of that type would cast anyway, in place; the network then runs under
+    that autocast only.
 
     Args:
         network: A float32 network without gradients.
@@ -53,10 +55,11 @@ def tensors_of(network: nn.Module) -> Iterator[Tensor]:
 
 @contextmanager
 def moved_to(network: nn.Module, device: torch.device) -> Iterator[None]:
-    """Inside the block the network's tensors are on the device; afterwards those in main memory are in their place again.
+    """Inside the block the network's tensors are on the device; afterwards those in main memory are in their
+    place again.
 
-    Nothing is copied back, so what is written inside the block is lost. For CUDA they are put into page-locked memory, from
-    which copies are faster, the first time.
+    Nothing is copied back, so what is written inside the block is lost. For CUDA they are put into
+    page-locked memory, from which copies are faster, the first time.
     """
     kept = [(tensor, _locked(tensor, device)) for tensor in tensors_of(network)]
     try:

@@ -2,8 +2,8 @@
 
     e(x_t, t, c, image) = network([x_t | condition_scale image], t, c)
 
-The channels of the image start with weight zero, so at the start the model is the base whatever the image. Image means clean
-scaled latents, as the base's own; zeros are no image.
+The channels of the image start with weight zero, so at the start the model is the base whatever the image.
+Image means clean scaled latents, as the base's own; zeros are no image.
 """
 
 from __future__ import annotations
@@ -38,9 +38,11 @@ BESIDE_THE_DENOISER = ("scheduler", "text_encoder", "text_encoder_2", "tokenizer
 
 
 class WidenedConv2d(nn.Conv2d):
-    """A convolution over [latent | image] that adds up one over each, with the weights of a plain `nn.Conv2d`.
+    """A convolution over [latent | image] that adds up one over each, with the weights of a plain
+    `nn.Conv2d`.
 
-    Kernels round by the number of channels; taken apart, the part of the latent has the bits of the unwidened network.
+    Kernels round by the number of channels; taken apart, the part of the latent has the bits of the unwidened
+    network.
     """
 
     own_channels: int
@@ -78,7 +80,8 @@ def make_improver(policy: Policy, *, gradient_checkpointing: bool = False) -> Im
     """An untrained improvement model: the base's denoiser from its folder, in float32, widened by zeros.
 
     Args:
-        policy: The base model; its autoencoder and text encoders are shared, its trained versions are not used.
+        policy: The base model; its autoencoder and text encoders are shared, its trained versions are not
+            used.
         gradient_checkpointing: Recompute activations in the backward pass.
     Returns:
         A policy that equals the base bit for bit under any image condition, fully trainable.
@@ -111,12 +114,14 @@ def load_improver(folder: Path, policy: Policy, *, gradient_checkpointing: bool 
     settings = read_json(folder / IMPROVER_FILE)
     if settings.get("format") != FORMAT:
         raise PolicyError(
-            f"{folder / IMPROVER_FILE}: format is {settings.get('format')!r}, this version reads {FORMAT}; train it anew"
+            f"{folder / IMPROVER_FILE}: format is {settings.get('format')!r}, this version reads {FORMAT}; "
+            f"train it anew"
         )
     for key, module in _shared_modules(policy).items():
         if settings.get(key) != fingerprint_state(module.state_dict()):
             raise PolicyError(
-                f"{folder}: the improvement model was trained with another {key} than {policy.folder.path} has; expected a "
+                f"{folder}: the improvement model was trained with another {key} than {policy.folder.path} "
+                f"has; expected a "
                 "model of the same autoencoder and text encoders"
             )
     component, network_class = _denoiser_of(policy)
@@ -128,7 +133,8 @@ def load_improver(folder: Path, policy: Policy, *, gradient_checkpointing: bool 
     plain = input_convolution(network)
     if plain.in_channels != 2 * channels:
         raise PolicyError(
-            f"{folder / component}: takes {plain.in_channels} channels; expected {2 * channels}, latents and an image of {channels} each"
+            f"{folder / component}: takes {plain.in_channels} channels; expected {2 * channels}, latents and "
+            f"an image of {channels} each"
         )
     _set_input_convolution(network, widen(plain, channels, plain.weight))
     improver = _improver_of(policy, network, gradient_checkpointing)
@@ -137,13 +143,15 @@ def load_improver(folder: Path, policy: Policy, *, gradient_checkpointing: bool 
 
 
 def save_improver(improver: Improver, folder: Path) -> Path:
-    """Write an improvement model as a diffusers folder: the widened denoiser, and the base's other components as they are.
+    """Write an improvement model as a diffusers folder: the widened denoiser, and the base's other components
+    as they are.
 
     Args:
         improver: Its "current" weights are written.
         folder: Where to; what an interrupted call left there is replaced.
     Returns:
-        The folder. The denoiser loads in plain diffusers; `improver.json` says what its further channels expect.
+        The folder. The denoiser loads in plain diffusers; `improver.json` says what its further channels
+        expect.
     """
     component, _ = _denoiser_of(improver)
     base = improver.folder
@@ -208,7 +216,8 @@ def _denoiser_of(policy: Policy) -> tuple[str, type]:
         if isinstance(policy, family):
             return denoiser
     raise PolicyError(
-        f"{type(policy).__name__}: there is no improvement model of this family; expected a model in the layout of Stable "
+        f"{type(policy).__name__}: there is no improvement model of this family; expected a model in the "
+        f"layout of Stable "
         "Diffusion 1.x or 3"
     )
 

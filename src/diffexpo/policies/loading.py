@@ -61,14 +61,16 @@ def resolve_folder(folder_or_id: str, *, revision: str | None = None, variant: s
     Returns:
         An existing folder.
     Raises:
-        MissingError: neither a folder nor a hub model that can be reached; a gated model without access; no such revision.
+        MissingError: neither a folder nor a hub model that can be reached; a gated model without access; no
+            such revision.
         ConfigError: a revision of a local folder.
     """
     folder = Path(folder_or_id).expanduser()
     if folder.exists():
         if revision is not None:
             raise ConfigError(
-                f"model.revision={revision}: {folder} is a local folder, which has one state only; expected null, or a hub id in "
+                f"model.revision={revision}: {folder} is a local folder, which has one state only; expected "
+                f"null, or a hub id in "
                 "model.path"
             )
         return folder
@@ -111,12 +113,14 @@ def _why_not_there(name: str, revision: str | None, error: Exception) -> str:
         )
     if isinstance(error, RevisionNotFoundError):
         return (
-            f"model.revision={revision!r}: {name!r} has no such branch, tag or commit; expected one that its page on the "
+            f"model.revision={revision!r}: {name!r} has no such branch, tag or commit; expected one that its "
+            f"page on the "
             "hub lists, or null for the newest"
         )
     if isinstance(error, RepositoryNotFoundError):
         return (
-            f"model.path={name!r}: not a local folder, and the hub has no such model or hides it from this account; check the "
+            f"model.path={name!r}: not a local folder, and the hub has no such model or hides it from this "
+            f"account; check the "
             "spelling, or log in with `hf auth login` if it is private"
         )
     return (

@@ -65,7 +65,8 @@ class PixArtPolicy:
         return self.t5.count_tokens([prepared(prompt) for prompt in prompts])
 
     def encode_prompts(self, prompts: Sequence[str]) -> Conditioning:
-        """T5's states (B, max_tokens, D) of the prompts in lower case, and the mask (B, max_tokens) of their tokens.
+        """T5's states (B, max_tokens, D) of the prompts in lower case, and the mask (B, max_tokens) of their
+        tokens.
 
         Each distinct text runs alone, so that its bits never depend on the texts beside it.
         """
@@ -91,7 +92,8 @@ class PixArtPolicy:
         return decode_with(self.vae, latents, self.dtype)
 
     def predict(self, x_t: Tensor, t: Tensor, conditioning: Conditioning) -> Tensor:
-        """The transformer's own output for x_t (B,C,h,w) at t (B,), in x_t's type, without the channels of a learned variance."""
+        """The transformer's own output for x_t (B,C,h,w) at t (B,), in x_t's type, without the channels of a
+        learned variance."""
         prediction = self.weights.network(
             x_t.to(self.device, self.dtype),
             encoder_hidden_states=conditioning.tensors["encoder_hidden_states"].to(self.device, self.dtype),
@@ -104,7 +106,8 @@ class PixArtPolicy:
 
 
 def prepared(prompt: str) -> str:
-    """The text that the pipeline hands to its tokenizer (with `clean_caption=False`): lower case, no blanks around it."""
+    """The text that the pipeline hands to its tokenizer (with `clean_caption=False`): lower case, no blanks
+    around it."""
     return prompt.lower().strip()
 
 
@@ -149,7 +152,8 @@ def load(
 
 
 def inert_parameters(transformer: PixArtTransformer2DModel) -> tuple[str, ...]:
-    """Names of what changes nothing: a bias of the keys adds the same number to all logits of a query, which softmax drops.
+    """Names of what changes nothing: a bias of the keys adds the same number to all logits of a query, which
+    softmax drops.
 
     Their gradient is rounding, which AdamW would scale up to full steps.
     """
@@ -163,16 +167,20 @@ def _check_fit(
     config, channels = transformer.config, vae.config.latent_channels
     if transformer.use_additional_conditions:
         raise PolicyError(
-            f"{folder.path}: the transformer is also fed the picture's size (use_additional_conditions), as PixArt-alpha's at "
+            f"{folder.path}: the transformer is also fed the picture's size (use_additional_conditions), as "
+            f"PixArt-alpha's at "
             "1024 pixels; expected a PixArt-Sigma transformer"
         )
     if config.in_channels != channels or transformer.out_channels not in (channels, 2 * channels):
         raise PolicyError(
-            f"{folder.path}: the transformer takes {config.in_channels} and gives {transformer.out_channels} channels, the "
-            f"autoencoder has {channels}; expected the same, or twice as many given (a learned variance, which is left out)"
+            f"{folder.path}: the transformer takes {config.in_channels} and gives {transformer.out_channels} "
+            f"channels, the "
+            f"autoencoder has {channels}; expected the same, or twice as many given (a learned variance, "
+            f"which is left out)"
         )
     if t5.encoder.config.d_model != config.caption_channels:
         raise PolicyError(
-            f"{folder.path}: the text encoder gives states of {t5.encoder.config.d_model}, the transformer takes "
+            f"{folder.path}: the text encoder gives states of {t5.encoder.config.d_model}, the transformer "
+            f"takes "
             f"{config.caption_channels}; the components belong to different models"
         )

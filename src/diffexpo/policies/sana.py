@@ -1,4 +1,5 @@
-"""Linear diffusion transformers in the SANA layout: Gemma 2 reads the text, a deep autoencoder makes 32 x 32 pixels one latent."""
+"""Linear diffusion transformers in the SANA layout: Gemma 2 reads the text, a deep autoencoder makes 32 x 32
+pixels one latent."""
 
 from __future__ import annotations
 
@@ -38,16 +39,18 @@ FEWEST = 3
 
 
 def as_flow_match(scheduler: Mapping[str, object]) -> dict[str, object]:
-    """Scheduler settings whose path is read: a DPM-Solver++ on flow levels walks the same path as the flow-match Euler scheduler.
+    """Scheduler settings whose path is read: a DPM-Solver++ on flow levels walks the same path as the
+    flow-match Euler scheduler.
 
-    The levels are sigma' = s sigma / (1 + (s - 1) sigma) with s = `flow_shift`, x_t = (1 - sigma') x0 + sigma' eps, and the network
-    predicts eps - x0 in both. They differ in the solver, which is the sampler's affair and not the model's.
+    The levels are sigma' = s sigma / (1 + (s - 1) sigma) with s = `flow_shift`, x_t = (1 - sigma') x0 +
+    sigma' eps, and the network predicts eps - x0 in both. They differ in the solver, which is the sampler's
+    affair and not the model's.
 
     Args:
         scheduler: Content of `scheduler_config.json`.
     Returns:
-        Settings of a FlowMatchEulerDiscreteScheduler with `shift` = `flow_shift`, if `use_flow_sigmas` and `prediction_type:
-        flow_prediction` say that these are flow levels; else the settings as they are.
+        Settings of a FlowMatchEulerDiscreteScheduler with `shift` = `flow_shift`, if `use_flow_sigmas` and
+        `prediction_type: flow_prediction` say that these are flow levels; else the settings as they are.
     Source: diffusers' DPMSolverMultistepScheduler; SANA (arXiv 2410.10629), Flow-DPM-Solver.
     """
     is_flow = bool(scheduler.get("use_flow_sigmas")) and scheduler.get("prediction_type") == "flow_prediction"
@@ -63,9 +66,11 @@ def as_flow_match(scheduler: Mapping[str, object]) -> dict[str, object]:
 
 
 def pipeline_instruction() -> str:
-    """What the pipeline's call puts before a prompt by default, as the model was trained: the "complex human instruction".
+    """What the pipeline's call puts before a prompt by default, as the model was trained: the "complex human
+    instruction".
 
-    Source: SANA (arXiv 2410.10629), complex human instruction. Taken from the installed pipeline, which draws with it after an export.
+    Source: SANA (arXiv 2410.10629), complex human instruction. Taken from the installed pipeline, which draws
+        with it after an export.
     """
     lines = inspect.signature(SanaPipeline.__call__).parameters["complex_human_instruction"].default
     return "\n".join(lines or ())
@@ -79,8 +84,8 @@ def prepared(prompt: str) -> str:
 class SanaPolicy:
     """A SANA model that can denoise. See `diffexpo.types.Policy`.
 
-    Every prompt stands behind the pipeline's instruction; the empty text, which guidance leads away from, stands alone, as the
-    pipeline's negative prompt does.
+    Every prompt stands behind the pipeline's instruction; the empty text, which guidance leads away from,
+    stands alone, as the pipeline's negative prompt does.
     """
 
     def __init__(
@@ -119,12 +124,14 @@ class SanaPolicy:
         return {"text_encoder": self.text_encoder.dtype, "vae": self.vae.dtype}
 
     def count_tokens(self, prompts: Sequence[str]) -> list[int]:
-        """Tokens of each prompt, the start mark and the instruction's last one included; above `max_tokens` it would be cut."""
+        """Tokens of each prompt, the start mark and the instruction's last one included; above `max_tokens`
+        it would be cut."""
         counts = count_tokens(self.tokenizer, [self._text(prompt) for prompt in prompts])
         return [count - self._hidden_in(prompt) for count, prompt in zip(counts, prompts, strict=True)]
 
     def encode_prompts(self, prompts: Sequence[str]) -> Conditioning:
-        """Gemma's states (B, max_tokens, D) of the prompts in lower case, and the mask (B, max_tokens) of their tokens.
+        """Gemma's states (B, max_tokens, D) of the prompts in lower case, and the mask (B, max_tokens) of
+        their tokens.
 
         Each distinct text runs alone, so that its bits never depend on the texts beside it.
         """
@@ -159,7 +166,8 @@ class SanaPolicy:
         )
 
     def encode_images(self, images: Tensor) -> Tensor:
-        """Images (B,3,H,W) in [0,1] to scaled latents (B,C,h,w). This autoencoder gives latents and no distribution."""
+        """Images (B,3,H,W) in [0,1] to scaled latents (B,C,h,w). This autoencoder gives latents and no
+        distribution."""
         with torch.no_grad():
             latents = self.vae.encode(images.to(self.vae.device, self.vae.dtype) * 2 - 1, return_dict=False)[
                 0
@@ -229,7 +237,8 @@ def load(
 
 
 def text_dtype(dtype: torch.dtype) -> torch.dtype:
-    """Precision of Gemma beside a denoiser of `dtype`: its values go beyond float16's range, for which bfloat16 stands in.
+    """Precision of Gemma beside a denoiser of `dtype`: its values go beyond float16's range, for which
+    bfloat16 stands in.
 
     Source: the example of diffusers' SanaPipeline, which moves the text encoder to bfloat16.
     """
@@ -240,14 +249,15 @@ def load_gemma_tokenizer(folder: ModelFolder, component: str) -> GemmaTokenizerF
     """The Gemma tokenizer of a folder, padding behind the text as the pipeline has it.
 
     Raises:
-        MissingError: component or tokenizer.json is not there. Without this check transformers would hand out a tokenizer of
-            five tokens.
+        MissingError: component or tokenizer.json is not there. Without this check transformers would hand out
+            a tokenizer of five tokens.
         PolicyError: its files cannot be read.
     """
     path = component_folder(folder, component)
     if not (path / "tokenizer.json").is_file():
         raise MissingError(
-            f"{path / 'tokenizer.json'}: file is missing; the model folder is incomplete, copy or download it again"
+            f"{path / 'tokenizer.json'}: file is missing; the model folder is incomplete, copy or download "
+            f"it again"
         )
     try:
         tokenizer = GemmaTokenizerFast.from_pretrained(str(path), local_files_only=True)
@@ -261,10 +271,11 @@ def load_gemma_tokenizer(folder: ModelFolder, component: str) -> GemmaTokenizerF
 
 
 def inert_parameters(transformer: SanaTransformer2DModel) -> tuple[str, ...]:
-    """Names of what changes nothing: in the attention to the text, a bias of the keys adds the same number to all logits of a query,
-    which softmax drops, unless the keys are normalised after it (SANA 1.5).
+    """Names of what changes nothing: in the attention to the text, a bias of the keys adds the same number to
+    all logits of a query, which softmax drops, unless the keys are normalised after it (SANA 1.5).
 
-    Their gradient is rounding, which AdamW would scale up to full steps. The attention over the picture is linear: no softmax there.
+    Their gradient is rounding, which AdamW would scale up to full steps. The attention over the picture is
+    linear: no softmax there.
     """
     if transformer.config.qk_norm is not None:
         return ()
@@ -276,12 +287,14 @@ def _read_length(folder: ModelFolder, model: ModelConfig) -> int:
     """Tokens that the network sees, or ConfigError for settings that cannot act."""
     if model.drop_t5:
         raise ConfigError(
-            f"model.drop_t5=true: a {folder.pipeline_class} has no T5 (Gemma 2 reads its texts); expected false"
+            f"model.drop_t5=true: a {folder.pipeline_class} has no T5 (Gemma 2 reads its texts); expected "
+            f"false"
         )
     length = read_sequence_length(folder, model, TOKENS)
     if length < FEWEST:
         raise ConfigError(
-            f"model.max_sequence_length={length}: the start mark and the end of the pipeline's instruction take two tokens, so nothing "
+            f"model.max_sequence_length={length}: the start mark and the end of the pipeline's instruction "
+            f"take two tokens, so nothing "
             f"of a prompt would be read; expected {FEWEST} to {LONGEST}"
         )
     return length
@@ -297,16 +310,19 @@ def _check_fit(
     config = transformer.config
     if config.guidance_embeds:
         raise PolicyError(
-            f"{folder.path}: transformer.guidance_embeds=true, so the network is also fed a guidance scale (a distilled model); "
+            f"{folder.path}: transformer.guidance_embeds=true, so the network is also fed a guidance scale "
+            f"(a distilled model); "
             f"expected a transformer that takes latents, time and text, as in a {PIPELINE}"
         )
     if encoder.config.hidden_size != config.caption_channels:
         raise PolicyError(
-            f"{folder.path}: the text encoder gives states of {encoder.config.hidden_size}, the transformer takes "
+            f"{folder.path}: the text encoder gives states of {encoder.config.hidden_size}, the transformer "
+            f"takes "
             f"{config.caption_channels}; the components belong to different models"
         )
     if len(tokenizer) > encoder.config.vocab_size:
         raise PolicyError(
-            f"{folder.path}: the tokenizer has {len(tokenizer)} tokens, the text encoder knows {encoder.config.vocab_size}; the "
+            f"{folder.path}: the tokenizer has {len(tokenizer)} tokens, the text encoder knows "
+            f"{encoder.config.vocab_size}; the "
             "components belong to different models"
         )

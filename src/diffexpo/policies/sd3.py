@@ -44,8 +44,8 @@ from diffexpo.policies.weights import CopyWeightSets, LoraWeightSets
 from diffexpo.types import Conditioning
 
 PIPELINE = "StableDiffusion3Pipeline"
-# T5 reads this many tokens, or diffusers puts as many zero tokens where T5 would speak: the pipeline's default
-# `max_sequence_length`. A folder trained with another number says so in `diffexpo.json`.
+# T5 reads this many tokens, or diffusers puts as many zero tokens where T5 would speak: the pipeline's
+# default `max_sequence_length`. A folder trained with another number says so in `diffexpo.json`.
 T5_TOKENS = 256
 
 
@@ -88,15 +88,16 @@ class SD3Policy:
         self.max_tokens: int = self.clip_tokens if t5 is None else t5.length
 
     def count_tokens(self, prompts: Sequence[str]) -> list[int]:
-        """Tokens of each prompt, marks included: T5's, or without T5 the larger number of the two CLIP tokenizers."""
+        """Tokens of each prompt, marks included: T5's, or without T5 the larger number of the two CLIP
+        tokenizers."""
         if self.t5 is not None:
             return self.t5.count_tokens(prompts)
         first, second = (count_tokens(tokenizer, prompts) for tokenizer in self.tokenizers)
         return [max(pair) for pair in zip(first, second, strict=True)]
 
     def encode_prompts(self, prompts: Sequence[str]) -> Conditioning:
-        """Both CLIP encoders' penultimate states (B, clip_tokens, D1 + D2), pooled projections (B, P1 + P2) and, with T5, its
-        states (B, t5_tokens, D3).
+        """Both CLIP encoders' penultimate states (B, clip_tokens, D1 + D2), pooled projections (B, P1 + P2)
+        and, with T5, its states (B, t5_tokens, D3).
 
         Each distinct text runs alone, so that its bits never depend on the texts beside it. The zero tokens
         of an absent T5 are added in `predict`: kept here, they would be most of a cached prompt.
@@ -232,8 +233,8 @@ def read_flow_path(
 
 
 def inert_parameters(config: FrozenDict) -> tuple[str, ...]:
-    """Name prefixes of what reaches nothing: the last block drops its text stream, so the queries made for it, and their norm
-    where there is one.
+    """Name prefixes of what reaches nothing: the last block drops its text stream, so the queries made for
+    it, and their norm where there is one.
     """
     return tuple(
         f"transformer_blocks.{config.num_layers - 1}.attn.{part}." for part in ("add_q_proj", "norm_added_q")
@@ -241,7 +242,8 @@ def inert_parameters(config: FrozenDict) -> tuple[str, ...]:
 
 
 def _weight_files(folder: ModelFolder, components: tuple[str, ...]) -> list[FilePath]:
-    """The weight files of the components; a T5 encoder that is named and not there can be left out instead."""
+    """The weight files of the components; a T5 encoder that is named and not there can be left out
+    instead."""
     try:
         return [
             file
@@ -271,6 +273,7 @@ def _check_text_widths(
         )
     if t5 is not None and t5.encoder.config.d_model != config.joint_attention_dim:
         raise PolicyError(
-            f"{folder.path}: text_encoder_3 gives states of {t5.encoder.config.d_model}, the transformer takes "
+            f"{folder.path}: text_encoder_3 gives states of {t5.encoder.config.d_model}, the transformer "
+            f"takes "
             f"{config.joint_attention_dim}; the components belong to different models"
         )

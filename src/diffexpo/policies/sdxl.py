@@ -1,4 +1,5 @@
-"""UNet latent diffusion in the Stable Diffusion XL layout: two text encoders, a pooled vector and the picture's size."""
+"""UNet latent diffusion in the Stable Diffusion XL layout: two text encoders, a pooled vector and the
+picture's size."""
 
 from __future__ import annotations
 
@@ -81,10 +82,12 @@ class SDXLPolicy:
         return [max(pair) for pair in zip(first, second, strict=True)]
 
     def encode_prompts(self, prompts: Sequence[str]) -> Conditioning:
-        """Both encoders' penultimate states (B, max_tokens, D1 + D2) and the second one's pooled projection (B, P).
+        """Both encoders' penultimate states (B, max_tokens, D1 + D2) and the second one's pooled projection
+        (B, P).
 
-        Each distinct text runs alone, so that its bits never depend on the texts beside it. The empty prompt is what guidance
-        sets against the prompt: zeros if the model's `force_zeros_for_empty_prompt` says so, as in the pipeline.
+        Each distinct text runs alone, so that its bits never depend on the texts beside it. The empty prompt
+        is what guidance sets against the prompt: zeros if the model's `force_zeros_for_empty_prompt` says so,
+            as in the pipeline.
         """
         move_modules(self.text_encoders, self.device)
         encoded = {prompt: self._encode(prompt) for prompt in dict.fromkeys(prompts)}
@@ -114,7 +117,8 @@ class SDXLPolicy:
         return Conditioning(tensors)
 
     def time_ids(self, x_t: Tensor) -> Tensor:
-        """The picture's size (B, 6) as the network is told it: original height and width, crop at (0, 0), target size.
+        """The picture's size (B, 6) as the network is told it: original height and width, crop at (0, 0),
+        target size.
 
         It follows from x_t (B,C,h,w), because pictures of a run may differ in size.
         """
@@ -198,36 +202,42 @@ def check_components(
     """Refuse components that do not fit each other.
 
     Raises:
-        PolicyError: widths differ, the UNet is not told text and size (or as the refiner is), or the autoencoder's latents are
-            shifted channel by channel.
+        PolicyError: widths differ, the UNet is not told text and size (or as the refiner is), or the
+            autoencoder's latents are shifted channel by channel.
     """
     config = unet.config
     width = sum(encoder.config.hidden_size for encoder in encoders)
     if config.cross_attention_dim != width:
         raise PolicyError(
-            f"{folder.path}: unet.cross_attention_dim={config.cross_attention_dim} but the two text encoders give "
+            f"{folder.path}: unet.cross_attention_dim={config.cross_attention_dim} but the two text encoders "
+            f"give "
             f"{width}; the components belong to different models"
         )
     if config.addition_embed_type != "text_time":
         raise PolicyError(
-            f"{folder.path}: unet.addition_embed_type={config.addition_embed_type!r}; expected 'text_time', as of a Stable "
+            f"{folder.path}: unet.addition_embed_type={config.addition_embed_type!r}; expected 'text_time', "
+            f"as of a Stable "
             "Diffusion XL base model"
         )
     told = encoders[1].config.projection_dim + NUM_TIME_IDS * config.addition_time_embed_dim
     if config.projection_class_embeddings_input_dim != told:
         raise PolicyError(
-            f"{folder.path}: the UNet is told {config.projection_class_embeddings_input_dim} numbers on text and size, the "
-            f"second text encoder and {NUM_TIME_IDS} sizes give {told}; expected a base model and its own text encoders (a "
+            f"{folder.path}: the UNet is told {config.projection_class_embeddings_input_dim} numbers on text "
+            f"and size, the "
+            f"second text encoder and {NUM_TIME_IDS} sizes give {told}; expected a base model and its own "
+            f"text encoders (a "
             "refiner takes 5 sizes)"
         )
     lengths = [tokenizer.model_max_length for tokenizer in tokenizers]
     if lengths[0] != lengths[1]:
         raise PolicyError(
-            f"{folder.path}: the tokenizers cut at {lengths[0]} and {lengths[1]} tokens; expected one length, their states "
+            f"{folder.path}: the tokenizers cut at {lengths[0]} and {lengths[1]} tokens; expected one "
+            f"length, their states "
             "stand side by side"
         )
     if vae.config.get("latents_mean") is not None:
         raise PolicyError(
-            f"{folder.path}: vae.latents_mean is set; latents that are shifted channel by channel are not supported, expected "
+            f"{folder.path}: vae.latents_mean is set; latents that are shifted channel by channel are not "
+            f"supported, expected "
             "a scaling_factor alone"
         )

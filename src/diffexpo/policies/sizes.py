@@ -1,4 +1,5 @@
-"""Sizes of pictures that a model can draw, found from configurations alone: its own, `model.resolution`, `model.buckets`."""
+"""Sizes of pictures that a model can draw, found from configurations alone: its own, `model.resolution`,
+`model.buckets`."""
 
 from __future__ import annotations
 
@@ -24,7 +25,8 @@ def vae_factor(vae: nn.Module) -> int:
 
 
 def patch_of(network: nn.Module) -> int:
-    """Latents that a denoiser takes together in each direction: 1 for UNets. FLUX takes 2, which its file does not say."""
+    """Latents that a denoiser takes together in each direction: 1 for UNets. FLUX takes 2, which its file
+    does not say."""
     # By name: importing every family's network takes a second.
     if type(network).__name__ == "FluxTransformer2DModel":
         return FLUX_PATCH
@@ -79,7 +81,8 @@ def bucket_shapes(
         model: Its `buckets` are the others.
         where: The model, for messages.
     Raises:
-        ConfigError: a size that does not divide, that is there already, or that the denoiser knows no positions for.
+        ConfigError: a size that does not divide, that is there already, or that the denoiser knows no
+            positions for.
     """
     channels, *first = latent_shape
     multiple = factor * patch_of(network)
@@ -101,7 +104,8 @@ def bucket_shapes(
 
 
 def check_positions(config: Mapping[str, object], patches: Size, key: str = "model.resolution") -> None:
-    """Refuse a picture with more patches in a direction than the denoiser's table has positions, if it has one.
+    """Refuse a picture with more patches in a direction than the denoiser's table has positions, if it has
+    one.
 
     Raises:
         ConfigError: says how many there are.
@@ -115,7 +119,8 @@ def check_positions(config: Mapping[str, object], patches: Size, key: str = "mod
 
 
 def check_areas(shapes: tuple[Shape, ...], where: str) -> None:
-    """Refuse buckets whose area is far from the first one's, for a model whose noise levels follow from the area.
+    """Refuse buckets whose area is far from the first one's, for a model whose noise levels follow from the
+    area.
 
     Raises:
         ConfigError: names the bucket.
@@ -125,8 +130,10 @@ def check_areas(shapes: tuple[Shape, ...], where: str) -> None:
         share = math.prod(shape) / first
         if abs(share - 1) > AREA_TOLERANCE:
             raise ConfigError(
-                f"model.buckets.{index} has {share:.2f} times the area of the first size: the noise levels of {where} follow from the "
-                f"area, and all pictures of a run are noised as those of the first size are; expected {1 - AREA_TOLERANCE:g} to "
+                f"model.buckets.{index} has {share:.2f} times the area of the first size: the noise levels "
+                f"of {where} follow from the "
+                f"area, and all pictures of a run are noised as those of the first size are; expected "
+                f"{1 - AREA_TOLERANCE:g} to "
                 f'{1 + AREA_TOLERANCE:g} times its area (an aspect ratio such as "3:2" keeps it)'
             )
 

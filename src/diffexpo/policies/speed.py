@@ -1,4 +1,5 @@
-"""Settings that change memory and speed of a loaded model, and its results by rounding at most (tiles apart)."""
+"""Settings that change memory and speed of a loaded model, and its results by rounding at most (tiles
+apart)."""
 
 from __future__ import annotations
 
@@ -11,8 +12,8 @@ from diffexpo.config.schema import ModelConfig
 from diffexpo.errors import ConfigError, MissingError
 from diffexpo.policies.weights import CopyWeightSets, LoraWeightSets
 
-# Every version of the weights, with and without gradients and for each width of block, is a graph of its own; beyond
-# torch's limit of 8 it would fall back to the uncompiled network without a word.
+# Every version of the weights, with and without gradients and for each width of block, is a graph of its own;
+# beyond torch's limit of 8 it would fall back to the uncompiled network without a word.
 MAX_GRAPHS = 64
 
 
@@ -27,8 +28,8 @@ def apply_speed_settings(
         vae: The autoencoder.
         device: Where the model runs.
     Raises:
-        ConfigError: channels-last for a network without convolutions in its blocks; compilation on the CPU, or of a network
-            that repeats no block.
+        ConfigError: channels-last for a network without convolutions in its blocks; compilation on the CPU,
+            or of a network that repeats no block.
         MissingError: no compiler.
     """
     if model.vae_slicing:
@@ -38,7 +39,8 @@ def apply_speed_settings(
     if model.channels_last:
         if not hasattr(weights.network, "down_blocks"):
             raise ConfigError(
-                f"model.channels_last=true: {type(weights.network).__name__} is no UNet and gains nothing; expected false"
+                f"model.channels_last=true: {type(weights.network).__name__} is no UNet and gains nothing; "
+                f"expected false"
             )
         weights.prepare_networks(lambda network: network.to(memory_format=torch.channels_last))
     if model.compile == "blocks":
@@ -67,16 +69,19 @@ def check_compiler(device: torch.device) -> None:
     """Refuse to compile where it is of no use or nothing can.
 
     Raises:
-        ConfigError: on the CPU. A version with adapters and one without are two graphs, which round differently; but there
-            the margin at the start is checked to be exactly 0, and equal runs to be equal bit for bit.
+        ConfigError: on the CPU. A version with adapters and one without are two graphs, which round
+            differently; but there the margin at the start is checked to be exactly 0, and equal runs to be
+            equal bit for bit.
         MissingError: no Triton.
     """
     if device.type == "cpu":
         raise ConfigError(
-            "model.compile=blocks on the CPU: compiled versions of equal weights differ by rounding, and runs on the CPU are "
+            "model.compile=blocks on the CPU: compiled versions of equal weights differ by rounding, and "
+            "runs on the CPU are "
             "exact; expected off, or an accelerator as model.device"
         )
     if importlib.util.find_spec("triton") is None:
         raise MissingError(
-            f"model.compile=blocks: needs Triton on device {device}, which was not found; install it, or set model.compile=off"
+            f"model.compile=blocks: needs Triton on device {device}, which was not found; install it, or set "
+            f"model.compile=off"
         )

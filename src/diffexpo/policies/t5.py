@@ -21,7 +21,8 @@ from diffexpo.policies.loading import (
     read_json,
 )
 
-# A folder trained with another number of T5 tokens than its pipeline's default says so: {"max_sequence_length": 0}.
+# A folder trained with another number of T5 tokens than its pipeline's default says so:
+# {"max_sequence_length": 0}.
 SETTINGS_FILE = "diffexpo.json"
 LONGEST = 512
 
@@ -42,8 +43,8 @@ class T5Text:
     def encode(self, prompt: str, *, is_masked: bool = False) -> tuple[Tensor, Tensor]:
         """States (1, length, D) of one prompt and the mask (1, length) int64 of its tokens, 0 for padding.
 
-        With `is_masked` the encoder does not look at the padding (PixArt); without, padding is text like any other, as in
-        the pipelines of SD3 and FLUX.
+        With `is_masked` the encoder does not look at the padding (PixArt); without, padding is text like any
+        other, as in the pipelines of SD3 and FLUX.
         """
         tokens = self.tokenizer(
             [prompt], padding="max_length", max_length=self.length, truncation=True, return_tensors="pt"
@@ -79,7 +80,8 @@ def load_t5(
     """
     if length < 1:
         raise ConfigError(
-            f"model.max_sequence_length={length}: T5 would read nothing; expected 1 to {LONGEST} (zero tokens in T5's "
+            f"model.max_sequence_length={length}: T5 would read nothing; expected 1 to {LONGEST} (zero "
+            f"tokens in T5's "
             "place are model.drop_t5=true, for Stable Diffusion 3)"
         )
     tokenizer = load_t5_tokenizer(folder, components[1])
@@ -93,22 +95,25 @@ def load_t5(
 
 
 def load_t5_tokenizer(folder: ModelFolder, component: str) -> T5TokenizerFast:
-    """The T5 tokenizer of a folder, from its tokenizer.json; spiece.model alone needs the sentencepiece package.
+    """The T5 tokenizer of a folder, from its tokenizer.json; spiece.model alone needs the sentencepiece
+    package.
 
     Raises:
-        MissingError: component, file or package is not there. Without this check transformers would hand out a tokenizer of
-            four tokens.
+        MissingError: component, file or package is not there. Without this check transformers would hand out
+            a tokenizer of four tokens.
         PolicyError: its files cannot be read.
     """
     path = component_folder(folder, component)
     if not (path / "tokenizer.json").is_file():
         if not (path / "spiece.model").is_file():
             raise MissingError(
-                f"{path / 'tokenizer.json'}: file is missing; the model folder is incomplete, copy or download it again"
+                f"{path / 'tokenizer.json'}: file is missing; the model folder is incomplete, copy or "
+                f"download it again"
             )
         if importlib.util.find_spec("sentencepiece") is None:
             raise MissingError(
-                f"{path}: holds spiece.model and no tokenizer.json; expected tokenizer.json. Install the package "
+                f"{path}: holds spiece.model and no tokenizer.json; expected tokenizer.json. Install the "
+                f"package "
                 "sentencepiece, or make the file once where it is installed: "
                 "T5TokenizerFast.from_pretrained(folder).save_pretrained(folder)"
             )
@@ -147,6 +152,7 @@ def refuse_drop_t5(folder: ModelFolder, model: ModelConfig) -> None:
     """Raise ConfigError if T5 is to be left out of a family whose only text states are T5's."""
     if model.drop_t5:
         raise ConfigError(
-            f"model.drop_t5=true: a {folder.pipeline_class} has no text states but T5's; expected false (only Stable "
+            f"model.drop_t5=true: a {folder.pipeline_class} has no text states but T5's; expected false "
+            f"(only Stable "
             "Diffusion 3 runs without T5)"
         )

@@ -32,7 +32,8 @@ from diffexpo.policies.weights import CopyWeightSets, LoraWeightSets
 from diffexpo.types import Conditioning
 
 PIPELINE = "StableDiffusionPipeline"
-# Pictures the autoencoder decodes in one call: few enough for a CPU's cache (a quarter faster than 64) and a GPU's memory.
+# Pictures the autoencoder decodes in one call: few enough for a CPU's cache (a quarter faster than 64) and a
+# GPU's memory.
 DECODE_BATCH = 16
 # Settings of a UNet that mean one more input, and what it is.
 FURTHER_INPUTS = {
@@ -84,7 +85,8 @@ def read_path(
 
 
 def as_the_pipeline_reads(scheduler: Mapping[str, object]) -> dict[str, object]:
-    """Scheduler settings as StableDiffusionPipeline changes them when it loads: offset 1, and nothing is clipped.
+    """Scheduler settings as StableDiffusionPipeline changes them when it loads: offset 1, and nothing is
+    clipped.
 
     Files of early checkpoints lack both fields, and the scheduler classes' own defaults are others.
 
@@ -103,8 +105,9 @@ def decode_with(vae: AutoencoderKL, latents: Tensor, dtype: torch.dtype = torch.
     Args:
         vae: The autoencoder.
         latents: What was drawn.
-        dtype: Type of the denoiser that drew them. In half precision a value beyond its range spoils a picture, so that the
-            latents are looked at here, once a batch; in float32 a picture that is not finite is excluded where it is scored.
+        dtype: Type of the denoiser that drew them. In half precision a value beyond its range spoils a
+            picture, so that the latents are looked at here, once a batch; in float32 a picture that is not
+            finite is excluded where it is scored.
     Returns:
         The images.
     Raises:
@@ -131,7 +134,8 @@ def check_finite(latents: Tensor, dtype: torch.dtype) -> None:
         others = "bfloat16 (its range is that of float32) or float32" if dtype == torch.float16 else "float32"
         raise PolicyError(
             f"model.dtype={name}: the denoiser gave values that are not finite in {int(spoilt.sum())} of "
-            f"{len(latents)} pictures; expected finite latents. Set model.dtype to {others}; if it persists there, "
+            f"{len(latents)} pictures; expected finite latents. Set model.dtype to {others}; if it persists "
+            f"there, "
             "training has diverged: lower training.learning_rate or algorithm.beta"
         )
 
@@ -208,7 +212,8 @@ def unet_shape_of(
     for key, what in FURTHER_INPUTS.items():
         if unet.config.get(key) is not None:
             raise PolicyError(
-                f"{folder.path}: unet.{key}={unet.config[key]!r}, so the network is also fed {what}; expected a "
+                f"{folder.path}: unet.{key}={unet.config[key]!r}, so the network is also fed {what}; "
+                f"expected a "
                 "text-to-image UNet that takes latents, time and text"
             )
     config = dict(unet.config)
@@ -330,7 +335,8 @@ def load(
         )
     if unet.config.addition_embed_type is not None:
         raise PolicyError(
-            f"{folder.path}: unet.addition_embed_type={unet.config.addition_embed_type!r}; a {PIPELINE} tells its network "
+            f"{folder.path}: unet.addition_embed_type={unet.config.addition_embed_type!r}; a {PIPELINE} "
+            f"tells its network "
             "time and text only, expected null (Stable Diffusion XL is a StableDiffusionXLPipeline)"
         )
     latent_shape = unet_shape_of(unet, vae, folder, model)

@@ -67,7 +67,8 @@ def fingerprint_state(state: Mapping[str, Tensor]) -> str:
 
 @dataclass(frozen=True)
 class _Running:
-    """What the network runs with: a version by its adapter, or by its folded weights (by module), with all adapters off."""
+    """What the network runs with: a version by its adapter, or by its folded weights (by module), with all
+    adapters off."""
 
     name: str
     folded: Mapping[str, Tensor] | None = None
@@ -120,11 +121,13 @@ class LoraWeightSets:
 
         Args:
             name: The version.
-            merged: Run with W' = W + alpha / rank B A in place of W and B, A: fewer kernels, another rounding. W' is made in
-                float32 and held in W's type; afterwards W itself is back, not W' minus the update. Meanwhile the version
-                cannot be changed. A version without an adapter runs as ever.
+            merged: Run with W' = W + alpha / rank B A in place of W and B, A: fewer kernels, another
+                rounding. W' is made in float32 and held in W's type; afterwards W itself is back, not W'
+                minus the update. Meanwhile the version cannot be changed. A version without an adapter runs
+                as ever.
         Raises:
-            PolicyError: no such version; a module whose update is no weight of its shape (a grouped convolution).
+            PolicyError: no such version; a module whose update is no weight of its shape (a grouped
+                convolution).
         """
         adapter = self._adapter(name)
         previous, is_folded = self._active, merged and adapter is not None
@@ -198,7 +201,8 @@ class LoraWeightSets:
             raise PolicyError("weights 'base': never changes; write to another version")
         if name in self._merged:
             raise PolicyError(
-                f"weights {name!r}: runs merged, and would go on with the values it had; change it after the block"
+                f"weights {name!r}: runs merged, and would go on with the values it had; change it after the "
+                f"block"
             )
 
     def _add(self, name: str) -> None:
@@ -237,7 +241,8 @@ class LoraWeightSets:
             self._activate(self._active)
 
     def _freeze(self) -> None:
-        """Only "current" is trainable, whatever version runs: a backward through an earlier forward still reaches it."""
+        """Only "current" is trainable, whatever version runs: a backward through an earlier forward still
+        reaches it."""
         for layer in self._layers.values():
             layer.set_adapter([], inference_mode=True)
         if CURRENT in self._adapters:
@@ -249,7 +254,8 @@ class LoraWeightSets:
         adapter = None if running.folded is not None else self._adapters[running.name]
         active = [] if adapter is None else [adapter]
         for layer in self._layers.values():
-            # What `set_adapter` ends with. All of it walks through every factor of every version, and versions change in each step.
+            # What `set_adapter` ends with. All of it walks through every factor of every version, and
+            # versions change in each step.
             layer._active_adapter = active
         self._active = running
         if running.folded is not None:
@@ -264,7 +270,8 @@ class LoraWeightSets:
                 _refuse_unfoldable(path, layer.get_base_layer())
                 weight = layer.get_base_layer().weight
                 factors = layer.lora_B[adapter].weight, layer.lora_A[adapter].weight
-                # A convolution's update is the product of its factors as matrices too: B has kernels of size 1.
+                # A convolution's update is the product of its factors as matrices too: B has kernels of size
+                # 1.
                 update = (factors[0].flatten(1) @ factors[1].flatten(1)).reshape(weight.shape)
                 whole = at_least_float32(weight) + layer.scaling[adapter] * update
                 folded[path] = torch.empty_like(weight).copy_(whole)
@@ -319,7 +326,8 @@ def _refuse_unfoldable(path: str, module: nn.Module) -> None:
         return
     what = f"a {type(module).__name__}" + (f" in {groups} groups" if groups != 1 else "")
     raise PolicyError(
-        f"explore.merge_lora=true: {path} is {what}, whose update is no weight of the module's own shape; leave it out of "
+        f"explore.merge_lora=true: {path} is {what}, whose update is no weight of the module's own shape; "
+        f"leave it out of "
         "tuning.lora.target_modules, or set explore.merge_lora=false"
     )
 
@@ -331,15 +339,19 @@ class CopyWeightSets:
     in place, so copying one frozen version to another name shares the module; a copy is made only when values
     differ.
 
-    With a `reference_dtype` other than float32 the module behind "reference" alone holds, in that type, what autocast would cast
-    to it anyway; the base then lies in main memory while it does not run. With `parks_copies` all frozen versions do.
+    With a `reference_dtype` other than float32 the module behind "reference" alone holds, in that type, what
+    autocast would cast to it anyway; the base then lies in main memory while it does not run. With
+    `parks_copies` all frozen versions do.
 
     Args:
         network: The denoiser; every parameter becomes trainable except the inert ones.
-        inert: Name prefixes of parameters that the family's forward pass computes and discards: no gradient can reach them.
-        reference_dtype: Of the tensors of "reference" that autocast casts. In half precision that version runs under autocast
-            of the same type only, where it predicts the same bits as in float32; it cannot be copied from.
-        parks_copies: Versions other than "current" lie in main memory and are moved to the device for as long as they run.
+        inert: Name prefixes of parameters that the family's forward pass computes and discards: no gradient
+            can reach them.
+        reference_dtype: Of the tensors of "reference" that autocast casts. In half precision that version
+            runs under autocast of the same type only, where it predicts the same bits as in float32; it
+            cannot be copied from.
+        parks_copies: Versions other than "current" lie in main memory and are moved to the device for as long
+            as they run.
     """
 
     kind = "full"
@@ -382,7 +394,8 @@ class CopyWeightSets:
         A version is a whole network here, so `merged` changes nothing.
 
         Raises:
-            PolicyError: no such version; a reference in half precision elsewhere than under autocast of its type.
+            PolicyError: no such version; a reference in half precision elsewhere than under autocast of its
+                type.
         """
         module = self._module(name)
         if module is self._lowered:
@@ -402,7 +415,8 @@ class CopyWeightSets:
             return
         if module is self._lowered:
             raise PolicyError(
-                f"weights {source!r}: held in {self._type_name()}, so its exact values are not here; copy the version it was "
+                f"weights {source!r}: held in {self._type_name()}, so its exact values are not here; copy "
+                f"the version it was "
                 "made from"
             )
         if CURRENT in (source, target):
@@ -507,14 +521,16 @@ class CopyWeightSets:
     def _refuse_moved(self, name: str, module: nn.Module) -> None:
         if self._device.type != "cpu" and self._is_parked(module) and self._is_moved(module):
             raise PolicyError(
-                f"weights {name!r}: runs, and what is written to it meanwhile would be lost; change it after the block"
+                f"weights {name!r}: runs, and what is written to it meanwhile would be lost; change it after "
+                f"the block"
             )
 
     def _check_autocast(self) -> None:
         device, dtype = self._device.type, self._reference_dtype
         if not torch.is_autocast_enabled(device) or torch.get_autocast_dtype(device) != dtype:
             raise PolicyError(
-                f"weights 'reference': held in {self._type_name()}, which equals float32 under autocast of that type only; "
+                f"weights 'reference': held in {self._type_name()}, which equals float32 under autocast of "
+                f"that type only; "
                 "run it there, or set tuning.reference_dtype=float32"
             )
 

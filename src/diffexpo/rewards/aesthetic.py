@@ -1,4 +1,5 @@
-"""LAION's aesthetic predictors: a linear map (v1) or a stack of linear maps (v2) on a CLIP image vector of length 1."""
+"""LAION's aesthetic predictors: a linear map (v1) or a stack of linear maps (v2) on a CLIP image vector of
+length 1."""
 
 from __future__ import annotations
 
@@ -37,9 +38,9 @@ class AestheticReward:
     Raises:
         MissingError: head or model are not there.
         RewardError: damaged file, another head, or one of another width than the model's vectors.
-    Source: LAION aesthetic predictor v1 and v2 ("improved aesthetic predictor"), their inference code. Pictures go through the
-        image processor of the CLIP folder; where the longer side is cropped by an odd number of pixels the official v2 script
-        may crop one pixel further.
+    Source: LAION aesthetic predictor v1 and v2 ("improved aesthetic predictor"), their inference code.
+        Pictures go through the image processor of the CLIP folder; where the longer side is cropped by an odd
+        number of pixels the official v2 script may crop one pixel further.
     """
 
     def __init__(
@@ -61,7 +62,8 @@ class AestheticReward:
         width = self._head[0][0].shape[1]
         if width != self._encoder.width:
             raise RewardError(
-                f"reward {name!r}: {file} reads vectors of length {width}, but the image vectors of base={base!r} have length "
+                f"reward {name!r}: {file} reads vectors of length {width}, but the image vectors of "
+                f"base={base!r} have length "
                 f"{self._encoder.width}; name the CLIP model that the head was trained on"
             )
         self._head = [(weight.to(device), bias.to(device)) for weight, bias in self._head]
@@ -105,7 +107,8 @@ def apply_stack(vectors: Tensor, stack: Sequence[tuple[Tensor, Tensor]]) -> Tens
 
 
 def read_stack(tensors: Mapping[str, Tensor], prefix: str) -> list[tuple[Tensor, Tensor]]:
-    """(weight, bias) of the maps `{prefix}{place}` that LAION's and ImageReward's heads consist of, float32."""
+    """(weight, bias) of the maps `{prefix}{place}` that LAION's and ImageReward's heads consist of,
+    float32."""
     return [
         (tensors[f"{prefix}{place}.weight"].float(), tensors[f"{prefix}{place}.bias"].float())
         for place in STACK
@@ -125,8 +128,10 @@ def read_head(name: str, source: str, tensors: Mapping[str, Tensor]) -> list[tup
         head = read_stack(tensors, "layers.")
     else:
         raise RewardError(
-            f"reward {name!r}: {source} holds {', '.join(sorted(tensors)[:4])}, ...; expected weight and bias (v1) or "
-            "layers.{0,2,4,6,7}.weight and bias (v2, sac+logos+ava1-l14-linearMSE); the ReLU head is another model"
+            f"reward {name!r}: {source} holds {', '.join(sorted(tensors)[:4])}, ...; expected weight and "
+            f"bias (v1) or "
+            "layers.{0,2,4,6,7}.weight and bias (v2, sac+logos+ava1-l14-linearMSE); the ReLU head is another "
+            "model"
         )
     if head[-1][0].shape[0] != 1 or any(a[0].shape[0] != b[0].shape[1] for a, b in pairwise(head)):
         raise RewardError(

@@ -26,11 +26,13 @@ def load_rewards(
         configs: Reward settings; names must differ.
         resolve: Turns a `path` (an `emoji:` alias, say) into a folder, hub id or file.
         device: Where networks run.
-        open_denoiser: Gives the model of a scorer that judges by denoising errors; None: there is no run to judge in.
+        open_denoiser: Gives the model of a scorer that judges by denoising errors; None: there is no run to
+            judge in.
     Returns:
         One scorer each, loaded and ready.
     Raises:
-        ConfigError: two rewards of one name, a type without the path it needs, or one that judges latents where there are none.
+        ConfigError: two rewards of one name, a type without the path it needs, or one that judges latents
+            where there are none.
         MissingError: model, file or function is not there.
         RewardError: a model that is not what the type needs.
     """
@@ -47,7 +49,8 @@ def load_rewards(
         if getattr(REWARDS[config.type], "needs_denoiser", False):
             if open_denoiser is None:
                 raise ConfigError(
-                    f"reward {config.name!r}: type {config.type} judges the latents that a run draws, and here are pictures only; "
+                    f"reward {config.name!r}: type {config.type} judges the latents that a run draws, and "
+                    f"here are pictures only; "
                     "it can be neither served nor verified alone, use it in a run"
                 )
             scorers.append(REWARDS[config.type](config.name, open_denoiser(config), config.self_judge))
@@ -60,7 +63,8 @@ def load_rewards(
 
 
 def _cached(scorer: Reward, config: RewardConfig, device: torch.device | str) -> Reward:
-    """The scorer with its cache. One that names what its scores depend on is asked image by image; a network runs here, on this device."""
+    """The scorer with its cache. One that names what its scores depend on is asked image by image; a network
+    runs here, on this device."""
     from diffexpo.rewards.cache import CachedReward
 
     folder = Path(config.cache).expanduser()

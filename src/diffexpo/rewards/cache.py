@@ -1,13 +1,17 @@
-"""Scores that were paid for once: kept on disk by picture, prompt and scorer, so that the same question is not asked again.
+"""Scores that were paid for once: kept on disk by picture, prompt and scorer, so that the same question is
+not asked again.
 
-    FOLDER/<name>-<identity>.jsonl    {"scorer": {...}} first, then {"key": ..., "score": ..., "check": ...} a line
+    FOLDER/<name>-<identity>.jsonl    {"scorer": {...}} first, then {"key": ..., "score": ..., "check": ...} a
+    line
 
     key   = sha256(picture, prompt)            the 8-bit picture that every scorer sees
-          = sha256(all keys of the batch, row)      where the last bits of a score depend on what it is computed with: networks
-    check = blake2b(identity, key, score)      a line that was torn, changed or copied from another scorer does not pass
+          = sha256(all keys of the batch, row)      where the last bits of a score depend on what it is
+          computed with: networks
+    check = blake2b(identity, key, score)      a line that was torn, changed or copied from another scorer
+    does not pass
 
-One file holds the scores of one identity: type, version, unit and settings of a scorer. Another version has another file. Lines
-are appended whole and under a lock, so several processes may share a folder.
+One file holds the scores of one identity: type, version, unit and settings of a scorer. Another version has
+another file. Lines are appended whole and under a lock, so several processes may share a folder.
 """
 
 from __future__ import annotations
@@ -42,8 +46,9 @@ class CachedReward:
         reward: The scorer.
         folder: Where scores are kept; made if need be.
         identity: What a score depends on besides picture and prompt.
-        by_batch: The scorer is a network here, whose last bits depend on the images that it gets together: a batch is known as a whole or
-            not at all. False: each image is scored by itself, and known by itself.
+        by_batch: The scorer is a network here, whose last bits depend on the images that it gets together: a
+            batch is known as a whole or not at all. False: each image is scored by itself, and known by
+                itself.
     Raises:
         StoreError: the folder cannot be used.
     """
@@ -96,7 +101,8 @@ class ScoreCache:
 
     Args:
         folder: Made if need be.
-        name: The reward, for messages and the file's name; another name of the same identity finds the same scores.
+        name: The reward, for messages and the file's name; another name of the same identity finds the same
+            scores.
         identity: What scores depend on besides picture and prompt.
     Raises:
         StoreError: the folder cannot be used.
@@ -155,7 +161,8 @@ class ScoreCache:
         if refused:
             self.num_refused += refused
             _log.warning(
-                "reward %r: %d lines of %s are no scores of this scorer (torn or changed); they are left out and asked again",
+                "reward %r: %d lines of %s are no scores of this scorer (torn or changed); they are left out "
+                "and asked again",
                 self._name,
                 refused,
                 self.path,
@@ -201,7 +208,8 @@ class ScoreCache:
             yield
         except OSError as error:
             raise StoreError(
-                f"reward {self._name!r}: the score cache {self.path} cannot be used ({error.strerror or error}); free space or "
+                f"reward {self._name!r}: the score cache {self.path} cannot be used "
+                f"({error.strerror or error}); free space or "
                 "correct its permissions and resume, or remove `cache` from the reward"
             ) from error
 

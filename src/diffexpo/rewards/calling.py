@@ -1,4 +1,5 @@
-"""Calls to scorers behind HTTP: JSON in, JSON out, one deadline a call, repeated within a time, failures counted against a budget."""
+"""Calls to scorers behind HTTP: JSON in, JSON out, one deadline a call, repeated within a time, failures
+counted against a budget."""
 
 from __future__ import annotations
 
@@ -37,7 +38,8 @@ BUDGET_WINDOW, BUDGET_FROM = 256, 20
 
 
 class CallFailedError(RewardError):
-    """One call that gave no answer. `can_retry`: the same call may succeed later; `is_refused_input`: another input may."""
+    """One call that gave no answer. `can_retry`: the same call may succeed later; `is_refused_input`: another
+    input may."""
 
     def __init__(
         self, reason: str, *, can_retry: bool, is_refused_input: bool = False, wait_s: float = 0.0
@@ -51,7 +53,8 @@ class CallFailedError(RewardError):
 class Endpoint:
     """A server that answers JSON.
 
-    Redirections are not followed: they would carry the key to another host. Addresses of this machine are reached without a proxy.
+    Redirections are not followed: they would carry the key to another host. Addresses of this machine are
+        reached without a proxy.
 
     Args:
         name: The reward, for messages.
@@ -76,7 +79,8 @@ class Endpoint:
         """The JSON object that the server answers: POST with a payload, else GET. One attempt.
 
         Raises:
-            CallFailedError: no connection, no answer in time, an answer that is no JSON object, or an error status.
+            CallFailedError: no connection, no answer in time, an answer that is no JSON object, or an error
+                status.
             ScorerStoppedError: the server refuses us (key, address), which no repetition changes.
         """
         data = None if payload is None else json.dumps(payload).encode()
@@ -109,7 +113,8 @@ class Endpoint:
         return reply
 
     def persist(self, attempt: Callable[[], Result]) -> Result:
-        """The result of `attempt`, repeated with growing pauses while it fails in a way that may pass and time is left.
+        """The result of `attempt`, repeated with growing pauses while it fails in a way that may pass and
+        time is left.
 
         Raises:
             CallFailedError: of the last attempt.
@@ -195,7 +200,8 @@ class FailureBudget:
         if recent >= BUDGET_FROM and failed > share * recent:
             raise ScorerStoppedError(
                 f"reward {self.name!r}: {failed} of the last {recent} images got no score, more than "
-                f"service.max_failed_fraction = {share:g} allows{last}. Correct the scorer and resume, or raise the limit"
+                f"service.max_failed_fraction = {share:g} allows{last}. Correct the scorer and resume, or "
+                f"raise the limit"
             )
         if most is not None and self.num_failed > most:
             raise ScorerStoppedError(
@@ -236,7 +242,8 @@ def check_url(name: str, url: str) -> str:
         raise ConfigError(f"reward {name!r}: path={url!r}; expected an address such as http://127.0.0.1:8188")
     if parts.username or parts.password:
         raise ConfigError(
-            f"reward {name!r}: its path holds a user name or password, which would be written to config.yaml; put the key in "
+            f"reward {name!r}: its path holds a user name or password, which would be written to "
+            f"config.yaml; put the key in "
             "an environment variable and name it in service.api_key_env"
         )
     return url.rstrip("/")
@@ -248,7 +255,8 @@ def _read_key(name: str, variable: str | None) -> str:
     key = os.environ.get(variable, "").strip()
     if not key:
         raise MissingError(
-            f"reward {name!r}: service.api_key_env names {variable}, which is not set in the environment; export the key there"
+            f"reward {name!r}: service.api_key_env names {variable}, which is not set in the environment; "
+            f"export the key there"
         )
     return key
 

@@ -127,11 +127,12 @@ def preference_probabilities(scores: np.ndarray) -> np.ndarray:
         p_i = exp(s_i) / sum_j exp(s_j)
 
     Args:
-        scores: (G, n) logit-scaled scores (`scale: logit`) of n pictures of each of G prompts; NaN has no share.
+        scores: (G, n) logit-scaled scores (`scale: logit`) of n pictures of each of G prompts; NaN has no
+            share.
     Returns:
         (G, n) float64, each row sums to 1; of [[20, 20 + ln 3]]: [[0.25, 0.75]].
-    Source: PickScore (arXiv 2305.01569), equation 1 for two pictures. It is a number of a comparison, not of a picture, and so no
-        `scale`.
+    Source: PickScore (arXiv 2305.01569), equation 1 for two pictures. It is a number of a comparison, not of
+        a picture, and so no `scale`.
     """
     scores = np.asarray(scores, dtype=np.float64)
     weights = np.where(np.isfinite(scores), np.exp(scores - np.nanmax(scores, axis=-1, keepdims=True)), 0.0)

@@ -1,4 +1,5 @@
-"""A CLIPModel as two functions to unit vectors; CLIP score, PickScore, HPS and the aesthetic predictors stand on it."""
+"""A CLIPModel as two functions to unit vectors; CLIP score, PickScore, HPS and the aesthetic predictors stand
+on it."""
 
 from __future__ import annotations
 
@@ -32,8 +33,8 @@ LOAD_ERRORS = (OSError, ValueError, RuntimeError, TypeError, KeyError, Safetenso
 class DualEncoder:
     """Unit vectors of pictures and texts.
 
-    Rows are independent: texts are padded to a fixed length, so a vector does not depend on its batch beyond rounding. The towers
-    run in `precision`, projections and normalisation in float32.
+    Rows are independent: texts are padded to a fixed length, so a vector does not depend on its batch beyond
+    rounding. The towers run in `precision`, projections and normalisation in float32.
 
     Args:
         name: The reward's name, for messages.
@@ -140,7 +141,8 @@ def read_clip_model(name: str, folder: Path) -> CLIPModel:
         )
     except LOAD_ERRORS as error:
         raise RewardError(
-            f"reward {name!r}: {folder} cannot be loaded as a CLIPModel ({error}); expected the PickScore layout"
+            f"reward {name!r}: {folder} cannot be loaded as a CLIPModel ({error}); expected the PickScore "
+            f"layout"
         ) from error
     wrong = [str(key) for key in (*report["missing_keys"], *report["mismatched_keys"])]
     check_keys(name, folder, wrong, (), "CLIPModel")
@@ -198,7 +200,8 @@ def read_tokenizer(name: str, folder: Path) -> CLIPTokenizer:
 
 
 def read_processor(name: str, folder: Path) -> Callable[[Tensor], Tensor]:
-    """A function from images (B,3,H,W) in [0,1] to pixel values, as the folder's image processor says, through PIL.
+    """A function from images (B,3,H,W) in [0,1] to pixel values, as the folder's image processor says,
+    through PIL.
 
     Raises:
         MissingError: its file is not there.
@@ -224,7 +227,8 @@ def read_processor(name: str, folder: Path) -> Callable[[Tensor], Tensor]:
 def _need(name: str, folder: Path, files: Sequence[str]) -> None:
     if not any((folder / file).is_file() for file in files):
         raise MissingError(
-            f"reward {name!r}: {folder / files[0]} is missing; save configuration, tokenizer and image processor beside the "
+            f"reward {name!r}: {folder / files[0]} is missing; save configuration, tokenizer and image "
+            f"processor beside the "
             "model, or name a base that has them"
         )
 

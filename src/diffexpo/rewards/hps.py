@@ -25,7 +25,8 @@ from diffexpo.rewards.weights import (
     settings_files,
 )
 
-# OpenCLIP name -> CLIPModel name. Projections are stored transposed there, and query, key and value as one matrix.
+# OpenCLIP name -> CLIPModel name. Projections are stored transposed there, and query, key and value as one
+# matrix.
 _TOP = {
     "visual.class_embedding": "vision_model.embeddings.class_embedding",
     "visual.positional_embedding": "vision_model.embeddings.position_embedding.weight",
@@ -64,8 +65,9 @@ class HpsReward:
     Raises:
         MissingError: weights, configuration or tokenizer are not there.
         RewardError: damaged file, or weights of another model.
-    Source: HPSv2 (arXiv 2306.09341) and its code's score function. Where we differ: a picture whose longest side has the network's
-        size already is padded too, antialiasing is always on, and broken encodings in prompts (mojibake) are not repaired.
+    Source: HPSv2 (arXiv 2306.09341) and its code's score function. Where we differ: a picture whose longest
+        side has the network's size already is padded too, antialiasing is always on, and broken encodings in
+        prompts (mojibake) are not repaired.
     """
 
     def __init__(
@@ -130,7 +132,8 @@ class HpsReward:
 
 
 def clean_text(text: str) -> str:
-    """HTML entities resolved twice and ends stripped, as OpenCLIP's tokenizer does before it splits a text."""
+    """HTML entities resolved twice and ends stripped, as OpenCLIP's tokenizer does before it splits a
+    text."""
     return html.unescape(html.unescape(text)).strip()
 
 
@@ -138,10 +141,11 @@ def clip_state_dict(openclip: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """An OpenCLIP state dict under the names of a CLIPModel, float32.
 
     Args:
-        openclip: Name -> tensor, as OpenCLIP's CLIP saves it (`visual.conv1.weight`, `transformer.resblocks.0.ln_1.weight`, ...).
+        openclip: Name -> tensor, as OpenCLIP's CLIP saves it (`visual.conv1.weight`,
+            `transformer.resblocks.0.ln_1.weight`, ...).
     Returns:
-        Name -> tensor; a fused `attn.in_proj_weight` (3W, W) becomes the weights of q_proj, k_proj and v_proj in this order, and
-        the two projections are transposed. Unknown names stay as they are.
+        Name -> tensor; a fused `attn.in_proj_weight` (3W, W) becomes the weights of q_proj, k_proj and v_proj
+        in this order, and the two projections are transposed. Unknown names stay as they are.
     """
     renamed: dict[str, Tensor] = {}
     for key, tensor in openclip.items():
@@ -175,7 +179,8 @@ def _load(name: str, source: str, config: CLIPConfig, openclip: Mapping[str, Ten
     activations = {config.text_config.hidden_act, config.vision_config.hidden_act}
     if activations != {"gelu"}:
         raise RewardError(
-            f"reward {name!r}: base has activation {', '.join(sorted(activations))}; HPS stands on a CLIP ViT-H/14 with gelu, set "
+            f"reward {name!r}: base has activation {', '.join(sorted(activations))}; HPS stands on a CLIP "
+            f"ViT-H/14 with gelu, set "
             f"base={SCORERS['hpsv2'].default_base}"
         )
     model = CLIPModel(config)

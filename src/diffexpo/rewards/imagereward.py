@@ -1,4 +1,5 @@
-"""ImageReward: BLIP looks at picture and prompt together, a head turns its first text vector into one number."""
+"""ImageReward: BLIP looks at picture and prompt together, a head turns its first text vector into one
+number."""
 
 from __future__ import annotations
 
@@ -32,7 +33,8 @@ MEAN, STD = 0.16717362830052426, 1.0333394966054072
 """Of the raw output over the training set: scores have mean 0 and standard deviation 1 there."""
 MAX_TOKENS = 35
 HEAD_WIDTH = 64
-"""Width of an attention head in every size of BLIP's towers; the number of heads is not stored in the weights."""
+"""Width of an attention head in every size of BLIP's towers; the number of heads is not stored in the
+weights."""
 # Of med_config.json, BLIP's text configuration, where no such file lies beside the weights.
 MED_CONFIG = {"hidden_act": "gelu", "layer_norm_eps": 1e-12}
 
@@ -57,15 +59,16 @@ class ImageRewardScorer:
 
     Args:
         name: Name in metrics.
-        path: ImageReward's state dict as safetensors: file, folder with one (and with med_config.json, if there), or hub id.
+        path: ImageReward's state dict as safetensors: file, folder with one (and with med_config.json, if
+            there), or hub id.
         device: Where it runs.
         base: Folder or hub id of the tokenizer of bert-base-uncased.
         precision: "float32", "float16" or "bfloat16", of BLIP; the head is float32.
     Raises:
         MissingError: weights or tokenizer are not there.
         RewardError: damaged file, or weights of another model.
-    Source: ImageReward (arXiv 2304.05977) and its code's `score`. Where we differ: it scores one picture at a time, this
-        one batches; the numbers are the same.
+    Source: ImageReward (arXiv 2304.05977) and its code's `score`. Where we differ: it scores one picture at a
+        time, this one batches; the numbers are the same.
     """
 
     scale = "standardised reward, about -2 to 2"
@@ -248,7 +251,8 @@ def _med_config(name: str, folder: Path) -> dict[str, object]:
 def _read_tokenizer(name: str, folder: Path) -> BertTokenizer:
     if not any((folder / file).is_file() for file in ("vocab.txt", "tokenizer.json")):
         raise MissingError(
-            f"reward {name!r}: {folder} holds no tokenizer (vocab.txt or tokenizer.json); set base to a copy of bert-base-uncased"
+            f"reward {name!r}: {folder} holds no tokenizer (vocab.txt or tokenizer.json); set base to a copy "
+            f"of bert-base-uncased"
         )
     try:
         return BertTokenizer.from_pretrained(str(folder), local_files_only=True)

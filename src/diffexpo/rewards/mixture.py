@@ -92,7 +92,8 @@ def conflicts(
     vary.
 
     Args:
-        scores: name -> (G, n), NaN where scoring failed; each two scorers are compared where both have a score.
+        scores: name -> (G, n), NaN where scoring failed; each two scorers are compared where both have a
+            score.
         weights: A negative weight turns that scorer's order around; None: all count as they are.
     Returns:
         (name, name) -> correlation in [-1, 1]; 1 the same order, below 0 they pull apart; NaN if no prompt
@@ -119,8 +120,8 @@ def disagreements(
     Args:
         scores, weights: As in `conflicts`.
     Returns:
-        (name, name) -> share in [0, 1]; 0 the same order everywhere, 1/2 unrelated, 1 opposite; NaN if no couple is decided under
-        both. Of a = [[1, 2, 3]] and b = [[1, 3, 2]]: 1/3.
+        (name, name) -> share in [0, 1]; 0 the same order everywhere, 1/2 unrelated, 1 opposite; NaN if no
+        couple is decided under both. Of a = [[1, 2, 3]] and b = [[1, 3, 2]]: 1/3.
     """
     found: dict[tuple[str, str], float] = {}
     for first, second, pair in _couples(scores, weights):
@@ -132,7 +133,8 @@ def disagreements(
 
 
 def conflict_metrics(scores: Mapping[str, np.ndarray], weights: Mapping[str, float]) -> dict[str, float]:
-    """`rollout/conflict/<a>:<b>/rank_correlation` and `.../disagreement` of every two scorers, for the metrics.
+    """`rollout/conflict/<a>:<b>/rank_correlation` and `.../disagreement` of every two scorers, for the
+    metrics.
 
     Args:
         scores: name -> (G, n).
@@ -186,8 +188,8 @@ def _stack(scores: Mapping[str, np.ndarray], weights: Mapping[str, float]) -> tu
 
 
 def _zscores(stacked: np.ndarray, axes: tuple[int, ...] = (2,)) -> np.ndarray:
-    """Per reward and prompt (or over all prompts: axes 1 and 2), over the candidates that have a score; what is constant
-    becomes all 0.
+    """Per reward and prompt (or over all prompts: axes 1 and 2), over the candidates that have a score; what
+    is constant becomes all 0.
     """
     usable = np.isfinite(stacked)
     count = np.maximum(usable.sum(axis=axes, keepdims=True), 1)

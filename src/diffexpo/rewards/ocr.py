@@ -1,6 +1,7 @@
 r"""Text in pictures: what is asked for in quotes in the prompt, against what a text recogniser reads.
 
-    score = 1 - min(d, n) / n,    d = 0 if the target stands in the text read, else the edit distance;  n = len(target)
+    score = 1 - min(d, n) / n,    d = 0 if the target stands in the text read, else the edit distance;  n =
+    len(target)
 
 Spaces and case do not count.
 """
@@ -31,7 +32,8 @@ def quoted_text(prompt: str) -> str | None:
 
 
 def edit_distance(first: str, second: str) -> int:
-    """Fewest insertions, deletions and replacements of characters that turn one text into the other (Levenshtein)."""
+    """Fewest insertions, deletions and replacements of characters that turn one text into the other
+    (Levenshtein)."""
     previous = list(range(len(second) + 1))
     for row, left in enumerate(first, 1):
         current = [row]
@@ -81,7 +83,8 @@ class OcrReward:
             from rapidocr import RapidOCR
         except ImportError as error:
             raise MissingError(
-                f'reward {name!r}: rapidocr cannot be imported ({error}); install it with `pip install "diffexpo[ocr]"`'
+                f"reward {name!r}: rapidocr cannot be imported ({error}); install it with `pip install "
+                f'"diffexpo[ocr]"`'
             ) from error
         self.name = name
         self.version = f"rapidocr {package_version('rapidocr')}"

@@ -1,4 +1,5 @@
-"""Pictures as the scorers' networks take them: the official resize, crop, padding and normalisation, without torchvision."""
+"""Pictures as the scorers' networks take them: the official resize, crop, padding and normalisation, without
+torchvision."""
 
 from __future__ import annotations
 
@@ -16,7 +17,8 @@ OPENAI_STD = (0.26862954, 0.26130258, 0.27577711)
 def shortest_side_crop(images: Tensor, size: int) -> Tensor:
     """Shortest side to `size` (PIL bicubic on 8 bits), centre crop, normalised.
 
-    The longer side becomes int(size * long / short); the crop starts at round((side - size) / 2), half to even.
+    The longer side becomes int(size * long / short); the crop starts at round((side - size) / 2), half to
+    even.
 
     Args:
         images: (B,3,H,W) in [0,1]; rounded to 8 bits.
@@ -38,15 +40,17 @@ def shortest_side_crop(images: Tensor, size: int) -> Tensor:
 
 
 def longest_side_pad(images: Tensor, size: int) -> Tensor:
-    """Longest side to `size` (antialiased bicubic on floats, overshoot kept), black padding to a square, normalised.
+    """Longest side to `size` (antialiased bicubic on floats, overshoot kept), black padding to a square,
+    normalised.
 
     Args:
         images: (B,3,H,W) in [0,1]; rounded to 8 bits first, as in a saved picture.
         size: Side of the square.
     Returns:
         (B,3,size,size) float32; what is padded is (0 - mean) / std.
-    Source: the transform of HPSv2. Its antialiasing follows torchvision's version, here it is always on; a picture whose
-        longest side is `size` already is left unpadded there (and only works if it is square), here it is padded too.
+    Source: the transform of HPSv2. Its antialiasing follows torchvision's version, here it is always on; a
+        picture whose longest side is `size` already is left unpadded there (and only works if it is square),
+        here it is padded too.
     """
     pixels = quantise(images)
     height, width = pixels.shape[-2:]

@@ -18,7 +18,8 @@ from diffexpo.rewards.calling import map_concurrently
 
 
 class BlameCode:
-    """Turns whatever foreign code raises into a RewardError that names it; its classes cannot be known beforehand.
+    """Turns whatever foreign code raises into a RewardError that names it; its classes cannot be known
+    beforehand.
 
     Args:
         where: Whose code.
@@ -58,8 +59,8 @@ class PythonFileReward:
         name: Name in metrics.
         path: `file.py:function`.
         device: Not used; the function chooses its own.
-        concurrency: Calls under way at once, each with its share of a batch; with more than one the function must be safe to
-            call from several threads and score each image by itself.
+        concurrency: Calls under way at once, each with its share of a batch; with more than one the function
+            must be safe to call from several threads and score each image by itself.
     Raises:
         ConfigError: the path has no `:function`.
         MissingError: no such file or function.

@@ -20,14 +20,15 @@ INSTALL = 'install it with `pip install "diffexpo[quality]"`'
 
 
 class BrisqueReward:
-    """- BRISQUE: distance of local contrast statistics from those of photographs; higher is more like a clean photograph.
+    """- BRISQUE: distance of local contrast statistics from those of photographs; higher is more like a clean
+    photograph.
 
     Args:
         name: Name in metrics.
     Raises:
         MissingError: the package brisque is not installed.
-    Source: Mittal et al., "No-Reference Image Quality Assessment in the Spatial Domain" (IEEE TIP 2012), with the model of the
-    package; sign turned, so that higher is better.
+    Source: Mittal et al., "No-Reference Image Quality Assessment in the Spatial Domain" (IEEE TIP 2012), with
+    the model of the package; sign turned, so that higher is better.
     """
 
     scale = "negative BRISQUE"
@@ -47,7 +48,8 @@ class BrisqueReward:
         """Negative BRISQUE (B,) of images (B,3,H,W).
 
         Raises:
-            RewardError: images and prompts differ in number, or the package failed (on a picture of one colour, say).
+            RewardError: images and prompts differ in number, or the package failed (on a picture of one
+                colour, say).
         """
         _check_lengths(self.name, images, prompts)
         with self._blame:

@@ -6,8 +6,8 @@ The protocol is JSON and PNG, never pickle (docs/rewards/remote.md):
     POST /score   {"protocol": 1, "items": [{"id": ..., "prompt": ..., "image": base64 PNG}, ...]}
                   -> {"protocol": 1, "name": ..., "version": ..., "scores": {id: number or null, ...}}
 
-Scores are found by id, and an id holds a hash of picture and prompt: neither the order of the answers nor an answer to another
-question can give an image a score that is not its own.
+Scores are found by id, and an id holds a hash of picture and prompt: neither the order of the answers nor an
+answer to another question can give an image a score that is not its own.
 """
 
 from __future__ import annotations
@@ -44,8 +44,8 @@ class _Question:
 class RemoteReward:
     """Scores by a server that speaks the protocol above, such as `diffexpo rewards serve`.
 
-    A request that fails is sent again, with growing pauses, for `service.retry_s`; what an incomplete answer holds is kept. An
-    image that got no score is NaN and counted; past the budget the run stops.
+    A request that fails is sent again, with growing pauses, for `service.retry_s`; what an incomplete answer
+    holds is kept. An image that got no score is NaN and counted; past the budget the run stops.
 
     Args:
         name: Name in metrics.
@@ -165,7 +165,8 @@ class RemoteReward:
         lacking = [key for key in ("name", "type", "version", "scale") if not isinstance(facts.get(key), str)]
         if lacking:
             raise CallFailedError(
-                f"{self._endpoint.url}/version gives no {', '.join(lacking)}; it is no scorer of this protocol",
+                f"{self._endpoint.url}/version gives no {', '.join(lacking)}; it is no scorer of this "
+                f"protocol",
                 can_retry=False,
             )
         return facts
@@ -179,7 +180,8 @@ class RemoteReward:
             )
         if spoken != PROTOCOL:
             raise ScorerStoppedError(
-                f"reward {self.name!r}: {self._endpoint.url} speaks protocol {spoken!r}, expected {PROTOCOL}; run the same "
+                f"reward {self.name!r}: {self._endpoint.url} speaks protocol {spoken!r}, expected "
+                f"{PROTOCOL}; run the same "
                 "version of diffexpo on both sides"
             )
 
@@ -189,7 +191,8 @@ class RemoteReward:
         ):
             if wanted is not None and wanted != given:
                 raise ScorerStoppedError(
-                    f"reward {self.name!r}: {self._endpoint.url} serves {key} {given!r}, but service.{key} = {wanted!r}; start "
+                    f"reward {self.name!r}: {self._endpoint.url} serves {key} {given!r}, but service.{key} = "
+                    f"{wanted!r}; start "
                     f"the right one or correct service.{key}"
                 )
 
@@ -200,8 +203,10 @@ class RemoteReward:
             raise CallFailedError(f"{self._endpoint.url} answered without name and version", can_retry=True)
         if given != self._server:
             raise ScorerStoppedError(
-                f"reward {self.name!r}: {self._endpoint.url} now serves {given[0]!r} version {given[1]!r}, at the start it was "
-                f"{self._server[0]!r} version {self._server[1]!r}; scores of two scorers cannot be mixed: start the first one "
+                f"reward {self.name!r}: {self._endpoint.url} now serves {given[0]!r} version {given[1]!r}, "
+                f"at the start it was "
+                f"{self._server[0]!r} version {self._server[1]!r}; scores of two scorers cannot be mixed: "
+                f"start the first one "
                 "again and resume"
             )
 

@@ -1,11 +1,14 @@
 """A model as its own judge: scores from denoising errors of the drawn latents, without a reward model.
 
-implicit    beta/2 mean over K draws of ( e_base(x_t, c) - e_trained(x_t, c) )       what a model trained on pairs came to prefer
-denoising   mean over K draws of ( e(x_t, empty) - e(x_t, c) )                       how much the prompt helps to denoise the image
+implicit    beta/2 mean over K draws of ( e_base(x_t, c) - e_trained(x_t, c) )       what a model trained on
+pairs came to prefer denoising   mean over K draws of ( e(x_t, empty) - e(x_t, c) )                       how
+much the prompt helps to denoise the image
 
-Both look at latents as they were drawn, so nothing goes through the autoencoder. Noise and t of the K draws are keyed by the prompt
-alone: all candidates of a prompt meet the same ones, and only what differs between the images is left in a comparison. An image is
-scored in network calls of its own, whose shape does not depend on what else is scored, so a score has the same bits in any batch.
+Both look at latents as they were drawn, so nothing goes through the autoencoder. Noise and t of the K draws
+are keyed by the prompt
+alone: all candidates of a prompt meet the same ones, and only what differs between the images is left in a
+comparison. An image is scored in network calls of its own, whose shape does not depend on what else is
+scored, so a score has the same bits in any batch.
 """
 
 from __future__ import annotations
@@ -28,7 +31,8 @@ KEPT_PROMPTS = 64
 
 
 def implicit_scores(errors: Tensor, base_errors: Tensor, *, beta: float) -> Tensor:
-    """Implicit reward of images under a model that was trained on pairs, beta/2 mean_k (base_errors - errors).
+    """Implicit reward of images under a model that was trained on pairs, beta/2 mean_k (base_errors -
+    errors).
 
     Args:
         errors: (B,K) mean squared prediction errors of the trained model at K draws of noise and time.
@@ -38,8 +42,8 @@ def implicit_scores(errors: Tensor, base_errors: Tensor, *, beta: float) -> Tens
         (B,), higher where training has lowered the error more. Equal errors give exactly 0.
     Raises:
         ValueError: the shapes differ, or beta is not above 0.
-    Source: Diffusion-DPO (arXiv 2311.12908) eq. 14: its logit is the difference of two of these. The paper takes one draw, a judge
-        needs the mean over several.
+    Source: Diffusion-DPO (arXiv 2311.12908) eq. 14: its logit is the difference of two of these. The paper
+        takes one draw, a judge needs the mean over several.
     """
     _check_errors("implicit_scores", errors, base_errors)
     if not beta > 0:
@@ -54,11 +58,13 @@ def denoising_scores(conditional: Tensor, unconditional: Tensor) -> Tensor:
         conditional: (B,K) mean squared prediction errors given the prompt, at K draws of noise and time.
         unconditional: (B,K) those given the empty prompt, at the same draws.
     Returns:
-        (B,), higher where the prompt explains more of the image. A model that ignores its prompt gives exactly 0.
+        (B,), higher where the prompt explains more of the image. A model that ignores its prompt gives
+        exactly 0.
     Raises:
         ValueError: the shapes differ.
-    Source: the errors are those of the diffusion classifier (arXiv 2303.16203) eq. 7, which compares prompts of one image; we compare
-        images of one prompt, hence the difference to the empty prompt: without it the plainest image would win.
+    Source: the errors are those of the diffusion classifier (arXiv 2303.16203) eq. 7, which compares prompts
+        of one image; we compare images of one prompt, hence the difference to the empty prompt: without it
+        the plainest image would win.
     """
     _check_errors("denoising_scores", conditional, unconditional)
     return -(at_least_float32(conditional) - at_least_float32(unconditional)).mean(dim=1)
@@ -91,7 +97,8 @@ class SelfJudge(ABC):
         shape = tuple(self.policy.latent_shape)
         if len(latents) != len(prompts) or tuple(latents.shape[1:]) != shape:
             raise RewardError(
-                f"reward {self.name!r}: latents of shape {tuple(latents.shape)} for {len(prompts)} prompts; expected "
+                f"reward {self.name!r}: latents of shape {tuple(latents.shape)} for {len(prompts)} prompts; "
+                f"expected "
                 f"({len(prompts)}, {', '.join(map(str, shape))}), the latents of the judge's own model"
             )
         scores = torch.empty(len(prompts), dtype=torch.float32)
@@ -137,11 +144,14 @@ class SelfJudge(ABC):
 
 
 class ImplicitReward(SelfJudge):
-    """The implicit reward of a model that was trained on pairs (DPO and its like) against the model it started from.
+    """The implicit reward of a model that was trained on pairs (DPO and its like) against the model it
+    started from.
 
-    The trained model is a given, finished one, not the run's current weights. Those would judge by what they are being trained to
-    prefer: pairs that they rank carry the sign of their own margin, so the loss hardens what is there and learns nothing about images; scores
-    of two iterations would not compare; and before the first update all are 0.
+    The trained model is a given, finished one, not the run's current weights. Those would judge by what they
+    are being trained to
+    prefer: pairs that they rank carry the sign of their own margin, so the loss hardens what is there and
+    learns nothing about images; scores of two iterations would not compare; and before the first update all
+    are 0.
     """
 
     def __init__(self, name: str, policy: Policy, settings: SelfJudgeConfig) -> None:
@@ -153,7 +163,8 @@ class ImplicitReward(SelfJudge):
         super().__init__(name, policy, settings)
         if _is_base(policy):
             raise ConfigError(
-                f"reward {name!r} (type implicit): the trained weights are those of its base, so every image would score 0; "
+                f"reward {name!r} (type implicit): the trained weights are those of its base, so every image "
+                f"would score 0; "
                 "expected a model that was trained on pairs, e.g. path: runs/dpo_offline"
             )
         self.scale = (
@@ -199,5 +210,6 @@ def _is_base(policy: Policy) -> bool:
 def _check_errors(name: str, first: Tensor, second: Tensor) -> None:
     if first.shape != second.shape or first.ndim != 2:
         raise ValueError(
-            f"{name}: errors of shape {tuple(first.shape)} and {tuple(second.shape)}; expected two of one shape (B, K)"
+            f"{name}: errors of shape {tuple(first.shape)} and {tuple(second.shape)}; expected two of one "
+            f"shape (B, K)"
         )

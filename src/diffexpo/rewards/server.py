@@ -1,7 +1,8 @@
 """Serves a scorer over HTTP with the standard library alone: the other side of `remote.py`.
 
-Each request has a thread; one thread scores. Images of several requests that arrive within a few milliseconds of each other are
-scored in one batch. The server reads JSON and PNG only, and listens on this machine only unless told otherwise.
+Each request has a thread; one thread scores. Images of several requests that arrive within a few milliseconds
+of each other are scored in one batch. The server reads JSON and PNG only, and listens on this machine only
+unless told otherwise.
 """
 
 from __future__ import annotations
@@ -165,7 +166,8 @@ class ScoreServer:
         self._thread: threading.Thread | None = None
         if getattr(reward, "is_groupwise", False):
             raise ConfigError(
-                f"reward {reward.name!r} compares the images of a prompt with each other; a server mixes the images of several "
+                f"reward {reward.name!r} compares the images of a prompt with each other; a server mixes the "
+                f"images of several "
                 "requests in one batch, so it cannot serve it: use it in the run itself"
             )
         self.facts = {
@@ -286,7 +288,8 @@ class ScoreHandler(BaseHTTPRequestHandler):
         return request
 
     def score(self, request: dict[str, object]) -> dict[str, object]:
-        """Scores of the items; null for a picture that cannot be read or scored, with the reason in `errors`."""
+        """Scores of the items; null for a picture that cannot be read or scored, with the reason in
+        `errors`."""
         items = _check_items(request.get("items"))
         errors: dict[str, str] = {}
         tickets: dict[str, _Ticket] = {}

@@ -1,6 +1,7 @@
 r"""How well one text says what another does.
 
-    BERTScore recall:  R = mean over tokens x_i of the reference of max over tokens y_j of the candidate of cos(x_i, y_j)
+    BERTScore recall:  R = mean over tokens x_i of the reference of max over tokens y_j of the candidate of
+        cos(x_i, y_j)
 
 Recall, because a description may say more than the prompt asks for, but not less.
 """
@@ -40,7 +41,8 @@ def recall(candidate: Tensor, reference: Tensor) -> Tensor:
     """
     if len(candidate) == 0 or len(reference) == 0:
         raise RewardError(
-            f"recall of {len(candidate)} candidate and {len(reference)} reference tokens; expected one of each at least"
+            f"recall of {len(candidate)} candidate and {len(reference)} reference tokens; expected one of "
+            f"each at least"
         )
     x = reference / reference.norm(dim=-1, keepdim=True)
     y = candidate / candidate.norm(dim=-1, keepdim=True)
@@ -50,8 +52,9 @@ def recall(candidate: Tensor, reference: Tensor) -> Tensor:
 class TextSimilarity:
     """Similarity of a description and a prompt by a text model on disk.
 
-    A CLIPModel folder gives the cosine of the two text vectors (of the plain prompt). Any other encoder gives BERTScore recall
-    against "The image contains {prompt}", as in DDPO, without the tokens that the tokenizer adds.
+    A CLIPModel folder gives the cosine of the two text vectors (of the plain prompt). Any other encoder gives
+    BERTScore recall against "The image contains {prompt}", as in DDPO, without the tokens that the tokenizer
+    adds.
 
     Args:
         name: The reward, for messages.
@@ -69,7 +72,8 @@ class TextSimilarity:
         config = Path(folder).expanduser() / "config.json"
         if not config.is_file():
             raise MissingError(
-                f"reward {name!r}: vlm.text_encoder = {folder!r} holds no config.json; expected the folder of a text model"
+                f"reward {name!r}: vlm.text_encoder = {folder!r} holds no config.json; expected the folder "
+                f"of a text model"
             )
         self._name, self._layer = name, layer
         self._clip: ClipReward | None = None
@@ -92,7 +96,8 @@ class TextSimilarity:
         depth = int(self._model.config.num_hidden_layers)
         if layer is not None and layer > depth:
             raise RewardError(
-                f"reward {name!r}: vlm.text_layer = {layer}, but {folder!r} has {depth} layers; choose one of 0 to {depth}"
+                f"reward {name!r}: vlm.text_layer = {layer}, but {folder!r} has {depth} layers; choose one "
+                f"of 0 to {depth}"
             )
         self.version = f"{self._model.config.model_type} layer {depth if layer is None else layer} of {config.parent.name}"
 

@@ -4,7 +4,8 @@ r"""A vision-language model as a judge, through any OpenAI-compatible server.
     pairwise:  mean over j of P(i beats j),  P(i beats j) = [p(first | i, j) + p(second | j, i)] / 2
     caption:   similarity(description of the picture, prompt)      (DDPO, arXiv 2305.13301, section 5)
 
-An answer that names neither choice, a description that is empty or a call that fails gives no score: NaN, counted, never 0.
+An answer that names neither choice, a description that is empty or a call that fails gives no score: NaN,
+counted, never 0.
 """
 
 from __future__ import annotations
@@ -44,11 +45,12 @@ def choice_probability(top_logprobs: Sequence[Mapping[str, object]], choices: tu
         p(first) / (p(first) + p(second)),   p(choice) = sum of exp(logprob) over the tokens that spell it
 
     Args:
-        top_logprobs: The likeliest first tokens, each {"token": text, "logprob": number}. Tokens count without regard to
-            case, spaces and punctuation around them.
+        top_logprobs: The likeliest first tokens, each {"token": text, "logprob": number}. Tokens count
+            without regard to case, spaces and punctuation around them.
         choices: The two answers, in lower case.
     Returns:
-        A number in [0, 1], NaN if neither answer is among the tokens. Tokens "Yes" 0.6, " yes" 0.2 and "no" 0.2 give 0.8.
+        A number in [0, 1], NaN if neither answer is among the tokens. Tokens "Yes" 0.6, " yes" 0.2 and "no"
+        0.2 give 0.8.
     Source: the form of VQAScore (arXiv 2404.01291, equation 1), with both answers normalised.
     """
     mass = dict.fromkeys(choices, 0.0)
@@ -68,10 +70,11 @@ def wins(first_shown: Tensor) -> Tensor:
         P_ij = [F_ij + (1 - F_ji)] / 2,     w_i = mean over j != i of P_ij
 
     Args:
-        first_shown: F (n,n), F_ij the probability that i beats j when i is shown first; NaN where no answer came. The
-            diagonal is not read.
+        first_shown: F (n,n), F_ij the probability that i beats j when i is shown first; NaN where no answer
+            came. The diagonal is not read.
     Returns:
-        (n,) float64 in [0, 1], NaN where a picture has no answered comparison. F = [[., 0.9], [0.3, .]] gives [0.8, 0.2].
+        (n,) float64 in [0, 1], NaN where a picture has no answered comparison. F = [[., 0.9], [0.3, .]] gives
+        [0.8, 0.2].
     """
     both = (first_shown.double() + 1 - first_shown.double().T) / 2
     both = both.masked_fill(torch.eye(len(both), dtype=torch.bool), torch.nan)
@@ -81,8 +84,8 @@ def wins(first_shown: Tensor) -> Tensor:
 class VlmJudge:
     """Scores by what a vision-language model answers.
 
-    `pairwise` compares images of one prompt within one call; an image whose prompt stands there once has none to be compared
-    with and gets NaN. Asking is deterministic as far as the server is (temperature 0).
+    `pairwise` compares images of one prompt within one call; an image whose prompt stands there once has none
+    to be compared with and gets NaN. Asking is deterministic as far as the server is (temperature 0).
 
     Args:
         name: Name in metrics.
@@ -114,7 +117,8 @@ class VlmJudge:
         self._question = QUESTIONS[vlm.mode] if vlm.question is None else vlm.question
         if vlm.mode != "caption" and "{prompt}" not in self._question:
             raise ConfigError(
-                f"reward {name!r}: vlm.question = {self._question!r} holds no {{prompt}}; the model would not know what to look for"
+                f"reward {name!r}: vlm.question = {self._question!r} holds no {{prompt}}; the model would "
+                f"not know what to look for"
             )
         self._similarity = self._text_similarity(device) if vlm.mode == "caption" else None
         self._endpoint = Endpoint(name, url, service)
@@ -143,7 +147,8 @@ class VlmJudge:
 
     @property
     def identity(self) -> dict[str, str]:
-        """What scores depend on besides picture and prompt. What model an address serves under a name is known to it alone."""
+        """What scores depend on besides picture and prompt. What model an address serves under a name is
+        known to it alone."""
         asked = {name: str(getattr(self._vlm, name)) for name in ("top_logprobs", "max_tokens")}
         return {
             "type": "vlm",
@@ -219,7 +224,8 @@ class VlmJudge:
             value = choice_probability(self._first_token(self._ask(pictures, prompt, settings)), choices)
             if math.isnan(value):
                 raise CallFailedError(
-                    f"neither {choices[0]} nor {choices[1]} is among the likeliest first tokens; a model that thinks before it "
+                    f"neither {choices[0]} nor {choices[1]} is among the likeliest first tokens; a model "
+                    f"that thinks before it "
                     "answers needs thinking turned off",
                     can_retry=False,
                 )
@@ -233,7 +239,8 @@ class VlmJudge:
         return self._counted(lambda: similarity.compare(self.describe(pictures[0], prompt), prompt))
 
     def _counted(self, attempt: Callable[[], float]) -> float:
-        """The result of an attempt that is repeated while that may help; NaN, counted, if it never succeeds."""
+        """The result of an attempt that is repeated while that may help; NaN, counted, if it never
+        succeeds."""
         self.budget.check()
         try:
             value = self._endpoint.persist(attempt)
@@ -271,7 +278,8 @@ class VlmJudge:
         content = logprobs.get("content") if isinstance(logprobs, dict) else None
         if logprobs is None:
             raise ScorerStoppedError(
-                f"reward {self.name!r}: {self._model!r} answers without log-probabilities; serve it with them (vLLM and SGLang "
+                f"reward {self.name!r}: {self._model!r} answers without log-probabilities; serve it with "
+                f"them (vLLM and SGLang "
                 "give them), or use vlm.mode = caption"
             )
         top = (
@@ -289,7 +297,8 @@ class VlmJudge:
             reply = self._endpoint.persist(lambda: self._endpoint.call("/models"))
         except CallFailedError as error:
             raise MissingError(
-                f"reward {self.name!r}: {error}; expected an OpenAI-compatible server; its address ends in /v1"
+                f"reward {self.name!r}: {error}; expected an OpenAI-compatible server; its address ends in "
+                f"/v1"
             ) from None
         models = reply.get("data")
         names = (
@@ -303,13 +312,15 @@ class VlmJudge:
         if wanted is None and len(names) == 1:
             return str(names[0])
         raise MissingError(
-            f"reward {self.name!r}: vlm.model = {wanted!r}; {self._endpoint.url} serves {', '.join(map(str, names[:20])) or 'none'}"
+            f"reward {self.name!r}: vlm.model = {wanted!r}; {self._endpoint.url} serves "
+            f"{', '.join(map(str, names[:20])) or 'none'}"
         )
 
     def _text_similarity(self, device: torch.device | str) -> TextSimilarity:
         if self._vlm.text_encoder is None:
             raise ConfigError(
-                f"reward {self.name!r}: vlm.mode = caption needs vlm.text_encoder, the folder of the text model that compares "
+                f"reward {self.name!r}: vlm.mode = caption needs vlm.text_encoder, the folder of the text "
+                f"model that compares "
                 "description and prompt (emoji:judge_train, or an encoder such as deberta-xlarge-mnli)"
             )
         return TextSimilarity(self.name, self._vlm.text_encoder, layer=self._vlm.text_layer, device=device)

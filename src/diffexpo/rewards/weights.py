@@ -73,7 +73,8 @@ def find_weights(name: str, kind: str, path: str | None) -> Path:
     Returns:
         An existing file.
     Raises:
-        MissingError: nothing there, or a pickled file; the message says where the weights are found and how to convert them.
+        MissingError: nothing there, or a pickled file; the message says where the weights are found and how
+            to convert them.
         RewardError: the file is damaged, which is found before anything else is looked for.
     """
     file = _weights_file(name, kind, path)
@@ -97,14 +98,16 @@ def _weights_file(name: str, kind: str, path: str | None) -> Path:
     files = sorted(folder.glob("*.safetensors"))
     if len(files) != 1:
         raise MissingError(
-            f"reward {name!r}: {folder} holds {len(files)} .safetensors files; expected exactly one, or name the file; "
+            f"reward {name!r}: {folder} holds {len(files)} .safetensors files; expected exactly one, or name "
+            f"the file; "
             f"{obtain(kind)}"
         )
     return files[0]
 
 
 def obtain(kind: str) -> str:
-    """Where a type's official weights are found, under which licence, and how a pickle becomes a safetensors file."""
+    """Where a type's official weights are found, under which licence, and how a pickle becomes a safetensors
+    file."""
     facts = SCORERS[kind]
     text = f"official weights: {facts.where}; licence: {facts.licence}"
     if kind not in _CONVERTED:
@@ -150,7 +153,8 @@ def damaged(name: str, file: Path, error: Exception) -> RewardError:
 
 
 def fingerprint(files: Sequence[Path], settings: Mapping[str, object]) -> str:
-    """sha256 over the names and contents of files and over settings: two scorers that may score differently differ in it."""
+    """sha256 over the names and contents of files and over settings: two scorers that may score differently
+    differ in it."""
     digest = hashlib.sha256()
     for file in files:
         digest.update(f"{file.name}\n".encode())
@@ -176,10 +180,12 @@ def check_keys(
     """
     if missing:
         raise RewardError(
-            f"reward {name!r}: {source} lacks {len(missing)} {kind} weights (first: {missing[0]}); it is another kind of model"
+            f"reward {name!r}: {source} lacks {len(missing)} {kind} weights (first: {missing[0]}); it is "
+            f"another kind of model"
         )
     if unexpected:
         raise RewardError(
-            f"reward {name!r}: {source} has {len(unexpected)} weights that {kind} has not (first: {unexpected[0]}); it is "
+            f"reward {name!r}: {source} has {len(unexpected)} weights that {kind} has not (first: "
+            f"{unexpected[0]}); it is "
             "another kind of model"
         )

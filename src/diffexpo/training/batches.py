@@ -1,9 +1,10 @@
 """How one global batch becomes shares of processes and micro-batches, without changing its mean.
 
-Nothing here knows what a batch holds. A batch is a frozen dataclass; its fields are tensors, conditionings and tuples
-with one row for each of `keys`, or None; a field that is marked with `ROWS_OF` has one row for each of the names in
-another field (the contrast pairs beside the pairs). Numbers and flags go with every part. Rows of several shapes
-(`MixedRows`) are cut so that each micro-batch has one shape; that changes no mean, because factors count rows.
+Nothing here knows what a batch holds. A batch is a frozen dataclass; its fields are tensors, conditionings
+and tuples with one row for each of `keys`, or None; a field that is marked with `ROWS_OF` has one row for
+each of the names in another field (the contrast pairs beside the pairs). Numbers and flags go with every
+part. Rows of several shapes (`MixedRows`) are cut so that each micro-batch has one shape; that changes no
+mean, because factors count rows.
 """
 
 from __future__ import annotations
@@ -20,7 +21,8 @@ AnyBatch = TypeVar("AnyBatch", bound=Batch)
 
 
 def split_batch(batch: AnyBatch, start: int, stop: int) -> AnyBatch:
-    """Rows start..stop-1 of a batch, with the proportional slice of what stands beside them. Views, no copies.
+    """Rows start..stop-1 of a batch, with the proportional slice of what stands beside them. Views, no
+    copies.
 
     Of E contrast pairs beside B pairs the part gets those from floor(start E / B) to floor(stop E / B), so
     that adjoining parts together hold every contrast pair once.
@@ -54,7 +56,8 @@ def micro_batches(batch: AnyBatch, size: int, rank: int = 0, world: int = 1) -> 
     sum over all processes and micro-batches of factor * loss(micro-batch) = loss(batch), if loss is the mean
     of weight * (loss of a row) plus the mean of a term over contrast pairs. Where a micro-batch's share of
     the contrast pairs is not its share of the pairs, the factor is the former and `weight` makes up for it.
-    Groups that must stay whole (`ScoredBatch.is_grouped`) are not cut; where another shape begins, a cut is made.
+    Groups that must stay whole (`ScoredBatch.is_grouped`) are not cut; where another shape begins, a cut is
+    made.
 
     Args:
         batch: The global batch of B rows.
@@ -82,7 +85,8 @@ def micro_batches(batch: AnyBatch, size: int, rank: int = 0, world: int = 1) -> 
 
 
 def shape_borders(batch: Batch) -> list[int]:
-    """Rows at which a batch must be cut because another shape begins, there or among the contrast pairs beside it."""
+    """Rows at which a batch must be cut because another shape begins, there or among the contrast pairs
+    beside it."""
     total, cuts = len(batch), set()
     for entry in fields(batch):
         value, names = getattr(batch, entry.name), entry.metadata.get(ROWS_OF)

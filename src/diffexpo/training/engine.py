@@ -101,7 +101,8 @@ class Engine:
 
     @property
     def micro_steps(self) -> int:
-        """Micro-batches (calls of `tick`) per optimiser step on this process; about, where groups stay whole."""
+        """Micro-batches (calls of `tick`) per optimiser step on this process; about, where groups stay
+        whole."""
         first, last = process_share(self.settings.batch_size, self.world.rank, self.world.size)
         return math.ceil((last - first) / self.settings.micro_batch_size)
 
@@ -130,8 +131,8 @@ class Engine:
                 too.
             resume: False removes the checkpoints and starts at step 0.
             optimizer_state: Of an earlier iteration's report, to go on with; default: a fresh optimiser.
-            is_checked: Run the start-up check before step 0. A loss that clips to the reference has no gradient left
-                where the policy is far from it, so later iterations of such methods go without.
+            is_checked: Run the start-up check before step 0. A loss that clips to the reference has no
+                gradient left where the policy is far from it, so later iterations of such methods go without.
         Returns:
             The report; "current" holds the iterate (the average of the weights where `ema_decay` is set).
         Raises:
@@ -172,7 +173,8 @@ class Engine:
         return TrainReport(steps, run.skipped, run.resumed_from, run.tail_means(), state)
 
     def self_check(self, batch: Batch, noise_key: tuple[str | int, ...]) -> None:
-        """Check the start of an iteration on as many micro-batches of `batch` as it takes (see `selfcheck.check_start`)."""
+        """Check the start of an iteration on as many micro-batches of `batch` as it takes (see
+        `selfcheck.check_start`)."""
         parts = micro_batches(batch, self.settings.micro_batch_size)
         check_start(
             self.policy,
@@ -281,7 +283,8 @@ class Engine:
             yield output
 
     def _measured(self, algorithm: MeasuresBatch, batch: Batch, noise_key: tuple[str | int, ...]) -> Batch:
-        """The batch with the number that its loss needs of all its rows, whichever micro-batch or process they are in."""
+        """The batch with the number that its loss needs of all its rows, whichever micro-batch or process
+        they are in."""
         world, size = self.world, self.settings.micro_batch_size
         parts = []
         # A process without rows takes part in the sum all the same: it measures one row and adds nothing.
@@ -365,7 +368,8 @@ class Engine:
         return run
 
     def _set_old_policy(self, checkpoint: Checkpoint | None) -> None:
-        """The old policy starts as what drew the newest images, the current one; in mid-iteration it is the checkpoint's."""
+        """The old policy starts as what drew the newest images, the current one; in mid-iteration it is the
+        checkpoint's."""
         if not self.algorithm.needs_old_policy:
             return
         if checkpoint is None:
@@ -374,7 +378,8 @@ class Engine:
             self.policy.weights.load(OLD, checkpoint.tensors[OLD])
         else:
             raise ResumeError(
-                f"{checkpoint.path} has no old policy, which the algorithm needs; resume with the configuration that wrote it"
+                f"{checkpoint.path} has no old policy, which the algorithm needs; resume with the "
+                f"configuration that wrote it"
             )
 
     def _find_checkpoint(self, folder: Path, resume: bool) -> Checkpoint | None:

@@ -3,9 +3,9 @@
     total = weights + versions + scorers + the largest of (train, draw, decode, encode texts)
     train = gradients + AdamW's two moments + average + activations
 
-A row is one latent that passes the denoiser. A pair is two rows; a guided draw has two rows an image. Activations grow in
-proportion to the rows, beside the copies of weights in autocast's precision. Text encoders leave the device once all texts are
-encoded.
+A row is one latent that passes the denoiser. A pair is two rows; a guided draw has two rows an image.
+Activations grow in proportion to the rows, beside the copies of weights in autocast's precision. Text
+encoders leave the device once all texts are encoded.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ from dataclasses import dataclass
 
 GIB = 2**30
 FLOAT32 = 4
-# What an accelerator's context and libraries take, and what its allocator cannot use: assumed, not measured here.
+# What an accelerator's context and libraries take, and what its allocator cannot use: assumed, not measured
+# here.
 CONTEXT = int(0.6 * GIB)
 USABLE = 0.92
 PHASES = ("always", "train", "draw", "decode", "encode texts")
@@ -23,7 +24,8 @@ PHASES = ("always", "train", "draw", "decode", "encode texts")
 
 @dataclass(frozen=True)
 class Item:
-    """One thing that takes memory: how many of what unit, how many bytes, and in which phase (`always`: in all)."""
+    """One thing that takes memory: how many of what unit, how many bytes, and in which phase (`always`: in
+    all)."""
 
     what: str
     count: str
@@ -46,8 +48,9 @@ class PerRow:
 class TrainingShape:
     """How many rows pass the denoiser at once.
 
-    `rows` have a gradient together; `reference_rows` pass without one while the activations of `rows` are held.
-    `prepass_rows` pass without a gradient before any activation is held (the first pass of `pair_gradient: two_pass`).
+    `rows` have a gradient together; `reference_rows` pass without one while the activations of `rows` are
+    held. `prepass_rows` pass without a gradient before any activation is held (the first pass of
+    `pair_gradient: two_pass`).
     """
 
     rows: int
@@ -77,7 +80,8 @@ def peak_bytes(items: Sequence[Item]) -> int:
 
 
 def fits(total: int, gib: float) -> bool:
-    """Whether a device of so many GiB holds it, leaving room for its context and what its allocator cannot use."""
+    """Whether a device of so many GiB holds it, leaving room for its context and what its allocator cannot
+    use."""
     return total + CONTEXT <= USABLE * gib * GIB
 
 
@@ -141,7 +145,8 @@ def drawing_items(
         decoder: The same of the autoencoder's decoder.
         picture: Bytes of one decoded picture.
         is_sliced: Pictures are decoded one at a time.
-        moved: Bytes of a frozen version that is on the device while it draws, and while an evaluation decodes what it drew.
+        moved: Bytes of a frozen version that is on the device while it draws, and while an evaluation decodes
+            what it drew.
         merged: Bytes of weights with adapters folded into them, which exist while they draw.
     Returns:
         Items of the phases "draw" and "decode".

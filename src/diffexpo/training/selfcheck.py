@@ -32,8 +32,9 @@ def check_start(
     Args:
         policy: Policy about to be trained.
         algorithm: Its method.
-        parts: Micro-batches of the first step, at least one. The first shows margin and loss; the others are taken only while
-            the gradient has not arrived everywhere, because a few rows may happen to teach nothing (equal rewards).
+        parts: Micro-batches of the first step, at least one. The first shows margin and loss; the others are
+            taken only while the gradient has not arrived everywhere, because a few rows may happen to teach
+            nothing (equal rewards).
         noise_key: As in the first step.
         initial_loss: What the loss must be when current and reference agree (ln 2 for Diffusion-DPO's
             sigmoid); None: unknown.
@@ -82,7 +83,8 @@ def check_gradients(gradients: dict[str, Tensor | None]) -> None:
     missed = unreached_modules(gradients)
     if len(missed) == len(modules):
         raise TrainingError(
-            f"no gradient reaches any of the {len(modules)} trained modules; winners equal to losers, rewards equal within "
+            f"no gradient reaches any of the {len(modules)} trained modules; winners equal to losers, "
+            f"rewards equal within "
             "every prompt, or a loss detached from the policy, cause this"
         )
     if missed:
@@ -146,7 +148,8 @@ def check_loss(loss: Tensor, expected: float | None, is_exact: bool) -> None:
 
 
 def _same_state(weights: WeightSets, first: str, second: str) -> bool:
-    """Whether two versions predict alike; a second one in half precision has to hold what autocast makes of the first."""
+    """Whether two versions predict alike; a second one in half precision has to hold what autocast makes of
+    the first."""
     ours, theirs = weights.state(first), weights.state(second)
     return ours.keys() == theirs.keys() and all(
         torch.equal(ours[name].to(theirs[name].dtype), theirs[name]) for name in ours

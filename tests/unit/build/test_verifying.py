@@ -137,7 +137,9 @@ def test_scores_of_the_model_cards_code_are_a_reference(
     verify("pickscore", path=judge, base=judge, pictures=tmp_path / "pictures")
     for weights, expected in ((judge, "ok"), (other, "fail")):
         out = tmp_path / "official.json"
-        official_scores(monkeypatch, "pickscore", tmp_path / "pictures", out, "--path", weights, "--base", judge)
+        official_scores(
+            monkeypatch, "pickscore", tmp_path / "pictures", out, "--path", weights, "--base", judge
+        )
         (report,) = verify("pickscore", path=judge, base=judge, against=out, tolerance=1e-4)
         assert [check.state for check in report.checks if "against" in check.what] == [expected]
 

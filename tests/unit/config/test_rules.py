@@ -129,6 +129,8 @@ def test_every_recipe_loads_and_its_samplers_fit(recipe):
     config = load_config([recipe], [], {}).config
     known = find_architecture(config.model.path)
     denoisers = [] if known is None else [name for name, _ in known.components.values()]
-    is_flow = config.model.path == "emoji:flow" or bool({"SD3Transformer2DModel", "FluxTransformer2DModel"} & set(denoisers))
+    is_flow = config.model.path == "emoji:flow" or bool(
+        {"SD3Transformer2DModel", "FluxTransformer2DModel"} & set(denoisers)
+    )
     check_flow(config, "flow" if is_flow else "vp")
     assert config.evaluation.judges

@@ -27,15 +27,25 @@ def test_every_occupation_exists_in_all_genders_and_tones() -> None:
     assert len(dataset.OCCUPATIONS) == 26
     wanted = {
         (style, occupation, gender, tone)
-        for style in dataset.STYLES for occupation in dataset.OCCUPATIONS
-        for gender in dataset.GENDERS for tone in dataset.SKIN_TONES
+        for style in dataset.STYLES
+        for occupation in dataset.OCCUPATIONS
+        for gender in dataset.GENDERS
+        for tone in dataset.SKIN_TONES
     }
-    found = Counter((r["style"], r["occupation"], r["gender"], r["skin_tone"]) for r in ROWS if r["occupation"])
+    found = Counter(
+        (r["style"], r["occupation"], r["gender"], r["skin_tone"]) for r in ROWS if r["occupation"]
+    )
     assert set(found) == wanted and set(found.values()) == {1}
 
 
 def test_attributes_agree_with_code_points_and_captions() -> None:
-    points = {"light": "1F3FB", "medium-light": "1F3FC", "medium": "1F3FD", "medium-dark": "1F3FE", "dark": "1F3FF"}
+    points = {
+        "light": "1F3FB",
+        "medium-light": "1F3FC",
+        "medium": "1F3FD",
+        "medium-dark": "1F3FE",
+        "dark": "1F3FF",
+    }
     for row in ROWS:
         if row["skin_tone"] in points:
             assert points[row["skin_tone"]] in row["hexcode"].split("-")
@@ -69,9 +79,14 @@ def test_no_concept_is_on_both_sides_of_the_split() -> None:
 
 
 def test_heldout_triples_are_held_out_in_both_styles() -> None:
-    held = {style: {(r["occupation"], r["gender"], r["skin_tone"]) for r in ROWS
-                    if r["style"] == style and r["occupation"] and r["split_attributes"] == "heldout"}
-            for style in dataset.STYLES}
+    held = {
+        style: {
+            (r["occupation"], r["gender"], r["skin_tone"])
+            for r in ROWS
+            if r["style"] == style and r["occupation"] and r["split_attributes"] == "heldout"
+        }
+        for style in dataset.STYLES
+    }
     assert held["noto"] == held["twemoji"] and len(held["noto"]) >= 20
 
 
@@ -99,7 +114,9 @@ def test_prompts_are_the_same_in_another_process() -> None:
         "print(hashlib.sha256(text.encode()).hexdigest(), 'torch' in sys.modules)"
     )
     mine = "\n".join(f"{p.id}|{p.text}" for p in TRAIN + dataset.heldout_prompts())
-    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    said = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    ).stdout.split()
     assert said == [hashlib.sha256(mine.encode()).hexdigest(), "False"]
 
 

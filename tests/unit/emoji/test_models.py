@@ -59,17 +59,23 @@ def test_bases_are_plain_diffusers_folders_in_float32(name: str, kind: type) -> 
     alone = draw_pictures(pipeline, texts, ["a"], steps=2)
     beside = draw_pictures(pipeline, [*texts, "twemoji dog"], ["a", "b"], steps=2)
     assert alone.shape == (1, 64, 64, 3)
-    assert np.abs(alone[0].astype(int) - beside[0].astype(int)).max() <= 2  # its noise does not depend on the batch
+    assert (
+        np.abs(alone[0].astype(int) - beside[0].astype(int)).max() <= 2
+    )  # its noise does not depend on the batch
 
 
 def test_both_bases_share_one_autoencoder_with_unit_latents() -> None:
-    first, second = (AutoencoderKL.from_pretrained(dataset.asset_path(name) / "vae") for name in ("diffusion", "flow"))
+    first, second = (
+        AutoencoderKL.from_pretrained(dataset.asset_path(name) / "vae") for name in ("diffusion", "flow")
+    )
     for a, b in zip(first.parameters(), second.parameters(), strict=True):
         assert torch.equal(a, b)
     rows = [row for row in dataset.load_rows() if row["split_concept"] == "heldout"][::12]
     pictures = dataset.load_images([row["id"] for row in rows])
     with torch.no_grad():
-        latents = first.encode(torch.from_numpy(pictures) * 2 - 1).latent_dist.mean * first.config.scaling_factor
+        latents = (
+            first.encode(torch.from_numpy(pictures) * 2 - 1).latent_dist.mean * first.config.scaling_factor
+        )
     assert 0.8 < float(latents.std()) < 1.2
     assert reconstruction_psnr(first, pictures) > 24.5
 
@@ -77,13 +83,19 @@ def test_both_bases_share_one_autoencoder_with_unit_latents() -> None:
 def test_the_tokenizer_can_be_made_again_and_is_the_same_everywhere() -> None:
     made = make_tokenizer()
     texts = ["noto woman firefighter: dark skin tone", "twemoji flag: c\u00f4te d\u2019ivoire", ""]
-    folders = [dataset.asset_path("diffusion") / "tokenizer", dataset.asset_path("flow") / "tokenizer_2",
-               dataset.asset_path("judge_train"), dataset.asset_path("judge_heldout")]
+    folders = [
+        dataset.asset_path("diffusion") / "tokenizer",
+        dataset.asset_path("flow") / "tokenizer_2",
+        dataset.asset_path("judge_train"),
+        dataset.asset_path("judge_heldout"),
+    ]
     for folder in folders:
         loaded = CLIPTokenizer.from_pretrained(folder)
         assert loaded(texts).input_ids == made(texts).input_ids
         assert loaded.model_max_length == 24
-    longest = max(len(ids) for ids in made([f"{r['style']} {r['caption']}" for r in dataset.load_rows()]).input_ids)
+    longest = max(
+        len(ids) for ids in made([f"{r['style']} {r['caption']}" for r in dataset.load_rows()]).input_ids
+    )
     assert longest <= 24
 
 

@@ -84,7 +84,9 @@ def test_units_hold_every_image_once_in_full_batches_of_one_agent(batch_size):
     units = units_of(make_drawing(), batch_size)
     assert [unit.number for unit in units] == list(range(len(units)))
     drawn = [(unit.agent.name, item.group, item.index) for unit in units for item in unit.items]
-    wanted = [(name, group, index) for name in ("main", "exploration") for group in range(5) for index in range(3)]
+    wanted = [
+        (name, group, index) for name in ("main", "exploration") for group in range(5) for index in range(3)
+    ]
     assert drawn == wanted
     for name in ("main", "exploration"):
         sizes = [len(unit.items) for unit in units if unit.agent.name == name]
@@ -187,7 +189,11 @@ def test_a_sample_is_drawn_again_bit_for_bit(kind, tuning, append, tmp_path):
 
 def test_negative_prompts_change_the_picture_in_both_modes(tmp_path):
     drawn = {}
-    for name, append, source in (("cfg", False, "list.txt"), ("append", True, "list.txt"), ("none", False, None)):
+    for name, append, source in (
+        ("cfg", False, "list.txt"),
+        ("append", True, "list.txt"),
+        ("none", False, None),
+    ):
         drawing = make_drawing(append=append)
         store = finish(drawing, units_of(drawing, negatives={"source": source}), tmp_path / name)
         drawn[name] = {row["sample_id"]: store.latent(row["sample_id"]) for row in store.samples(2)}

@@ -54,7 +54,8 @@ def test_the_bonus_costs_from_the_second_iteration_on():
 
 
 @pytest.mark.parametrize(
-    ("batch", "fraction", "expected"), [(16, 0.25, 4), (16, 0.0, 0), (2, 0.01, 1), (512, 1.0, 512), (10, 0.26, 3)]
+    ("batch", "fraction", "expected"),
+    [(16, 0.25, 4), (16, 0.0, 0), (2, 0.01, 1), (512, 1.0, 512), (10, 0.26, 3)],
 )
 def test_contrast_pairs(batch, fraction, expected):
     assert contrast_pairs(batch, fraction) == expected

@@ -296,7 +296,11 @@ def test_the_device_and_its_threads_are_part_of_a_networks_identity(tmp_path: Pa
     threads = torch.get_num_threads()
     network(tmp_path).score(IMAGES[:2].repeat(1, 1, 8, 8), ["a", "b"])
     record = json.loads(only_file(tmp_path).read_text().splitlines()[0])["scorer"]
-    assert record["device"] == "cpu" and record["threads"] == str(threads) and record["torch"] == torch.__version__
+    assert (
+        record["device"] == "cpu"
+        and record["threads"] == str(threads)
+        and record["torch"] == torch.__version__
+    )
     assert set(record) == {"type", "version", "scale", "device", "threads", "torch"}
 
 

@@ -1,4 +1,5 @@
-"""Work that is done a little ahead of its turn, in a few threads, or a little behind, in one; the order stays."""
+"""Work that is done a little ahead of its turn, in a few threads, or a little behind, in one; the order
+stays."""
 
 from __future__ import annotations
 
@@ -30,14 +31,16 @@ def map_ahead(
 ) -> Iterator[Result]:
     """function(item) of each item, in order, computed while the results before it are used.
 
-    What `function` raises, and an error of reading `items`, is raised in its turn: behind the results of all items before it.
+    What `function` raises, and an error of reading `items`, is raised in its turn: behind the results of all
+    items before it.
 
     Args:
         function: Called in several threads, which overlap where it leaves the interpreter, as decoding does.
         items: Read in the calling thread.
-        weight: Bytes of an item. Those ahead are at most 64 and weigh 8 MiB with all but the last of them; one of weight 0
-            takes no thread.
-        threads: How many; by default one for each processor that this process may use, up to 4. One does nothing ahead.
+        weight: Bytes of an item. Those ahead are at most 64 and weigh 8 MiB with all but the last of them;
+            one of weight 0 takes no thread.
+        threads: How many; by default one for each processor that this process may use, up to 4. One does
+            nothing ahead.
     """
     threads = min(MAX_THREADS, _num_processors()) if threads is None else threads
     if threads == 1:
@@ -74,7 +77,8 @@ def map_ahead(
 class Behind:
     """Does jobs in a thread of its own, in order, while its owner prepares the next ones; at most two wait.
 
-    What a job raises is raised by a later call, and no job behind it is done. Used as a context, which at its end waits for all jobs.
+    What a job raises is raised by a later call, and no job behind it is done. Used as a context, which at its
+    end waits for all jobs.
     """
 
     def __init__(self) -> None:

@@ -1,10 +1,11 @@
-"""What all importers of preference sets share: votes go in, verified pairs come out, what is dropped is counted.
+"""What all importers of preference sets share: votes go in, verified pairs come out, what is dropped is
+counted.
 
     format file --votes()--> Vote (two pictures, a verdict, nothing checked) --read_votes()--> OfflinePair
 
-A vote becomes a pair when somebody won. Ties and unlabelled votes are dropped and counted; votes that cannot be
-used are quarantined: counted by reason, the first ones named. Nothing is dropped silently, and one bad row never
-ends an import.
+A vote becomes a pair when somebody won. Ties and unlabelled votes are dropped and counted; votes that cannot
+be used are quarantined: counted by reason, the first ones named. Nothing is dropped silently, and one bad row
+never ends an import.
 """
 
 from __future__ import annotations
@@ -62,7 +63,8 @@ class OfflinePair:
 @dataclass
 class ImportReport:
     """What became of the rows read: read = kept + ties + unlabelled + sum of quarantined (+ not selected by
-    a limit). `sizes` counts the kept pairs by the size they were fitted to, where there were several to choose from.
+    a limit). `sizes` counts the kept pairs by the size they were fitted to, where there were several to
+    choose from.
     """
 
     read: int = 0
@@ -76,7 +78,8 @@ class ImportReport:
     log: Callable[[str, str, int], None] | None = field(default=None, repr=False, compare=False)
 
     def quarantine(self, row: str, reason: str, count: int = 1) -> None:
-        """Count a row that cannot be used, and tell `log` its name, the reason and how many rows it stands for."""
+        """Count a row that cannot be used, and tell `log` its name, the reason and how many rows it stands
+        for."""
         self.quarantined[reason] = self.quarantined.get(reason, 0) + count
         if len(self.examples) < _EXAMPLES:
             self.examples.append(f"{row}: {reason}")
@@ -124,8 +127,8 @@ class Vote:
     """One comparison as a file holds it; nothing in it has been checked.
 
     `verdict` is "0" or "1" (which picture won), "tie", "unlabelled", or the reason why the row is unusable.
-    `load(side)` reads a picture's bytes and may raise ImportFormatError with a reason. `count` is above 1 for a
-    stretch of rows that cannot be read at all.
+    `load(side)` reads a picture's bytes and may raise ImportFormatError with a reason. `count` is above 1 for
+    a stretch of rows that cannot be read at all.
     """
 
     row: str
@@ -173,8 +176,9 @@ def read_votes(
         path: File or folder.
         report: Counts what happens; complete when the iterator is. A report of an earlier, unfinished reading
             makes this one continue behind it.
-        check: What is done to find out that both pictures are whole; a row with one that is not is quarantined. "decode": both are
-            decoded; "structure": their files are read without decoding; "none": nothing, because the caller decodes anyway.
+        check: What is done to find out that both pictures are whole; a row with one that is not is
+            quarantined. "decode": both are decoded; "structure": their files are read without decoding;
+            "none": nothing, because the caller decodes anyway.
         limit: Take at most this many labelled rows, chosen by key, not from the front.
         seed: Name of that choice.
     Raises:
@@ -349,9 +353,9 @@ def verdict_of_labels(first: object, second: object) -> str:
 def verdict_of_record(record: Mapping[str, object]) -> str:
     """The verdict of a row of named values: `label_0` and `label_1`, or `preferred`, or `label`.
 
-    `preferred` is the number of the better picture (0 or 1) or "tie"; `label` is "image_0", "image_1" or "tie". A
-    `label` of 0 or 1 is refused, because it means the better picture in some sets and the first picture's label in
-    others.
+    `preferred` is the number of the better picture (0 or 1) or "tie"; `label` is "image_0", "image_1" or
+    "tie". A `label` of 0 or 1 is refused, because it means the better picture in some sets and the first
+    picture's label in others.
     """
     if "label_0" in record and "label_1" in record:
         return verdict_of_labels(record["label_0"], record["label_1"])
@@ -430,8 +434,9 @@ def verify_picture(data: bytes) -> None:
     """Refuse bytes that are no whole picture. Every byte is decoded, a JPEG at an eighth of its size.
 
     Raises:
-        ImportFormatError: with a reason: "not an image"; "truncated or damaged"; "more than 64 megapixels"; "more than
-            16 megapixels in a format that is decoded whole" (all but baseline JPEG); "a JPEG of more than 100 scans".
+        ImportFormatError: with a reason: "not an image"; "truncated or damaged"; "more than 64 megapixels";
+            "more than 16 megapixels in a format that is decoded whole" (all but baseline JPEG); "a JPEG of
+            more than 100 scans".
     """
     with _opened(data) as image, nullcontext() if _is_baseline(image) else _one_if_large(image):
         image.draft(None, (max(1, image.width // 8), max(1, image.height // 8)))
@@ -439,8 +444,8 @@ def verify_picture(data: bytes) -> None:
 
 
 def verify_structure(data: bytes) -> None:
-    """Refuse bytes that are no whole picture, without decoding JPEG and PNG (see `check_structure`); WebP, whose structure says nothing
-    of its pixels, is decoded.
+    """Refuse bytes that are no whole picture, without decoding JPEG and PNG (see `check_structure`); WebP,
+    whose structure says nothing of its pixels, is decoded.
 
     Raises:
         ImportFormatError: the reasons of `verify_picture`.
@@ -453,10 +458,12 @@ def verify_structure(data: bytes) -> None:
 
 @contextmanager
 def whole_picture(data: bytes) -> Iterator[Image.Image]:
-    """`decode_image` within the limits of `verify_picture`; while a thread uses a large picture, no other decodes one.
+    """`decode_image` within the limits of `verify_picture`; while a thread uses a large picture, no other
+    decodes one.
 
     Raises:
-        ImportFormatError: the reasons of `verify_picture`. What goes wrong in the block is no damage and passes as it is.
+        ImportFormatError: the reasons of `verify_picture`. What goes wrong in the block is no damage and
+            passes as it is.
     """
     with ExitStack() as turn:
         with _opened(data) as image:
@@ -466,8 +473,8 @@ def whole_picture(data: bytes) -> Iterator[Image.Image]:
 
 
 class _Quiet:
-    """No warnings while a thread is inside. `warnings.catch_warnings` alone is not made for several threads: one that leaves
-    would bring back what another has turned off, or keep it off for good.
+    """No warnings while a thread is inside. `warnings.catch_warnings` alone is not made for several threads:
+    one that leaves would bring back what another has turned off, or keep it off for good.
     """
 
     def __init__(self) -> None:
@@ -543,8 +550,8 @@ class PictureFolder:
         """Bytes of `root/name`, or of `root/prefix/name` for the first prefix under which it lies.
 
         Raises:
-            ImportFormatError: with a reason: no name, a URL, a path that leaves the folder, no such file, not a
-                regular file, larger than 64 MiB.
+            ImportFormatError: with a reason: no name, a URL, a path that leaves the folder, no such file, not
+                a regular file, larger than 64 MiB.
         """
         if not isinstance(name, str) or not name.strip():
             raise ImportFormatError("no picture is named")
@@ -615,7 +622,8 @@ def find_files(path: Path, suffixes: Sequence[str], expected: str) -> list[Path]
     for file in found:
         if not file.is_file():
             raise ImportFormatError(
-                f"{file} is not a regular file (a pipe, a device or a dead link); remove it or name another source"
+                f"{file} is not a regular file (a pipe, a device or a dead link); remove it or name another "
+                f"source"
             )
     return found
 
@@ -641,8 +649,8 @@ def fingerprint(files: Iterable[Path], root: Path) -> dict[str, str]:
     """What tells one set of files from another, by name: length and SHA-256, of large ones only of their end,
     of pictures the length alone.
 
-    Parquet keeps its index at the end, so that two sets that differ in a row differ there. Beyond 32 files the
-    whole list becomes one digest.
+    Parquet keeps its index at the end, so that two sets that differ in a row differ there. Beyond 32 files
+    the whole list becomes one digest.
     """
     found = {row_name(root, file, "").rstrip(":"): _file_mark(file) for file in files}
     if len(found) <= 32:

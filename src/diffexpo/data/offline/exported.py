@@ -1,4 +1,5 @@
-"""Sets that this package wrote: `diffexpo data export` and `diffexpo data import` write the Pick-a-Pic columns."""
+"""Sets that this package wrote: `diffexpo data export` and `diffexpo data import` write the Pick-a-Pic
+columns."""
 
 from __future__ import annotations
 
@@ -15,7 +16,8 @@ STARTED, FINISHED = "import.json", "manifest.json"
 
 
 def is_exported(path: Path) -> bool:
-    """Whether the first Parquet file has the columns that only our own sets have, or an import has begun here."""
+    """Whether the first Parquet file has the columns that only our own sets have, or an import has begun
+    here."""
     if path.is_dir() and (path / STARTED).is_file():
         return True
     if not has_suffix(path, (".parquet",)):
@@ -43,7 +45,8 @@ def check_files(path: Path) -> list[Path]:
             version = row.get("schema_version") if isinstance(row, dict) else None
             if version is not None and (not isinstance(version, int) or version > SCHEMA_VERSION):
                 raise ImportFormatError(
-                    f"{file} has schema_version {version!r}, this version reads {SCHEMA_VERSION}; use the version "
+                    f"{file} has schema_version {version!r}, this version reads {SCHEMA_VERSION}; use the "
+                    f"version "
                     "that wrote it"
                 )
             break

@@ -51,7 +51,8 @@ def detect_format(path: str | Path) -> str:
             return name
     known = "\n".join(f"  {name:14} {form.summary}" for name, form in OFFLINE.items())
     raise ImportFormatError(
-        f"{path} looks like no preference set that can be read; name the file that lists the pairs, or the format "
+        f"{path} looks like no preference set that can be read; name the file that lists the pairs, or the "
+        f"format "
         f"with offline.format (--format). Formats:\n{known}"
     )
 
@@ -93,4 +94,6 @@ def read_offline(
     """
     report = ImportReport() if report is None else report
     _, form = find_format(format, path)
-    yield from read_votes(form, Path(path), report, check="decode" if check_images else "none", limit=limit, seed=seed)
+    yield from read_votes(
+        form, Path(path), report, check="decode" if check_images else "none", limit=limit, seed=seed
+    )

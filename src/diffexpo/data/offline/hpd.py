@@ -1,8 +1,8 @@
 """The Human Preference Datasets: HPDv2 (rankings in JSON beside an image folder) and HPDv3 (pairs in JSON).
 
 HPDv2: `train.json` is a list of {prompt, human_preference, file_path}, 1 = preferred; `test.json` of {prompt,
-image_path, rank}, the smallest rank is the best. Pictures lie in `train/` and `test/` beside them. HPDv3: a list of
-{prompt, path1, path2, confidence, ...}; path1 is preferred. Archives have to be unpacked first.
+image_path, rank}, the smallest rank is the best. Pictures lie in `train/` and `test/` beside them. HPDv3: a
+list of {prompt, path1, path2, confidence, ...}; path1 is preferred. Archives have to be unpacked first.
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
 """ImageRewardDB: one row a picture, its rank among the pictures of its prompt.
 
-`metadata-train.parquet` (image_path, prompt_id, prompt, rank, ...) beside the unpacked `images/`, the JSON file of one
-image folder with the same keys, or the benchmark's JSON list of {id, prompt, generations, ranking}. The smallest rank
-is the best. The rows of a prompt need not be neighbours, so the index (not the pictures) is held in memory.
+`metadata-train.parquet` (image_path, prompt_id, prompt, rank, ...) beside the unpacked `images/`, the JSON
+file of one image folder with the same keys, or the benchmark's JSON list of {id, prompt, generations,
+ranking}. The smallest rank is the best. The rows of a prompt need not be neighbours, so the index (not the
+pictures) is held in memory.
 """
 
 from __future__ import annotations

@@ -67,8 +67,8 @@ def import_offline(
         accepts_prompt: False for prompts that are too long; such pairs are quarantined.
         unit_pairs: Pairs a unit.
         batch_size: Pictures an encoder call.
-        size: (height, width) to crop and resize to; by default what the policy draws. Where it draws several sizes, both
-            pictures of a pair get the one that is nearest in shape to the winner.
+        size: (height, width) to crop and resize to; by default what the policy draws. Where it draws several
+            sizes, both pictures of a pair get the one that is nearest in shape to the winner.
         tick: Called after each unit.
     Returns:
         The report, the same whether the import ran through, was resumed or had been done before.
@@ -157,8 +157,8 @@ class _Work:
 def _append_samples(
     work: _Work, unit: int, pairs: Sequence[OfflinePair]
 ) -> tuple[list[Row], dict[str, str], dict[str, int]]:
-    """Encode and store what is new in one unit; returns its pair rows, row -> reason of the dropped, and where there are
-    several sizes the number of pairs of each.
+    """Encode and store what is new in one unit; returns its pair rows, row -> reason of the dropped, and
+    where there are several sizes the number of pairs of each.
     """
     samples: list[Row] = []
     pixels: list[np.ndarray] = []
@@ -198,8 +198,8 @@ _Fitted = tuple[tuple[int, int], list[np.ndarray]]
 
 
 def _fitted_pair(pair: OfflinePair, sizes: Sequence[tuple[int, int]]) -> tuple[OfflinePair, _Fitted | str]:
-    """The pair with the size nearest in shape to the winner, and both pictures cropped and resized to it, winner first; or with the
-    reason why it is dropped.
+    """The pair with the size nearest in shape to the winner, and both pictures cropped and resized to it,
+    winner first; or with the reason why it is dropped.
 
     A loser of another shape loses its borders: what is compared has one shape.
     """
@@ -248,7 +248,8 @@ def _pair_row(pair: OfflinePair, ids: Sequence[str], judge: str) -> Row:
 
 
 def _sample_id(caption: str, data: bytes, size: str) -> str:
-    """By content: the same picture of the same prompt in two pairs is one sample, or one for each size it was fitted to."""
+    """By content: the same picture of the same prompt in two pairs is one sample, or one for each size it was
+    fitted to."""
     digest = hashlib.blake2b(data, digest_size=12)
     digest.update(b"\0" + caption.encode())
     if size:

@@ -55,7 +55,9 @@ def read_pickapic(
             damaged Parquet.
     """
     report = ImportReport() if report is None else report
-    yield from read_votes(PICKAPIC, Path(path), report, check="decode" if check_images else "none", limit=limit, seed=seed)
+    yield from read_votes(
+        PICKAPIC, Path(path), report, check="decode" if check_images else "none", limit=limit, seed=seed
+    )
 
 
 def check_files(path: Path) -> list[Path]:

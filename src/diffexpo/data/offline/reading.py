@@ -1,7 +1,7 @@
 """Rows of foreign files, a few in memory at a time: Parquet, CSV, JSON lines and JSON lists.
 
-Each reader yields (number, row). A row that cannot be read is a `Damage` in the row's place, and the reader goes on
-behind it; only a file that cannot be read at all is an error.
+Each reader yields (number, row). A row that cannot be read is a `Damage` in the row's place, and the reader
+goes on behind it; only a file that cannot be read at all is an error.
 """
 
 from __future__ import annotations
@@ -65,7 +65,8 @@ def parquet_schema(file: Path) -> pa.Schema:
 def parquet_rows(file: Path, columns: Sequence[str], start: int = 0) -> Iterator[tuple[int, Record | Damage]]:
     """Rows of a Parquet file from number `start` on, with those of the columns that it has.
 
-    A row group that does not decode, or that unpacks to fifty times its size (pictures do not), is one `Damage`.
+    A row group that does not decode, or that unpacks to fifty times its size (pictures do not), is one
+    `Damage`.
 
     Raises:
         ImportFormatError: the file's index cannot be read.
@@ -103,7 +104,8 @@ def _group_rows(
         return
     number = first
     try:
-        # side by side: columns of pictures a few rows at a time, so that the others need not be, which would take most of the time
+        # side by side: columns of pictures a few rows at a time, so that the others need not be, which would
+        # take most of the time
         parts = [_part_rows(parquet, group, *part) for part in _parts(metadata, columns)]
         for pieces in zip(*parts, strict=True):
             if start <= number < end:
@@ -118,7 +120,8 @@ def _group_rows(
 
 
 def _parts(metadata: pq.RowGroupMetaData, columns: list[str]) -> list[tuple[list[str], int]]:
-    """The columns in one or two parts, and how many rows of each may be in memory: fewer of those that could be large."""
+    """The columns in one or two parts, and how many rows of each may be in memory: fewer of those that could
+    be large."""
     worst = dict.fromkeys(columns, 1)
     for i in range(metadata.num_columns):
         column = metadata.column(i)
@@ -134,7 +137,8 @@ def _parts(metadata: pq.RowGroupMetaData, columns: list[str]) -> list[tuple[list
 
 
 def _batch_rows(worst: int) -> int:
-    """Rows that may be in memory when each may have `worst` bytes: two at least, which cost half as much as one at a time."""
+    """Rows that may be in memory when each may have `worst` bytes: two at least, which cost half as much as
+    one at a time."""
     return max(_MIN_ROWS, min(_BATCH_ROWS, _BATCH_BYTES // max(1, worst)))
 
 
@@ -159,7 +163,8 @@ def _joined(pieces: tuple[Record | Damage, ...]) -> Record | Damage:
 
 
 def _rows(batch: pa.RecordBatch) -> Iterator[Record | Damage]:
-    """The rows of a batch, column by column: a call for each cell would cost more than reading the file does."""
+    """The rows of a batch, column by column: a call for each cell would cost more than reading the file
+    does."""
     names = batch.schema.names
     try:
         columns = [_values(column) for column in batch.columns]

@@ -5,8 +5,8 @@
     FOLDER/quarantine.jsonl        one line a row that could not be used: {"row", "reason", "rows"}
     FOLDER/manifest.json           counts, SHA-256 and rows of every file: written last, means complete
 
-Each shard carries, in its Parquet metadata, the counts up to its last pair and the length of quarantine.jsonl at that
-moment. A killed import goes on behind the last whole shard, so no pair is lost and none comes twice.
+Each shard carries, in its Parquet metadata, the counts up to its last pair and the length of quarantine.jsonl
+at that moment. A killed import goes on behind the last whole shard, so no pair is lost and none comes twice.
 """
 
 from __future__ import annotations
@@ -48,21 +48,23 @@ def rewrite_pairs(
 ) -> ImportReport:
     """Write the usable pairs of a set, their pictures verified, as a folder of Parquet shards.
 
-    Resumable after any kill and idempotent: called again, it goes on behind the last whole shard, or only reports.
+    Resumable after any kill and idempotent: called again, it goes on behind the last whole shard, or only
+        reports.
 
     Args:
         source: Preference set of any format.
         folder: Where the shards go; made if need be.
         format: A key of `OFFLINE`, or "auto".
         limit, seed: At most this many pairs, chosen by key.
-        check: As in `read_votes`; "structure" takes a fraction of the time, and finds about as much damage as decoding does (see
-            `check_structure`). The run that encodes the pictures finds what is left.
+        check: As in `read_votes`; "structure" takes a fraction of the time, and finds about as much damage as
+            decoding does (see `check_structure`). The run that encodes the pictures finds what is left.
         shard_pairs: Pairs a shard.
         tick: Called with the pairs of each shard that was filled; it is written while the next is read.
     Returns:
         The report, the same whether the import ran through or was resumed.
     Raises:
-        ConfigError, MissingError, ImportFormatError: from reading; ImportFormatError too when no pair is left.
+        ConfigError, MissingError, ImportFormatError: from reading; ImportFormatError too when no pair is
+            left.
         StoreError: the folder holds something else, or the disk is full.
     """
     source, folder = Path(source), Path(folder)
@@ -84,7 +86,8 @@ def rewrite_pairs(
     digests |= _write(folder, pairs, report, len(shards), shard_pairs, tick)
     if report.kept == 0:
         raise ImportFormatError(
-            f"{source} gave no pair: {report.describe()}; every such row is in {folder / QUARANTINE}; first rows: "
+            f"{source} gave no pair: {report.describe()}; every such row is in {folder / QUARANTINE}; first "
+            f"rows: "
             f"{report.examples[:3]}"
         )
     files = {name: _entry(folder / name, digest) for name, digest in digests.items()}
@@ -101,7 +104,8 @@ def _write(
     most: int,
     tick: Callable[[int], None],
 ) -> dict[str, str]:
-    """Write what is left of the pairs as shards from number `first` on, each while the next is read; their SHA-256 by name."""
+    """Write what is left of the pairs as shards from number `first` on, each while the next is read; their
+    SHA-256 by name."""
     shards: list[Shard] = []
     try:
         with _quarantine_log(folder, report) as log_length, Behind() as behind:
@@ -178,13 +182,15 @@ def _begin(folder: Path, source: Path, origin: Mapping[str, object]) -> None:
     changed = [name for name in origin if known.get(name) != origin[name]]
     if changed:
         raise StoreError(
-            f"{folder} holds another import: {', '.join(changed)} differ (there {known.get(changed[0])!r}, now "
+            f"{folder} holds another import: {', '.join(changed)} differ (there {known.get(changed[0])!r}, "
+            f"now "
             f"{origin[changed[0]]!r}); name a new folder, or give the settings that this one was begun with"
         )
 
 
 def _whole_shards(folder: Path) -> list[Path]:
-    """The shards that were finished, numbered without a gap; what a killed import left of others is removed."""
+    """The shards that were finished, numbered without a gap; what a killed import left of others is
+    removed."""
     for path in folder.glob(f"*{TEMPORARY}"):
         path.unlink()
     shards = sorted(folder.glob("pairs-*.parquet"))

@@ -1,4 +1,5 @@
-"""One Parquet shard of an import in the making: filled by one thread, written by another, visible when it is whole."""
+"""One Parquet shard of an import in the making: filled by one thread, written by another, visible when it is
+whole."""
 
 from __future__ import annotations
 
@@ -67,18 +68,22 @@ class Shard:
             self._flush()
 
     def close(self, state: Mapping[str, object]) -> None:
-        """Have it written to its end, with `state` in its metadata, and made visible; `sha256` is known when the writing is done."""
+        """Have it written to its end, with `state` in its metadata, and made visible; `sha256` is known when
+        the writing is done."""
         self._flush()
         self._behind.do(partial(self._close, json.dumps(state).encode()))
 
     def discard(self) -> None:
-        """Give up: what was written is removed, unless it has become visible. Not to be called while something is being written."""
+        """Give up: what was written is removed, unless it has become visible. Not to be called while
+        something is being written."""
         for stream in (self._writer, self._file):
             if stream is not None:
                 with suppress(OSError, pa.ArrowException):
                     stream.close()
         if self._writer is not None:
-            self._writer.is_open = False  # else it would try once more when it is collected, and print that it cannot
+            self._writer.is_open = (
+                False  # else it would try once more when it is collected, and print that it cannot
+            )
         self._temporary.unlink(missing_ok=True)
 
     def _flush(self) -> None:
@@ -122,7 +127,8 @@ def _refusal(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise StoreError(
-            f"could not write {path}: {error.strerror or error}. Whole shards are kept: free space and repeat the import."
+            f"could not write {path}: {error.strerror or error}. Whole shards are kept: free space and "
+            f"repeat the import."
         ) from error
 
 

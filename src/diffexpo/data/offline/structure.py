@@ -1,8 +1,10 @@
-"""Whether a picture's file is whole and of a size that fits in memory, read from its structure: no pixel is decoded.
+"""Whether a picture's file is whole and of a size that fits in memory, read from its structure: no pixel is
+decoded.
 
-A file that was cut, that lacks a piece of its header or in which bytes were overwritten such that they read as a mark, is found. A
-changed byte within the compressed pixels of a JPEG is mostly not, and mostly decoding does not find it either: the picture then shows
-it. What only decoding finds, the run that encodes the picture finds, and quarantines the row.
+A file that was cut, that lacks a piece of its header or in which bytes were overwritten such that they read
+as a mark, is found. A changed byte within the compressed pixels of a JPEG is mostly not, and mostly decoding
+does not find it either: the picture then shows it. What only decoding finds, the run that encodes the picture
+finds, and quarantines the row.
 """
 
 from __future__ import annotations
@@ -19,8 +21,8 @@ MAX_SCANS = 100
 MAX_SEGMENTS = 100_000
 _JPEG = b"\xff\xd8"
 _PNG = b"\x89PNG\r\n\x1a\n"
-# JPEG markers: the frames that libjpeg decodes (baseline, extended, progressive, the latter two also with arithmetic coding), marks
-# without a body, and what stands where.
+# JPEG markers: the frames that libjpeg decodes (baseline, extended, progressive, the latter two also with
+# arithmetic coding), marks without a body, and what stands where.
 _FRAMES, _PROGRESSIVE = frozenset((0xC0, 0xC1, 0xC2, 0xC9, 0xCA)), frozenset((0xC2, 0xCA))
 _HUFFMAN, _SCAN, _END = 0xC4, 0xDA, 0xD9
 _ALONE = frozenset((0x01, *range(0xD0, 0xD8), _END))
@@ -31,7 +33,8 @@ _SAMPLINGS = frozenset(16 * across + down for across in range(1, 5) for down in 
 _TABLE_NUMBERS = frozenset(range(4))
 _SCAN_MARK = b"\xff\xda"
 _SHORT_HEADER = 2048
-# A mark begins with one 0xFF or more. Within compressed pixels 0xFF is followed by zero or by a restart mark; any other mark ends them.
+# A mark begins with one 0xFF or more. Within compressed pixels 0xFF is followed by zero or by a restart mark;
+# any other mark ends them.
 _LEAD = re.compile(rb"\xff+")
 _NEXT_MARK = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]")
 _PNG_DEPTHS = {0: (1, 2, 4, 8, 16), 2: (8, 16), 3: (1, 2, 4, 8), 4: (8, 16), 6: (8, 16)}
@@ -42,13 +45,13 @@ _DAMAGED = "truncated or damaged"
 def check_structure(data: bytes) -> None:
     """Refuse the bytes of a JPEG or PNG file that is not whole or too large.
 
-    JPEG: segments follow each other up to the first scan, one of them a frame that can be decoded; compressed pixels hold no marks but
-    restarts, and the last scan is followed by an end mark. PNG: every chunk has its checksum, the first is IHDR, the last IEND. What
-    stands behind the end is ignored, as decoders do.
+    JPEG: segments follow each other up to the first scan, one of them a frame that can be decoded; compressed
+    pixels hold no marks but restarts, and the last scan is followed by an end mark. PNG: every chunk has its
+    checksum, the first is IHDR, the last IEND. What stands behind the end is ignored, as decoders do.
 
     Raises:
-        ImportFormatError: "not an image" for bytes of neither format or without a whole header; "truncated or damaged"; the reasons of
-            `check_size`; "a JPEG of more than 100 scans".
+        ImportFormatError: "not an image" for bytes of neither format or without a whole header; "truncated or
+            damaged"; the reasons of `check_size`; "a JPEG of more than 100 scans".
     """
     if data.startswith(_JPEG):
         _check_jpeg(data)
@@ -66,7 +69,8 @@ def check_size(width: int, height: int, *, is_baseline: bool) -> None:
         is_baseline: A JPEG of one scan, which is decoded a few lines at a time.
 
     Raises:
-        ImportFormatError: "more than 64 megapixels"; "more than 16 megapixels in a format that is decoded whole" (all but baseline JPEG).
+        ImportFormatError: "more than 64 megapixels"; "more than 16 megapixels in a format that is decoded
+            whole" (all but baseline JPEG).
     """
     if width * height > MAX_PIXELS:
         raise ImportFormatError("more than 64 megapixels")
@@ -120,7 +124,8 @@ _read_short_header = lru_cache(256)(_read_header)
 
 
 def _behind_scan(data: bytes, place: int) -> tuple[int, int]:
-    """(_SCAN, where its compressed pixels begin) or (_END, ...): what follows the scan whose compressed pixels begin at `place`."""
+    """(_SCAN, where its compressed pixels begin) or (_END, ...): what follows the scan whose compressed
+    pixels begin at `place`."""
     mark = _NEXT_MARK.search(data, place)
     if mark is None:
         raise ImportFormatError(_DAMAGED)
@@ -168,7 +173,8 @@ def _check_frame(body: bytes, *, is_baseline: bool) -> None:
 
 
 def _check_scan(body: bytes) -> None:
-    """A scan header: two bytes for each of 1 to 4 components, the second with the numbers of its tables, and three bytes."""
+    """A scan header: two bytes for each of 1 to 4 components, the second with the numbers of its tables, and
+    three bytes."""
     components = body[0] if body else 0
     if (
         not 1 <= components <= 4
@@ -179,11 +185,13 @@ def _check_scan(body: bytes) -> None:
 
 
 def _check_huffman(body: bytes) -> None:
-    """Tables, each of a number (DC or AC, 0 to 3), how many codes there are of 1 to 16 bits, and a value for each code: of DC ones, bits."""
+    """Tables, each of a number (DC or AC, 0 to 3), how many codes there are of 1 to 16 bits, and a value for
+    each code: of DC ones, bits."""
     place = 0
     while place < len(body):
         counts = body[place + 1 : place + 17]
-        # codes of n bits are at most 2^n, of which those that begin with shorter codes are taken: Kraft's inequality
+        # codes of n bits are at most 2^n, of which those that begin with shorter codes are taken: Kraft's
+        # inequality
         taken = sum(count << (16 - bits) for bits, count in enumerate(counts, start=1))
         is_dc, values = body[place] < 16, body[place + 17 : place + 17 + sum(counts)]
         if (
@@ -225,7 +233,8 @@ def _check_png(data: bytes) -> None:
 
 
 def _check_png_header(chunk: bytes) -> None:
-    """The first chunk: length 13, IHDR, width, height, bits a sample, kind of colour, three bytes, checksum."""
+    """The first chunk: length 13, IHDR, width, height, bits a sample, kind of colour, three bytes,
+    checksum."""
     is_header = len(chunk) == 25 and chunk[:8] == b"\0\0\0\x0dIHDR"
     if not is_header or chunk[16] not in _PNG_DEPTHS.get(chunk[17], ()):
         raise ImportFormatError(_NO_IMAGE)

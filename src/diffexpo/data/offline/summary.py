@@ -70,8 +70,9 @@ def summarise_offline(
         limit, seed: At most this many pairs, chosen by key.
         tick: Called after each pair with 1.
     Returns:
-        Counts of rows, pairs, prompts, models, picture formats and sizes. "same pair again" counts pairs whose prompt
-        and pictures came before with the same winner, "contradicting pairs" those with the other one.
+        Counts of rows, pairs, prompts, models, picture formats and sizes. "same pair again" counts pairs
+        whose prompt and pictures came before with the same winner, "contradicting pairs" those with the other
+        one.
     Raises:
         ConfigError, MissingError, ImportFormatError: the set as a whole cannot be read.
     """

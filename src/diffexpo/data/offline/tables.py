@@ -1,8 +1,9 @@
 """Tables of pairs that people keep themselves: CSV, TSV, JSON lines or Parquet.
 
-Columns: `prompt` (or `caption`); two pictures as `winner` and `loser`, `chosen` and `rejected`, or `image_0` and
-`image_1`; for the last also who won: `preferred` (0, 1 or tie), `label` (image_0, image_1 or tie) or `label_0` and
-`label_1` (1/0, 0/1 or 0.5/0.5). Pictures are paths below the table's folder or, in Parquet, the files' bytes. URLs are
+Columns: `prompt` (or `caption`); two pictures as `winner` and `loser`, `chosen` and `rejected`, or `image_0`
+and `image_1`; for the last also who won: `preferred` (0, 1 or tie), `label` (image_0, image_1 or tie) or
+`label_0` and `label_1` (1/0, 0/1 or 0.5/0.5). Pictures are paths below the table's folder or, in Parquet, the
+files' bytes. URLs are
 refused: nothing is ever fetched.
 """
 

@@ -3,8 +3,8 @@
     KEY.winner.jpg  KEY.loser.jpg  KEY.txt                       the prompt as text
     KEY.0.jpg       KEY.1.jpg      KEY.json                      {"prompt": ..., "preferred": 0}, see `tables`
 
-Members are read one at a time and never unpacked to the disk; the members of a key are neighbours. Tars are not
-compressed (pictures are already).
+Members are read one at a time and never unpacked to the disk; the members of a key are neighbours. Tars are
+not compressed (pictures are already).
 """
 
 from __future__ import annotations
