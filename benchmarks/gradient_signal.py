@@ -27,7 +27,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from diffexpo.build.objects import build_policy
+from diffexpo.assembly.objects import build_policy
 from diffexpo.config import RunConfig, read_resolved
 from diffexpo.data.store import Store
 from diffexpo.diffusion.objectives import pair_errors

@@ -27,7 +27,7 @@ import torch
 from diffusers import UNet2DConditionModel
 from torch import Tensor
 
-from diffexpo.build import resolve
+from diffexpo.assembly import resolve
 from diffexpo.config.schema import LoraConfig, ModelConfig, TuningConfig
 from diffexpo.policies.base import load_policy
 from diffexpo.policies.unet import make_weights

@@ -31,7 +31,7 @@ import torch
 from torch.nn import functional
 
 from diffexpo.algorithms import ALGORITHMS
-from diffexpo.build import resolve
+from diffexpo.assembly import resolve
 from diffexpo.config.algorithms import DiffusionDpoConfig
 from diffexpo.config.schema import (
     HybridConfig,

@@ -24,7 +24,7 @@ def measure(mode: str, pairs: int, steps: int) -> dict[str, float]:
     import torch
 
     from diffexpo.algorithms import DiffusionDpo
-    from diffexpo.build.aliases import resolve
+    from diffexpo.assembly.aliases import resolve
     from diffexpo.config.algorithms import DiffusionDpoConfig
     from diffexpo.config.schema import ModelConfig, TuningConfig
     from diffexpo.policies.base import load_policy

@@ -30,8 +30,8 @@ from pathlib import Path
 import torch
 
 from diffexpo.algorithms import DiffusionDpo
-from diffexpo.build.aliases import resolve
-from diffexpo.build.estimating import estimate
+from diffexpo.assembly.aliases import resolve
+from diffexpo.assembly.estimating import estimate
 from diffexpo.config import load_config
 from diffexpo.config.algorithms import DiffusionDpoConfig
 from diffexpo.config.architectures import Architecture, find_architecture

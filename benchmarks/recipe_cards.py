@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import sys
 
-from diffexpo.build.estimating import estimate
+from diffexpo.assembly.estimating import estimate
 from diffexpo.config import list_recipes, load_config
 from diffexpo.config.recipes import card_settings
 

@@ -30,7 +30,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from diffexpo.build import resolve
+from diffexpo.assembly import resolve
 from diffexpo.config.schema import ModelConfig, SamplerConfig, ServiceConfig, TuningConfig
 from diffexpo.data.latents import PromptEmbeddings
 from diffexpo.data.store import Store

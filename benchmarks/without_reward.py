@@ -48,11 +48,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from diffexpo.build.actions import load_weights, open_run
-from diffexpo.build.aliases import named_prompts, resolve
-from diffexpo.build.improving import restore_improver
-from diffexpo.build.objects import build_policy
-from diffexpo.build.self_judges import open_denoiser
+from diffexpo.assembly.actions import load_weights, open_run
+from diffexpo.assembly.aliases import named_prompts, resolve
+from diffexpo.assembly.improving import restore_improver
+from diffexpo.assembly.objects import build_policy
+from diffexpo.assembly.self_judges import open_denoiser
 from diffexpo.config import RunConfig, load_config
 from diffexpo.config.schema import RewardConfig, SamplerConfig, SelfJudgeConfig
 from diffexpo.data.latents import PromptEmbeddings

@@ -18,10 +18,10 @@ import sys
 import traceback
 import warnings
 
-import diffexpo.build.actions
-import diffexpo.build.runs
-import diffexpo.build.sweeping
-import diffexpo.build.verifying  # noqa: F401  (what a command would import)
+import diffexpo.assembly.actions
+import diffexpo.assembly.runs
+import diffexpo.assembly.sweeping
+import diffexpo.assembly.verifying  # noqa: F401  (what a command would import)
 from diffexpo.cli.main import main
 
 

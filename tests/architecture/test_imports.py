@@ -27,8 +27,8 @@ MAY_IMPORT = {
     "evaluation": BELOW,
     "labelling": BELOW,
     "emoji": BELOW,
-    "build": BELOW | {"evaluation", "labelling", "emoji"},
-    "cli": GROUND | {"build"},
+    "assembly": BELOW | {"evaluation", "labelling", "emoji"},
+    "cli": GROUND | {"assembly"},
     "__main__": {"cli"},
 }
 # Single files that reach further: their commands are about exactly that room.

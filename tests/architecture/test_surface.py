@@ -190,9 +190,9 @@ def test_constraints_pin_every_dependency_within_its_bounds():
 
 def test_what_build_offers_stays_callable_whatever_is_imported_first():
     """A module of the same name would take a function's place once it is imported."""
-    from diffexpo import build
+    from diffexpo import assembly
 
-    modules = {path.stem for path in Path(build.__file__).parent.glob("*.py")}
-    assert not modules & set(build.__all__)
-    for name in build.__all__:
-        assert callable(getattr(build, name)) and callable(getattr(build, name)), name
+    modules = {path.stem for path in Path(assembly.__file__).parent.glob("*.py")}
+    assert not modules & set(assembly.__all__)
+    for name in assembly.__all__:
+        assert callable(getattr(assembly, name)) and callable(getattr(assembly, name)), name

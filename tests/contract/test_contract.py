@@ -21,7 +21,7 @@ from peft import PeftModel
 from safetensors.numpy import load_file
 from torch import Tensor, nn
 
-from diffexpo import build
+from diffexpo import assembly
 from diffexpo.algorithms import ALGORITHMS
 from diffexpo.cli.progress import Console, Phase
 from diffexpo.config import RunConfig, load_config

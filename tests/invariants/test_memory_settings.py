@@ -9,7 +9,7 @@ import pytest
 import torch
 import yaml
 
-from diffexpo import build
+from diffexpo import assembly
 from diffexpo.data.store import Store
 from diffexpo.training.checkpoint import read_tensors
 from tests.invariants.conftest import SIGKILL, diffexpo, kill_when, pair_rows, run_arguments, weights

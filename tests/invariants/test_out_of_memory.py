@@ -12,7 +12,7 @@ import PIL.Image
 import pytest
 import torch
 
-from diffexpo.build import objects
+from diffexpo.assembly import objects
 from diffexpo.types import Policy
 from tests.invariants.conftest import diffexpo, pair_rows, run_arguments, weights
 from tests.unit.cli.test_commands import call

@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 import torch
 
-from diffexpo import build
-from diffexpo.build.evaluating import check_same_judges
-from diffexpo.build.objects import build_policy
-from diffexpo.build.self_judges import open_denoiser
+from diffexpo import assembly
+from diffexpo.assembly.evaluating import check_same_judges
+from diffexpo.assembly.objects import build_policy
+from diffexpo.assembly.self_judges import open_denoiser
 from diffexpo.cli.progress import Console
 from diffexpo.config import RunConfig, load_config
 from diffexpo.config.schema import RewardConfig, SelfJudgeConfig

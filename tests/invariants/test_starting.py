@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from diffexpo import build
-from diffexpo.build.actions import load_weights, open_run, regenerate
-from diffexpo.build.starting import read_start
+from diffexpo import assembly
+from diffexpo.assembly.actions import load_weights, open_run, regenerate
+from diffexpo.assembly.starting import read_start
 from diffexpo.cli.progress import Console
 from diffexpo.config import RunConfig, load_config
 from diffexpo.data.store import Store

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from diffexpo import build
+from diffexpo import assembly
 from diffexpo.cli.progress import Console
 from diffexpo.config import load_config
 from diffexpo.errors import ConfigError

@@ -95,9 +95,9 @@ def inspect(
             )
         found = inspect_offline(_resolved(source), format=kind)
     else:
-        from diffexpo import build
+        from diffexpo import assembly
 
-        found = build.inspect(find_run(source), pair)
+        found = assembly.inspect(find_run(source), pair)
     _print(found, as_json)
 
 
@@ -125,9 +125,9 @@ def export(
     target: Annotated[Path, typer.Argument(metavar="OUT", help="Parquet file to write.")],
 ) -> None:
     """Write all pairs as one Parquet file in the Pick-a-Pic v2 columns, images included."""
-    from diffexpo import build
+    from diffexpo import assembly
 
-    rows = build.export_pairs(find_run(run), target)
+    rows = assembly.export_pairs(find_run(run), target)
     print(f"{rows} pairs: {target}")
 
 
@@ -199,9 +199,9 @@ def regenerate(
     target: Annotated[Path, typer.Argument(metavar="OUT.png", help="Picture to write.")],
 ) -> None:
     """Draw an image again from its row alone and compare it with the stored latents, bit for bit."""
-    from diffexpo import build
+    from diffexpo import assembly
 
-    print("\n".join(_lines(build.regenerate(find_run(run), sample, target), 0)))
+    print("\n".join(_lines(assembly.regenerate(find_run(run), sample, target), 0)))
 
 
 def _is_set(name: str) -> bool:
@@ -225,7 +225,7 @@ def _resolved(source: str) -> str:
     """An embedded name as the file it stands for."""
     if not source.startswith(("emoji:", "prompts:")):
         return source
-    from diffexpo.build import resolve
+    from diffexpo.assembly import resolve
 
     return resolve(source)
 

@@ -11,7 +11,7 @@ from diffexpo.cli.progress import Console
 from diffexpo.cli.run import Set
 
 if TYPE_CHECKING:
-    from diffexpo.build.estimating import Advice, Computing, Estimate
+    from diffexpo.assembly.estimating import Advice, Computing, Estimate
 
 GIB = 2**30
 
@@ -40,13 +40,13 @@ def estimate(
     diffexpo estimate paper/expo_ii_sd15
     diffexpo estimate paper/expo_sdxl --set training.micro_batch_size=1
     """
-    from diffexpo import build
+    from diffexpo import assembly
     from diffexpo.config import load_config
 
     config = load_config(recipes, overrides or ()).config
-    found = build.estimate(config, architecture=architecture)
-    compute = build.computing(config, architecture=architecture)
-    advices = build.advise(config, architecture=architecture) if advice else []
+    found = assembly.estimate(config, architecture=architecture)
+    compute = assembly.computing(config, architecture=architecture)
+    advices = assembly.advise(config, architecture=architecture) if advice else []
     if as_json:
         print(
             json.dumps(
@@ -66,7 +66,7 @@ def estimate(
 
 
 def _print(found: Estimate, compute: Computing, console: Console) -> None:
-    from diffexpo.build.estimating import SUSTAINED
+    from diffexpo.assembly.estimating import SUSTAINED
 
     rows = [(item.what, item.count, item.phase, _gib(item.bytes)) for item in found.memory]
     console.table(f"memory ({found.source})", ["what", "count", "when", "GiB"], rows)

@@ -12,7 +12,7 @@ def export(run: Run = None) -> None:
     so."""
     run_dir = find_run(run)
     with Boundary(run_dir):
-        from diffexpo import build
+        from diffexpo import assembly
 
-        for path in build.export(run_dir):
+        for path in assembly.export(run_dir):
             print(path)

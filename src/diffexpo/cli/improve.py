@@ -37,10 +37,10 @@ def sweep(
     folder."""
     run_dir = find_run(run)
     with Boundary(run_dir):
-        from diffexpo import build
+        from diffexpo import assembly
 
         scales = {"text_scales": _numbers(text, "--text"), "image_scales": _numbers(image, "--image")}
-        done = build.sweep(run_dir, num_prompts=prompts, **scales)
+        done = assembly.sweep(run_dir, num_prompts=prompts, **scales)
         console = Console()
         for line in done["scales"]:
             console.line(line)

@@ -11,6 +11,6 @@ def report(run: Run = None) -> None:
     """Write report.html again from the files of a run (finished or not) and print its path."""
     run_dir = find_run(run)
     with Boundary(run_dir):
-        from diffexpo import build
+        from diffexpo import assembly
 
-        print(f"report: {build.report(run_dir)}")
+        print(f"report: {assembly.report(run_dir)}")

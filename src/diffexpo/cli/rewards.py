@@ -64,9 +64,9 @@ def verify(
     JPEG and the emoji judges, else `--against`, made by the official code on the pictures of `--pictures`)
     the scores themselves are compared.
     """
-    from diffexpo import build
+    from diffexpo import assembly
 
-    reports = build.verify_rewards(
+    reports = assembly.verify_rewards(
         what,
         path=path,
         base=base,
@@ -78,7 +78,7 @@ def verify(
         pictures=pictures,
     )
     if write is not None:
-        build.write_scores(reports, write)
+        assembly.write_scores(reports, write)
     if as_json:
         print(json.dumps([asdict(report) for report in reports], indent=2))
     else:
@@ -87,4 +87,4 @@ def verify(
             console.table(report.title, ["picture", "prompt", "score", "other prompt"], report.rows())
             for check in report.checks:
                 console.line(f" {check.state.upper():4}  {check.what}")
-    build.require_passed(reports)
+    assembly.require_passed(reports)

@@ -49,7 +49,7 @@ def serve(
         )
     if config is not None and (path is not None or name is not None):
         raise ConfigError("--path and --name go with --type; with --config they stand in the file")
-    from diffexpo.build.serving import open_server, read_reward
+    from diffexpo.assembly.serving import open_server, read_reward
 
     given = {"type": kind, "path": path, "name": name}
     reward = read_reward(config, {key: value for key, value in given.items() if value is not None})

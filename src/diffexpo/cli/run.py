@@ -104,9 +104,9 @@ def run(
         return
     with Boundary(run_dir), Deadline(max_minutes):
         _print_header(loaded.config, run_dir, resume, console)
-        from diffexpo import build
+        from diffexpo import assembly
 
-        report = build.run(
+        report = assembly.run(
             loaded.config,
             run_dir,
             sources=loaded.sources,
@@ -157,10 +157,10 @@ def _resume(
 
 
 def _print_plan(config: RunConfig, run_dir: Path, console: Console) -> None:
-    from diffexpo import build
+    from diffexpo import assembly
     from diffexpo.config import config_notes
 
-    console.table(f"plan of {run_dir}", ["stage", "what"], build.plan(config))
+    console.table(f"plan of {run_dir}", ["stage", "what"], assembly.plan(config))
     for note in config_notes(config):
         console.warning(note)
     console.line("nothing was run (--dry-run)")

@@ -18,11 +18,11 @@ Run = Annotated[
 def _stage(run: str | None, name: str) -> None:
     run_dir = find_run(run)
     with Boundary(run_dir):
-        from diffexpo import build
+        from diffexpo import assembly
 
         console = Console()
         console.attach_log(run_dir / "log.txt")
-        build.stage(run_dir, name, console)
+        assembly.stage(run_dir, name, console)
 
 
 def collect(run: Run = None) -> None:

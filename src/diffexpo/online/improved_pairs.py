@@ -29,7 +29,7 @@ IDENTITY, UNRELATED = 0.05, 0.9
 
 @dataclass
 class Improving:
-    """What a run with an improvement model needs beside the policy. Built by `diffexpo.build`.
+    """What a run with an improvement model needs beside the policy. Built by `diffexpo.assembly`.
 
     `save` writes the model's folder; `embed` gives image features (N,D) for the distance of pairs (None: not
     measured).

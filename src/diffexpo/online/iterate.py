@@ -100,7 +100,7 @@ class Ranking:
 
 @dataclass
 class Loop:
-    """Everything one run needs. Built by `diffexpo.build`, used by the functions below."""
+    """Everything one run needs. Built by `diffexpo.assembly`, used by the functions below."""
 
     config: RunConfig
     run_dir: Path

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from diffexpo.algorithms import ALGORITHMS
-from diffexpo.build.objects import build_loop, check_algorithm
+from diffexpo.assembly.objects import build_loop, check_algorithm
 from diffexpo.config import RunConfig, load_config
 from diffexpo.config.algorithms import METHOD_BY_NAME, ReferencedConfig, TrajectoryConfig
 from diffexpo.errors import ConfigError, PolicyError

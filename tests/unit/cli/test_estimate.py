@@ -7,8 +7,8 @@ from collections.abc import Sequence
 
 import pytest
 
-from diffexpo.build.estimating import Change, advise, disk_items, estimate
-from diffexpo.build.runs import plan
+from diffexpo.assembly.estimating import Change, advise, disk_items, estimate
+from diffexpo.assembly.runs import plan
 from diffexpo.config import load_config
 from diffexpo.config.schema import RunConfig
 from diffexpo.data.latents import PromptEmbeddings

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from diffexpo import build
+from diffexpo import assembly
 from diffexpo.config import load_config
 from diffexpo.config.image_rules import learns_from_offline
 from diffexpo.errors import ConfigError

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from diffexpo.algorithms import ALGORITHMS
-from diffexpo.build.estimating import estimate
-from diffexpo.build.objects import check_algorithm
-from diffexpo.build.runs import plan
+from diffexpo.assembly.estimating import estimate
+from diffexpo.assembly.objects import check_algorithm
+from diffexpo.assembly.runs import plan
 from diffexpo.config import list_recipes, load_config
 from diffexpo.config.recipes import card_settings
 from diffexpo.config.rules import check_flow

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from diffexpo.build.aliases import named_prompts, resolve
+from diffexpo.assembly.aliases import named_prompts, resolve
 from diffexpo.data.prompt_lists import (
     PROMPT_LISTS,
     choose_categories,

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from diffexpo.build.objects import build_ranking
+from diffexpo.assembly.objects import build_ranking
 from diffexpo.config import load_config
 from diffexpo.online.iterate import collect_iteration, keep_iterate
 from diffexpo.policies.toy import ToyPolicy

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from diffexpo.build.objects import import_pairs
+from diffexpo.assembly.objects import import_pairs
 from diffexpo.online import iterate
 from diffexpo.training.distributed import World
 from tests.learning.toy import make_loop, make_policy, online_config

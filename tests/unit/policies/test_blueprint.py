@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from diffexpo.build.aliases import resolve
+from diffexpo.assembly.aliases import resolve
 from diffexpo.config.architectures import ARCHITECTURES, find_architecture
 from diffexpo.config.schema import LoraConfig, ModelConfig, TuningConfig
 from diffexpo.errors import ConfigError, MissingError, PolicyError

@@ -10,7 +10,7 @@ import pytest
 import torch
 from diffusers import FluxPipeline
 
-from diffexpo.build.objects import warn_of_guidance
+from diffexpo.assembly.objects import warn_of_guidance
 from diffexpo.cli.progress import Console
 from diffexpo.config import load_config
 from diffexpo.config.schema import LoraConfig, SamplerConfig, TuningConfig

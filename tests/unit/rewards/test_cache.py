@@ -17,7 +17,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from diffexpo.build.aliases import resolve
+from diffexpo.assembly.aliases import resolve
 from diffexpo.config.load import load_config
 from diffexpo.config.schema import RewardConfig, ServiceConfig
 from diffexpo.errors import ConfigError, StoreError

@@ -12,7 +12,7 @@ import pytest
 import torch
 from transformers import BertConfig, BertModel
 
-from diffexpo.build import resolve
+from diffexpo.assembly import resolve
 from diffexpo.config.schema import RewardConfig, ServiceConfig, VlmConfig
 from diffexpo.errors import ConfigError, MissingError, RewardError, ScorerStoppedError
 from diffexpo.rewards.base import load_rewards

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from diffexpo.algorithms import ALGORITHMS, DiffusionDpo
-from diffexpo.build.objects import check_algorithm
+from diffexpo.assembly.objects import check_algorithm
 from diffexpo.config import load_config
 from diffexpo.errors import ConfigError
 from diffexpo.online.iterate import LOADERS

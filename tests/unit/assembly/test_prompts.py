@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from diffexpo.build.objects import build_prompts
+from diffexpo.assembly.objects import build_prompts
 from diffexpo.config import load_config
 from diffexpo.errors import ConfigError
 

@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from diffexpo.build.aliases import EMBEDDED, resolve
+from diffexpo.assembly.aliases import EMBEDDED, resolve
 from diffexpo.config import load_config
 from diffexpo.config.schema import RewardConfig
 from diffexpo.config.scorers import SCORERS

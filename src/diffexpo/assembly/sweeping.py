@@ -10,11 +10,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from diffexpo.build.actions import open_run
-from diffexpo.build.aliases import resolve
-from diffexpo.build.evaluating import finite_mean
-from diffexpo.build.improving import restore_improver
-from diffexpo.build.self_judges import open_denoiser
+from diffexpo.assembly.actions import open_run
+from diffexpo.assembly.aliases import resolve
+from diffexpo.assembly.evaluating import finite_mean
+from diffexpo.assembly.improving import restore_improver
+from diffexpo.assembly.self_judges import open_denoiser
 from diffexpo.data.latents import PromptEmbeddings
 from diffexpo.data.store import Store
 from diffexpo.diffusion.guidance import DoubleGuidance

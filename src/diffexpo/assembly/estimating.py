@@ -11,8 +11,8 @@ from pathlib import Path
 import torch
 
 from diffexpo.algorithms import ALGORITHMS
-from diffexpo.build.aliases import EMBEDDED, resolve
-from diffexpo.build.evaluating import evaluation_batch
+from diffexpo.assembly.aliases import EMBEDDED, resolve
+from diffexpo.assembly.evaluating import evaluation_batch
 from diffexpo.config import RunConfig
 from diffexpo.config.algorithms import (
     D3poConfig,

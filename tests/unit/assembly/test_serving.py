@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from diffexpo.build.serving import open_server, read_reward
+from diffexpo.assembly.serving import open_server, read_reward
 from diffexpo.errors import ConfigError, MissingError
 
 

@@ -9,9 +9,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from diffexpo.build.aliases import resolve
-from diffexpo.build.improving import restore_improver
-from diffexpo.build.objects import build_policy
+from diffexpo.assembly.aliases import resolve
+from diffexpo.assembly.improving import restore_improver
+from diffexpo.assembly.objects import build_policy
 from diffexpo.config import RunConfig, read_resolved
 from diffexpo.data.export import export_pairs as write_pairs
 from diffexpo.data.latents import PromptEmbeddings, pixel_decoder

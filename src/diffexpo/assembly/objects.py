@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 
 from diffexpo.algorithms import ALGORITHMS
-from diffexpo.build.aliases import named_prompts, resolve
-from diffexpo.build.evaluating import make_evaluator
-from diffexpo.build.self_judges import open_denoiser
-from diffexpo.build.starting import put_start
+from diffexpo.assembly.aliases import named_prompts, resolve
+from diffexpo.assembly.evaluating import make_evaluator
+from diffexpo.assembly.self_judges import open_denoiser
+from diffexpo.assembly.starting import put_start
 from diffexpo.config import RunConfig
 from diffexpo.config.algorithms import DiffusionDpoConfig, ImprovementDpoConfig, SpinConfig, SpoConfig
 from diffexpo.config.trajectory_rules import learns_from_trajectories
@@ -70,7 +70,7 @@ def build_loop(config: RunConfig, run_dir: Path, console: Console, stop: StopSig
     engine = make_engine(config, policy, algorithm, metrics, world, console)
     improving = None
     if isinstance(config.algorithm, ImprovementDpoConfig):
-        from diffexpo.build.improving import build_improving
+        from diffexpo.assembly.improving import build_improving
 
         improving = build_improving(config, run_dir, policy, embeddings, store, judges, world, console)
     return Loop(

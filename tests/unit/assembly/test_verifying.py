@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from diffexpo.build.verifying import KNOWN, REFERENCES, require_passed, verify_pictures, verify_rewards
+from diffexpo.assembly.verifying import KNOWN, REFERENCES, require_passed, verify_pictures, verify_rewards
 from diffexpo.cli.main import main
 from diffexpo.config.schema import RewardConfig
 from diffexpo.config.scorers import SCORERS

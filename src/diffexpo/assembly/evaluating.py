@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from diffexpo.build.aliases import named_prompts
+from diffexpo.assembly.aliases import named_prompts
 from diffexpo.config import RunConfig
 from diffexpo.errors import ResumeError
 from diffexpo.evaluation.records import PairExample, choose_pair_examples, save_pair_examples

@@ -1,4 +1,4 @@
-"""The only place where configuration becomes objects. Data flows: cli -> build -> online -> training ->
+"""The only place where configuration becomes objects. Data flows: cli -> assembly -> online -> training ->
 algorithms.
 
 aliases     embedded names
@@ -46,6 +46,6 @@ __all__ = list(_HOME)
 def __getattr__(name: str) -> object:
     if name not in _HOME:
         raise AttributeError(
-            f"module 'diffexpo.build' has no attribute {name!r}; it has {', '.join(sorted(_HOME))}"
+            f"module 'diffexpo.assembly' has no attribute {name!r}; it has {', '.join(sorted(_HOME))}"
         )
-    return vars(import_module(f"diffexpo.build.{_HOME[name]}"))[name]
+    return vars(import_module(f"diffexpo.assembly.{_HOME[name]}"))[name]

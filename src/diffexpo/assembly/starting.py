@@ -8,8 +8,8 @@ from pathlib import Path
 
 from torch import Tensor
 
-from diffexpo.build.aliases import resolve
-from diffexpo.build.folders import last_iterate
+from diffexpo.assembly.aliases import resolve
+from diffexpo.assembly.folders import last_iterate
 from diffexpo.config import RunConfig, read_resolved
 from diffexpo.config.schema import TuningConfig
 from diffexpo.errors import ConfigError, MissingError

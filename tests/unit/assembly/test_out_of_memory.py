@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from diffexpo.build.out_of_memory import PHASES, Phase, explain_memory, phase_of
+from diffexpo.assembly.out_of_memory import PHASES, Phase, explain_memory, phase_of
 from diffexpo.config import RunConfig, load_config
 from diffexpo.config.resuming import CHANGEABLE
 from diffexpo.errors import Interrupted, OutOfMemory, PolicyError, TrainingError, memory_failure
@@ -87,7 +87,7 @@ def test_where_nothing_can_change_the_run_goes_on_elsewhere() -> None:
 
 def _lines(words: str, settings: RunConfig) -> list[str]:
     """What is said of a phase."""
-    from diffexpo.build.out_of_memory import _message
+    from diffexpo.assembly.out_of_memory import _message
 
     phase = next(phase for phase in PHASES if phase.words == words)
     return _message(settings, Path("runs/x"), phase, MemoryError()).splitlines()

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import torch
 
-from diffexpo.build.estimating import Advice, Estimate, advise, estimate
+from diffexpo.assembly.estimating import Advice, Estimate, advise, estimate
 from diffexpo.config import RunConfig
 from diffexpo.errors import ConfigError, MissingError, PolicyError
 from diffexpo.online.iterate import Console

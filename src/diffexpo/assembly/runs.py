@@ -15,10 +15,10 @@ from pathlib import Path
 from types import ModuleType
 
 from diffexpo.algorithms import ALGORITHMS
-from diffexpo.build.evaluating import eval_dir, on_iterate, save_examples
-from diffexpo.build.folders import keep_changes, prepare_folder, set_status
-from diffexpo.build.objects import build_loop, describe_policy, make_engine
-from diffexpo.build.out_of_memory import explain_memory
+from diffexpo.assembly.evaluating import eval_dir, on_iterate, save_examples
+from diffexpo.assembly.folders import keep_changes, prepare_folder, set_status
+from diffexpo.assembly.objects import build_loop, describe_policy, make_engine
+from diffexpo.assembly.out_of_memory import explain_memory
 from diffexpo.config import RunConfig, read_resolved
 from diffexpo.config.algorithms import DiffusionDpoConfig, ImprovementDpoConfig, carry_over
 from diffexpo.config.image_rules import learns_from_offline
@@ -133,7 +133,7 @@ def _run(
     until: tuple[str, int] | None,
 ) -> None:
     if choose_device(config.model.device).type != "cpu":
-        from diffexpo.build.room import check_room
+        from diffexpo.assembly.room import check_room
 
         check_room(config, console)
     began = time.monotonic()
@@ -151,7 +151,7 @@ def _run(
     if config.baseline.offline_dpo:
         run_baseline(loop)
     if world.rank == 0:
-        from diffexpo.build.actions import export
+        from diffexpo.assembly.actions import export
 
         save_examples(loop)
         for path in export(run_dir, loop=loop):
@@ -267,7 +267,7 @@ def plan(config: RunConfig) -> list[tuple[str, str]]:
 
 def _size_plan(config: RunConfig) -> str:
     """The sizes that pictures may have, and which of them images are drawn at."""
-    from diffexpo.build.estimating import picture_sizes
+    from diffexpo.assembly.estimating import picture_sizes
 
     try:
         sizes = picture_sizes(config)
@@ -284,7 +284,7 @@ def _size_plan(config: RunConfig) -> str:
 
 def _disk_plan(config: RunConfig) -> str:
     """Bytes that the run leaves, from the model's configuration files."""
-    from diffexpo.build.estimating import disk_items
+    from diffexpo.assembly.estimating import disk_items
 
     try:
         items = sorted(disk_items(config), key=lambda item: -item.bytes)

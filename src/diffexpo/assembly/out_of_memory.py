@@ -252,7 +252,7 @@ PHASES = (
     Phase("exporting", (("diffexpo.policies.export", ""),), _exporting),
     Phase(
         "loading scorers",
-        (("diffexpo.rewards.base", "load_rewards"), ("diffexpo.build.objects", "build_step_judge")),
+        (("diffexpo.rewards.base", "load_rewards"), ("diffexpo.assembly.objects", "build_step_judge")),
         _loading,
     ),
     Phase("loading the model", (("diffexpo.policies.base", "load_policy"),), _loading),

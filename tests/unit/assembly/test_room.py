@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import pytest
 
-from diffexpo.build.estimating import estimate
-from diffexpo.build.room import check_room
+from diffexpo.assembly.estimating import estimate
+from diffexpo.assembly.room import check_room
 from diffexpo.config import RunConfig, load_config
 from diffexpo.errors import ConfigError
 from diffexpo.training.memory import CONTEXT, USABLE
 from tests.tiny import tiny_diffusion
-from tests.unit.build.test_prompts import Lines
+from tests.unit.assembly.test_prompts import Lines
 
 # Nothing is left that would make it smaller.
 SMALLEST = [

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from diffexpo.algorithms import Improvement
-from diffexpo.build.aliases import resolve
-from diffexpo.build.evaluating import vendi_embedder
+from diffexpo.assembly.aliases import resolve
+from diffexpo.assembly.evaluating import vendi_embedder
 from diffexpo.config import RunConfig
 from diffexpo.config.algorithms import ImprovementDpoConfig
 from diffexpo.config.schema import TrainingConfig

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from diffexpo.build.aliases import resolve
+from diffexpo.assembly.aliases import resolve
 from diffexpo.config.load import load_config, parse_yaml
 from diffexpo.config.schema import RewardConfig
 from diffexpo.errors import ConfigError
