@@ -32,7 +32,7 @@ from torch.nn import functional
 
 from diffexpo.algorithms import ALGORITHMS
 from diffexpo.assembly import resolve
-from diffexpo.config.algorithms import DiffusionDpoConfig
+from diffexpo.config.methods.diffusion_dpo import DiffusionDpoConfig
 from diffexpo.config.schema import (
     HybridConfig,
     ModelConfig,

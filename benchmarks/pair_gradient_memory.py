@@ -25,7 +25,7 @@ def measure(mode: str, pairs: int, steps: int) -> dict[str, float]:
 
     from diffexpo.algorithms import DiffusionDpo
     from diffexpo.assembly.aliases import resolve
-    from diffexpo.config.algorithms import DiffusionDpoConfig
+    from diffexpo.config.methods.diffusion_dpo import DiffusionDpoConfig
     from diffexpo.config.schema import ModelConfig, TuningConfig
     from diffexpo.policies.base import load_policy
     from diffexpo.types import PairBatch

@@ -33,8 +33,8 @@ from diffexpo.algorithms import DiffusionDpo
 from diffexpo.assembly.aliases import resolve
 from diffexpo.assembly.estimating import estimate
 from diffexpo.config import load_config
-from diffexpo.config.algorithms import DiffusionDpoConfig
 from diffexpo.config.architectures import Architecture, find_architecture
+from diffexpo.config.methods.diffusion_dpo import DiffusionDpoConfig
 from diffexpo.config.schema import LoraConfig, ModelConfig, SamplerConfig, TuningConfig
 from diffexpo.data.latents import PromptEmbeddings
 from diffexpo.online.collect import draw_latents

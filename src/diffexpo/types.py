@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
+    from diffexpo.config.methods.card import MethodConfig
     from diffexpo.config.schema import SamplerConfig
     from diffexpo.diffusion.path import Path as DiffusionPath
 
@@ -350,21 +351,11 @@ Batch = PairBatch | ScoredBatch | TrajectoryBatch | TrajectoryPairBatch
 
 
 class Algorithm(Protocol):
-    """One training method: a loss on a batch, and what it needs, which is checked before anything is spent.
-
-    `batch_type` is the class of its batches. With `needs_reference` the loss runs the version "reference";
-    with `needs_old_policy` it runs "old", which starts each iteration as a copy of "current". `group_size` is
-    the smallest number of images of one prompt that it can learn from; with `needs_whole_groups` a loss must
-    see all of them at once. `initial_loss` is the loss where current, reference and old agree (None:
-    not known beforehand).
+    """One training method: a loss on a batch. `settings` is its card, which says what it learns from and what
+    it needs; that is checked before anything is spent.
     """
 
-    batch_type: type
-    needs_reference: bool
-    needs_old_policy: bool
-    group_size: int
-    needs_whole_groups: bool
-    initial_loss: float | None
+    settings: MethodConfig
 
     def loss(self, policy: Policy, batch: Batch, noise_key: tuple[str | int, ...]) -> LossOutput:
         """Loss of a micro-batch: the mean over its rows of `weight` times the row's loss."""
@@ -387,12 +378,10 @@ class MeasuresBatch(Protocol):
     """An algorithm whose loss needs a number of the whole batch of a step, over all processes and
     micro-batches.
 
-    While `measures_batch` holds, the engine adds up `measure` of all micro-batches and gives every one of
-    them the result of `with_measured` in `measured`. A loss that finds None there takes its own rows for the
-    whole batch.
+    Where its card says `measures_batch`, the engine adds up `measure` of all micro-batches and gives every one
+    of them the result of `with_measured` in `measured`. A loss that finds None there takes its own rows for
+    the whole batch.
     """
-
-    measures_batch: bool
 
     def measure(self, policy: Policy, batch: Batch, noise_key: tuple[str | int, ...]) -> Tensor:
         """Sums (k,) float64 over the rows of a micro-batch, without gradient."""
@@ -410,6 +399,34 @@ class WeighsImages(Protocol):
     def weigh(self, rewards: Tensor) -> Tensor:
         """Weights (n,) of the n scored images of one prompt and collection, from their rewards (n,)
         float64."""
+        ...
+
+
+@runtime_checkable
+class ChoosesSteps(Protocol):
+    """An algorithm that draws and trains some steps of the sampler only."""
+
+    def random_steps(self, iteration: int, num_transitions: int) -> tuple[int, int] | None:
+        """First and one past the last step that an iteration draws with noise and trains; None: all."""
+        ...
+
+
+@runtime_checkable
+class FitsBaseline(Protocol):
+    """An algorithm that subtracts a learned value of a transition from its reward."""
+
+    def value_inputs(self, x_t: Tensor, t: Tensor, conditioning: Conditioning) -> Tensor:
+        """What the value network sees of transitions, (B, n)."""
+        ...
+
+    def value_network(
+        self, num_inputs: int, generator: torch.Generator, centre: float, scale: float
+    ) -> torch.nn.Module:
+        """A fresh value network; centre and scale are mean and std of the first rewards."""
+        ...
+
+    def value_loss(self, value: Tensor, reward: Tensor) -> Tensor:
+        """What fitting minimises, (B,)."""
         ...
 
 

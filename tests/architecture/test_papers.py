@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from diffexpo.config import list_recipes
-from diffexpo.config.algorithms import METHOD_BY_NAME
+from diffexpo.config.methods import METHOD_BY_NAME
 from diffexpo.config.papers import WORKS
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -12,9 +12,9 @@ import typer
 from pydantic import BaseModel
 
 from diffexpo.cli.main import app
-from diffexpo.config.algorithms import METHODS
+from diffexpo.config import RunConfig
 from diffexpo.config.explain import settings
-from diffexpo.config.schema import RunConfig
+from diffexpo.config.methods import METHODS
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]

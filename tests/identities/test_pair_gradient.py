@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from diffexpo.algorithms import ALGORITHMS
-from diffexpo.config.algorithms import ExpoConfig
+from diffexpo.config.methods.expo import ExpoConfig
 from diffexpo.types import LearnsInParts
 from tests.unit.algorithms.methods import (
     KEY,

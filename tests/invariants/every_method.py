@@ -16,7 +16,6 @@ from pathlib import Path
 import torch
 
 from diffexpo.config import RunConfig
-from diffexpo.config.trajectory_rules import learns_from_trajectories
 from diffexpo.online import iterate, rollout
 from diffexpo.online.iterate import Loop
 from diffexpo.policies.toy import ToyPolicy
@@ -110,7 +109,7 @@ def run(name: str, folder: Path, *, micro_batch_size: int = BATCH, world: World 
     """A whole run of a method; weights and metrics stay in the folder."""
     config = make_config(name, micro_batch_size)
     path = PATHS["flow" if config.explore.sampler.name.startswith("flow") else "vp"]
-    outer = rollout if learns_from_trajectories(config) else iterate
+    outer = rollout if config.algorithm.draws_first else iterate
     with in_double():
         loop = make_loop(config, ToyPolicy(path), folder / name, offline_pairs=24, world=world)
         loop.prompts = PROMPTS[:6]

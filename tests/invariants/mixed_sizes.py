@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 
 from diffexpo.config import RunConfig
-from diffexpo.config.trajectory_rules import learns_from_trajectories
 from diffexpo.data.store import Store
 from diffexpo.online import iterate, rollout
 from diffexpo.online.iterate import Loop
@@ -83,7 +82,7 @@ def add_pairs(store: Store, count: int) -> None:
 def run(name: str, folder: Path, *, micro_batch_size: int = BATCH, world: World | None = None) -> Loop:
     """A whole run of a method; weights and metrics stay in the folder."""
     config = config_of(name, micro_batch_size)
-    outer = rollout if learns_from_trajectories(config) else iterate
+    outer = rollout if config.algorithm.draws_first else iterate
     path = PATHS["flow" if config.explore.sampler.name.startswith("flow") else "vp"]
     with in_double():
         if config.offline.source is not None and (world or World()).rank == 0:

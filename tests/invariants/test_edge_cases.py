@@ -32,7 +32,6 @@ import torch
 
 from diffexpo.config import RunConfig
 from diffexpo.config.schema import TrainingConfig
-from diffexpo.config.trajectory_rules import learns_from_trajectories
 from diffexpo.data.trajectories import Trajectories
 from diffexpo.errors import DataError, TrainingError
 from diffexpo.online import iterate, rollout
@@ -102,7 +101,7 @@ def make_collected(name: str, rewards: np.ndarray, folder: Path, **algorithm: ob
     loop.store.append_unit(1, 0, 0, rows, latents.numpy())
     loop.store.write_manifest("collect", 1, {})
     steps = config.explore.sampler.steps
-    if learns_from_trajectories(config):
+    if config.algorithm.draws_first:
         kept = torch.randn(steps + 1, *latents.shape, generator=generator)
         rollout.trajectories_of(loop, 1).write(
             0, {"latents": kept, "log_probs": torch.zeros(steps, len(rows))}
@@ -128,7 +127,7 @@ def sample_row(config: RunConfig, group: int, place: int, reward: float, images:
 
 def learned_images(name: str, loop: Loop) -> tuple[list[Batch], set[str]]:
     """Enough batches to see everything, and the images (or couples of them) that they hold."""
-    if learns_from_trajectories(loop.config):
+    if loop.config.algorithm.draws_first:
         if name == "d3po":
             rollout.pair(loop, 1)
         loader, _ = rollout.LOADERS[type(loop.config.algorithm)](loop, 1, rollout.trajectories_of(loop, 1))

@@ -8,7 +8,8 @@ import math
 import pytest
 import torch
 
-from diffexpo.config.algorithms import DiffusionDpoConfig, ExpoConfig
+from diffexpo.config.methods.diffusion_dpo import DiffusionDpoConfig
+from diffexpo.config.methods.expo import ExpoConfig
 from diffexpo.online import iterate
 from diffexpo.online.cost import offline_steps_of_equal_cost
 from tests.learning.toy import (

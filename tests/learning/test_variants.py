@@ -14,7 +14,9 @@ from torch import Tensor
 
 from diffexpo.algorithms import rwr_weights
 from diffexpo.algorithms.diffusion_kto import UTILITIES
-from diffexpo.config.algorithms import DiffusionDpoConfig, DiffusionKtoConfig, RwrConfig
+from diffexpo.config.methods.diffusion_dpo import DiffusionDpoConfig
+from diffexpo.config.methods.diffusion_kto import DiffusionKtoConfig
+from diffexpo.config.methods.rwr import RwrConfig
 from diffexpo.data.latents import PromptEmbeddings
 from diffexpo.policies.toy import ToyPolicy
 from diffexpo.rng import torch_generator

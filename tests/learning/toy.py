@@ -13,7 +13,7 @@ from torch import Tensor
 from diffexpo.algorithms import ALGORITHMS
 from diffexpo.algorithms.diffusion_dpo import measure_errors, pair_margin
 from diffexpo.config import RunConfig
-from diffexpo.config.algorithms import MethodConfig
+from diffexpo.config.methods import MethodConfig
 from diffexpo.config.schema import RewardConfig, SamplerConfig, TrainingConfig, TuningConfig
 from diffexpo.data.latents import PromptEmbeddings
 from diffexpo.data.store import Store

@@ -16,6 +16,7 @@ from torch import Tensor
 from diffexpo.algorithms.ddpo import ppo_clip_loss, probability_ratio
 from diffexpo.algorithms.forward import NoisyImages, squared_distance
 from diffexpo.algorithms.scored import ScoredMethod
+from diffexpo.config.methods.awm import AwmConfig
 from diffexpo.diffusion.kernels import Coefficient, at_least_float32
 from diffexpo.types import Policy, ScoredBatch
 
@@ -104,11 +105,7 @@ def _softened_power(error: Tensor, power: float) -> Tensor:
 class Awm(ScoredMethod):
     """Advantage-weighted matching on a `ScoredBatch` of images that the old policy drew."""
 
-    needs_old_policy = True
-
-    @property
-    def needs_reference(self) -> bool:
-        return self.settings.kl_weight > 0
+    settings: AwmConfig
 
     def row_losses(
         self, policy: Policy, batch: ScoredBatch, images: NoisyImages
@@ -130,7 +127,7 @@ class Awm(ScoredMethod):
             "train/better_error": error[advantage > 0],
             "train/worse_error": error[advantage < 0],
         }
-        if self.needs_reference:
+        if settings.needs_reference:
             distance = squared_distance(current, images.predict(policy, "reference"))
             values["train/reference_distance"] = distance
             loss = loss + settings.kl_weight * distance

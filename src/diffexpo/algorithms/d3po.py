@@ -15,10 +15,11 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from diffexpo.algorithms.transitions import accuracy, is_clipped, mean_output, pair_log_probs
-from diffexpo.config.algorithms import D3poConfig
+from diffexpo.algorithms.forward import share_above_zero
+from diffexpo.algorithms.transitions import TransitionMethod, is_clipped, mean_output, pair_log_probs
+from diffexpo.config.methods.d3po import D3poConfig
 from diffexpo.diffusion.kernels import at_least_float32
-from diffexpo.types import Conditioning, LossOutput, Policy, TrajectoryPairBatch
+from diffexpo.types import LossOutput, Policy, TrajectoryPairBatch
 
 
 def transition_margin(
@@ -75,20 +76,11 @@ def d3po_loss(
     return -logsigmoid(margin)
 
 
-class D3po:
+class D3po(TransitionMethod):
     """D3PO on a `TrajectoryPairBatch`; guidance acts as in the rollout, with a gradient through both
     branches."""
 
-    batch_type = TrajectoryPairBatch
-    needs_reference = True
-    needs_old_policy = False
-    group_size = 2
-    needs_whole_groups = False
-    initial_loss: float | None = math.log(2.0)
-
-    def __init__(self, settings: D3poConfig, empty: Conditioning | None = None) -> None:
-        """`empty` is not used: no row is trained with the empty prompt instead of its own."""
-        self.settings = settings
+    settings: D3poConfig
 
     def loss(
         self, policy: Policy, batch: TrajectoryPairBatch, noise_key: tuple[str | int, ...]
@@ -103,7 +95,7 @@ class D3po:
         margin = transition_margin(*four, beta=settings.beta, clip_range=settings.clip_range)
         both = torch.cat([winner - winner_ref, loser - loser_ref]).detach()
         values = {
-            "train/implicit_accuracy": accuracy(margin),
+            "train/implicit_accuracy": share_above_zero(margin),
             "train/margin": margin,
             "train/clip_fraction": is_clipped(both, settings.clip_range),
         }

@@ -12,10 +12,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from diffexpo.algorithms.transitions import mean_output, ratio_values, replay_batch
-from diffexpo.config.algorithms import DdpoConfig
+from diffexpo.algorithms.transitions import TransitionMethod, mean_output, ratio_values, replay_batch
+from diffexpo.config.methods.ddpo import DdpoConfig
 from diffexpo.diffusion.kernels import at_least_float32
-from diffexpo.types import Conditioning, LossOutput, Policy, TrajectoryBatch
+from diffexpo.types import LossOutput, Policy, TrajectoryBatch
 
 # exp overflows float32 at 88; a mean log-ratio of 20 per latent element is a broken policy long before.
 LOG_RATIO_LIMIT = 20.0
@@ -93,20 +93,10 @@ def ppo_clip_loss(log_prob: Tensor, old_log_prob: Tensor, advantage: Tensor, *, 
     return clipped_surrogate(probability_ratio(log_prob, old_log_prob), advantage, clip_range=clip_range)
 
 
-class Ddpo:
+class Ddpo(TransitionMethod):
     """DDPO on a `TrajectoryBatch`; guidance acts as in the rollout, with a gradient through both branches."""
 
-    batch_type = TrajectoryBatch
-    needs_reference = False
-    needs_old_policy = False
-    needs_old_means = False
-    group_size = 1
-    needs_whole_groups = False
-    initial_loss = None
-
-    def __init__(self, settings: DdpoConfig, empty: Conditioning | None = None) -> None:
-        """`empty` is not used: no row is trained with the empty prompt instead of its own."""
-        self.settings = settings
+    settings: DdpoConfig
 
     def loss(self, policy: Policy, batch: TrajectoryBatch, noise_key: tuple[str | int, ...]) -> LossOutput:
         """Mean loss over the batch's transitions and its metrics; nothing random is drawn."""

@@ -16,6 +16,7 @@ from torch.nn.functional import logsigmoid
 
 from diffexpo.algorithms.forward import NoisyImages, share_above_zero
 from diffexpo.algorithms.scored import ScoredMethod
+from diffexpo.config.methods.dgpo import DgpoConfig
 from diffexpo.diffusion.kernels import at_least_float32
 from diffexpo.errors import DataError
 from diffexpo.types import Policy, ScoredBatch
@@ -111,13 +112,7 @@ class Dgpo(ScoredMethod):
     """DGPO on a `ScoredBatch` of whole groups, whose images share noise, time and the choice of the empty
     prompt."""
 
-    needs_reference = True
-    needs_whole_groups = True
-    initial_loss = math.log(2.0)
-
-    @property
-    def needs_old_policy(self) -> bool:
-        return self.settings.clip_range is not None
+    settings: DgpoConfig
 
     def noise_names(self, batch: ScoredBatch) -> Sequence[str]:
         """Images of a group have one name."""

@@ -8,7 +8,6 @@ authors' code.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
@@ -25,10 +24,9 @@ from diffexpo.algorithms.pairs import (
     reference_errors,
 )
 from diffexpo.algorithms.safeguards import auto_beta, safeguard_scale, safeguarded_loser
-from diffexpo.config.algorithms import DiffusionDpoConfig
+from diffexpo.config.methods.diffusion_dpo import DiffusionDpoConfig
 from diffexpo.diffusion.kernels import at_least_float32
 from diffexpo.diffusion.objectives import NoiseDraw
-from diffexpo.errors import ConfigError
 from diffexpo.types import Conditioning, PairBatch, Policy
 
 Kind = Literal["sigmoid", "hinge", "ipo", "cdpo", "robust"]
@@ -101,7 +99,11 @@ def diffusion_dpo_loss(
             f"diffusion_dpo_loss: label_smoothing is {label_smoothing}, but kind {kind!r} ignores it; "
             "take cdpo or robust"
         )
-    z = pair_margin(winner, loser, winner_ref, loser_ref, beta=beta) - offset
+    margin = pair_margin(winner, loser, winner_ref, loser_ref, beta=beta)
+    return _loss_of_logit(margin - offset, kind, label_smoothing)
+
+
+def _loss_of_logit(z: Tensor, kind: Kind, label_smoothing: float) -> Tensor:
     if kind == "sigmoid":
         return -logsigmoid(z)
     if kind == "hinge":
@@ -143,33 +145,9 @@ class SafeguardedErrors(PairErrors):
 class DiffusionDpo(PairMethod):
     """Diffusion-DPO and its variants on a `PairBatch`."""
 
-    def __init__(self, settings: DiffusionDpoConfig, empty: Conditioning | None = None) -> None:
-        """`empty`: one-row conditioning of the empty prompt, needed if `empty_prompt_fraction` is above 0."""
-        super().__init__(settings, empty)
-        if settings.label_smoothing > 0 and settings.kind not in ("cdpo", "robust"):
-            raise ConfigError(
-                f"algorithm.label_smoothing is {settings.label_smoothing}, but kind {settings.kind!r} "
-                f"ignores "
-                "it; expected kind cdpo or robust, or label_smoothing 0"
-            )
+    settings: DiffusionDpoConfig
 
-    @property
-    def needs_reference(self) -> bool:
-        return self.settings.kind != "simpo"
-
-    @property
-    def measures_batch(self) -> bool:
-        """Whether beta follows the margins of the whole batch."""
-        return self.settings.auto_beta
-
-    @property
-    def initial_loss(self) -> float | None:
-        """ln 2, the sigmoid's loss at margin 0; None where another term or kind joins in."""
-        settings = self.settings
-        is_plain = settings.kind == "sigmoid" and settings.sft_weight == 0 and settings.uncertainty == "off"
-        return math.log(2.0) if is_plain else None
-
-    def judge(self, errors: PairErrors, batch: PairBatch) -> tuple[Tensor, Metrics]:
+    def losses_of_errors(self, errors: PairErrors, batch: PairBatch) -> tuple[Tensor, Metrics]:
         """Loss (B,) of each pair with the anchor on winners, and the metrics of the errors."""
         settings = self.settings
         guarded = isinstance(errors, SafeguardedErrors)
@@ -177,21 +155,13 @@ class DiffusionDpo(PairMethod):
         offset = self._offset(batch, errors.winner)
         if settings.kind == "simpo":
             beta = settings.beta
-            per_pair = simpo_loss(
-                errors.winner, loser, beta=settings.beta, gamma=settings.simpo_gamma + offset
-            )
-            margin = 0.5 * settings.beta * (errors.loser - errors.winner)
+            gamma = settings.simpo_gamma + offset
+            per_pair = simpo_loss(errors.winner, loser, beta=beta, gamma=gamma)
+            margin = 0.5 * beta * (errors.loser - errors.winner)
         else:
-            four = (errors.winner, loser, errors.winner_ref, errors.loser_ref)
             beta = self._beta(batch, errors)
-            per_pair = diffusion_dpo_loss(
-                *four,
-                beta=beta,
-                kind=settings.kind,
-                label_smoothing=settings.label_smoothing,
-                offset=offset,
-            )
-            margin = pair_margin(*four, beta=beta)
+            margin = pair_margin(errors.winner, loser, errors.winner_ref, errors.loser_ref, beta=beta)
+            per_pair = _loss_of_logit(margin - offset, settings.kind, settings.label_smoothing)
         if settings.sft_weight > 0:
             per_pair = per_pair + settings.sft_weight * errors.winner
         metrics = error_metrics(errors, margin, beta)
@@ -210,7 +180,7 @@ class DiffusionDpo(PairMethod):
         winner, loser = pair_differences(policy, batch.winner, batch.loser, draw, conditioning)
         scale = safeguard_scale(winner, loser, mu=self.settings.safeguard_mu)
         references: tuple[Tensor | None, Tensor | None] = (None, None)
-        if self.needs_reference:
+        if self.settings.needs_reference:
             references = reference_errors(policy, batch.winner, batch.loser, draw, conditioning)
         errors = (difference.square().flatten(1).mean(dim=1) for difference in (winner, loser))
         return SafeguardedErrors(*errors, *references, scale)

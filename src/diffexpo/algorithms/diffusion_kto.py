@@ -18,6 +18,7 @@ from torch.nn.functional import logsigmoid
 
 from diffexpo.algorithms.forward import NoiseKey, NoisyImages, share_above_zero
 from diffexpo.algorithms.scored import ScoredMethod
+from diffexpo.config.methods.diffusion_kto import DiffusionKtoConfig
 from diffexpo.diffusion.kernels import at_least_float32
 from diffexpo.types import Policy, ScoredBatch
 
@@ -140,15 +141,7 @@ class DiffusionKto(ScoredMethod):
     """Diffusion-KTO on a `ScoredBatch`. The baseline is that of the step's whole batch, from a pass without
     gradient."""
 
-    needs_reference = True
-    measures_batch = True
-
-    @property
-    def initial_loss(self) -> float | None:
-        """1/2, the sigmoid's loss at the reference, where both classes weigh 1."""
-        settings = self.settings
-        is_plain = settings.utility == "sigmoid" and settings.desirable_weight == 1.0
-        return 0.5 if is_plain and settings.undesirable_weight == 1.0 else None
+    settings: DiffusionKtoConfig
 
     def row_losses(
         self, policy: Policy, batch: ScoredBatch, images: NoisyImages

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from diffexpo.algorithms.forward import NoisyImages, squared_distance
 from diffexpo.algorithms.scored import ScoredMethod
+from diffexpo.config.methods.diffusion_nft import DiffusionNftConfig
 from diffexpo.diffusion.kernels import Coefficient, at_least_float32, x0_from_velocity
 from diffexpo.types import Policy, ScoredBatch
 
@@ -136,11 +137,7 @@ class DiffusionNft(ScoredMethod):
     """DiffusionNFT on a `ScoredBatch` of images that the old policy drew; the clip of the advantages times
     the loss, plus KL."""
 
-    needs_old_policy = True
-
-    @property
-    def needs_reference(self) -> bool:
-        return self.settings.kl_weight > 0
+    settings: DiffusionNftConfig
 
     def row_losses(
         self, policy: Policy, batch: ScoredBatch, images: NoisyImages
@@ -164,7 +161,7 @@ class DiffusionNft(ScoredMethod):
             "train/optimality": r,
             "train/optimality_saturated": ((r == 0) | (r == 1)).to(r),
         }
-        if self.needs_reference:
+        if settings.needs_reference:
             distance = squared_distance(current, images.predict(policy, "reference"))
             values["train/reference_distance"] = distance
             loss = loss + settings.kl_weight * distance

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from diffexpo.algorithms.ddpo import probability_ratio
-from diffexpo.algorithms.transitions import mean_output, ratio_values, replay_batch
-from diffexpo.config.algorithms import DpokConfig
+from diffexpo.algorithms.transitions import TransitionMethod, mean_output, ratio_values, replay_batch
+from diffexpo.config.methods.dpok import DpokConfig
 from diffexpo.diffusion.kernels import Coefficient, at_least_float32, gaussian_kl, prediction_error
 from diffexpo.diffusion.sampling import Replayed
 from diffexpo.diffusion.transitions import sampler_transitions, transition_rows
@@ -97,24 +97,11 @@ def dpok_kl(
     return gaussian_kl(policy, reference.detach(), std)
 
 
-class Dpok:
+class Dpok(TransitionMethod):
     """DPOK on a `TrajectoryBatch` whose advantages are rewards minus baseline; guidance acts as in the
     rollout."""
 
-    batch_type = TrajectoryBatch
-    needs_old_policy = False
-    needs_old_means = False
-    group_size = 1
-    needs_whole_groups = False
-    initial_loss = None
-
-    def __init__(self, settings: DpokConfig, empty: Conditioning | None = None) -> None:
-        """`empty` is not used: no row is trained with the empty prompt instead of its own."""
-        self.settings = settings
-
-    @property
-    def needs_reference(self) -> bool:
-        return self.settings.kl_weight > 0
+    settings: DpokConfig
 
     def loss(self, policy: Policy, batch: TrajectoryBatch, noise_key: tuple[str | int, ...]) -> LossOutput:
         """Mean over the batch's transitions of weighted policy loss and weighted KL; nothing random is
@@ -127,7 +114,7 @@ class Dpok:
         )
         ratio = probability_ratio(current.log_prob, batch.old_log_prob)
         values = ratio_values(ratio, clip_range=settings.clip_range)
-        if self.needs_reference:
+        if self.settings.needs_reference:
             with torch.no_grad(), policy.weights.use("reference"):
                 reference = replay_batch(policy, batch)
             kl = self._kl(policy, batch, current, reference)

@@ -16,16 +16,12 @@ import torch
 from torch import Tensor
 
 from diffexpo.algorithms.diffusion_dpo import DiffusionDpo, diffusion_dpo_loss, pair_margin
-from diffexpo.algorithms.forward import Metrics
+from diffexpo.algorithms.forward import Metrics, NoiseKey
 from diffexpo.algorithms.pairs import PairErrors, in_parts, measure_errors
-from diffexpo.config.algorithms import ExpoConfig
+from diffexpo.config.methods.expo import ExpoConfig
 from diffexpo.diffusion.objectives import NoiseDraw
 from diffexpo.errors import DataError
 from diffexpo.types import Conditioning, LossOutput, PairBatch, Policy
-
-# The literal reading of the papers has beta * T in the preference term and beta in the bonus; T is merged
-# into our beta.
-MERGED_TIMESTEPS = 1000
 
 
 def exploration_bonus(
@@ -97,57 +93,53 @@ def expo_loss(
     return loss + alpha * exploration_bonus(explored, main, explored_ref, main_ref, beta=chosen).mean()
 
 
-class Expo(DiffusionDpo):
-    """EXPO on a `PairBatch` with contrast pairs. With alpha 0 it runs the very code of `DiffusionDpo`."""
+class Expo:
+    """EXPO on a `PairBatch` with contrast pairs: the preference term of Diffusion-DPO, and a bonus.
+
+    Without a bonus (alpha 0, or no contrast pairs in the batch) it runs the very code of `DiffusionDpo`.
+    """
 
     def __init__(self, settings: ExpoConfig, empty: Conditioning | None = None) -> None:
-        super().__init__(settings, empty)
-        self.beta_explore = resolve_beta_explore(settings)
+        """`empty`: one-row conditioning of the empty prompt, needed if `empty_prompt_fraction` is above 0."""
+        self.settings = settings
+        self.preference = DiffusionDpo(settings, empty)
+        self.measure, self.with_measured = self.preference.measure, self.preference.with_measured
 
-    @property
-    def needs_reference(self) -> bool:
-        return self.settings.kind != "simpo" or self.settings.alpha > 0
-
-    @property
-    def initial_loss(self) -> float | None:
-        """As of Diffusion-DPO while there is no bonus."""
-        return super().initial_loss if self.settings.alpha == 0 else None
-
-    def loss(self, policy: Policy, batch: PairBatch, noise_key: tuple[str | int, ...]) -> LossOutput:
+    def loss(self, policy: Policy, batch: PairBatch, noise_key: NoiseKey) -> LossOutput:
         """Mean loss over pairs plus alpha times the mean bonus over contrast pairs (none: no bonus)."""
-        if self.settings.alpha == 0 or not batch.contrast_keys:
-            return super().loss(policy, batch, noise_key)
+        if not self._has_bonus(batch):
+            return self.preference.loss(policy, batch, noise_key)
         per_pair, metrics = self.pair_losses(policy, batch, noise_key)
-        bonus, bonus_metrics = self._bonus(policy, batch, noise_key)
+        bonus, bonus_metrics = self._bonus(measure_errors(policy, *self._contrast(policy, batch, noise_key)))
         loss = per_pair.mean() + self.settings.alpha * bonus.mean()
         metrics |= bonus_metrics
         metrics["train/loss"] = (loss.detach() * len(batch), len(batch))
         return LossOutput(loss, metrics)
 
-    def loss_in_parts(
-        self, policy: Policy, batch: PairBatch, noise_key: tuple[str | int, ...]
-    ) -> Iterator[LossOutput]:
+    def loss_in_parts(self, policy: Policy, batch: PairBatch, noise_key: NoiseKey) -> Iterator[LossOutput]:
         """The loss of the pairs in two parts, then alpha times the bonus in two parts."""
-        yield from super().loss_in_parts(policy, batch, noise_key)
-        if self.settings.alpha == 0 or not batch.contrast_keys:
+        yield from self.preference.loss_in_parts(policy, batch, noise_key)
+        if not self._has_bonus(batch):
             return
         explored, main, draw, conditioning = self._contrast(policy, batch, noise_key)
         with torch.no_grad():
             errors = measure_errors(policy, explored, main, draw, conditioning)
 
         def objective(errors: PairErrors) -> tuple[Tensor, Metrics]:
-            bonus, metrics = self._judge_bonus(errors)
+            bonus, metrics = self._bonus(errors)
             return self.settings.alpha * bonus.mean(), metrics
 
         yield from in_parts(policy, (explored, main), draw, conditioning, errors, objective)
 
-    def _bonus(
-        self, policy: Policy, batch: PairBatch, noise_key: tuple[str | int, ...]
-    ) -> tuple[Tensor, Metrics]:
-        return self._judge_bonus(measure_errors(policy, *self._contrast(policy, batch, noise_key)))
+    def pair_losses(self, policy: Policy, batch: PairBatch, noise_key: NoiseKey) -> tuple[Tensor, Metrics]:
+        """Weighted loss (B,) of each preference pair, without the bonus, and the metrics of the errors."""
+        return self.preference.pair_losses(policy, batch, noise_key)
+
+    def _has_bonus(self, batch: PairBatch) -> bool:
+        return self.settings.alpha > 0 and bool(batch.contrast_keys)
 
     def _contrast(
-        self, policy: Policy, batch: PairBatch, noise_key: tuple[str | int, ...]
+        self, policy: Policy, batch: PairBatch, noise_key: NoiseKey
     ) -> tuple[Tensor, Tensor, NoiseDraw, Conditioning]:
         """Explored and main latents with their noise and prompts."""
         if batch.explored is None or batch.main is None or batch.contrast_conditioning is None:
@@ -156,23 +148,16 @@ class Expo(DiffusionDpo):
                 "contrast_conditioning; expected all three"
             )
         # Its own name: the same pair may stand in the batch as a preference, with other noise.
-        draw = self.draw(policy, batch.contrast_keys, (*noise_key, "contrast"), batch.explored.shape[1:])
+        key = (*noise_key, "contrast")
+        draw = self.preference.noise.draw(policy, batch.contrast_keys, key, batch.explored.shape[1:])
         return batch.explored, batch.main, draw, batch.contrast_conditioning
 
-    def _judge_bonus(self, errors: PairErrors) -> tuple[Tensor, Metrics]:
+    def _bonus(self, errors: PairErrors) -> tuple[Tensor, Metrics]:
         four = (errors.winner, errors.loser, errors.winner_ref, errors.loser_ref)
-        bonus = exploration_bonus(*four, beta=self.beta_explore)
-        margin = pair_margin(*four, beta=self.beta_explore).detach()
+        beta = self.settings.bonus_beta
+        bonus = exploration_bonus(*four, beta=beta)
+        margin = pair_margin(*four, beta=beta).detach()
         return bonus, {
             "train/bonus": (bonus.detach().sum(), len(bonus)),
             "train/bonus_margin": (margin.sum(), len(bonus)),
         }
-
-
-def resolve_beta_explore(settings: ExpoConfig) -> float:
-    """The bonus's beta as a number: `matched` is beta, `literal` is beta / 1000."""
-    if settings.beta_explore == "matched":
-        return settings.beta
-    if settings.beta_explore == "literal":
-        return settings.beta / MERGED_TIMESTEPS
-    return float(settings.beta_explore)

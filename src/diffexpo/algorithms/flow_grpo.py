@@ -17,13 +17,13 @@ from diffexpo.algorithms.ddpo import (
     ppo_clip_loss,
     probability_ratio,
 )
-from diffexpo.algorithms.transitions import mean_output, replay_batch
-from diffexpo.config.algorithms import FlowGrpoConfig
+from diffexpo.algorithms.transitions import TransitionMethod, mean_output, replay_batch
+from diffexpo.config.methods.flow_grpo import FlowGrpoConfig
 from diffexpo.diffusion.kernels import Coefficient, at_least_float32, gaussian_kl
 from diffexpo.diffusion.sampling import Replayed
 from diffexpo.diffusion.transitions import Transition, sampler_transitions, transition_rows
 from diffexpo.errors import DataError
-from diffexpo.types import Conditioning, LossOutput, Policy, TrajectoryBatch
+from diffexpo.types import LossOutput, Policy, TrajectoryBatch
 
 
 def flow_grpo_kl(
@@ -142,27 +142,11 @@ def mix_grpo_window(
     return tuple(range(start, start + window_size))
 
 
-class FlowGrpo:
+class FlowGrpo(TransitionMethod):
     """Flow-GRPO on a `TrajectoryBatch`; guidance acts as in the rollout, without a gradient in its negative
     branch."""
 
-    batch_type = TrajectoryBatch
-    needs_old_policy = False
-    group_size = 2
-    needs_whole_groups = False
-    initial_loss = None
-
-    def __init__(self, settings: FlowGrpoConfig, empty: Conditioning | None = None) -> None:
-        """`empty` is not used: no row is trained with the empty prompt instead of its own."""
-        self.settings = settings
-
-    @property
-    def needs_reference(self) -> bool:
-        return self.settings.kl_weight > 0
-
-    @property
-    def needs_old_means(self) -> bool:
-        return self.settings.ratio == "guard"
+    settings: FlowGrpoConfig
 
     def random_steps(self, iteration: int, num_transitions: int) -> tuple[int, int] | None:
         """First and one past the last step that an iteration (from 1) draws with noise and trains; None:
@@ -189,7 +173,7 @@ class FlowGrpo:
             "train/clip_fraction_high": (ratio > 1 + self.settings.clip_range).to(ratio),
             "train/clip_fraction_low": (ratio < 1 - self.settings.clip_range).to(ratio),
         }
-        if self.needs_reference:
+        if self.settings.needs_reference:
             with torch.no_grad(), policy.weights.use("reference"):
                 reference = replay_batch(policy, batch)
             kl = self._kl(current, reference, step)

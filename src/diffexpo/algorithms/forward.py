@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from diffexpo.config.algorithms import ForwardConfig
+from diffexpo.config.methods.bases import ForwardConfig
 from diffexpo.diffusion.kernels import add_noise, at_least_float32, prediction_error
 from diffexpo.diffusion.objectives import NoiseDraw, empty_prompt_mask
 from diffexpo.errors import ConfigError
@@ -20,23 +20,15 @@ Metrics = dict[str, tuple[Tensor, int]]
 NoiseKey = tuple[str | int, ...]
 
 
-class ForwardMethod:
-    """Noise, time and empty prompts by name; what a method needs, by default nothing beside the current
-    policy."""
-
-    needs_reference: bool = False
-    needs_old_policy: bool = False
-    group_size: int = 2
-    needs_whole_groups: bool = False
-    initial_loss: float | None = None
-    measures_batch: bool = False
+class KeyedNoise:
+    """Noise, times and empty prompts of rows, drawn by the rows' names, so that no split of a batch changes them."""
 
     def __init__(self, settings: ForwardConfig, empty: Conditioning | None = None) -> None:
         """`empty`: one-row conditioning of the empty prompt, needed if `empty_prompt_fraction` is above 0."""
         if settings.empty_prompt_fraction > 0 and empty is None:
             raise ConfigError(
-                f"algorithm.empty_prompt_fraction is {settings.empty_prompt_fraction}, but no "
-                "conditioning of the empty prompt was given; pass `empty`, or set the fraction to 0"
+                f"algorithm.empty_prompt_fraction is {settings.empty_prompt_fraction}, but no conditioning of "
+                "the empty prompt was given; pass `empty`, or set the fraction to 0"
             )
         self.settings = settings
         self.empty = empty
@@ -55,14 +47,16 @@ class ForwardMethod:
         if fraction == 0 or self.empty is None:
             return conditioning
         mask = empty_prompt_mask(names, noise_key, fraction)
-        if not bool(mask.any()):
-            return conditioning
-        tensors = {}
-        for name, rows in conditioning.tensors.items():
-            empty = self.empty.tensors[name].to(rows.device, rows.dtype)
-            chosen = mask.to(rows.device).reshape(-1, *[1] * (rows.ndim - 1))
-            tensors[name] = torch.where(chosen, empty, rows)
-        return Conditioning(tensors)
+        return with_rows_replaced(conditioning, self.empty, mask) if bool(mask.any()) else conditioning
+
+
+def with_rows_replaced(conditioning: Conditioning, empty: Conditioning, mask: Tensor) -> Conditioning:
+    """The conditioning with the one row of `empty` wherever `mask` (B,) holds."""
+    tensors = {}
+    for name, rows in conditioning.tensors.items():
+        chosen = mask.to(rows.device).reshape(-1, *[1] * (rows.ndim - 1))
+        tensors[name] = torch.where(chosen, empty.tensors[name].to(rows.device, rows.dtype), rows)
+    return Conditioning(tensors)
 
 
 @dataclass(frozen=True)

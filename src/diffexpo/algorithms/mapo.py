@@ -13,6 +13,7 @@ from torch.nn.functional import logsigmoid
 
 from diffexpo.algorithms.forward import Metrics
 from diffexpo.algorithms.pairs import PairErrors, PairMethod, error_metrics
+from diffexpo.config.methods.mapo import MapoConfig
 from diffexpo.diffusion.kernels import at_least_float32
 from diffexpo.types import PairBatch
 
@@ -101,7 +102,9 @@ def _score_minus_1(error: Tensor, shift: float) -> Tensor:
 class Mapo(PairMethod):
     """MaPO on a `PairBatch`."""
 
-    def judge(self, errors: PairErrors, batch: PairBatch) -> tuple[Tensor, Metrics]:
+    settings: MapoConfig
+
+    def losses_of_errors(self, errors: PairErrors, batch: PairBatch) -> tuple[Tensor, Metrics]:
         """MaPO loss of each pair and the metrics of the errors."""
         settings = self.settings
         scale = {"shift": settings.shift, "num_train_timesteps": settings.num_train_timesteps}

@@ -19,12 +19,13 @@ import torch
 from torch import Tensor
 
 from diffexpo.algorithms.forward import (
-    ForwardMethod,
+    KeyedNoise,
     Metrics,
     NoiseKey,
     as_metrics,
     share_above_zero,
 )
+from diffexpo.config.methods.bases import ForwardConfig
 from diffexpo.diffusion.objectives import NoiseDraw, pair_errors, prediction_errors
 from diffexpo.types import Conditioning, LossOutput, PairBatch, Policy
 
@@ -42,14 +43,19 @@ class PairErrors:
 Objective = Callable[[PairErrors], tuple[Tensor, Metrics]]
 
 
-class PairMethod(ForwardMethod, ABC):
-    """A method whose loss is a mean over pairs of a function of their errors; a subclass says which
-    (`judge`)."""
+class PairMethod(ABC):
+    """A method whose loss is a mean over pairs of a function of their errors, which a subclass gives
+    (`losses_of_errors`)."""
 
-    batch_type = PairBatch
+    settings: ForwardConfig
+
+    def __init__(self, settings: ForwardConfig, empty: Conditioning | None = None) -> None:
+        """`empty`: one-row conditioning of the empty prompt, needed if `empty_prompt_fraction` is above 0."""
+        self.settings = settings
+        self.noise = KeyedNoise(settings, empty)
 
     @abstractmethod
-    def judge(self, errors: PairErrors, batch: PairBatch) -> tuple[Tensor, Metrics]:
+    def losses_of_errors(self, errors: PairErrors, batch: PairBatch) -> tuple[Tensor, Metrics]:
         """Loss (B,) of each pair before its weight, and the metrics of the errors."""
 
     def loss(self, policy: Policy, batch: PairBatch, noise_key: NoiseKey) -> LossOutput:
@@ -81,19 +87,24 @@ class PairMethod(ForwardMethod, ABC):
         self, policy: Policy, batch: PairBatch, noise_key: NoiseKey
     ) -> tuple[NoiseDraw, Conditioning]:
         """Noise, times and prompts that winner and loser, policy and reference share."""
-        draw = self.draw(policy, batch.keys, noise_key, batch.winner.shape[1:])
-        return draw, self.with_empty_prompts(batch.conditioning, batch.keys, noise_key)
+        draw = self.noise.draw(policy, batch.keys, noise_key, batch.winner.shape[1:])
+        return draw, self.noise.with_empty_prompts(batch.conditioning, batch.keys, noise_key)
 
     def measure_pairs(
         self, policy: Policy, batch: PairBatch, draw: NoiseDraw, conditioning: Conditioning
     ) -> PairErrors:
-        """The errors that `judge` is given."""
+        """The errors that `losses_of_errors` is given."""
         return measure_errors(
-            policy, batch.winner, batch.loser, draw, conditioning, needs_reference=self.needs_reference
+            policy,
+            batch.winner,
+            batch.loser,
+            draw,
+            conditioning,
+            needs_reference=self.settings.needs_reference,
         )
 
     def _weighted(self, errors: PairErrors, batch: PairBatch) -> tuple[Tensor, Metrics]:
-        per_pair, metrics = self.judge(errors, batch)
+        per_pair, metrics = self.losses_of_errors(errors, batch)
         if batch.weight is not None:
             per_pair = per_pair * batch.weight.to(per_pair)
         return per_pair, metrics

@@ -12,16 +12,17 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from diffexpo.algorithms.forward import share_above_zero
 from diffexpo.algorithms.transitions import (
-    accuracy,
+    TransitionMethod,
     by_step,
     mean_output,
     pair_log_probs,
     steps_of_pairs,
 )
-from diffexpo.config.algorithms import PrdpConfig
+from diffexpo.config.methods.prdp import PrdpConfig
 from diffexpo.diffusion.kernels import at_least_float32
-from diffexpo.types import Conditioning, LossOutput, Policy, TrajectoryPairBatch
+from diffexpo.types import LossOutput, Policy, TrajectoryPairBatch
 
 
 def predicted_reward_difference(
@@ -104,20 +105,11 @@ def _held(log_prob: Tensor, old_log_prob: Tensor, clip_range: float) -> Tensor:
     return old + (at_least_float32(log_prob) - old).clamp(-clip_range, clip_range)
 
 
-class Prdp:
+class Prdp(TransitionMethod):
     """PRDP on a grouped `TrajectoryPairBatch`: the rows of a group are all steps of one pair of
     trajectories."""
 
-    batch_type = TrajectoryPairBatch
-    needs_reference = True
-    needs_old_policy = False
-    group_size = 2
-    needs_whole_groups = True
-    initial_loss: float | None = None
-
-    def __init__(self, settings: PrdpConfig, empty: Conditioning | None = None) -> None:
-        """`empty` is not used: no row is trained with the empty prompt instead of its own."""
-        self.settings = settings
+    settings: PrdpConfig
 
     def loss(
         self, policy: Policy, batch: TrajectoryPairBatch, noise_key: tuple[str | int, ...]
@@ -138,7 +130,7 @@ class Prdp:
         moved = torch.cat([now - before for now, before in zip(current, old, strict=True)]).abs()
         values = {
             "train/predicted_difference": agreement,
-            "train/implicit_accuracy": accuracy(agreement),
+            "train/implicit_accuracy": share_above_zero(agreement),
             "train/clip_fraction": (moved > settings.clip_range).to(moved).mean(dim=0),
         }
         return mean_output(

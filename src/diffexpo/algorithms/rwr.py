@@ -13,7 +13,9 @@ import torch
 from torch import Tensor
 
 from diffexpo.algorithms.forward import NoisyImages
-from diffexpo.algorithms.sft import Sft
+from diffexpo.algorithms.scored import ScoredMethod
+from diffexpo.algorithms.sft import sft_loss
+from diffexpo.config.methods.rwr import RwrConfig
 from diffexpo.diffusion.kernels import at_least_float32
 from diffexpo.errors import DataError
 from diffexpo.types import Policy, ScoredBatch
@@ -82,9 +84,11 @@ def _check(rewards: Tensor, kind: Kind, temperature: float | None, percentile: f
         )
 
 
-class Rwr(Sft):
+class Rwr(ScoredMethod):
     """Reward-weighted regression: supervised fine-tuning whose rows carry `rwr_weights` of their prompt's
     images."""
+
+    settings: RwrConfig
 
     def weigh(self, rewards: Tensor) -> Tensor:
         """`rwr_weights` of the images of one prompt."""
@@ -103,5 +107,5 @@ class Rwr(Sft):
                 "prompt's images, "
                 "which the loader computes once an iteration"
             )
-        loss, values = super().row_losses(policy, batch, images)
-        return loss, {**values, "train/squared_weight": batch.weight.square()}
+        error = images.error(images.predict(policy, "current"))
+        return sft_loss(error), {"train/error": error, "train/squared_weight": batch.weight.square()}

@@ -7,14 +7,20 @@ from collections.abc import Mapping, Sequence
 
 from torch import Tensor
 
-from diffexpo.algorithms.forward import ForwardMethod, NoiseKey, NoisyImages, as_metrics, noisy_images
-from diffexpo.types import LossOutput, Policy, ScoredBatch
+from diffexpo.algorithms.forward import KeyedNoise, NoiseKey, NoisyImages, as_metrics, noisy_images
+from diffexpo.config.methods.bases import ForwardConfig
+from diffexpo.types import Conditioning, LossOutput, Policy, ScoredBatch
 
 
-class ScoredMethod(ForwardMethod, ABC):
+class ScoredMethod(ABC):
     """A method whose loss is a mean over images; a subclass gives each image's (`row_losses`)."""
 
-    batch_type = ScoredBatch
+    settings: ForwardConfig
+
+    def __init__(self, settings: ForwardConfig, empty: Conditioning | None = None) -> None:
+        """`empty`: one-row conditioning of the empty prompt, needed if `empty_prompt_fraction` is above 0."""
+        self.settings = settings
+        self.noise = KeyedNoise(settings, empty)
 
     @abstractmethod
     def row_losses(
@@ -37,6 +43,6 @@ class ScoredMethod(ForwardMethod, ABC):
     def noised(self, policy: Policy, batch: ScoredBatch, noise_key: NoiseKey) -> NoisyImages:
         """The batch's images at their noise, times and prompts."""
         names = self.noise_names(batch)
-        draw = self.draw(policy, names, noise_key, batch.latents.shape[1:])
-        conditioning = self.with_empty_prompts(batch.conditioning, names, noise_key)
+        draw = self.noise.draw(policy, names, noise_key, batch.latents.shape[1:])
+        conditioning = self.noise.with_empty_prompts(batch.conditioning, names, noise_key)
         return noisy_images(policy, batch.latents, draw, conditioning)

@@ -7,13 +7,12 @@ Source: arXiv 2402.10210.
 
 from __future__ import annotations
 
-import math
-
 from torch import Tensor
 
 from diffexpo.algorithms.diffusion_dpo import diffusion_dpo_loss, pair_margin
 from diffexpo.algorithms.forward import Metrics
 from diffexpo.algorithms.pairs import PairErrors, PairMethod, error_metrics
+from diffexpo.config.methods.spin import SpinConfig
 from diffexpo.types import PairBatch
 
 
@@ -45,11 +44,9 @@ def spin_loss(
 class Spin(PairMethod):
     """SPIN-Diffusion on a `PairBatch` of data images (winners) and the previous iterate's own (losers)."""
 
-    needs_reference = True
-    group_size = 1
-    initial_loss = math.log(2.0)
+    settings: SpinConfig
 
-    def judge(self, errors: PairErrors, batch: PairBatch) -> tuple[Tensor, Metrics]:
+    def losses_of_errors(self, errors: PairErrors, batch: PairBatch) -> tuple[Tensor, Metrics]:
         """Self-play loss of each couple and the metrics of the errors."""
         four = (errors.winner, errors.loser, errors.winner_ref, errors.loser_ref)
         beta = self.settings.beta

@@ -16,9 +16,10 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from diffexpo.algorithms.d3po import transition_margin
-from diffexpo.algorithms.transitions import accuracy, mean_output, pair_log_probs
-from diffexpo.config.algorithms import SpoConfig
-from diffexpo.types import Conditioning, LossOutput, Policy, TrajectoryPairBatch
+from diffexpo.algorithms.forward import share_above_zero
+from diffexpo.algorithms.transitions import TransitionMethod, mean_output, pair_log_probs
+from diffexpo.config.methods.spo import SpoConfig
+from diffexpo.types import LossOutput, Policy, TrajectoryPairBatch
 
 
 def spo_loss(
@@ -59,25 +60,11 @@ def spo_min_margin(threshold: float) -> float:
     return 2 * math.atanh(threshold)
 
 
-class Spo:
+class Spo(TransitionMethod):
     """SPO on a `TrajectoryPairBatch` whose pairs branch from a shared x_t; guidance acts as in the
     rollout."""
 
-    batch_type = TrajectoryPairBatch
-    needs_reference = True
-    needs_old_policy = False
-    group_size = 1
-    needs_whole_groups = False
-    initial_loss: float | None = math.log(2.0)
-
-    def __init__(self, settings: SpoConfig, empty: Conditioning | None = None) -> None:
-        """`empty` is not used: no row is trained with the empty prompt instead of its own."""
-        self.settings = settings
-
-    @property
-    def min_margin(self) -> float:
-        """Smallest gap of scores for which a pair of candidates is kept."""
-        return spo_min_margin(self.settings.threshold)
+    settings: SpoConfig
 
     def loss(
         self, policy: Policy, batch: TrajectoryPairBatch, noise_key: tuple[str | int, ...]
@@ -91,7 +78,7 @@ class Spo:
         per_row = spo_loss(*four, beta=settings.beta, clip_range=settings.clip_range)
         margin = transition_margin(*four, beta=settings.beta, clip_range=settings.clip_range)
         values = {
-            "train/implicit_accuracy": accuracy(margin),
+            "train/implicit_accuracy": share_above_zero(margin),
             "train/margin": margin,
             "train/ratio_winner": (winner - winner_ref).exp(),
             "train/ratio_loser": (loser - loser_ref).exp(),

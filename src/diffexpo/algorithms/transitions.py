@@ -9,9 +9,18 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from diffexpo.config.methods.bases import TrajectoryConfig
 from diffexpo.diffusion.sampling import Replayed, replay_transitions
 from diffexpo.errors import DataError
 from diffexpo.types import Conditioning, LossOutput, Policy, TrajectoryBatch, TrajectoryPairBatch
+
+
+class TransitionMethod:
+    """A method on transitions: its settings, and nothing random."""
+
+    def __init__(self, settings: TrajectoryConfig, empty: Conditioning | None = None) -> None:
+        """`empty` is not used: no row is trained with the empty prompt instead of its own."""
+        self.settings = settings
 
 
 def replay_batch(policy: Policy, batch: TrajectoryBatch, *, is_negative_fixed: bool = False) -> Replayed:
@@ -56,11 +65,6 @@ def pair_log_probs(policy: Policy, batch: TrajectoryPairBatch, version: str) -> 
             None if negative is None else Conditioning.concatenate([negative, negative]),
         ).log_prob
     return log_prob[:count], log_prob[count:]
-
-
-def accuracy(margin: Tensor) -> Tensor:
-    """1 where the margin is positive, 1/2 where it is 0."""
-    return (margin > 0).to(margin) + 0.5 * (margin == 0).to(margin)
 
 
 def is_clipped(log_ratio: Tensor, clip_range: float) -> Tensor:

@@ -168,10 +168,9 @@ def _print_plan(config: RunConfig, run_dir: Path, console: Console) -> None:
 
 def _print_header(config: RunConfig, run_dir: Path, resume: bool, console: Console) -> None:
     from diffexpo import __version__
-    from diffexpo.config.trajectory_rules import learns_from_trajectories
 
     verb = "resumes" if resume else "runs"
-    has_agents = config.explore.iterations > 1 and not learns_from_trajectories(config)
+    has_agents = config.explore.iterations > 1 and not config.algorithm.draws_first
     agents = f", {config.explore.agents} agent{'s' * (config.explore.agents > 1)}" if has_agents else ""
     console.line(
         f"diffexpo {__version__} {verb} {config.algorithm.type} on {config.model.path} "

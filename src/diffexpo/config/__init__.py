@@ -4,7 +4,7 @@ torch."""
 from diffexpo.config.load import LoadedConfig, config_to_yaml, load_config, read_resolved
 from diffexpo.config.recipes import find_recipe, list_recipes
 from diffexpo.config.rules import check_combinations, config_notes
-from diffexpo.config.schema import RunConfig
+from diffexpo.config.run import RunConfig
 
 __all__ = [
     "LoadedConfig",

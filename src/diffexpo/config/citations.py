@@ -13,52 +13,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from diffexpo.config.algorithms import (
-    DdpoConfig,
-    DiffusionDpoConfig,
-    ExpoConfig,
-    FlowGrpoConfig,
-    SftConfig,
-    SpoConfig,
-    TrajectoryConfig,
-)
-from diffexpo.config.names import method_name
+from diffexpo.config.methods import METHOD_BY_NAME, OFFLINE_BASELINE
 from diffexpo.config.papers import WORKS, Work, bibtex, readable
 
 if TYPE_CHECKING:
-    from diffexpo.config.schema import RewardConfig, RunConfig, SamplerConfig
+    from diffexpo.config.run import RunConfig
+    from diffexpo.config.schema import RewardConfig, SamplerConfig
 
 EMBEDDED = "emoji:"
 OURS = (EMBEDDED, "prompts:")
 
-# Whose training loss supervised fine-tuning is: that of the model at hand.
-NOISE_LOSS, FLOW_LOSS = "ho2020ddpm", "liu2022rectifiedflow"
-METHODS: dict[str, tuple[str, ...]] = {
-    "expo": ("zhan_expo", "wallace2024diffusiondpo"),
-    "diffusion_dpo": ("wallace2024diffusiondpo",),
-    "improvement_dpo": ("improvement_model", "wallace2024diffusiondpo", "brooks2023instructpix2pix"),
-    "spin": ("yuan2024spin",),
-    "mapo": ("hong2024mapo",),
-    "sft": (NOISE_LOSS,),
-    "diffusion_kto": ("li2024diffusionkto",),
-    "rwr": ("peters2007rwr", "lee2023aligning", "black2024ddpo"),
-    "diffusion_nft": ("zheng2026diffusionnft",),
-    "awm": ("xue2025awm",),
-    "dgpo": ("luo2025dgpo",),
-    "ddpo": ("black2024ddpo",),
-    "dpok": ("fan2023dpok",),
-    "d3po": ("yang2024d3po",),
-    "spo": ("liang2024spo",),
-    "prdp": ("deng2024prdp",),
-    "flow_grpo": ("liu2025flowgrpo", "schulman2017ppo"),
-}
-KINDS = {
-    "hinge": "zhao2023slic",
-    "ipo": "azar2024ipo",
-    "cdpo": "mitchell2023cdpo",
-    "robust": "chowdhury2024robust",
-    "simpo": "meng2024simpo",
-}
 SAMPLERS = {
     "ddpm": "ho2020ddpm",
     "ddim": "song2020ddim",
@@ -140,7 +104,7 @@ def citations(config: RunConfig) -> Citations:
     """
     uses: dict[str, list[str]] = {}
     unknown: list[str] = []
-    for rule in (_method, _options, _agents, _samplers, _model, _rewards, _data, _metrics, _itself):
+    for rule in (_method, _options, _samplers, _model, _rewards, _data, _metrics, _itself):
         for purpose, key in rule(config):
             found = unknown if key is None else uses.setdefault(key, [])
             if purpose not in found:
@@ -150,54 +114,24 @@ def citations(config: RunConfig) -> Citations:
 
 
 def _method(config: RunConfig) -> Uses:
-    algorithm = config.algorithm
-    name = f"method {method_name(algorithm.type)}"
-    for key in METHODS.get(algorithm.type, ()):
-        yield name, FLOW_LOSS if key == NOISE_LOSS and _is_flow(config) else key
-    if algorithm.type not in METHODS:
-        yield name, None
-    if isinstance(algorithm, SpoConfig) and algorithm.judge and not algorithm.judge.startswith(EMBEDDED):
-        yield f"step-aware judge {algorithm.judge}", None
-    if isinstance(algorithm, SftConfig) and algorithm.keep == "best" and _collects(config):
-        yield "best of n (RAFT)", "dong2023raft"
-    if isinstance(algorithm, DdpoConfig) and algorithm.estimator == "importance_sampling":
-        yield "clipped ratio", "schulman2017ppo"
-    if isinstance(algorithm, FlowGrpoConfig) and algorithm.ratio == "guard":
-        yield "ratio of GRPO-Guard", "wang2025grpoguard"
-    if isinstance(algorithm, FlowGrpoConfig) and algorithm.window is not None:
-        yield "window of MixGRPO", "li2025mixgrpo"
+    works = list(config.algorithm.works(config))
+    yield from works or [(f"method {config.algorithm.title}", None)]
     if config.baseline.offline_dpo:
-        yield "baseline offline DPO", "wallace2024diffusiondpo"
+        for key in METHOD_BY_NAME[OFFLINE_BASELINE].papers:
+            yield "baseline offline DPO", key
 
 
 def _options(config: RunConfig) -> Uses:
     """Parts that come from another paper than the method's."""
-    algorithm = config.algorithm
-    if isinstance(algorithm, DiffusionDpoConfig):
-        if algorithm.kind in KINDS:
-            yield f"loss {algorithm.kind}", KINDS[algorithm.kind]
-        if algorithm.safeguard:
-            yield "safeguard of winners", "fu2025sdpo"
-        if algorithm.auto_beta:
-            yield "automatic beta", "simpletuner"
     if config.mixture.kind == "pareto" and sum(reward.role == "train" for reward in config.rewards) > 1:
         yield "comparison under every reward", "yang2024d3po"
     if config.tuning.kind == "lora":
         yield "adapters (LoRA)", "hu2021lora"
 
 
-def _agents(config: RunConfig) -> Uses:
-    algorithm = config.algorithm
-    if isinstance(algorithm, ExpoConfig) and config.explore.agents == 2 and _collects(config):
-        yield "two agents", "xiong2024iterative"
-    if isinstance(algorithm, ExpoConfig) and algorithm.alpha > 0:
-        yield "exploration bonus", "zhan_online_rlhf"
-        yield "form of the exploration bonus", "chen2025sepopo"
-
-
 def _samplers(config: RunConfig) -> Uses:
     samplers = {"evaluation": config.evaluation.sampler}
-    if _collects(config):
+    if config.algorithm.collects(config):
         samplers = {"collection": config.explore.sampler, **samplers}
     for place, sampler in samplers.items():
         yield f"sampler of the {place}", _sampler_work(sampler)
@@ -279,8 +213,7 @@ def _named_files(config: RunConfig) -> Iterator[str]:
     citation."""
     scorers = [*config.rewards, *config.evaluation.judges]
     paths = [config.model.path, config.prompts.source, config.evaluation.prompts, config.offline.source]
-    if isinstance(config.algorithm, SpoConfig):
-        paths.append(config.algorithm.judge)
+    paths += config.algorithm.named_files
     for path in [*paths, *(scorer.path for scorer in scorers)]:
         if path is not None:
             yield path
@@ -293,13 +226,3 @@ def _metrics(config: RunConfig) -> Uses:
 
 def _itself(config: RunConfig) -> Uses:
     yield "software", "diffexpo"
-
-
-def _collects(config: RunConfig) -> bool:
-    """Whether images are drawn to learn from."""
-    return isinstance(config.algorithm, TrajectoryConfig) or config.explore.iterations > 1
-
-
-def _is_flow(config: RunConfig) -> bool:
-    """Whether the model predicts a flow's velocity: only such a model takes the samplers of flows."""
-    return config.evaluation.sampler.name.startswith("flow")

@@ -9,8 +9,8 @@ from functools import cache
 
 from pydantic import ValidationError
 
-from diffexpo.config.algorithms import DEFAULT_METHOD, METHOD_BY_NAME
-from diffexpo.config.schema import RunConfig
+from diffexpo.config.methods import DEFAULT_METHOD, METHOD_BY_NAME
+from diffexpo.config.run import RunConfig
 
 Json = dict[str, object]
 # The group whose settings depend on its `type`.

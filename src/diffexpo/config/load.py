@@ -18,7 +18,6 @@ from typing import ClassVar
 import yaml
 from pydantic import ValidationError
 
-from diffexpo.config.algorithms import METHOD_BY_NAME, same_meaning
 from diffexpo.config.explain import (
     CHOICE,
     chosen_method,
@@ -28,8 +27,9 @@ from diffexpo.config.explain import (
     is_setting,
     suggest_setting,
 )
+from diffexpo.config.methods import METHOD_BY_NAME, same_meaning
 from diffexpo.config.recipes import find_recipe, origin_of
-from diffexpo.config.schema import RunConfig
+from diffexpo.config.run import RunConfig
 from diffexpo.errors import ConfigError
 
 ENV_PREFIX = "DIFFEXPO_"

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from diffexpo.config.load import LoadedConfig, leaves, load_config
-from diffexpo.config.schema import RunConfig
+from diffexpo.config.run import RunConfig
 from diffexpo.errors import ConfigError
 
 CHANGEABLE = (

@@ -7,40 +7,17 @@ is refused too: its user expects an effect.
 
 from __future__ import annotations
 
-import math
-from typing import TYPE_CHECKING
-
-from diffexpo.config.algorithms import (
-    DiffusionDpoConfig,
-    ExpoConfig,
-    ForwardConfig,
-    ImprovementDpoConfig,
-    MapoConfig,
-    MarginConfig,
-    SpinConfig,
-)
-from diffexpo.config.bucket_rules import bucket_problems
-from diffexpo.config.image_rules import image_notes, image_problems
+from diffexpo.config.methods.card import Run
+from diffexpo.config.methods.data import Pairs
+from diffexpo.config.schema import RewardConfig
 from diffexpo.config.scorers import SCORERS, SCORING_BATCH, SELF_JUDGES
-from diffexpo.config.trajectory_rules import (
-    learns_from_trajectories,
-    trajectory_notes,
-    trajectory_problems,
-)
 from diffexpo.errors import ConfigError
 
-if TYPE_CHECKING:
-    from diffexpo.config.schema import RewardConfig, RunConfig
-
-LITERAL_SCALE = 1000.0
-"""T of the papers: `beta_explore: literal` is beta / T."""
 AUTOCAST_TYPES = {"bf16": "bfloat16", "fp16": "float16"}
 """What each `training.mixed_precision` casts weights to."""
-UNRANKED = (SpinConfig, ImprovementDpoConfig)
-"""Methods whose pairs are made without rewards."""
 
 
-def check_combinations(config: RunConfig) -> None:
+def check_combinations(config: Run) -> None:
     """Refuse settings that contradict each other.
 
     Args:
@@ -57,55 +34,34 @@ def check_combinations(config: RunConfig) -> None:
         *_self_judges(config),
         *_data(config),
         *_negatives(config),
-        *_times(config),
-        *_loss(config),
-        *_bonus(config),
-        *_uncertainty(config),
         *_training(config),
         *_copies(config),
         *_evaluation(config),
-        *trajectory_problems(config),
-        *image_problems(config),
-        *bucket_problems(config),
+        *config.algorithm.problems(config),
+        *_group_size(config),
+        *_sizes(config),
     ]
     if problems:
         raise ConfigError("\n".join(problems))
 
 
-def train_rewards(config: RunConfig) -> list[RewardConfig]:
+def train_rewards(config: Run) -> list[RewardConfig]:
     """The rewards that rank images."""
     return [reward for reward in config.rewards if reward.role == "train"]
 
 
-def effective_beta_explore(config: RunConfig) -> float:
-    """beta inside the bonus of EXPO as a number: beta, beta / 1000 ("literal") or the number given."""
-    algorithm = config.algorithm
-    assert isinstance(algorithm, ExpoConfig)
-    if algorithm.beta_explore == "matched":
-        return algorithm.beta
-    if algorithm.beta_explore == "literal":
-        return algorithm.beta / LITERAL_SCALE
-    return float(algorithm.beta_explore)
-
-
-def collects(config: RunConfig) -> bool:
-    """Whether any images are drawn for training: from the second iteration on, or in each where trajectories
-    are learned from."""
-    return config.explore.iterations > 1 or learns_from_trajectories(config)
-
-
-def negatives_are_on(config: RunConfig) -> bool:
+def negatives_are_on(config: Run) -> bool:
     """Whether any prompt can get a negative prompt while collecting."""
     negatives = config.explore.negatives
     return (
-        collects(config)
+        config.algorithm.collects(config)
         and negatives.source is not None
         and negatives.schedule != "off"
         and negatives.initial > 0
     )
 
 
-def _rewards(config: RunConfig) -> list[str]:
+def _rewards(config: Run) -> list[str]:
     problems = []
     for label, scorers in (("rewards", config.rewards), ("evaluation.judges", config.evaluation.judges)):
         for index, reward in enumerate(scorers):
@@ -120,12 +76,12 @@ def _rewards(config: RunConfig) -> list[str]:
         problems.append(
             f"{names.count(name)} rewards or judges are named {name!r}: metrics would mix; names are unique"
         )
-    if learns_from_trajectories(config) and not train_rewards(config):
+    if config.algorithm.draws_first and not train_rewards(config):
         problems.append(
             f"rewards holds no reward with role: train, but algorithm.type = {config.algorithm.type} learns "
             f"from rewards: add one"
         )
-    elif collects(config) and not train_rewards(config) and not isinstance(config.algorithm, UNRANKED):
+    elif config.algorithm.collects(config) and config.algorithm.is_ranked and not train_rewards(config):
         problems.append(
             f"rewards holds no reward with role: train, but explore.iterations = {config.explore.iterations} "
             f"ranks new "
@@ -201,7 +157,7 @@ def _called(where: str, reward: RewardConfig) -> list[str]:
     return problems
 
 
-def _groupwise(config: RunConfig) -> list[str]:
+def _groupwise(config: Run) -> list[str]:
     """A scorer that compares images of one prompt must see all of them in one batch."""
     problems = []
     for label, scorers in (("rewards", config.rewards), ("evaluation.judges", config.evaluation.judges)):
@@ -215,14 +171,14 @@ def _groupwise(config: RunConfig) -> list[str]:
                     f"of one version; use yes_no"
                 )
                 continue
-            if config.algorithm.type == "spo":
+            if config.algorithm.branches is not None:
                 problems.append(
-                    f"{head} with algorithm.type = spo: it scores one candidate of each image at a time; use "
+                    f"{head} with algorithm.type = {config.algorithm.type}: it scores one candidate of each image at a time; use "
                     f"yes_no"
                 )
                 continue
-            explore, is_rollout = config.explore, learns_from_trajectories(config)
-            group = explore.images_per_prompt * (1 if is_rollout else 2)
+            explore, is_rollout = config.explore, config.algorithm.draws_first
+            group = config.algorithm.images_of_prompt(config)
             is_whole = explore.batch_size % group == 0
             if explore.agents == 2 and not is_rollout:
                 problems.append(
@@ -245,7 +201,7 @@ def _groupwise(config: RunConfig) -> list[str]:
     return problems
 
 
-def _self_judges(config: RunConfig) -> list[str]:
+def _self_judges(config: Run) -> list[str]:
     """Scorers that ask a model for its denoising errors, and their settings on others."""
     problems = []
     for label, scorers in (("rewards", config.rewards), ("evaluation.judges", config.evaluation.judges)):
@@ -279,7 +235,7 @@ def _self_judges(config: RunConfig) -> list[str]:
     return problems
 
 
-def _judges(config: RunConfig) -> list[str]:
+def _judges(config: Run) -> list[str]:
     trained = {_identity(reward): reward.name for reward in train_rewards(config)}
     return [
         f"evaluation.judges.{index} ({judge.name}) is the training reward {trained[_identity(judge)]!r}: a "
@@ -295,9 +251,9 @@ def _identity(reward: RewardConfig) -> tuple[str | None, ...]:
     return (reward.type, reward.path, reward.vlm.model)
 
 
-def _data(config: RunConfig) -> list[str]:
+def _data(config: Run) -> list[str]:
     problems = []
-    only_offline = not collects(config)
+    only_offline = not config.algorithm.collects(config)
     if only_offline and config.offline.source is None:
         problems.append(
             "offline.source = null with explore.iterations = 1: there is nothing to learn from; "
@@ -322,7 +278,7 @@ def _data(config: RunConfig) -> list[str]:
     return problems
 
 
-def _negatives(config: RunConfig) -> list[str]:
+def _negatives(config: Run) -> list[str]:
     explore = config.explore
     problems = []
     if not negatives_are_on(config):
@@ -342,100 +298,24 @@ def _negatives(config: RunConfig) -> list[str]:
     return problems
 
 
-def _times(config: RunConfig) -> list[str]:
-    if not isinstance(config.algorithm, ForwardConfig):
-        return []
-    low, high = config.algorithm.timestep_range
-    if low < high:
-        return []
-    shown = f"algorithm.timestep_range = [{low:g}, {high:g}]"
-    return [f"{shown} holds no time: expected two numbers, the first below the second, e.g. [0, 0.2]"]
-
-
-def _loss(config: RunConfig) -> list[str]:
-    algorithm = config.algorithm
-    problems: list[str] = []
-    if not isinstance(algorithm, DiffusionDpoConfig):
-        return problems
-    if algorithm.label_smoothing > 0 and algorithm.kind not in ("cdpo", "robust"):
+def _training(config: Run) -> list[str]:
+    training, problems = config.training, []
+    if training.pair_gradient == "two_pass" and not isinstance(config.algorithm.data, Pairs):
         problems.append(
-            f"algorithm.label_smoothing = {algorithm.label_smoothing:g} with kind: {algorithm.kind}: only "
-            f"cdpo and robust assume "
-            f"flipped labels; choose one of them or set it to 0"
+            f"training.pair_gradient = two_pass with algorithm.type = {config.algorithm.type}: only a loss on "
+            f"pairs has two halves; lower training.micro_batch_size to save memory"
         )
-    if algorithm.simpo_gamma > 0 and algorithm.kind != "simpo":
-        problems.append(
-            f"algorithm.simpo_gamma = {algorithm.simpo_gamma:g} with kind: {algorithm.kind}: only simpo has "
-            f"a target margin"
-        )
-    return problems
-
-
-def _bonus(config: RunConfig) -> list[str]:
-    algorithm, explore = config.algorithm, config.explore
-    if not isinstance(algorithm, ExpoConfig) or algorithm.alpha == 0:
-        return []
-    head = f"algorithm.alpha = {algorithm.alpha:g}"
-    problems = []
-    if algorithm.kind == "simpo":
-        problems.append(
-            f"{head} with kind: simpo: the bonus measures errors against the reference, simpo has none; the "
-            f"two terms would speak "
-            f"of different rewards"
-        )
-    if explore.agents == 1:
-        problems.append(
-            f"{head} with explore.agents = 1: both agents are the same weights, so exploration and main "
-            f"samples follow one "
-            f"distribution and the bonus is noise; use agents 2 or alpha 0"
-        )
-    if explore.iterations == 1:
-        problems.append(
-            f"{head} with explore.iterations = 1: no sample is ever explored, the bonus never acts"
-        )
-    if algorithm.contrast_fraction == 0:
-        problems.append(f"{head} with algorithm.contrast_fraction = 0: the bonus has no contrast pairs")
-    return problems
-
-
-def _uncertainty(config: RunConfig) -> list[str]:
-    algorithm = config.algorithm
-    if not isinstance(algorithm, DiffusionDpoConfig) or algorithm.uncertainty == "off":
-        return []
-    head = f"algorithm.uncertainty = {algorithm.uncertainty}"
-    problems = []
-    count = len(train_rewards(config))
-    if count < 2:
-        problems.append(
-            f"{head} with {count} train reward{'s' * (count != 1)}: Gamma is the spread between scorers, one "
-            f"scorer has none; "
-            f"add a second train reward"
-        )
-    if algorithm.kind == "simpo":
-        problems.append(
-            f"{head} with kind: simpo: the offset belongs to the logit against a reference, simpo has none"
-        )
-    if algorithm.uncertainty_scale == 0:
-        problems.append(
-            f"{head} with algorithm.uncertainty_scale = 0: the offset is always 0; use uncertainty: off"
-        )
-    return problems
-
-
-def _training(config: RunConfig) -> list[str]:
-    training = config.training
     if training.batch_size % training.micro_batch_size:
         divisors = [size for size in range(1, training.batch_size + 1) if training.batch_size % size == 0]
         near = max(size for size in divisors if size <= training.micro_batch_size or size == 1)
-        problem = (
+        problems.append(
             f"training.micro_batch_size = {training.micro_batch_size} does not divide training.batch_size = "
             f"{training.batch_size}; {near} does"
         )
-        return [problem]
-    return []
+    return problems
 
 
-def _copies(config: RunConfig) -> list[str]:
+def _copies(config: Run) -> list[str]:
     """Settings of full fine-tuning's frozen copies, and of merged adapters, where there are none."""
     tuning, problems = config.tuning, []
     dtype, autocast = tuning.reference_dtype, config.training.mixed_precision
@@ -470,7 +350,7 @@ def _copies(config: RunConfig) -> list[str]:
     return problems
 
 
-def _evaluation(config: RunConfig) -> list[str]:
+def _evaluation(config: Run) -> list[str]:
     evaluation = config.evaluation
     if evaluation.vendi_prompts > 0 and evaluation.vendi_images < 2:
         return [
@@ -482,7 +362,58 @@ def _evaluation(config: RunConfig) -> list[str]:
     return []
 
 
-def check_flow(config: RunConfig, kind: str) -> None:
+def _group_size(config: Run) -> list[str]:
+    """Fewer images of a prompt than the method compares."""
+    algorithm, images = config.algorithm, config.algorithm.images_of_prompt(config)
+    if not algorithm.collects(config) or images >= algorithm.group_size:
+        return []
+    drawers = 1 if algorithm.draws_first else 2
+    problem = (
+        f"explore.images_per_prompt = {config.explore.images_per_prompt} gives {images} images of a prompt, but "
+        f"algorithm.type = {algorithm.type} compares {algorithm.group_size} or more; set "
+        f"explore.images_per_prompt={-(-algorithm.group_size // drawers)} or more"
+    )
+    return [problem]
+
+
+def _sizes(config: Run) -> list[str]:
+    """Sizes that no image would have, choices between one size, and what needs images of one size."""
+    aspect, buckets, algorithm = config.explore.aspect, config.model.buckets, config.algorithm
+    head, problems = f"explore.aspect = {aspect}", []
+    if aspect != "first" and not buckets:
+        problems.append(
+            f"{head} with model.buckets = []: there is one size only; name others in model.buckets"
+        )
+    if aspect != "first" and not algorithm.collects(config):
+        problems.append(
+            f"{head} with explore.iterations = 1: no image is drawn for training; set it to first"
+        )
+    if aspect == "offline" and config.offline.source is None:
+        problems.append(
+            f"{head} with offline.source = null: there are no offline winners whose sizes it could follow; use "
+            f"uniform"
+        )
+    if aspect == "first" and buckets and config.offline.source is None:
+        problems.append(
+            "model.buckets with offline.source = null and explore.aspect = first: no picture would have another "
+            "size than the first; set explore.aspect=uniform, or leave model.buckets empty"
+        )
+    reason = algorithm.one_size_reason()
+    if buckets and reason is not None:
+        problems.append(
+            f"model.buckets with algorithm.type = {algorithm.type}: {reason} leave model.buckets empty"
+        )
+    if buckets and aspect != "first":
+        problems += [
+            f"rewards.{index}.type = {reward.type} with {head}: it judges latents of the first size only; use a "
+            f"reward that looks at pictures, or explore.aspect=first"
+            for index, reward in enumerate(config.rewards)
+            if reward.type in SELF_JUDGES
+        ]
+    return problems
+
+
+def check_flow(config: Run, kind: str) -> None:
     """Refuse samplers that do not fit the model, which is known only once it is loaded.
 
     Args:
@@ -494,7 +425,7 @@ def check_flow(config: RunConfig, kind: str) -> None:
         ConfigError: names the key, the value and the samplers that fit.
     """
     used = [("evaluation.sampler.name", config.evaluation.sampler.name)]
-    if collects(config):
+    if config.algorithm.collects(config):
         used.insert(0, ("explore.sampler.name", config.explore.sampler.name))
     fitting = "flow_euler or flow_sde" if kind == "flow" else "ddpm, ddim or dpmpp"
     problems = [
@@ -506,41 +437,10 @@ def check_flow(config: RunConfig, kind: str) -> None:
         raise ConfigError("\n".join(problems))
 
 
-def _method_notes(config: RunConfig) -> list[str]:
-    algorithm = config.algorithm
-    notes: list[str] = []
-    if not isinstance(algorithm, DiffusionDpoConfig):
-        return notes
-    if isinstance(algorithm, ExpoConfig) and algorithm.alpha > 0:
-        strength = algorithm.alpha * effective_beta_explore(config) / algorithm.beta
-        if strength > 1:
-            notes.append(
-                f"algorithm.alpha x beta_explore / beta = {strength:.3g} > 1: where the loser was explored, "
-                f"the labelled "
-                f"margin stalls at h = {-math.log(strength - 1):+.3g}"
-            )
-        if algorithm.beta_explore == "literal":
-            notes.append(
-                f"algorithm.beta_explore = literal: the bonus acts with alpha x beta_explore / beta = "
-                f"{strength:.3g}, "
-                f"nearly inert unless alpha is in the hundreds"
-            )
-        if algorithm.kind != "sigmoid":
-            notes.append(
-                f"algorithm.kind = {algorithm.kind}: alpha <= 1 protects labels only with kind sigmoid"
-            )
-    if algorithm.kind in ("cdpo", "robust") and algorithm.label_smoothing == 0:
-        notes.append(f"algorithm.kind = {algorithm.kind} with label_smoothing 0 is the same loss as sigmoid")
-    if algorithm.kind == "simpo" and algorithm.reference == "previous":
-        notes.append("algorithm.reference = previous is not used: simpo has no reference")
-    return notes
-
-
-def config_notes(config: RunConfig) -> list[str]:
+def config_notes(config: Run) -> list[str]:
     """What is allowed but worth knowing before spending time, one sentence each."""
     training, explore = config.training, config.explore
-    notes = [*_method_notes(config), *trajectory_notes(config), *image_notes(config)]
-    is_rollout = learns_from_trajectories(config)
+    notes, is_rollout = config.algorithm.notes(config), config.algorithm.draws_first
     if explore.iterations > 1 and config.offline.source is None and not is_rollout:
         who = " as both agents" if explore.agents == 2 else ""
         notes.append(f"iteration 1 has no offline pairs to train on: it explores with the base model{who}")
@@ -561,8 +461,8 @@ def config_notes(config: RunConfig) -> list[str]:
         notes.append(
             "evaluation.judges is empty: the report has no win rate under a judge that was never trained on"
         )
-    on_margins = isinstance(config.algorithm, (MarginConfig, MapoConfig))
-    if config.tuning.kind == "full" and on_margins and training.learning_rate >= 5e-5:
+    on_pairs = isinstance(config.algorithm.data, Pairs)
+    if config.tuning.kind == "full" and on_pairs and training.learning_rate >= 5e-5:
         notes.append(
             f"training.learning_rate = {training.learning_rate:g} with full tuning: preference losses "
             f"collapsed at 1e-4 in our "

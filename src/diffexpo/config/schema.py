@@ -1,5 +1,5 @@
 """The whole configuration of a run. Every field is documented here (those of the training methods in
-`algorithms.py`) and nowhere else; unknown keys are errors.
+`methods/`) and nowhere else; unknown keys are errors.
 
 Defaults are the settings of the EXPO paper (SD 1.5, section 5.1 of "Aligning Diffusion Models with Online
 Preference Learning") where it states one; the embedded recipes scale them down and say so. Imports without
@@ -12,7 +12,6 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from diffexpo.config.algorithms import AlgorithmConfig, ExpoConfig
 from diffexpo.config.section import AspectRatio, Count, Fraction, NotNegative, Positive, Section
 
 # Scorers that are looked at rather than trained on, unless a configuration says otherwise.
@@ -388,34 +387,3 @@ class EvaluationConfig(Section):
 class BaselineConfig(Section):
     offline_dpo: bool = False
     """Also train Diffusion-DPO on D_off alone with the same number of network evaluations, and compare."""
-
-
-class RunConfig(Section):
-    name: str = Field(default="expo", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
-    """Run name; the default folder is `runs/<name>`."""
-    seed: int = Field(default=0, ge=0, lt=2**63)
-    """The one seed. Every random number is keyed by it and by what it is for."""
-    model: ModelConfig = ModelConfig()
-    tuning: TuningConfig = TuningConfig()
-    prompts: PromptConfig = PromptConfig()
-    explore: ExploreConfig = ExploreConfig()
-    rewards: tuple[RewardConfig, ...] = (
-        RewardConfig(name="judge_train", type="clip", path="emoji:judge_train"),
-    )
-    mixture: MixtureConfig = MixtureConfig()
-    pairing: PairingConfig = PairingConfig()
-    offline: OfflineConfig = OfflineConfig()
-    hybrid: HybridConfig = HybridConfig()
-    algorithm: AlgorithmConfig = ExpoConfig()
-    """The training method; it decides which other settings this group has. A recipe's settings of another
-    method do not carry over to it, except those that mean the same in both."""
-    training: TrainingConfig = TrainingConfig()
-    evaluation: EvaluationConfig = EvaluationConfig()
-    baseline: BaselineConfig = BaselineConfig()
-
-    @model_validator(mode="after")
-    def _refuse_wrong_combinations(self) -> RunConfig:
-        from diffexpo.config.rules import check_combinations
-
-        check_combinations(self)
-        return self

@@ -15,11 +15,11 @@ from pathlib import Path
 import yaml
 
 import diffexpo
+from diffexpo.config import RunConfig
 from diffexpo.config.architectures import find_architecture
 from diffexpo.config.citations import citations
-from diffexpo.config.names import method_name
 from diffexpo.config.papers import bibtex
-from diffexpo.config.schema import RunConfig, SamplerConfig
+from diffexpo.config.schema import SamplerConfig
 from diffexpo.evaluation.grid import picture_grid, save_grid
 from diffexpo.evaluation.records import RunRecord, load_run
 from diffexpo.evaluation.summary import Summary, summarise
@@ -116,7 +116,7 @@ def _summary(config: RunConfig, exported: Exported) -> str:
     licence = licence_of(config.model.path)
     inherited = f"`{licence}`" if licence else "not known here: see the base model"
     return (
-        f"A {what} `{config.model.path}`, trained with {method_name(config.algorithm.type)}{learned} by "
+        f"A {what} `{config.model.path}`, trained with {config.algorithm.title}{learned} by "
         f"diffexpo "
         f"{diffexpo.__version__}.\n\nLicence of the base model, which this inherits: {inherited}.\n"
     )

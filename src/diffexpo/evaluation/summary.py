@@ -8,14 +8,15 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from diffexpo.config.schema import SamplerConfig
+from diffexpo.config.methods.data import Pairs
+from diffexpo.config.schema import SamplerConfig, TrainingConfig
 from diffexpo.diffusion import num_network_evaluations
 from diffexpo.errors import DataError
 from diffexpo.evaluation.alarms import Alarm, History, Snapshot, check_alarms
 from diffexpo.evaluation.metrics import WinRate, bootstrap_mean, win_rate
 from diffexpo.evaluation.records import Json, RunRecord, SuiteResult, series
-from diffexpo.evaluation.wording import BASELINE, Method, describe_method
-from diffexpo.online.cost import BACKWARD, PAIR_BACKWARDS, PAIR_FORWARDS, contrast_pairs
+from diffexpo.evaluation.wording import BASELINE, Method, card_of, describe_method
+from diffexpo.online.cost import BACKWARD, evaluations_of_row
 
 Estimate = tuple[float, float, float]
 EQUAL_COST = 0.02
@@ -386,12 +387,13 @@ def _training_cost(lines: Sequence[Json], config: Json) -> tuple[float | None, f
     steps = [int(line.get("iteration") or 0) for line in lines if line.get("phase") == "train"]
     if batch is None or not steps:
         return None, None
-    algorithm = _get(config, "algorithm", default={})
-    extra = 0
-    if algorithm.get("type") == "expo" and algorithm.get("alpha", 0.0) > 0:
-        extra = contrast_pairs(int(batch), float(algorithm.get("contrast_fraction", 0.25)))
+    card, training = card_of(_get(config, "algorithm", default={})), _get(config, "training", default={})
+    data, settings = card.data, TrainingConfig.model_construct(**training)
+    extra = data.contrast_pairs(int(batch)) if isinstance(data, Pairs) else 0
     pairs = sum(int(batch) + (extra if iteration > 1 else 0) for iteration in steps)
-    return pairs * PAIR_FORWARDS, pairs * PAIR_BACKWARDS
+    backwards = data.images_per_row
+    forwards = evaluations_of_row(card, settings, is_guided=False) - BACKWARD * backwards
+    return pairs * forwards, pairs * backwards
 
 
 def _method_cost(rows: Sequence[CostRow]) -> float | None:

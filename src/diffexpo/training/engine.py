@@ -251,7 +251,7 @@ class Engine:
         """Gradients of this process's micro-batches; returns (metric, sum, count) still on the device:
         nothing waits here."""
         world, settings = self.world, self.settings
-        if isinstance(self.algorithm, MeasuresBatch) and self.algorithm.measures_batch:
+        if self.algorithm.settings.measures_batch and isinstance(self.algorithm, MeasuresBatch):
             batch = self._measured(self.algorithm, batch, noise_key)
         sums: list[tuple[str, Tensor, float]] = []
         for part, factor in micro_batches(batch, settings.micro_batch_size, world.rank, world.size):
@@ -370,7 +370,7 @@ class Engine:
     def _set_old_policy(self, checkpoint: Checkpoint | None) -> None:
         """The old policy starts as what drew the newest images, the current one; in mid-iteration it is the
         checkpoint's."""
-        if not self.algorithm.needs_old_policy:
+        if not self.algorithm.settings.needs_old_policy:
             return
         if checkpoint is None:
             self.policy.weights.copy("current", OLD)
@@ -410,7 +410,7 @@ class Engine:
     def _save(self, run: Progress, folder: Path) -> None:
         if self.world.rank == 0:
             self.metrics.sync()
-            versions = ["current", OLD] if self.algorithm.needs_old_policy else ["current"]
+            versions = ["current", OLD] if self.algorithm.settings.needs_old_policy else ["current"]
             tensors = {name: self.policy.weights.state(name) for name in versions} | run.tensors()
             save_checkpoint(Path(folder), tensors, run.state())
         run.saved_at = run.step

@@ -61,7 +61,7 @@ def check_start(
     for parameter in parameters.values():
         parameter.grad = None
     check_gradients(gradients)
-    if not algorithm.needs_reference or first is None:
+    if not algorithm.settings.needs_reference or first is None:
         return
     part, output = first
     if not _same_state(policy.weights, "current", "reference"):

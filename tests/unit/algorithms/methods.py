@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from diffexpo.algorithms import ALGORITHMS
-from diffexpo.config.algorithms import METHOD_BY_NAME, MethodConfig
+from diffexpo.config.methods import METHOD_BY_NAME, MethodConfig
 from diffexpo.diffusion import Path
 from diffexpo.policies.toy import TOY_FULL, ToyPolicy
 from diffexpo.types import Algorithm, PairBatch, ScoredBatch

@@ -18,8 +18,7 @@ from diffexpo.algorithms import (
     simpo_loss,
 )
 from diffexpo.algorithms.diffusion_dpo import measure_errors
-from diffexpo.algorithms.expo import resolve_beta_explore
-from diffexpo.config.algorithms import ExpoConfig
+from diffexpo.config.methods.expo import ExpoConfig
 from diffexpo.diffusion import NoiseDraw, Path, empty_prompt_mask
 from diffexpo.errors import ConfigError, DataError
 from diffexpo.policies.toy import TOY_FULL, TOY_LORA, ToyPolicy
@@ -226,9 +225,9 @@ def test_simpo_never_runs_the_reference() -> None:
 
 
 def test_beta_explore_settings() -> None:
-    assert resolve_beta_explore(settings(beta=5000.0)) == 5000.0
-    assert resolve_beta_explore(settings(beta=5000.0, beta_explore="literal")) == 5.0
-    assert resolve_beta_explore(settings(beta=5000.0, beta_explore=70.0)) == 70.0
+    assert settings(beta=5000.0).bonus_beta == 5000.0
+    assert settings(beta=5000.0, beta_explore="literal").bonus_beta == 5.0
+    assert settings(beta=5000.0, beta_explore=70.0).bonus_beta == 70.0
     assert (ALGORITHMS["expo"], ALGORITHMS["diffusion_dpo"]) == (Expo, DiffusionDpo)
 
 

@@ -25,7 +25,7 @@ from diffexpo.algorithms import (
     spin_loss,
 )
 from diffexpo.algorithms.pairs import measure_errors
-from diffexpo.config.algorithms import DgpoConfig
+from diffexpo.config.methods.dgpo import DgpoConfig
 from diffexpo.diffusion import NoiseDraw, empty_prompt_mask, prediction_errors
 from diffexpo.errors import ConfigError, DataError, PolicyError
 from diffexpo.policies.toy import ToyPolicy

@@ -13,7 +13,8 @@ import torch
 from diffexpo.algorithms import ALGORITHMS
 from diffexpo.assembly.objects import build_loop, check_algorithm
 from diffexpo.config import RunConfig, load_config
-from diffexpo.config.algorithms import METHOD_BY_NAME, ReferencedConfig, TrajectoryConfig
+from diffexpo.config.methods import METHOD_BY_NAME
+from diffexpo.config.methods.bases import ReferencedConfig, TrajectoryConfig
 from diffexpo.errors import ConfigError, PolicyError
 from diffexpo.online import iterate, rollout
 from diffexpo.policies.toy import ToyPolicy

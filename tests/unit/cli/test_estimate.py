@@ -9,8 +9,7 @@ import pytest
 
 from diffexpo.assembly.estimating import Change, advise, disk_items, estimate
 from diffexpo.assembly.runs import plan
-from diffexpo.config import load_config
-from diffexpo.config.schema import RunConfig
+from diffexpo.config import RunConfig, load_config
 from diffexpo.data.latents import PromptEmbeddings
 from tests.unit.cli.test_commands import call
 

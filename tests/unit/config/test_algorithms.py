@@ -5,19 +5,14 @@ from collections.abc import Iterator
 import pytest
 
 from diffexpo.algorithms import ALGORITHMS
-from diffexpo.config.algorithms import (
-    METHOD_BY_NAME,
-    DiffusionDpoConfig,
-    DiffusionKtoConfig,
-    ExpoConfig,
-    ForwardConfig,
-    MapoConfig,
-    MethodConfig,
-    SpinConfig,
-    carry_over,
-    same_meaning,
-)
 from diffexpo.config.explain import find_setting, group_keys, settings
+from diffexpo.config.methods import METHOD_BY_NAME, MethodConfig, carry_over, same_meaning
+from diffexpo.config.methods.bases import ForwardConfig
+from diffexpo.config.methods.diffusion_dpo import DiffusionDpoConfig
+from diffexpo.config.methods.diffusion_kto import DiffusionKtoConfig
+from diffexpo.config.methods.expo import ExpoConfig
+from diffexpo.config.methods.mapo import MapoConfig
+from diffexpo.config.methods.spin import SpinConfig
 
 
 def descendants(base: type[MethodConfig]) -> Iterator[type[MethodConfig]]:

@@ -10,9 +10,9 @@ import pytest
 import yaml
 
 from diffexpo.config import RunConfig, load_config
-from diffexpo.config.algorithms import METHOD_BY_NAME, METHODS
-from diffexpo.config.citations import KINDS, SAMPLERS, citations
-from diffexpo.config.names import METHOD_NAMES, method_name
+from diffexpo.config.citations import SAMPLERS, citations
+from diffexpo.config.methods import METHOD_BY_NAME, METHODS
+from diffexpo.config.methods.diffusion_dpo import KINDS
 from diffexpo.config.papers import WORKS, bibtex, readable, short_authors
 from diffexpo.config.schema import RewardConfig
 
@@ -32,8 +32,7 @@ def loaded(recipe: str, *changes: str) -> RunConfig:
 def test_every_method_has_a_name_and_the_papers_that_its_docstring_names(settings):
     method = settings()
     config = RunConfig().model_copy(update={"algorithm": method})
-    assert method.type in METHOD_NAMES
-    purpose = f"method {method_name(method.type)}"
+    purpose = f"method {method.title}"
     cited = [one.work for one in citations(config).known if purpose in one.purposes]
     assert cited
     named = set(re.findall(r"\d{4}\.\d{5}", settings.__doc__ or ""))
@@ -41,9 +40,8 @@ def test_every_method_has_a_name_and_the_papers_that_its_docstring_names(setting
 
 
 def test_names_are_those_of_methods_and_all_different():
-    assert set(METHOD_NAMES) == set(METHOD_BY_NAME)
-    assert len(set(METHOD_NAMES.values())) == len(METHOD_NAMES)
-    assert method_name("ddpo") == "DDPO" and method_name("of_my_own") == "of_my_own"
+    assert len({method.title for method in METHODS}) == len(METHODS)
+    assert METHOD_BY_NAME["ddpo"].title == "DDPO"
 
 
 def test_expo_cites_its_paper_first_and_the_software_last():

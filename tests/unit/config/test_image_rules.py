@@ -5,7 +5,6 @@ from __future__ import annotations
 import pytest
 
 from diffexpo.config import RunConfig, config_notes, load_config
-from diffexpo.config.image_rules import learns_from_offline
 from diffexpo.errors import ConfigError
 
 OWN = ["offline.source=null", "explore.agents=1", "hybrid.decay=0"]
@@ -61,8 +60,12 @@ def test_what_makes_sense_passes(overrides: list[str]) -> None:
 
 
 def test_the_first_iteration_of_self_play_only_draws() -> None:
-    assert learns_from_offline(load()) and not learns_from_offline(load("offline.source=null"))
-    assert not learns_from_offline(load(*SPIN))
+    def learns(*settings: str) -> bool:
+        config = load(*settings)
+        return config.algorithm.learns_from_offline(config)
+
+    assert learns() and not learns("offline.source=null")
+    assert not learns(*SPIN)
 
 
 def test_guidance_is_noted_where_the_old_policy_is_measured_against() -> None:

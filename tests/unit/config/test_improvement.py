@@ -8,7 +8,6 @@ import pytest
 
 from diffexpo import assembly
 from diffexpo.config import load_config
-from diffexpo.config.image_rules import learns_from_offline
 from diffexpo.errors import ConfigError
 
 BASE = ["algorithm.type=improvement_dpo", "explore.agents=1", "explore.sampler.guidance=2"]
@@ -60,12 +59,12 @@ def test_the_group_is_refused_where_no_method_has_it() -> None:
 @pytest.mark.parametrize(("weight", "expected"), [(0.0, False), (0.5, True)])
 def test_offline_pairs_train_the_model_itself_only_by_weight(weight: float, expected: bool) -> None:
     loaded = load_config([], [*BASE, f"hybrid.offline_weight={weight}"], {})
-    assert learns_from_offline(loaded.config) is expected
+    assert loaded.config.algorithm.learns_from_offline(loaded.config) is expected
 
 
 @pytest.mark.parametrize("recipe", ["emoji/improvement_dpo", "paper/improvement_dpo_sd15"])
 def test_the_plan_of_a_recipe_names_its_stages(recipe: str) -> None:
     config = load_config([recipe], (), {}).config
-    plan = dict(build.plan(config))
+    plan = dict(assembly.plan(config))
     assert plan["improver-0"].endswith("offline pairs") and "image scale 3" in plan["improve-1"]
     assert f"improve-{config.explore.iterations}" not in plan and f"train-{config.explore.iterations}" in plan

@@ -4,8 +4,9 @@ import pytest
 import yaml
 
 from diffexpo.config import config_to_yaml, find_recipe, list_recipes, load_config, read_resolved
-from diffexpo.config.algorithms import DiffusionDpoConfig, ExpoConfig
 from diffexpo.config.load import leaves, parse_yaml
+from diffexpo.config.methods.diffusion_dpo import DiffusionDpoConfig
+from diffexpo.config.methods.expo import ExpoConfig
 from diffexpo.errors import ConfigError, MissingError
 
 NONE: dict[str, str] = {}

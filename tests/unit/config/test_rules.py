@@ -6,7 +6,7 @@ import pytest
 
 from diffexpo.config import RunConfig, check_combinations, config_notes, list_recipes, load_config
 from diffexpo.config.architectures import find_architecture
-from diffexpo.config.rules import check_flow, effective_beta_explore
+from diffexpo.config.rules import check_flow
 from diffexpo.errors import ConfigError
 
 JUDGE = "evaluation.judges=[{name: j, type: clip, path: emoji:judge_heldout}]"
@@ -87,9 +87,9 @@ def test_all_contradictions_are_told_at_once():
 
 
 def test_literal_beta_is_beta_over_a_thousand():
-    assert effective_beta_explore(load("algorithm.beta_explore=literal")) == 5.0
-    assert effective_beta_explore(load("algorithm.beta_explore=matched")) == 5000.0
-    assert effective_beta_explore(load("algorithm.beta_explore=12")) == 12.0
+    assert load("algorithm.beta_explore=literal").algorithm.bonus_beta == 5.0
+    assert load("algorithm.beta_explore=matched").algorithm.bonus_beta == 5000.0
+    assert load("algorithm.beta_explore=12").algorithm.bonus_beta == 12.0
 
 
 def notes(*overrides):

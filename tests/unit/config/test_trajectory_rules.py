@@ -3,7 +3,7 @@
 import pytest
 
 from diffexpo.config import config_notes, load_config
-from diffexpo.config.rules import check_flow, collects, negatives_are_on
+from diffexpo.config.rules import check_flow, negatives_are_on
 from diffexpo.errors import ConfigError
 
 BASE = ["offline.source=null", "explore.sampler.name=ddim", "explore.sampler.eta=1.0"]
@@ -55,7 +55,8 @@ def test_a_contradiction_is_refused_with_its_reason(method, overrides, reason):
     ],
 )
 def test_what_makes_sense_passes(method, overrides):
-    assert collects(load(method, *overrides))
+    config = load(method, *overrides)
+    assert config.algorithm.collects(config)
 
 
 def test_images_are_drawn_from_the_first_iteration_on():

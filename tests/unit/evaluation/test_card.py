@@ -10,7 +10,8 @@ import torch
 import yaml
 from PIL import Image
 
-from diffexpo.config.schema import ModelConfig, RunConfig
+from diffexpo.config import RunConfig
+from diffexpo.config.schema import ModelConfig
 from diffexpo.evaluation.card import CARD, GRID, Exported, licence_of, write_card
 from diffexpo.policies.base import load_policy
 from diffexpo.policies.export import call_arguments, export_policy, left_out

@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 from diffexpo.config import config_to_yaml, load_config
-from diffexpo.config.algorithms import METHOD_BY_NAME
+from diffexpo.config.methods import METHOD_BY_NAME
 from diffexpo.evaluation.alarms import History, check_alarms
 from diffexpo.evaluation.records import load_run, read_metrics
 from diffexpo.evaluation.report import write_report

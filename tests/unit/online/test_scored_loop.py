@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from diffexpo.config.algorithms import ExpoConfig
+from diffexpo.config.methods.expo import ExpoConfig
 from diffexpo.data.store import Store
 from diffexpo.diffusion.objectives import NoiseDraw, prediction_errors
 from diffexpo.online import iterate

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from diffexpo.algorithms import ALGORITHMS
-from diffexpo.config.algorithms import DiffusionDpoConfig
+from diffexpo.config.methods.diffusion_dpo import DiffusionDpoConfig
 from diffexpo.config.schema import ModelConfig, TuningConfig
 from diffexpo.errors import PolicyError
 from diffexpo.policies.base import load_policy

@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 
 from diffexpo.algorithms.diffusion_dpo import DiffusionDpo
-from diffexpo.algorithms.forward import NoiseKey, as_metrics
-from diffexpo.config.algorithms import ImproverConfig
+from diffexpo.algorithms.forward import NoiseKey, as_metrics, with_rows_replaced
+from diffexpo.config.methods.improver import ImproverConfig
 from diffexpo.diffusion.guidance import with_image
 from diffexpo.diffusion.objectives import NoiseDraw, prediction_errors
 from diffexpo.rng import keyed_uniform
@@ -99,13 +99,6 @@ def improvement_rows(winner: Tensor, loser: Tensor, task: Tensor, is_winner: Ten
 class Improvement:
     """Training of an improvement model on a `PairBatch`; its policy reads the image condition."""
 
-    batch_type = PairBatch
-    needs_reference = False
-    needs_old_policy = False
-    group_size = 1
-    needs_whole_groups = False
-    initial_loss: float | None = None
-
     def __init__(self, settings: ImproverConfig, empty: Conditioning) -> None:
         """`empty`: one-row conditioning of the empty prompt."""
         self.settings = settings
@@ -116,7 +109,8 @@ class Improvement:
         task, is_winner = improvement_tasks(batch.keys, noise_key, self.settings.task_probabilities)
         rows = improvement_rows(batch.winner, batch.loser, task, is_winner)
         draw = NoiseDraw.keyed(batch.keys, noise_key, policy.path, batch.winner.shape[1:])
-        conditioning = with_image(self._texts(batch.conditioning, rows.has_text), rows.image)
+        texts = with_rows_replaced(batch.conditioning, self.empty, ~rows.has_text)
+        conditioning = with_image(texts, rows.image)
         with policy.weights.use("current"):
             error = prediction_errors(policy, rows.x0, draw.eps, draw.t, conditioning)
         per_row = error if batch.weight is None else error * batch.weight.to(error)
@@ -125,16 +119,7 @@ class Improvement:
         }
         return LossOutput(per_row.mean(), as_metrics({"train/loss": per_row, **of_task}))
 
-    def _texts(self, conditioning: Conditioning, has_text: Tensor) -> Conditioning:
-        tensors = {}
-        for name, rows in conditioning.tensors.items():
-            chosen = has_text.to(rows.device).reshape(-1, *[1] * (rows.ndim - 1))
-            tensors[name] = torch.where(chosen, rows, self.empty.tensors[name].to(rows.device, rows.dtype))
-        return Conditioning(tensors)
-
 
 class ImprovementDpo(DiffusionDpo):
     """Diffusion-DPO on pairs of the model's own image (loser) and what the improvement model made of it
     (winner)."""
-
-    group_size = 1

@@ -1,0 +1,135 @@
+"""The training methods: one card a file, and the table of those that `algorithm.type` chooses among.
+
+A new method is a card here, its code in `diffexpo/algorithms/<type>.py` (a class named after the type) and
+its line in `METHODS`; everything else asks the card. Imports without torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from inspect import get_annotations
+from typing import Annotated, TypeVar, Union
+
+from pydantic import BeforeValidator, Field
+
+from diffexpo.config.methods.awm import AwmConfig
+from diffexpo.config.methods.card import MethodConfig, Run
+from diffexpo.config.methods.d3po import D3poConfig
+from diffexpo.config.methods.ddpo import DdpoConfig
+from diffexpo.config.methods.dgpo import DgpoConfig
+from diffexpo.config.methods.diffusion_dpo import DiffusionDpoConfig
+from diffexpo.config.methods.diffusion_kto import DiffusionKtoConfig
+from diffexpo.config.methods.diffusion_nft import DiffusionNftConfig
+from diffexpo.config.methods.dpok import DpokConfig
+from diffexpo.config.methods.expo import ExpoConfig
+from diffexpo.config.methods.flow_grpo import FlowGrpoConfig
+from diffexpo.config.methods.improvement_dpo import ImprovementDpoConfig
+from diffexpo.config.methods.mapo import MapoConfig
+from diffexpo.config.methods.prdp import PrdpConfig
+from diffexpo.config.methods.rwr import RwrConfig
+from diffexpo.config.methods.sft import SftConfig
+from diffexpo.config.methods.spin import SpinConfig
+from diffexpo.config.methods.spo import SpoConfig
+
+Chosen = TypeVar("Chosen", bound=MethodConfig)
+
+METHODS: tuple[type[MethodConfig], ...] = (
+    ExpoConfig,
+    DiffusionDpoConfig,
+    SpinConfig,
+    ImprovementDpoConfig,
+    MapoConfig,
+    SftConfig,
+    DiffusionKtoConfig,
+    RwrConfig,
+    DiffusionNftConfig,
+    AwmConfig,
+    DgpoConfig,
+    DdpoConfig,
+    DpokConfig,
+    D3poConfig,
+    SpoConfig,
+    PrdpConfig,
+    FlowGrpoConfig,
+)
+DEFAULT_METHOD = "expo"
+OFFLINE_BASELINE = "diffusion_dpo"
+"""The method that `baseline.offline_dpo` trains on the offline pairs alone."""
+
+
+def name_of(method: type[MethodConfig]) -> str:
+    """The value of `algorithm.type` that chooses a method."""
+    return str(method.model_fields["type"].default)
+
+
+METHOD_BY_NAME: dict[str, type[MethodConfig]] = {name_of(method): method for method in METHODS}
+
+
+def _named(value: object) -> object:
+    """Settings that name no method are of the default one."""
+    if isinstance(value, Mapping) and "type" not in value:
+        return {"type": DEFAULT_METHOD, **value}
+    return value
+
+
+AlgorithmConfig = Annotated[
+    Annotated[Union[METHODS], Field(discriminator="type")],  # noqa: UP007 (a tuple of classes)
+    BeforeValidator(_named),
+]
+"""Settings of any method in `METHODS`, told apart by `type`."""
+
+
+def default_method() -> MethodConfig:
+    """The default method with its defaults."""
+    return METHOD_BY_NAME[DEFAULT_METHOD]()
+
+
+def same_meaning(first: type[MethodConfig], second: type[MethodConfig], name: str) -> bool:
+    """Whether both methods have a setting of this name and inherit it from the same class.
+
+    Args:
+        first, second: Settings classes of two methods.
+        name: Of a setting.
+    Returns:
+        True for `beta` of EXPO and SPIN (both have the margin's), False for `beta` of EXPO and MaPO.
+    """
+    if name not in first.model_fields or name not in second.model_fields:
+        return False
+    return _declared_by(first, name) is _declared_by(second, name)
+
+
+def carry_over(settings: MethodConfig, method: type[Chosen], **changes: object) -> Chosen:
+    """The settings of another method, with every value that means the same in both taken over.
+
+    Args:
+        settings: Of the method that is left.
+        method: Settings class of the method that is taken.
+        changes: Values to set besides.
+    Returns:
+        Settings of `method`; what it does not share with the other one has its default.
+    """
+    shared = {
+        name: getattr(settings, name)
+        for name in method.model_fields
+        if name != "type" and same_meaning(type(settings), method, name)
+    }
+    return method.model_validate(shared | changes)
+
+
+def _declared_by(settings: type[MethodConfig], name: str) -> type:
+    return [ancestor for ancestor in settings.__mro__ if name in get_annotations(ancestor)][-1]
+
+
+__all__ = [
+    "DEFAULT_METHOD",
+    "METHODS",
+    "METHOD_BY_NAME",
+    "OFFLINE_BASELINE",
+    "AlgorithmConfig",
+    "MethodConfig",
+    "Run",
+    "carry_over",
+    "default_method",
+    "name_of",
+    "same_meaning",
+]

@@ -1,0 +1,48 @@
+"""AWM, advantage-weighted matching: settings and facts."""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+from pydantic import Field
+
+from diffexpo.config.methods.bases import AdvantageConfig, ForwardConfig, ReferencedConfig
+from diffexpo.config.methods.card import Run
+from diffexpo.config.methods.data import Images
+from diffexpo.config.methods.own_images import against_old_policy, guided_drawing
+from diffexpo.config.section import Fraction, NotNegative, Positive
+
+
+class AwmConfig(ForwardConfig, ReferencedConfig, AdvantageConfig):
+    """AWM, advantage-weighted matching (arXiv 2509.25050): a clipped ratio on exp(-weighted error)."""
+
+    type: Literal["awm"] = "awm"
+    """The training method."""
+    clip_range: Positive = 1e-4
+    """The ratio is clipped to 1 plus or minus this (the range of Flow-GRPO; the sources leave it open)."""
+    weighting: Literal["uniform", "t", "t_squared", "huber", "ghuber"] = "uniform"
+    """Weight of the error at time t inside the log-probability."""
+    power: float = Field(default=0.25, gt=0.0, le=1.0)
+    """Exponent of the generalised Huber weighting `ghuber`."""
+    kl_weight: NotNegative = 0.0
+    """Weight of the squared distance to the reference's prediction."""
+    empty_prompt_fraction: Fraction = 0.0
+    """Share of rows trained with the empty prompt (0: prompts are trained as they were sampled)."""
+
+    title: ClassVar[str] = "AWM"
+    papers: ClassVar[tuple[str, ...]] = ("xue2025awm",)
+    restraint: ClassVar[str] = "raise algorithm.kl_weight"
+
+    @property
+    def data(self) -> Images:
+        return Images(global_std=self.global_std)
+
+    @property
+    def versions(self) -> tuple[str, ...]:
+        return ("old", "reference") if self.kl_weight > 0 else ("old",)
+
+    def problems(self, run: Run) -> list[str]:
+        return [*super().problems(run), *against_old_policy(run)]
+
+    def notes(self, run: Run) -> list[str]:
+        return [*super().notes(run), *guided_drawing(run)]

@@ -1,0 +1,160 @@
+"""Settings and facts that several methods share.
+
+A setting that a base declares means the same in all methods below it and survives when a later layer changes
+`algorithm.type`. Defaults are those of the papers or of their authors' code.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+from pydantic import Field
+
+from diffexpo.config.methods.card import MethodConfig, Run
+from diffexpo.config.schema import SamplerConfig
+from diffexpo.config.section import Fraction, Positive
+
+
+class ForwardConfig(MethodConfig):
+    """Methods that noise a clean image to one random time and look at the prediction error there."""
+
+    empty_prompt_fraction: Fraction = 0.2
+    """Share of rows trained with the empty prompt, policy and reference alike (Diffusion-DPO: 0.2)."""
+    timestep_range: tuple[Fraction, Fraction] = (0.0, 1.0)
+    """Training times: t drawn as usual is mapped to low + (high - low) t, so that losses look at a part of
+    the path only (Diffusion-DPO's refiner setting, t below 200 of 1000, is [0, 0.2]). The default is the
+    whole path."""
+
+    def problems(self, run: Run) -> list[str]:
+        low, high = self.timestep_range
+        if low < high:
+            return super().problems(run)
+        shown = f"algorithm.timestep_range = [{low:g}, {high:g}]"
+        problem = f"{shown} holds no time: expected two numbers, the first below the second, e.g. [0, 0.2]"
+        return [*super().problems(run), problem]
+
+
+class ReferencedConfig(MethodConfig):
+    """Methods that measure the policy against a reference."""
+
+    reference: Literal["base", "previous"] = "base"
+    """What errors are measured against: the base model throughout, or the previous iterate."""
+
+    @property
+    def moves_reference(self) -> bool:
+        return self.reference == "previous"
+
+
+class MarginConfig(ForwardConfig, ReferencedConfig):
+    """Methods on the margin h = -beta/2 [(e_w - e_w_ref) - (e_l - e_l_ref)] of a pair."""
+
+    beta: Positive = 5000.0
+    """Pull towards the reference. Multiplies a *mean* squared error (by beta/2), so the pull grows with the
+    number of latent
+    elements: 5000 at 16,384 elements (SD 1.5) pulls like 156 at 512."""
+
+    restraint: ClassVar[str] = "raise algorithm.beta"
+
+    @property
+    def versions(self) -> tuple[str, ...]:
+        return ("reference",)
+
+
+class AdvantageConfig(MethodConfig):
+    """Methods that weigh an image by its advantage, the reward compared with the other images of its
+    prompt."""
+
+    global_std: bool = True
+    """Advantages are divided by the std of all rewards of a collection (true) or of the prompt's own images
+    (false). Flow-GRPO: true."""
+    advantage_clip: Positive = 5.0
+    """Advantages are clipped to plus or minus this (DDPO, Flow-GRPO, DiffusionNFT: 5)."""
+
+
+class TrajectoryConfig(MethodConfig):
+    """Methods that learn from the transitions of the sampled trajectory."""
+
+    timestep_fraction: float = Field(default=1.0, gt=0.0, le=1.0)
+    """Share of a trajectory's transitions that is trained, the same number of every trajectory (DDPO:
+    all)."""
+
+    stages: ClassVar[tuple[str, ...]] = ("collect", "train", "evaluate")
+    orders_by_number: ClassVar[bool] = True
+    """It learns from the size of rewards, so an order without numbers (Pareto) is not enough."""
+
+    def problems(self, run: Run) -> list[str]:
+        return [
+            *super().problems(run),
+            *self._density(run.explore.sampler),
+            *self._unread(run),
+            *self._mixture(run),
+            *self._rounding(run),
+        ]
+
+    def notes(self, run: Run) -> list[str]:
+        training, notes = run.training, super().notes(run)
+        if training.warmup_fraction * training.steps >= 2:
+            notes.append(
+                f"training.warmup_fraction = {training.warmup_fraction:g} warms up anew in each of "
+                f"{run.explore.iterations} iterations; with few steps an iteration 0 is usual"
+            )
+        return notes
+
+    def _density(self, sampler: SamplerConfig) -> list[str]:
+        if sampler.name == "ddim" and sampler.eta == 0:
+            cause, advice = "explore.sampler.eta = 0", "set eta above 0, e.g. 1"
+        elif sampler.name in ("dpmpp", "flow_euler"):
+            cause = f"explore.sampler.name = {sampler.name}"
+            advice = "use flow_sde" if sampler.name == "flow_euler" else "use ddpm, or ddim with eta above 0"
+        elif sampler.name == "flow_sde" and sampler.noise_level == 0:
+            cause, advice = "explore.sampler.noise_level = 0", "set it above 0, e.g. 0.7"
+        else:
+            return []
+        problem = (
+            f"{cause} with algorithm.type = {self.type}: the kernel has no density, each step is certain, so "
+            f"a transition has no log-probability to raise or lower; {advice}"
+        )
+        return [problem]
+
+    def _unread(self, run: Run) -> list[str]:
+        """Data and margins that are never read."""
+        problems = []
+        if run.offline.source is not None:
+            problems.append(
+                f"offline.source = {run.offline.source!r} with algorithm.type = {self.type}: it learns from "
+                "the steps in which an image was drawn, and offline images have none; set offline.source=null"
+            )
+        if run.pairing.min_margin > 0 and "pair" not in self.stages:
+            problems.append(
+                f"pairing.min_margin = {run.pairing.min_margin:g} with algorithm.type = {self.type}: it "
+                "makes no pairs of images; set it to 0"
+            )
+        return problems
+
+    def _mixture(self, run: Run) -> list[str]:
+        several = sum(reward.role == "train" for reward in run.rewards) > 1
+        if not (several and self.orders_by_number and run.mixture.kind == "pareto"):
+            return []
+        problem = (
+            f"mixture.kind = pareto with algorithm.type = {self.type}: an order without numbers gives no "
+            "reward to learn from; use zscore or rank, or d3po, which compares two images"
+        )
+        return [problem]
+
+    def _rounding(self, run: Run) -> list[str]:
+        if not run.explore.merge_lora:
+            return []
+        problem = (
+            f"explore.merge_lora = true with algorithm.type = {self.type}: log-probabilities would be "
+            "recorded with merged weights and replayed with adapters, which round differently, so the ratio "
+            "of the two would not be 1 before the first update; set explore.merge_lora=false"
+        )
+        return [problem]
+
+
+class ClippedRatioConfig(TrajectoryConfig):
+    """Policy gradients on exp(log-prob - old log-prob), with log-probs averaged per latent element."""
+
+    clip_range: Positive = 1e-4
+    """The ratio is clipped to 1 plus or minus this. Log-probs are means per latent element: 1e-4 is a change
+    of 1.6 of the true log-ratio at 16,384 elements (DDPO, DPOK, Flow-GRPO: 1e-4)."""

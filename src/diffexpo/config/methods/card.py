@@ -1,0 +1,213 @@
+"""The contract of a training method: its settings are the fields of a class, and what the rooms must know of
+it stands beside them. Imports without torch.
+
+Nothing outside of `config/methods` and `algorithms` knows a method by its name: rules, cost, loops, estimate,
+report and citations ask the card.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import ClassVar, Literal, Protocol
+
+from diffexpo.config.methods.data import Branches, Data, Pairs, TransitionPairs
+from diffexpo.config.methods.improver import ImproverConfig
+from diffexpo.config.schema import (
+    BaselineConfig,
+    EvaluationConfig,
+    ExploreConfig,
+    HybridConfig,
+    MixtureConfig,
+    ModelConfig,
+    OfflineConfig,
+    PairingConfig,
+    PromptConfig,
+    RewardConfig,
+    SamplerConfig,
+    TrainingConfig,
+    TuningConfig,
+)
+from diffexpo.config.section import Section
+
+Work = tuple[str, str | None]
+"""(what it was used for, key of the work in papers.bib; None: no work is known)."""
+
+ONLINE = ("train", "evaluate", "collect", "pair")
+"""Stages of an iteration that learns from what the iterations before it collected."""
+
+
+class Run(Protocol):
+    """The settings of a run, as a card sees them."""
+
+    model: ModelConfig
+    tuning: TuningConfig
+    prompts: PromptConfig
+    explore: ExploreConfig
+    rewards: tuple[RewardConfig, ...]
+    mixture: MixtureConfig
+    pairing: PairingConfig
+    offline: OfflineConfig
+    hybrid: HybridConfig
+    algorithm: MethodConfig
+    training: TrainingConfig
+    evaluation: EvaluationConfig
+    baseline: BaselineConfig
+
+
+class MethodConfig(Section):
+    """Any method: typed settings, and the facts that are declared with them."""
+
+    type: str
+    """The training method."""
+
+    title: ClassVar[str]
+    """Name as its paper writes it."""
+    papers: ClassVar[tuple[str, ...]] = ()
+    """Works to cite for it, by their keys in papers.bib."""
+    stages: ClassVar[tuple[str, ...]] = ONLINE
+    """Stages of an iteration in order. Those after `evaluate` serve the next iteration; the last has none."""
+    first_stages: ClassVar[tuple[str, ...]] = ()
+    """Stages that come once, before all others, as iteration 0."""
+    pairing: ClassVar[Literal["ranked", "data", "improved"]] = "ranked"
+    """How the pair stage makes pairs: best against worst by the rewards, images of the offline data against
+    the model's own, or improved images against those that they were made from."""
+    prompts_of_data: ClassVar[bool] = False
+    """Images are drawn for the prompts of the offline data, not for those of `prompts.source`."""
+    versions_drawn: ClassVar[int] = 1
+    """Images that become of each image drawn for training (2: it is improved)."""
+    group_size: ClassVar[int] = 2
+    """Smallest number of images of one prompt that it can learn from."""
+    restraint: ClassVar[str] = "lower training.learning_rate"
+    """The advice that holds a model closer to where it began."""
+    story: ClassVar[str | None] = None
+    """One sentence on how it learns, where the general one would not do."""
+    learns_at_once: ClassVar[bool] = True
+    """Offline images, if there are any, teach in iteration 1 already."""
+
+    # ---- what it learns from, and with -------------------------------------------------------------------
+
+    @property
+    def data(self) -> Data:
+        """What it learns from."""
+        return Pairs()
+
+    @property
+    def versions(self) -> tuple[str, ...]:
+        """Versions of the weights besides "current" whose prediction the loss looks at: "reference",
+        "old"."""
+        return ()
+
+    @property
+    def measures_batch(self) -> bool:
+        """Whether the loss needs a number of the step's whole batch, from a pass without gradient under
+        "current" and every other version."""
+        return False
+
+    @property
+    def needs_uncertainty(self) -> bool:
+        """Whether pairs carry the spread between scorers."""
+        return False
+
+    @property
+    def initial_loss(self) -> float | None:
+        """The loss where current, reference and old agree; None: not known beforehand."""
+        return None
+
+    @property
+    def start_loss(self) -> float | None:
+        """What a report draws as the start of the loss: ln 2 of a logistic loss; None where it is no such."""
+        return None
+
+    @property
+    def improvement(self) -> ImproverConfig | None:
+        """The improvement model that redraws what was drawn; None: there is none."""
+        return None
+
+    @property
+    def named_files(self) -> tuple[str, ...]:
+        """Files and folders that its settings name."""
+        return ()
+
+    # ---- what follows from it ----------------------------------------------------------------------------
+
+    @property
+    def needs_reference(self) -> bool:
+        """Whether the loss runs the version "reference"."""
+        return "reference" in self.versions
+
+    @property
+    def needs_old_policy(self) -> bool:
+        """Whether the loss runs the version "old", which starts each iteration as a copy of "current"."""
+        return "old" in self.versions
+
+    @property
+    def moves_reference(self) -> bool:
+        """Whether the reference is the previous iterate instead of the base."""
+        return False
+
+    @property
+    def draws_first(self) -> bool:
+        """Whether each iteration draws the images that it learns from, with one agent, keeping every step of
+        the sampler; else it learns from those of the iterations before it."""
+        return self.stages.index("collect") < self.stages.index("train")
+
+    @property
+    def has_pairs(self) -> bool:
+        """Whether it learns from pairs of images that the pair stage makes."""
+        return "pair" in self.stages and self.data.images_per_row == 2
+
+    @property
+    def is_ranked(self) -> bool:
+        """Whether rewards order what was drawn."""
+        return self.pairing == "ranked"
+
+    @property
+    def branches(self) -> Branches | None:
+        """How steps branch into candidates while images are drawn; None: they do not."""
+        return self.data.branches if isinstance(self.data, TransitionPairs) else None
+
+    def learns_from_offline(self, run: Run) -> bool:
+        """Whether iteration 1 has something to train on."""
+        return run.offline.source is not None and self.learns_at_once
+
+    def collects(self, run: Run) -> bool:
+        """Whether any images are drawn for training: from the second iteration on, or in each where it learns
+        from how they were drawn."""
+        return self.draws_first or run.explore.iterations > 1
+
+    def images_of_prompt(self, run: Run) -> int:
+        """Images that are drawn for a prompt in one collection, by all agents."""
+        return run.explore.images_per_prompt * (1 if self.draws_first else 2)
+
+    # ---- what it says of a run ---------------------------------------------------------------------------
+
+    def problems(self, run: Run) -> list[str]:
+        """Every contradiction of the method with the rest of the settings, one line each."""
+        return []
+
+    def notes(self, run: Run) -> list[str]:
+        """What is allowed but worth knowing before spending time, one sentence each."""
+        return []
+
+    def one_size_reason(self) -> str | None:
+        """Why all images must have one size, ending with what to do besides leaving `model.buckets` empty;
+        None: they need not."""
+        return None
+
+    def works(self, run: Run) -> Iterator[Work]:
+        """Works that the run used because of its method."""
+        for key in self.papers:
+            yield f"method {self.title}", key
+
+    def evaluations_per_image(self, sampler: SamplerConfig, evaluations: int) -> int:
+        """Network evaluations of drawing an image for training, where the sampler alone takes
+        `evaluations`."""
+        return evaluations
+
+    def stage_costs(self, run: Run, images: int) -> Mapping[str, int]:
+        """Network evaluations of its own stages: "drawing" for `images` images, "training" once."""
+        return {"drawing": 0, "training": 0}
+
+    def plan(self, run: Run) -> Mapping[str, str]:
+        """What its own stages do, in words, by stage."""
+        return {}

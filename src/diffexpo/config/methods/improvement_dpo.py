@@ -1,0 +1,106 @@
+"""Iterative DPO with an improvement model: settings and facts."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import ClassVar, Literal
+
+from diffexpo.config.methods.card import Run
+from diffexpo.config.methods.diffusion_dpo import DiffusionDpoConfig
+from diffexpo.config.methods.improver import ImproverConfig
+from diffexpo.config.methods.spin import own_losers
+from diffexpo.config.section import Positive
+
+
+class ImprovementDpoConfig(DiffusionDpoConfig):
+    """Iterative DPO with an improvement model: losers are the model's own images, winners what the
+    improvement model makes of them."""
+
+    type: Literal["improvement_dpo"] = "improvement_dpo"
+    """The training method."""
+    beta: Positive = 2000.0
+    """As in Diffusion-DPO, with beta/2 on mean errors (the paper: 2000, T merged)."""
+    improver: ImproverConfig = ImproverConfig()
+    """The improvement model."""
+    filter_by_reward: bool = False
+    """Keep a pair only if the train rewards too score the improved image above its loser (an ablation; the
+    paper has no rewards)."""
+
+    title: ClassVar[str] = "Improvement DPO"
+    papers: ClassVar[tuple[str, ...]] = (
+        "improvement_model",
+        "wallace2024diffusiondpo",
+        "brooks2023instructpix2pix",
+    )
+    first_stages: ClassVar[tuple[str, ...]] = ("improver",)
+    stages: ClassVar[tuple[str, ...]] = ("train", "evaluate", "collect", "improve", "pair")
+    pairing: ClassVar[Literal["improved"]] = "improved"
+    versions_drawn: ClassVar[int] = 2
+    group_size: ClassVar[int] = 1
+    story: ClassVar[str] = "an improvement model redraws the model's own images, and the improved image wins."
+
+    @property
+    def improvement(self) -> ImproverConfig:
+        return self.improver
+
+    @property
+    def start_loss(self) -> float:
+        return math.log(2)
+
+    def learns_from_offline(self, run: Run) -> bool:
+        """Offline pairs of weight 0 train the improvement model only."""
+        return super().learns_from_offline(run) and run.hybrid.offline_weight > 0
+
+    def problems(self, run: Run) -> list[str]:
+        improver, problems = self.improver, super().problems(run)
+        head = "with algorithm.type = improvement_dpo"
+        if run.offline.source is None and improver.path is None:
+            problems.append(
+                f"offline.source = null {head}: the improvement model learns from offline pairs; name some, "
+                "or a trained one in algorithm.improver.path"
+            )
+        problems += own_losers(run, head)
+        if self.needs_uncertainty:
+            problems.append(
+                f"algorithm.uncertainty = {self.uncertainty} {head}: no rewards rank its pairs, so there is "
+                "no spread between them; set uncertainty: off"
+            )
+        if self.filter_by_reward and not any(reward.role == "train" for reward in run.rewards):
+            problems.append(
+                f"algorithm.filter_by_reward = true {head}: no reward has role: train, so nothing can "
+                "filter; add one"
+            )
+        total = sum(improver.task_probabilities)
+        if abs(total - 1) > 1e-6:
+            problems.append(
+                f"algorithm.improver.task_probabilities add up to {total:g}: expected 1, e.g. [0.8, 0.1, 0.1]"
+            )
+        if improver.batch_size % improver.micro_batch_size:
+            problems.append(
+                f"algorithm.improver.micro_batch_size = {improver.micro_batch_size} does not divide "
+                f"algorithm.improver.batch_size = {improver.batch_size}"
+            )
+        return problems
+
+    def one_size_reason(self) -> str:
+        return "distances between improved images and losers are measured over latents of one shape;"
+
+    def stage_costs(self, run: Run, images: int) -> Mapping[str, int]:
+        """Three predictions a step where double guidance acts, else one; training takes a forward and its
+        backward on each pair, unless a trained model is given."""
+        improver = self.improver
+        is_single = (improver.image_scale, improver.text_scale) in ((1.0, 1.0), (1.0, 0.0))
+        steps = improver.sampler_steps or run.explore.sampler.steps
+        training = 3 * improver.steps * improver.batch_size if improver.path is None else 0
+        return {"drawing": images * steps * (1 if is_single else 3), "training": training}
+
+    def plan(self, run: Run) -> Mapping[str, str]:
+        improver = self.improver
+        steps = f"{improver.steps} steps x {improver.batch_size} offline pairs"
+        scales = f"text scale {improver.text_scale:g}, image scale {improver.image_scale:g}"
+        return {
+            "improver": improver.path or steps,
+            "improve": f"every image, {scales}",
+            "pair": "improved images against their losers",
+        }
