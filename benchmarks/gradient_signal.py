@@ -29,6 +29,7 @@ from torch import Tensor
 
 from diffexpo.assembly.objects import build_policy
 from diffexpo.config import RunConfig, read_resolved
+from diffexpo.data.rows import Pair
 from diffexpo.data.store import Store
 from diffexpo.diffusion.objectives import pair_errors
 from diffexpo.rng import keyed_order, torch_generator
@@ -37,27 +38,27 @@ from diffexpo.types import Policy
 KINDS = ("attn2", "attn1", "ff", "time_emb", "norm", "conv")
 
 
-def read_pairs(policy: Policy, run: Path, limit: int) -> list[dict[str, object]]:
+def read_pairs(policy: Policy, run: Path, limit: int) -> list[Pair]:
     """The run's online pairs with two latents and a prompt each, in keyed order."""
     store = Store(run / "store", create=False)
-    rows = {str(row["pair_id"]): row for row in store.pairs() if row["source"] != "offline"}
+    rows = {row.pair_id: row for row in store.pairs() if row.source != "offline"}
     if not rows:
         raise SystemExit(f"{run}: no online pairs; expected a run with at least two iterations")
     return [rows[key] for key in keyed_order(rows, 0, "gradient signal")[:limit]]
 
 
 def chunk_gradient(
-    policy: Policy, store: Store, rows: list[dict[str, object]], low: float, high: float, name: str
+    policy: Policy, store: Store, rows: list[Pair], low: float, high: float, name: str
 ) -> Tensor:
     """Flat gradient of mean(loser error - winner error) over the rows, t stratified over [low, high)."""
     size = len(rows)
     generator = torch_generator(0, "gradient signal", name)
-    winner = torch.from_numpy(store.latents([str(row["winner_id"]) for row in rows]))
-    loser = torch.from_numpy(store.latents([str(row["loser_id"]) for row in rows]))
+    winner = torch.from_numpy(store.latents([row.winner_id for row in rows]))
+    loser = torch.from_numpy(store.latents([row.loser_id for row in rows]))
     t = low + (high - low) * (torch.randperm(size, generator=generator) + 0.5) / size
     eps = torch.randn(winner.shape, generator=generator)
     with torch.no_grad():
-        conditioning = policy.encode_prompts([str(row["prompt"]) for row in rows])
+        conditioning = policy.encode_prompts([row.prompt for row in rows])
     parameters = list(policy.weights.trainable().values())
     with policy.weights.use("current"):
         winner_error, loser_error = pair_errors(policy, winner, loser, eps, t, conditioning)

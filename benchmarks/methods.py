@@ -19,6 +19,7 @@ import os
 import platform
 import subprocess
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 import matplotlib
@@ -37,6 +38,14 @@ METHODS = (
     "ddpo", "ddpo_compressibility", "dpok", "d3po", "spo", "spo_compressibility", "prdp", "flow_grpo", "expo_flow",
 )  # fmt: skip
 EVALUATION = ("evaluation.every_iteration=false", "baseline.offline_dpo=false")
+
+
+@dataclass(frozen=True)
+class Scored:
+    """What is read of a collected sample."""
+
+    prompt: str
+    rewards: dict[str, float]
 
 
 def run_recipe(name: str, folder: Path, settings: list[str]) -> None:
@@ -86,8 +95,8 @@ def drawn_curve(run: RunRecord, own: str) -> list[dict[str, float]]:
     spent: list[float] = []
     for number in (k for stage, k in store.completed() if stage == "collect"):
         by_prompt: dict[str, list[float]] = {}
-        for row in store.samples(number, columns=("prompt", "rewards")):
-            by_prompt.setdefault(str(row["prompt"]), []).append(float(row["rewards"][own]))
+        for row in store.samples(number, view=Scored):
+            by_prompt.setdefault(row.prompt, []).append(row.rewards[own])
         means.append({prompt: float(np.nanmean(values)) for prompt, values in by_prompt.items()})
         spent.append(
             total(run, "cost/network_evaluations", number) - total_of(run, number, from_collect=True)

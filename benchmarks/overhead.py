@@ -42,6 +42,7 @@ from diffexpo.config.schema import (
 )
 from diffexpo.data.latents import PromptEmbeddings
 from diffexpo.data.pairs import PairLoader, PairSource
+from diffexpo.data.rows import Pair, Sample
 from diffexpo.data.store import Store
 from diffexpo.diffusion.objectives import NoiseDraw
 from diffexpo.online.collect import draw_latents
@@ -59,28 +60,12 @@ def make_store(root: Path, shape: tuple[int, int, int]) -> Store:
     store, draw = Store(root), np.random.default_rng(0)
     samples, pairs, latents = [], [], []
     for index in range(PAIRS * STEPS):
+        shared = {"prompt_id": f"p{index}", "prompt": f"noto cat {index}", "source": "offline"}
         for side in ("winner", "loser"):
-            samples.append(
-                {
-                    "sample_id": f"{side}-{index}",
-                    "prompt_id": f"p{index}",
-                    "prompt": f"noto cat {index}",
-                    "agent": "offline",
-                    "source": "offline",
-                }
-            )
+            samples.append(Sample(sample_id=f"{side}-{index}", agent="offline", **shared))
             latents.append(draw.normal(size=shape).astype(np.float32))
-        pairs.append(
-            {
-                "pair_id": f"pair-{index}",
-                "prompt_id": f"p{index}",
-                "prompt": f"noto cat {index}",
-                "winner_id": f"winner-{index}",
-                "loser_id": f"loser-{index}",
-                "judge": "none",
-                "source": "offline",
-            }
-        )
+        names = {"winner_id": f"winner-{index}", "loser_id": f"loser-{index}"}
+        pairs.append(Pair(pair_id=f"pair-{index}", judge="none", **names, **shared))
     store.append_unit(0, 0, 0, samples, np.stack(latents), stage="offline")
     store.append_pairs(0, 0, pairs, stage="offline")
     store.write_manifest("offline", 0, {})

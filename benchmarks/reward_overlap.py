@@ -120,7 +120,7 @@ class World:
             "seconds": seconds,
             "scorer": sum(spent),
             "waited": sum(waited),
-            "store": (rows, store.latents([row["sample_id"] for row in rows])),
+            "store": (rows, store.latents([row.sample_id for row in rows])),
         }
 
 

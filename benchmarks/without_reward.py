@@ -415,7 +415,7 @@ def label_agreement(folder: Path, policy: Policy, scorers: Sequence, sizes: Size
     implicit one has learned from these pairs."""
     store = Store(folder / "store", create=False)
     pairs = store.pairs(source="offline")[: sizes.agreement_prompts * 2]
-    texts = [str(pair["prompt"]) for pair in pairs]
+    texts = [pair.prompt for pair in pairs]
     sides = []
     for side in ("winner_id", "loser_id"):
         latents = torch.from_numpy(store.latents([str(pair[side]) for pair in pairs]))

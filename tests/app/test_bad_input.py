@@ -269,7 +269,7 @@ def test_bad_rows_are_left_out_and_counted_and_the_run_goes_on(command, world, b
         "no caption": 1,
         "prompt too long": 1,
     }
-    scores = {row["sample_id"]: row["rewards"]["brightness"] for row in store.samples(1)}
+    scores = {row.sample_id: row.rewards["brightness"] for row in store.samples(1)}
     failed = sum(not np.isfinite(score) for score in scores.values())
     assert 0 < failed < len(scores) == 32
     lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
@@ -279,7 +279,7 @@ def test_bad_rows_are_left_out_and_counted_and_the_run_goes_on(command, world, b
     pairs = store.pairs(1)
     assert pairs
     for pair in pairs:
-        assert np.isfinite(scores[pair["winner_id"]]) and np.isfinite(scores[pair["loser_id"]])
+        assert np.isfinite(scores[pair.winner_id]) and np.isfinite(scores[pair.loser_id])
     assert store.verify() > 0
 
 
@@ -289,8 +289,8 @@ def test_a_run_without_offline_pairs_explores_with_the_base_first(command, world
     assert done.code == 0, done.err
     assert "no offline pairs, so the base model explores" in done.out
     store = Store(run_dir / "store")
-    assert {pair["source"] for pair in store.pairs()} == {"online"}
-    assert len({row["weights"] for row in store.samples(1)}) == 1
+    assert {pair.source for pair in store.pairs()} == {"online"}
+    assert len({row.weights for row in store.samples(1)}) == 1
     first, second = weights(run_dir).values()
     assert first != second and (run_dir / "report.html").is_file()
 

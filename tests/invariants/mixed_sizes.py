@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from diffexpo.config import RunConfig
+from diffexpo.data.rows import Pair, Sample
 from diffexpo.data.store import Store
 from diffexpo.online import iterate, rollout
 from diffexpo.online.iterate import Loop
@@ -68,12 +69,14 @@ def add_pairs(store: Store, count: int) -> None:
         shared = {"prompt_id": prompt.id, "prompt": prompt.text, "source": "offline"}
         ids = [f"offline-{row:04d}-{place}" for place in range(2)]
         height, width = SIZES[which]
-        size = {"height": height, "width": width}
-        samples += [shared | size | {"sample_id": name, "agent": "offline"} for name in ids]
+        samples += [
+            Sample(sample_id=name, agent="offline", height=height, width=width, **shared) for name in ids
+        ]
         latents |= dict(zip(ids, both.numpy(), strict=True))
         winner, loser = (ids[place] for place in order)
-        names = {"pair_id": f"offline-{row:04d}", "winner_id": winner, "loser_id": loser, "judge": "truth"}
-        pairs.append(shared | names)
+        pairs.append(
+            Pair(pair_id=f"offline-{row:04d}", winner_id=winner, loser_id=loser, judge="truth", **shared)
+        )
     store.append_collection(0, 0, samples, latents, stage="offline")
     store.append_pairs(0, 0, pairs, stage="offline")
     store.write_manifest("offline", 0, {})

@@ -32,6 +32,7 @@ import torch
 
 from diffexpo.config import RunConfig
 from diffexpo.config.schema import TrainingConfig
+from diffexpo.data.rows import Sample
 from diffexpo.data.trajectories import Trajectories
 from diffexpo.errors import DataError, TrainingError
 from diffexpo.online import iterate, rollout
@@ -92,7 +93,7 @@ def make_collected(name: str, rewards: np.ndarray, folder: Path, **algorithm: ob
     loop = make_loop(config, policy, folder, offline_pairs=24)
     loop.embeddings.add(["", *(prompt.text for prompt in PROMPTS)])
     rows = [
-        sample_row(config, group, place, float(reward), rewards.shape[1])
+        make_sample(config, group, place, float(reward), rewards.shape[1])
         for group, values in enumerate(rewards)
         for place, reward in enumerate(values)
     ]
@@ -109,20 +110,19 @@ def make_collected(name: str, rewards: np.ndarray, folder: Path, **algorithm: ob
     return loop
 
 
-def sample_row(config: RunConfig, group: int, place: int, reward: float, images: int) -> dict[str, object]:
-    agent = ("main", "exploration")[place % 2]
-    return {
-        "sample_id": f"0001-{group:06d}-{place:02d}",
-        "group": group,
-        "prompt_id": PROMPTS[group].id,
-        "prompt": PROMPTS[group].text,
-        "agent": agent,
-        "batch_size": images,
-        "batch_position": group * images + place,
-        "sampler": json.dumps(config.explore.sampler.model_dump() | {"append_negatives": False}),
-        "rewards": {"near": reward},
-        "source": "online",
-    }
+def make_sample(config: RunConfig, group: int, place: int, reward: float, images: int) -> Sample:
+    return Sample(
+        sample_id=f"0001-{group:06d}-{place:02d}",
+        group=group,
+        prompt_id=PROMPTS[group].id,
+        prompt=PROMPTS[group].text,
+        agent=("main", "exploration")[place % 2],
+        batch_size=images,
+        batch_position=group * images + place,
+        sampler=json.dumps(config.explore.sampler.model_dump() | {"append_negatives": False}),
+        rewards={"near": reward},
+        source="online",
+    )
 
 
 def learned_images(name: str, loop: Loop) -> tuple[list[Batch], set[str]]:
@@ -142,7 +142,7 @@ def learned_images(name: str, loop: Loop) -> tuple[list[Batch], set[str]]:
 def group_of(name: str, loop: Loop) -> int:
     """The prompt's number of an image, of a couple of images or of a stored pair."""
     if name.startswith("pair-"):
-        name = next(str(row["loser_id"]) for row in loop.store.pairs(1) if row["pair_id"] == name)
+        name = next(row.loser_id for row in loop.store.pairs(1) if row.pair_id == name)
     return int(name.split("-")[1])
 
 
@@ -273,7 +273,7 @@ def test_candidates_that_are_tied_or_failed_make_no_pair(tmp_path: Path) -> None
         loop, 1, Trajectories(tmp_path / "trajectories/iteration-0001")
     )
     names = {key.split(":")[0] for step in range(20) for key in loader.batch(step).keys}
-    prompts = {str(row["prompt"]) for row in loop.store.samples(1) if row["sample_id"] in names}
+    prompts = {row.prompt for row in loop.store.samples(1) if row.sample_id in names}
     assert prompts == {told_apart}
     row = next(row for row in read_metrics(tmp_path / "metrics.jsonl") if row["phase"] == "collect")
     assert 0 < row["pairs/kept_fraction"] <= 1 / 3

@@ -78,21 +78,21 @@ def test_every_pair_is_an_image_of_the_model_and_what_was_made_of_it(truth: Path
     store = Store(truth / "store", create=False)
     improver = store.manifest("improver", 0)["weights"]
     for iteration in (1, 2):
-        pairs, samples = store.pairs(iteration), {row["sample_id"]: row for row in store.samples(iteration)}
+        pairs, samples = store.pairs(iteration), {row.sample_id: row for row in store.samples(iteration)}
         assert len(pairs) == 8 == len(samples) / 2
         for pair in pairs:
-            winner, loser = samples[pair["winner_id"]], samples[pair["loser_id"]]
-            assert winner["improved_from"] == loser["sample_id"] and loser["improved_from"] is None
-            assert (winner["agent"], loser["agent"], pair["source"]) == (
+            winner, loser = samples[pair.winner_id], samples[pair.loser_id]
+            assert winner.improved_from == loser.sample_id and loser.improved_from is None
+            assert (winner.agent, loser.agent, pair.source) == (
                 "improver",
                 "exploration",
                 "improved",
             )
-            assert (winner["prompt"], winner["group"]) == (loser["prompt"], loser["group"])
-            assert winner["weights"] == improver != loser["weights"]
-            assert set(winner["rewards"]) == set(loser["rewards"]) == {"brightness", "kilobytes"}
-            history = store.lineage(pair["pair_id"])
-            assert history["winner"]["improved_from"] == history["loser"]["sample_id"]
+            assert (winner.prompt, winner.group) == (loser.prompt, loser.group)
+            assert winner.weights == improver != loser.weights
+            assert set(winner.rewards) == set(loser.rewards) == {"brightness", "kilobytes"}
+            history = store.lineage(pair.pair_id)
+            assert history.winner.improved_from == history.loser.sample_id
     assert store.verify() > 0
 
 
@@ -155,7 +155,7 @@ def test_two_processes_equal_one(world: Path, truth: Path, tmp_path: Path) -> No
 
 def test_a_winner_is_drawn_again_bit_for_bit_from_its_row(truth: Path, tmp_path: Path) -> None:
     store = Store(truth / "store", create=False)
-    winners = [row["winner_id"] for row in store.pairs(2)]
+    winners = [row.winner_id for row in store.pairs(2)]
     for name in (winners[0], winners[-1]):
         done = assembly.regenerate(truth, name, tmp_path / "out.png")
         assert done["latents"] == "identical", done
@@ -168,8 +168,8 @@ def test_a_trained_model_is_given_to_another_run_and_improves_alike(
     run(world, folder, f"algorithm.improver.path={truth / 'improver'}", "explore.iterations=2")
     first, second = (Store(path / "store", create=False) for path in (truth, folder))
     assert first.manifest("improver", 0)["weights"] == second.manifest("improver", 0)["weights"]
-    names = [row["winner_id"] for row in first.pairs(1)]
-    assert names == [row["winner_id"] for row in second.pairs(1)]
+    names = [row.winner_id for row in first.pairs(1)]
+    assert names == [row.winner_id for row in second.pairs(1)]
     assert np.array_equal(first.latents(names), second.latents(names))
     assert run_cost(load_config([folder / "config.yaml"]).config).training == 4 * 4 * 8
 
@@ -178,11 +178,11 @@ def test_the_filter_keeps_agreeing_pairs_and_offline_pairs_may_join(world: Path,
     folder = tmp_path / "run"
     run(world, folder, "algorithm.filter_by_reward=true", "hybrid.offline_weight=0.5", "explore.iterations=2")
     store = Store(folder / "store", create=False)
-    samples = {row["sample_id"]: row for row in store.samples(1)}
+    samples = {row.sample_id: row for row in store.samples(1)}
     payload = store.manifest("pair", 1)
     assert payload["pairs/count"] + payload["pairs/dropped_filter"] + payload["pairs/dropped_nan"] == 8
     for pair in store.pairs(1):
-        assert pair["margin"] > 0 and samples[pair["winner_id"]]["improved_from"] == pair["loser_id"]
+        assert pair.margin > 0 and samples[pair.winner_id].improved_from == pair.loser_id
     assert [row["iteration"] for row in lines(folder) if row["phase"] == "train"] == [1] * 4 + [2] * 4
 
 

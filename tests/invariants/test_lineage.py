@@ -11,17 +11,17 @@ from tests.invariants.conftest import diffexpo
 def test_a_sample_is_regenerated_bit_for_bit(truth, tmp_path):
     store = Store(truth / "store")
     rows = store.samples(2)
-    chosen = [rows[0], rows[len(rows) // 2], rows[-1], next(row for row in rows if row["negative_prompt"])]
+    chosen = [rows[0], rows[len(rows) // 2], rows[-1], next(row for row in rows if row.negative_prompt)]
     for row in chosen[:2]:
-        done = diffexpo("data", "regenerate", truth, row["sample_id"], tmp_path / "out.png")
+        done = diffexpo("data", "regenerate", truth, row.sample_id, tmp_path / "out.png")
         assert "identical" in done.out
     assert (tmp_path / "out.png").stat().st_size > 0
 
 
 def test_inspect_prints_a_pairs_history(truth):
     pair = next(pair for pair in Store(truth / "store").pairs(2))
-    done = diffexpo("data", "inspect", truth, pair["pair_id"])
-    for text in (pair["winner_id"], pair["loser_id"], "brightness", "seed"):
+    done = diffexpo("data", "inspect", truth, pair.pair_id)
+    for text in (pair.winner_id, pair.loser_id, "brightness", "seed"):
         assert str(text) in done.out
 
 
@@ -42,6 +42,6 @@ def test_verify_finds_a_changed_byte(truth, tmp_path):
 def test_latents_in_the_store_are_what_pairs_train_on(truth):
     store = Store(truth / "store")
     pair = store.pairs(1)[0]
-    latent = store.latent(pair["winner_id"])
+    latent = store.latent(pair.winner_id)
     assert latent.dtype == np.float32 and np.isfinite(latent).all()
-    assert json.loads(store.sample(pair["winner_id"])["seed_key"])[0] == 7
+    assert json.loads(store.sample(pair.winner_id).seed_key)[0] == 7

@@ -50,9 +50,9 @@ def test_a_killed_run_with_merged_drawing_ends_with_the_same_bits(
 def test_its_samples_are_drawn_again_bit_for_bit(merged: Path, tmp_path: Path) -> None:
     rows = Store(merged / "store", create=False).samples(1)
     for agent in ("main", "exploration"):
-        row = next(row for row in rows if row["agent"] == agent)
-        assert json.loads(row["sampler"])["merged"] is True
-        found = assembly.regenerate(merged, row["sample_id"], tmp_path / "out.png")
+        row = next(row for row in rows if row.agent == agent)
+        assert json.loads(row.sampler)["merged"] is True
+        found = assembly.regenerate(merged, row.sample_id, tmp_path / "out.png")
         assert found["latents"] == "identical", found
 
 

@@ -229,13 +229,13 @@ def test_spin_sets_data_against_own_images_of_the_same_prompt(world: Path, tmp_p
     store = Store(folder / "store")
     winners: dict[str, set[str]] = {}
     for row in store.pairs(source="offline"):
-        winners.setdefault(row["prompt"], set()).add(row["winner_id"])
+        winners.setdefault(row.prompt, set()).add(row.winner_id)
     pairs = store.pairs(1)
-    own = {row["sample_id"]: row for row in store.samples(1)}
+    own = {row.sample_id: row for row in store.samples(1)}
     assert (
         len(pairs) == len(own) == config.explore.prompts_per_iteration * 2 * config.explore.images_per_prompt
     )
-    assert {row["loser_id"] for row in pairs} == set(own)
+    assert {row.loser_id for row in pairs} == set(own)
     for row in pairs:
-        assert row["source"] == "self_play"
-        assert row["winner_id"] in winners[row["prompt"]] and own[row["loser_id"]]["prompt"] == row["prompt"]
+        assert row.source == "self_play"
+        assert row.winner_id in winners[row.prompt] and own[row.loser_id].prompt == row.prompt

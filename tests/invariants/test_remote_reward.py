@@ -110,7 +110,7 @@ def collected(root: Path, scorer, tick=no_tick) -> tuple[list, np.ndarray, list]
     pairs, _ = make_pairs(
         groups, stack_rewards(groups)["judge"], iteration=2, seed=7, judge="judge", min_margin=0.0
     )
-    return rows, store.latents([row["sample_id"] for row in rows]), pairs
+    return rows, store.latents([row.sample_id for row in rows]), pairs
 
 
 @pytest.fixture(scope="module")
@@ -171,10 +171,10 @@ def test_an_image_without_a_score_is_left_out_and_counted(clean: tuple, tmp_path
     with ScoreServer(Exact(likes_birds=False), "python") as server:
         far = RemoteReward("judge", server.url, service)
         rows, _, pairs = collected(tmp_path, far)
-    birds = [row for row in rows if row["prompt"] == "a bird"]
-    assert len(birds) == 6 and all(np.isnan(row["rewards"]["judge"]) for row in birds)
+    birds = [row for row in rows if row.prompt == "a bird"]
+    assert len(birds) == 6 and all(np.isnan(row.rewards["judge"]) for row in birds)
     assert far.budget.num_failed == collection_metrics(rows)["rollout/reward/judge/failed"] == 6
-    assert pairs == [pair for pair in clean[2] if pair["prompt"] != "a bird"]
+    assert pairs == [pair for pair in clean[2] if pair.prompt != "a bird"]
 
 
 def test_a_server_that_stays_away_stops_the_run_and_a_resume_completes_it(

@@ -206,8 +206,7 @@ def test_two_processes_equal_one(runs, tmp_path, method):
     folder = tmp_path / "run"
     in_two_processes("run", recipe, "--out", folder)
     rows = [
-        {row["sample_id"]: row["seed_key"] for row in Store(path / "store").samples(1)}
-        for path in (folder, truth)
+        {row.sample_id: row.seed_key for row in Store(path / "store").samples(1)} for path in (folder, truth)
     ]
     assert rows[0] == rows[1]
     # From the second iteration on images are drawn with weights that differ by rounding.
@@ -220,7 +219,7 @@ def test_two_processes_equal_one(runs, tmp_path, method):
 def test_a_sample_is_regenerated_bit_for_bit(runs, tmp_path):
     for method in ("ddpo", "flow_grpo"):
         _, folder = runs[method]
-        name = Store(folder / "store").samples(2)[3]["sample_id"]
+        name = Store(folder / "store").samples(2)[3].sample_id
         assert assembly.regenerate(folder, name, tmp_path / "out.png")["latents"] == "identical"
 
 

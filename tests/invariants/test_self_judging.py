@@ -73,16 +73,16 @@ def check_pairs(folder: Path, iterations: tuple[int, ...]) -> None:
         scores: dict[int, list[float]] = {}
         by_id = {}
         for row in store.samples(iteration):
-            assert np.isfinite(row["rewards"]["own"]) and np.isfinite(row["rewards"]["brightness"])
-            scores.setdefault(row["group"], []).append(row["rewards"]["own"])
-            by_id[row["sample_id"]] = row
+            assert np.isfinite(row.rewards["own"]) and np.isfinite(row.rewards["brightness"])
+            scores.setdefault(row.group, []).append(row.rewards["own"])
+            by_id[row.sample_id] = row
         assert len({value for values in scores.values() for value in values}) > 4
         pairs = store.pairs(iteration)
         assert len(pairs) == 4
         for pair in pairs:
-            winner, loser = by_id[pair["winner_id"]], by_id[pair["loser_id"]]
-            values = scores[winner["group"]]
-            assert (winner["rewards"]["own"], loser["rewards"]["own"]) == (max(values), min(values))
+            winner, loser = by_id[pair.winner_id], by_id[pair.loser_id]
+            values = scores[winner.group]
+            assert (winner.rewards["own"], loser.rewards["own"]) == (max(values), min(values))
 
 
 def test_a_trained_run_judges_and_the_policy_moves(judged: Path) -> None:
@@ -92,7 +92,7 @@ def test_a_trained_run_judges_and_the_policy_moves(judged: Path) -> None:
     for line in lines:
         assert line["rollout/conflict/brightness:own/disagreement"] is not None
         rows = Store(judged / "store", create=False).samples(int(line["iteration"]))
-        main = [row["rewards"]["own"] for row in rows if row["agent"] == "main"]
+        main = [row.rewards["own"] for row in rows if row.agent == "main"]
         assert line["rollout/agent/main/reward"] == pytest.approx(np.mean(main))  # the reward that ranks
     suite = load_suite(judged / "eval" / "iteration-3")
     assert suite.roles == {"told_late": "heldout", "own": "train", "brightness": "watch"}
@@ -107,8 +107,8 @@ def test_stored_scores_come_again_bit_for_bit_from_stored_latents(judged: Path) 
     judge = open_judge(judged, config.rewards[0])
     store = Store(judged / "store", create=False)
     for row in store.samples(2):
-        latents = torch.from_numpy(store.latents([row["sample_id"]]))
-        assert float(judge.score_latents(latents, [row["prompt"]])[0]) == row["rewards"]["own"]
+        latents = torch.from_numpy(store.latents([row.sample_id]))
+        assert float(judge.score_latents(latents, [row.prompt])[0]) == row.rewards["own"]
     check_same_judges(judged / "eval" / "base", [judge])
     other = config.rewards[0].model_copy(update={"self_judge": SelfJudgeConfig(draws=2)})
     with pytest.raises(ResumeError, match="reward 'own' is no longer the judge"):
@@ -120,8 +120,8 @@ def test_an_export_judges_as_its_run_and_other_folders_are_refused(
 ) -> None:
     store = Store(judged / "store", create=False)
     rows = store.samples(1)[:4]
-    latents = torch.from_numpy(store.latents([row["sample_id"] for row in rows]))
-    texts = [row["prompt"] for row in rows]
+    latents = torch.from_numpy(store.latents([row.sample_id for row in rows]))
+    texts = [row.prompt for row in rows]
     lora = tmp_path / "lora"
     run(world, lora, *OFFLINE, "tuning={kind: lora, lora: {rank: 2, alpha: 4}}")
     for folder in (trained, lora):
@@ -170,16 +170,16 @@ def test_spo_and_the_filter_of_improved_pairs_take_self_judges(world: Path, tmp_
         "algorithm={type: spo, num_candidates: 2, first_transition: 1, threshold: 0.0}",
     )  # fmt: skip
     store = Store(spo / "store", create=False)
-    assert all(np.isfinite(row["rewards"]["own"]) for row in store.samples(1))
+    assert all(np.isfinite(row.rewards["own"]) for row in store.samples(1))
     improved = tmp_path / "improved"
     run(
         world, improved, *QUICK, told, "explore.iterations=2", "explore.agents=1", "explore.negatives.source=null",
         "algorithm={type: improvement_dpo, beta: 200.0, filter_by_reward: true}", "hybrid={offline_weight: 1, decay: 0}",
         "algorithm.improver={steps: 2, batch_size: 4, micro_batch_size: 4, learning_rate: 1e-3}",
     )  # fmt: skip
-    rows = {row["sample_id"]: row for row in Store(improved / "store", create=False).samples(1)}
+    rows = {row.sample_id: row for row in Store(improved / "store", create=False).samples(1)}
     pairs = Store(improved / "store", create=False).pairs(1)
     assert len(rows) == 32
     for pair in pairs:
-        gap = rows[pair["winner_id"]]["rewards"]["own"] - rows[pair["loser_id"]]["rewards"]["own"]
-        assert gap > 0 and pair["margin"] == pytest.approx(gap)
+        gap = rows[pair.winner_id].rewards["own"] - rows[pair.loser_id].rewards["own"]
+        assert gap > 0 and pair.margin == pytest.approx(gap)

@@ -76,8 +76,8 @@ def test_agents_draw_from_the_start_and_a_resumed_run_does_not_need_its_source(
     run(world, folder, *settings)
     assert weights(folder) == weights(truth)
     row = Store(folder / "store", create=False).samples(1)[0]
-    assert row["agent"] in ("main", "exploration")
-    assert regenerate(folder, row["sample_id"], tmp_path / "again.png")["latents"] == "identical"
+    assert row.agent in ("main", "exploration")
+    assert regenerate(folder, row.sample_id, tmp_path / "again.png")["latents"] == "identical"
     # Without offline pairs iteration 1 trains nothing: what it keeps is the start, not the base.
     kept, first = (
         read_tensors(folder / "checkpoints" / f"weights-000{number}.safetensors") for number in (0, 1)

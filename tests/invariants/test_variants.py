@@ -63,7 +63,7 @@ def test_a_variant_runs_whole(world, tmp_path, settings):
     rows = store.samples(1)
     images = 2 * config.explore.images_per_prompt
     assert len(rows) == config.explore.prompts_per_iteration * images
-    assert {row["agent"] for row in rows} == (
+    assert {row.agent for row in rows} == (
         {"exploration"} if config.explore.agents == 1 else {"main", "exploration"}
     )
     one, two = (load_file(folder / "checkpoints" / f"weights-{t:04d}.safetensors") for t in (1, last))
@@ -77,7 +77,7 @@ def test_negative_prompts_reach_who_they_should(world, tmp_path):
     run(world, folder, ["explore.negatives.agents=exploration", "explore.negatives.initial=1.0"])
     by_agent = {"main": [], "exploration": []}
     for row in Store(folder / "store").samples(1):
-        by_agent[row["agent"]].append(bool(row["negative_prompt"]))
+        by_agent[row.agent].append(bool(row.negative_prompt))
     assert all(by_agent["exploration"]) and not any(by_agent["main"])
 
 

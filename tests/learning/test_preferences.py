@@ -124,7 +124,7 @@ def test_the_online_loop_beats_one_offline_iteration(path, tuning, alpha, tmp_pa
     assert standard_errors(rewards[3], rewards[1]) > 10
     assert policy.weights.fingerprint("base") == policy.weights.fingerprint("reference") == reference
     assert [len(loop.store.samples(iteration)) for iteration in (1, 2)] == [192, 192]
-    assert {pair["source"] for pair in loop.store.pairs()} == {"offline", "online"}
+    assert {pair.source for pair in loop.store.pairs()} == {"offline", "online"}
 
     # Not because it trained longer: as many network evaluations spent on the offline pairs alone fall short too.
     steps = offline_steps_of_equal_cost(config)

@@ -16,6 +16,7 @@ from diffexpo.config import RunConfig
 from diffexpo.config.methods import MethodConfig
 from diffexpo.config.schema import RewardConfig, SamplerConfig, TrainingConfig, TuningConfig
 from diffexpo.data.latents import PromptEmbeddings
+from diffexpo.data.rows import Pair, Sample
 from diffexpo.data.store import Store
 from diffexpo.diffusion import Path, sample
 from diffexpo.diffusion.kernels import add_noise
@@ -285,14 +286,12 @@ def add_offline_pairs(store: Store, count: int) -> None:
     samples, pairs = [], []
     for row in range(count):
         prompt = PROMPTS[row % len(PROMPTS)]
-        shared = {"prompt_id": prompt.id, "prompt": prompt.text}
+        shared = {"prompt_id": prompt.id, "prompt": prompt.text, "source": "offline"}
         ids = [f"offline-{row:04d}-{place}" for place in range(2)]
-        samples += [shared | {"sample_id": name, "agent": "offline", "source": "offline"} for name in ids]
+        samples += [Sample(sample_id=name, agent="offline", **shared) for name in ids]
         winner, loser = (ids[int(place)] for place in order[row])
         pairs.append(
-            shared
-            | {"pair_id": f"offline-{row:04d}", "winner_id": winner, "loser_id": loser}
-            | {"judge": "truth", "source": "offline"}
+            Pair(pair_id=f"offline-{row:04d}", winner_id=winner, loser_id=loser, judge="truth", **shared)
         )
     store.append_unit(0, 0, 0, samples, latents.reshape(-1, 2, 1, 1).numpy(), stage="offline")
     store.append_pairs(0, 0, pairs, stage="offline")

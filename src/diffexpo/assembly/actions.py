@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from diffexpo.assembly.objects import build_policy
 from diffexpo.config import RunConfig, read_resolved
 from diffexpo.data.export import export_pairs as write_pairs
 from diffexpo.data.latents import PromptEmbeddings, pixel_decoder
+from diffexpo.data.rows import ImageSize
 from diffexpo.data.statistics import sample_sizes
 from diffexpo.data.store import Store
 from diffexpo.errors import MissingError, PolicyError
@@ -34,18 +36,18 @@ def inspect(run_dir: Path, pair_id: str | None) -> dict[str, object]:
     """A pair's whole history, or a summary of the store."""
     store = Store(run_dir / "store", create=False)
     if pair_id is not None:
-        return store.lineage(pair_id)
-    pairs, samples = store.pairs(), store.samples(columns=["height", "width"])
+        return asdict(store.lineage(pair_id))
+    pairs, samples = store.pairs(), store.samples(view=ImageSize)
     return {
         "stages": [f"{name}-{iteration}" for name, iteration in store.completed()],
         "samples": len(samples),
         "samples by size": sample_sizes(samples),
         "pairs": len(pairs),
         "pairs by source": {
-            source: sum(p["source"] == source for p in pairs)
-            for source in sorted({p["source"] for p in pairs})
+            source: sum(pair.source == source for pair in pairs)
+            for source in sorted({pair.source for pair in pairs})
         },
-        "example pairs": [row["pair_id"] for _, row in choose_pair_examples(pairs)],
+        "example pairs": [pair.pair_id for _, pair in choose_pair_examples(pairs)],
     }
 
 
@@ -81,25 +83,25 @@ def regenerate(run_dir: Path, sample_id: str, out: Path) -> dict[str, object]:
         PolicyError: the weights at hand are not those that drew it.
     """
     config, store, policy = open_run(run_dir)
-    row = store.sample(sample_id)
-    iteration = int(row["iteration"]) - (row["agent"] == "main")
-    origin = row["improved_from"]
+    sample = store.sample(sample_id)
+    iteration = sample.iteration - (sample.agent == "main")
+    origin = sample.improved_from
     if origin is None:
         drawer = policy
         load_weights(run_dir, policy, iteration, "current")
     else:
         drawer = restore_improver(config, run_dir, store, policy)
     found = drawer.weights.fingerprint("current")
-    if found != row["weights"]:
+    if found != sample.weights:
         who = f"iteration {iteration}" if origin is None else "the run's improvement model"
-        raise PolicyError(f"sample {sample_id} was drawn by weights {row['weights']}, {who} has {found}")
+        raise PolicyError(f"sample {sample_id} was drawn by weights {sample.weights}, {who} has {found}")
     embeddings = PromptEmbeddings(policy)
-    with drawer.weights.use("current", merged=was_merged(row)):
+    with drawer.weights.use("current", merged=was_merged(sample)):
         if origin is None:
-            latents = redraw(policy, embeddings, row, lambda: None)
+            latents = redraw(policy, embeddings, sample, lambda: None)
         else:
-            loser = torch.from_numpy(store.latents([str(origin)]))
-            latents = redraw_improved(drawer, embeddings, row, loser, lambda: None)
+            loser = torch.from_numpy(store.latents([origin]))
+            latents = redraw_improved(drawer, embeddings, sample, loser, lambda: None)
     stored = store.latent(sample_id)
     difference = float(np.abs(latents[0].numpy() - stored).max())
     save_picture(policy, latents, out)

@@ -176,21 +176,21 @@ def save_examples(loop: Loop) -> None:
     for iteration in (number for stage, number in loop.store.completed() if stage == "pair"):
         examples = []
         for rule, pair in choose_pair_examples(loop.store.pairs(iteration)):
-            winner, loser = loop.store.sample(pair["winner_id"]), loop.store.sample(pair["loser_id"])
-            latents = torch.from_numpy(loop.store.latents([pair["winner_id"], pair["loser_id"]]))
+            winner, loser = loop.store.sample(pair.winner_id), loop.store.sample(pair.loser_id)
+            latents = torch.from_numpy(loop.store.latents([pair.winner_id, pair.loser_id]))
             pictures = to_bytes(loop.policy.decode_latents(latents))
             example = PairExample(
-                pair_id=pair["pair_id"],
+                pair_id=pair.pair_id,
                 iteration=iteration,
-                prompt=pair["prompt"],
+                prompt=pair.prompt,
                 rule=rule,
-                margin=pair["margin"],
-                winner_agent=winner["agent"],
-                loser_agent=loser["agent"],
-                winner_negative=winner["negative_prompt"] or "",
-                loser_negative=loser["negative_prompt"] or "",
-                winner_scores=winner["rewards"] or {},
-                loser_scores=loser["rewards"] or {},
+                margin=pair.margin,
+                winner_agent=winner.agent,
+                loser_agent=loser.agent,
+                winner_negative=winner.negative_prompt or "",
+                loser_negative=loser.negative_prompt or "",
+                winner_scores=winner.rewards or {},
+                loser_scores=loser.rewards or {},
             )
             examples.append((example, pictures[0], pictures[1]))
         save_pair_examples(loop.run_dir, iteration, examples)

@@ -16,13 +16,13 @@ from diffexpo.assembly.evaluating import finite_mean
 from diffexpo.assembly.improving import restore_improver
 from diffexpo.assembly.self_judges import open_denoiser
 from diffexpo.data.latents import PromptEmbeddings
+from diffexpo.data.rows import Preference, Sample
 from diffexpo.data.store import Store
 from diffexpo.diffusion.guidance import DoubleGuidance
 from diffexpo.evaluation.grid import picture_grid, save_grid
 from diffexpo.evaluation.records import write_json
 from diffexpo.online.improve import improve_latents, improver_sampler
 from diffexpo.online.improved_pairs import relative_distance
-from diffexpo.online.pairing import Row
 from diffexpo.rewards.base import load_rewards, to_bytes
 from diffexpo.rewards.scoring import score_both
 from diffexpo.types import Policy, Scorer
@@ -48,8 +48,8 @@ def sweep(
     config, store, policy = open_run(run_dir)
     improver = restore_improver(config, run_dir, store, policy)
     losers = losers_to_show(store, num_prompts)
-    texts = [str(row["prompt"]) for row in losers]
-    latents = torch.from_numpy(store.latents([str(row["sample_id"]) for row in losers]))
+    texts = [loser.prompt for loser in losers]
+    latents = torch.from_numpy(store.latents([loser.sample_id for loser in losers]))
     scorers = load_rewards(
         [*config.rewards, *config.evaluation.judges],
         resolve,
@@ -57,7 +57,7 @@ def sweep(
         partial(open_denoiser, config, policy),
     )
     embeddings = PromptEmbeddings(policy, ["", *texts])
-    keys = [(config.seed, "sweep", str(row["sample_id"])) for row in losers]
+    keys = [(config.seed, "sweep", loser.sample_id) for loser in losers]
     before = _look(policy, scorers, latents, texts)
     columns, labels, numbers = [before[0]], ["loser"], []
     for text_scale in text_scales:
@@ -94,24 +94,24 @@ def sweep(
     return {"picture": str(folder / SWEEP_PICTURE), "numbers": str(folder / SWEEP_NUMBERS), "scales": lines}
 
 
-def losers_to_show(store: Store, count: int) -> list[Row]:
+def losers_to_show(store: Store, count: int) -> list[Sample]:
     """One image each of `count` prompts of the newest collection; before that, losers of the offline
     pairs."""
     collected = [iteration for stage, iteration in store.completed() if stage == "collect"]
     if collected:
-        rows = store.collected(collected[-1])
+        samples = store.collected(collected[-1])
     else:
-        rows = [store.sample(name) for name in _offline_losers(store, count)]
-    first = {str(row["prompt"]): row for row in reversed(rows)}
+        samples = [store.sample(name) for name in _offline_losers(store, count)]
+    first = {sample.prompt: sample for sample in reversed(samples)}
     return list(reversed(first.values()))[:count]
 
 
 def _offline_losers(store: Store, count: int) -> list[str]:
     """Losers of the first `count` prompts."""
     found: dict[str, str] = {}
-    for row in store.pairs(source="offline", columns=("prompt", "loser_id")):
+    for pair in store.pairs(source="offline", view=Preference):
         if len(found) < count:
-            found.setdefault(str(row["prompt"]), str(row["loser_id"]))
+            found.setdefault(pair.prompt, pair.loser_id)
     return list(found.values())
 
 

@@ -14,6 +14,7 @@ from diffexpo.data.offline import (
 )
 from diffexpo.data.prompt_lists import PROMPT_LISTS, read_prompt_list, split_prompts, write_prompts
 from diffexpo.data.prompts import PromptReport, filter_long, load_prompts, read_prompts
+from diffexpo.data.rows import Pair, Sample
 from diffexpo.data.store import Store
 
 __all__ = [
@@ -21,7 +22,9 @@ __all__ = [
     "PROMPT_LISTS",
     "ImportReport",
     "OfflinePair",
+    "Pair",
     "PromptReport",
+    "Sample",
     "Store",
     "export_pairs",
     "filter_long",

@@ -2,14 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 from diffexpo.data.files import sha256_of
 from diffexpo.data.manifests import list_manifests, manifest_files, manifest_path
-from diffexpo.data.rows import PAIR_SCHEMA, SCHEMAS, Row, to_rows
+from diffexpo.data.rows import SCHEMAS, Pair, Sample, to_rows
 from diffexpo.data.shards import LatentFile, Shard, list_shards, read_header, read_rows
 from diffexpo.errors import StoreError
+
+
+@dataclass(frozen=True)
+class Lineage:
+    """A pair's whole history.
+
+    `explored` and `main` are its contrast couple, if it has one; `weights` has the SHA-256 of each agent's
+    weights, `files` what the manifests say of each file: {"manifest", "sha256", "rows", "bytes"}.
+    """
+
+    pair: Pair
+    winner: Sample
+    loser: Sample
+    explored: Sample | None
+    main: Sample | None
+    weights: dict[str, str | None]
+    files: dict[str, dict[str, object]]
 
 
 def describe_file(root: Path, shard: Shard) -> dict[str, object]:
@@ -47,21 +65,36 @@ def find_problems(root: Path) -> list[str]:
     return found
 
 
-def find_pair(root: Path, pair_id: str) -> tuple[Shard, Row]:
-    """The shard and row of a pair.
+def trace(root: Path, pair_id: str, sample: Callable[[str], Sample]) -> Lineage:
+    """The history of a pair, given what finds a sample by its id.
 
     Raises:
-        StoreError: it is in no shard.
+        StoreError: the pair is in no shard, or one of its samples is not in the store.
     """
+    shard, pair = _find_pair(root, pair_id)
+    names = (pair.winner_id, pair.loser_id, pair.explored_id, pair.main_id)
+    winner, loser, explored, main = (None if name is None else sample(name) for name in names)
+    known = [one for one in (winner, loser, explored, main) if one is not None]
+    files = {shard.name}
+    for one in known:
+        latents = Shard.parse(one.latent_file)
+        assert latents is not None, one.latent_file  # the store itself named it
+        files |= {latents.name, latents.sibling("samples").name}
+    weights = {one.agent: one.weights for one in known}
+    described = {name: _provenance(root, name) for name in sorted(files)}
+    return Lineage(pair, winner, loser, explored, main, weights, described)
+
+
+def _find_pair(root: Path, pair_id: str) -> tuple[Shard, Pair]:
     for shard in list_shards(root, "pairs"):
-        ids = read_rows(root / shard.name, PAIR_SCHEMA, ["pair_id"])["pair_id"].to_pylist()
+        ids = read_rows(root / shard.name, SCHEMAS["pairs"], ["pair_id"])["pair_id"].to_pylist()
         if pair_id in ids:
-            table = read_rows(root / shard.name, PAIR_SCHEMA)
-            return shard, to_rows(table.slice(ids.index(pair_id), 1))[0]
+            table = read_rows(root / shard.name, SCHEMAS["pairs"])
+            return shard, to_rows(table.slice(ids.index(pair_id), 1), Pair)[0]
     raise StoreError(f"there is no pair {pair_id!r} in {root}; `pairs()` lists them")
 
 
-def provenance(root: Path, name: str) -> dict[str, object]:
+def _provenance(root: Path, name: str) -> dict[str, object]:
     """The manifest that names a shard (None while its stage is not complete) and what it says of it."""
     shard = Shard.parse(name)
     assert shard is not None, name  # names come from the store's own listing

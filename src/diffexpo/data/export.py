@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -13,11 +12,10 @@ import pyarrow.parquet as pq
 
 from diffexpo.data.files import whole_file
 from diffexpo.data.images import encode_png
+from diffexpo.data.rows import Pair, Sample
 from diffexpo.data.store import Store
 from diffexpo.errors import DataError
 from diffexpo.rng import keyed_choice
-
-Row = dict[str, object]
 
 SCHEMA_VERSION = 1
 _REWARDS = pa.map_(pa.string(), pa.float64())
@@ -77,17 +75,17 @@ def export_pairs(
     chunk: int = 64,
     tick: Callable[[], None] = lambda: None,
 ) -> int:
-    """Write pairs with their pictures; the file appears when it is whole.
+    """Write pairs with their images; the file appears when it is whole.
 
     Args:
         store: Complete stages are exported.
         out_path: Parquet file to write.
-        decode: Latents (N,C,h,w) -> uint8 pictures (N,H,W,3), e.g. `pixel_decoder(policy)`.
+        decode: Latents (N,C,h,w) -> uint8 images (N,H,W,3), e.g. `pixel_decoder(policy)`.
         source: Only pairs of this source (offline, online, human); all by default.
         chunk: Pairs decoded at once.
         tick: Called after each chunk.
     Returns:
-        Number of pairs written. Pictures are PNG (nothing is lost by encoding them); those of offline pairs
+        Number of pairs written. Images are PNG (nothing is lost by encoding them); those of offline pairs
         are decoded from latents too, so they are the model's view of the original. Which side the winner
         stands on is drawn by key.
     Raises:
@@ -99,8 +97,8 @@ def export_pairs(
         raise DataError(
             f"{store.root} holds no {source or 'complete'} pairs to export; run the pair stage first"
         )
-    counts = Counter(str(pair["prompt"]) for pair in pairs)
-    samples = {str(row["sample_id"]): row for row in store.samples()}
+    counts = Counter(pair.prompt for pair in pairs)
+    samples = {sample.sample_id: sample for sample in store.samples()}
     out_path = Path(out_path)
     out_path.parent.mkdir(parents=True, exist_ok=True)
     with (
@@ -109,9 +107,9 @@ def export_pairs(
     ):
         for start in range(0, len(pairs), chunk):
             part = pairs[start : start + chunk]
-            pictures = _decode(store, part, decode)
+            images = _decode(store, part, decode)
             rows = [
-                _row(pair, samples, pictures, counts[str(pair["prompt"])], start + offset)
+                _row(pair, samples, images, counts[pair.prompt], start + offset)
                 for offset, pair in enumerate(part)
             ]
             writer.write_table(pa.Table.from_pylist(rows, schema=EXPORT_SCHEMA))
@@ -120,51 +118,51 @@ def export_pairs(
 
 
 def _decode(
-    store: Store, pairs: Sequence[Row], decode: Callable[[np.ndarray], np.ndarray]
+    store: Store, pairs: Sequence[Pair], decode: Callable[[np.ndarray], np.ndarray]
 ) -> dict[str, np.ndarray]:
-    ids = list(dict.fromkeys(str(pair[column]) for pair in pairs for column in ("winner_id", "loser_id")))
-    pictures = [picture for part in store.stretches(ids) for picture in decode(part)]
-    return dict(zip(ids, pictures, strict=True))
+    ids = list(dict.fromkeys(name for pair in pairs for name in (pair.winner_id, pair.loser_id)))
+    images = [image for part in store.stretches(ids) for image in decode(part)]
+    return dict(zip(ids, images, strict=True))
 
 
 def _row(
-    pair: Row, samples: Mapping[str, Row], pictures: Mapping[str, np.ndarray], per_prompt: int, number: int
-) -> Row:
+    pair: Pair, samples: Mapping[str, Sample], images: Mapping[str, np.ndarray], per_prompt: int, number: int
+) -> dict[str, object]:
     # a winner that always stood first would teach a reader of the file the position
-    winner_side = keyed_choice(2, "export", str(pair["pair_id"]))
-    ids = [str(pair["loser_id"]), str(pair["loser_id"])]
-    ids[winner_side] = str(pair["winner_id"])
-    drawn_by = json.loads(str(samples[ids[winner_side]]["sampler"] or "{}"))
-    height, width = pictures[ids[0]].shape[:2]
-    row: Row = {
+    winner_side = keyed_choice(2, "export", pair.pair_id)
+    ids = [pair.loser_id, pair.loser_id]
+    ids[winner_side] = pair.winner_id
+    drawn_by = samples[pair.winner_id].sampler_settings
+    height, width = images[ids[0]].shape[:2]
+    row: dict[str, object] = {
         "are_different": True,
-        "best_image_uid": pair["winner_id"],
-        "caption": pair["prompt"],
+        "best_image_uid": pair.winner_id,
+        "caption": pair.prompt,
         "has_label": True,
         "num_example_per_prompt": per_prompt,
         "__index_level_0__": number,
-        "pair_id": pair["pair_id"],
-        "iteration": pair["iteration"],
+        "pair_id": pair.pair_id,
+        "iteration": pair.iteration,
         "sampler": drawn_by.get("name"),
         "steps": drawn_by.get("steps"),
         "guidance_scale": drawn_by.get("guidance"),
         "width": width,
         "height": height,
-        "reward_margin": pair["margin"],
-        "source": pair["source"],
-        "judge": pair["judge"],
+        "reward_margin": pair.margin,
+        "source": pair.source,
+        "judge": pair.judge,
         "schema_version": SCHEMA_VERSION,
     }
     for side, sample_id in enumerate(ids):
         sample = samples[sample_id]
         row |= {
             f"image_{side}_uid": sample_id,
-            f"jpg_{side}": encode_png(pictures[sample_id]),
+            f"jpg_{side}": encode_png(images[sample_id]),
             f"label_{side}": float(side == winner_side),
-            f"model_{side}": sample["model"],
-            f"agent_{side}": sample["agent"],
-            f"negative_prompt_{side}": sample["negative_prompt"],
-            f"seed_{side}": sample["seed_key"],
-            f"rewards_{side}": sample["rewards"],
+            f"model_{side}": sample.model,
+            f"agent_{side}": sample.agent,
+            f"negative_prompt_{side}": sample.negative_prompt,
+            f"seed_{side}": sample.seed_key,
+            f"rewards_{side}": sample.rewards,
         }
     return row

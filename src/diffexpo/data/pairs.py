@@ -27,15 +27,10 @@ from diffexpo.errors import DataError, StoreError
 from diffexpo.rng import numpy_generator
 from diffexpo.types import MixedRows, PairBatch
 
-_COLUMNS = (
-    "pair_id", "iteration", "source", "prompt", "winner_id", "loser_id",
-    "explored_id", "main_id", "uncertainty_winner", "uncertainty_loser",
-)  # fmt: skip
-
 
 @dataclass(frozen=True, slots=True)
 class PairRef:
-    """What training needs to know of a stored pair before its latents are read."""
+    """What training reads of a stored pair before its latents: a view of `Pair`."""
 
     pair_id: str
     iteration: int
@@ -84,8 +79,7 @@ class PairSource:
         Raises:
             DataError: no pair is left.
         """
-        rows = [row for row in self._store.pairs(columns=_COLUMNS) if row["iteration"] < iteration]
-        refs = [PairRef(*(row[name] for name in _COLUMNS)) for row in rows]
+        refs = [ref for ref in self._store.pairs(view=PairRef) if ref.iteration < iteration]
         newest = max((ref.iteration for ref in refs if ref.source != "offline"), default=None)
         weights = np.array(
             [hybrid_weight(self._hybrid, ref.source, ref.iteration, newest) for ref in refs], dtype=np.float64
@@ -217,9 +211,7 @@ class PairLoader:
 
     def _with_contrast(self, batch: PairBatch, draw: Draw) -> PairBatch:
         refs = [ref for ref, _ in draw.contrast]
-        explored, main = self._read(
-            [str(ref.explored_id) for ref in refs], [str(ref.main_id) for ref in refs]
-        )
+        explored, main = self._read([ref.explored_id for ref in refs], [ref.main_id for ref in refs])
         return PairBatch(
             winner=batch.winner,
             loser=batch.loser,

@@ -1,75 +1,144 @@
-"""The store's two tables: their columns, and what a row must look like to enter.
+"""The rows of the store: `Sample` and `Pair`, the Parquet schemas that follow from them, and what a row must
+hold to enter.
 
+A *view* is a dataclass of some fields of a row; reading rows as views reads only those columns.
 Rows are checked in Python before Arrow sees them, so that an error names the row, the column and the value.
 """
 
 from __future__ import annotations
 
-import difflib
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
 from numbers import Integral, Real
+from types import NoneType
+from typing import Any, TypeVar, get_args, get_type_hints
 
 import pyarrow as pa
 
 from diffexpo.errors import StoreError
 
-Row = dict[str, object]
+Row = TypeVar("Row")
 
-SAMPLE_SCHEMA = pa.schema(
-    [
-        pa.field("sample_id", pa.string(), nullable=False),
-        pa.field("iteration", pa.int64(), nullable=False),
-        pa.field("unit", pa.int64(), nullable=False),
-        pa.field("group", pa.int64()),
-        pa.field("prompt_id", pa.string(), nullable=False),
-        pa.field("prompt", pa.string(), nullable=False),
-        pa.field("negative_prompt", pa.string()),
-        pa.field("agent", pa.string(), nullable=False),
-        pa.field("weights", pa.string()),
-        pa.field("seed_key", pa.string()),
-        pa.field("batch_size", pa.int64()),
-        pa.field("batch_position", pa.int64()),
-        pa.field("sampler", pa.string()),
-        pa.field("rewards", pa.map_(pa.string(), pa.float64())),
-        pa.field("latent_file", pa.string(), nullable=False),
-        pa.field("model", pa.string()),
-        pa.field("source", pa.string(), nullable=False),
-        pa.field("improved_from", pa.string()),
-        pa.field("height", pa.int64()),
-        pa.field("width", pa.int64()),
-    ]
-)
-"""One row an image. docs/data.md says what each column means."""
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sample:
+    """One image; its latents lie in `latent_file`. docs/data.md says what each column means.
+
+    `iteration`, `unit` and `latent_file` may be left out of a row that is to be stored: the store sets them.
+    What is None by default is not known of every image: an imported one was not drawn by an agent's batch.
+    """
+
+    sample_id: str
+    iteration: int = -1
+    unit: int = -1
+    group: int | None = None
+    prompt_id: str
+    prompt: str
+    negative_prompt: str | None = None
+    agent: str
+    weights: str | None = None
+    seed_key: str | None = None
+    batch_size: int | None = None
+    batch_position: int | None = None
+    sampler: str | None = None
+    rewards: Mapping[str, float] | None = None
+    latent_file: str = ""
+    model: str | None = None
+    source: str
+    improved_from: str | None = None
+    height: int | None = None
+    width: int | None = None
+
+    @property
+    def noise_key(self) -> list[str | int]:
+        """`seed_key` parsed: the name of the image's noise; empty if it was not drawn."""
+        return json.loads(self.seed_key or "[]")
+
+    @property
+    def sampler_settings(self) -> dict[str, Any]:
+        """`sampler` parsed; empty if the image was not drawn."""
+        return json.loads(self.sampler or "{}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pair:
+    """One preference between two samples. docs/data.md says what each column means.
+
+    `iteration` may be left out of a row that is to be stored: the store sets it.
+    """
+
+    pair_id: str
+    iteration: int = -1
+    prompt_id: str
+    prompt: str
+    winner_id: str
+    loser_id: str
+    judge: str
+    margin: float | None = None
+    source: str
+    winner_agent: str | None = None
+    loser_agent: str | None = None
+    explored_id: str | None = None
+    main_id: str | None = None
+    uncertainty_winner: float | None = None
+    uncertainty_loser: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Preference:
+    """A view of `Pair`: which of two images of a prompt won."""
+
+    prompt_id: str
+    prompt: str
+    winner_id: str
+    loser_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class ImageSize:
+    """A view of `Sample`: the size of its image in pixels."""
+
+    sample_id: str
+    height: int | None
+    width: int | None
+
+
+_ARROW_TYPES = {
+    str: pa.string(),
+    int: pa.int64(),
+    float: pa.float64(),
+    Mapping[str, float]: pa.map_(pa.string(), pa.float64()),
+}
+
+
+def schema_of(kind: type) -> pa.Schema:
+    """The Parquet schema of a row type: one column a field, nullable where the field may be None."""
+    hints = get_type_hints(kind)
+    columns = []
+    for name in column_names(kind):
+        is_nullable = NoneType in get_args(hints[name])
+        hint = get_args(hints[name])[0] if is_nullable else hints[name]
+        columns.append(pa.field(name, _ARROW_TYPES[hint], nullable=is_nullable))
+    return pa.schema(columns)
+
+
+def column_names(kind: type) -> list[str]:
+    """The columns that a row type or a view is made of."""
+    return [field.name for field in fields(kind)]
+
+
+KINDS: dict[str, type] = {"samples": Sample, "pairs": Pair}
+"""Row type by kind of shard."""
+
+SCHEMAS = {name: schema_of(kind) for name, kind in KINDS.items()}
+"""Schema by kind of shard."""
 
 LATER_COLUMNS = frozenset({"improved_from", "height", "width"})
 """Columns that stores of earlier versions lack; they read as null."""
 
-PAIR_SCHEMA = pa.schema(
-    [
-        pa.field("pair_id", pa.string(), nullable=False),
-        pa.field("iteration", pa.int64(), nullable=False),
-        pa.field("prompt_id", pa.string(), nullable=False),
-        pa.field("prompt", pa.string(), nullable=False),
-        pa.field("winner_id", pa.string(), nullable=False),
-        pa.field("loser_id", pa.string(), nullable=False),
-        pa.field("judge", pa.string(), nullable=False),
-        pa.field("margin", pa.float64()),
-        pa.field("source", pa.string(), nullable=False),
-        pa.field("winner_agent", pa.string()),
-        pa.field("loser_agent", pa.string()),
-        pa.field("explored_id", pa.string()),
-        pa.field("main_id", pa.string()),
-        pa.field("uncertainty_winner", pa.float64()),
-        pa.field("uncertainty_loser", pa.float64()),
-    ]
-)
-"""One row a preference. docs/data.md says what each column means."""
-
-SCHEMAS = {"samples": SAMPLE_SCHEMA, "pairs": PAIR_SCHEMA}
-"""Schema by kind of shard."""
-
-JSON_COLUMNS = frozenset({"seed_key", "sampler"})
+_JSON_COLUMNS = frozenset({"seed_key", "sampler"})
+_LEFT_OUT = (-1, "", None)
 _EXPECTED = {
     "string": "a string",
     "int64": "an integer",
@@ -78,27 +147,26 @@ _EXPECTED = {
 }
 
 
-def to_table(
-    rows: Sequence[Mapping[str, object]], schema: pa.Schema, filled: Mapping[str, object]
-) -> pa.Table:
+def to_table(rows: Sequence[object], kind: str, filled: Mapping[str, object]) -> pa.Table:
     """Checked rows as an Arrow table.
 
     Args:
-        rows: Rows by column name; absent nullable columns become null.
-        schema: `SAMPLE_SCHEMA` or `PAIR_SCHEMA`.
+        rows: `Sample`s or `Pair`s.
+        kind: "samples" or "pairs".
         filled: Values the store itself sets; a row that states another one is refused.
     Returns:
         The table, columns in schema order.
     Raises:
         StoreError: names the row, the column and the value.
     """
+    check_kind(rows, kind)
+    schema = SCHEMAS[kind]
     key = schema.names[0]
-    checked: list[Row] = []
+    checked: list[dict[str, object]] = []
     seen: set[object] = set()
     for number, row in enumerate(rows):
-        label = f"row {number} ({key} {row.get(key)!r})"
-        _refuse_unknown(row, schema, label)
-        values = {field.name: _check(row, field, filled, label) for field in schema}
+        label = f"row {number} ({key} {getattr(row, key)!r})"
+        values = {field.name: _check(getattr(row, field.name), field, filled, label) for field in schema}
         if values[key] in seen:
             raise StoreError(f"{label}: {key} occurs twice in one shard; ids are unique")
         seen.add(values[key])
@@ -106,41 +174,40 @@ def to_table(
     return pa.Table.from_pylist(checked, schema=schema)
 
 
-def to_rows(table: pa.Table) -> list[Row]:
-    """The rows of a table as dicts; maps become dicts."""
-    return table.to_pylist(maps_as_pydicts="strict")
-
-
-def _refuse_unknown(row: Mapping[str, object], schema: pa.Schema, label: str) -> None:
-    for name in row:
-        if name not in schema.names:
-            close = difflib.get_close_matches(name, schema.names, 1)
-            hint = f"; the closest is {close[0]!r}" if close else ""
+def check_kind(rows: Sequence[object], kind: str) -> None:
+    """Raise a StoreError unless all rows are of the type of `kind`, "samples" or "pairs"."""
+    for number, row in enumerate(rows):
+        if not isinstance(row, KINDS[kind]):
             raise StoreError(
-                f"{label}: there is no column {name!r} in the store{hint}. Columns: "
-                f"{', '.join(schema.names)}."
+                f"row {number} is {row!r:.80} ({type(row).__name__}); {kind} are rows of "
+                f"diffexpo.data.{KINDS[kind].__name__}"
             )
 
 
-def _check(row: Mapping[str, object], field: pa.Field, filled: Mapping[str, object], label: str) -> object:
-    value = row.get(field.name)
+def to_rows(table: pa.Table, kind: type[Row]) -> list[Row]:
+    """The rows of a table whose columns are the fields of `kind`, a row type or a view; maps become dicts."""
+    # Column by column into empty rows: twenty arguments a constructor would cost as much as the reading.
+    rows = [object.__new__(kind) for _ in range(table.num_rows)]
+    for name, column in zip(table.column_names, table.columns, strict=True):
+        for row, value in zip(rows, column.to_pylist(maps_as_pydicts="strict"), strict=True):
+            object.__setattr__(row, name, value)
+    return rows
+
+
+def _check(value: object, field: pa.Field, filled: Mapping[str, object], label: str) -> object:
     if field.name in filled:
-        if value is not None and value != filled[field.name]:
+        if value not in _LEFT_OUT and value != filled[field.name]:
             raise StoreError(
                 f"{label}: column {field.name!r} is {value!r} in a shard of {filled[field.name]!r}"
             )
         return filled[field.name]
+    kind = str(field.type)
     if value is None:
         if field.nullable:
             return None
-        raise StoreError(
-            f"{label}: column {field.name!r} is missing; it must hold {_EXPECTED[str(field.type)]}"
-        )
-    if field.name in JSON_COLUMNS:
-        return _check_json(value, field.name, label)
-    kind = str(field.type)
+        raise StoreError(f"{label}: column {field.name!r} is missing; it must hold {_EXPECTED[kind]}")
     if kind == "string" and isinstance(value, str) and _is_unicode(value):
-        return value
+        return _check_json(value, field.name, label) if field.name in _JSON_COLUMNS else value
     if (
         kind == "int64"
         and isinstance(value, Integral)
@@ -166,14 +233,12 @@ def _check_entry(name: object, number: object, label: str) -> tuple[str, float]:
     )
 
 
-def _check_json(value: object, name: str, label: str) -> str:
+def _check_json(text: str, name: str, label: str) -> str:
     try:
-        if isinstance(value, str):
-            json.loads(value)
-            return value
-        return json.dumps(value, sort_keys=True)
-    except (TypeError, ValueError) as error:
-        raise StoreError(f"{label}: column {name!r} is {value!r}; it must hold JSON ({error})") from error
+        json.loads(text)
+    except ValueError as error:
+        raise StoreError(f"{label}: column {name!r} is {text!r}; it must hold JSON ({error})") from error
+    return text
 
 
 def _is_unicode(text: str) -> bool:

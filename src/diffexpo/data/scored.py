@@ -22,7 +22,7 @@ import torch
 from diffexpo.config.schema import HybridConfig
 from diffexpo.data.latents import PromptEmbeddings, stacked
 from diffexpo.data.pairs import Epochs, hybrid_weight
-from diffexpo.data.rows import Row
+from diffexpo.data.rows import Preference
 from diffexpo.data.store import Store
 from diffexpo.errors import DataError
 from diffexpo.types import ScoredBatch
@@ -32,10 +32,18 @@ Mix = Callable[[Mapping[str, np.ndarray]], np.ndarray]
 Advantages = Callable[[np.ndarray, Sequence[int]], np.ndarray]
 Weigh = Callable[[np.ndarray], np.ndarray]
 
-_SAMPLE_COLUMNS = ("sample_id", "group", "prompt", "rewards")
-_PAIR_COLUMNS = ("prompt", "winner_id", "loser_id")
 # Groups of a collection are numbered from its iteration times this.
 _GROUPS = 10**9
+
+
+@dataclass(frozen=True, slots=True)
+class _Scored:
+    """A view of `Sample`: what is read of a collected image."""
+
+    sample_id: str
+    group: int
+    prompt: str
+    rewards: Mapping[str, float]
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,11 +158,11 @@ class ScoredSource:
         won: Counter[str] = Counter()
         seen: Counter[str] = Counter()
         prompts: dict[str, str] = {}
-        for row in self._store.pairs(source="offline", columns=_PAIR_COLUMNS):
-            for name in (str(row["winner_id"]), str(row["loser_id"])):
+        for pair in self._store.pairs(source="offline", view=Preference):
+            for name in (pair.winner_id, pair.loser_id):
                 seen[name] += 1
-                prompts[name] = str(row["prompt"])
-            won[str(row["winner_id"])] += 1
+                prompts[name] = pair.prompt
+            won[pair.winner_id] += 1
         # Images of one group share noise in some methods, so they share a size; the pairs of a prompt may
         # have several.
         groups = {name: (prompt, self._sizes.get(name)) for name, prompt in prompts.items()}
@@ -170,14 +178,15 @@ class ScoredSource:
         return self._with_advantages(refs)
 
     def _collected(self, iteration: int) -> list[ScoredRef]:
-        rows = self._store.samples(iteration, columns=_SAMPLE_COLUMNS)
-        groups: dict[int, list[Row]] = {}
-        for row in sorted(rows, key=lambda row: (int(row["group"]), str(row["sample_id"]))):
-            groups.setdefault(int(row["group"]), []).append(row)
-        names = list(rows[0]["rewards"]) if rows else []
+        samples = self._store.samples(iteration, view=_Scored)
+        groups: dict[int, list[_Scored]] = {}
+        for sample in sorted(samples, key=lambda sample: (sample.group, sample.sample_id)):
+            groups.setdefault(sample.group, []).append(sample)
         scores = {
-            name: np.array([[row["rewards"][name] for row in group] for group in groups.values()], np.float64)
-            for name in names
+            name: np.array(
+                [[sample.rewards[name] for sample in group] for group in groups.values()], np.float64
+            )
+            for name in (samples[0].rewards if samples else ())
         }
         mixed = self._mix(scores)
         refs = []
@@ -185,10 +194,10 @@ class ScoredSource:
             best = int(np.nanargmax(values)) if np.isfinite(values).any() else -1
             refs += [
                 ScoredRef(
-                    str(row["sample_id"]), iteration, "online", str(row["prompt"]), iteration * _GROUPS + number,
+                    sample.sample_id, iteration, "online", sample.prompt, iteration * _GROUPS + number,
                     float(values[place]), 0.0, desirable=False, is_best=place == best,
                 )
-                for place, row in enumerate(group)
+                for place, sample in enumerate(group)
             ]  # fmt: skip
         return [replace(ref, desirable=ref.advantage > 0) for ref in self._with_advantages(refs)]
 

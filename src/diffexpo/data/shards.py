@@ -14,7 +14,7 @@ import io
 import json
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -106,6 +106,21 @@ def list_shards(
         and iteration in (None, shard.iteration)
     ]
     return sorted(wanted, key=lambda shard: (shard.order, shard.kind))
+
+
+def check_latents(ids: Sequence[str], latents: Mapping[str, np.ndarray]) -> None:
+    """Raise a StoreError unless there is one float array (C,h,w) for each sample id."""
+    extra, missing = sorted(set(latents) - set(ids)), [i for i in ids if i not in latents]
+    if extra or missing:
+        raise StoreError(
+            f"latents and samples differ: without latents {missing[:3]}, without a row {extra[:3]}"
+        )
+    for sample_id in ids:
+        array = latents[sample_id]
+        if not isinstance(array, np.ndarray) or array.ndim != 3 or array.dtype.kind != "f":
+            raise StoreError(
+                f"latents of {sample_id!r} are {array!r:.80}; they must be a float array (C,h,w)"
+            )
 
 
 def write_latents(path: Path, latents: Mapping[str, np.ndarray]) -> str:

@@ -4,9 +4,28 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable
+from dataclasses import dataclass
 
 from diffexpo.data.images import size_name
-from diffexpo.data.store import Row, Store
+from diffexpo.data.rows import ImageSize
+from diffexpo.data.store import Store
+
+
+@dataclass(frozen=True, slots=True)
+class _CountedSample(ImageSize):
+    iteration: int
+    agent: str
+    prompt: str
+
+
+@dataclass(frozen=True, slots=True)
+class _CountedPair:
+    iteration: int
+    source: str
+    judge: str
+    winner_agent: str | None
+    prompt: str
+    margin: float | None
 
 
 def summarise_store(store: Store) -> dict[str, object]:
@@ -17,32 +36,30 @@ def summarise_store(store: Store) -> dict[str, object]:
     Raises:
         StoreError: a shard is damaged.
     """
-    samples = store.samples(columns=["iteration", "agent", "prompt", "height", "width"])
-    columns = ["iteration", "source", "judge", "winner_agent", "prompt", "margin"]
-    pairs = store.pairs(columns=columns)
-    margins = sorted(float(row["margin"]) for row in pairs if row["margin"] is not None)
+    samples, pairs = store.samples(view=_CountedSample), store.pairs(view=_CountedPair)
+    margins = sorted(pair.margin for pair in pairs if pair.margin is not None)
     return {
         "samples": len(samples),
         "samples by iteration": _counted(samples, "iteration"),
         "samples by agent": _counted(samples, "agent"),
         "samples by size": sample_sizes(samples),
-        "sample prompts": len({row["prompt"] for row in samples}),
+        "sample prompts": len({sample.prompt for sample in samples}),
         "pairs": len(pairs),
         "pairs by iteration": _counted(pairs, "iteration"),
         "pairs by source": _counted(pairs, "source"),
         "pairs by judge": _counted(pairs, "judge"),
         "winners by agent": _counted(pairs, "winner_agent"),
-        "pair prompts": len({row["prompt"] for row in pairs}),
+        "pair prompts": len({pair.prompt for pair in pairs}),
         "margin (median)": margins[len(margins) // 2] if margins else None,
     }
 
 
-def sample_sizes(samples: Iterable[Row]) -> dict[str, int]:
-    """Number of samples by the size of their pictures, "height x width", the most frequent first."""
-    counts = Counter(size_name(row["height"], row["width"]) for row in samples if row["height"] is not None)
+def sample_sizes(samples: Iterable[ImageSize]) -> dict[str, int]:
+    """Number of samples by the size of their images, "height x width", the most frequent first."""
+    counts = Counter(size_name(one.height, one.width) for one in samples if one.height is not None)
     return dict(counts.most_common())
 
 
-def _counted(rows: Iterable[Row], column: str) -> dict[str, int]:
-    counts = Counter(str(row[column]) for row in rows)
+def _counted(rows: Iterable[object], column: str) -> dict[str, int]:
+    counts = Counter(str(getattr(row, column)) for row in rows)
     return dict(sorted(counts.items(), key=lambda item: (len(item[0]), item[0])))

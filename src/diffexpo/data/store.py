@@ -18,7 +18,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import ArrayLike
 
-from diffexpo.data.audit import describe_file, find_pair, find_problems, provenance
+from diffexpo.data.audit import Lineage, describe_file, find_problems, trace
 from diffexpo.data.files import TEMPORARY
 from diffexpo.data.manifests import (
     list_manifests,
@@ -27,11 +27,22 @@ from diffexpo.data.manifests import (
     read_manifest,
     write_manifest,
 )
-from diffexpo.data.rows import PAIR_SCHEMA, SAMPLE_SCHEMA, SCHEMAS, Row, to_rows, to_table
+from diffexpo.data.places import Places
+from diffexpo.data.rows import (
+    SCHEMAS,
+    ImageSize,
+    Pair,
+    Row,
+    Sample,
+    check_kind,
+    column_names,
+    to_rows,
+    to_table,
+)
 from diffexpo.data.shards import (
     STAGE_KINDS,
-    LatentFile,
     Shard,
+    check_latents,
     list_shards,
     read_header,
     read_rows,
@@ -40,7 +51,6 @@ from diffexpo.data.shards import (
 )
 from diffexpo.errors import MissingError, StoreError
 
-_OPEN_FILES = 256
 _RESUMABLE = ("collect", "improve", "offline", "label")
 
 
@@ -62,9 +72,7 @@ class Store:
             raise MissingError(
                 f"there is no store at {self.root}; name a run folder that has collected or imported data"
             )
-        self._places: dict[str, tuple[str, int]] = {}  # sample id -> (samples shard, row)
-        self._indexed: set[str] = set()
-        self._latent_files: dict[str, LatentFile] = {}
+        self._places = Places(self.root)
 
     # ---- writing -------------------------------------------------------------------------------------------
 
@@ -73,7 +81,7 @@ class Store:
         iteration: int,
         rank: int,
         unit: int,
-        samples: Sequence[Mapping[str, object]],
+        samples: Sequence[Sample],
         latents: ArrayLike,
         *,
         stage: str = "collect",
@@ -85,14 +93,15 @@ class Store:
                 f"{len(samples)} samples came with latents of shape {array.shape}; the first axis must "
                 "count them"
             )
-        by_id = {str(row.get("sample_id")): array[i] for i, row in enumerate(samples)}
+        check_kind(samples, "samples")
+        by_id = {sample.sample_id: array[i] for i, sample in enumerate(samples)}
         return self.append_collection(iteration, rank, samples, by_id, unit=unit, stage=stage)
 
     def append_collection(
         self,
         iteration: int,
         rank: int,
-        samples: Sequence[Mapping[str, object]],
+        samples: Sequence[Sample],
         latents: Mapping[str, np.ndarray],
         *,
         unit: int = 0,
@@ -103,7 +112,7 @@ class Store:
 
         Args:
             iteration, rank, unit: Name the shard. A unit is written once, by whichever process.
-            samples: Rows with the columns of `SAMPLE_SCHEMA`; iteration, unit and latent_file are filled in.
+            samples: Rows; iteration, unit and latent_file are filled in.
             latents: Sample id -> array (C,h,w), exactly one for each row; stored bit for bit.
             stage: `collect` or `offline`.
         Returns:
@@ -116,26 +125,20 @@ class Store:
         self._refuse_rewrite(shard)
         latent_shard = shard.sibling("latents")
         filled = {"iteration": iteration, "unit": unit, "latent_file": latent_shard.name}
-        table = to_table(samples, SAMPLE_SCHEMA, filled)
+        table = to_table(samples, "samples", filled)
         ids = table["sample_id"].to_pylist()
-        _check_latents(ids, latents)
-        self._refresh()
-        for sample_id in ids:
-            if sample_id in self._places:
-                raise StoreError(
-                    f"sample {sample_id!r} is in the store already ({self._places[sample_id][0]}); ids "
-                    "are unique"
-                )
+        check_latents(ids, latents)
+        self._places.refuse_stored(ids)
         digest = write_latents(self.root / latent_shard.name, {i: latents[i] for i in ids})
         write_rows(self.root / shard.name, table, latents_sha256=digest)
-        self._index(shard.name, ids)
+        self._places.add(shard.name, ids)
         return shard.name
 
     def append_pairs(
         self,
         iteration: int,
         rank: int,
-        pairs: Sequence[Mapping[str, object]],
+        pairs: Sequence[Pair],
         *,
         unit: int = 0,
         stage: str = "pair",
@@ -145,7 +148,7 @@ class Store:
 
         Args:
             iteration, rank, unit: Name the shard.
-            pairs: Rows with the columns of `PAIR_SCHEMA`.
+            pairs: Rows; iteration is filled in.
             stage: `pair` (ranked by rewards), `offline` (imported) or `label` (people).
             note: Small JSON kept with the unit, see `note()`.
         Returns:
@@ -155,9 +158,9 @@ class Store:
         """
         shard = Shard("pairs", stage, iteration, rank, unit)
         self._refuse_rewrite(shard)
-        table = to_table(pairs, PAIR_SCHEMA, {"iteration": iteration})
-        for row in to_rows(table):
-            self._check_pair(row)
+        table = to_table(pairs, "pairs", {"iteration": iteration})
+        for pair in pairs:
+            self._check_pair(pair)
         write_rows(self.root / shard.name, table, note=note)
         return shard.name
 
@@ -209,7 +212,7 @@ class Store:
             if ours and path.name not in kept:
                 path.unlink()
                 removed.append(path.name)
-        self._forget()
+        self._places.clear()
         return removed
 
     # ---- state ---------------------------------------------------------------------------------------------
@@ -251,43 +254,44 @@ class Store:
 
     # ---- reading -------------------------------------------------------------------------------------------
 
-    def samples(self, iteration: int | None = None, columns: Sequence[str] | None = None) -> list[Row]:
-        """Sample rows of complete stages, by iteration and unit; `columns` reads only some.
+    def samples(self, iteration: int | None = None, view: type[Row] = Sample) -> list[Row]:
+        """Samples of complete stages, by iteration and unit.
 
+        Args:
+            iteration: Only those of one; all by default.
+            view: What to read of each sample: a dataclass of some of its fields; only those columns are read.
         Raises:
             StoreError: that iteration has shards but no manifest, or a shard is damaged.
         """
-        return self._rows("samples", iteration, columns)
+        return to_rows(self._table("samples", self._named_shards("samples", iteration), view), view)
 
     def pairs(
-        self, iteration: int | None = None, source: str | None = None, columns: Sequence[str] | None = None
+        self, iteration: int | None = None, source: str | None = None, view: type[Row] = Pair
     ) -> list[Row]:
-        """Pair rows of complete stages, by iteration and unit; optionally of one source (offline, online,
-        human).
+        """Pairs of complete stages, by iteration and unit; as `samples`, optionally of one source (offline,
+        online, human).
         """
-        needed = None if columns is None else list(dict.fromkeys([*columns, "source"]))
-        rows = self._rows("pairs", iteration, needed)
-        if source is not None:
-            rows = [row for row in rows if row["source"] == source]
-        return rows if needed is None else [{name: row[name] for name in columns or ()} for row in rows]
+        table = self._table("pairs", self._named_shards("pairs", iteration), view, source)
+        return to_rows(table, view)
 
-    def collected(self, iteration: int, *, stage: str = "collect") -> list[Row]:
-        """Sample rows of every finished unit, whether the stage is complete or not."""
+    def collected(self, iteration: int, *, stage: str = "collect") -> list[Sample]:
+        """Samples of every finished unit, whether the stage is complete or not."""
         shards = list_shards(self.root, "samples", stage, iteration)
-        return to_rows(self._table("samples", shards, None))
+        return to_rows(self._table("samples", shards, Sample), Sample)
 
-    def sample(self, sample_id: str) -> Row:
-        """One sample's row.
+    def sample(self, sample_id: str) -> Sample:
+        """One sample.
 
         Raises:
             StoreError: it is not in the store.
         """
-        name, position = self._require(sample_id)
-        return to_rows(read_rows(self.root / name, SAMPLE_SCHEMA).slice(position, 1))[0]
+        name, position = self._places.require(sample_id)
+        table = read_rows(self.root / name, SCHEMAS["samples"])
+        return to_rows(table.slice(position, 1), Sample)[0]
 
     def latent(self, sample_id: str) -> np.ndarray:
         """One sample's latents (C,h,w), bit for bit as they were stored."""
-        return self._latent_file(self._require(sample_id)[0]).read(sample_id)
+        return self._places.latent_file(sample_id).read(sample_id)
 
     def latents(self, sample_ids: Sequence[str]) -> np.ndarray:
         """Latents (N,C,h,w) in the order asked for (repeats allowed), from memory-mapped files.
@@ -307,7 +311,7 @@ class Store:
         return stretches[0]
 
     def stretches(self, sample_ids: Sequence[str]) -> list[np.ndarray]:
-        """Latents in the order asked for, as arrays (N,C,h,w) of one shape each, behind each other.
+        """Latents in the order asked for, as consecutive arrays (N,C,h,w) of one shape each.
 
         Raises:
             StoreError: they differ in type, or there are none.
@@ -330,23 +334,18 @@ class Store:
         return [np.stack(stretch) for stretch in stretches]
 
     def sizes(self) -> dict[str, tuple[int, int]]:
-        """(height, width) of each sample's picture, by sample id; of samples that have one in their row."""
-        table = self._table("samples", self._named_shards("samples"), ["sample_id", "height", "width"])
+        """(height, width) of each sample's image, by sample id; of samples that have one in their row."""
+        table = self._table("samples", self._named_shards("samples"), ImageSize)
         rows = zip(*(column.to_pylist() for column in table.columns), strict=True)
         return {name: (height, width) for name, height, width in rows if height is not None}
 
-    def lineage(self, pair_id: str) -> dict[str, object]:
+    def lineage(self, pair_id: str) -> Lineage:
         """A pair's whole history.
 
-        Returns:
-            {"pair": row, "winner": sample row, "loser": sample row, "explored"/"main": sample rows or None,
-            "weights": {agent: sha256 of its weights}, "files": {file: {"manifest", "sha256", "rows",
-            "bytes"}}}.
         Raises:
             StoreError: the pair is not in the store.
         """
-        shard, row = find_pair(self.root, pair_id)
-        return self._lineage(shard, row)
+        return trace(self.root, pair_id, self.sample)
 
     def problems(self) -> list[str]:
         """Everything that is wrong with complete stages: files gone or changed, rows or latents that do not
@@ -369,10 +368,6 @@ class Store:
 
     # ---- inside --------------------------------------------------------------------------------------------
 
-    def _rows(self, kind: str, iteration: int | None, columns: Sequence[str] | None) -> list[Row]:
-        named = self._named_shards(kind, iteration)
-        return to_rows(self._table(kind, named, list(columns) if columns is not None else None))
-
     def _named_shards(self, kind: str, iteration: int | None = None) -> list[Shard]:
         """Shards of complete stages."""
         shards = list_shards(self.root, kind, iteration=iteration)
@@ -388,19 +383,20 @@ class Store:
                 )
         return [shard for shard in shards if shard.name in complete[(shard.stage, shard.iteration)]]
 
-    def _table(self, kind: str, shards: Sequence[Shard], columns: list[str] | None) -> pa.Table:
-        schema = SCHEMAS[kind]
-        unknown = [name for name in columns or () if name not in schema.names]
+    def _table(self, kind: str, shards: Sequence[Shard], view: type, source: str | None = None) -> pa.Table:
+        """The columns of a view, of rows from one source or from all."""
+        schema, columns = SCHEMAS[kind], column_names(view)
+        unknown = [name for name in columns if name not in schema.names]
         if unknown:
             raise StoreError(
                 f"there is no column {unknown[0]!r} among the {kind}; there are {', '.join(schema.names)}"
             )
-        if not shards:
-            return schema.empty_table()
-        tables = [
-            read_rows(self.root / s.name, schema, columns).replace_schema_metadata(None) for s in shards
-        ]
-        return pa.concat_tables(tables)
+        read = columns if source is None else list(dict.fromkeys([*columns, "source"]))
+        tables = [read_rows(self.root / s.name, schema, read).replace_schema_metadata(None) for s in shards]
+        table = pa.concat_tables(tables) if tables else schema.empty_table()
+        if source is not None:
+            table = table.filter(pa.array([one == source for one in table["source"].to_pylist()], pa.bool_()))
+        return table.select(columns)
 
     def _refuse_rewrite(self, shard: Shard) -> None:
         if shard.stage not in STAGE_KINDS or shard.kind not in STAGE_KINDS[shard.stage]:
@@ -420,13 +416,14 @@ class Store:
                 "call discard_incomplete() when the stage starts"
             )
 
-    def _check_pair(self, row: Row) -> None:
-        if row["winner_id"] == row["loser_id"]:
-            raise StoreError(f"pair {row['pair_id']!r}: sample {row['winner_id']!r} is both winner and loser")
+    def _check_pair(self, pair: Pair) -> None:
+        if pair.winner_id == pair.loser_id:
+            raise StoreError(f"pair {pair.pair_id!r}: sample {pair.winner_id!r} is both winner and loser")
         for column in ("winner_id", "loser_id", "explored_id", "main_id"):
-            if row[column] is not None and self._place(str(row[column])) is None:
+            sample_id = getattr(pair, column)
+            if sample_id is not None and self._places.find(sample_id) is None:
                 raise StoreError(
-                    f"pair {row['pair_id']!r}: {column} {row[column]!r} is not a sample of {self.root}; "
+                    f"pair {pair.pair_id!r}: {column} {sample_id!r} is not a sample of {self.root}; "
                     "append samples first"
                 )
 
@@ -444,75 +441,4 @@ class Store:
         if missing and stage != "label":
             raise StoreError(
                 f"{stage} {iteration} is not complete: units {missing} are missing; resume to make them"
-            )
-
-    def _lineage(self, shard: Shard, pair: Row) -> dict[str, object]:
-        history: dict[str, object] = {"pair": pair}
-        files = {shard.name}
-        weights: dict[str, object] = {}
-        for role in ("winner", "loser", "explored", "main"):
-            sample_id = pair[f"{role}_id"]
-            row = self.sample(str(sample_id)) if sample_id is not None else None
-            history[role] = row
-            if row is not None:
-                weights[str(row["agent"])] = row["weights"]
-                files |= {self._require(str(sample_id))[0], str(row["latent_file"])}
-        history["weights"] = weights
-        history["files"] = {name: provenance(self.root, name) for name in sorted(files)}
-        return history
-
-    def _index(self, name: str, ids: Sequence[str]) -> None:
-        for position, sample_id in enumerate(ids):
-            if sample_id in self._places:
-                raise StoreError(
-                    f"sample {sample_id!r} is in both {self._places[sample_id][0]} and {name}; delete "
-                    "one and resume"
-                )
-            self._places[sample_id] = (name, position)
-        self._indexed.add(name)
-
-    def _refresh(self) -> None:
-        """Index the shards that other processes wrote meanwhile."""
-        for shard in list_shards(self.root, "samples"):
-            if shard.name not in self._indexed:
-                column = read_rows(self.root / shard.name, SAMPLE_SCHEMA, ["sample_id"])["sample_id"]
-                self._index(shard.name, column.to_pylist())
-
-    def _place(self, sample_id: str) -> tuple[str, int] | None:
-        if sample_id not in self._places:
-            self._refresh()
-        return self._places.get(sample_id)
-
-    def _require(self, sample_id: str) -> tuple[str, int]:
-        place = self._place(sample_id)
-        if place is None:
-            raise StoreError(f"there is no sample {sample_id!r} in {self.root}; `samples()` lists them")
-        return place
-
-    def _latent_file(self, samples_name: str) -> LatentFile:
-        if samples_name not in self._latent_files:
-            shard = Shard.parse(samples_name)
-            assert shard is not None, samples_name  # names come from the store's own listing
-            if len(self._latent_files) >= _OPEN_FILES:
-                self._latent_files.pop(next(iter(self._latent_files)))
-            self._latent_files[samples_name] = LatentFile(self.root / shard.sibling("latents").name)
-        return self._latent_files[samples_name]
-
-    def _forget(self) -> None:
-        self._places.clear()
-        self._indexed.clear()
-        self._latent_files.clear()
-
-
-def _check_latents(ids: Sequence[str], latents: Mapping[str, np.ndarray]) -> None:
-    extra, missing = sorted(set(latents) - set(ids)), [i for i in ids if i not in latents]
-    if extra or missing:
-        raise StoreError(
-            f"latents and samples differ: without latents {missing[:3]}, without a row {extra[:3]}"
-        )
-    for sample_id in ids:
-        array = latents[sample_id]
-        if not isinstance(array, np.ndarray) or array.ndim != 3 or array.dtype.kind != "f":
-            raise StoreError(
-                f"latents of {sample_id!r} are {array!r:.80}; they must be a float array (C,h,w)"
             )

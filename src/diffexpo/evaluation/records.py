@@ -27,6 +27,7 @@ import numpy as np
 import yaml
 from PIL import Image
 
+from diffexpo.data.rows import Pair
 from diffexpo.errors import DataError, MissingError
 from diffexpo.types import Prompt
 
@@ -185,24 +186,24 @@ def load_suite(folder: Path) -> SuiteResult:
         ) from error
 
 
-def choose_pair_examples(pairs: Sequence[Mapping[str, object]]) -> list[tuple[str, Mapping[str, object]]]:
+def choose_pair_examples(pairs: Sequence[Pair]) -> list[tuple[str, Pair]]:
     """Pick pairs by rule, not by hand: the first, the median margin, the largest margin.
 
     Args:
-        pairs: Pair rows of one iteration in store order, each with pair_id and margin.
+        pairs: Pairs of one iteration in store order.
     Returns:
-        Up to three (rule, row), without repeats; empty for no pairs.
+        Up to three (rule, pair), without repeats; empty for no pairs.
     """
     if not pairs:
         return []
     # Pairs of people and of folders have none.
-    margins = {row["pair_id"]: -math.inf if row["margin"] is None else float(row["margin"]) for row in pairs}
-    ordered = sorted(pairs, key=lambda row: (margins[row["pair_id"]], str(row["pair_id"])))
+    margins = {pair.pair_id: -math.inf if pair.margin is None else pair.margin for pair in pairs}
+    ordered = sorted(pairs, key=lambda pair: (margins[pair.pair_id], pair.pair_id))
     chosen, seen = [], set()
-    for rule, row in zip(PAIR_RULES, (pairs[0], ordered[len(ordered) // 2], ordered[-1]), strict=True):
-        if row["pair_id"] not in seen:
-            seen.add(row["pair_id"])
-            chosen.append((rule, row))
+    for rule, pair in zip(PAIR_RULES, (pairs[0], ordered[len(ordered) // 2], ordered[-1]), strict=True):
+        if pair.pair_id not in seen:
+            seen.add(pair.pair_id)
+            chosen.append((rule, pair))
     return chosen
 
 

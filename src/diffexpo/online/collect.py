@@ -26,12 +26,12 @@ from torch import Tensor
 
 from diffexpo.config.schema import SamplerConfig
 from diffexpo.data.latents import PromptEmbeddings, image_sizes, latent_shapes
+from diffexpo.data.rows import Sample
 from diffexpo.data.store import Store
 from diffexpo.diffusion.sampling import NoiseSource, sample
 from diffexpo.errors import StoreError
 from diffexpo.online.agents import Agent
 from diffexpo.online.explore import Request
-from diffexpo.online.pairing import Row
 from diffexpo.rng import torch_generator
 from diffexpo.types import Conditioning, Policy
 
@@ -243,10 +243,10 @@ def collect(
 
 def rows_of_unit(
     drawing: Drawing, unit: Unit, scores: Mapping[str, np.ndarray], size: tuple[int, int]
-) -> list[Row]:
-    """The sample rows of one unit, whose pictures have a size (height, width)."""
+) -> list[Sample]:
+    """The samples of one unit, whose pictures have a size (height, width)."""
     return [
-        _row(
+        _sample(
             drawing, unit, position, {name: float(values[position]) for name, values in scores.items()}, size
         )
         for position in range(len(unit.items))
@@ -266,17 +266,17 @@ def plain_texts(unit: Unit) -> list[str]:
     return [item.request.prompt.text for item in unit.items]
 
 
-def was_merged(row: Row) -> bool:
+def was_merged(sample: Sample) -> bool:
     """Whether a stored sample was drawn with adapters folded into the weights, and has to be drawn again
     so."""
-    return bool(json.loads(str(row["sampler"] or "{}")).get(MERGED, False))
+    return bool(sample.sampler_settings.get(MERGED, False))
 
 
-def texts_of_row(row: Row) -> tuple[str, str]:
+def texts_of_row(sample: Sample) -> tuple[str, str]:
     """(text, text on the other side of guidance) that a stored sample was drawn with."""
-    append = bool(json.loads(str(row["sampler"]))["append_negatives"])
-    negative = str(row["negative_prompt"] or "")
-    text = _append(str(row["prompt"]), negative) if append and negative else str(row["prompt"])
+    append = bool(sample.sampler_settings["append_negatives"])
+    negative = sample.negative_prompt or ""
+    text = _append(sample.prompt, negative) if append and negative else sample.prompt
     return text, "" if append else negative
 
 
@@ -309,7 +309,7 @@ def draw_latents(
     return sample(policy, embeddings.select(texts), negative, sampler, noise, tick=tick)
 
 
-def redraw(policy: Policy, embeddings: PromptEmbeddings, row: Row, tick: Tick) -> Tensor:
+def redraw(policy: Policy, embeddings: PromptEmbeddings, stored: Sample, tick: Tick) -> Tensor:
     """Draw one stored sample again, (1,C,h,w), with the version in use; equal bit for bit to what was stored.
 
     The batch is filled to its old size and the sample stands at its old position, because a kernel's rounding
@@ -318,40 +318,40 @@ def redraw(policy: Policy, embeddings: PromptEmbeddings, row: Row, tick: Tick) -
     Raises:
         StoreError: the row was not drawn by a sampler (offline data and human uploads cannot be drawn again).
     """
-    if not row["seed_key"] or not row["sampler"]:
+    if not stored.seed_key or not stored.sampler:
         raise StoreError(
-            f"sample {row['sample_id']} has no seed: it was imported, not drawn, and cannot be regenerated"
+            f"sample {stored.sample_id} has no seed: it was imported, not drawn, and cannot be regenerated"
         )
-    size, position = int(row["batch_size"]), int(row["batch_position"])
-    settings = json.loads(str(row["sampler"]))
+    size, position = stored.batch_size, stored.batch_position
+    settings = stored.sampler_settings
     settings.pop("append_negatives")
     settings.pop(MERGED, None)
-    text, negative = texts_of_row(row)
+    text, negative = texts_of_row(stored)
     latents = draw_latents(
         policy,
         embeddings,
         SamplerConfig(**settings),
-        [json.loads(str(row["seed_key"]))] * size,
+        [stored.noise_key] * size,
         [text] * size,
         [negative] * size,
         tick,
-        bucket_of_row(policy, row),
+        bucket_of_row(policy, stored),
     )
     return latents[position : position + 1]
 
 
-def bucket_of_row(policy: Policy, row: Row) -> int:
-    """Number of the size of a stored sample's picture among those of the policy.
+def bucket_of_row(policy: Policy, stored: Sample) -> int:
+    """Number of the size of a stored sample's image among those of the policy.
 
     Raises:
         StoreError: the policy has no such size.
     """
     if len(latent_shapes(policy)) == 1:
         return 0
-    size, sizes = (row["height"], row["width"]), image_sizes(policy)
+    size, sizes = (stored.height, stored.width), image_sizes(policy)
     if size not in sizes:
         raise StoreError(
-            f"sample {row['sample_id']} has a picture of {size[0]} x {size[1]} pixels, which is none of the "
+            f"sample {stored.sample_id} has a picture of {size[0]} x {size[1]} pixels, which is none of the "
             f"model's sizes "
             f"{[list(known) for known in sizes]}; expected model.resolution and model.buckets as they were"
         )
@@ -370,12 +370,12 @@ def texts_needed(requests: Sequence[Request], append_negatives: bool) -> list[st
     return list(dict.fromkeys(texts))
 
 
-def group_rows(rows: Sequence[Row]) -> list[list[Row]]:
+def group_rows(samples: Sequence[Sample]) -> list[list[Sample]]:
     """Candidates of each request in a fixed order (by group, then sample id), whatever order shards were
     written in."""
-    groups: dict[int, list[Row]] = {}
-    for row in sorted(rows, key=lambda row: (int(row["group"]), str(row["sample_id"]))):
-        groups.setdefault(int(row["group"]), []).append(row)
+    groups: dict[int, list[Sample]] = {}
+    for candidate in sorted(samples, key=lambda candidate: (candidate.group, candidate.sample_id)):
+        groups.setdefault(candidate.group, []).append(candidate)
     return list(groups.values())
 
 
@@ -410,31 +410,31 @@ def _append(prompt: str, negative: str) -> str:
     return f"{prompt}, {negative}"
 
 
-def _row(
+def _sample(
     drawing: Drawing, unit: Unit, position: int, rewards: dict[str, float], size: tuple[int, int]
-) -> Row:
+) -> Sample:
     item, agent = unit.items[position], unit.agent
     key = _noise_key(drawing, agent, item)
     settings = drawing.sampler.model_dump() | {"append_negatives": drawing.append_negatives}
     if drawing.merged:
         settings[MERGED] = True
-    return {
-        "sample_id": f"{drawing.iteration:04d}-{item.group:06d}-{agent.name}-{item.index:02d}",
-        "iteration": drawing.iteration,
-        "unit": unit.number,
-        "group": item.group,
-        "prompt_id": item.request.prompt.id,
-        "prompt": item.request.prompt.text,
-        "negative_prompt": _negative_of(agent, item.request),
-        "agent": agent.name,
-        "weights": agent.fingerprint,
-        "seed_key": json.dumps(list(key)),
-        "batch_size": len(unit.items),
-        "batch_position": position,
-        "sampler": json.dumps(settings, sort_keys=True),
-        "rewards": rewards,
-        "model": drawing.model,
-        "source": "online",
-        "height": size[0],
-        "width": size[1],
-    }
+    return Sample(
+        sample_id=f"{drawing.iteration:04d}-{item.group:06d}-{agent.name}-{item.index:02d}",
+        iteration=drawing.iteration,
+        unit=unit.number,
+        group=item.group,
+        prompt_id=item.request.prompt.id,
+        prompt=item.request.prompt.text,
+        negative_prompt=_negative_of(agent, item.request),
+        agent=agent.name,
+        weights=agent.fingerprint,
+        seed_key=json.dumps(list(key)),
+        batch_size=len(unit.items),
+        batch_position=position,
+        sampler=json.dumps(settings, sort_keys=True),
+        rewards=rewards,
+        model=drawing.model,
+        source="online",
+        height=size[0],
+        width=size[1],
+    )

@@ -17,6 +17,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -26,6 +27,7 @@ from diffexpo.config.algorithms import ImprovementDpoConfig
 from diffexpo.config.schema import RunConfig, SamplerConfig
 from diffexpo.data.latents import PromptEmbeddings
 from diffexpo.data.pairs import PairLoader, PairSource
+from diffexpo.data.rows import Sample
 from diffexpo.diffusion.guidance import DoubleGuidance
 from diffexpo.diffusion.sampling import sample_double_guided
 from diffexpo.errors import ResumeError
@@ -41,7 +43,6 @@ from diffexpo.online.improved_pairs import (
     relative_distance,
 )
 from diffexpo.online.iterate import Loop
-from diffexpo.online.pairing import Row
 from diffexpo.training.checkpoint import read_tensors, remove_checkpoints, write_tensors
 from diffexpo.types import Policy
 
@@ -217,17 +218,17 @@ def improve_latents(
 
 
 def redraw_improved(
-    improver: Policy, embeddings: PromptEmbeddings, row: Row, loser: Tensor, tick: Tick
+    improver: Policy, embeddings: PromptEmbeddings, winner: Sample, loser: Tensor, tick: Tick
 ) -> Tensor:
     """Draw one stored winner again, (1,C,h,w), from its loser's latents (1,C,h,w); equal bit for bit to what
     was stored.
 
     The batch is filled to its old size, as in `collect.redraw`.
     """
-    size, position = int(row["batch_size"]), int(row["batch_position"])
-    settings = json.loads(str(row["sampler"]))
+    size, position = winner.batch_size, winner.batch_position
+    settings = winner.sampler_settings
     scales = DoubleGuidance(settings.pop("image_scale"), settings.pop("text_scale"))
-    keys, texts = [json.loads(str(row["seed_key"]))] * size, [str(row["prompt"])] * size
+    keys, texts = [winner.noise_key] * size, [winner.prompt] * size
     sampler, many = SamplerConfig(**settings), loser.expand(size, -1, -1, -1)
     latents = improve_latents(improver, embeddings, sampler, scales, keys, texts, many, tick)
     return latents[position : position + 1]
@@ -246,12 +247,12 @@ def double_guidance_of(config: RunConfig) -> DoubleGuidance:
     return DoubleGuidance(improver.image_scale, improver.text_scale)
 
 
-def units_of(rows: Sequence[Row]) -> list[tuple[int, list[Row]]]:
-    """(unit, its rows in the order of the batch) by number: winners are drawn in the batches of their
+def units_of(samples: Sequence[Sample]) -> list[tuple[int, list[Sample]]]:
+    """(unit, its samples in the order of the batch) by number: winners are drawn in the batches of their
     losers."""
-    units: dict[int, list[Row]] = {}
-    for row in sorted(rows, key=lambda row: (int(row["unit"]), int(row["batch_position"]))):
-        units.setdefault(int(row["unit"]), []).append(row)
+    units: dict[int, list[Sample]] = {}
+    for sample in sorted(samples, key=lambda sample: (sample.unit, sample.batch_position)):
+        units.setdefault(sample.unit, []).append(sample)
     return list(units.items())
 
 
@@ -269,9 +270,9 @@ def measure(loop: Loop, iteration: int) -> dict[str, float]:
     # A spread of the whole iteration, not its front.
     chosen = pairs[:: max(1, len(pairs) // MEASURED_PAIRS)][:MEASURED_PAIRS]
     winner, loser = (
-        torch.from_numpy(store.latents([str(pair[side]["sample_id"]) for pair in chosen])) for side in (1, 2)
+        torch.from_numpy(store.latents([pair[side].sample_id for pair in chosen])) for side in (1, 2)
     )
-    prompts = [str(row["prompt"]) for _, row, _ in chosen]
+    prompts = [winner.prompt for _, winner, _ in chosen]
     distance, relative = relative_distance(winner, loser, prompts)
     metrics |= {"improve/latent_distance": distance, "improve/relative_distance": relative}
     if improving.embed is not None:
@@ -293,13 +294,13 @@ def measure(loop: Loop, iteration: int) -> dict[str, float]:
 
 
 def _improve_unit(
-    loop: Loop, losers: Sequence[Row], sampler: SamplerConfig, fingerprint: str, tick: Tick
-) -> tuple[list[Row], Tensor]:
-    """Winner rows and latents (B,C,h,w) of one unit of losers."""
+    loop: Loop, losers: Sequence[Sample], sampler: SamplerConfig, fingerprint: str, tick: Tick
+) -> tuple[list[Sample], Tensor]:
+    """Winners and their latents (B,C,h,w) of one unit of losers."""
     scales = double_guidance_of(loop.config)
-    keys = [_noise_key(loop.config.seed, row) for row in losers]
-    texts = [str(row["prompt"]) for row in losers]
-    images = torch.from_numpy(loop.store.latents([str(row["sample_id"]) for row in losers]))
+    keys = [_noise_key(loop.config.seed, loser) for loser in losers]
+    texts = [loser.prompt for loser in losers]
+    images = torch.from_numpy(loop.store.latents([loser.sample_id for loser in losers]))
     improver = _improving(loop).policy
     latents = improve_latents(improver, loop.embeddings, sampler, scales, keys, texts, images, tick)
     scores = {
@@ -307,25 +308,26 @@ def _improve_unit(
         **loop.score_latents(latents, texts),
     }
     drawn_with = json.dumps(sampler.model_dump() | scales._asdict(), sort_keys=True)
-    rows = []
-    for position, (loser, key) in enumerate(zip(losers, keys, strict=True)):
-        own: dict[str, object] = {
-            "sample_id": f"{loser['sample_id']}-improved",
-            "negative_prompt": None,
-            "agent": IMPROVER,
-            "weights": fingerprint,
-            "seed_key": json.dumps(list(key)),
-            "sampler": drawn_with,
-            "rewards": {name: float(values[position]) for name, values in scores.items()},
-            "latent_file": None,
-            "improved_from": loser["sample_id"],
-        }
-        rows.append({**loser, **own})
-    return rows, latents
+    winners = [
+        replace(
+            loser,
+            sample_id=f"{loser.sample_id}-improved",
+            negative_prompt=None,
+            agent=IMPROVER,
+            weights=fingerprint,
+            seed_key=json.dumps(list(key)),
+            sampler=drawn_with,
+            rewards={name: float(values[position]) for name, values in scores.items()},
+            latent_file="",
+            improved_from=loser.sample_id,
+        )
+        for position, (loser, key) in enumerate(zip(losers, keys, strict=True))
+    ]
+    return winners, latents
 
 
-def _noise_key(seed: int, loser: Row) -> tuple[str | int, ...]:
-    return (seed, int(loser["iteration"]), "improve", str(loser["sample_id"]))
+def _noise_key(seed: int, loser: Sample) -> tuple[str | int, ...]:
+    return (seed, loser.iteration, "improve", loser.sample_id)
 
 
 def _features(policy: Policy, embed: Callable[[Tensor], Tensor], latents: Tensor) -> Tensor:

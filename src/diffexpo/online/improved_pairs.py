@@ -17,7 +17,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from diffexpo.online.pairing import PairingReport, Row
+from diffexpo.data.rows import Pair, Sample
+from diffexpo.online.pairing import PairingReport
 from diffexpo.training.engine import Engine
 from diffexpo.types import Policy
 
@@ -64,53 +65,55 @@ class ImprovedReport(PairingReport):
         }
 
 
-def couples(groups: Sequence[Sequence[Row]]) -> list[tuple[int, Row, Row]]:
-    """(group, winner row, loser row) of every improved image, in the order of the groups."""
+def couples(groups: Sequence[Sequence[Sample]]) -> list[tuple[int, Sample, Sample]]:
+    """(group, winner, loser) of every improved image, in the order of the groups."""
     found = []
-    for index, rows in enumerate(groups):
-        by_id = {str(row["sample_id"]): row for row in rows}
+    for index, samples in enumerate(groups):
+        by_id = {sample.sample_id: sample for sample in samples}
         found += [
-            (index, row, by_id[str(row["improved_from"])]) for row in rows if row["improved_from"] is not None
+            (index, sample, by_id[sample.improved_from])
+            for sample in samples
+            if sample.improved_from is not None
         ]
     return found
 
 
 def make_improved_pairs(
-    groups: Sequence[Sequence[Row]],
+    groups: Sequence[Sequence[Sample]],
     latent: Callable[[str], np.ndarray],
     *,
     iteration: int,
-    score: Callable[[Sequence[Sequence[Row]]], np.ndarray] | None = None,
+    score: Callable[[Sequence[Sequence[Sample]]], np.ndarray] | None = None,
     min_margin: float = 0.0,
-) -> tuple[list[Row], ImprovedReport]:
-    """Pair rows of one iteration, one for each improved image.
+) -> tuple[list[Pair], ImprovedReport]:
+    """Pairs of one iteration, one for each improved image.
 
     Args:
-        groups: Sample rows of each request, those of the model and those of the improver.
+        groups: Samples of each request, those of the model and those of the improver.
         latent: Latents of a sample by id; a pair with one that is not finite is dropped and counted.
         iteration: Names the pairs.
-        score: Gaps (P,) between winner and loser of P couples of rows; None keeps all.
+        score: Gaps (P,) between winner and loser of P couples of samples; None keeps all.
         min_margin: With `score`, the gap must exceed it.
     Returns:
-        (pair rows, report). The margin is the gap, or 0 without `score`.
+        (pairs, report). The margin is the gap, or 0 without `score`.
     """
     found = couples(groups)
     report = ImprovedReport(groups=len(groups))
     gaps = np.zeros(len(found))
     if score is not None and found:
         gaps = score([[winner, loser] for _, winner, loser in found])
-    pairs: list[Row] = []
+    pairs: list[Pair] = []
     counts: dict[int, int] = {}
     for (group, winner, loser), gap in zip(found, gaps, strict=True):
         place = counts[group] = counts.get(group, -1) + 1
-        is_finite = all(np.isfinite(latent(str(row["sample_id"]))).all() for row in (winner, loser))
+        is_finite = all(np.isfinite(latent(sample.sample_id)).all() for sample in (winner, loser))
         if not is_finite or not np.isfinite(gap):
             report.dropped_nan += 1
         elif score is not None and not gap > min_margin:
             report.dropped_filter += 1
         else:
             pairs.append(
-                _row(winner, loser, f"pair-{iteration:04d}-{group:06d}-{place:02d}", iteration, float(gap))
+                _pair(winner, loser, f"pair-{iteration:04d}-{group:06d}-{place:02d}", iteration, float(gap))
             )
             report.margins.append(float(gap))
     report.kept = len(pairs)
@@ -144,12 +147,12 @@ def relative_distance(winner: Tensor, loser: Tensor, prompts: Sequence[str]) -> 
     return distance, distance / unrelated if unrelated > 0 else float("nan")
 
 
-def gain_metrics(pairs: Sequence[tuple[int, Row, Row]]) -> dict[str, float]:
+def gain_metrics(pairs: Sequence[tuple[int, Sample, Sample]]) -> dict[str, float]:
     """For every reward the mean of winner minus loser and the share of winners above their loser (ties
     1/2)."""
     metrics: dict[str, float] = {}
-    for name in pairs[0][1]["rewards"] if pairs else ():
-        gaps = np.array([winner["rewards"][name] - loser["rewards"][name] for _, winner, loser in pairs])
+    for name in pairs[0][1].rewards if pairs else ():
+        gaps = np.array([winner.rewards[name] - loser.rewards[name] for _, winner, loser in pairs])
         gaps = gaps[np.isfinite(gaps)]
         better = (gaps > 0) + 0.5 * (gaps == 0)
         metrics[f"improve/reward/{name}/gain"] = float(gaps.mean()) if gaps.size else float("nan")
@@ -176,21 +179,17 @@ def distance_warning(relative: float) -> str | None:
     return None
 
 
-def _row(winner: Row, loser: Row, name: str, iteration: int, margin: float) -> Row:
-    return {
-        "pair_id": name,
-        "iteration": iteration,
-        "prompt_id": winner["prompt_id"],
-        "prompt": winner["prompt"],
-        "winner_id": winner["sample_id"],
-        "loser_id": loser["sample_id"],
-        "judge": JUDGE,
-        "margin": margin,
-        "source": SOURCE,
-        "winner_agent": winner["agent"],
-        "loser_agent": loser["agent"],
-        "explored_id": None,
-        "main_id": None,
-        "uncertainty_winner": None,
-        "uncertainty_loser": None,
-    }
+def _pair(winner: Sample, loser: Sample, name: str, iteration: int, margin: float) -> Pair:
+    return Pair(
+        pair_id=name,
+        iteration=iteration,
+        prompt_id=winner.prompt_id,
+        prompt=winner.prompt,
+        winner_id=winner.sample_id,
+        loser_id=loser.sample_id,
+        judge=JUDGE,
+        margin=margin,
+        source=SOURCE,
+        winner_agent=winner.agent,
+        loser_agent=loser.agent,
+    )

@@ -39,6 +39,7 @@ from diffexpo.config.schema import RunConfig, SamplerConfig
 from diffexpo.data.images import size_name
 from diffexpo.data.latents import PromptEmbeddings, image_sizes, latent_shapes
 from diffexpo.data.pairs import PairLoader, PairSource
+from diffexpo.data.rows import Pair, Sample
 from diffexpo.data.scored import Keep, ScoredLoader, ScoredSource, Weigh
 from diffexpo.data.store import Store
 from diffexpo.errors import ResumeError
@@ -58,7 +59,7 @@ from diffexpo.online.collect import (
 from diffexpo.online.cost import contrast_pairs, sampling_cost, training_cost
 from diffexpo.online.explore import SCHEDULES, attach_negatives, choose_buckets, draw_prompts
 from diffexpo.online.improved_pairs import Improving, make_improved_pairs
-from diffexpo.online.pairing import PairingReport, Row, make_pairs
+from diffexpo.online.pairing import PairingReport, make_pairs
 from diffexpo.online.self_play import data_images, make_self_pairs
 from diffexpo.training.checkpoint import read_tensors, remove_checkpoints, write_tensors
 from diffexpo.training.distributed import World
@@ -227,7 +228,7 @@ def collect_iteration(loop: Loop, iteration: int) -> None:
     load_iterates(loop, iteration)
     explore = loop.config.explore
 
-    def measure(groups: list[list[Row]]) -> dict[str, float]:
+    def measure(groups: list[list[Sample]]) -> dict[str, float]:
         loop.ranking.check(stack_rewards(groups))
         # Pairs are counted when they are made.
         return reward_metrics(loop, groups) if loop.engine.algorithm.batch_type is ScoredBatch else {}
@@ -240,7 +241,7 @@ def draw_images(
     iteration: int,
     agents: Sequence[Agent],
     sampler: SamplerConfig,
-    measure: Callable[[list[list[Row]]], Mapping[str, float]],
+    measure: Callable[[list[list[Sample]]], Mapping[str, float]],
     draw: Draw = latents_of_unit,
 ) -> None:
     """Agents draw images for this iteration's prompts; the manifest, written last, makes the stage complete.
@@ -344,7 +345,9 @@ def pair(loop: Loop, iteration: int) -> PairingReport | None:
     return report
 
 
-def _paired(loop: Loop, groups: Sequence[Sequence[Row]], iteration: int) -> tuple[list[Row], PairingReport]:
+def _paired(
+    loop: Loop, groups: Sequence[Sequence[Sample]], iteration: int
+) -> tuple[list[Pair], PairingReport]:
     """Best against worst, data against own images, or improved images against what they were improved
     from."""
     seed, ranking = loop.config.seed, loop.ranking
@@ -372,7 +375,7 @@ def _paired(loop: Loop, groups: Sequence[Sequence[Row]], iteration: int) -> tupl
     )
 
 
-def _gaps(loop: Loop, groups: Sequence[Sequence[Row]]) -> np.ndarray:
+def _gaps(loop: Loop, groups: Sequence[Sequence[Sample]]) -> np.ndarray:
     """Mixed score (G,) of the first image of each couple above the second; with Pareto NaN where one reward
     does not agree."""
     scores = stack_rewards(groups)
@@ -422,23 +425,25 @@ def first_ranked(config: RunConfig) -> str | None:
     return next((reward.name for reward in config.rewards if reward.role == "train"), None)
 
 
-def collection_metrics(rows: Sequence[Row], ranked: str | None = None) -> dict[str, float]:
+def collection_metrics(samples: Sequence[Sample], ranked: str | None = None) -> dict[str, float]:
     """Means of what was drawn, by reward, by negative prompt, and by agent under the reward `ranked` (else
     the first)."""
-    metrics: dict[str, float] = {"rollout/images": len(rows)}
+    metrics: dict[str, float] = {"rollout/images": len(samples)}
     metrics["rollout/negative_prompt_fraction"] = float(
-        np.mean([bool(row["negative_prompt"]) for row in rows])
+        np.mean([bool(sample.negative_prompt) for sample in samples])
     )
-    names = list(rows[0]["rewards"])
+    names = list(samples[0].rewards)
     for name in names:
-        values = np.array([row["rewards"][name] for row in rows], dtype=np.float64)
+        values = np.array([sample.rewards[name] for sample in samples], dtype=np.float64)
         good = np.isfinite(values)
         metrics[f"rollout/reward/{name}/mean"] = float(values[good].mean()) if good.any() else float("nan")
         metrics[f"rollout/reward/{name}/std"] = float(values[good].std()) if good.any() else float("nan")
         metrics[f"rollout/reward/{name}/failed"] = int((~good).sum())
     shown = ranked if ranked in names else next(iter(names), "")
-    for agent in dict.fromkeys(str(row["agent"]) for row in rows if names):
-        own = np.array([row["rewards"][shown] for row in rows if row["agent"] == agent], dtype=np.float64)
+    for agent in dict.fromkeys(sample.agent for sample in samples if names):
+        own = np.array(
+            [sample.rewards[shown] for sample in samples if sample.agent == agent], dtype=np.float64
+        )
         metrics[f"rollout/agent/{agent}/reward"] = (
             float(np.nanmean(own)) if np.isfinite(own).any() else float("nan")
         )
@@ -515,12 +520,12 @@ LOADERS: dict[type, Callable[[Loop, int], PairLoader | ScoredLoader]] = {
 """What gives an iteration's batches, by the type of batch that the algorithm learns from."""
 
 
-def mixed_rewards(loop: Loop, groups: Sequence[Sequence[Row]]) -> np.ndarray:
+def mixed_rewards(loop: Loop, groups: Sequence[Sequence[Sample]]) -> np.ndarray:
     """One reward an image, (G, n); NaN where scoring failed."""
     return np.asarray(loop.ranking.mix(stack_rewards(groups)), dtype=np.float64)
 
 
-def reward_metrics(loop: Loop, groups: Sequence[Sequence[Row]]) -> dict[str, float]:
+def reward_metrics(loop: Loop, groups: Sequence[Sequence[Sample]]) -> dict[str, float]:
     """How many images cannot teach: those without a finite reward, and those of prompts whose images are all
     equal."""
     rewards = mixed_rewards(loop, groups)
@@ -531,11 +536,11 @@ def reward_metrics(loop: Loop, groups: Sequence[Sequence[Row]]) -> dict[str, flo
     }
 
 
-def stack_rewards(groups: Sequence[Sequence[Row]]) -> dict[str, np.ndarray]:
-    """Rewards of G groups of n rows each: name -> (G, n)."""
-    names = list(groups[0][0]["rewards"])
+def stack_rewards(groups: Sequence[Sequence[Sample]]) -> dict[str, np.ndarray]:
+    """Rewards of G groups of n samples each: name -> (G, n)."""
+    names = list(groups[0][0].rewards)
     return {
-        name: np.array([[row["rewards"][name] for row in rows] for rows in groups], dtype=np.float64)
+        name: np.array([[sample.rewards[name] for sample in group] for group in groups], dtype=np.float64)
         for name in names
     }
 

@@ -15,9 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from diffexpo.data.rows import Pair, Sample
 from diffexpo.rng import keyed_choice
-
-Row = dict[str, object]
 
 
 def best_and_worst(scores: Tensor, min_margin: float = 0.0) -> tuple[Tensor, Tensor, Tensor]:
@@ -100,7 +99,7 @@ class PairingReport:
 
 
 def make_pairs(
-    groups: Sequence[Sequence[Row]],
+    groups: Sequence[Sequence[Sample]],
     mixed: np.ndarray,
     *,
     iteration: int,
@@ -109,11 +108,11 @@ def make_pairs(
     min_margin: float = 0.0,
     dominance: np.ndarray | None = None,
     uncertainty: np.ndarray | None = None,
-) -> tuple[list[Row], PairingReport]:
-    """Pair rows of one iteration, one at most for each group of candidates.
+) -> tuple[list[Pair], PairingReport]:
+    """Pairs of one iteration, one at most for each group of candidates.
 
     Args:
-        groups: G groups of n sample rows; all rows of a group share the prompt.
+        groups: G groups of n samples; all samples of a group share the prompt.
         mixed: Mixed score (G, n), NaN where a candidate is out.
         iteration, seed: Names of the pair ids and of the contrast draw.
         judge: What ranked them, for the lineage.
@@ -122,7 +121,7 @@ def make_pairs(
             loser (Pareto).
         uncertainty: Gamma of each candidate (G, n), stored with the pair.
     Returns:
-        (pair rows, report). A row also names a contrast couple, one image of the exploration agent and one of
+        (pairs, report). A pair also names a contrast couple, one image of the exploration agent and one of
         the main agent drawn by key, whenever both agents drew for the prompt.
     """
     scores = torch.as_tensor(mixed, dtype=torch.float64)
@@ -131,8 +130,8 @@ def make_pairs(
     else:
         best, worst, valid = best_dominating(torch.as_tensor(dominance), scores, min_margin)
     report = PairingReport(groups=len(groups))
-    pairs: list[Row] = []
-    for index, rows in enumerate(groups):
+    pairs: list[Pair] = []
+    for index, samples in enumerate(groups):
         if not valid[index]:
             enough = int(torch.isfinite(scores[index]).sum()) >= 2
             report.dropped_tie += enough
@@ -145,13 +144,13 @@ def make_pairs(
             if uncertainty is None
             else (float(uncertainty[index, w]), float(uncertainty[index, l]))
         )
-        pairs.append(_pair_row(rows, w, l, margin, gammas, index, iteration, seed, judge))
-        _count(report, rows[w], rows[l], margin)
+        pairs.append(_pair(samples, w, l, margin, gammas, index, iteration, seed, judge))
+        _count(report, samples[w], samples[l], margin)
     return pairs, report
 
 
-def _pair_row(
-    rows: Sequence[Row],
+def _pair(
+    samples: Sequence[Sample],
     w: int,
     l: int,
     margin: float,
@@ -160,44 +159,41 @@ def _pair_row(
     iteration: int,
     seed: int,
     judge: str,
-) -> Row:
-    winner, loser = rows[w], rows[l]
-    explored, main = _contrast(rows, seed, iteration, index)
-    return {
-        "pair_id": f"pair-{iteration:04d}-{index:06d}",
-        "iteration": iteration,
-        "prompt_id": winner["prompt_id"],
-        "prompt": winner["prompt"],
-        "winner_id": winner["sample_id"],
-        "loser_id": loser["sample_id"],
-        "judge": judge,
-        "margin": margin,
-        "source": "online",
-        "winner_agent": winner["agent"],
-        "loser_agent": loser["agent"],
-        "explored_id": explored,
-        "main_id": main,
-        "uncertainty_winner": gammas[0],
-        "uncertainty_loser": gammas[1],
-    }
+) -> Pair:
+    winner, loser = samples[w], samples[l]
+    explored, main = _contrast(samples, seed, iteration, index)
+    return Pair(
+        pair_id=f"pair-{iteration:04d}-{index:06d}",
+        iteration=iteration,
+        prompt_id=winner.prompt_id,
+        prompt=winner.prompt,
+        winner_id=winner.sample_id,
+        loser_id=loser.sample_id,
+        judge=judge,
+        margin=margin,
+        source="online",
+        winner_agent=winner.agent,
+        loser_agent=loser.agent,
+        explored_id=explored,
+        main_id=main,
+        uncertainty_winner=gammas[0],
+        uncertainty_loser=gammas[1],
+    )
 
 
-def _contrast(rows: Sequence[Row], seed: int, iteration: int, index: int) -> tuple[str | None, str | None]:
+def _contrast(
+    samples: Sequence[Sample], seed: int, iteration: int, index: int
+) -> tuple[str | None, str | None]:
     ids: list[str | None] = []
     for agent in ("exploration", "main"):
-        own = [str(row["sample_id"]) for row in rows if row["agent"] == agent]
+        own = [sample.sample_id for sample in samples if sample.agent == agent]
         ids.append(own[keyed_choice(len(own), seed, iteration, "contrast", agent, index)] if own else None)
     return (ids[0], ids[1]) if None not in ids else (None, None)
 
 
-def _count(report: PairingReport, winner: Row, loser: Row, margin: float) -> None:
+def _count(report: PairingReport, winner: Sample, loser: Sample, margin: float) -> None:
     report.kept += 1
     report.margins.append(margin)
-    for counts, row in ((report.winner_from, winner), (report.loser_from, loser)):
-        counts[str(row["agent"])] = counts.get(str(row["agent"]), 0) + 1
-    report.winner_with_negative += row_has_negative(winner)
-
-
-def row_has_negative(row: Row) -> bool:
-    """Whether the sample was drawn with a negative prompt."""
-    return bool(row["negative_prompt"])
+    for counts, sample in ((report.winner_from, winner), (report.loser_from, loser)):
+        counts[sample.agent] = counts.get(sample.agent, 0) + 1
+    report.winner_with_negative += bool(winner.negative_prompt)

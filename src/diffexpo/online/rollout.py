@@ -35,6 +35,7 @@ from diffexpo.config.algorithms import (
     TrajectoryConfig,
 )
 from diffexpo.config.schema import RunConfig, SamplerConfig
+from diffexpo.data.rows import Sample
 from diffexpo.data.trajectories import (
     Place,
     Trajectories,
@@ -74,7 +75,6 @@ from diffexpo.online.iterate import (
     stack_rewards,
     ticking,
 )
-from diffexpo.online.pairing import Row
 from diffexpo.rng import keyed_seed
 from diffexpo.training.checkpoint import read_tensors, write_tensors
 from diffexpo.training.optimizer import OptimizerState
@@ -137,7 +137,7 @@ def collect_iteration(loop: Loop, iteration: int) -> None:
     if isinstance(loop.config.algorithm, SpoConfig):
         draw = partial(_branch_and_keep, loop, trajectories_of(loop, iteration))
 
-    def measure(groups: list[list[Row]]) -> dict[str, float]:
+    def measure(groups: list[list[Sample]]) -> dict[str, float]:
         if iteration == 1:
             loop.ranking.check(stack_rewards(groups))
         return reward_metrics(loop, groups) | _branch_metrics(loop, iteration, groups)
@@ -204,9 +204,9 @@ def check_replay(loop: Loop, iteration: int, trajectories: Trajectories) -> None
         TrainingError: the difference is not 0 (beyond rounding, elsewhere than on the CPU in float32).
     """
     policy, settings = loop.policy, loop.config.training
-    rows = [row for row in loop.store.samples(iteration) if int(row["unit"]) == 0]
-    rows.sort(key=lambda row: int(row["batch_position"]))
-    texts, negatives = zip(*(texts_of_row(row) for row in rows), strict=True)
+    samples = [sample for sample in loop.store.samples(iteration) if sample.unit == 0]
+    samples.sort(key=lambda sample: sample.batch_position)
+    texts, negatives = zip(*map(texts_of_row, samples), strict=True)
     sampler = iteration_sampler(loop, iteration)
     random = _random_steps(loop, sampler)
     is_exact = policy.device.type == "cpu" and settings.mixed_precision == "no"
@@ -219,7 +219,7 @@ def check_replay(loop: Loop, iteration: int, trajectories: Trajectories) -> None
             replayed = replay_transitions(
                 policy,
                 sampler,
-                torch.full((len(rows),), index),
+                torch.full((len(samples),), index),
                 ends[0],
                 ends[1],
                 conditioning,
@@ -240,7 +240,7 @@ def check_replay(loop: Loop, iteration: int, trajectories: Trajectories) -> None
 # ---- what is learned from ----------------------------------------------------------------------------------
 
 
-def image_advantages(loop: Loop, iteration: int) -> list[tuple[Row, float]]:
+def image_advantages(loop: Loop, iteration: int) -> list[tuple[Sample, float]]:
     """Each image of the iteration with its advantage, clipped; NaN where scoring failed.
 
     DDPO's running rewards are those of all collections so far, read from the store: there is no state beside
@@ -248,20 +248,20 @@ def image_advantages(loop: Loop, iteration: int) -> list[tuple[Row, float]]:
     """
     settings = loop.config.algorithm
     groups = group_rows(loop.store.samples(iteration))
-    rows = [row for group in groups for row in group]
+    samples = [sample for group in groups for sample in group]
     if isinstance(settings, DdpoConfig):
         stats = PerPromptStats(settings.buffer_size, settings.min_count)
         for number in range(1, iteration + 1):
             earlier = group_rows(loop.store.samples(number))
-            prompts = [str(row["prompt_id"]) for group in earlier for row in group]
+            prompts = [sample.prompt_id for group in earlier for sample in group]
             advantages = stats.update(prompts, mixed_rewards(loop, earlier).ravel())
     else:
         assert isinstance(settings, FlowGrpoConfig)
-        labels = [int(row["group"]) for row in rows]
+        labels = [sample.group for sample in samples]
         rewards = mixed_rewards(loop, groups).ravel()
         advantages = group_advantages(rewards, labels, global_std=settings.global_std)
     clipped = np.clip(advantages, -settings.advantage_clip, settings.advantage_clip)
-    return list(zip(rows, clipped.tolist(), strict=True))
+    return list(zip(samples, clipped.tolist(), strict=True))
 
 
 def chosen_steps(loop: Loop, sampler: SamplerConfig, name: str) -> list[int]:
@@ -303,9 +303,9 @@ def _image_loader(loop: Loop, iteration: int, trajectories: Trajectories) -> tup
     sampler = iteration_sampler(loop, iteration)
     refs = [
         ref
-        for row, advantage in image_advantages(loop, iteration)
+        for sample, advantage in image_advantages(loop, iteration)
         if np.isfinite(advantage) and advantage != 0
-        for ref in _refs_of(loop, sampler, row, advantage)
+        for ref in _refs_of(loop, sampler, sample, advantage)
     ]
     return _transition_loader(loop, iteration, trajectories, sampler, refs), {}
 
@@ -317,9 +317,9 @@ def _baseline_loader(loop: Loop, iteration: int, trajectories: Trajectories) -> 
     rewards = mixed_rewards(loop, groups).ravel().tolist()
     refs = [
         ref
-        for row, reward in zip((row for group in groups for row in group), rewards, strict=True)
+        for sample, reward in zip((one for group in groups for one in group), rewards, strict=True)
         if np.isfinite(reward)
-        for ref in _refs_of(loop, sampler, row, reward)
+        for ref in _refs_of(loop, sampler, sample, reward)
     ]
     payload: Payload = {}
     settings = loop.config.algorithm
@@ -331,9 +331,9 @@ def _baseline_loader(loop: Loop, iteration: int, trajectories: Trajectories) -> 
     return _transition_loader(loop, iteration, trajectories, sampler, refs), payload
 
 
-def _refs_of(loop: Loop, sampler: SamplerConfig, row: Row, advantage: float) -> list[TransitionRef]:
-    text, negative = texts_of_row(row)
-    name, place = str(row["sample_id"]), _place(row)
+def _refs_of(loop: Loop, sampler: SamplerConfig, sample: Sample, advantage: float) -> list[TransitionRef]:
+    text, negative = texts_of_row(sample)
+    name, place = sample.sample_id, _place(sample)
     return [
         TransitionRef(name, place, index, advantage, text, negative)
         for index in chosen_steps(loop, sampler, name)
@@ -361,10 +361,10 @@ def _transition_loader(
 
 def _decided_loader(loop: Loop, iteration: int, trajectories: Trajectories) -> tuple[AnyLoader, Payload]:
     """D3PO: the pairs of the pair stage, each step of their trajectories by itself."""
-    rows = {str(row["sample_id"]): row for row in loop.store.samples(iteration)}
+    samples = {sample.sample_id: sample for sample in loop.store.samples(iteration)}
     couples = [
-        (str(row["pair_id"]), rows[str(row["winner_id"])], rows[str(row["loser_id"])])
-        for row in loop.store.pairs(iteration)
+        (pair.pair_id, samples[pair.winner_id], samples[pair.loser_id])
+        for pair in loop.store.pairs(iteration)
     ]
     return _couple_loader(loop, iteration, trajectories, couples, whole_pairs=False), {}
 
@@ -376,7 +376,7 @@ def _every_pair_loader(loop: Loop, iteration: int, trajectories: Trajectories) -
     for group, rewards in zip(groups, mixed_rewards(loop, groups), strict=True):
         usable = [place for place in range(len(group)) if np.isfinite(rewards[place])]
         couples += [
-            (f"{group[i]['sample_id']}+{group[j]['sample_id']}", group[i], group[j])
+            (f"{group[i].sample_id}+{group[j].sample_id}", group[i], group[j])
             for number, i in enumerate(usable)
             for j in usable[number + 1 :]
         ]
@@ -387,7 +387,7 @@ def _couple_loader(
     loop: Loop,
     iteration: int,
     trajectories: Trajectories,
-    couples: Sequence[tuple[str, Row, Row]],
+    couples: Sequence[tuple[str, Sample, Sample]],
     *,
     whole_pairs: bool,
 ) -> TransitionPairLoader:
@@ -395,9 +395,9 @@ def _couple_loader(
     groups = group_rows(loop.store.samples(iteration))
     mixed = mixed_rewards(loop, groups)
     rewards = {
-        str(row["sample_id"]): float(value)
+        sample.sample_id: float(value)
         for group, values in zip(groups, mixed, strict=True)
-        for row, value in zip(group, values, strict=True)
+        for sample, value in zip(group, values, strict=True)
     }
     refs = [
         TransitionPairRef(
@@ -405,8 +405,8 @@ def _couple_loader(
             index,
             _place(winner),
             _place(loser),
-            rewards[str(winner["sample_id"])],
-            rewards[str(loser["sample_id"])],
+            rewards[winner.sample_id],
+            rewards[loser.sample_id],
             *texts_of_row(winner),
         )
         for pair_id, winner, loser in couples
@@ -427,19 +427,19 @@ def _couple_loader(
 def _branch_loader(loop: Loop, iteration: int, trajectories: Trajectories) -> tuple[AnyLoader, Payload]:
     """SPO: best and worst candidate of each branched step that decided."""
     sampler = iteration_sampler(loop, iteration)
-    by_unit: dict[int, dict[int, Row]] = {}
-    for row in loop.store.samples(iteration):
-        by_unit.setdefault(int(row["unit"]), {})[int(row["batch_position"])] = row
+    by_unit: dict[int, dict[int, Sample]] = {}
+    for sample in loop.store.samples(iteration):
+        by_unit.setdefault(sample.unit, {})[sample.batch_position] = sample
     refs = []
-    for unit, rows in sorted(by_unit.items()):
+    for unit, samples in sorted(by_unit.items()):
         index, position, scores = (
             trajectories.part(unit, f"branch_{name}").tolist() for name in ("index", "row", "scores")
         )
         for number, (step, place, gap) in enumerate(zip(index, position, scores, strict=True)):
-            row, here = rows[place], Place(unit, number)
-            if step in chosen_steps(loop, sampler, str(row["sample_id"])):
-                name = f"{row['sample_id']}:{step}"
-                refs.append(TransitionPairRef(name, step, here, here, *gap, *texts_of_row(row)))
+            sample, here = samples[place], Place(unit, number)
+            if step in chosen_steps(loop, sampler, sample.sample_id):
+                name = f"{sample.sample_id}:{step}"
+                refs.append(TransitionPairRef(name, step, here, here, *gap, *texts_of_row(sample)))
     loader = TransitionPairLoader(
         trajectories,
         refs,
@@ -505,13 +505,13 @@ def _branch_and_keep(
     return tensors["latents"][-1]
 
 
-def _branch_metrics(loop: Loop, iteration: int, groups: Sequence[Sequence[Row]]) -> dict[str, float]:
+def _branch_metrics(loop: Loop, iteration: int, groups: Sequence[Sequence[Sample]]) -> dict[str, float]:
     settings = loop.config.algorithm
     if not isinstance(settings, SpoConfig):
         return {}
     random = _random_steps(loop, iteration_sampler(loop, iteration))
     branched = sum(index >= settings.first_transition for index in random)
-    units = {int(row["unit"]) for group in groups for row in group}
+    units = {sample.unit for group in groups for sample in group}
     trajectories = trajectories_of(loop, iteration)
     kept = sum(len(trajectories.part(unit, "branch_index")) for unit in units)
     return {"pairs/kept_fraction": kept / max(1, branched * sum(map(len, groups)))}
@@ -553,8 +553,8 @@ def _forget(loop: Loop, iteration: int, trajectories: Trajectories) -> None:
             path.unlink(missing_ok=True)
 
 
-def _place(row: Row) -> Place:
-    return Place(int(row["unit"]), int(row["batch_position"]))
+def _place(sample: Sample) -> Place:
+    return Place(sample.unit, sample.batch_position)
 
 
 def _random_steps(loop: Loop, sampler: SamplerConfig) -> list[int]:

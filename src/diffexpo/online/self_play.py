@@ -9,9 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from diffexpo.data.rows import Pair, Preference, Sample
 from diffexpo.data.store import Store
 from diffexpo.errors import DataError
-from diffexpo.online.pairing import PairingReport, Row
+from diffexpo.online.pairing import PairingReport
 from diffexpo.rng import keyed_choice
 from diffexpo.types import Prompt
 
@@ -20,47 +21,45 @@ SOURCE = "self_play"
 
 def data_prompts(store: Store) -> list[Prompt]:
     """The prompts of D_off, one for each text."""
-    rows = store.pairs(source="offline", columns=("prompt_id", "prompt"))
-    texts = {str(row["prompt"]): str(row["prompt_id"]) for row in reversed(rows)}
+    pairs = store.pairs(source="offline", view=Preference)
+    texts = {pair.prompt: pair.prompt_id for pair in reversed(pairs)}
     return [Prompt(number, text) for text, number in sorted(texts.items(), key=lambda item: item[1])]
 
 
 def data_images(store: Store) -> dict[str, list[str]]:
     """Sample ids of D_off's winners by prompt, each once."""
-    rows = store.pairs(source="offline", columns=("prompt", "winner_id"))
     found: dict[str, set[str]] = {}
-    for row in rows:
-        found.setdefault(str(row["prompt"]), set()).add(str(row["winner_id"]))
+    for pair in store.pairs(source="offline", view=Preference):
+        found.setdefault(pair.prompt, set()).add(pair.winner_id)
     return {prompt: sorted(names) for prompt, names in found.items()}
 
 
 def make_self_pairs(
-    groups: Sequence[Sequence[Row]], images: Mapping[str, Sequence[str]], *, iteration: int, seed: int
-) -> tuple[list[Row], PairingReport]:
-    """Pair rows of one iteration, one for each image drawn.
+    groups: Sequence[Sequence[Sample]], images: Mapping[str, Sequence[str]], *, iteration: int, seed: int
+) -> tuple[list[Pair], PairingReport]:
+    """Pairs of one iteration, one for each image drawn.
 
     Args:
-        groups: Sample rows of each request; all rows of a group share the prompt.
+        groups: Samples of each request; all samples of a group share the prompt.
         images: `data_images`.
         iteration, seed: Names of the pair ids and of the choice among a prompt's data images.
     Returns:
-        (pair rows, report).
+        (pairs, report).
     Raises:
         DataError: a prompt has no data image.
     """
     report = PairingReport(groups=len(groups))
-    pairs: list[Row] = []
-    for group, rows in enumerate(groups):
-        names = images.get(str(rows[0]["prompt"]), ())
+    pairs: list[Pair] = []
+    for group, samples in enumerate(groups):
+        names = images.get(samples[0].prompt, ())
         if not names:
             raise DataError(
-                f"self-play: prompt {rows[0]['prompt']!r} has no image among the winners of the offline "
-                f"pairs; "
-                "draw for their prompts"
+                f"self-play: prompt {samples[0].prompt!r} has no image among the winners of the offline "
+                "pairs; draw for their prompts"
             )
-        for place, row in enumerate(rows):
+        for place, sample in enumerate(samples):
             winner = names[keyed_choice(len(names), seed, iteration, "self-play", group, place)]
-            pairs.append(_row(row, winner, f"pair-{iteration:04d}-{group:06d}-{place:02d}", iteration))
+            pairs.append(_pair(sample, winner, f"pair-{iteration:04d}-{group:06d}-{place:02d}", iteration))
     report.kept = len(pairs)
     report.margins = [0.0] * len(pairs)
     report.winner_from = {"offline": len(pairs)}
@@ -68,21 +67,17 @@ def make_self_pairs(
     return pairs, report
 
 
-def _row(row: Row, winner: str, name: str, iteration: int) -> Row:
-    return {
-        "pair_id": name,
-        "iteration": iteration,
-        "prompt_id": row["prompt_id"],
-        "prompt": row["prompt"],
-        "winner_id": winner,
-        "loser_id": row["sample_id"],
-        "judge": "data",
-        "margin": 0.0,
-        "source": SOURCE,
-        "winner_agent": "offline",
-        "loser_agent": row["agent"],
-        "explored_id": None,
-        "main_id": None,
-        "uncertainty_winner": None,
-        "uncertainty_loser": None,
-    }
+def _pair(loser: Sample, winner: str, name: str, iteration: int) -> Pair:
+    return Pair(
+        pair_id=name,
+        iteration=iteration,
+        prompt_id=loser.prompt_id,
+        prompt=loser.prompt,
+        winner_id=winner,
+        loser_id=loser.sample_id,
+        judge="data",
+        margin=0.0,
+        source=SOURCE,
+        winner_agent="offline",
+        loser_agent=loser.agent,
+    )

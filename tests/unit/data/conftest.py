@@ -19,8 +19,7 @@ from torch import Tensor
 from diffexpo.data.store import Store
 from diffexpo.rng import numpy_generator
 from diffexpo.types import Conditioning
-
-from .rows import latents_of, pair_row, sample_row
+from tests.rows import latents_of, pair_row, sample_row
 
 
 class LetterPolicy:

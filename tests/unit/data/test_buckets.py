@@ -22,9 +22,9 @@ from diffexpo.data.store import Store
 from diffexpo.errors import Interrupted, StoreError
 from diffexpo.training.batches import micro_batches
 from diffexpo.types import MixedRows
+from tests.rows import sample_row
 
 from .conftest import LetterPolicy, jpeg, vote
-from .rows import sample_row
 
 Write = Callable[..., Path]
 SQUARE, WIDE, TALL = (8, 8), (6, 10), (10, 6)
@@ -80,17 +80,15 @@ def test_a_pair_has_the_size_of_its_winner_and_a_loser_loses_its_borders(
     )
     assert store.manifest("offline", 0)["report"]["sizes"] == report.sizes
     assert summarise_store(store)["samples by size"] == {"6x10": 8, "10x6": 8, "8x8": 8}
-    for number, pair in enumerate(
-        sorted(store.pairs(), key=lambda row: int(str(row["pair_id"]).split(":")[1]))
-    ):
+    for number, pair in enumerate(sorted(store.pairs(), key=lambda row: int(row.pair_id.split(":")[1]))):
         size = (WIDE, TALL, SQUARE)[number % 3]
         for side, name in (("jpg_0", "winner_id"), ("jpg_1", "loser_id")):
             sample = store.sample(str(pair[name]))
-            assert (sample["height"], sample["width"]) == size
+            assert (sample.height, sample.width) == size
             fitted = fit_image(decode_image(rows[number][side]), *size)
             expected = fitted.transpose(2, 0, 1).astype(np.float32) / 255 * 2 - 1
             np.testing.assert_array_equal(store.latent(str(pair[name])), expected)
-    assert store.sizes() == {str(row["sample_id"]): (row["height"], row["width"]) for row in store.samples(0)}
+    assert store.sizes() == {row.sample_id: (row.height, row.width) for row in store.samples(0)}
     assert store.verify() > 0
 
 
@@ -143,8 +141,8 @@ def test_one_picture_in_pairs_of_two_sizes_is_stored_at_both(
     store = Store(tmp_path / "store")
     import_offline(write_votes(rows), policy, store)
     first, second, third = store.pairs()
-    assert first["winner_id"] == third["loser_id"] != second["loser_id"]
-    assert store.sizes()[first["winner_id"]] == WIDE and store.sizes()[second["loser_id"]] == SQUARE
+    assert first.winner_id == third.loser_id != second.loser_id
+    assert store.sizes()[first.winner_id] == WIDE and store.sizes()[second.loser_id] == SQUARE
     assert len(store.samples(0)) == 5
 
 

@@ -47,7 +47,7 @@ def test_a_round_trip_keeps_winners_and_pixels(tmp_path: Path, policy: LetterPol
     decode = pixel_decoder(policy, batch_size=7)
     assert export_pairs(store, tmp_path / "out.parquet", decode, chunk=16) == 40
     read = list(read_pickapic(tmp_path / "out.parquet"))
-    assert [pair.winner_uid for pair in read] == [row["winner_id"] for row in store.pairs()]
+    assert [pair.winner_uid for pair in read] == [row.winner_id for row in store.pairs()]
     assert [pair.margin for pair in read] == [1.0] * 40
     for pair in read[:5]:
         pixels = np.array(Image.open(io.BytesIO(pair.winner_jpg)))

@@ -129,9 +129,9 @@ def test_an_import_encodes_each_picture_once(
     report = import_offline(write_votes(rows), policy, store, unit_pairs=3, batch_size=4)
     assert report.kept == 7 and policy.encoded_images == 8 == len(store.samples(0))
     pairs = store.pairs(source="offline")
-    assert len({pair["winner_id"] for pair in pairs}) == 1 and len({pair["pair_id"] for pair in pairs}) == 7
+    assert len({pair.winner_id for pair in pairs}) == 1 and len({pair.pair_id for pair in pairs}) == 7
     pixels = np.array(Image.open(io.BytesIO(shared)).convert("RGB"), np.float32).transpose(2, 0, 1) / 255
-    np.testing.assert_array_equal(store.latent(str(pairs[0]["winner_id"])), pixels * 2 - 1)
+    np.testing.assert_array_equal(store.latent(str(pairs[0].winner_id)), pixels * 2 - 1)
 
 
 def test_an_import_is_idempotent_and_resumes_to_the_same_bytes(
@@ -189,4 +189,4 @@ def test_long_captions_are_quarantined_and_nothing_left_is_an_error(
 def test_pictures_of_other_sizes_are_fitted(write_votes: Write, tmp_path: Path, policy: LetterPolicy) -> None:
     store = Store(tmp_path / "store")
     import_offline(write_votes([vote(0, jpg_0=jpeg("big", size=(40, 20)))]), policy, store)
-    assert store.latents([str(row["sample_id"]) for row in store.samples(0)]).shape == (2, 3, 8, 8)
+    assert store.latents([row.sample_id for row in store.samples(0)]).shape == (2, 3, 8, 8)

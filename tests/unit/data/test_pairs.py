@@ -15,9 +15,9 @@ from diffexpo.data.offline.ingest import import_offline
 from diffexpo.data.pairs import Epochs, PairLoader, PairSource
 from diffexpo.data.store import Store
 from diffexpo.errors import DataError
+from tests.rows import latents_of, pair_row
 
 from .conftest import LetterPolicy, fill, vote
-from .rows import latents_of, pair_row
 
 
 @pytest.fixture
@@ -41,10 +41,10 @@ def make_loader(
 def test_a_batch_holds_the_stored_latents_and_texts(store: Store) -> None:
     batch = make_loader(store).batch(3)
     for row, key in enumerate(batch.keys):
-        pair = store.lineage(key.split("@")[0])["pair"]
-        for tensor, name in ((batch.winner, pair["winner_id"]), (batch.loser, pair["loser_id"])):
+        pair = store.lineage(key.split("@")[0]).pair
+        for tensor, name in ((batch.winner, pair.winner_id), (batch.loser, pair.loser_id)):
             np.testing.assert_array_equal(tensor[row].numpy(), latents_of([name])[name])
-        letters = [ord(letter) for letter in pair["prompt"][:8].ljust(8)]
+        letters = [ord(letter) for letter in pair.prompt[:8].ljust(8)]
         assert batch.conditioning.tensors["letters"][row].tolist() == letters
     assert batch.weight is None and batch.explored is None and batch.uncertainty_winner is None
 
@@ -85,7 +85,7 @@ def test_a_part_reads_only_its_own_latents(store: Store, tmp_path: Path) -> None
     loader = make_loader(store)
     draw = loader.refs(0)
     wanted = {ref.winner_id for ref, _ in draw.pairs[:2]} | {ref.loser_id for ref, _ in draw.pairs[:2]}
-    kept = {str(store.sample(name)["latent_file"]) for name in wanted}
+    kept = {str(store.sample(name).latent_file) for name in wanted}
     for path in store.root.glob("latents-*"):
         if path.name not in kept:
             path.unlink()

@@ -16,9 +16,9 @@ from diffexpo.data.scored import Keep, ScoredLoader, ScoredSource
 from diffexpo.data.store import Store
 from diffexpo.errors import DataError
 from diffexpo.training.batches import micro_batches
+from tests.rows import latents_of, pair_row, sample_row
 
 from .conftest import LetterPolicy
-from .rows import latents_of, pair_row, sample_row
 
 # Rewards of the images of each request, by iteration; NaN is a failed score.
 REWARDS = {
@@ -47,7 +47,7 @@ def fill(store: Store, iteration: int, *, units: int = 1, ranks: int = 1) -> Non
     ]
     for unit in range(units):
         part = rows[unit::units]
-        names = [str(row["sample_id"]) for row in part]
+        names = [row.sample_id for row in part]
         store.append_collection(iteration, unit % ranks, part, latents_of(names), unit=unit)
     store.write_manifest("collect", iteration, {})
 

@@ -8,6 +8,7 @@ import resource
 import subprocess
 import sys
 import time
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -18,9 +19,9 @@ import torch
 
 from diffexpo.data.store import Store
 from diffexpo.errors import MissingError, StoreError
+from tests.rows import latents_of, pair_row, sample_row
 
 from .conftest import fill
-from .rows import latents_of, pair_row, sample_row
 
 
 def test_latents_come_back_bit_for_bit(tmp_path: Path) -> None:
@@ -60,7 +61,7 @@ def test_rows_come_back_equal(tmp_path: Path) -> None:
         height=832, width=1216,
     )  # fmt: skip
     store.append_collection(7, 1, [row], latents_of(["s"]), unit=2)
-    expected = row | {"iteration": 7, "latent_file": "latents-0007-r01-u0002.safetensors"}
+    expected = replace(row, iteration=7, latent_file="latents-0007-r01-u0002.safetensors")
     assert store.sample("s") == expected
     assert store.collected(7) == [expected]
 
@@ -68,14 +69,14 @@ def test_rows_come_back_equal(tmp_path: Path) -> None:
 def test_a_failed_reward_stays_nan(tmp_path: Path) -> None:
     store = Store(tmp_path)
     store.append_collection(1, 0, [sample_row("s", rewards={"judge": float("nan")})], latents_of(["s"]))
-    assert np.isnan(store.sample("s")["rewards"]["judge"])
+    assert np.isnan(store.sample("s").rewards["judge"])
 
 
 def test_readers_see_complete_stages_only(tmp_path: Path) -> None:
     store = Store(tmp_path)
     fill(store, 1, 2)
     fill(store, 2, 2, complete=False)
-    assert {row["iteration"] for row in store.samples()} == {1} == {row["iteration"] for row in store.pairs()}
+    assert {row.iteration for row in store.samples()} == {1} == {row.iteration for row in store.pairs()}
     assert len(store.collected(2)) == 4 and store.samples(9) == []
     with pytest.raises(StoreError, match=r"collect 2 is not complete.*collect-0002.json is missing"):
         store.samples(2)
@@ -90,12 +91,12 @@ def test_the_number_of_processes_does_not_change_what_is_read(tmp_path: Path) ->
     writers = [Store(tmp_path / "three") for _ in range(3)]
     for unit in (4, 2, 0, 3, 1):
         rows = [sample_row(f"{unit}-{k}") for k in range(3)]
-        latents = latents_of([str(row["sample_id"]) for row in rows])
+        latents = latents_of([row.sample_id for row in rows])
         one.append_collection(1, 0, rows, latents, unit=unit)
         writers[unit % 3].append_collection(1, unit % 3, rows, latents, unit=unit)
     for store in (one, three):
         store.write_manifest("collect", 1, {})
-    names = [[row["sample_id"] for row in store.samples(1)] for store in (one, three)]
+    names = [[row.sample_id for row in store.samples(1)] for store in (one, three)]
     assert names[0] == names[1] == [f"{unit}-{k}" for unit in range(5) for k in range(3)]
     assert all(three.unit_done(1, unit) for unit in range(5)) and not three.unit_done(1, 5)
 
@@ -122,7 +123,6 @@ def test_what_another_process_wrote_is_found(tmp_path: Path) -> None:
         ({"rewards": {"judge": "high"}}, "column 'rewards' maps 'judge' to 'high'"),
         ({"sampler": "{not json"}, "column 'sampler' is '{not json'; it must hold JSON"),
         ({"iteration": 4}, "column 'iteration' is 4 in a shard of 1"),
-        ({"promt": "x"}, "no column 'promt' in the store; the closest is 'prompt'"),
     ],
 )
 def test_a_wrong_sample_row_is_refused_whole(tmp_path: Path, change: dict[str, object], message: str) -> None:
@@ -132,6 +132,36 @@ def test_a_wrong_sample_row_is_refused_whole(tmp_path: Path, change: dict[str, o
             1, 0, [sample_row("good"), sample_row("bad", **change)], latents_of(["good", "bad"])
         )
     assert store.collected(1) == [] and not store.unit_done(1, 0)
+
+
+def test_what_is_no_row_is_refused(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    with pytest.raises(
+        StoreError, match=r"row 0 is {'sample_id': 'a'} \(dict\); samples are rows of .*Sample"
+    ):
+        store.append_unit(1, 0, 0, [{"sample_id": "a"}], np.zeros((1, 3, 8, 8), np.float32))
+    with pytest.raises(StoreError, match=r"\(Sample\); pairs are rows of .*Pair"):
+        store.append_pairs(1, 0, [sample_row("a")])
+
+
+@dataclass(frozen=True)
+class Names:
+    """A view."""
+
+    loser_id: str
+    pair_id: str
+
+
+def test_a_view_reads_its_columns_only_of_one_source_or_of_all(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    fill(store, 1, 2)
+    store.append_pairs(1, 0, [pair_row("p", "1w0", "1l1", source="human")], stage="label")
+    store.write_manifest("label", 1, {})
+    assert store.pairs(source="human", view=Names) == [Names("1l1", "p")]
+    assert {pair.pair_id for pair in store.pairs(view=Names)} == {"p", "pair 1 0", "pair 1 1"}
+    assert store.pairs(7, view=Names) == store.pairs(source="offline") == []
+    with pytest.raises(StoreError, match="no column 'loser_id' among the samples; there are sample_id, "):
+        store.samples(view=Names)
 
 
 def test_wrong_latents_are_refused(tmp_path: Path) -> None:
@@ -200,7 +230,7 @@ def test_human_labels_grow_but_lose_nothing(tmp_path: Path) -> None:
         store.append_pairs(1, 0, [pair_row(name, "1w0", "1l1", source="human")], unit=unit, stage="label")
         store.write_manifest("label", 1, {})
         assert store.discard_incomplete("label", 1) == []
-    assert [row["pair_id"] for row in store.pairs(source="human")] == ["first", "second"]
+    assert [row.pair_id for row in store.pairs(source="human")] == ["first", "second"]
     assert len(store.pairs(1)) == 4
     next(tmp_path.glob("pairs-0001-label-r00-u0000*")).unlink()
     with pytest.raises(StoreError, match="a manifest can only grow"):
@@ -211,10 +241,10 @@ def test_lineage_tells_a_pairs_whole_history(tmp_path: Path) -> None:
     store = Store(tmp_path)
     fill(store, 1, 6)
     history = store.lineage("pair 1 5")
-    assert history["winner"] == store.sample("1w5") and history["loser"] == store.sample("1l5")
-    assert history["explored"]["sample_id"] == "1w5" and history["pair"]["margin"] == 1.0
-    assert history["weights"] == {"exploration": "weights of exploration", "main": "weights of main"}
-    files = history["files"]
+    assert history.winner == store.sample("1w5") and history.loser == store.sample("1l5")
+    assert history.explored == history.winner and history.pair.margin == 1.0
+    assert history.weights == {"exploration": "weights of exploration", "main": "weights of main"}
+    files = history.files
     assert set(files) == {
         "pairs-0001-r00-u0000.parquet", "samples-0001-r00-u0001.parquet", "latents-0001-r00-u0001.safetensors",
     }  # fmt: skip
@@ -336,7 +366,7 @@ if not store.is_complete("pair", 1):
 
 def test_kill_at_any_moment_ends_with_the_same_bytes(tmp_path: Path) -> None:
     def start(root: Path) -> subprocess.Popen[str]:
-        arguments = [sys.executable, "-c", _WRITER, str(root), str(Path(__file__).parent)]
+        arguments = [sys.executable, "-c", _WRITER, str(root), str(Path(__file__).parents[2])]
         environment = dict(os.environ, OMP_NUM_THREADS="1")
         process = subprocess.Popen(arguments, stdout=subprocess.PIPE, text=True, env=environment)
         assert process.stdout is not None and process.stdout.readline() == "ready\n"
@@ -359,7 +389,7 @@ def test_kill_at_any_moment_ends_with_the_same_bytes(tmp_path: Path) -> None:
         process.kill()
         killed += finish(process) != 0
         for row in Store(tmp_path / "killed").collected(1):  # whatever can be seen is whole
-            name = str(row["sample_id"])
+            name = row.sample_id
             assert Store(tmp_path / "killed").latent(name).tobytes() == latents_of([name])[name].tobytes()
             break
     assert finish(start(tmp_path / "killed")) == 0
@@ -381,12 +411,11 @@ def test_many_rows_read_in_seconds(tmp_path: Path) -> None:
     tiny = np.zeros((1, 1, 1), np.float32)
     for unit in range(4):
         rows = [sample_row(f"{unit}-{k}", seed_key=json.dumps([0, unit, k])) for k in range(5000)]
-        store.append_collection(1, 0, rows, {str(row["sample_id"]): tiny for row in rows}, unit=unit)
+        store.append_collection(1, 0, rows, {row.sample_id: tiny for row in rows}, unit=unit)
     store.write_manifest("collect", 1, {})
     start = time.process_time()
     assert len(store.samples(1)) == 20_000
     assert time.process_time() - start < 3  # a fifth of a hundred thousand; about 0.4 s on an old core
-    assert [row["agent"] for row in store.samples(columns=["agent"])[:2]] == ["main", "main"]
 
 
 def test_a_store_that_is_not_there_is_missing(tmp_path: Path) -> None:

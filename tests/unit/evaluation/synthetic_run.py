@@ -19,6 +19,7 @@ from diffexpo.evaluation.records import (
 )
 from diffexpo.rng import numpy_generator
 from diffexpo.types import Prompt
+from tests.rows import pair_row
 
 WORDS = (
     "red heart",
@@ -181,15 +182,15 @@ def make_run(root: Path, *, baseline_shift: float = 0.5) -> Path:
 def make_examples(run_dir: Path) -> None:
     pictures = make_suite("pairs", shift=0.6).images
     for iteration in (1, 2):
-        rows = [{"pair_id": f"{iteration}-{i}", "margin": 0.3 + (i * 7 % 11) / 4} for i in range(9)]
+        pairs = [pair_row(f"{iteration}-{i}", "w", "l", margin=0.3 + (i * 7 % 11) / 4) for i in range(9)]
         examples = []
-        for index, (rule, row) in enumerate(choose_pair_examples(rows)):
+        for index, (rule, pair) in enumerate(choose_pair_examples(pairs)):
             example = PairExample(
-                pair_id=str(row["pair_id"]),
+                pair_id=pair.pair_id,
                 iteration=iteration,
                 prompt=WORDS[index + iteration],
                 rule=rule,
-                margin=float(row["margin"]),
+                margin=pair.margin,
                 winner_agent="exploration",
                 loser_agent="main",
                 loser_negative="blurry",

@@ -26,6 +26,7 @@ from diffexpo.evaluation.records import (
 from diffexpo.evaluation.report import write_report
 from diffexpo.evaluation.summary import summarise
 from diffexpo.evaluation.verdict import give_verdict
+from tests.rows import pair_row
 from tests.unit.evaluation.synthetic_run import make_config, make_run, make_suite, train_lines, write_lines
 
 
@@ -248,13 +249,13 @@ def test_metrics_keep_order_and_report_damage(tmp_path: Path) -> None:
 
 
 def test_example_pairs_follow_the_rule_and_can_be_written_twice(tmp_path: Path) -> None:
-    rows = [{"pair_id": str(i), "margin": margin} for i, margin in enumerate([0.5, 3.0, 1.0, 2.0, 0.1])]
-    assert [(rule, row["pair_id"]) for rule, row in choose_pair_examples(rows)] == [
+    pairs = [pair_row(str(i), "w", "l", margin=margin) for i, margin in enumerate([0.5, 3.0, 1.0, 2.0, 0.1])]
+    assert [(rule, pair.pair_id) for rule, pair in choose_pair_examples(pairs)] == [
         ("first", "0"),
         ("median margin", "2"),
         ("largest margin", "1"),
     ]
-    assert [rule for rule, _ in choose_pair_examples(rows[:1])] == ["first"]
+    assert [rule for rule, _ in choose_pair_examples(pairs[:1])] == ["first"]
     assert choose_pair_examples([]) == []
     run_dir = make_run(tmp_path)
     before = load_run(run_dir).examples

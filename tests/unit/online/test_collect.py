@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from diffexpo.online.explore import Request
 from diffexpo.policies.toy import TOY_FULL, TOY_LORA, ToyPolicy
 from diffexpo.types import Prompt
 from tests.learning.toy import PATHS
+from tests.rows import sample_row
 
 GUIDED = {
     "vp": SamplerConfig(name="ddim", steps=4, guidance=3.0, eta=1.0),
@@ -101,10 +103,10 @@ def test_processes_change_nothing_but_who_writes(size, tmp_path):
     many = finish(drawing, units_of(drawing), tmp_path / "many", size)
 
     def plain(row):
-        return {name: value for name, value in row.items() if name != "latent_file"}
+        return replace(row, latent_file="")
 
     assert [plain(row) for row in one.samples(2)] == [plain(row) for row in many.samples(2)]
-    ids = [row["sample_id"] for row in one.samples(2)]
+    ids = [row.sample_id for row in one.samples(2)]
     assert len(ids) == len(set(ids)) == 30
     assert np.array_equal(one.latents(ids), many.latents(ids))
 
@@ -131,7 +133,7 @@ def test_a_stopped_collection_goes_on_where_it_was(tmp_path):
     assert len(calls) == len(units) * (drawing.sampler.steps + 1)
     store.write_manifest("collect", 2, {})
     assert store.samples(2) == whole.samples(2)
-    ids = [row["sample_id"] for row in whole.samples(2)]
+    ids = [row.sample_id for row in whole.samples(2)]
     assert np.array_equal(store.latents(ids), whole.latents(ids))
 
 
@@ -139,23 +141,23 @@ def test_rows_say_what_drew_and_scored_them(tmp_path):
     drawing = make_drawing()
     store = finish(drawing, units_of(drawing), tmp_path)
     rows = store.samples(2)
-    row = next(row for row in rows if row["sample_id"] == "0002-000002-exploration-01")
-    assert (row["prompt"], row["negative_prompt"], row["agent"]) == ("a cat", "dark night", "exploration")
-    assert json.loads(row["seed_key"]) == [7, 2, "collect", "exploration", "a", 2, 1]
-    assert json.loads(row["sampler"]) == drawing.sampler.model_dump() | {"append_negatives": False}
-    assert row["weights"] == drawing.policy.weights.fingerprint("current")
+    row = next(row for row in rows if row.sample_id == "0002-000002-exploration-01")
+    assert (row.prompt, row.negative_prompt, row.agent) == ("a cat", "dark night", "exploration")
+    assert json.loads(row.seed_key) == [7, 2, "collect", "exploration", "a", 2, 1]
+    assert json.loads(row.sampler) == drawing.sampler.model_dump() | {"append_negatives": False}
+    assert row.weights == drawing.policy.weights.fingerprint("current")
     # Scorers see the plain prompt and the picture of the stored latents.
-    assert row["rewards"]["length"] == len("a cat")
-    picture = drawing.policy.decode_latents(torch.from_numpy(store.latents([row["sample_id"]])))
-    assert row["rewards"]["red"] == pytest.approx(float(picture[0, 0].mean()), abs=1e-6)
+    assert row.rewards["length"] == len("a cat")
+    picture = drawing.policy.decode_latents(torch.from_numpy(store.latents([row.sample_id])))
+    assert row.rewards["red"] == pytest.approx(float(picture[0, 0].mean()), abs=1e-6)
 
 
 def test_every_image_has_noise_of_its_own(tmp_path):
     drawing = make_drawing()
     store = finish(drawing, units_of(drawing), tmp_path)
     rows = store.samples(2)
-    assert len({row["seed_key"] for row in rows}) == len(rows)
-    latents = store.latents([row["sample_id"] for row in rows]).reshape(len(rows), -1)
+    assert len({row.seed_key for row in rows}) == len(rows)
+    latents = store.latents([row.sample_id for row in rows]).reshape(len(rows), -1)
     distances = np.abs(latents[:, None] - latents[None]).max(axis=2) + np.eye(len(rows))
     assert distances.min() > 1e-4
 
@@ -165,7 +167,7 @@ def test_batch_size_changes_rounding_only(tmp_path):
     found = []
     for batch_size in (1, 7):
         store = finish(drawing, units_of(drawing, batch_size), tmp_path / str(batch_size))
-        ids = sorted(row["sample_id"] for row in store.samples(2))
+        ids = sorted(row.sample_id for row in store.samples(2))
         found.append(store.latents(ids))
     assert np.abs(found[0] - found[1]).max() < 1e-4
 
@@ -178,13 +180,13 @@ def test_a_sample_is_drawn_again_bit_for_bit(kind, tuning, append, tmp_path):
     store = finish(drawing, units_of(drawing), tmp_path)
     embeddings = PromptEmbeddings(drawing.policy)
     rows = store.samples(2)
-    assert {bool(row["negative_prompt"]) for row in rows} == {True, False}
+    assert {bool(row.negative_prompt) for row in rows} == {True, False}
     for row in rows:
-        version = "main" if row["agent"] == "main" else "current"
+        version = "main" if row.agent == "main" else "current"
         with drawing.policy.weights.use(version):
             latents = redraw(drawing.policy, embeddings, row, lambda: None)
         assert latents.shape == (1, 2, 1, 1)
-        assert np.array_equal(latents[0].numpy(), store.latent(row["sample_id"]))
+        assert np.array_equal(latents[0].numpy(), store.latent(row.sample_id))
 
 
 def test_negative_prompts_change_the_picture_in_both_modes(tmp_path):
@@ -196,7 +198,7 @@ def test_negative_prompts_change_the_picture_in_both_modes(tmp_path):
     ):
         drawing = make_drawing(append=append)
         store = finish(drawing, units_of(drawing, negatives={"source": source}), tmp_path / name)
-        drawn[name] = {row["sample_id"]: store.latent(row["sample_id"]) for row in store.samples(2)}
+        drawn[name] = {row.sample_id: store.latent(row.sample_id) for row in store.samples(2)}
     for sample_id, plain in drawn["none"].items():
         has_negative = REQUESTS[int(sample_id.split("-")[1])].negative is not None
         for mode in ("cfg", "append"):
@@ -205,7 +207,7 @@ def test_negative_prompts_change_the_picture_in_both_modes(tmp_path):
 
 def test_what_was_not_drawn_cannot_be_drawn_again():
     drawing = make_drawing()
-    row = {"sample_id": "offline-1", "seed_key": None, "sampler": None}
+    row = sample_row("offline-1")
     with pytest.raises(StoreError, match="offline-1.*imported, not drawn"):
         redraw(drawing.policy, drawing.embeddings, row, lambda: None)
 
@@ -228,8 +230,8 @@ def test_no_other_text_is_encoded_while_collecting(append, tmp_path):
 
 
 def test_group_rows_ignores_the_order_of_shards():
-    rows = [{"group": group, "sample_id": f"{group:03d}-{name}"} for group in (10, 2, 0) for name in "cab"]
+    rows = [sample_row(f"{group:03d}-{name}", group=group) for group in (10, 2, 0) for name in "cab"]
     expected = [[f"{group:03d}-{name}" for name in "abc"] for group in (0, 2, 10)]
     for order in (rows, rows[::-1], rows[1::2] + rows[::2]):
-        assert [[row["sample_id"] for row in group] for group in group_rows(order)] == expected
+        assert [[row.sample_id for row in group] for group in group_rows(order)] == expected
     assert group_rows([]) == []

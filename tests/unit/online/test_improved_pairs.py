@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from diffexpo.data.rows import Sample
 from diffexpo.online.improved_pairs import (
     couples,
     distance_warning,
@@ -13,30 +14,16 @@ from diffexpo.online.improved_pairs import (
     make_improved_pairs,
     relative_distance,
 )
+from tests.rows import sample_row
 
 
-def group(prompt: str, *scores: tuple[float, float]) -> list[dict[str, object]]:
-    rows: list[dict[str, object]] = []
+def group(prompt: str, *scores: tuple[float, float]) -> list[Sample]:
+    rows = []
     for index, (loser, winner) in enumerate(scores):
         name = f"{prompt}-{index}"
-        own = {"prompt": prompt, "prompt_id": prompt, "negative_prompt": None}
+        rows.append(sample_row(name, prompt, "exploration", rewards={"judge": loser}))
         rows.append(
-            {
-                "sample_id": name,
-                "agent": "exploration",
-                "improved_from": None,
-                "rewards": {"judge": loser},
-                **own,
-            }
-        )
-        rows.append(
-            {
-                "sample_id": f"{name}-improved",
-                "agent": "improver",
-                "improved_from": name,
-                "rewards": {"judge": winner},
-                **own,
-            }
+            sample_row(f"{name}-improved", prompt, "improver", improved_from=name, rewards={"judge": winner})
         )
     return rows
 
@@ -46,19 +33,19 @@ GOOD = np.zeros((2, 1, 1), np.float32)
 
 
 def gaps(pairs):
-    return np.array([winner["rewards"]["judge"] - loser["rewards"]["judge"] for winner, loser in pairs])
+    return np.array([winner.rewards["judge"] - loser.rewards["judge"] for winner, loser in pairs])
 
 
 def test_every_improved_image_wins_against_what_it_was_made_from() -> None:
     pairs, report = make_improved_pairs(GROUPS, lambda name: GOOD, iteration=2)
-    assert [pair["loser_id"] for pair in pairs] == ["cat-0", "cat-1", "dog-0"]
-    assert all(pair["winner_id"] == f"{pair['loser_id']}-improved" for pair in pairs)
-    assert [pair["pair_id"] for pair in pairs] == [
+    assert [pair.loser_id for pair in pairs] == ["cat-0", "cat-1", "dog-0"]
+    assert all(pair.winner_id == f"{pair.loser_id}-improved" for pair in pairs)
+    assert [pair.pair_id for pair in pairs] == [
         "pair-0002-000000-00",
         "pair-0002-000000-01",
         "pair-0002-000001-00",
     ]
-    assert {(pair["source"], pair["judge"], pair["winner_agent"], pair["margin"]) for pair in pairs} == {
+    assert {(pair.source, pair.judge, pair.winner_agent, pair.margin) for pair in pairs} == {
         ("improved", "improver", "improver", 0.0)
     }
     assert report.metrics()["pairs/count"] == 3 and report.metrics()["pairs/dropped_filter"] == 0
@@ -66,7 +53,7 @@ def test_every_improved_image_wins_against_what_it_was_made_from() -> None:
 
 def test_the_filter_keeps_what_rewards_agree_with_and_counts_the_rest() -> None:
     pairs, report = make_improved_pairs(GROUPS, lambda name: GOOD, iteration=1, score=gaps)
-    assert [pair["loser_id"] for pair in pairs] == ["cat-0"] and pairs[0]["margin"] == pytest.approx(0.4)
+    assert [pair.loser_id for pair in pairs] == ["cat-0"] and pairs[0].margin == pytest.approx(0.4)
     metrics = report.metrics()
     assert (metrics["pairs/dropped_filter"], metrics["pairs/filter_agrees"]) == (2, 1 / 3)
     assert "2 that the rewards did not agree with" in report.describe()
@@ -79,7 +66,7 @@ def test_latents_or_scores_that_are_not_finite_never_become_a_pair() -> None:
         "dog-0": np.full((2, 1, 1), np.inf, np.float32),
     }
     pairs, report = make_improved_pairs(GROUPS, lambda name: broken.get(name, GOOD), iteration=1)
-    assert [pair["loser_id"] for pair in pairs] == ["cat-1"] and report.dropped_nan == 2
+    assert [pair.loser_id for pair in pairs] == ["cat-1"] and report.dropped_nan == 2
     failed = [group("cat", (0.1, float("nan")))]
     pairs, report = make_improved_pairs(failed, lambda name: GOOD, iteration=1, score=gaps)
     assert not pairs and report.dropped_nan == 1

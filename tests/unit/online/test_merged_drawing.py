@@ -50,13 +50,13 @@ def test_merged_pictures_are_drawn_again_bit_for_bit(tmp_path: Path) -> None:
         assert fingerprint_state(network.state_dict()) == before
         differing = 0
         for row in store.samples(2):
-            assert was_merged(row) and json.loads(row["sampler"])["merged"] is True
-            version = "main" if row["agent"] == "main" else "current"
+            assert was_merged(row) and json.loads(row.sampler)["merged"] is True
+            version = "main" if row.agent == "main" else "current"
             found = {}
             for merged in (True, False):
                 with drawing.policy.weights.use(version, merged=merged):
                     found[merged] = redraw(drawing.policy, drawing.embeddings, row, lambda: None)[0].numpy()
-            assert np.array_equal(found[True], store.latent(row["sample_id"]))
+            assert np.array_equal(found[True], store.latent(row.sample_id))
             assert np.abs(found[True] - found[False]).max() < 1e-4
             differing += not np.array_equal(found[True], found[False])
         assert differing > 0, "merging rounds like adapters: the test shows nothing"
@@ -64,5 +64,5 @@ def test_merged_pictures_are_drawn_again_bit_for_bit(tmp_path: Path) -> None:
 
 def test_rows_of_other_pictures_say_nothing_of_it(tmp_path: Path) -> None:
     store = collected(replace(drawing_of("vp"), merged=False), tmp_path)
-    assert not any(was_merged(row) or "merged" in row["sampler"] for row in store.samples(2))
+    assert not any(was_merged(row) or "merged" in row.sampler for row in store.samples(2))
     assert not was_merged({"sampler": None})

@@ -21,7 +21,7 @@ def contents(root):
     store = Store(root)
     store.write_manifest("collect", 2, {})
     rows = store.samples(2)
-    return rows, store.latents([row["sample_id"] for row in rows])
+    return rows, store.latents([row.sample_id for row in rows])
 
 
 class Counting:
@@ -62,7 +62,7 @@ def test_the_store_is_that_of_a_serial_run(draw, tmp_path):
         contents(tmp_path / "overlapped"),
     )
     assert rows == other_rows and np.array_equal(latents, other_latents)
-    assert len({row["rewards"]["order"] for row in rows}) == 8
+    assert len({row.rewards["order"] for row in rows}) == 8
 
 
 @pytest.mark.parametrize("overlap", [True, False])

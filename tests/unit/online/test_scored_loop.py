@@ -87,6 +87,6 @@ def test_pairs_and_scores_come_from_one_store(tmp_path: Path) -> None:
     batch = scored.batch(0)
     names = [key.split("@")[0] for key in batch.keys]
     online = [row for row, name in enumerate(names) if name.startswith("0001-")]
-    stored = torch.tensor([loop.store.sample(names[row])["rewards"]["near"] for row in online])
+    stored = torch.tensor([loop.store.sample(names[row]).rewards["near"] for row in online])
     assert online
     torch.testing.assert_close(batch.rewards[online], stored, rtol=1e-6, atol=1e-7)

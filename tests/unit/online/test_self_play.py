@@ -4,32 +4,31 @@ from __future__ import annotations
 
 import pytest
 
+from diffexpo.data.rows import Sample
 from diffexpo.errors import DataError
 from diffexpo.online.self_play import make_self_pairs
+from tests.rows import sample_row
 
 IMAGES = {"a cat": ["d0", "d1", "d2"], "a dog": ["d3"]}
 
 
-def group(prompt: str, *names: str) -> list[dict[str, object]]:
-    return [
-        {"sample_id": name, "prompt": prompt, "prompt_id": prompt[-3:], "agent": "exploration"}
-        for name in names
-    ]
+def group(prompt: str, *names: str) -> list[Sample]:
+    return [sample_row(name, prompt, "exploration") for name in names]
 
 
 def test_each_own_image_loses_against_a_data_image_of_its_prompt() -> None:
     groups = [group("a cat", "x", "y"), group("a dog", "z")]
     pairs, report = make_self_pairs(groups, IMAGES, iteration=2, seed=7)
-    assert [pair["loser_id"] for pair in pairs] == ["x", "y", "z"]
-    assert all(pair["winner_id"] in IMAGES[str(pair["prompt"])] for pair in pairs)
-    assert len({pair["pair_id"] for pair in pairs}) == 3
+    assert [pair.loser_id for pair in pairs] == ["x", "y", "z"]
+    assert all(pair.winner_id in IMAGES[pair.prompt] for pair in pairs)
+    assert len({pair.pair_id for pair in pairs}) == 3
     assert (report.kept, report.groups) == (3, 2)
     assert pairs == make_self_pairs(groups, IMAGES, iteration=2, seed=7)[0]
 
 
 def test_every_data_image_is_used_in_the_end() -> None:
     chosen = {
-        make_self_pairs([group("a cat", "x")], IMAGES, iteration=1, seed=seed)[0][0]["winner_id"]
+        make_self_pairs([group("a cat", "x")], IMAGES, iteration=1, seed=seed)[0][0].winner_id
         for seed in range(40)
     }
     assert chosen == set(IMAGES["a cat"])

@@ -28,13 +28,12 @@ from diffexpo.data.offline.base import (
 from diffexpo.data.offline.formats import AUTO, find_format
 from diffexpo.data.offline.rewrite import QUARANTINE
 from diffexpo.data.prompts import prompt_id
+from diffexpo.data.rows import Pair, Sample
 from diffexpo.data.store import Store
 from diffexpo.errors import ImportFormatError, StoreError
 from diffexpo.types import Policy
 
 STAGE, ITERATION = "offline", 0
-
-Row = dict[str, object]
 
 
 def import_offline(
@@ -95,7 +94,7 @@ def import_offline(
         _refuse_other(done["origin"], origin, store)
         return ImportReport.from_json(done["report"])
     store.discard_incomplete(STAGE, ITERATION)
-    known = {str(row["sample_id"]) for row in store.collected(ITERATION, stage=STAGE)}
+    known = {sample.sample_id for sample in store.collected(ITERATION, stage=STAGE)}
     work = _Work(policy, store, judge, accepts_prompt, batch_size, sizes, known)
     report = ImportReport()
     with whole_file(store.root / QUARANTINE) as temporary, open(temporary, "w", encoding="utf-8") as log:
@@ -156,13 +155,13 @@ class _Work:
 
 def _append_samples(
     work: _Work, unit: int, pairs: Sequence[OfflinePair]
-) -> tuple[list[Row], dict[str, str], dict[str, int]]:
+) -> tuple[list[Pair], dict[str, str], dict[str, int]]:
     """Encode and store what is new in one unit; returns its pair rows, row -> reason of the dropped, and
     where there are several sizes the number of pairs of each.
     """
-    samples: list[Row] = []
+    samples: list[Sample] = []
     pixels: list[np.ndarray] = []
-    rows: list[Row] = []
+    rows: list[Pair] = []
     dropped: dict[str, str] = {}
     counts: Counter[str] = Counter()
     accepted = []
@@ -189,7 +188,7 @@ def _append_samples(
         if name:
             counts[name] += 1
     latents = encode_pictures(work.policy, pixels, work.batch_size)
-    by_id = {str(row["sample_id"]): array for row, array in zip(samples, latents, strict=True)}
+    by_id = {sample.sample_id: array for sample, array in zip(samples, latents, strict=True)}
     work.store.append_collection(ITERATION, 0, samples, by_id, unit=unit, stage=STAGE)
     return rows, dropped, dict(counts)
 
@@ -218,33 +217,33 @@ def _bytes(pair: OfflinePair) -> int:
     return len(pair.winner_jpg) + len(pair.loser_jpg)
 
 
-def _sample_row(sample_id: str, caption: str, model: str | None, size: tuple[int, int]) -> Row:
-    return {
-        "sample_id": sample_id,
-        "prompt_id": prompt_id(caption),
-        "prompt": caption,
-        "agent": "offline",
-        "model": model,
-        "source": "offline",
-        "height": size[0],
-        "width": size[1],
-    }
+def _sample_row(sample_id: str, caption: str, model: str | None, size: tuple[int, int]) -> Sample:
+    return Sample(
+        sample_id=sample_id,
+        prompt_id=prompt_id(caption),
+        prompt=caption,
+        agent="offline",
+        model=model,
+        source="offline",
+        height=size[0],
+        width=size[1],
+    )
 
 
-def _pair_row(pair: OfflinePair, ids: Sequence[str], judge: str) -> Row:
-    return {
-        "pair_id": f"offline-{pair.row}",
-        "iteration": ITERATION,
-        "prompt_id": prompt_id(pair.caption),
-        "prompt": pair.caption,
-        "winner_id": ids[0],
-        "loser_id": ids[1],
-        "judge": judge,
-        "margin": pair.margin,
-        "source": "offline",
-        "winner_agent": "offline",
-        "loser_agent": "offline",
-    }
+def _pair_row(pair: OfflinePair, ids: Sequence[str], judge: str) -> Pair:
+    return Pair(
+        pair_id=f"offline-{pair.row}",
+        iteration=ITERATION,
+        prompt_id=prompt_id(pair.caption),
+        prompt=pair.caption,
+        winner_id=ids[0],
+        loser_id=ids[1],
+        judge=judge,
+        margin=pair.margin,
+        source="offline",
+        winner_agent="offline",
+        loser_agent="offline",
+    )
 
 
 def _sample_id(caption: str, data: bytes, size: str) -> str:
