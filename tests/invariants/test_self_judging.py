@@ -20,7 +20,7 @@ from diffexpo.config import RunConfig, load_config
 from diffexpo.config.schema import RewardConfig, SelfJudgeConfig
 from diffexpo.data.store import Store
 from diffexpo.errors import ConfigError, MissingError, ResumeError
-from diffexpo.evaluation.suites import load_suite
+from diffexpo.evaluation.records import load_suite
 from diffexpo.rewards.base import load_rewards
 from diffexpo.training.metrics import read_metrics
 from tests.invariants.conftest import SIGKILL, diffexpo, kill_when, pair_rows, run_arguments, weights

@@ -14,15 +14,16 @@ from torch import Tensor
 from diffexpo.assembly.aliases import named_prompts
 from diffexpo.config import RunConfig
 from diffexpo.errors import ResumeError
-from diffexpo.evaluation.records import PairExample, choose_pair_examples, save_pair_examples
-from diffexpo.evaluation.suites import (
-    choose_prompts,
-    describe_scorer,
-    evaluate_version,
+from diffexpo.evaluation.records import (
+    PairExample,
+    SuiteResult,
+    choose_pair_examples,
     is_saved,
     load_suite,
+    save_pair_examples,
     save_suite,
 )
+from diffexpo.evaluation.suites import Embedder, Evaluation, choose_prompts, describe_scorer
 from diffexpo.online import iterate
 from diffexpo.online.iterate import Loop
 from diffexpo.rewards.base import to_bytes
@@ -36,61 +37,55 @@ EVALUATION_BATCH = 64
 
 def make_evaluator(judges: Sequence[Scorer], rewards: Sequence[Scorer]) -> Callable[[Loop, str, int], None]:
     """A function (loop, name, iteration) that evaluates an iterate under a name, unless that is done."""
-    embed, embedder = vendi_embedder(judges)
+    embedder, scorers = vendi_embedder(judges), [*judges, *rewards]
 
     def evaluate(loop: Loop, name: str, iteration: int) -> None:
         folder = eval_dir(loop) / name
         if is_saved(folder):
-            check_same_judges(folder, [*judges, *rewards])
-        if loop.world.rank == 0 and not is_saved(folder):
-            settings = loop.config.evaluation
-            prompts = choose_prompts(
-                named_prompts(settings.prompts, "evaluation.prompts"), settings.num_prompts, loop.config.seed
+            check_same_judges(folder, scorers)
+        elif loop.world.rank == 0:
+            config = loop.config
+            evaluation = Evaluation(
+                policy=loop.policy,
+                prompts=choose_prompts(
+                    named_prompts(config.evaluation.prompts, "evaluation.prompts"),
+                    config.evaluation.num_prompts,
+                    config.seed,
+                ),
+                settings=config.evaluation,
+                judges=judges,
+                seed=config.seed,
+                train_rewards=rewards,
+                watched=[reward.name for reward in config.rewards if reward.role == "watch"],
+                embedder=embedder,
+                batch_size=evaluation_batch(config),
+                encode=loop.embeddings.select,
+                overlap=config.explore.overlap_scoring,
             )
             if iteration > 0:
                 iterate.load_iterate(loop, iteration, "current")
-            with iterate.ticking(
-                loop, f"evaluate {name}", evaluation_ticks(loop.config, name), "batches"
-            ) as tick:
-                result = evaluate_version(
-                    loop.policy,
-                    "base" if iteration == 0 else "current",
-                    prompts,
-                    settings,
-                    judges,
-                    loop.config.seed,
-                    tick,
-                    train_rewards=rewards,
-                    watched=[reward.name for reward in loop.config.rewards if reward.role == "watch"],
-                    embed=embed,
-                    embedder=embedder,
-                    name=name,
-                    batch_size=evaluation_batch(loop.config),
-                    encode=loop.embeddings.select,
-                    overlap=loop.config.explore.overlap_scoring,
-                )
+            ticks = evaluation_ticks(config, name)
+            with iterate.ticking(loop, f"evaluate {name}", ticks, "batches") as tick:
+                result = evaluation.run("base" if iteration == 0 else "current", tick, name=name)
             save_suite(result, folder)
-            means = {scorer: finite_mean(values[result.scored]) for scorer, values in result.scores.items()}
-            line = {f"eval/{scorer}/mean": mean for scorer, mean in means.items()}
-            loop.metrics.write_once(
-                iteration,
-                "evaluate",
-                line
-                | cache_metrics([*judges, *rewards])
-                | {"time/evaluate_s": result.seconds, "mem/peak_gib": peak_memory_gib()},
-            )
-            loop.console.line(
-                f"{name}: " + ", ".join(f"{scorer} {mean:.3f}" for scorer, mean in means.items())
-            )
-            for scorer in (*judges, *rewards):
-                if isinstance(scorer, CachedReward):
-                    loop.console.line(
-                        f"{scorer.name}: {scorer.num_hits} scores from its cache so far, {scorer.num_misses} "
-                        f"asked for"
-                    )
+            tell(loop, result, iteration, scorers)
         loop.world.barrier()
 
     return evaluate
+
+
+def tell(loop: Loop, result: SuiteResult, iteration: int, scorers: Sequence[Scorer]) -> None:
+    """An evaluation's mean scores, in the metrics and on the console."""
+    means = {scorer: finite_mean(values[result.scored]) for scorer, values in result.scores.items()}
+    line = {f"eval/{scorer}/mean": mean for scorer, mean in means.items()} | cache_metrics(scorers)
+    line |= {"time/evaluate_s": result.seconds, "mem/peak_gib": peak_memory_gib()}
+    loop.metrics.write_once(iteration, "evaluate", line)
+    name = result.version
+    loop.console.line(f"{name}: " + ", ".join(f"{scorer} {mean:.3f}" for scorer, mean in means.items()))
+    for scorer in scorers:
+        if isinstance(scorer, CachedReward):
+            counts = f"{scorer.num_hits} scores from its cache so far, {scorer.num_misses} asked for"
+            loop.console.line(f"{scorer.name}: {counts}")
 
 
 def cache_metrics(scorers: Sequence[Scorer]) -> dict[str, float]:
@@ -105,7 +100,7 @@ def cache_metrics(scorers: Sequence[Scorer]) -> dict[str, float]:
 
 
 def check_same_judges(folder: Path, scorers: Sequence[Scorer]) -> None:
-    """A model that judges may have been trained anew between a run's start and its continuation.
+    """Refuse to continue with a judge that was trained again since the run began.
 
     Raises:
         ResumeError: the scores at hand are those of other weights.
@@ -116,8 +111,7 @@ def check_same_judges(folder: Path, scorers: Sequence[Scorer]) -> None:
         if before.get(scorer.name, now) != now:
             raise ResumeError(
                 f"reward {scorer.name!r} is no longer the judge that {folder} was scored with: its weights "
-                f"or settings changed; "
-                "restore the model it names, or start a new run"
+                "or settings changed; restore the model it names, or start a new run"
             )
 
 
@@ -145,8 +139,8 @@ def evaluation_batch(config: RunConfig) -> int:
 
 
 def evaluation_ticks(config: RunConfig, name: str) -> int:
-    """Ticks of one evaluation, for the progress bar: network calls and scored batches of pictures and KL
-    paths."""
+    """Ticks of one evaluation, for the progress bar: network calls and scored batches of images, and network
+    calls of KL paths."""
     settings = config.evaluation
     plain = settings.num_prompts * settings.images_per_prompt
     extra = settings.vendi_prompts * max(settings.vendi_images - settings.images_per_prompt, 0)
@@ -156,13 +150,13 @@ def evaluation_ticks(config: RunConfig, name: str) -> int:
     return batches * (settings.sampler.steps + 1) + paths * settings.sampler.steps
 
 
-def vendi_embedder(judges: Sequence[Scorer]) -> tuple[Callable[[Tensor], Tensor] | None, str]:
+def vendi_embedder(judges: Sequence[Scorer]) -> Embedder:
     """Image features for the Vendi score: those of the first judge that has an image encoder, else 32x32
     pixels."""
     for judge in judges:
         if isinstance(judge, ClipReward):
-            return judge.embed_images, f"{judge.name} image features"
-    return pixel_features, "32x32 pixels"
+            return Embedder(judge.embed_images, f"{judge.name} image features")
+    return Embedder(pixel_features, "32x32 pixels")
 
 
 def pixel_features(images: Tensor) -> Tensor:
@@ -172,7 +166,7 @@ def pixel_features(images: Tensor) -> Tensor:
 
 
 def save_examples(loop: Loop) -> None:
-    """Pictures of a few pairs of each iteration for the report, chosen by rule."""
+    """Images of a few pairs of each iteration for the report, chosen by rule."""
     for iteration in (number for stage, number in loop.store.completed() if stage == "pair"):
         examples = []
         for rule, pair in choose_pair_examples(loop.store.pairs(iteration)):

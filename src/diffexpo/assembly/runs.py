@@ -26,7 +26,7 @@ from diffexpo.config.rules import negatives_are_on
 from diffexpo.config.trajectory_rules import learns_from_trajectories
 from diffexpo.data.store import Store
 from diffexpo.errors import ConfigError, Interrupted, MissingError, PolicyError
-from diffexpo.evaluation.suites import is_saved, load_suite
+from diffexpo.evaluation.records import is_saved, load_suite
 from diffexpo.online import improve, iterate, rollout
 from diffexpo.online.cost import offline_steps_of_equal_cost, run_cost
 from diffexpo.online.explore import SCHEDULES

@@ -60,7 +60,7 @@ REWARDS: dict[str, tuple[str, ...]] = {
     "implicit": ("wallace2024diffusiondpo",),
     "denoising": ("li2023diffusionclassifier",),
 }
-OFFLINE_FORMATS = {"hpd": "wu2023hpsv2", "imagerewarddb": "xu2023imagereward"}
+OFFLINE_FORMATS = {"hpdv2": "wu2023hpsv2", "hpdv3": "ma2025hpsv3", "imagerewarddb": "xu2023imagereward"}
 
 
 @dataclass(frozen=True)

@@ -124,7 +124,7 @@ def save_suite(result: SuiteResult, folder: Path) -> Path:
     """Write pictures as PNG, then suite.json (its existence means complete).
 
     Args:
-        result: What `evaluate_version` returned.
+        result: What `Evaluation.run` returned.
         folder: `<run>/eval/<version>`; made if it does not exist.
     Returns:
         The folder. `load_suite` gives back an equal result, pictures bit for bit.

@@ -13,13 +13,11 @@ nothing depends on it.
 from __future__ import annotations
 
 import json
-import threading
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import groupby
-from types import TracebackType
 
 import numpy as np
 from torch import Tensor
@@ -33,6 +31,7 @@ from diffexpo.errors import StoreError
 from diffexpo.online.agents import Agent
 from diffexpo.online.explore import Request
 from diffexpo.rng import torch_generator
+from diffexpo.training.background import Background
 from diffexpo.types import Conditioning, Policy
 
 Score = Callable[[Tensor, Sequence[str]], Mapping[str, np.ndarray]]
@@ -121,55 +120,6 @@ def latents_of_unit(drawing: Drawing, unit: Unit, tick: Tick) -> Tensor:
         )
 
 
-class Scoring:
-    """The scores of one unit, computed in a thread of its own or at once."""
-
-    def __init__(
-        self, score: Score, images: Tensor, prompts: Sequence[str], *, in_background: bool = True
-    ) -> None:
-        self._score, self._images, self._prompts = score, images, prompts
-        self._scores: Mapping[str, np.ndarray] = {}
-        self._caught = _Caught()
-        # A daemon: a second Ctrl-C ends the process whatever a scorer waits for.
-        self._thread = threading.Thread(target=self._run, name="scoring", daemon=True)
-        if in_background:
-            self._thread.start()
-        else:
-            self._run()
-
-    def wait(self) -> None:
-        """Until it is done, well or not."""
-        if self._thread.ident is not None:
-            self._thread.join()
-
-    def result(self) -> Mapping[str, np.ndarray]:
-        """The scores; raises here what the scorer raised there."""
-        self.wait()
-        if self._caught.error is not None:
-            raise self._caught.error
-        return self._scores
-
-    def _run(self) -> None:
-        with self._caught:
-            self._scores = self._score(self._images, self._prompts)
-
-
-class _Caught:
-    """Keeps whatever a block raises for whoever asks for its result."""
-
-    def __init__(self) -> None:
-        self.error: BaseException | None = None
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> bool:
-        self.error = error
-        return True
-
-
 def collect(
     drawing: Drawing,
     units: Sequence[Unit],
@@ -192,7 +142,7 @@ def collect(
         draw: Gives the latents of a unit, and may keep more of them than the store does.
         overlap: Score a unit while the next is drawn; changes time only.
     """
-    waiting: tuple[Unit, Tensor, tuple[int, int], Scoring] | None = None
+    waiting: tuple[Unit, Tensor, tuple[int, int], Background[Mapping[str, np.ndarray]]] | None = None
 
     def score_in_turn(images: Tensor, prompts: Sequence[str]) -> Mapping[str, np.ndarray]:
         """For a `draw` that scores too: scorers are called one at a time, in the order of the units."""
@@ -223,12 +173,9 @@ def collect(
             latents = draw(in_turn, unit, tick)
             images = drawing.policy.decode_latents(latents)
             keep()
-            waiting = (
-                unit,
-                latents,
-                (int(images.shape[-2]), int(images.shape[-1])),
-                Scoring(partial(drawing.judge, latents), images, plain_texts(unit), in_background=overlap),
-            )
+            judge = partial(drawing.judge, latents, images, plain_texts(unit))
+            scoring = Background(judge, name="scoring", in_background=overlap)
+            waiting = (unit, latents, (int(images.shape[-2]), int(images.shape[-1])), scoring)
             if not overlap:
                 keep()
             tick()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import yaml
@@ -13,8 +14,8 @@ from diffexpo.config import RunConfig, load_config
 from diffexpo.config.citations import SAMPLERS, citations
 from diffexpo.config.methods import METHOD_BY_NAME, METHODS
 from diffexpo.config.methods.diffusion_dpo import KINDS
-from diffexpo.config.papers import WORKS, bibtex, readable, short_authors
-from diffexpo.config.schema import RewardConfig
+from diffexpo.config.papers import WORKS, bibtex, readable
+from diffexpo.config.schema import OfflineConfig, RewardConfig
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -140,41 +141,25 @@ def test_what_nobody_knows_is_listed_by_name():
     assert "prompts data/pickapic_train_prompts.txt" in unknown
 
 
-def test_bibtex_entries_are_whole():
-    text = "\n\n".join(bibtex(work) for work in WORKS.values())
-    depth = 0
-    for character in text:
-        depth += (character == "{") - (character == "}")
-        assert depth >= 0
-    assert depth == 0
-    assert text.isascii()
-    keys = re.findall(r"^@[a-z]+\{([^,]+),$", text, re.MULTILINE)
-    assert keys == list(WORKS) and len(keys) == len(set(keys))
-    for entry in text.split("\n\n"):
-        assert "\n  author = {" in entry and "\n  title = {{" in entry and "= {}" not in entry
-        assert entry.splitlines()[-1] == "}"
+FORMATS = {
+    "auto": "kirstain2023pickapic",
+    "pickapic": "kirstain2023pickapic",
+    "hpdv2": "wu2023hpsv2",
+    "hpdv3": "ma2025hpsv3",
+    "imagerewarddb": "xu2023imagereward",
+}
 
 
-def test_no_two_works_are_the_same_and_identifiers_have_their_form():
-    titles = [work.title.lower() for work in WORKS.values()]
-    identifiers = [work.arxiv for work in WORKS.values() if work.arxiv]
-    assert len(set(titles)) == len(titles) and len(set(identifiers)) == len(identifiers)
-    assert all(re.fullmatch(r"\d{4}\.\d{4,5}", identifier) for identifier in identifiers)
-    for work in WORKS.values():
-        # An identifier begins with year and month: nothing is published before it was written.
-        assert not work.arxiv or work.year is None or work.year >= 2000 + int(work.arxiv[:2])
-
-
-def test_a_work_reads_as_one_line():
-    assert readable(WORKS["ho2022guidance"]) == (
-        "Ho and Salimans (2022). Classifier-Free Diffusion Guidance. arXiv 2207.12598."
-    )
-    assert (
-        short_authors("Ray Chowdhury, Sayak and Anush Kini and Nagarajan Natarajan") == "Ray Chowdhury et al."
-    )
-    assert short_authors("Junzhe Li and others") == "Li et al."
-    assert short_authors("{Twitter, Inc. and other contributors}") == "Twitter, Inc. and other contributors"
-    assert all("\n" not in readable(work) and ".." not in readable(work) for work in WORKS.values())
+@pytest.mark.parametrize("name", get_args(OfflineConfig.model_fields["format"].annotation))
+def test_every_format_of_offline_pairs_is_cited_or_said_to_be_unknown(name):
+    """Layouts that belong to nobody's data set leave the reference to their user."""
+    found = citations(loaded("emoji/expo", "offline.source=pairs", f"offline.format={name}"))
+    known = {
+        one.work.key for one in found.known if "data or layout of the offline pairs pairs" in one.purposes
+    }
+    assert known == ({FORMATS[name]} if name in FORMATS else set())
+    assert ("offline pairs pairs" in found.unknown) == (name not in FORMATS)
+    assert set(FORMATS) <= set(get_args(OfflineConfig.model_fields["format"].annotation))
 
 
 def test_the_package_is_cited_as_its_citation_file_says():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path as FolderPath
 
@@ -17,7 +17,8 @@ from diffexpo.config.schema import EvaluationConfig, SamplerConfig
 from diffexpo.data.latents import PromptEmbeddings
 from diffexpo.diffusion import Path
 from diffexpo.errors import DataError, Interrupted, MissingError, RewardError, ScorerStoppedError
-from diffexpo.evaluation.suites import choose_prompts, evaluate_version, is_saved, load_suite, save_suite
+from diffexpo.evaluation.records import SuiteResult, is_saved, load_suite, save_suite
+from diffexpo.evaluation.suites import Embedder, Evaluation, choose_prompts
 from diffexpo.policies.toy import ToyPolicy
 from diffexpo.types import Prompt
 
@@ -61,15 +62,29 @@ def flat(images: Tensor) -> Tensor:
     return images.flatten(1) + 0.1
 
 
+PIXELS = Embedder(flat, "pixels")
+
+
+def evaluated(
+    policy: ToyPolicy,
+    version: str,
+    prompts: Sequence[Prompt],
+    settings: EvaluationConfig,
+    judges: Sequence[Redness],
+    seed: int,
+    tick: Callable[[], None] = lambda: None,
+    **more: object,
+) -> SuiteResult:
+    return Evaluation(policy, prompts, settings, judges, seed, **more).run(version, tick)
+
+
 def test_same_noise_for_every_version_and_rows_in_order() -> None:
     policy = make_policy()
-    base = evaluate_version(policy, "base", PROMPTS, SETTINGS, [Redness()], 7, embed=flat, embedder="pixels")
-    again = evaluate_version(policy, "base", PROMPTS, SETTINGS, [Redness()], 7, embed=flat, embedder="pixels")
-    moved = evaluate_version(
-        policy, "moved", PROMPTS, SETTINGS, [Redness()], 7, embed=flat, embedder="pixels"
-    )
+    base = evaluated(policy, "base", PROMPTS, SETTINGS, [Redness()], 7, embedder=PIXELS)
+    again = evaluated(policy, "base", PROMPTS, SETTINGS, [Redness()], 7, embedder=PIXELS)
+    moved = evaluated(policy, "moved", PROMPTS, SETTINGS, [Redness()], 7, embedder=PIXELS)
     policy.weights.copy("base", "twin")
-    twin = evaluate_version(policy, "twin", PROMPTS, SETTINGS, [Redness()], 7, embed=flat, embedder="pixels")
+    twin = evaluated(policy, "twin", PROMPTS, SETTINGS, [Redness()], 7, embedder=PIXELS)
     assert np.array_equal(base.images, again.images) and np.array_equal(base.images, twin.images)
     assert not np.array_equal(base.images, moved.images)
     assert base.prompt_index.tolist() == [0] * 4 + [1] * 4 + [2, 2, 3, 3, 4, 4, 5, 5]
@@ -81,9 +96,9 @@ def test_same_noise_for_every_version_and_rows_in_order() -> None:
 
 def test_a_picture_does_not_depend_on_the_other_prompts() -> None:
     policy = make_policy()
-    whole = evaluate_version(policy, "base", PROMPTS, SETTINGS, [Redness()], 7)
-    part = evaluate_version(policy, "base", PROMPTS[3:5], SETTINGS, [Redness()], 7, batch_size=3)
-    other = evaluate_version(policy, "base", PROMPTS[3:5], SETTINGS, [Redness()], 8)
+    whole = evaluated(policy, "base", PROMPTS, SETTINGS, [Redness()], 7)
+    part = evaluated(policy, "base", PROMPTS[3:5], SETTINGS, [Redness()], 7, batch_size=3)
+    other = evaluated(policy, "base", PROMPTS[3:5], SETTINGS, [Redness()], 8)
     for image in range(2):
         gap = part.picture(0, image).astype(int) - whole.picture(3, image).astype(int)
         assert np.abs(gap).max() <= 1
@@ -94,11 +109,11 @@ def test_embeddings_that_are_kept_are_made_once_and_change_nothing(monkeypatch: 
     policy, encoded = make_policy(), []
     encode = policy.encode_prompts
     monkeypatch.setattr(policy, "encode_prompts", lambda texts: encoded.extend(texts) or encode(texts))
-    plain = evaluate_version(policy, "moved", PROMPTS, SETTINGS, [Redness()], 7)
+    plain = evaluated(policy, "moved", PROMPTS, SETTINGS, [Redness()], 7)
     encoded.clear()
     kept = PromptEmbeddings(policy)
     results = [
-        evaluate_version(policy, version, PROMPTS, SETTINGS, [Redness()], 7, encode=kept.select)
+        evaluated(policy, version, PROMPTS, SETTINGS, [Redness()], 7, encode=kept.select)
         for version in ("base", "moved")
     ]
     assert sorted(encoded) == sorted({"", *(prompt.text for prompt in PROMPTS)})
@@ -122,14 +137,14 @@ class InOrder(Redness):
 
 def test_judging_beside_drawing_gives_what_judging_behind_it_gives() -> None:
     serial, beside = (
-        evaluate_version(
+        evaluated(
             make_policy(),
             "moved",
             PROMPTS,
             SETTINGS,
             [InOrder()],
             7,
-            embed=flat,
+            embedder=PIXELS,
             batch_size=3,
             overlap=overlap,
         )
@@ -160,7 +175,7 @@ def test_a_batch_is_judged_while_the_next_is_drawn(overlap: bool) -> None:
         drawn[min((len(calls) - 1) // 4, 5)].set()  # three denoising steps and the batch
 
     settings = SETTINGS.model_copy(update={"kl_prompts": 0})
-    evaluate_version(
+    evaluated(
         make_policy(),
         "base",
         PROMPTS,
@@ -168,7 +183,7 @@ def test_a_batch_is_judged_while_the_next_is_drawn(overlap: bool) -> None:
         [Waiting()],
         7,
         tick,
-        embed=flat,
+        embedder=PIXELS,
         batch_size=3,
         overlap=overlap,
     )
@@ -181,7 +196,7 @@ def test_what_stops_a_judge_is_raised_and_an_interruption_leaves_no_judge_at_wor
             raise ScorerStoppedError("gone")
 
     with pytest.raises(ScorerStoppedError, match="gone"):
-        evaluate_version(make_policy(), "base", PROMPTS, SETTINGS, [Stopped()], 0, batch_size=3)
+        evaluated(make_policy(), "base", PROMPTS, SETTINGS, [Stopped()], 0, batch_size=3)
 
     done: list[int] = []
 
@@ -199,14 +214,14 @@ def test_what_stops_a_judge_is_raised_and_an_interruption_leaves_no_judge_at_wor
             raise Interrupted("stop")
 
     with pytest.raises(Interrupted):
-        evaluate_version(make_policy(), "base", PROMPTS, SETTINGS, [Slow()], 0, interrupt, batch_size=3)
+        evaluated(make_policy(), "base", PROMPTS, SETTINGS, [Slow()], 0, interrupt, batch_size=3)
     assert done == [3]
     assert not any(thread.name == "scoring" for thread in threading.enumerate())
 
 
 def test_judges_see_the_eight_bit_picture() -> None:
     judge = Redness()
-    result = evaluate_version(make_policy(), "base", PROMPTS, SETTINGS, [judge], 0)
+    result = evaluated(make_policy(), "base", PROMPTS, SETTINGS, [judge], 0)
     seen = torch.cat(judge.seen)
     assert torch.equal(seen * 255, torch.round(seen * 255))
     assert result.scores["redness"] == pytest.approx(result.images[..., 0].mean(axis=(1, 2)) / 255, abs=1e-6)
@@ -214,7 +229,7 @@ def test_judges_see_the_eight_bit_picture() -> None:
 
 def test_failures_become_nan_and_stay_so_on_disk(tmp_path: FolderPath) -> None:
     judges = [Redness("picky", fails="word 2"), Redness("broken", fails="raise")]
-    result = evaluate_version(
+    result = evaluated(
         make_policy(), "base", PROMPTS, SETTINGS, judges, 0, train_rewards=[Redness("train"), Redness("looked at")],
         watched=["looked at"],
     )  # fmt: skip
@@ -231,7 +246,7 @@ def test_failures_become_nan_and_stay_so_on_disk(tmp_path: FolderPath) -> None:
 
 def test_half_written_evaluations_are_not_complete(tmp_path: FolderPath) -> None:
     folder = save_suite(
-        evaluate_version(make_policy(), "base", PROMPTS, SETTINGS, [Redness()], 0), tmp_path / "base"
+        evaluated(make_policy(), "base", PROMPTS, SETTINGS, [Redness()], 0), tmp_path / "base"
     )
     assert is_saved(folder)
     (folder / "images" / "00003.png").unlink()
@@ -245,7 +260,7 @@ def test_half_written_evaluations_are_not_complete(tmp_path: FolderPath) -> None
 
 def test_vendi_and_kl_can_be_off_and_interruption_passes_through() -> None:
     settings = SETTINGS.model_copy(update={"kl_prompts": 0, "vendi_prompts": 0})
-    result = evaluate_version(make_policy(), "moved", PROMPTS, settings, [Redness()], 0, embed=flat)
+    result = evaluated(make_policy(), "moved", PROMPTS, settings, [Redness()], 0, embedder=PIXELS)
     assert result.kl == [] and result.vendi == {} and result.vendi_images == 0 and len(result.images) == 12
     ticks: list[int] = []
 
@@ -255,14 +270,14 @@ def test_vendi_and_kl_can_be_off_and_interruption_passes_through() -> None:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        evaluate_version(make_policy(), "moved", PROMPTS, settings, [Redness()], 0, stop)
+        evaluated(make_policy(), "moved", PROMPTS, settings, [Redness()], 0, stop)
 
 
 def test_bad_requests_are_refused() -> None:
     with pytest.raises(DataError, match="no prompt"):
-        evaluate_version(make_policy(), "base", [], SETTINGS, [Redness()], 0)
+        evaluated(make_policy(), "base", [], SETTINGS, [Redness()], 0)
     with pytest.raises(DataError, match="different names"):
-        evaluate_version(make_policy(), "base", PROMPTS, SETTINGS, [Redness(), Redness()], 0)
+        evaluated(make_policy(), "base", PROMPTS, SETTINGS, [Redness(), Redness()], 0)
 
 
 def test_prompts_are_chosen_by_seed_not_by_position() -> None:
