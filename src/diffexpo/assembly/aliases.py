@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from diffexpo.data.prompts import load_prompts, shipped_prompts
-from diffexpo.emoji.dataset import animal_prompts, asset_path, heldout_prompts, train_prompts
 from diffexpo.errors import MissingError
 from diffexpo.types import Prompt
+from diffexpo.worlds.emoji import animal_prompts, asset_path, heldout_prompts, train_prompts
 
 EMBEDDED = "emoji:"
 PROMPTS = "prompts:"

@@ -168,7 +168,7 @@ def _extras() -> list[Check]:
 
 
 def _world() -> Check:
-    from diffexpo.emoji.dataset import asset_path
+    from diffexpo.worlds.emoji import asset_path
 
     names = (
         "diffusion", "flow", "judge_train", "judge_heldout", "step_judge", "probe", "offline", "negatives", "images",
