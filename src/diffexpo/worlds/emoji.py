@@ -31,7 +31,7 @@ RESERVED_SHARE = (
 )
 
 _ASSETS = Path(__file__).resolve().parent.parent / "assets" / "emoji"
-_FILES = {
+ASSETS = {
     "diffusion": "diffusion",
     "flow": "flow",
     "judge_train": "judge_train",
@@ -64,9 +64,9 @@ def asset_path(name: str) -> Path:
     Raises:
         KeyError: for any other name; the message lists the names.
     """
-    if name not in _FILES:
-        raise KeyError(f"emoji asset {name!r} is unknown - expected one of {', '.join(_FILES)}")
-    return _ASSETS / _FILES[name]
+    if name not in ASSETS:
+        raise KeyError(f"emoji asset {name!r} is unknown - expected one of {', '.join(ASSETS)}")
+    return _ASSETS / ASSETS[name]
 
 
 @lru_cache(maxsize=4)
