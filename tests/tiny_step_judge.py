@@ -6,10 +6,10 @@ from pathlib import Path
 
 import torch
 
-from diffexpo.emoji.layout import save_step_judge
 from diffexpo.rewards.clip import ClipReward
 from diffexpo.rewards.step_judge import StepJudgeNetwork, StepJudgeShape, text_sample
 from tests.tiny import WIDTH, tiny_judge
+from worlds.emoji.layout import save_step_judge
 
 
 def tiny_shape(

@@ -8,6 +8,7 @@ evaluating  which version is judged by whom, and where the result goes
 folders     the run folder's own files
 estimating  memory, disk and network evaluations from the settings alone
 improving   the improvement model of a run
+sets        preference sets, prompt lists and stores by name
 sweeping    the improvement model over its guidance scales
 actions     what can be done with an existing run
 verifying   whether a scorer is what it should be
@@ -30,10 +31,18 @@ _HOME = {
     "inspect": "actions",
     "regenerate": "actions",
     "report": "actions",
+    "missing_assets": "aliases",
     "resolve": "aliases",
     "plan": "runs",
     "run": "runs",
     "stage": "runs",
+    "count_set": "sets",
+    "count_store": "sets",
+    "import_pairs": "sets",
+    "import_prompts": "sets",
+    "inspect_set": "sets",
+    "verify_set": "sets",
+    "verify_store": "sets",
     "sweep": "sweeping",
     "require_passed": "verifying",
     "verify_rewards": "verifying",

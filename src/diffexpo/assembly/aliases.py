@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from diffexpo.data.prompts import load_prompts, shipped_prompts
-from diffexpo.emoji.dataset import animal_prompts, asset_path, heldout_prompts, train_prompts
 from diffexpo.errors import MissingError
 from diffexpo.types import Prompt
+from diffexpo.worlds.emoji import ASSETS, animal_prompts, asset_path, heldout_prompts, train_prompts
 
 EMBEDDED = "emoji:"
 PROMPTS = "prompts:"
@@ -38,3 +38,8 @@ def named_prompts(source: str, key: str) -> list[Prompt]:
         _, _, kind = source.partition("heldout")
         return heldout_prompts(kind.lstrip("-") or "all")
     return load_prompts(resolve(source), key)
+
+
+def missing_assets() -> list[str]:
+    """Names of the embedded world's files and folders that are not where the package should have them."""
+    return [name for name in ASSETS if not asset_path(name).exists()]

@@ -18,11 +18,11 @@ from diffexpo.assembly.aliases import EMBEDDED, resolve
 from diffexpo.config import load_config
 from diffexpo.config.schema import RewardConfig
 from diffexpo.config.scorers import SCORERS
-from diffexpo.emoji.dataset import base_row, load_images, load_rows
 from diffexpo.errors import ConfigError, DataError, MissingError, RewardError
 from diffexpo.rewards.base import load_rewards, to_bytes
 from diffexpo.rewards.scoring import score_images
 from diffexpo.types import Reward
+from diffexpo.worlds.emoji import base_row, load_images, load_rows
 
 REFERENCES = Path(__file__).resolve().parents[1] / "assets" / "rewards"
 # (type, path) -> file of known scores; made by `rewards verify ... --write`.

@@ -57,18 +57,17 @@ def import_pairs(
     \b
     Formats: pickapic, hpdv2, hpdv3, imagerewarddb, folders, table, webdataset, diffexpo
     """
-    from diffexpo.data.offline import rewrite_pairs
+    from diffexpo import assembly
 
     if check not in ("decode", "structure"):
         raise ConfigError(f"--check {check}: expected decode or structure")
     console = Console()
     with console.phase(f"import {source}", 0, "pairs") as bar:
-        report = rewrite_pairs(
-            _resolved(source), to, format=kind, limit=limit, seed=seed, check=check, tick=bar.advance
+        lines = assembly.import_pairs(
+            source, to, format=kind, limit=limit, seed=seed, check=check, tick=bar.advance
         )
-    console.line(report.describe())
-    for example in report.examples[:5]:
-        console.line(f"  {example}")
+    for line in lines:
+        console.line(line)
     console.line(f"offline.source: {to}")
 
 
@@ -86,17 +85,15 @@ def inspect(
 
     Without a pair: what a run's store or a preference set holds, without reading all of it.
     """
-    if _is_set(source):
-        from diffexpo.data.offline.summary import inspect_offline
+    from diffexpo import assembly
 
+    if _is_set(source):
         if pair is not None:
             raise ConfigError(
                 f"PAIR {pair!r}: {source} is a preference set, whose pairs have no history; leave it out"
             )
-        found = inspect_offline(_resolved(source), format=kind)
+        found = assembly.inspect_set(source, kind)
     else:
-        from diffexpo import assembly
-
         found = assembly.inspect(find_run(source), pair)
     _print(found, as_json)
 
@@ -107,15 +104,12 @@ def stats(
 ) -> None:
     """Count everything in a run's store or a preference set: pairs, prompts, judges, models, sizes, what is
     unusable."""
+    from diffexpo import assembly
+
     if _is_set(source):
-        from diffexpo.data.offline.summary import summarise_offline
-
-        found = summarise_offline(_resolved(source), format=kind, limit=limit, seed=seed)
+        found = assembly.count_set(source, format=kind, limit=limit, seed=seed)
     else:
-        from diffexpo.data.statistics import summarise_store
-        from diffexpo.data.store import Store
-
-        found = summarise_store(Store(find_run(source) / "store", create=False))
+        found = assembly.count_store(find_run(source))
     _print(found, as_json)
 
 
@@ -138,16 +132,13 @@ def verify(
     ],
 ) -> None:
     """Recompute the checksum and row count of every stored file; exit code 4 if one differs."""
+    from diffexpo import assembly
+
     if _is_set(run):
-        from diffexpo.data.offline import verify_rewritten
-
-        print(f"{run}: {verify_rewritten(run)} files are as their manifest says")
+        print(f"{run}: {assembly.verify_set(run)} files are as their manifest says")
         return
-    from diffexpo.data.store import Store
-
     run_dir = find_run(run)
-    count = Store(run_dir / "store").verify()
-    print(f"{run_dir / 'store'}: {count} files are as their manifests say")
+    print(f"{run_dir / 'store'}: {assembly.verify_store(run_dir)} files are as their manifests say")
 
 
 @app.command()
@@ -176,20 +167,13 @@ def prompts(
     Formats: text, jsonl, parquet, hpdv2, pickapic, partiprompts, drawbench, t2i_compbench, geneval,
     imagereward, ddpo_animals
     """
-    from diffexpo.data.prompt_lists import choose_categories, read_prompt_list, split_prompts, write_prompts
+    from diffexpo import assembly
 
     shares = _shares(split or [])
-    found, report = read_prompt_list(_resolved(source), kind)
-    if category:
-        found = choose_categories(found, category)
-    targets = {to: found}
-    if shares:
-        parts = split_prompts(found, shares, seed)
-        targets = {to.with_name(f"{to.stem}-{name}{to.suffix}"): part for name, part in parts.items()}
-    print(f"{source}: {report.read} read, {report.duplicates} came twice, {len(found)} chosen")
-    for path, chosen in targets.items():
-        write_prompts(chosen, path)
-        print(f"{len(chosen)} prompts in {len({prompt.category for prompt in chosen})} categories: {path}")
+    for line in assembly.import_prompts(
+        source, to, format=kind, categories=category or (), shares=shares, seed=seed
+    ):
+        print(line)
 
 
 @app.command()
@@ -219,15 +203,6 @@ def _names_run(name: str) -> bool:
     except MissingError:
         return False
     return True
-
-
-def _resolved(source: str) -> str:
-    """An embedded name as the file it stands for."""
-    if not source.startswith(("emoji:", "prompts:")):
-        return source
-    from diffexpo.assembly import resolve
-
-    return resolve(source)
 
 
 def _shares(texts: list[str]) -> dict[str, float]:

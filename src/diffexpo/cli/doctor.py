@@ -168,12 +168,9 @@ def _extras() -> list[Check]:
 
 
 def _world() -> Check:
-    from diffexpo.emoji.dataset import asset_path
+    from diffexpo import assembly
 
-    names = (
-        "diffusion", "flow", "judge_train", "judge_heldout", "step_judge", "probe", "offline", "negatives", "images",
-    )  # fmt: skip
-    missing = [name for name in names if not asset_path(name).exists()]
+    missing = assembly.missing_assets()
     if missing:
         return Check("fail", f"embedded emoji world incomplete: {', '.join(missing)}", "reinstall diffexpo")
     return Check("ok", "embedded emoji world complete")

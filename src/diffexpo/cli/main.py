@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from diffexpo import __version__
-from diffexpo.cli import config, data, doctor, emoji, improve, recipes, rewards
+from diffexpo.cli import config, data, doctor, improve, recipes, rewards
 from diffexpo.cli.cite import cite
 from diffexpo.cli.estimate import estimate
 from diffexpo.cli.export import export
@@ -33,7 +33,6 @@ for stage in (collect, pair, train, evaluate):
 app.add_typer(recipes.app, name="recipes")
 app.add_typer(config.app, name="config")
 app.add_typer(data.app, name="data")
-app.add_typer(emoji.app, name="emoji")
 app.add_typer(improve.app, name="improve")
 app.add_typer(rewards.app, name="rewards")
 app.command("doctor")(doctor.doctor)

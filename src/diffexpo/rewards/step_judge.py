@@ -258,7 +258,7 @@ def read_shape(folder: Path) -> StepJudgeShape:
         if not (folder / name).is_file():
             raise MissingError(
                 f"step judge {folder}: {name} is missing; expected a folder with {CONFIG} and {WEIGHTS}, as "
-                "`diffexpo emoji train step_judge` writes it, or emoji:step_judge"
+                "`python -m worlds.emoji train step_judge` writes it, or emoji:step_judge"
             )
     try:
         values = json.loads((folder / CONFIG).read_text(encoding="utf-8"))

@@ -1,0 +1,218 @@
+"""The emoji images with their captions, attributes, splits and prompts (no torch at import).
+
+One parquet file holds every picture (Noto and Twemoji, 64 px on white) with the CLDR label and keywords, the
+attributes that the code points state, and two splits: whole concepts, and combinations of attributes, that no
+base model ever saw. Every choice is a keyed hash of names, so that the same file and the same prompts come
+out everywhere.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from collections.abc import Iterable, Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from pyarrow import parquet
+
+from diffexpo.types import Prompt
+
+# Training concepts for runs that draw the same few prompts again and again, as the animals of the DDPO paper.
+ANIMALS = (
+    "bat", "bear", "bird", "butterfly", "cat", "cow", "deer", "dog", "fish", "fox", "goat", "horse", "koala", "lizard", "llama",
+    "monkey", "owl", "rabbit", "shark", "spider", "tiger", "turtle", "wolf", "zebra",
+)  # fmt: skip
+RESERVED_SHARE = (
+    0.12  # of the train (concept, style) prompts: kept for evaluation, never a prompt of an online run
+)
+
+_ASSETS = Path(__file__).resolve().parent.parent / "assets" / "emoji"
+ASSETS = {
+    "diffusion": "diffusion",
+    "flow": "flow",
+    "judge_train": "judge_train",
+    "judge_heldout": "judge_heldout",
+    "step_judge": "step_judge",
+    "probe": "probe",
+    "offline": "offline.parquet",
+    "negatives": "negatives.txt",
+    "images": "images.parquet",
+}
+
+
+def keyed_fraction(*names: object) -> float:
+    """Return a number in [0, 1) that depends on nothing but the names (the first 8 bytes of their
+    SHA-256)."""
+    digest = hashlib.sha256("/".join(str(name) for name in names).encode()).digest()
+    return int.from_bytes(digest[:8], "big") / 2**64
+
+
+def asset_path(name: str) -> Path:
+    """Return where a shipped asset lies.
+
+    Args:
+        name: one of diffusion, flow, judge_train, judge_heldout, step_judge, probe, offline, negatives,
+            images.
+
+    Returns:
+        The folder or the file; `asset_path("images").name == "images.parquet"`.
+
+    Raises:
+        KeyError: for any other name; the message lists the names.
+    """
+    if name not in ASSETS:
+        raise KeyError(f"emoji asset {name!r} is unknown - expected one of {', '.join(ASSETS)}")
+    return _ASSETS / ASSETS[name]
+
+
+@lru_cache(maxsize=4)
+def _table(path: str, with_images: bool) -> list[dict[str, Any]]:
+    columns = None if with_images else [name for name in parquet.read_schema(path).names if name != "image"]
+    return parquet.read_table(path, columns=columns).to_pylist()
+
+
+def load_rows(path: Path | None = None) -> list[dict[str, Any]]:
+    """Return one dictionary a picture, without the picture's bytes, in the file's (deterministic) order.
+
+    Args:
+        path: another images file than the shipped one.
+
+    Returns:
+        Rows with id, hexcode, style, concept, caption, keywords, group, subgroup, gender, skin_tone,
+        occupation, split_concept, split_attributes. 7,572 rows in the shipped file: 3,786 of each style.
+    """
+    return [dict(row) for row in _table(str(path or asset_path("images")), False)]
+
+
+@lru_cache(maxsize=2)
+def _image_bytes(path: str) -> dict[str, bytes]:
+    table = parquet.read_table(path, columns=["id", "image"])
+    return dict(zip(table["id"].to_pylist(), table["image"].to_pylist(), strict=True))
+
+
+def load_images(ids: Iterable[str], path: Path | None = None) -> np.ndarray:
+    """Return the pictures of the given row ids.
+
+    Args:
+        ids: ids of `load_rows`, e.g. ["noto-1f525"].
+        path: another images file than the shipped one.
+
+    Returns:
+        float32 (B, 3, 64, 64) in [0, 1], RGB on white; the corner of nearly every picture is exactly 1.
+
+    Raises:
+        KeyError: for an id that the file lacks.
+    """
+    stored = _image_bytes(str(path or asset_path("images")))
+    pictures = []
+    for row_id in ids:
+        if row_id not in stored:
+            raise KeyError(f"emoji picture {row_id!r} is not in the images file - ids look like 'noto-1f525'")
+        with Image.open(io.BytesIO(stored[row_id])) as picture:
+            pictures.append(np.asarray(picture.convert("RGB"), dtype=np.uint8))
+    if not pictures:
+        return np.zeros((0, 3, 64, 64), dtype=np.float32)
+    return np.stack(pictures).transpose(0, 3, 1, 2).astype(np.float32) / np.float32(255)
+
+
+def base_row(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Return the plainest row of one concept and style: without gender or tone where there is such a row."""
+    genders = {"": 0, "person": 1, "man": 2, "woman": 3}
+    tones = {"": 0, "default": 1}
+    return min(rows, key=lambda row: (genders[row["gender"]], tones.get(row["skin_tone"], 2), row["id"]))
+
+
+def _prompt_of(row: dict[str, Any], text: str, id_: str) -> Prompt:
+    attributes = {name: row[name] for name in ("style", "gender", "skin_tone", "occupation") if row[name]}
+    attributes["concept"] = row["concept"]
+    return Prompt(id=id_, text=text, category=row["group"], attributes=attributes)
+
+
+def _is_reserved(concept: str, style: str) -> bool:
+    return keyed_fraction("reserved caption", concept, style) < RESERVED_SHARE
+
+
+@lru_cache(maxsize=1)
+def _all_prompts() -> dict[str, tuple[Prompt, ...]]:
+    found: dict[str, list[Prompt]] = {"train": [], "concept": [], "attributes": [], "caption": []}
+    by_concept: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    for row in load_rows():
+        by_concept.setdefault((row["concept"], row["style"]), []).append(row)
+    for (concept, style), rows in by_concept.items():
+        plain = base_row(rows)
+        text = f"{style} {plain['caption']}"
+        if plain["split_concept"] == "heldout":
+            found["concept"].append(_prompt_of(plain, text, f"concept-{plain['id']}"))
+            continue
+        if _is_reserved(concept, style):
+            found["caption"].append(_prompt_of(plain, text, f"caption-{plain['id']}"))
+            if len(plain["keywords"]) >= 3:
+                words = f"{style} " + ", ".join(plain["keywords"][:3])
+                found["caption"].append(_prompt_of(plain, words, f"keywords-{plain['id']}"))
+            continue
+        found["train"].append(_prompt_of(plain, text, f"train-{plain['id']}"))
+        for row in rows:
+            stated = row["skin_tone"] not in ("", "default") or row["gender"] in ("man", "woman")
+            if row["id"] == plain["id"] or not stated:
+                continue
+            kind = "train" if row["split_attributes"] == "train" else "attributes"
+            if kind == "train" and not row["occupation"]:
+                continue  # tones of hands and couples would drown the other prompts
+            found[kind].append(_prompt_of(row, f"{style} {row['caption']}", f"{kind}-{row['id']}"))
+    return {kind: tuple(prompts) for kind, prompts in found.items()}
+
+
+def train_prompts() -> list[Prompt]:
+    """Return the prompts that an online run may train on, in a fixed order.
+
+    One a (train concept, style) that is not reserved for evaluation, and the occupations with stated
+    attributes.
+
+    Returns:
+        Prompts such as `Prompt(id="train-noto-1f525", text="noto fire", category="travel-places", ...)`;
+        `attributes` holds style and concept, and gender, skin_tone and occupation where the row has them.
+    """
+    return list(_all_prompts()["train"])
+
+
+def animal_prompts() -> list[Prompt]:
+    """Return 24 of `train_prompts`: well-known animals in the style of Noto, in alphabetical order.
+
+    Returns:
+        Prompts, from "noto bat" to "noto zebra".
+    """
+    by_concept = {
+        prompt.attributes["concept"]: prompt
+        for prompt in train_prompts()
+        if prompt.attributes["style"] == "noto" and prompt.attributes["concept"] in ANIMALS
+    }
+    return [by_concept[concept] for concept in ANIMALS]
+
+
+def heldout_prompts(kind: str = "all") -> list[Prompt]:
+    """Return the prompts for evaluation, in a fixed order.
+
+    Args:
+        kind: "concept" (concepts that no base model saw), "attributes" (combinations that none saw),
+            "caption" (labels and keyword paraphrases of seen concepts, which no online run trains on), "all"
+            (the three in turn), or "animals" (those of all that are animals and plants).
+
+    Returns:
+        Prompts; no text of them is among `train_prompts()`.
+
+    Raises:
+        KeyError: for any other kind.
+    """
+    kinds = ("concept", "attributes", "caption")
+    if kind not in ("all", "animals", *kinds):
+        raise KeyError(
+            f"held-out prompts of kind {kind!r} are unknown - expected all, animals, {', '.join(kinds)}"
+        )
+    if kind == "animals":
+        return [prompt for prompt in heldout_prompts() if prompt.category == "animals-nature"]
+    prompts = _all_prompts()
+    return [prompt for each in (kinds if kind == "all" else (kind,)) for prompt in prompts[each]]
