@@ -45,7 +45,7 @@ from diffexpo.data.pairs import PairLoader, PairSource
 from diffexpo.data.rows import Pair, Sample
 from diffexpo.data.store import Store
 from diffexpo.diffusion.objectives import NoiseDraw
-from diffexpo.online.collect import draw_latents
+from diffexpo.online.units import draw_latents
 from diffexpo.policies.base import load_policy
 from diffexpo.rng import torch_generator
 from diffexpo.training.engine import Engine

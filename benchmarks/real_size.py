@@ -37,7 +37,7 @@ from diffexpo.config.architectures import Architecture, find_architecture
 from diffexpo.config.methods.diffusion_dpo import DiffusionDpoConfig
 from diffexpo.config.schema import LoraConfig, ModelConfig, SamplerConfig, TuningConfig
 from diffexpo.data.latents import PromptEmbeddings
-from diffexpo.online.collect import draw_latents
+from diffexpo.online.units import draw_latents
 from diffexpo.policies.base import load_policy
 from diffexpo.policies.blueprint import CLASSES, forward_flops, read_blueprint
 from diffexpo.types import PairBatch, Policy

@@ -35,7 +35,7 @@ from diffexpo.config.schema import ModelConfig, SamplerConfig, ServiceConfig, Tu
 from diffexpo.data.latents import PromptEmbeddings
 from diffexpo.data.store import Store
 from diffexpo.online.agents import Agent
-from diffexpo.online.collect import Drawing, Scoring, collect, latents_of_unit, make_units
+from diffexpo.online.units import Drawing, Scoring, collect, latents_of_unit, make_units
 from diffexpo.online.explore import Request
 from diffexpo.policies.base import load_policy
 from diffexpo.rewards.clip import ClipReward

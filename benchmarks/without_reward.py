@@ -60,8 +60,8 @@ from diffexpo.data.store import Store
 from diffexpo.evaluation.grid import picture_grid, to_uint8
 from diffexpo.evaluation.metrics import bootstrap_mean, vendi_score, win_rate
 from diffexpo.evaluation.suites import choose_prompts
-from diffexpo.online.collect import draw_latents
-from diffexpo.online.improve import double_guidance_of, improve_latents, improver_sampler
+from diffexpo.online.units import draw_latents
+from diffexpo.online.stages.improve import double_guidance_of, improve_latents, improver_sampler
 from diffexpo.rewards.base import load_rewards, quantise
 from diffexpo.rewards.scoring import score_both, score_images
 from diffexpo.training.metrics import read_metrics

@@ -142,6 +142,15 @@ class HoldsTextEncoders(Protocol):
     def release_text_encoders(self) -> None: ...
 
 
+@dataclass(frozen=True)
+class Drawn:
+    """What was drawn, as scorers look at it: latents (B,C,h,w) and their images (B,3,H,W) in [0,1]. Either may
+    be None where no scorer reads it."""
+
+    latents: Tensor | None = None
+    images: Tensor | None = None
+
+
 class Reward(Protocol):
     """Scores images. Higher is better; images float32 (B,3,H,W) in [0,1]; returns (B,) float32, NaN where
     scoring failed."""

@@ -30,7 +30,7 @@ from diffexpo.config.schema import LoraConfig, ModelConfig, SamplerConfig, Tunin
 from diffexpo.diffusion import NoiseSource, sample, sample_trajectory
 from diffexpo.diffusion.sampling import replay_log_probs
 from diffexpo.errors import Interrupted
-from diffexpo.online.iterate import Console as ConsoleProtocol
+from diffexpo.online.loop import Console as ConsoleProtocol
 from diffexpo.policies.base import POLICIES, load_policy
 from diffexpo.training.checkpoint import read_tensors
 from diffexpo.types import Conditioning, PairBatch, Policy

@@ -16,8 +16,9 @@ from pathlib import Path
 import torch
 
 from diffexpo.config import RunConfig
-from diffexpo.online import iterate, rollout
-from diffexpo.online.iterate import Loop
+from diffexpo.online.loop import Loop
+from diffexpo.online.loop import run as run_loop
+from diffexpo.online.stages import STAGES
 from diffexpo.policies.toy import ToyPolicy
 from diffexpo.training.distributed import World, start_world, stop_world
 from tests.learning.toy import PATHS, PROMPTS, make_loop
@@ -109,11 +110,10 @@ def run(name: str, folder: Path, *, micro_batch_size: int = BATCH, world: World 
     """A whole run of a method; weights and metrics stay in the folder."""
     config = make_config(name, micro_batch_size)
     path = PATHS["flow" if config.explore.sampler.name.startswith("flow") else "vp"]
-    outer = rollout if config.algorithm.draws_first else iterate
     with in_double():
         loop = make_loop(config, ToyPolicy(path), folder / name, offline_pairs=24, world=world)
         loop.prompts = PROMPTS[:6]
-        outer.run(loop, lambda loop, iteration: None)
+        run_loop(loop, {**STAGES, "evaluate": lambda loop, iteration: None})
     return loop
 
 

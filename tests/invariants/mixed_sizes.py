@@ -15,8 +15,9 @@ from torch import Tensor
 from diffexpo.config import RunConfig
 from diffexpo.data.rows import Pair, Sample
 from diffexpo.data.store import Store
-from diffexpo.online import iterate, rollout
-from diffexpo.online.iterate import Loop
+from diffexpo.online.loop import Loop
+from diffexpo.online.loop import run as run_loop
+from diffexpo.online.stages import STAGES
 from diffexpo.policies.toy import ToyPolicy
 from diffexpo.rng import torch_generator
 from diffexpo.training.distributed import World, start_world, stop_world
@@ -85,14 +86,13 @@ def add_pairs(store: Store, count: int) -> None:
 def run(name: str, folder: Path, *, micro_batch_size: int = BATCH, world: World | None = None) -> Loop:
     """A whole run of a method; weights and metrics stay in the folder."""
     config = config_of(name, micro_batch_size)
-    outer = rollout if config.algorithm.draws_first else iterate
     path = PATHS["flow" if config.explore.sampler.name.startswith("flow") else "vp"]
     with in_double():
         if config.offline.source is not None and (world or World()).rank == 0:
             add_pairs(Store(folder / name / "store"), 24)
         loop = make_loop(config, TwoSizes(path), folder / name, world=world)
         loop.prompts = PROMPTS[:6]
-        outer.run(loop, lambda loop, iteration: None)
+        run_loop(loop, {**STAGES, "evaluate": lambda loop, iteration: None})
     return loop
 
 

@@ -33,15 +33,19 @@ import torch
 from diffexpo.config import RunConfig
 from diffexpo.config.schema import TrainingConfig
 from diffexpo.data.rows import Sample
-from diffexpo.data.trajectories import Trajectories
 from diffexpo.errors import DataError, TrainingError
-from diffexpo.online import iterate, rollout
-from diffexpo.online.collect import group_rows
-from diffexpo.online.iterate import Loop
+from diffexpo.online.credit import reward_metrics
+from diffexpo.online.loaders import batches_of
+from diffexpo.online.loop import Loop
+from diffexpo.online.stages.collect import collect
+from diffexpo.online.stages.pair import pair
+from diffexpo.online.stages.train import train
+from diffexpo.online.trajectories import trajectories_of
+from diffexpo.online.units import group_rows
 from diffexpo.policies.toy import ToyPolicy
 from diffexpo.training.engine import Engine
 from diffexpo.training.metrics import MetricsWriter, read_metrics
-from diffexpo.types import Batch, PairBatch, ScoredBatch
+from diffexpo.types import Batch, PairBatch
 from tests.invariants.every_method import DDIM, METHODS, SDE
 from tests.learning.toy import PATHS, PROMPTS, make_loop
 from tests.unit.algorithms import methods, trajectories
@@ -104,9 +108,7 @@ def make_collected(name: str, rewards: np.ndarray, folder: Path, **algorithm: ob
     steps = config.explore.sampler.steps
     if config.algorithm.draws_first:
         kept = torch.randn(steps + 1, *latents.shape, generator=generator)
-        rollout.trajectories_of(loop, 1).write(
-            0, {"latents": kept, "log_probs": torch.zeros(steps, len(rows))}
-        )
+        trajectories_of(loop, 1).write(0, {"latents": kept, "log_probs": torch.zeros(steps, len(rows))})
     return loop
 
 
@@ -129,12 +131,12 @@ def learned_images(name: str, loop: Loop) -> tuple[list[Batch], set[str]]:
     """Enough batches to see everything, and the images (or couples of them) that they hold."""
     if loop.config.algorithm.draws_first:
         if name == "d3po":
-            rollout.pair(loop, 1)
-        loader, _ = rollout.LOADERS[type(loop.config.algorithm)](loop, 1, rollout.trajectories_of(loop, 1))
+            pair(loop, 1)
+        loader, _ = batches_of(loop, 1)
     else:
         if loop.engine.algorithm.batch_type is PairBatch:
-            iterate.pair(loop, 1)
-        loader = iterate.LOADERS[loop.engine.algorithm.batch_type](loop, 2)
+            pair(loop, 1)
+        loader = batches_of(loop, 2).loader
     batches = [loader.batch(step) for step in range(40)]
     return batches, {key.split("@")[0].split("/")[0] for batch in batches for key in batch.keys}
 
@@ -163,7 +165,7 @@ def test_what_is_learned_from_each_prompt(name: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", COUNTED_AS_PAIRS)
 def test_ties_and_failures_are_counted_by_pairing(name: str, tmp_path: Path) -> None:
     loop = make_collected(name, REWARDS, tmp_path)
-    iterate.pair(loop, 1)
+    pair(loop, 1)
     row = next(row for row in read_metrics(tmp_path / "metrics.jsonl") if row["phase"] == "pair")
     assert (row["pairs/count"], row["pairs/dropped_ties"], row["pairs/dropped_nan"]) == (2, 1, 1)
 
@@ -171,7 +173,7 @@ def test_ties_and_failures_are_counted_by_pairing(name: str, tmp_path: Path) -> 
 @pytest.mark.parametrize("name", ["sft", "diffusion_kto", "rwr", "diffusion_nft", "awm", "dgpo"])
 def test_failures_are_counted_in_the_loaders_line(name: str, tmp_path: Path) -> None:
     loop = make_collected(name, REWARDS, tmp_path)
-    assert "4 without a score left out" in iterate.LOADERS[ScoredBatch](loop, 2).describe()
+    assert "4 without a score left out" in batches_of(loop, 2).loader.describe()
 
 
 @pytest.mark.parametrize("name", ["ddpo", "dpok", "prdp", "flow_grpo"])
@@ -179,7 +181,7 @@ def test_failures_and_prompts_without_spread_are_counted_with_the_collection(
     name: str, tmp_path: Path
 ) -> None:
     loop = make_collected(name, REWARDS, tmp_path)
-    counted = rollout.reward_metrics(loop, group_rows(loop.store.samples(1)))
+    counted = reward_metrics(loop, group_rows(loop.store.samples(1)))
     assert counted == {"rollout/advantage/dropped": 4, "rollout/advantage/zero_fraction": 0.5}
 
 
@@ -212,16 +214,16 @@ def test_images_that_nothing_is_known_of_have_advantage_0(name: str, tmp_path: P
 @pytest.mark.parametrize("name", ["expo", "diffusion_dpo", "mapo"])
 def test_only_ties_leave_no_pairs(name: str, tmp_path: Path) -> None:
     loop = make_collected(name, TEACHES_NOTHING, tmp_path)
-    iterate.pair(loop, 1)
+    pair(loop, 1)
     with pytest.raises(DataError, match=r"iteration 2 has no pairs to train on.*pairs/dropped_ties"):
-        iterate.LOADERS[PairBatch](loop, 2)
+        batches_of(loop, 2)
 
 
 @pytest.mark.parametrize(("name", "settings"), [("diffusion_kto", {}), ("sft", {"keep": "desirable"})])
 def test_only_ties_leave_no_images(name: str, settings: dict[str, object], tmp_path: Path) -> None:
     loop = make_collected(name, TEACHES_NOTHING, tmp_path, **settings)
     with pytest.raises(DataError, match="iteration 2 has no images to train on"):
-        iterate.LOADERS[ScoredBatch](loop, 2)
+        batches_of(loop, 2)
 
 
 @pytest.mark.parametrize(
@@ -236,11 +238,11 @@ def test_trajectories_that_teach_nothing_leave_the_policy_as_it_is(
 ) -> None:
     loop = make_collected(name, rewards, tmp_path, **({"min_count": 2} if name == "ddpo" else {}))
     if name == "d3po":
-        rollout.pair(loop, 1)
+        pair(loop, 1)
     heard: list[str] = []
     loop.console.warning = heard.append
     before = loop.policy.weights.fingerprint("current")
-    rollout.train(loop, 1)
+    train(loop, 1)
     assert len(heard) == 1 and "no transition has anything to teach" in heard[0]
     assert loop.policy.weights.fingerprint("current") == before
     summary = next(row for row in read_metrics(tmp_path / "metrics.jsonl") if row["phase"] == "train_summary")
@@ -268,10 +270,8 @@ def test_candidates_that_are_tied_or_failed_make_no_pair(tmp_path: Path) -> None
         return {"near": values}
 
     loop.score = score
-    rollout.collect_iteration(loop, 1)
-    loader, _ = rollout.LOADERS[type(config.algorithm)](
-        loop, 1, Trajectories(tmp_path / "trajectories/iteration-0001")
-    )
+    collect(loop, 1)
+    loader, _ = batches_of(loop, 1)
     names = {key.split(":")[0] for step in range(20) for key in loader.batch(step).keys}
     prompts = {row.prompt for row in loop.store.samples(1) if row.sample_id in names}
     assert prompts == {told_apart}

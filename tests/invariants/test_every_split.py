@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from diffexpo.algorithms import ALGORITHMS
+from diffexpo.config.methods import METHOD_BY_NAME
 from diffexpo.training.metrics import read_metrics
 from tests.commands import module_in_two_processes
 from tests.invariants.every_method import METHODS, run
@@ -63,8 +63,8 @@ def test_two_processes_with_4_rows_are_one_with_8(
 def test_a_statistic_of_each_micro_batch_alone_would_be_seen(
     name: str, whole: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    method = ALGORITHMS[str(METHODS[name][1]["type"])]
-    monkeypatch.setattr(method, "measures_batch", False)
+    card = METHOD_BY_NAME[str(METHODS[name][1]["type"])]
+    monkeypatch.setattr(card, "measures_batch", False)
     run(name, tmp_path, micro_batch_size=4)
     with pytest.raises(AssertionError):
         assert_same_run(tmp_path / name, whole(name))
@@ -98,5 +98,5 @@ def training_lines(folder: Path) -> list[dict[str, float]]:
 
 def test_every_method_is_here() -> None:
     assert {str(algorithm["type"]) for _, algorithm, _ in METHODS.values()} | {"improvement_dpo"} >= set(
-        ALGORITHMS
+        METHOD_BY_NAME
     )

@@ -25,9 +25,10 @@ import torch
 from diffexpo.config.schema import ServiceConfig
 from diffexpo.data.store import Store
 from diffexpo.errors import ScorerStoppedError
-from diffexpo.online.collect import collect, group_rows
-from diffexpo.online.iterate import collection_metrics, stack_rewards
+from diffexpo.online.credit import stack_rewards
 from diffexpo.online.pairing import make_pairs
+from diffexpo.online.stages.collect import collection_metrics
+from diffexpo.online.units import collect, group_rows
 from diffexpo.rewards.jpeg import JpegIncompressibility
 from diffexpo.rewards.remote import RemoteReward
 from diffexpo.rewards.scoring import score_images
@@ -101,7 +102,7 @@ def no_tick() -> None:
 
 def collected(root: Path, scorer, tick=no_tick) -> tuple[list, np.ndarray, list]:
     """Rows, latents and pairs of one collection under a scorer."""
-    drawing = make_drawing(score=lambda images, prompts: score_images([scorer], images, prompts))
+    drawing = make_drawing(score=lambda drawn, prompts: score_images([scorer], drawn.images, prompts))
     store = Store(root)
     collect(drawing, units_of(drawing), store, rank=0, size=1, tick=tick)
     store.write_manifest("collect", drawing.iteration, {})

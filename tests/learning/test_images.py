@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from diffexpo.config import RunConfig
-from diffexpo.online import iterate
+from diffexpo.online.loop import run as run_loop
+from diffexpo.online.stages import STAGES
 from diffexpo.types import ScoredBatch
 from tests.learning.test_preferences import standard_errors
 from tests.learning.toy import SAMPLERS, draw, make_loop, make_policy, reward_of
@@ -64,7 +65,7 @@ def run(kind: str, name: str, folder: Path, reverse: bool = False) -> tuple[Tens
     if reverse:
         inner = loop.engine.algorithm.loss
         loop.engine.algorithm.loss = lambda policy, batch, key: inner(policy, mirrored(batch), key)
-    iterate.run(loop, lambda loop, iteration: None)
+    run_loop(loop, {**STAGES, "evaluate": lambda loop, iteration: None})
     return before, draw(policy, "current")
 
 

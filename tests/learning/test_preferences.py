@@ -10,8 +10,9 @@ import torch
 
 from diffexpo.config.methods.diffusion_dpo import DiffusionDpoConfig
 from diffexpo.config.methods.expo import ExpoConfig
-from diffexpo.online import iterate
 from diffexpo.online.cost import offline_steps_of_equal_cost
+from diffexpo.online.loop import run as run_loop
+from diffexpo.online.stages import STAGES
 from tests.learning.toy import (
     SidePairs,
     contrast_margins,
@@ -118,7 +119,13 @@ def test_the_online_loop_beats_one_offline_iteration(path, tuning, alpha, tmp_pa
     rewards = [reward_of(draw(policy, "base"))]
     reference = policy.weights.fingerprint("base")
     loop = make_loop(config, policy, tmp_path / "run")
-    iterate.run(loop, lambda loop, iteration: rewards.append(reward_of(draw(loop.policy, "current"))))
+    run_loop(
+        loop,
+        {
+            **STAGES,
+            "evaluate": lambda loop, iteration: rewards.append(reward_of(draw(loop.policy, "current"))),
+        },
+    )
     assert len(rewards) == 4
     assert standard_errors(rewards[3], rewards[0]) > 20
     assert standard_errors(rewards[3], rewards[1]) > 10
@@ -131,16 +138,18 @@ def test_the_online_loop_beats_one_offline_iteration(path, tuning, alpha, tmp_pa
     training = {"steps": steps, "learning_rate": ONLINE_RATE[tuning]}
     alone = online_config(path, explore={"iterations": 1}, training=training)
     policy = make_policy(path, tuning)
-    iterate.run(make_loop(alone, policy, tmp_path / "alone"), lambda loop, iteration: None)
+    run_loop(
+        make_loop(alone, policy, tmp_path / "alone"), {**STAGES, "evaluate": lambda loop, iteration: None}
+    )
     assert standard_errors(rewards[3], reward_of(draw(policy, "current"))) > 10
 
 
 def test_the_loop_started_again_ends_with_the_same_weights(tmp_path):
     config = online_config("vp", training={"steps": 6})
     whole = make_loop(config, make_policy("vp", "full"), tmp_path / "whole", offline_pairs=32)
-    iterate.run(whole, lambda loop, iteration: None)
+    run_loop(whole, {**STAGES, "evaluate": lambda loop, iteration: None})
     for until in (("train", 1), ("collect", 1), ("pair", 2), None):
         parts = make_loop(config, make_policy("vp", "full"), tmp_path / "parts", offline_pairs=32)
-        iterate.run(parts, lambda loop, iteration: None, until)
+        run_loop(parts, {**STAGES, "evaluate": lambda loop, iteration: None}, until)
     assert parts.policy.weights.fingerprint("current") == whole.policy.weights.fingerprint("current")
     assert parts.store.pairs() == whole.store.pairs()

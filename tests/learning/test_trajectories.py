@@ -12,7 +12,9 @@ import torch
 
 from diffexpo.config import RunConfig
 from diffexpo.errors import TrainingError
-from diffexpo.online import rollout
+from diffexpo.online.loop import run as run_loop
+from diffexpo.online.stages import STAGES
+from diffexpo.online.trajectories import check_replay, iteration_sampler, trajectories_of
 from tests.learning.toy import draw, make_loop, make_policy, reward_of
 
 SAMPLERS = {
@@ -99,7 +101,7 @@ def standard_errors(after, before):
 def test_a_method_learns(sampler, algorithm, tmp_path):
     loop = make_toy(sampler, algorithm, tmp_path)
     before = reward_of(draw(loop.policy, "base"))
-    rollout.run(loop, lambda loop, iteration: None)
+    run_loop(loop, {**STAGES, "evaluate": lambda loop, iteration: None})
     after = reward_of(draw(loop.policy, "current"))
     assert standard_errors(after, before) > 5
     first = metric_lines(tmp_path, "train")[0]
@@ -115,7 +117,7 @@ def test_a_blind_reward_teaches_nothing(tmp_path):
     chance = torch.Generator().manual_seed(0)
     loop.score = lambda images, texts: {"near": torch.randn(len(texts), generator=chance).numpy()}
     before = draw(loop.policy, "base")
-    rollout.run(loop, lambda loop, iteration: None)
+    run_loop(loop, {**STAGES, "evaluate": lambda loop, iteration: None})
     assert (draw(loop.policy, "current").mean(dim=0) - before.mean(dim=0)).abs().max() < 0.5
 
 
@@ -135,7 +137,7 @@ def test_equal_rewards_leave_the_policy_as_it_is(tmp_path):
         # The start-up check refuses a reward that is the same for all images; here that is what is looked at.
         loop.ranking = replace(loop.ranking, check=lambda scores: None)
         start = loop.policy.weights.fingerprint("current")
-        rollout.run(loop, lambda loop, iteration: None)
+        run_loop(loop, {**STAGES, "evaluate": lambda loop, iteration: None})
         assert loop.policy.weights.fingerprint("current") == start
         assert ["no transition has anything to teach" in text for text in heard] == [True, True]
         assert [
@@ -158,7 +160,7 @@ def test_failed_rewards_are_left_out_and_counted(tmp_path):
             return {"near": found}
 
         loop.score = score
-        rollout.run(loop, lambda loop, iteration: None)
+        run_loop(loop, {**STAGES, "evaluate": lambda loop, iteration: None})
         assert metric_lines(tmp_path / name, "collect")[0]["rollout/advantage/dropped"] == 12
         summary = metric_lines(tmp_path / name, "train_summary")[0]
         # 12 prompts of 3 images that have a reward, or 3 pairs of them; the last of 6 steps of this sampler is certain, and
@@ -170,23 +172,22 @@ def test_failed_rewards_are_left_out_and_counted(tmp_path):
 def test_a_group_of_one_teaches_ddpo_through_the_batch_and_grpo_nothing(tmp_path):
     loop = make_toy("vp", DDPO, tmp_path / "ddpo", iterations=1, images=1)
     start = loop.policy.weights.fingerprint("current")
-    rollout.run(loop, lambda loop, iteration: None)
+    run_loop(loop, {**STAGES, "evaluate": lambda loop, iteration: None})
     assert loop.policy.weights.fingerprint("current") != start
     loop = make_toy("vp", {**GRPO, "kl": "exact"}, tmp_path / "grpo", iterations=1, images=1)
     loop.console.warning = lambda text: None
-    rollout.run(loop, lambda loop, iteration: None)
+    run_loop(loop, {**STAGES, "evaluate": lambda loop, iteration: None})
     assert loop.policy.weights.fingerprint("current") == start
 
 
 def test_a_policy_other_than_the_one_that_drew_is_refused(tmp_path):
     loop = make_toy("vp", DDPO, tmp_path)
-    rollout.run(loop, lambda loop, iteration: None, until=("collect", 1))
-    trajectories = rollout.trajectories_of(loop, 1)
-    rollout.check_replay(loop, 1, trajectories)
+    run_loop(loop, {**STAGES, "evaluate": lambda loop, iteration: None}, until=("collect", 1))
+    check_replay(loop, 1)
     with torch.no_grad():
         next(iter(loop.policy.weights.trainable().values())).add_(1e-3)
     with pytest.raises(TrainingError, match="differ by .* expected 0"):
-        rollout.check_replay(loop, 1, trajectories)
+        check_replay(loop, 1)
 
 
 def test_the_loop_started_again_ends_with_the_same_weights(tmp_path):
@@ -194,19 +195,19 @@ def test_the_loop_started_again_ends_with_the_same_weights(tmp_path):
         sampler, algorithm = CASES[name]
         small = {"iterations": 2, "steps": 2, "batch_size": 32, "micro_batch_size": 32}
         whole = make_toy(sampler, algorithm, tmp_path / name / "whole", **small)
-        rollout.run(whole, lambda loop, iteration: None)
+        run_loop(whole, {**STAGES, "evaluate": lambda loop, iteration: None})
         for until in (("collect", 1), ("train", 1), None):
             parts = make_toy(sampler, algorithm, tmp_path / name / "parts", **small)
-            rollout.run(parts, lambda loop, iteration: None, until)
+            run_loop(parts, {**STAGES, "evaluate": lambda loop, iteration: None}, until)
         assert parts.policy.weights.fingerprint("current") == whole.policy.weights.fingerprint("current")
 
 
 def test_the_window_of_mix_grpo_moves_and_only_its_steps_are_random(tmp_path):
     loop = make_toy("flow", CASES["mix_grpo"][1], tmp_path)
-    assert [rollout.iteration_sampler(loop, t).random_steps for t in (1, 2, 3, 4, 5)] == [
+    assert [iteration_sampler(loop, t).random_steps for t in (1, 2, 3, 4, 5)] == [
         (0, 3), (1, 4), (2, 5), (3, 6), (0, 3),
     ]  # fmt: skip
-    rollout.run(loop, lambda loop, iteration: None, until=("collect", 2))
-    trajectories = rollout.trajectories_of(loop, 2)
+    run_loop(loop, {**STAGES, "evaluate": lambda loop, iteration: None}, until=("collect", 2))
+    trajectories = trajectories_of(loop, 2)
     log_probs = trajectories.part(0, "log_probs")
     assert [bool((row != 0).any()) for row in log_probs] == [False, True, True, True, False, False]

@@ -21,7 +21,7 @@ from diffexpo.data.store import Store
 from diffexpo.diffusion import Path, sample
 from diffexpo.diffusion.kernels import add_noise
 from diffexpo.diffusion.objectives import NoiseDraw
-from diffexpo.online.iterate import Loop, Ranking
+from diffexpo.online.loop import Loop, Ranking
 from diffexpo.policies.toy import TOY_FULL, TOY_LORA, ToyNetwork, ToyPolicy
 from diffexpo.policies.unet import make_weights
 from diffexpo.rewards.base import load_rewards
@@ -268,7 +268,7 @@ def make_loop(
         prompts=PROMPTS,
         negatives=[],
         embeddings=embeddings,
-        score=lambda images, texts: score_images(rewards, images, texts),
+        score=lambda drawn, texts: score_images(rewards, drawn.images, texts),
         ranking=ranking,
         world=world,
         metrics=metrics,

@@ -18,7 +18,8 @@ from torch import Tensor
 
 from diffexpo.algorithms.diffusion_dpo import DiffusionDpo
 from diffexpo.algorithms.forward import NoiseKey, as_metrics, with_rows_replaced
-from diffexpo.config.methods.improver import ImproverConfig
+from diffexpo.config.methods.card import MethodConfig
+from diffexpo.config.schema import ImproverConfig
 from diffexpo.diffusion.guidance import with_image
 from diffexpo.diffusion.objectives import NoiseDraw, prediction_errors
 from diffexpo.rng import keyed_uniform
@@ -99,14 +100,16 @@ def improvement_rows(winner: Tensor, loser: Tensor, task: Tensor, is_winner: Ten
 class Improvement:
     """Training of an improvement model on a `PairBatch`; its policy reads the image condition."""
 
+    settings = MethodConfig(type="improvement")
+
     def __init__(self, settings: ImproverConfig, empty: Conditioning) -> None:
         """`empty`: one-row conditioning of the empty prompt."""
-        self.settings = settings
+        self.improver = settings
         self.empty = empty
 
     def loss(self, policy: Policy, batch: PairBatch, noise_key: NoiseKey) -> LossOutput:
         """Mean error over the rows, each with its own task, and the mean error of each task that occurs."""
-        task, is_winner = improvement_tasks(batch.keys, noise_key, self.settings.task_probabilities)
+        task, is_winner = improvement_tasks(batch.keys, noise_key, self.improver.task_probabilities)
         rows = improvement_rows(batch.winner, batch.loser, task, is_winner)
         draw = NoiseDraw.keyed(batch.keys, noise_key, policy.path, batch.winner.shape[1:])
         texts = with_rows_replaced(batch.conditioning, self.empty, ~rows.has_text)

@@ -23,9 +23,9 @@ from diffexpo.errors import MissingError, PolicyError
 from diffexpo.evaluation.card import Exported, write_card
 from diffexpo.evaluation.records import choose_pair_examples
 from diffexpo.evaluation.report import write_report
-from diffexpo.online.collect import redraw, was_merged
-from diffexpo.online.improve import redraw_improved
-from diffexpo.online.iterate import Loop
+from diffexpo.online.loop import Loop
+from diffexpo.online.stages.improve import redraw_improved
+from diffexpo.online.units import redraw, was_merged
 from diffexpo.policies.export import call_arguments, export_policy, left_out
 from diffexpo.rewards.base import to_bytes
 from diffexpo.training.checkpoint import read_tensors

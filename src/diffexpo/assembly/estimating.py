@@ -10,21 +10,12 @@ from pathlib import Path
 
 import torch
 
-from diffexpo.algorithms import ALGORITHMS
 from diffexpo.assembly.aliases import EMBEDDED, resolve
 from diffexpo.assembly.evaluating import evaluation_batch
 from diffexpo.config import RunConfig
-from diffexpo.config.algorithms import (
-    D3poConfig,
-    ExpoConfig,
-    ImprovementDpoConfig,
-    PrdpConfig,
-    SpoConfig,
-    TrajectoryConfig,
-)
 from diffexpo.config.architectures import SCORER_PARAMETERS, clip_parameters
-from diffexpo.config.image_rules import ON_PAIRS
-from diffexpo.config.rules import AUTOCAST_TYPES, collects
+from diffexpo.config.methods.data import Pairs, TransitionPairs, Transitions
+from diffexpo.config.rules import AUTOCAST_TYPES
 from diffexpo.config.schema import ModelConfig, RewardConfig, TuningConfig
 from diffexpo.errors import ConfigError
 from diffexpo.online.cost import Cost, run_cost
@@ -52,7 +43,6 @@ from diffexpo.training.memory import (
     peak_bytes,
     training_items,
 )
-from diffexpo.types import Algorithm, Conditioning
 
 CARDS = (12, 24, 80)
 WITHOUT_COPIES = {"reference_dtype": "float32", "reference_device": "same"}
@@ -321,7 +311,7 @@ def _held(config: RunConfig, sizes: _Sizes) -> Iterator[Item]:
         yield Item("adapters", ", ".join(adapters), len(adapters) * FLOAT32 * sizes.trained)
     else:
         yield from _copies(config, sizes)
-    if isinstance(config.algorithm, ImprovementDpoConfig):
+    if config.algorithm.improvement is not None:
         network = next(parameters for name, parameters, _, _ in sizes.components if name == sizes.denoiser)
         yield Item("improvement model", f"2 x {network:,} float32", 2 * FLOAT32 * network)
     for scorer in (*config.rewards, *config.evaluation.judges):
@@ -337,7 +327,7 @@ def _copies(config: RunConfig, sizes: _Sizes) -> Iterator[Item]:
     names = [name for name in _versions(config) if name != "current"]
     if config.tuning.reference_dtype != "float32":
         names = [name for name in names if name not in ("base", "reference")]
-        if _method(config).needs_reference:
+        if config.algorithm.needs_reference:
             yield Item("reference", config.tuning.reference_dtype, sizes.lowered)
     if names:
         yield Item("copies of the denoiser", ", ".join(names), len(names) * sizes.denoiser_bytes)
@@ -345,7 +335,7 @@ def _copies(config: RunConfig, sizes: _Sizes) -> Iterator[Item]:
 
 def _moved_in(config: RunConfig, sizes: _Sizes) -> tuple[int, int]:
     """(bytes of a copy that is on the device for its pass in training, and the same in drawing)."""
-    tuning, algorithm = config.tuning, _method(config)
+    tuning, algorithm = config.tuning, config.algorithm
     if tuning.kind == "lora" or (tuning.reference_device == "same" and tuning.reference_dtype == "float32"):
         return 0, 0
     reference = sizes.denoiser_bytes if tuning.reference_dtype == "float32" else sizes.lowered
@@ -354,18 +344,13 @@ def _moved_in(config: RunConfig, sizes: _Sizes) -> tuple[int, int]:
     return max(passes, default=0) if tuning.reference_device == "cpu" else 0, sizes.denoiser_bytes
 
 
-def _method(config: RunConfig) -> Algorithm:
-    """The method, to be asked what it needs; it is never run, so its empty prompt is empty."""
-    return ALGORITHMS[config.algorithm.type](config.algorithm, Conditioning({}))
-
-
 def _versions(config: RunConfig) -> list[str]:
     """Versions of the weights beside the frozen network: what `online` and `training` copy."""
-    algorithm = _method(config)
+    algorithm = config.algorithm
     names = ["current"] if config.tuning.kind == "lora" else ["current", "base"]
-    if not isinstance(config.algorithm, TrajectoryConfig):
+    if not config.algorithm.draws_first:
         names.append("main")
-    if algorithm.needs_reference and getattr(config.algorithm, "reference", "base") == "previous":
+    if algorithm.needs_reference and algorithm.moves_reference:
         names.append("reference")
     return [*names, "old"] if algorithm.needs_old_policy else names
 
@@ -422,30 +407,29 @@ def _draws(config: RunConfig) -> Iterator[tuple[int, int]]:
     """(images, rows of each) of a network call wherever images are drawn."""
     explore, evaluation = config.explore, config.evaluation
     yield evaluation_batch(config), 2 if evaluation.sampler.guidance != 1.0 else 1
-    if isinstance(config.algorithm, ImprovementDpoConfig):
+    if config.algorithm.improvement is not None:
         # Neither condition, the image alone, image and text.
         yield explore.batch_size, 3
-    elif collects(config):
+    elif config.algorithm.collects(config):
         yield explore.batch_size, 2 if explore.sampler.guidance != 1.0 else 1
 
 
 def _training_shape(config: RunConfig) -> TrainingShape:
     """Rows of one micro-batch, as the methods run them."""
     training, algorithm = config.training, config.algorithm
-    has_reference = _method(config).needs_reference
-    if isinstance(algorithm, TrajectoryConfig):
+    has_reference = config.algorithm.needs_reference
+    data = algorithm.data
+    if isinstance(data, Transitions | TransitionPairs):
         guided = 2 if config.explore.sampler.guidance != 1.0 else 1
-        rows = training.micro_batch_size * guided
-        rows *= 2 if isinstance(algorithm, D3poConfig | SpoConfig | PrdpConfig) else 1
+        rows = training.micro_batch_size * guided * data.images_per_row
         return TrainingShape(rows, rows if has_reference else 0)
-    if not isinstance(algorithm, ON_PAIRS):
+    if not isinstance(data, Pairs):
         return TrainingShape(training.micro_batch_size, training.micro_batch_size if has_reference else 0)
     rows = 2 * training.micro_batch_size
     if training.pair_gradient == "two_pass":
         return TrainingShape(training.micro_batch_size, 0, rows)
     # Contrast pairs come beside the preference pairs, and their graph is held with theirs.
-    if isinstance(algorithm, ExpoConfig) and algorithm.alpha > 0:
-        rows += 2 * max(1, round(training.micro_batch_size * algorithm.contrast_fraction))
+    rows += 2 * data.contrast_pairs(training.micro_batch_size)
     return TrainingShape(rows, rows if has_reference else 0)
 
 
@@ -465,12 +449,12 @@ def _disk(config: RunConfig, sizes: _Sizes) -> Iterator[Item]:
     if config.offline.limit is not None and config.offline.source is not None:
         pairs = config.offline.limit
         yield Item("offline pairs", f"{pairs:,}", pairs * (2 * (sizes.latent + ROW) + ROW))
-    if isinstance(config.algorithm, TrajectoryConfig):
+    if config.algorithm.draws_first:
         images = explore.prompts_per_iteration * explore.images_per_prompt
         steps = explore.sampler.steps + 1
         yield Item("trajectories of one iteration", f"{images:,} x {steps}", images * steps * sizes.latent)
     yield Item("iterates", f"{explore.iterations}", explore.iterations * trained)
-    algorithm = _method(config)
+    algorithm = config.algorithm
     kept = 3 + (training.ema_decay > 0) + algorithm.needs_old_policy
     # The newest two stay, and a third is being written.
     yield Item("checkpoints of an iteration", "3", 3 * kept * trained)
@@ -508,7 +492,7 @@ def _smaller(config: RunConfig) -> Iterator[Change]:
     while size > 1:
         size = max(divisor for divisor in range(1, size) if training.batch_size % divisor == 0)
         yield Change((f"training.micro_batch_size={size}",), "same result up to rounding, slower")
-    if isinstance(config.algorithm, ON_PAIRS) and training.pair_gradient == "joint":
+    if isinstance(config.algorithm.data, Pairs) and training.pair_gradient == "joint":
         yield Change(("training.pair_gradient=two_pass",), "same result, one more forward pass")
     for images in (4, 1):
         if config.explore.batch_size > images:
@@ -542,7 +526,7 @@ def _smaller(config: RunConfig) -> Iterator[Change]:
 def _smaller_copies(config: RunConfig) -> Iterator[Change]:
     """Settings of full fine-tuning's frozen copies."""
     tuning, autocast = config.tuning, config.training.mixed_precision
-    if tuning.reference_dtype == "float32" and _method(config).needs_reference:
+    if tuning.reference_dtype == "float32" and config.algorithm.needs_reference:
         if autocast == "no":
             both = ("training.mixed_precision=bf16", "tuning.reference_dtype=bfloat16")
             yield Change(both, "rounding; faster")

@@ -24,8 +24,7 @@ from diffexpo.evaluation.records import (
     save_suite,
 )
 from diffexpo.evaluation.suites import Embedder, Evaluation, choose_prompts, describe_scorer
-from diffexpo.online import iterate
-from diffexpo.online.iterate import Loop
+from diffexpo.online.loop import Loop, load_iterate, ticking
 from diffexpo.rewards.base import to_bytes
 from diffexpo.rewards.cache import CachedReward
 from diffexpo.rewards.clip import ClipReward
@@ -63,9 +62,9 @@ def make_evaluator(judges: Sequence[Scorer], rewards: Sequence[Scorer]) -> Calla
                 overlap=config.explore.overlap_scoring,
             )
             if iteration > 0:
-                iterate.load_iterate(loop, iteration, "current")
+                load_iterate(loop, iteration, "current")
             ticks = evaluation_ticks(config, name)
-            with iterate.ticking(loop, f"evaluate {name}", ticks, "batches") as tick:
+            with ticking(loop, f"evaluate {name}", ticks, "batches") as tick:
                 result = evaluation.run("base" if iteration == 0 else "current", tick, name=name)
             save_suite(result, folder)
             tell(loop, result, iteration, scorers)

@@ -5,18 +5,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from diffexpo.algorithms import Improvement
+from diffexpo.algorithms.improvement_dpo import Improvement
 from diffexpo.assembly.aliases import resolve
 from diffexpo.assembly.evaluating import vendi_embedder
 from diffexpo.config import RunConfig
-from diffexpo.config.algorithms import ImprovementDpoConfig
 from diffexpo.config.schema import TrainingConfig
 from diffexpo.data.latents import PromptEmbeddings
 from diffexpo.data.store import Store
 from diffexpo.errors import ConfigError, MissingError
-from diffexpo.online.improve import metrics_path, weights_path
 from diffexpo.online.improved_pairs import Improving
-from diffexpo.online.iterate import Console
+from diffexpo.online.loop import Console
+from diffexpo.online.stages.improve import improver_settings, metrics_path, weights_path
 from diffexpo.policies.improver import load_improver, make_improver, save_improver
 from diffexpo.training.checkpoint import read_tensors
 from diffexpo.training.distributed import World
@@ -40,9 +39,7 @@ def build_improving(
     Raises:
         MissingError, PolicyError: the given model is not there or belongs to other latents or texts.
     """
-    algorithm = config.algorithm
-    assert isinstance(algorithm, ImprovementDpoConfig)
-    settings = algorithm.improver
+    settings = improver_settings(config)
     checkpointing = config.training.gradient_checkpointing
     # Once a run has taken a given model over, it has a copy of its own.
     is_given = settings.path is not None and not store.is_complete("improver", 0)
@@ -65,9 +62,8 @@ def build_improving(
 
 def improver_training(config: RunConfig) -> TrainingConfig:
     """The optimiser's settings of the improvement model: the run's, with those that it has of its own."""
-    assert isinstance(config.algorithm, ImprovementDpoConfig)
     own = ("steps", "batch_size", "micro_batch_size", "learning_rate", "ema_decay", "checkpoint_every")
-    settings = config.algorithm.improver
+    settings = improver_settings(config)
     return config.training.model_copy(
         update={name: getattr(settings, name) for name in own} | {"pair_gradient": "joint"}
     )
@@ -79,7 +75,7 @@ def restore_improver(config: RunConfig, run_dir: Path, store: Store, policy: Pol
     Raises:
         ConfigError: the run has another method. MissingError: it is not trained yet.
     """
-    if not isinstance(config.algorithm, ImprovementDpoConfig):
+    if config.algorithm.improvement is None:
         raise ConfigError(
             f"{run_dir}: algorithm.type = {config.algorithm.type} has no improvement model; expected a run "
             f"of improvement_dpo"

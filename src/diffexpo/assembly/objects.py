@@ -14,16 +14,13 @@ from diffexpo.assembly.evaluating import make_evaluator
 from diffexpo.assembly.self_judges import open_denoiser
 from diffexpo.assembly.starting import put_start
 from diffexpo.config import RunConfig
-from diffexpo.config.algorithms import DiffusionDpoConfig, ImprovementDpoConfig, SpinConfig, SpoConfig
-from diffexpo.config.trajectory_rules import learns_from_trajectories
 from diffexpo.data.latents import PromptEmbeddings
 from diffexpo.data.offline.ingest import import_offline
 from diffexpo.data.prompts import filter_long, load_prompts
 from diffexpo.data.store import Store
 from diffexpo.diffusion.transitions import sampler_transitions, stochastic_grid
 from diffexpo.errors import ConfigError
-from diffexpo.online import rollout
-from diffexpo.online.iterate import LOADERS, Console, Loop, Ranking
+from diffexpo.online.loop import Console, Loop, Ranking
 from diffexpo.online.self_play import data_prompts
 from diffexpo.policies.base import load_policy
 from diffexpo.rewards.base import load_rewards
@@ -39,14 +36,13 @@ from diffexpo.types import Algorithm, Policy, Prompt
 
 def build_loop(config: RunConfig, run_dir: Path, console: Console, stop: StopSignal, world: World) -> Loop:
     """Every object of a run, with offline data imported."""
-    check_algorithm(config, ALGORITHMS[config.algorithm.type])
     policy = build_policy(config)
     put_start(config, run_dir, policy, world)
     # Samplers that do not fit the model, or have no density where one is needed, are refused before anything
     # is spent.
     for sampler in (config.explore.sampler, config.evaluation.sampler):
         sampler_transitions(policy.path, sampler)
-    if learns_from_trajectories(config):
+    if config.algorithm.draws_first:
         stochastic_grid(policy.path, config.explore.sampler)
     warn_of_guidance(config, policy, console)
     prompts = build_prompts(config, policy, console)
@@ -62,14 +58,14 @@ def build_loop(config: RunConfig, run_dir: Path, console: Console, stop: StopSig
     store = Store(run_dir / "store")
     if config.offline.source is not None:
         import_pairs(config, policy, store, console, stop, world)
-    if isinstance(config.algorithm, SpinConfig):
+    if config.algorithm.prompts_of_data:
         prompts = data_prompts(store)  # own images have to stand against data of the same prompt
     embeddings = PromptEmbeddings(policy, [""])
     metrics = MetricsWriter(run_dir / "metrics.jsonl", active=world.rank == 0)
     algorithm = ALGORITHMS[config.algorithm.type](config.algorithm, embeddings.select([""]))
     engine = make_engine(config, policy, algorithm, metrics, world, console)
     improving = None
-    if isinstance(config.algorithm, ImprovementDpoConfig):
+    if config.algorithm.improvement is not None:
         from diffexpo.assembly.improving import build_improving
 
         improving = build_improving(config, run_dir, policy, embeddings, store, judges, world, console)
@@ -82,7 +78,10 @@ def build_loop(config: RunConfig, run_dir: Path, console: Console, stop: StopSig
         prompts=prompts,
         negatives=negatives,
         embeddings=embeddings,
-        score=lambda images, texts: score_images(of_pictures, images, texts),
+        score=lambda drawn, texts: {
+            **score_images(of_pictures, drawn.images, texts),
+            **score_latents(of_latents, drawn.latents, texts),
+        },
         ranking=build_ranking(config),
         world=world,
         metrics=metrics,
@@ -92,33 +91,7 @@ def build_loop(config: RunConfig, run_dir: Path, console: Console, stop: StopSig
         initial=policy.weights.state("current"),
         step_judge=step_judge,
         improving=improving,
-        score_latents=lambda latents, texts: score_latents(of_latents, latents, texts),
     )
-
-
-def check_algorithm(config: RunConfig, algorithm: type[Algorithm]) -> None:
-    """Refuse a method that cannot learn from what this run would collect, before anything is spent.
-
-    Raises:
-        ConfigError: names the setting, what the method needs and why.
-    """
-    name, explore = config.algorithm.type, config.explore
-    is_rollout = algorithm.batch_type in rollout.BATCH_TYPES
-    if not is_rollout and algorithm.batch_type not in LOADERS:
-        known = ", ".join(batch_type.__name__ for batch_type in (*LOADERS, *rollout.BATCH_TYPES))
-        raise ConfigError(
-            f"algorithm.type = {name}: it learns from {algorithm.batch_type.__name__}, which no loop gives "
-            f"(there are {known})"
-        )
-    drawers = 1 if is_rollout else 2
-    images = drawers * explore.images_per_prompt
-    if (is_rollout or explore.iterations > 1) and images < algorithm.group_size:
-        raise ConfigError(
-            f"explore.images_per_prompt = {explore.images_per_prompt} gives {images} images of a prompt, but "
-            f"algorithm.type = "
-            f"{name} compares {algorithm.group_size} or more; set explore.images_per_prompt="
-            f"{-(-algorithm.group_size // drawers)} or more"
-        )
 
 
 def make_engine(
@@ -136,7 +109,7 @@ def make_engine(
         config.training,
         metrics,
         world=world,
-        initial_loss=algorithm.initial_loss,
+        initial_loss=algorithm.settings.initial_loss,
         warn=console.warning,
     )
 
@@ -161,10 +134,10 @@ def build_step_judge(config: RunConfig, policy: Policy) -> LatentStepJudge | Non
     Raises:
         ConfigError: it cannot read this model's latents or kind of path.
     """
-    algorithm = config.algorithm
-    if not isinstance(algorithm, SpoConfig) or algorithm.judge is None:
+    branches = config.algorithm.branches
+    if branches is None or branches.judge is None:
         return None
-    judge = LatentStepJudge(resolve(algorithm.judge), resolve, policy.device)
+    judge = LatentStepJudge(resolve(branches.judge), resolve, policy.device)
     judge.check_fits(policy.latent_shape, policy.path.kind, "algorithm.judge", config.model.path)
     return judge
 
@@ -223,7 +196,7 @@ def build_ranking(config: RunConfig) -> Ranking:
         check=lambda scores: check_rewards(only(scores)),
         dominance=(lambda scores: dominance(only(scores), train)) if kind == "pareto" else None,
         uncertainty=(lambda scores: uncertainty(only(scores)))
-        if isinstance(config.algorithm, DiffusionDpoConfig) and config.algorithm.uncertainty != "off"
+        if config.algorithm.needs_uncertainty
         else None,
         conflicts=lambda scores: conflict_metrics(scores, train),
     )
@@ -233,7 +206,7 @@ def import_pairs(
     config: RunConfig, policy: Policy, store: Store, console: Console, stop: StopSignal, world: World
 ) -> None:
     """D_off into the store as iteration 0, each image encoded once."""
-    # Rank 0's answer is everybody's: see `online.iterate.is_complete`.
+    # Rank 0's answer is everybody's: see `online.loop.is_complete`.
     if world.broadcast_object(store.is_complete("offline", 0)):
         return
     if world.rank == 0:

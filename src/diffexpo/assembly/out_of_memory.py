@@ -16,7 +16,7 @@ from types import TracebackType
 import torch
 
 from diffexpo.config import RunConfig
-from diffexpo.config.image_rules import ON_PAIRS
+from diffexpo.config.methods.data import Pairs
 from diffexpo.config.resuming import CHANGEABLE
 from diffexpo.config.rules import AUTOCAST_TYPES
 from diffexpo.config.scorers import SCORERS
@@ -142,7 +142,7 @@ def _training(config: RunConfig) -> Iterator[Change]:
         yield f"training.micro_batch_size={halves[-1]}", "same result up to rounding, slower"
     if not training.gradient_checkpointing:
         yield "training.gradient_checkpointing=true", "same result, a third more compute"
-    if isinstance(config.algorithm, ON_PAIRS) and training.pair_gradient == "joint":
+    if isinstance(config.algorithm.data, Pairs) and training.pair_gradient == "joint":
         yield "training.pair_gradient=two_pass", "same result up to rounding, one more forward pass"
     yield from _copies(config)
     if training.mixed_precision == "no":

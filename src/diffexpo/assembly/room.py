@@ -9,7 +9,7 @@ import torch
 from diffexpo.assembly.estimating import Advice, Estimate, advise, estimate
 from diffexpo.config import RunConfig
 from diffexpo.errors import ConfigError, MissingError, PolicyError
-from diffexpo.online.iterate import Console
+from diffexpo.online.loop import Console
 from diffexpo.policies.loading import choose_device
 
 GIB = 2**30

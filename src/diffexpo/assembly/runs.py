@@ -12,7 +12,6 @@ from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
-from types import ModuleType
 
 from diffexpo.algorithms import ALGORITHMS
 from diffexpo.assembly.evaluating import eval_dir, on_iterate, save_examples
@@ -20,23 +19,21 @@ from diffexpo.assembly.folders import keep_changes, prepare_folder, set_status
 from diffexpo.assembly.objects import build_loop, describe_policy, make_engine
 from diffexpo.assembly.out_of_memory import explain_memory
 from diffexpo.config import RunConfig, read_resolved
-from diffexpo.config.algorithms import DiffusionDpoConfig, ImprovementDpoConfig, carry_over
-from diffexpo.config.image_rules import learns_from_offline
+from diffexpo.config.methods import offline_baseline
 from diffexpo.config.rules import negatives_are_on
-from diffexpo.config.trajectory_rules import learns_from_trajectories
 from diffexpo.data.store import Store
 from diffexpo.errors import ConfigError, Interrupted, MissingError, PolicyError
 from diffexpo.evaluation.records import is_saved, load_suite
-from diffexpo.online import improve, iterate, rollout
 from diffexpo.online.cost import offline_steps_of_equal_cost, run_cost
 from diffexpo.online.explore import SCHEDULES
-from diffexpo.online.iterate import Console, Loop
+from diffexpo.online.loop import Console, Loop, schedule
+from diffexpo.online.loop import run as run_loop
+from diffexpo.online.stages import STAGES
 from diffexpo.policies.loading import choose_device
 from diffexpo.training.distributed import World, start_world, stop_world
 from diffexpo.training.lock import RunLock
 from diffexpo.training.metrics import MetricsWriter
 from diffexpo.training.signals import StopSignal
-from diffexpo.types import ScoredBatch
 
 
 def run(
@@ -91,15 +88,6 @@ def run(
     return run_dir / "report.html"
 
 
-def loop_of(config: RunConfig) -> ModuleType:
-    """The loop that a method runs in: `rollout` for those that learn from trajectories, `improve` for the one
-    with an improvement model, `iterate` for the others.
-    """
-    if isinstance(config.algorithm, ImprovementDpoConfig):
-        return improve
-    return rollout if learns_from_trajectories(config) else iterate
-
-
 class ConsoleHandler(logging.Handler):
     """Warnings of the rooms (failed scores, cut prompts) as lines of the console, and so of log.txt."""
 
@@ -145,7 +133,7 @@ def _run(
     )
     loop.evaluate(loop, "base", 0)
     check_base_scores(loop)
-    loop_of(config).run(loop, on_iterate, until)
+    run_loop(loop, {**STAGES, "evaluate": on_iterate}, until)
     if until is not None:
         return
     if config.baseline.offline_dpo:
@@ -167,7 +155,7 @@ def run_baseline(loop: Loop) -> None:
     config = loop.config.model_copy(
         update={
             "explore": loop.config.explore.model_copy(update={"iterations": 1}),
-            "algorithm": carry_over(loop.config.algorithm, DiffusionDpoConfig, uncertainty="off"),
+            "algorithm": offline_baseline(loop.config.algorithm),
             "training": loop.config.training.model_copy(update={"steps": steps}),
         }
     )
@@ -176,10 +164,10 @@ def run_baseline(loop: Loop) -> None:
     )
     folder = loop.run_dir / "baseline"
     metrics = MetricsWriter(folder / "metrics.jsonl", active=loop.world.rank == 0)
-    algorithm = ALGORITHMS["diffusion_dpo"](config.algorithm, loop.embeddings.select([""]))
+    algorithm = ALGORITHMS[config.algorithm.type](config.algorithm, loop.embeddings.select([""]))
     engine = make_engine(config, loop.policy, algorithm, metrics, loop.world, loop.console)
     lane = replace(loop, config=config, run_dir=folder, engine=engine, metrics=metrics, lane="baseline_")
-    iterate.run(lane, on_iterate)
+    run_loop(lane, {**STAGES, "evaluate": on_iterate})
 
 
 def parse_stage(config: RunConfig, text: str | None) -> tuple[str, int] | None:
@@ -188,9 +176,7 @@ def parse_stage(config: RunConfig, text: str | None) -> tuple[str, int] | None:
     Raises:
         ConfigError: the run has no such stage.
     """
-    stages = {
-        f"{name}-{iteration}": (name, iteration) for name, iteration in loop_of(config).schedule(config)
-    }
+    stages = {f"{name}-{iteration}": (name, iteration) for name, iteration in schedule(config)}
     if text is not None and text not in stages:
         raise ConfigError(f"stage {text!r} - expected one of {', '.join(stages)}")
     return None if text is None else stages[text]
@@ -200,7 +186,7 @@ def stage(run_dir: Path, name: str, console: Console) -> None:
     """Run a folder's next incomplete stage of one kind; what must come before it is run first."""
     config = read_resolved(run_dir / "config.yaml").config
     store = Store(run_dir / "store")
-    for kind, iteration in loop_of(config).schedule(config):
+    for kind, iteration in schedule(config):
         if kind == name and not stage_is_complete(run_dir, store, kind, iteration):
             run(config, run_dir, sources={}, resume=True, console=console, stop_after=f"{kind}-{iteration}")
             return
@@ -223,24 +209,22 @@ def plan(config: RunConfig) -> list[tuple[str, str]]:
             f"{config.evaluation.num_prompts} held-out prompts, {config.evaluation.sampler.name}",
         )
     ]
-    is_rollout = learns_from_trajectories(config)
-    is_on_images = ALGORITHMS[config.algorithm.type].batch_type is ScoredBatch
-    unit = "transitions" if is_rollout else "images" if is_on_images else "pairs"
-    images = explore.images_per_prompt * (1 if is_rollout else 2)
-    for name, iteration in loop_of(config).schedule(config):
+    card = config.algorithm
+    unit, images = card.data.unit, card.images_of_prompt(config)
+    for name, iteration in schedule(config):
         # Iteration 0 comes before all that is collected.
         rate = SCHEDULES[explore.negatives.schedule](
             max(iteration, 1), explore.iterations, explore.negatives.initial
         )
         tau = f", tau {rate:.2f}" if negatives_are_on(config) else ""
-        is_idle = iteration == 1 and not is_rollout and not learns_from_offline(config)
+        is_idle = iteration == 1 and not card.draws_first and not card.learns_from_offline(config)
         steps = f"{training.steps} steps x {training.batch_size} {unit}"
         what = {
             "train": "nothing: there is nothing to learn from yet" if is_idle else steps,
             "evaluate": f"{config.evaluation.num_prompts} prompts against the base",
             "collect": f"{explore.prompts_per_iteration} prompts x {images} images{tau}",
             "pair": "best and worst of each prompt",
-            **_improvement_plan(config),
+            **card.plan(config),
         }[name]
         rows.append((f"{name}-{iteration}", what))
     if config.baseline.offline_dpo:
@@ -292,20 +276,6 @@ def _disk_plan(config: RunConfig) -> str:
         return f"not known: {error}"
     largest = ", ".join(f"{item.what} {item.bytes / 2**30:.3g}" for item in items[:3])
     return f"{sum(item.bytes for item in items) / 2**30:.3g} GiB; most of it, in GiB: {largest}"
-
-
-def _improvement_plan(config: RunConfig) -> dict[str, str]:
-    """What the stages of improvement DPO do, in place of the usual."""
-    if not isinstance(config.algorithm, ImprovementDpoConfig):
-        return {}
-    improver = config.algorithm.improver
-    steps = f"{improver.steps} steps x {improver.batch_size} offline pairs"
-    scales = f"text scale {improver.text_scale:g}, image scale {improver.image_scale:g}"
-    return {
-        "improver": improver.path or steps,
-        "improve": f"every image, {scales}",
-        "pair": "improved images against their losers",
-    }
 
 
 def check_base_scores(loop: Loop) -> None:

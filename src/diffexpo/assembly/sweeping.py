@@ -21,8 +21,8 @@ from diffexpo.data.store import Store
 from diffexpo.diffusion.guidance import DoubleGuidance
 from diffexpo.evaluation.grid import picture_grid, save_grid
 from diffexpo.evaluation.records import write_json
-from diffexpo.online.improve import improve_latents, improver_sampler
 from diffexpo.online.improved_pairs import relative_distance
+from diffexpo.online.stages.improve import improve_latents, improver_sampler
 from diffexpo.rewards.base import load_rewards, to_bytes
 from diffexpo.rewards.scoring import score_both
 from diffexpo.types import Policy, Scorer

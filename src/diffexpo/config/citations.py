@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from diffexpo.config.methods import METHOD_BY_NAME, OFFLINE_BASELINE
+from diffexpo.config.methods import offline_baseline
 from diffexpo.config.papers import WORKS, Work, bibtex, readable
 
 if TYPE_CHECKING:
@@ -117,7 +117,7 @@ def _method(config: RunConfig) -> Uses:
     works = list(config.algorithm.works(config))
     yield from works or [(f"method {config.algorithm.title}", None)]
     if config.baseline.offline_dpo:
-        for key in METHOD_BY_NAME[OFFLINE_BASELINE].papers:
+        for key in offline_baseline(config.algorithm).papers:
             yield "baseline offline DPO", key
 
 

@@ -36,11 +36,22 @@ def make_agents(weights: WeightSets, explore: ExploreConfig) -> list[Agent]:
     Returns:
         [main, exploration] for two agents, [exploration] with twice the images for one.
     """
-    negatives: NegativeConfig = explore.negatives
-    on = negatives.source is not None and negatives.schedule != "off"
+    negatives = explore.negatives
+    on = _uses_negatives(negatives)
     images = explore.images_per_prompt
     if explore.agents == 1:
         return [Agent("exploration", "current", 2 * images, on, weights.fingerprint("current"))]
     main = Agent("main", "main", images, on and negatives.agents == "both", weights.fingerprint("main"))
     exploration = Agent("exploration", "current", images, on, weights.fingerprint("current"))
     return [main, exploration]
+
+
+def one_agent(weights: WeightSets, explore: ExploreConfig) -> list[Agent]:
+    """The agent of a method that learns from its own trajectories: p_{t-1}, the main agent of iteration t as
+    everywhere."""
+    on = _uses_negatives(explore.negatives)
+    return [Agent("main", "current", explore.images_per_prompt, on, weights.fingerprint("current"))]
+
+
+def _uses_negatives(negatives: NegativeConfig) -> bool:
+    return negatives.source is not None and negatives.schedule != "off"

@@ -12,32 +12,22 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from diffexpo.config.algorithms import DpokConfig
+from diffexpo.config.methods.data import ValueBaseline
 from diffexpo.data.pairs import Epochs
 from diffexpo.data.trajectories import Trajectories, TransitionRef, row_of
 from diffexpo.diffusion.transitions import Transition
-from diffexpo.online.iterate import Loop
+from diffexpo.online.loop import Loop
 from diffexpo.rng import torch_generator
 from diffexpo.training.checkpoint import read_tensors, write_tensors
 from diffexpo.training.optimizer import load_optimizer, optimizer_tensors
+from diffexpo.types import FitsBaseline
 
 CHUNK = 1024
-
-
-class HasValueNetwork(Protocol):
-    """A method that says what its baseline is made of and what it minimises."""
-
-    def value_inputs(self, x_t: Tensor, t: Tensor, conditioning: object) -> Tensor: ...
-    def value_network(
-        self, num_inputs: int, generator: torch.Generator, centre: float, scale: float
-    ) -> nn.Module: ...
-    def value_loss(self, value: Tensor, reward: Tensor) -> Tensor: ...
 
 
 def baseline_advantages(
@@ -46,6 +36,7 @@ def baseline_advantages(
     trajectories: Trajectories,
     refs: Sequence[TransitionRef],
     grid: Sequence[Transition],
+    settings: ValueBaseline,
 ) -> tuple[list[TransitionRef], dict[str, float]]:
     """Fit the baseline to the rewards that the transitions carry, and subtract it.
 
@@ -55,10 +46,12 @@ def baseline_advantages(
         trajectories: Where they lie.
         refs: Transitions whose `advantage` is the plain reward; one or more.
         grid: The sampler's steps.
+        settings: How the network is fitted.
     Returns:
         The same transitions with reward minus value, and the metric `train/value_loss` after fitting.
     """
-    method: HasValueNetwork = loop.engine.algorithm  # type: ignore[assignment]
+    method = loop.engine.algorithm
+    assert isinstance(method, FitsBaseline)  # its card names a baseline
     rewards = torch.tensor([ref.advantage for ref in refs], dtype=torch.float32)
     inputs = torch.cat(
         [
@@ -66,7 +59,7 @@ def baseline_advantages(
             for start in range(0, len(refs), CHUNK)
         ]
     )
-    network = _fit(loop, iteration, method, inputs, rewards)
+    network = _fit(loop, iteration, method, settings, inputs, rewards)
     with torch.no_grad():
         values = torch.cat([network(part) for part in inputs.split(CHUNK)])
     loss = float(method.value_loss(values, rewards).mean())
@@ -80,17 +73,17 @@ def baseline_path(loop: Loop, iteration: int) -> Path:
     return loop.run_dir / "checkpoints" / f"baseline-{iteration:04d}.safetensors"
 
 
-def _fit(loop: Loop, iteration: int, method: HasValueNetwork, inputs: Tensor, rewards: Tensor) -> nn.Module:
+def _fit(
+    loop: Loop, iteration: int, method: FitsBaseline, settings: ValueBaseline, inputs: Tensor, rewards: Tensor
+) -> nn.Module:
     """Some steps of AdamW from where the last iteration stopped; the result is written by the first
     process."""
-    settings = loop.config.algorithm
-    assert isinstance(settings, DpokConfig)
     generator = torch_generator(loop.config.seed, "baseline")
     network = method.value_network(
         inputs.shape[1], generator, float(rewards.mean()), max(float(rewards.std(correction=0)), 1e-6)
     )
     parameters = dict(network.named_parameters())
-    optimizer = torch.optim.AdamW(parameters.values(), lr=settings.value_learning_rate, weight_decay=0.0)
+    optimizer = torch.optim.AdamW(parameters.values(), lr=settings.learning_rate, weight_decay=0.0)
     earlier = baseline_path(loop, iteration - 1)
     if earlier.exists():
         saved = read_tensors(earlier)
@@ -101,9 +94,9 @@ def _fit(loop: Loop, iteration: int, method: HasValueNetwork, inputs: Tensor, re
             if kind != "v":
                 state.setdefault(kind, {})[parameter] = value
         load_optimizer(optimizer, parameters, state)
-    size = min(settings.value_batch_size, len(rewards))
+    size = min(settings.batch_size, len(rewards))
     epochs = Epochs(np.ones(len(rewards)), (loop.config.seed, iteration, "baseline"))
-    for step in range(settings.value_steps):
+    for step in range(settings.steps):
         rows = [i for i, _ in epochs.take(step * size, (step + 1) * size)]
         optimizer.zero_grad()
         method.value_loss(network(inputs[rows]), rewards[rows]).mean().backward()
@@ -118,7 +111,7 @@ def _fit(loop: Loop, iteration: int, method: HasValueNetwork, inputs: Tensor, re
 
 def _inputs(
     loop: Loop,
-    method: HasValueNetwork,
+    method: FitsBaseline,
     trajectories: Trajectories,
     refs: Sequence[TransitionRef],
     grid: Sequence[Transition],

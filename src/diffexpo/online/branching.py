@@ -17,29 +17,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from diffexpo.config.methods.data import Branches
 from diffexpo.diffusion.kernels import mean_log_prob
 from diffexpo.diffusion.sampling import predict_guided
 from diffexpo.diffusion.transitions import Transition, step_moments, stochastic_grid
-from diffexpo.online.collect import Drawing, Tick, Unit, guidance_of, noise_of, plain_texts, unit_inputs
 from diffexpo.online.pairing import best_and_worst
+from diffexpo.online.units import Drawing, Tick, Unit, guidance_of, noise_of, plain_texts, unit_inputs
 from diffexpo.rng import keyed_choice
-from diffexpo.types import StepJudge
+from diffexpo.types import Drawn, StepJudge
 
 Mix = Callable[[Mapping[str, np.ndarray]], np.ndarray]
-
-
-@dataclass(frozen=True)
-class Branching:
-    """How steps branch: candidates of an x_t, the first step that does, and the gap of scores above which a
-    pair is kept.
-
-    Without `judge` the run's rewards score the candidates' predicted images.
-    """
-
-    num_candidates: int
-    first_transition: int
-    min_margin: float
-    judge: StepJudge | None = None
 
 
 @dataclass
@@ -58,13 +45,14 @@ class _Pairs:
 
 @torch.no_grad()
 def branch_unit(
-    drawing: Drawing, unit: Unit, branching: Branching, mix: Mix, tick: Tick
+    drawing: Drawing, unit: Unit, branches: Branches, judge: StepJudge | None, mix: Mix, tick: Tick
 ) -> dict[str, Tensor]:
     """Draw one unit with branched steps, with the weights in use.
 
     Args:
         drawing, unit, tick: As for any unit; ticks are one a step.
-        branching: How steps branch.
+        branches: How steps branch.
+        judge: What scores noisy candidates; None: the run's rewards score the images of their predicted x0.
         mix: Scores by reward (B, k) to one score (B, k), NaN where a candidate has none; not called where
             there is a judge.
     Returns:
@@ -90,8 +78,8 @@ def branch_unit(
         x = latents[-1]
         mean, std = step_moments(policy.path, step, predict(x, place) if ready is None else ready, x)
         ready = None
-        is_branched = step.has_density and place >= branching.first_transition
-        count = branching.num_candidates if is_branched else 1
+        is_branched = step.has_density and place >= branches.first_transition
+        count = branches.num_candidates if is_branched else 1
         shape = (-1, *[1] * (mean.ndim - 1))
         drawn = [
             mean + std.reshape(shape) * noise.draw().to(mean) if step.has_density else mean
@@ -101,14 +89,14 @@ def branch_unit(
         chosen = torch.zeros_like(rows)
         if is_branched:
             predictions: list[Tensor] = []
-            if branching.judge is not None:
-                scores = _judge(branching.judge, step, drawn, plain_texts(unit))
+            if judge is not None:
+                scores = _judge(judge, step, drawn, plain_texts(unit))
             else:
                 has_next = place + 1 < len(grid)
                 predictions = [predict(x_next, place + 1) for x_next in drawn] if has_next else []
                 x0s = _predicted_x0(drawing, grid, place, drawn, predictions)
                 scores = _score(drawing, unit, x0s, mix)
-            _keep(pairs, step, place, x, candidates, mean, std, scores, branching.min_margin)
+            _keep(pairs, step, place, x, candidates, mean, std, scores, branches.min_margin)
             chosen = torch.tensor([keyed_choice(count, *key, "branch", place) for key in keys])
             if predictions:
                 ready = torch.stack(predictions)[chosen, rows]
@@ -150,7 +138,7 @@ def _predicted_x0(
 def _score(drawing: Drawing, unit: Unit, x0s: list[Tensor], mix: Mix) -> Tensor:
     """Mixed scores (B, k)."""
     prompts = plain_texts(unit)
-    found = [drawing.judge(x0, drawing.policy.decode_latents(x0), prompts) for x0 in x0s]
+    found = [drawing.score(Drawn(x0, drawing.policy.decode_latents(x0)), prompts) for x0 in x0s]
     by_name = {name: np.stack([scores[name] for scores in found], axis=1) for name in found[0]}
     return torch.from_numpy(np.asarray(mix(by_name), dtype=np.float64))
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from diffexpo.config import RunConfig
-from diffexpo.config.methods import METHOD_BY_NAME, OFFLINE_BASELINE, MethodConfig, carry_over
+from diffexpo.config.methods import MethodConfig, offline_baseline
 from diffexpo.config.methods.data import Pairs, TransitionPairs, Transitions
 from diffexpo.config.schema import TrainingConfig
 from diffexpo.diffusion.sampling import num_network_evaluations
@@ -108,7 +108,5 @@ def evaluations_of_row(algorithm: MethodConfig, training: TrainingConfig, is_gui
 def offline_steps_of_equal_cost(config: RunConfig) -> int:
     """Optimiser steps of the offline baseline on D_off whose network evaluations equal the whole run's (rounded
     to nearest)."""
-    training = config.training
-    baseline = carry_over(config.algorithm, METHOD_BY_NAME[OFFLINE_BASELINE])
-    row = evaluations_of_row(METHOD_BY_NAME[OFFLINE_BASELINE](), training, is_guided=False)
-    return max(1, round(run_cost(config).total / (training.batch_size * row)))
+    row = evaluations_of_row(offline_baseline(config.algorithm), config.training, is_guided=False)
+    return max(1, round(run_cost(config).total / (config.training.batch_size * row)))

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from diffexpo.algorithms import Improvement, improvement_rows, improvement_tasks
-from diffexpo.config.methods.improver import ImproverConfig
+from diffexpo.config.schema import ImproverConfig
 from diffexpo.diffusion.guidance import IMAGE_CONDITION
 from diffexpo.diffusion.objectives import NoiseDraw
 from diffexpo.policies.toy import ToyPolicy

@@ -185,11 +185,11 @@ def test_a_loss_starts_where_it_says_and_runs_only_what_it_says(name: str, kind:
     policy.weights.use = lambda version: used.add(version) or inner(version)
     output = algorithm.loss(policy, batch, KEY)
     needed = {"current"}
-    needed |= {"reference"} if algorithm.needs_reference else set()
-    needed |= {"old"} if algorithm.needs_old_policy else set()
+    needed |= {"reference"} if algorithm.settings.needs_reference else set()
+    needed |= {"old"} if algorithm.settings.needs_old_policy else set()
     assert used == needed
-    if algorithm.initial_loss is not None:
-        assert float(output.loss.detach()) == pytest.approx(algorithm.initial_loss, abs=1e-6)
+    if algorithm.settings.initial_loss is not None:
+        assert float(output.loss.detach()) == pytest.approx(algorithm.settings.initial_loss, abs=1e-6)
     assert not any(total.requires_grad for total, _ in output.metrics.values())
 
 
@@ -298,8 +298,8 @@ def test_empty_prompts_need_a_conditioning(name: str) -> None:
 
 def test_a_clip_makes_dgpo_need_an_old_policy() -> None:
     policy = make_policy()
-    assert make("dgpo", policy).needs_old_policy
-    assert not make("dgpo", policy, clip_range=None).needs_old_policy
+    assert make("dgpo", policy).settings.needs_old_policy
+    assert not make("dgpo", policy, clip_range=None).settings.needs_old_policy
     assert DgpoConfig().clip_range is None
 
 

@@ -5,20 +5,19 @@ spent.
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
 
 from diffexpo.algorithms import ALGORITHMS
-from diffexpo.assembly.objects import build_loop, check_algorithm
 from diffexpo.config import RunConfig, load_config
 from diffexpo.config.methods import METHOD_BY_NAME
 from diffexpo.config.methods.bases import ReferencedConfig, TrajectoryConfig
+from diffexpo.config.methods.data import Images, Pairs, TransitionPairs, Transitions
 from diffexpo.errors import ConfigError, PolicyError
-from diffexpo.online import iterate, rollout
+from diffexpo.online.loaders import LOADERS
+from diffexpo.online.stages import STAGES
 from diffexpo.policies.toy import ToyPolicy
-from diffexpo.training.distributed import World
 from diffexpo.types import Algorithm, Batch, PairBatch, ScoredBatch, TrajectoryBatch, TrajectoryPairBatch
 from tests.unit.algorithms import methods, trajectories
 from tests.unit.algorithms.methods import KEY, PATHS
@@ -41,6 +40,20 @@ VARIANTS: dict[str, tuple[str, dict[str, object]]] = {
     "flow_grpo without kl": ("flow_grpo", {"kl_weight": 0.0}),
     "guard": ("flow_grpo", {"ratio": "guard"}),
 }
+
+
+BATCHES = {
+    Pairs: PairBatch,
+    Images: ScoredBatch,
+    Transitions: TrajectoryBatch,
+    TransitionPairs: TrajectoryPairBatch,
+}
+
+
+def _is_whole(algorithm: Algorithm) -> bool:
+    """Whether a loss must see a whole group of rows at once."""
+    data = algorithm.settings.data
+    return bool(getattr(data, "whole_groups", False) or getattr(data, "whole_pairs", False))
 
 
 def scene(
@@ -69,35 +82,38 @@ def scene(
 @pytest.mark.parametrize("name", ALGORITHMS)
 def test_every_method_declares_what_it_needs(name: str) -> None:
     algorithm = ALGORITHMS[name](METHOD_BY_NAME[name](), ToyPolicy(PATHS["vp"]).encode_prompts([""]))
-    assert algorithm.batch_type in (PairBatch, ScoredBatch, TrajectoryBatch, TrajectoryPairBatch)
-    flags = (algorithm.needs_reference, algorithm.needs_old_policy, algorithm.needs_whole_groups)
-    assert all(isinstance(flag, bool) for flag in flags)
-    assert isinstance(algorithm.group_size, int) and algorithm.group_size >= 1
-    assert algorithm.initial_loss is None or isinstance(algorithm.initial_loss, float)
+    card = algorithm.settings
+    assert card == METHOD_BY_NAME[name]() and type(card.data) in BATCHES
+    assert set(card.versions) <= {"reference", "old"}
+    assert card.group_size >= 1
+    assert card.initial_loss is None or isinstance(card.initial_loss, float)
     # A setting of the reference where there may be one, and only there.
-    referenced = isinstance(METHOD_BY_NAME[name](), ReferencedConfig)
-    assert referenced or not algorithm.needs_reference
+    assert isinstance(card, ReferencedConfig) or not card.needs_reference
 
 
 @pytest.mark.parametrize("name", ALGORITHMS)
 def test_every_method_has_a_loop_that_gives_its_batches(name: str) -> None:
-    batch_type = ALGORITHMS[name].batch_type
-    is_rollout = issubclass(METHOD_BY_NAME[name], TrajectoryConfig)
-    assert (batch_type in rollout.BATCH_TYPES) is is_rollout
-    assert (METHOD_BY_NAME[name] in rollout.LOADERS) if is_rollout else (batch_type in iterate.LOADERS)
+    card = METHOD_BY_NAME[name]()
+    assert type(card.data) in LOADERS
+    assert (
+        card.draws_first
+        is isinstance(card, TrajectoryConfig)
+        is isinstance(card.data, Transitions | TransitionPairs)
+    )
+    assert {*card.first_stages, *card.stages} <= {*STAGES, "evaluate"}
 
 
 @pytest.mark.parametrize(("name", "changes"), VARIANTS.values(), ids=VARIANTS.keys())
 def test_a_method_looks_at_the_versions_it_says(name: str, changes: dict[str, object]) -> None:
     policy, batch, algorithm = scene(name, changes)
-    assert isinstance(batch, algorithm.batch_type)
+    assert isinstance(batch, BATCHES[type(algorithm.settings.data)])
     used: set[str] = set()
     inner = policy.weights.use
     policy.weights.use = lambda version: used.add(version) or inner(version)
     output = algorithm.loss(policy, batch, KEY)
     needed = {"current"}
-    needed |= {"reference"} if algorithm.needs_reference else set()
-    needed |= {"old"} if algorithm.needs_old_policy else set()
+    needed |= {"reference"} if algorithm.settings.needs_reference else set()
+    needed |= {"old"} if algorithm.settings.needs_old_policy else set()
     assert used == needed
     slopes = methods.gradients(policy, output.loss)
     assert all(torch.isfinite(slope).all() for slope in slopes.values())
@@ -123,16 +139,16 @@ def test_a_reference_that_was_never_set_is_the_base(name: str) -> None:
     losses = []
     for sets_it in (False, True):
         policy, batch, algorithm = scene(name, {}, moved=True)
-        assert algorithm.needs_reference or name == "awm"
+        assert algorithm.settings.needs_reference or name == "awm"
         if sets_it:
             policy.weights.copy("base", "reference")
         losses.append(algorithm.loss(policy, batch, KEY).loss)
     assert torch.equal(*losses)
     policy, batch, algorithm = scene(name, {})
-    if algorithm.initial_loss is not None:
+    if algorithm.settings.initial_loss is not None:
         plain = replace(batch, weight=None)
         assert float(algorithm.loss(policy, plain, KEY).loss.detach()) == pytest.approx(
-            algorithm.initial_loss, abs=1e-6
+            algorithm.settings.initial_loss, abs=1e-6
         )
 
 
@@ -140,18 +156,22 @@ def test_a_reference_that_was_never_set_is_the_base(name: str) -> None:
 def test_an_old_policy_that_was_never_set_is_missed_by_its_name(name: str) -> None:
     policy, batch, algorithm = scene(name, {})
     policy.weights.drop("old")
-    assert algorithm.needs_old_policy
+    assert algorithm.settings.needs_old_policy
     with pytest.raises(PolicyError, match="'old': no such version"):
         algorithm.loss(policy, batch, KEY)
 
 
 def test_only_these_methods_need_an_old_policy_or_old_means() -> None:
     made = {variant: scene(*VARIANTS[variant])[2] for variant in VARIANTS}
-    old = {variant for variant, algorithm in made.items() if algorithm.needs_old_policy}
+    old = {variant for variant, algorithm in made.items() if algorithm.settings.needs_old_policy}
     assert old == {"diffusion_nft", "nft without kl", "awm", "awm without kl", "dgpo"}
-    means = {variant for variant, algorithm in made.items() if getattr(algorithm, "needs_old_means", False)}
+    means = {
+        variant
+        for variant, algorithm in made.items()
+        if getattr(algorithm.settings.data, "needs_means", False)
+    }
     assert means == {"guard"}
-    groups = {variant for variant, algorithm in made.items() if algorithm.needs_whole_groups}
+    groups = {variant for variant, algorithm in made.items() if _is_whole(algorithm)}
     assert groups == {"dgpo", "dgpo without clip", "prdp"}
 
 
@@ -176,16 +196,15 @@ def load(name: str, *overrides: str) -> RunConfig:
 
 @pytest.mark.parametrize("name", METHODS)
 def test_the_smallest_run_of_a_method_passes(name: str) -> None:
-    size, drawers = ALGORITHMS[name].group_size, 1 if name in ON_TRAJECTORIES else 2
-    check_algorithm(load(name, f"explore.images_per_prompt={-(-size // drawers)}"), ALGORITHMS[name])
+    size, drawers = METHOD_BY_NAME[name].group_size, 1 if name in ON_TRAJECTORIES else 2
+    load(name, f"explore.images_per_prompt={-(-size // drawers)}")
 
 
 @pytest.mark.parametrize("name", ["d3po", "prdp", "flow_grpo"])
-def test_one_image_of_a_prompt_is_refused_before_a_model_is_looked_for(name: str, tmp_path: Path) -> None:
-    config = load(name, "explore.images_per_prompt=1", "model.path=/nowhere/at/all")
+def test_one_image_of_a_prompt_is_refused_before_a_model_is_looked_for(name: str) -> None:
     with pytest.raises(ConfigError, match=f"algorithm.type = {name} compares 2 or more"):
-        build_loop(config, tmp_path, None, None, World())
-    assert {method for method in ON_TRAJECTORIES if ALGORITHMS[method].group_size > 1} == {
+        load(name, "explore.images_per_prompt=1", "model.path=/nowhere/at/all")
+    assert {method for method in ON_TRAJECTORIES if METHOD_BY_NAME[method].group_size > 1} == {
         "d3po",
         "prdp",
         "flow_grpo",

@@ -24,7 +24,7 @@ def descendants(base: type[MethodConfig]) -> Iterator[type[MethodConfig]]:
 CLASSES = {
     cls.model_fields["type"].default: cls
     for cls in dict.fromkeys(descendants(MethodConfig))
-    if not cls.model_fields["type"].is_required()
+    if cls.__module__.startswith("diffexpo.") and not cls.model_fields["type"].is_required()
 }
 NAMES = """expo diffusion_dpo spin mapo sft diffusion_kto rwr diffusion_nft awm dgpo ddpo dpok d3po spo prdp
 flow_grpo improvement_dpo"""

@@ -14,7 +14,7 @@ from diffexpo.config import RunConfig, load_config
 from diffexpo.config.citations import SAMPLERS, citations
 from diffexpo.config.methods import METHOD_BY_NAME, METHODS
 from diffexpo.config.methods.diffusion_dpo import KINDS
-from diffexpo.config.papers import WORKS, bibtex, readable
+from diffexpo.config.papers import WORKS
 from diffexpo.config.schema import OfflineConfig, RewardConfig
 
 ROOT = Path(__file__).resolve().parents[3]

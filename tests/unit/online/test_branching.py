@@ -9,10 +9,13 @@ import pytest
 import torch
 from torch import Tensor
 
+from diffexpo.algorithms.spo import spo_min_margin
 from diffexpo.diffusion.transitions import stochastic_grid
-from diffexpo.online import rollout
 from diffexpo.online.cost import sampling_cost
-from diffexpo.online.iterate import Loop
+from diffexpo.online.loop import Loop
+from diffexpo.online.loop import run as run_loop
+from diffexpo.online.stages import STAGES
+from diffexpo.online.trajectories import trajectories_of
 from tests.learning.test_trajectories import SAMPLERS, make_config, standard_errors
 from tests.learning.toy import TARGET, draw, make_loop, make_policy, reward_of
 
@@ -39,8 +42,8 @@ def loop_with(folder: Path, judge: KnowsTheAim | None, kind: str = "vp", **chang
 
 
 def collected(loop: Loop) -> dict[str, Tensor]:
-    rollout.run(loop, lambda loop, iteration: None, until=("collect", 1))
-    trajectories = rollout.trajectories_of(loop, 1)
+    run_loop(loop, {**STAGES, "evaluate": lambda loop, iteration: None}, until=("collect", 1))
+    trajectories = trajectories_of(loop, 1)
     names = (
         "latents",
         "log_probs",
@@ -79,7 +82,8 @@ def test_winner_and_loser_are_the_judges(tmp_path: Path) -> None:
         expected = alpha * found[f"branch_{side}"][:, 0, 0, 0] / (alpha.square() + sigma.square())
         score = -10 * (torch.sigmoid(expected) - TARGET) ** 2
         torch.testing.assert_close(found["branch_scores"][:, column].float(), score, rtol=1e-5, atol=1e-6)
-    margin = loop.engine.algorithm.min_margin
+    margin = spo_min_margin(loop.config.algorithm.threshold)
+    assert loop.config.algorithm.branches.min_margin == margin
     assert len(places) > 20 and bool((found["branch_scores"].diff(dim=1) < -margin).all())
     opposite = collected(loop_with(tmp_path / "opposite", KnowsTheAim(-1.0)))
     assert torch.equal(opposite["branch_winner"], found["branch_loser"])
@@ -122,12 +126,12 @@ def test_candidates_cost_no_network_evaluation_under_a_judge(tmp_path: Path) -> 
 def test_spo_learns_from_a_step_aware_judge(tmp_path: Path, kind: str) -> None:
     loop = loop_with(tmp_path, KnowsTheAim(), kind)
     before = reward_of(draw(loop.policy, "base"))
-    rollout.run(loop, lambda loop, iteration: None)
+    run_loop(loop, {**STAGES, "evaluate": lambda loop, iteration: None})
     assert standard_errors(reward_of(draw(loop.policy, "current")), before) > 5
 
 
 def test_spo_unlearns_under_a_judge_of_the_opposite_mind(tmp_path: Path) -> None:
     loop = loop_with(tmp_path, KnowsTheAim(-1.0))
     before = reward_of(draw(loop.policy, "base"))
-    rollout.run(loop, lambda loop, iteration: None)
+    run_loop(loop, {**STAGES, "evaluate": lambda loop, iteration: None})
     assert standard_errors(reward_of(draw(loop.policy, "current")), before) < -5

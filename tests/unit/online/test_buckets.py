@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from diffexpo.online.agents import Agent
-from diffexpo.online.collect import make_units
 from diffexpo.online.explore import Request, choose_buckets
+from diffexpo.online.units import make_units
 from diffexpo.types import Prompt
 
 REQUESTS = [Request(Prompt(f"p{number}", f"word {number}"), None) for number in range(4000)]

@@ -10,8 +10,8 @@ from diffexpo.data.latents import PromptEmbeddings
 from diffexpo.data.store import Store
 from diffexpo.errors import Interrupted, StoreError
 from diffexpo.online.agents import make_agents
-from diffexpo.online.collect import Drawing, collect, group_rows, make_units, redraw, texts_needed
 from diffexpo.online.explore import Request
+from diffexpo.online.units import Drawing, collect, group_rows, make_units, redraw, texts_needed
 from diffexpo.policies.toy import TOY_FULL, TOY_LORA, ToyPolicy
 from diffexpo.types import Prompt
 from tests.learning.toy import PATHS
@@ -30,7 +30,8 @@ REQUESTS = [
 ]
 
 
-def red(images, prompts):
+def red(drawn, prompts):
+    images = drawn.images
     return {"red": images[:, 0].mean(dim=(1, 2)).numpy(), "length": np.array([len(text) for text in prompts])}
 
 

@@ -11,8 +11,10 @@ import pytest
 
 from diffexpo.assembly.objects import build_ranking
 from diffexpo.config import load_config
-from diffexpo.online.iterate import collect_iteration, keep_iterate
+from diffexpo.online.loop import keep_iterate
+from diffexpo.online.stages.collect import collect
 from diffexpo.policies.toy import ToyPolicy
+from diffexpo.types import Drawn
 from tests.learning.toy import PATHS, Silent, make_loop, online_config
 
 REWARDS = """[
@@ -30,9 +32,9 @@ class Heard(Silent):
         self.lines.append(text)
 
 
-def red_and_others(images, prompts: list[str]) -> dict[str, np.ndarray]:
+def red_and_others(drawn: Drawn, prompts: list[str]) -> dict[str, np.ndarray]:
     """`pale` orders as `red` does (its weight turns that around), `seen` the other way."""
-    red = images[:, 0].mean(dim=(1, 2)).double().numpy()
+    red = drawn.images[:, 0].mean(dim=(1, 2)).double().numpy()
     return {"red": red, "pale": red**3, "seen": -red}
 
 
@@ -45,7 +47,7 @@ def test_conflicts_stand_in_the_metrics_of_the_collection_and_are_said(tmp_path:
     loop = replace(loop, score=red_and_others, ranking=ranking, console=heard)
     loop.policy.weights.copy("base", "reference")
     keep_iterate(loop, 1, {})
-    collect_iteration(loop, 1)
+    collect(loop, 1)
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     (found,) = [line for line in lines if "rollout/images" in line]
     assert found["rollout/conflict/red:pale/disagreement"] == 1.0

@@ -2,15 +2,19 @@ import pytest
 import torch
 
 from diffexpo.config import RunConfig
-from diffexpo.online import iterate
+from diffexpo.config.methods.data import Pairs
+from diffexpo.config.methods.diffusion_dpo import DiffusionDpoConfig
+from diffexpo.config.schema import TrainingConfig
 from diffexpo.online.cost import (
-    PAIR_COST,
-    contrast_pairs,
+    evaluations_of_row,
     offline_steps_of_equal_cost,
     run_cost,
     sampling_cost,
     training_cost,
 )
+from diffexpo.online.loop import run as run_loop
+from diffexpo.online.loop import schedule
+from diffexpo.online.stages import STAGES
 from diffexpo.policies.toy import ToyPolicy
 from tests.learning.toy import PATHS, make_loop, online_config
 
@@ -27,9 +31,13 @@ def config(alpha=0.0, guidance=7.5, iterations=4, **training):
     return RunConfig.model_validate({"explore": explore, "training": values, "algorithm": {"alpha": alpha}})
 
 
+def pair_cost():
+    return evaluations_of_row(DiffusionDpoConfig(), TrainingConfig(), is_guided=False)
+
+
 def test_a_pair_costs_eight():
     # policy and reference on winner and loser, and a backward of twice the policy's forward
-    assert PAIR_COST == 2 + 2 + 2 * 2
+    assert pair_cost() == 2 + 2 + 2 * 2
 
 
 def test_cost_by_hand():
@@ -58,7 +66,7 @@ def test_the_bonus_costs_from_the_second_iteration_on():
     [(16, 0.25, 4), (16, 0.0, 0), (2, 0.01, 1), (512, 1.0, 512), (10, 0.26, 3)],
 )
 def test_contrast_pairs(batch, fraction, expected):
-    assert contrast_pairs(batch, fraction) == expected
+    assert Pairs(fraction).contrast_pairs(batch) == expected
 
 
 @pytest.mark.parametrize("alpha", [0.0, 0.1])
@@ -68,7 +76,7 @@ def test_offline_steps_of_equal_cost_cost_the_same(alpha, iterations):
     steps = offline_steps_of_equal_cost(whole)
     alone = config(iterations=1, steps=steps)
     assert run_cost(alone).sampling == run_cost(alone).images == 0
-    assert abs(run_cost(alone).total - run_cost(whole).total) <= 16 * PAIR_COST / 2
+    assert abs(run_cost(alone).total - run_cost(whole).total) <= 16 * pair_cost() / 2
 
 
 def test_a_run_without_sampling_equals_itself():
@@ -100,9 +108,9 @@ def test_the_arithmetic_is_what_a_run_does(alpha, tmp_path):
     settings = online_config("vp", algorithm={"alpha": alpha}, training=changes)
     policy = CountingPolicy(PATHS["vp"])
     loop = make_loop(settings, policy, tmp_path, offline_pairs=16)
-    for stage, iteration in iterate.schedule(settings):
+    for stage, iteration in schedule(settings):
         policy.forwards = policy.backwards = 0
-        iterate.run(loop, lambda loop, iteration: None, (stage, iteration))
+        run_loop(loop, {**STAGES, "evaluate": lambda loop, iteration: None}, (stage, iteration))
         if stage == "collect":
             assert (policy.forwards, policy.backwards) == (sampling_cost(settings, 192), 0)
         if stage == "train":

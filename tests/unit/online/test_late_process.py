@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from diffexpo.assembly.objects import import_pairs
-from diffexpo.online import iterate
+from diffexpo.online.loop import run as run_loop
+from diffexpo.online.stages import STAGES
+from diffexpo.online.stages.pair import pair
 from diffexpo.training.distributed import World
 from tests.learning.toy import make_loop, make_policy, online_config
 
@@ -31,11 +33,11 @@ def test_a_late_process_meets_the_others_at_the_stage_s_barrier(tmp_path: Path) 
     config = online_config("vp", explore={"iterations": 2, "prompts_per_iteration": 24})
     policy = make_policy("vp", "full")
     loop = make_loop(config, policy, tmp_path, offline_pairs=64)
-    iterate.run(loop, lambda loop, iteration: None)
+    run_loop(loop, {**STAGES, "evaluate": lambda loop, iteration: None})
     assert loop.store.is_complete("pair", 1) and loop.store.is_complete("offline", 0)
     before = loop.store.pairs(1)
     late = LateProcess()
-    assert iterate.pair(replace(loop, world=late), 1) is None
+    assert pair(replace(loop, world=late), 1) is None
     assert late.barriers == ["barrier"]
     import_pairs(config, policy, loop.store, loop.console, None, late)
     assert late.barriers == ["barrier"] * 2

@@ -13,7 +13,7 @@ from diffexpo.config.schema import LoraConfig, TuningConfig
 from diffexpo.data.latents import PromptEmbeddings
 from diffexpo.data.store import Store
 from diffexpo.online.agents import make_agents
-from diffexpo.online.collect import Drawing, collect, make_units, redraw, was_merged
+from diffexpo.online.units import Drawing, collect, make_units, redraw, was_merged
 from diffexpo.policies.toy import ToyPolicy
 from diffexpo.policies.weights import fingerprint_state
 from tests.learning.toy import PATHS

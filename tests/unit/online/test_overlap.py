@@ -9,7 +9,8 @@ import pytest
 
 from diffexpo.data.store import Store
 from diffexpo.errors import Interrupted, RewardError
-from diffexpo.online.collect import collect, latents_of_unit
+from diffexpo.online.units import collect, latents_of_unit
+from diffexpo.types import Drawn
 from tests.unit.online.test_collect import make_drawing, red, units_of
 
 
@@ -31,11 +32,11 @@ class Counting:
         self.calls = 0
         self.running = 0
 
-    def __call__(self, images, prompts):
+    def __call__(self, drawn, prompts):
         self.running += 1
         assert self.running == 1, "two calls at once"
         self.calls += 1
-        scores = red(images, prompts) | {"order": np.full(len(prompts), float(self.calls))}
+        scores = red(drawn, prompts) | {"order": np.full(len(prompts), float(self.calls))}
         self.running -= 1
         return scores
 
@@ -49,7 +50,7 @@ def run(root, overlap, *, draw=latents_of_unit, tick=nothing, score=None):
 def scoring_draw(drawing, unit, tick):
     """A draw that scores what it draws, as branching does."""
     latents = latents_of_unit(drawing, unit, tick)
-    scores = drawing.score(drawing.policy.decode_latents(latents), ["x"] * len(latents))
+    scores = drawing.score(Drawn(latents, drawing.policy.decode_latents(latents)), ["x"] * len(latents))
     return latents + float(scores["order"][0])
 
 
@@ -74,10 +75,10 @@ def test_a_unit_is_scored_while_the_next_is_drawn(overlap, tmp_path):
         next_is_drawn[unit.number].set()
         return latents_of_unit(drawing, unit, tick)
 
-    def score(images, prompts):
+    def score(drawn, prompts):
         # True at once if the next unit is being drawn; a serial run waits in vain.
         met.append(next_is_drawn[len(met) + 1].wait(5 if overlap and len(met) < 7 else 0))
-        return red(images, prompts)
+        return red(drawn, prompts)
 
     run(tmp_path, overlap, draw=draw, score=score)
     assert met == [overlap] * 7 + [False]
@@ -87,11 +88,11 @@ def test_a_unit_is_scored_while_the_next_is_drawn(overlap, tmp_path):
 def test_errors_of_a_scorer_surface(overlap, tmp_path):
     calls = []
 
-    def score(images, prompts):
+    def score(drawn, prompts):
         calls.append(None)
         if len(calls) == 3:
             raise RewardError("server is gone")
-        return red(images, prompts)
+        return red(drawn, prompts)
 
     with pytest.raises(RewardError, match="server is gone"):
         run(tmp_path, overlap, score=score)
@@ -101,7 +102,7 @@ def test_errors_of_a_scorer_surface(overlap, tmp_path):
 
 
 def test_interruption_in_a_scorer_passes_through(tmp_path):
-    def score(images, prompts):
+    def score(drawn, prompts):
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
@@ -111,10 +112,10 @@ def test_interruption_in_a_scorer_passes_through(tmp_path):
 def test_the_unit_that_is_scored_when_the_run_stops_is_kept(tmp_path):
     started, ticks = threading.Event(), []
 
-    def score(images, prompts):
+    def score(drawn, prompts):
         started.set()
         stopped.wait(5)
-        return red(images, prompts)
+        return red(drawn, prompts)
 
     stopped = threading.Event()
 
@@ -134,7 +135,7 @@ def test_the_unit_that_is_scored_when_the_run_stops_is_kept(tmp_path):
 def test_a_scorer_that_fails_while_the_run_stops_does_not_hide_why(tmp_path):
     ticks = []
 
-    def score(images, prompts):
+    def score(drawn, prompts):
         raise RewardError("server is gone")
 
     def tick():

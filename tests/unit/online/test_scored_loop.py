@@ -8,11 +8,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from diffexpo.config.methods.expo import ExpoConfig
+from diffexpo.config.methods import MethodConfig
+from diffexpo.config.methods.data import Images
 from diffexpo.data.store import Store
 from diffexpo.diffusion.objectives import NoiseDraw, prediction_errors
-from diffexpo.online import iterate
-from diffexpo.online.iterate import Loop
+from diffexpo.online.loaders import batches_of
+from diffexpo.online.loop import Loop
+from diffexpo.online.loop import run as run_loop
+from diffexpo.online.stages import STAGES
 from diffexpo.training.engine import Engine
 from diffexpo.types import LossOutput, Policy, ScoredBatch
 from tests.learning.toy import draw, make_loop, make_policy, online_config, reward_of
@@ -20,17 +23,24 @@ from tests.learning.toy import draw, make_loop, make_policy, online_config, rewa
 QUICK = {"steps": 40, "batch_size": 16, "micro_batch_size": 16, "learning_rate": 3e-3}
 
 
+class AdvantageWeightedConfig(MethodConfig):
+    """The card of a method that is in no table."""
+
+    type: str = "advantage_weighted"
+    whole_groups: bool = False
+
+    title = "Advantage-weighted"
+
+    @property
+    def data(self) -> Images:
+        return Images(whole_groups=self.whole_groups)
+
+
 class AdvantageWeighted:
     """Mean of advantage times error, within its batch's groups or not: the simplest loss on scores."""
 
-    batch_type = ScoredBatch
-    needs_reference = False
-    needs_old_policy = False
-    group_size = 2
-    initial_loss = None
-
-    def __init__(self, *, needs_whole_groups: bool = False) -> None:
-        self.needs_whole_groups = needs_whole_groups
+    def __init__(self, *, whole_groups: bool = False) -> None:
+        self.settings = AdvantageWeightedConfig(whole_groups=whole_groups)
         self.seen: list[ScoredBatch] = []
 
     def loss(self, policy: Policy, batch: ScoredBatch, noise_key: tuple[str | int, ...]) -> LossOutput:
@@ -48,14 +58,16 @@ def run(folder: Path, algorithm: AdvantageWeighted, **training: object) -> Loop:
     )
     policy = make_policy("vp", "full")
     loop = make_loop(config, policy, folder, offline_pairs=64)
-    loop = replace(loop, engine=Engine(policy, algorithm, config.training, loop.metrics))
-    iterate.run(loop, lambda loop, iteration: None)
+    config = config.model_copy(update={"algorithm": algorithm.settings})
+    engine = Engine(policy, algorithm, config.training, loop.metrics)
+    loop = replace(loop, config=config, engine=engine)
+    run_loop(loop, {**STAGES, "evaluate": lambda loop, iteration: None})
     return loop
 
 
 @pytest.mark.parametrize("whole_groups", [False, True])
 def test_a_method_on_scores_learns(tmp_path: Path, whole_groups: bool) -> None:
-    algorithm = AdvantageWeighted(needs_whole_groups=whole_groups)
+    algorithm = AdvantageWeighted(whole_groups=whole_groups)
     policy = run(tmp_path, algorithm).policy
     before, after = (float(reward_of(draw(policy, name)).mean()) for name in ("base", "current"))
     assert after > before + 0.02
@@ -81,8 +93,7 @@ def test_the_split_into_micro_batches_changes_rounding_only(tmp_path: Path) -> N
 
 def test_pairs_and_scores_come_from_one_store(tmp_path: Path) -> None:
     loop = run(tmp_path, AdvantageWeighted(), steps=2)
-    scored = iterate.LOADERS[ScoredBatch](loop, 2)
-    assert isinstance(loop.config.algorithm, ExpoConfig)
+    scored = batches_of(loop, 2).loader
     assert scored.size == 2 * 64 + 24 * 4
     batch = scored.batch(0)
     names = [key.split("@")[0] for key in batch.keys]

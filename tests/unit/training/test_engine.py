@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import nn
 
+from diffexpo.config.methods.diffusion_nft import DiffusionNftConfig
 from diffexpo.errors import DiffexpoError, Interrupted, ResumeError, TrainingError
 from diffexpo.training.engine import Engine
 from diffexpo.training.metrics import MetricsWriter, read_metrics
@@ -361,7 +362,7 @@ def test_resume_false_starts_again(tmp_path: Path) -> None:
 class TinyFollowed(TinyDpo):
     """Measured against an old policy that follows by a rate that depends on the step."""
 
-    needs_old_policy = True
+    settings = DiffusionNftConfig(kl_weight=0.1)
 
     def __init__(self) -> None:
         self.steps: list[int] = []

@@ -12,6 +12,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from diffexpo.config.methods import MethodConfig
+from diffexpo.config.methods.diffusion_dpo import DiffusionDpoConfig
 from diffexpo.config.schema import TrainingConfig
 from diffexpo.rng import torch_generator
 from diffexpo.training.distributed import start_world, stop_world
@@ -93,12 +95,7 @@ class TinyDpo:
     """Sigmoid DPO on mean squared errors, with keyed noise, pair weights and a linear term over contrast
     pairs."""
 
-    batch_type = PairBatch
-    needs_reference = True
-    needs_old_policy = False
-    group_size = 2
-    needs_whole_groups = False
-    initial_loss = LN2
+    settings: MethodConfig = DiffusionDpoConfig()
 
     def loss(self, policy: TinyPolicy, batch: PairBatch, noise_key: tuple[str | int, ...]) -> LossOutput:
         generators = [torch_generator(*noise_key, key) for key in batch.keys]

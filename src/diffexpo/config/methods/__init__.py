@@ -53,8 +53,6 @@ METHODS: tuple[type[MethodConfig], ...] = (
     FlowGrpoConfig,
 )
 DEFAULT_METHOD = "expo"
-OFFLINE_BASELINE = "diffusion_dpo"
-"""The method that `baseline.offline_dpo` trains on the offline pairs alone."""
 
 
 def name_of(method: type[MethodConfig]) -> str:
@@ -116,6 +114,12 @@ def carry_over(settings: MethodConfig, method: type[Chosen], **changes: object) 
     return method.model_validate(shared | changes)
 
 
+def offline_baseline(settings: MethodConfig) -> MethodConfig:
+    """The method that `baseline.offline_dpo` trains on the offline pairs alone, with what it shares with the
+    run's own."""
+    return carry_over(settings, DiffusionDpoConfig, uncertainty="off")
+
+
 def _declared_by(settings: type[MethodConfig], name: str) -> type:
     return [ancestor for ancestor in settings.__mro__ if name in get_annotations(ancestor)][-1]
 
@@ -124,12 +128,12 @@ __all__ = [
     "DEFAULT_METHOD",
     "METHODS",
     "METHOD_BY_NAME",
-    "OFFLINE_BASELINE",
     "AlgorithmConfig",
     "MethodConfig",
     "Run",
     "carry_over",
     "default_method",
     "name_of",
+    "offline_baseline",
     "same_meaning",
 ]

@@ -11,12 +11,12 @@ from collections.abc import Iterator, Mapping
 from typing import ClassVar, Literal, Protocol
 
 from diffexpo.config.methods.data import Branches, Data, Pairs, TransitionPairs
-from diffexpo.config.methods.improver import ImproverConfig
 from diffexpo.config.schema import (
     BaselineConfig,
     EvaluationConfig,
     ExploreConfig,
     HybridConfig,
+    ImproverConfig,
     MixtureConfig,
     ModelConfig,
     OfflineConfig,
@@ -165,6 +165,11 @@ class MethodConfig(Section):
     def branches(self) -> Branches | None:
         """How steps branch into candidates while images are drawn; None: they do not."""
         return self.data.branches if isinstance(self.data, TransitionPairs) else None
+
+    @property
+    def filters_by_reward(self) -> bool:
+        """Whether improved images must also score above those that they were made from."""
+        return False
 
     def learns_from_offline(self, run: Run) -> bool:
         """Whether iteration 1 has something to train on."""

@@ -8,8 +8,8 @@ from typing import ClassVar, Literal
 
 from diffexpo.config.methods.card import Run
 from diffexpo.config.methods.diffusion_dpo import DiffusionDpoConfig
-from diffexpo.config.methods.improver import ImproverConfig
 from diffexpo.config.methods.spin import own_losers
+from diffexpo.config.schema import ImproverConfig
 from diffexpo.config.section import Positive
 
 
@@ -43,6 +43,10 @@ class ImprovementDpoConfig(DiffusionDpoConfig):
     @property
     def improvement(self) -> ImproverConfig:
         return self.improver
+
+    @property
+    def filters_by_reward(self) -> bool:
+        return self.filter_by_reward
 
     @property
     def start_loss(self) -> float:

@@ -1,5 +1,4 @@
-r"""The outer loop of iterative DPO with an improvement model: learn to improve once, then improve and learn,
-repeatedly.
+r"""The stages of an improvement model: train it once, then draw a winner from every image that was collected.
 
     improver p_dagger = train on D_off, or given
     for t = 1 .. T:
@@ -7,9 +6,8 @@ repeatedly.
         if t < T:
             losers ~ p_t(c);   winners ~ p_dagger(loser, c);   D_t = their pairs
 
-(Algorithm 1 of the paper.) Training, collecting and pairing are those of `iterate`; here stand the two stages
-that only this method
-has: `improver` trains the improvement model, `improve` draws winners. Both continue where they were stopped.
+(Algorithm 1 of the paper.) Training, collecting and pairing are those of every method. Both stages continue
+where they were stopped.
 """
 
 from __future__ import annotations
@@ -23,17 +21,14 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from diffexpo.config.algorithms import ImprovementDpoConfig
-from diffexpo.config.schema import RunConfig, SamplerConfig
+from diffexpo.config import RunConfig
+from diffexpo.config.schema import ImproverConfig, SamplerConfig
 from diffexpo.data.latents import PromptEmbeddings
 from diffexpo.data.pairs import PairLoader, PairSource
 from diffexpo.data.rows import Sample
 from diffexpo.diffusion.guidance import DoubleGuidance
 from diffexpo.diffusion.sampling import sample_double_guided
 from diffexpo.errors import ResumeError
-from diffexpo.online import iterate
-from diffexpo.online.collect import Tick, group_rows, noise_of
-from diffexpo.online.cost import improver_training_cost, improving_cost
 from diffexpo.online.improved_pairs import (
     IMPROVER,
     Improving,
@@ -42,48 +37,12 @@ from diffexpo.online.improved_pairs import (
     gain_metrics,
     relative_distance,
 )
-from diffexpo.online.iterate import Loop
+from diffexpo.online.loop import Loop, ticking
+from diffexpo.online.units import Tick, group_rows, noise_of
 from diffexpo.training.checkpoint import read_tensors, remove_checkpoints, write_tensors
-from diffexpo.types import Policy
+from diffexpo.types import Drawn, Policy
 
-STAGES = ("train", "evaluate", "collect", "improve", "pair")
 MEASURED_PAIRS = 256
-
-
-def run(loop: Loop, on_iterate: Callable[[Loop, int], None], until: tuple[str, int] | None = None) -> None:
-    """Run every stage that is not complete, in order; as `iterate.run`.
-
-    Args:
-        loop: The run, with `improving`.
-        on_iterate: Called with each new iterate (the evaluation, which stands above this room).
-        until: Stop after this (stage, iteration), e.g. ("improve", 1).
-    Raises:
-        Interrupted: a signal arrived; everything up to here is saved.
-    """
-    stages: dict[str, Callable[[Loop, int], object]] = {
-        "improver": train_improver,
-        "train": iterate.train,
-        "evaluate": on_iterate,
-        "collect": iterate.collect_iteration,
-        "improve": improve,
-        "pair": iterate.pair,
-    }
-    for stage, iteration in schedule(loop.config):
-        stages[stage](loop, iteration)
-        if until == (stage, iteration):
-            return
-
-
-def schedule(config: RunConfig) -> list[tuple[str, int]]:
-    """The stages of a run in order: (stage, iteration); the improvement model is trained before all others,
-    as iteration 0."""
-    last = config.explore.iterations
-    return [("improver", 0)] + [
-        (stage, iteration)
-        for iteration in range(1, last + 1)
-        for stage in STAGES
-        if iteration < last or stage in ("train", "evaluate")
-    ]
 
 
 def train_improver(loop: Loop, iteration: int = 0) -> None:
@@ -91,7 +50,7 @@ def train_improver(loop: Loop, iteration: int = 0) -> None:
     checkpoint."""
     if loop.store.is_complete("improver", iteration):
         return
-    settings, improving = _settings(loop.config).improver, _improving(loop)
+    settings, improving = improver_settings(loop.config), _improving(loop)
     payload: dict[str, float] = {}
     began = time.monotonic()
     checkpoints = loop.run_dir / "checkpoints" / "improver"
@@ -99,7 +58,7 @@ def train_improver(loop: Loop, iteration: int = 0) -> None:
         loader = _offline_loader(loop, iteration)
         loop.console.line(f"improvement model: training on {loader.describe()}")
         total = settings.steps * improving.engine.micro_steps
-        with iterate.ticking(loop, "train the improvement model", total, "micro-batches") as tick:
+        with ticking(loop, "train the improvement model", total, "micro-batches") as tick:
             report = improving.engine.train_iteration(
                 iteration,
                 loader,
@@ -113,7 +72,7 @@ def train_improver(loop: Loop, iteration: int = 0) -> None:
         weights = improving.policy.weights
         write_tensors(weights_path(loop.run_dir), weights.state("current"))
         improving.save(loop.run_dir / "improver")
-        payload["cost/network_evaluations"] = improver_training_cost(loop.config)
+        payload["cost/network_evaluations"] = loop.config.algorithm.stage_costs(loop.config, 0)["training"]
         payload["time/improver_s"] = time.monotonic() - began
         loop.metrics.write_once(iteration, "improver", payload)
         loop.store.write_manifest(
@@ -174,7 +133,7 @@ def improve(loop: Loop, iteration: int) -> None:
         store.discard_incomplete("improve", iteration)
     loop.world.barrier()
     began = time.monotonic()
-    with iterate.ticking(loop, f"improve {iteration}", share * (sampler.steps + 1), "batches") as tick:
+    with ticking(loop, f"improve {iteration}", share * (sampler.steps + 1), "batches") as tick:
         for number, losers in units[loop.world.rank :: loop.world.size]:
             if store.unit_done(iteration, number, stage="improve"):
                 for _ in range(sampler.steps + 1):
@@ -237,13 +196,13 @@ def redraw_improved(
 def improver_sampler(config: RunConfig) -> SamplerConfig:
     """How winners are drawn: as losers are, with the improver's number of steps; its guidance is the double
     one."""
-    steps = _settings(config).improver.sampler_steps or config.explore.sampler.steps
+    steps = improver_settings(config).sampler_steps or config.explore.sampler.steps
     return config.explore.sampler.model_copy(update={"guidance": 1.0, "steps": steps})
 
 
 def double_guidance_of(config: RunConfig) -> DoubleGuidance:
     """The scales with which winners are drawn."""
-    improver = _settings(config).improver
+    improver = improver_settings(config)
     return DoubleGuidance(improver.image_scale, improver.text_scale)
 
 
@@ -264,7 +223,7 @@ def measure(loop: Loop, iteration: int) -> dict[str, float]:
     pairs = couples(group_rows(rows))
     metrics: dict[str, float] = {
         "improve/images": len(pairs),
-        "cost/network_evaluations": improving_cost(loop.config, len(pairs)),
+        "cost/network_evaluations": loop.config.algorithm.stage_costs(loop.config, len(pairs))["drawing"],
         **gain_metrics(pairs),
     }
     # A spread of the whole iteration, not its front.
@@ -303,10 +262,7 @@ def _improve_unit(
     images = torch.from_numpy(loop.store.latents([loser.sample_id for loser in losers]))
     improver = _improving(loop).policy
     latents = improve_latents(improver, loop.embeddings, sampler, scales, keys, texts, images, tick)
-    scores = {
-        **loop.score(loop.policy.decode_latents(latents), texts),
-        **loop.score_latents(latents, texts),
-    }
+    scores = loop.score(Drawn(latents, loop.policy.decode_latents(latents)), texts)
     drawn_with = json.dumps(sampler.model_dump() | scales._asdict(), sort_keys=True)
     winners = [
         replace(
@@ -343,15 +299,16 @@ def _offline_loader(loop: Loop, iteration: int) -> PairLoader:
         loop.store,
         index,
         loop.embeddings,
-        batch_size=_settings(loop.config).improver.batch_size,
+        batch_size=improver_settings(loop.config).batch_size,
         run_seed=loop.config.seed,
         iteration=iteration,
     )
 
 
-def _settings(config: RunConfig) -> ImprovementDpoConfig:
-    assert isinstance(config.algorithm, ImprovementDpoConfig)
-    return config.algorithm
+def improver_settings(config: RunConfig) -> ImproverConfig:
+    """The settings of the run's improvement model; these stages are those of methods that have one."""
+    assert config.algorithm.improvement is not None
+    return config.algorithm.improvement
 
 
 def _improving(loop: Loop) -> Improving:

@@ -32,19 +32,14 @@ from diffexpo.online.agents import Agent
 from diffexpo.online.explore import Request
 from diffexpo.rng import torch_generator
 from diffexpo.training.background import Background
-from diffexpo.types import Conditioning, Policy
+from diffexpo.types import Conditioning, Drawn, Policy
 
-Score = Callable[[Tensor, Sequence[str]], Mapping[str, np.ndarray]]
-"""Images (B,3,H,W), or latents (B,C,h,w), and their prompts to scores (B,) by reward."""
+Score = Callable[[Drawn, Sequence[str]], Mapping[str, np.ndarray]]
+"""What was drawn and its prompts to scores (B,) by reward."""
 Tick = Callable[[], None]
 Draw = Callable[["Drawing", "Unit", Tick], Tensor]
 # In a row's sampler settings, of pictures drawn with merged adapters only.
 MERGED = "merged"
-
-
-def no_scores(latents: Tensor, prompts: Sequence[str]) -> Mapping[str, np.ndarray]:
-    """Of a run in which no reward looks at latents."""
-    return {}
 
 
 @dataclass(frozen=True)
@@ -72,9 +67,8 @@ class Unit:
 
 @dataclass(frozen=True)
 class Drawing:
-    """What stays the same while one iteration is collected. `score` judges pictures, `score_latents` the
-    latents behind them; `merged` draws with adapters folded into the weights.
-    """
+    """What stays the same while one iteration is collected. `merged` draws with adapters folded into the
+    weights."""
 
     policy: Policy
     embeddings: PromptEmbeddings
@@ -84,12 +78,7 @@ class Drawing:
     seed: int
     iteration: int
     model: str
-    score_latents: Score = no_scores
     merged: bool = False
-
-    def judge(self, latents: Tensor, images: Tensor, prompts: Sequence[str]) -> Mapping[str, np.ndarray]:
-        """Scores of drawn latents and their pictures under all rewards."""
-        return {**self.score(images, prompts), **self.score_latents(latents, prompts)}
 
 
 def make_units(agents: Sequence[Agent], requests: Sequence[Request], batch_size: int) -> list[Unit]:
@@ -144,11 +133,11 @@ def collect(
     """
     waiting: tuple[Unit, Tensor, tuple[int, int], Background[Mapping[str, np.ndarray]]] | None = None
 
-    def score_in_turn(images: Tensor, prompts: Sequence[str]) -> Mapping[str, np.ndarray]:
+    def score_in_turn(drawn: Drawn, prompts: Sequence[str]) -> Mapping[str, np.ndarray]:
         """For a `draw` that scores too: scorers are called one at a time, in the order of the units."""
         if waiting is not None:
             waiting[-1].wait()
-        return drawing.score(images, prompts)
+        return drawing.score(drawn, prompts)
 
     def keep() -> None:
         nonlocal waiting
@@ -158,12 +147,7 @@ def collect(
         rows = rows_of_unit(drawing, unit, scoring.result(), size)
         store.append_unit(drawing.iteration, rank, unit.number, rows, latents)
 
-    def score_latents_in_turn(latents: Tensor, prompts: Sequence[str]) -> Mapping[str, np.ndarray]:
-        if waiting is not None:
-            waiting[-1].wait()
-        return drawing.score_latents(latents, prompts)
-
-    in_turn = replace(drawing, score=score_in_turn, score_latents=score_latents_in_turn)
+    in_turn = replace(drawing, score=score_in_turn)
     try:
         for unit in units[rank::size]:
             if store.unit_done(drawing.iteration, unit.number):
@@ -173,8 +157,8 @@ def collect(
             latents = draw(in_turn, unit, tick)
             images = drawing.policy.decode_latents(latents)
             keep()
-            judge = partial(drawing.judge, latents, images, plain_texts(unit))
-            scoring = Background(judge, name="scoring", in_background=overlap)
+            score = partial(drawing.score, Drawn(latents, images), plain_texts(unit))
+            scoring = Background(score, name="scoring", in_background=overlap)
             waiting = (unit, latents, (int(images.shape[-2]), int(images.shape[-1])), scoring)
             if not overlap:
                 keep()

@@ -1,0 +1,82 @@
+"""The train stage: p_t from p_{t-1}, on what the method's card says that it learns from."""
+
+from __future__ import annotations
+
+import time
+
+from diffexpo.online.cost import training_cost
+from diffexpo.online.loaders import Batches, batches_of
+from diffexpo.online.loop import Loop, is_complete, keep_iterate, load_iterate, load_iterates, ticking
+from diffexpo.online.trajectories import check_replay, forget, keep_optimizer, read_optimizer
+from diffexpo.training.progress import TrainReport
+
+
+def train(loop: Loop, iteration: int) -> None:
+    """Train p_t from p_{t-1}; where there is nothing to learn from, p_t is p_{t-1}.
+
+    A method that draws first learns from the transitions of this iteration alone, and goes on with the
+    optimiser's state of the one before; the others learn from D_off and every collection before this one.
+    """
+    card, weights = loop.config.algorithm, loop.policy.weights
+    if is_complete(loop, loop.lane + "train", iteration):
+        if card.draws_first:
+            forget(loop, iteration)
+        return
+    if card.draws_first:
+        load_iterate(loop, iteration - 1, "current")
+    else:
+        load_iterates(loop, iteration - 1)
+        if iteration == 1 and not card.learns_from_offline(loop.config):
+            _say_that_nothing_is_trained(loop)
+            keep_iterate(loop, iteration, {"pairs/available": 0, "cost/network_evaluations": 0})
+            return
+    # Methods without a reference have the base at hand for their metrics.
+    weights.copy("current" if card.moves_reference else "base", "reference")
+    began = time.monotonic()
+    batches = batches_of(loop, iteration)
+    payload = batches.metrics
+    if batches.loader.size == 0:
+        loop.console.warning(
+            f"iteration {iteration}: no transition has anything to teach (rewards equal within every prompt, or "
+            "failed); the policy stays as it is"
+        )
+        keep_optimizer(loop, iteration, read_optimizer(loop, iteration - 1))
+    else:
+        report = _train(loop, iteration, batches)
+        payload = report.metrics() | payload
+        payload["cost/network_evaluations"] = training_cost(loop.config, iteration)
+        if card.draws_first:
+            keep_optimizer(loop, iteration, report.optimizer_state)
+    unit = "transitions" if card.draws_first else "pairs"
+    payload |= {f"{unit}/available": batches.loader.size, "time/train_s": time.monotonic() - began}
+    keep_iterate(loop, iteration, payload)
+    if card.draws_first:
+        forget(loop, iteration)
+
+
+def _train(loop: Loop, iteration: int, batches: Batches) -> TrainReport:
+    steps, draws_first = loop.config.training.steps, loop.config.algorithm.draws_first
+    if draws_first:
+        check_replay(loop, iteration)
+    loop.console.line(f"iteration {iteration}: training on {batches.loader.describe()}")
+    total = steps * loop.engine.micro_steps
+    with ticking(loop, f"train {iteration}", total, "micro-batches") as tick:
+        return loop.engine.train_iteration(
+            iteration,
+            batches.loader,
+            steps=steps,
+            checkpoint_dir=loop.run_dir / "checkpoints" / f"iteration-{iteration:04d}",
+            run_seed=loop.config.seed,
+            tick=tick,
+            optimizer_state=read_optimizer(loop, iteration - 1) if draws_first else None,
+            is_checked=iteration == 1 or not draws_first,
+        )
+
+
+def _say_that_nothing_is_trained(loop: Loop) -> None:
+    config = loop.config
+    reason = "no offline pairs" if config.offline.source is None else "offline pairs alone teach nothing"
+    if config.algorithm.improvement is not None:
+        reason = "offline pairs train the improvement model only"
+    who = "the base model" if config.tuning.start is None else "the model it starts from"
+    loop.console.line(f"iteration 1: {reason}, so {who} explores")
