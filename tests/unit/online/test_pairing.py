@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import torch
 
@@ -77,7 +79,7 @@ def test_pairs_name_their_samples_and_drops_are_counted():
 def test_contrast_couples_take_one_image_of_each_agent():
     pairs, _ = make_pairs([rows(0)], np.array([[1.0, 2.0, 3.0, 4.0]]), iteration=1, seed=0, judge="j")
     assert pairs[0].main_id in ("0-0", "0-1") and pairs[0].explored_id in ("0-2", "0-3")
-    alone = [dict(row, agent="exploration") for row in rows(0)]
+    alone = [replace(row, agent="exploration") for row in rows(0)]
     single, _ = make_pairs([alone], np.array([[1.0, 2.0, 3.0, 4.0]]), iteration=1, seed=0, judge="j")
     assert single[0].main_id is None and single[0].explored_id is None
 
