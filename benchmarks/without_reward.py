@@ -418,7 +418,7 @@ def label_agreement(folder: Path, policy: Policy, scorers: Sequence, sizes: Size
     texts = [pair.prompt for pair in pairs]
     sides = []
     for side in ("winner_id", "loser_id"):
-        latents = torch.from_numpy(store.latents([str(pair[side]) for pair in pairs]))
+        latents = torch.from_numpy(store.latents([getattr(pair, side) for pair in pairs]))
         sides.append({scorer.name: scorer.score_latents(latents, texts).numpy() for scorer in scorers})
     return {
         name: ((sides[0][name] > sides[1][name]) + 0.5 * (sides[0][name] == sides[1][name])).tolist()

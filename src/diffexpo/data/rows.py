@@ -138,7 +138,7 @@ LATER_COLUMNS = frozenset({"improved_from", "height", "width"})
 """Columns that stores of earlier versions lack; they read as null."""
 
 _JSON_COLUMNS = frozenset({"seed_key", "sampler"})
-_LEFT_OUT = (-1, "", None)
+_LEFT_OUT = (-1, "")  # the defaults of the columns that the store sets
 _EXPECTED = {
     "string": "a string",
     "int64": "an integer",

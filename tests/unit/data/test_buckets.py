@@ -83,11 +83,11 @@ def test_a_pair_has_the_size_of_its_winner_and_a_loser_loses_its_borders(
     for number, pair in enumerate(sorted(store.pairs(), key=lambda row: int(row.pair_id.split(":")[1]))):
         size = (WIDE, TALL, SQUARE)[number % 3]
         for side, name in (("jpg_0", "winner_id"), ("jpg_1", "loser_id")):
-            sample = store.sample(str(pair[name]))
+            sample = store.sample(getattr(pair, name))
             assert (sample.height, sample.width) == size
             fitted = fit_image(decode_image(rows[number][side]), *size)
             expected = fitted.transpose(2, 0, 1).astype(np.float32) / 255 * 2 - 1
-            np.testing.assert_array_equal(store.latent(str(pair[name])), expected)
+            np.testing.assert_array_equal(store.latent(getattr(pair, name)), expected)
     assert store.sizes() == {row.sample_id: (row.height, row.width) for row in store.samples(0)}
     assert store.verify() > 0
 

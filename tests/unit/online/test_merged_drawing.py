@@ -17,6 +17,7 @@ from diffexpo.online.units import Drawing, collect, make_units, redraw, was_merg
 from diffexpo.policies.toy import ToyPolicy
 from diffexpo.policies.weights import fingerprint_state
 from tests.learning.toy import PATHS
+from tests.rows import sample_row
 from tests.unit.online.test_collect import GUIDED, REQUESTS, explore, red
 
 # A scale that is no power of two, so that merging rounds.
@@ -65,4 +66,4 @@ def test_merged_pictures_are_drawn_again_bit_for_bit(tmp_path: Path) -> None:
 def test_rows_of_other_pictures_say_nothing_of_it(tmp_path: Path) -> None:
     store = collected(replace(drawing_of("vp"), merged=False), tmp_path)
     assert not any(was_merged(row) or "merged" in row.sampler for row in store.samples(2))
-    assert not was_merged({"sampler": None})
+    assert not was_merged(sample_row("imported"))
