@@ -36,7 +36,7 @@ class CountingPolicy(ToyPolicy):
 def counted(config: RunConfig, folder: Path, monkeypatch: pytest.MonkeyPatch) -> dict[tuple[str, int], int]:
     """Evaluations of each stage of a run, without the checks before its first step, which no method declares."""
     policy = CountingPolicy(PATHS["flow" if config.explore.sampler.name.startswith("flow") else "vp"])
-    loop = make_loop(config, policy, folder, offline_pairs=24)
+    loop = make_loop(config, policy, folder, offline_pairs=24 if config.offline.source else 0)
     loop.prompts = PROMPTS[:6]
     monkeypatch.setattr(loop.engine, "self_check", lambda batch, noise_key: None)
     monkeypatch.setattr(train, "check_replay", lambda loop, iteration: None)
@@ -64,11 +64,21 @@ def with_guidance(config: RunConfig) -> RunConfig:
     return config.model_copy(update={"explore": config.explore.model_copy(update={"sampler": sampler})})
 
 
+def config_of(name: str) -> RunConfig:
+    """A run of a method; where groups stay whole, a batch holds a whole number of them."""
+    config = make_config(name, BATCH)
+    if not getattr(config.algorithm.data, "whole_groups", False):
+        return config
+    explore = config.explore.model_copy(update={"images_per_prompt": BATCH // 4})
+    offline = config.offline.model_copy(update={"source": None})
+    return config.model_copy(update={"explore": explore, "offline": offline})
+
+
 @pytest.mark.parametrize("name", METHODS)
 def test_every_stage_costs_what_the_card_says(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config = make_config(name, BATCH)
+    config = config_of(name)
     found = counted(config, tmp_path, monkeypatch)
     assert found == expected(config)
     assert sum(found.values()) == run_cost(config).total

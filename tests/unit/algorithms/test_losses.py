@@ -132,7 +132,7 @@ def test_a_step_down_the_loss_moves_the_margin_and_the_bonus_moves_towards_explo
 
     def state() -> tuple[Tensor, Tensor, float, float]:
         per_pair, metrics = algorithm.pair_losses(policy, batch, KEY)
-        bonus, more = algorithm._bonus(policy, batch, KEY)
+        bonus, more = algorithm._bonus(measure_errors(policy, *algorithm._contrast(policy, batch, KEY)))
         margin, lead = metrics["train/margin"], more["train/bonus_margin"]
         return per_pair.mean(), bonus.mean(), float(margin[0]), float(lead[0])
 
