@@ -19,7 +19,7 @@ from diffexpo.data.latents import PromptEmbeddings
 from diffexpo.data.store import Store
 from diffexpo.diffusion.guidance import DoubleGuidance
 from diffexpo.evaluation.grid import picture_grid, save_grid
-from diffexpo.evaluation.records import write_json
+from diffexpo.files import write_json
 from diffexpo.online.improve import improve_latents, improver_sampler
 from diffexpo.online.improved_pairs import relative_distance
 from diffexpo.online.pairing import Row

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from diffexpo.data.files import sha256_of
 from diffexpo.data.manifests import list_manifests, manifest_files, manifest_path
 from diffexpo.data.rows import PAIR_SCHEMA, SCHEMAS, Row, to_rows
 from diffexpo.data.shards import LatentFile, Shard, list_shards, read_header, read_rows
 from diffexpo.errors import StoreError
+from diffexpo.files import sha256_of
 
 
 def describe_file(root: Path, shard: Shard) -> dict[str, object]:

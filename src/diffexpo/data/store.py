@@ -19,7 +19,6 @@ import pyarrow as pa
 from numpy.typing import ArrayLike
 
 from diffexpo.data.audit import describe_file, find_pair, find_problems, provenance
-from diffexpo.data.files import TEMPORARY
 from diffexpo.data.manifests import (
     list_manifests,
     manifest_files,
@@ -39,6 +38,7 @@ from diffexpo.data.shards import (
     write_rows,
 )
 from diffexpo.errors import MissingError, StoreError
+from diffexpo.files import TEMPORARY
 
 _OPEN_FILES = 256
 _RESUMABLE = ("collect", "improve", "offline", "label")
