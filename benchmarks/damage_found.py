@@ -19,7 +19,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from diffexpo.data.offline.base import verify_picture, verify_structure
+from diffexpo.data.offline.pictures import verify_picture, verify_structure
 from diffexpo.errors import ImportFormatError
 
 CHECKS: dict[str, Callable[[bytes], None]] = {"decode": verify_picture, "structure": verify_structure}

@@ -16,7 +16,7 @@ from diffexpo.config import RunConfig, config_to_yaml, read_resolved
 from diffexpo.config.load import leaves
 from diffexpo.config.resuming import CHANGEABLE, differences
 from diffexpo.errors import ConfigError, MissingError, ResumeError
-from diffexpo.evaluation.records import write_json
+from diffexpo.files import write_json, write_text
 from diffexpo.training.distributed import World
 
 
@@ -93,13 +93,6 @@ def environment() -> dict[str, object]:
         "accelerator": torch.cuda.get_device_name() if torch.cuda.is_available() else "none",
         "command": " ".join(["diffexpo", *sys.argv[1:]]),
     }
-
-
-def write_text(path: Path, text: str) -> None:
-    """A text file through a temporary name."""
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(path)
 
 
 def set_status(run_dir: Path, state: str, world: World) -> None:

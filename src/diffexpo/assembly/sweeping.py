@@ -20,7 +20,7 @@ from diffexpo.data.rows import Preference, Sample
 from diffexpo.data.store import Store
 from diffexpo.diffusion.guidance import DoubleGuidance
 from diffexpo.evaluation.grid import picture_grid, save_grid
-from diffexpo.evaluation.records import write_json
+from diffexpo.files import write_json
 from diffexpo.online.improved_pairs import relative_distance
 from diffexpo.online.stages.improve import improve_latents, improver_sampler
 from diffexpo.rewards.base import load_rewards, to_bytes

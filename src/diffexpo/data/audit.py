@@ -6,11 +6,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from diffexpo.data.files import sha256_of
 from diffexpo.data.manifests import list_manifests, manifest_files, manifest_path
 from diffexpo.data.rows import SCHEMAS, Pair, Sample, to_rows
 from diffexpo.data.shards import LatentFile, Shard, list_shards, read_header, read_rows
 from diffexpo.errors import StoreError
+from diffexpo.files import sha256_of
 
 
 @dataclass(frozen=True)

@@ -10,11 +10,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from diffexpo.data.files import whole_file
 from diffexpo.data.images import encode_png
 from diffexpo.data.rows import Pair, Sample
 from diffexpo.data.store import Store
 from diffexpo.errors import DataError
+from diffexpo.files import replacing
 from diffexpo.rng import keyed_choice
 
 SCHEMA_VERSION = 1
@@ -100,9 +100,8 @@ def export_pairs(
     counts = Counter(pair.prompt for pair in pairs)
     samples = {sample.sample_id: sample for sample in store.samples()}
     out_path = Path(out_path)
-    out_path.parent.mkdir(parents=True, exist_ok=True)
     with (
-        whole_file(out_path) as temporary,
+        replacing(out_path) as temporary,
         pq.ParquetWriter(temporary, EXPORT_SCHEMA, compression="zstd") as writer,
     ):
         for start in range(0, len(pairs), chunk):

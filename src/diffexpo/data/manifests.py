@@ -12,8 +12,8 @@ from pathlib import Path
 
 import numpy as np
 
-from diffexpo.data.files import write_whole
 from diffexpo.errors import StoreError
+from diffexpo.files import write_text
 
 FORMAT = 1
 _NAME = re.compile(r"(?P<stage>[a-z_]+)-(?P<iteration>\d{4,})\.json")
@@ -88,7 +88,7 @@ def write_manifest(
         "payload": _finite(payload),
         "files": dict(files),
     }
-    write_whole(path, (json.dumps(body, indent=1, sort_keys=True, allow_nan=False) + "\n").encode())
+    write_text(path, json.dumps(body, indent=1, sort_keys=True, allow_nan=False) + "\n")
 
 
 def _finite(value: object) -> object:

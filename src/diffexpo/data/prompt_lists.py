@@ -16,7 +16,6 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from diffexpo.data.files import whole_file
 from diffexpo.data.offline.reading import Damage, parquet_rows, parquet_schema
 from diffexpo.data.prompts import (
     PromptReport,
@@ -30,6 +29,7 @@ from diffexpo.data.prompts import (
     require_file,
 )
 from diffexpo.errors import ConfigError, ImportFormatError, MissingError
+from diffexpo.files import replacing
 from diffexpo.rng import keyed_uniform
 from diffexpo.types import Prompt
 
@@ -139,8 +139,7 @@ def write_prompts(prompts: Sequence[Prompt], target: str | Path) -> None:
         {"prompt": p.text, "id": p.id, **({"category": p.category} if p.category else {}), **p.attributes}
         for p in prompts
     ]
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with whole_file(path) as temporary:
+    with replacing(path) as temporary:
         if suffix == ".parquet":
             names = list(dict.fromkeys(["prompt", "id", *(name for record in records for name in record)]))
             columns = [pa.array([record.get(name) for record in records], pa.string()) for name in names]

@@ -24,9 +24,9 @@ import pyarrow.parquet as pq
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
-from diffexpo.data.files import write_whole
 from diffexpo.data.rows import LATER_COLUMNS
 from diffexpo.errors import StoreError
+from diffexpo.files import write_bytes
 
 STAGE_KINDS = {
     "collect": ("latents", "samples"),
@@ -129,7 +129,7 @@ def write_latents(path: Path, latents: Mapping[str, np.ndarray]) -> str:
     data = save(
         {key: np.ascontiguousarray(array) for key, array in latents.items()}, {"format": "diffexpo-latents-1"}
     )
-    write_whole(path, data)
+    write_bytes(path, data)
     return hashlib.sha256(data).hexdigest()
 
 
@@ -173,7 +173,7 @@ def write_rows(
     pq.write_table(
         table.replace_schema_metadata(metadata), buffer, compression="zstd", write_page_checksum=True
     )
-    write_whole(path, buffer.getvalue())
+    write_bytes(path, buffer.getvalue())
 
 
 def read_rows(path: Path, schema: pa.Schema, columns: list[str] | None = None) -> pa.Table:

@@ -19,7 +19,6 @@ import pyarrow as pa
 from numpy.typing import ArrayLike
 
 from diffexpo.data.audit import Lineage, describe_file, find_problems, trace
-from diffexpo.data.files import TEMPORARY
 from diffexpo.data.manifests import (
     list_manifests,
     manifest_files,
@@ -50,6 +49,7 @@ from diffexpo.data.shards import (
     write_rows,
 )
 from diffexpo.errors import MissingError, StoreError
+from diffexpo.files import TEMPORARY
 
 _RESUMABLE = ("collect", "improve", "offline", "label")
 

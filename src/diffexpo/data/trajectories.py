@@ -27,10 +27,10 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from diffexpo.config.schema import SamplerConfig
-from diffexpo.data.files import write_whole
 from diffexpo.data.latents import PromptEmbeddings
 from diffexpo.data.pairs import Epochs
 from diffexpo.errors import ResumeError
+from diffexpo.files import write_bytes
 from diffexpo.types import Conditioning, MixedRows, TrajectoryBatch, TrajectoryPairBatch
 
 _OPEN_FILES = 64
@@ -51,7 +51,7 @@ class Trajectories:
         """Write a unit's tensors, whole or not at all; before its rows enter the store."""
         self.folder.mkdir(parents=True, exist_ok=True)
         data = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-        write_whole(self._path(unit), safetensors.torch.save(data))
+        write_bytes(self._path(unit), safetensors.torch.save(data))
 
     def part(self, unit: int, name: str, *place: slice) -> Tensor:
         """A slice of a unit's tensor, from the memory-mapped file.

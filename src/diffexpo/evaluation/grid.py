@@ -11,6 +11,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from diffexpo.errors import DataError
+from diffexpo.files import replacing
 
 _PAD = 6
 
@@ -64,10 +65,8 @@ def picture_grid(
 
 def save_grid(path: Path, sheet: Image.Image) -> Path:
     """Write a sheet as PNG, through a temporary name so that a reader never sees half of it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".tmp")
-    sheet.save(temporary, format="PNG", optimize=True)
-    temporary.replace(path)
+    with replacing(path) as temporary:
+        sheet.save(temporary, format="PNG", optimize=True)
     return path
 
 

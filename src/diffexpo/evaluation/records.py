@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -29,6 +28,7 @@ from PIL import Image
 
 from diffexpo.data.rows import Pair
 from diffexpo.errors import DataError, MissingError
+from diffexpo.files import write_json
 from diffexpo.types import Prompt
 
 Json = dict[str, object]
@@ -224,7 +224,9 @@ def save_pair_examples(
             row[side] = {name: _number(value) for name, value in row[side].items()}
         rows.append(row)
     rows.sort(key=lambda row: row["iteration"])
-    return write_json(folder / "pairs.json", rows)
+    path = folder / "pairs.json"
+    write_json(path, rows)
+    return path
 
 
 def read_metrics(path: Path) -> list[Json]:
@@ -292,19 +294,6 @@ def load_run(run_dir: Path) -> RunRecord:
         examples=[PairExample(**row) for row in _read_json(run_dir / "eval" / "pairs" / "pairs.json", [])],
         problems=problems,
     )
-
-
-def write_json(path: Path, payload: object) -> Path:
-    """JSON through a temporary name, fsync and rename: a reader sees the old file or the new one. NaN is
-    refused."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".tmp")
-    with temporary.open("w", encoding="utf-8") as file:
-        json.dump(payload, file, indent=1, allow_nan=False)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
-    return path
 
 
 def asdict_prompt(prompt: Prompt) -> Json:

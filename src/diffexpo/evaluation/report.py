@@ -29,6 +29,7 @@ from diffexpo.evaluation.page import count, page_values, pairing_rows, seconds
 from diffexpo.evaluation.records import RunRecord, load_run, series
 from diffexpo.evaluation.summary import BASELINE, Estimate, Summary, summarise
 from diffexpo.evaluation.verdict import digits, percent, signed, small
+from diffexpo.files import write_text
 
 HERE = Path(__file__).parent
 
@@ -107,9 +108,7 @@ def write_report(run_dir: Path) -> Path:
         },
     )
     path = run_dir / "report.html"
-    temporary = run_dir / "report.html.tmp"
-    temporary.write_text(page, encoding="utf-8")
-    temporary.replace(path)
+    write_text(path, page)
     return path
 
 

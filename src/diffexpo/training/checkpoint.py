@@ -1,18 +1,16 @@
 """Checkpoints that a crash, a full disk or a flipped bit cannot turn into a wrong run.
 
 A checkpoint is a folder `checkpoint-000007` with one safetensors file per group of tensors, `state.json`, and
-`manifest.json` (size and SHA-256 of every other file). It is written under a temporary name, every file and
-folder is fsynced, and the rename comes last; so a folder with the final name is complete, and one that is
-damaged later is found by its checksums and passed over. Nothing is pickled.
+`manifest.json` (size and SHA-256 of every other file). A folder with this name is complete (see
+`diffexpo.files`), and one that is damaged later is found by its checksums and passed over. Nothing is
+pickled.
 """
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
 import logging
-import os
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -23,12 +21,11 @@ import safetensors.torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from diffexpo.data.files import write_whole
-from diffexpo.errors import DiffexpoError, ResumeError
+from diffexpo.errors import ResumeError
+from diffexpo.files import TEMPORARY, put, replacing, write_bytes
 
 KEEP = 2
-PREFIX, TEMPORARY = "checkpoint-", ".unfinished-"
-CHUNK = 1 << 24
+PREFIX = "checkpoint-"
 
 
 @dataclass(frozen=True)
@@ -53,29 +50,24 @@ def save_checkpoint(
     Returns:
         The new checkpoint's folder.
     Raises:
-        DiffexpoError: the disk is full or fails. The earlier checkpoints are untouched.
+        StoreError: the disk is full or fails. The earlier checkpoints are untouched.
     """
     folder = Path(folder)
-    temporary: Path | None = None
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        for leftover in folder.glob(f"{TEMPORARY}*"):
-            shutil.rmtree(leftover)
-        number = max((_number(path) for path in _checkpoints(folder)), default=0) + 1
-        target = folder / f"{PREFIX}{number:06d}"
-        temporary = folder / f"{TEMPORARY}{number:06d}"
+    # what a killed process left behind; the second name is that of earlier versions
+    for leftover in [*folder.glob(f"{PREFIX}*{TEMPORARY}"), *folder.glob(".unfinished-*")]:
+        shutil.rmtree(leftover, ignore_errors=True)
+    number = max((_number(path) for path in _checkpoints(folder)), default=0) + 1
+    target = folder / f"{PREFIX}{number:06d}"
+    files = {f"{group}.safetensors": _serialise(named) for group, named in tensors.items()}
+    files["state.json"] = json.dumps(state, allow_nan=False).encode()
+    manifest = {
+        name: {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()} for name, data in files.items()
+    }
+    files["manifest.json"] = json.dumps({"files": manifest}, indent=1).encode()
+    with replacing(target) as temporary:
         temporary.mkdir()
-        files = {f"{group}.safetensors": _serialise(named) for group, named in tensors.items()}
-        files["state.json"] = json.dumps(state, allow_nan=False).encode()
-        manifest = {name: _write_file(temporary / name, data) for name, data in files.items()}
-        _write_file(temporary / "manifest.json", json.dumps({"files": manifest}, indent=1).encode())
-        _sync_folder(temporary)
-        os.rename(temporary, target)
-        _sync_folder(folder)
-    except OSError as error:
-        if temporary is not None:
-            shutil.rmtree(temporary, ignore_errors=True)
-        raise _disk_error(f"checkpoint in {folder}", error) from error
+        for name, data in files.items():
+            put(temporary / name, data)
     for old in _checkpoints(folder)[:-keep]:
         # Failing to remove an old checkpoint costs space, not the run.
         shutil.rmtree(old, ignore_errors=True)
@@ -125,14 +117,12 @@ def remove_checkpoints(folder: Path) -> None:
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    """Write one safetensors file atomically: temporary name, fsync, rename.
+    """Write one safetensors file, whole or not at all.
 
     Raises:
         StoreError: the disk is full or fails; an earlier file of this name is untouched.
     """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(path, _serialise(tensors))
+    write_bytes(Path(path), _serialise(tensors))
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
@@ -153,33 +143,11 @@ def _serialise(tensors: Mapping[str, Tensor]) -> bytes:
     )
 
 
-def _write_file(path: Path, data: bytes) -> dict[str, int | str]:
-    """Write, fsync, and return the manifest entry."""
-    view = memoryview(data)
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
-    try:
-        done = 0
-        while done < len(view):
-            done += os.write(descriptor, view[done : done + CHUNK])
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-    return {"bytes": len(view), "sha256": hashlib.sha256(view).hexdigest()}
-
-
 def _verified(path: Path, entry: Mapping[str, Any]) -> bytes:
     data = path.read_bytes()
     if len(data) != entry["bytes"] or hashlib.sha256(data).hexdigest() != entry["sha256"]:
         raise ValueError(f"{path.name} has {len(data)} bytes and does not match its checksum")
     return data
-
-
-def _sync_folder(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _checkpoints(folder: Path) -> list[Path]:
@@ -190,11 +158,3 @@ def _checkpoints(folder: Path) -> list[Path]:
 
 def _number(path: Path) -> int:
     return int(path.name.removeprefix(PREFIX))
-
-
-def _disk_error(what: str, error: OSError) -> DiffexpoError:
-    name = errno.errorcode.get(error.errno or 0, "unknown error")
-    return DiffexpoError(
-        f"cannot write {what}: {error.strerror} ({name}); what was saved before is intact: "
-        "free space or repair the disk, then continue with `diffexpo run --resume`"
-    )

@@ -11,7 +11,7 @@ import pytest
 
 from diffexpo.data.offline import ahead
 from diffexpo.data.offline.ahead import MAX_BEHIND, Behind, map_ahead
-from diffexpo.data.offline.base import verify_picture, whole_picture
+from diffexpo.data.offline.pictures import verify_picture, whole_picture
 from diffexpo.errors import ImportFormatError
 
 from .conftest import jpeg

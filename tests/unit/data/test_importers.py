@@ -17,10 +17,10 @@ import pytest
 
 from benchmarks.hostile_inputs import BUILDERS, good_rows
 from diffexpo.config.schema import OfflineConfig
-from diffexpo.data.offline.base import ImportReport, OfflinePair, verdict_of_record
 from diffexpo.data.offline.formats import AUTO, OFFLINE, detect_format, read_offline
 from diffexpo.data.offline.ingest import import_offline
 from diffexpo.data.offline.summary import inspect_offline, summarise_offline
+from diffexpo.data.offline.votes import ImportReport, OfflinePair, verdict_of_record
 from diffexpo.data.store import Store
 from diffexpo.errors import ConfigError, ImportFormatError, Interrupted, MissingError
 

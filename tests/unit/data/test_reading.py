@@ -11,8 +11,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from diffexpo.data.offline import reading
-from diffexpo.data.offline.base import PictureFolder, verify_picture
+from diffexpo.data.offline.pictures import verify_picture
 from diffexpo.data.offline.reading import Damage, csv_rows, json_lines, json_list, parquet_rows
+from diffexpo.data.offline.sources import PictureFolder
 from diffexpo.errors import ImportFormatError
 
 from .conftest import jpeg

@@ -15,8 +15,8 @@ from diffexpo.evaluation.records import (
     choose_pair_examples,
     save_pair_examples,
     save_suite,
-    write_json,
 )
+from diffexpo.files import write_json
 from diffexpo.rng import numpy_generator
 from diffexpo.types import Prompt
 from tests.rows import pair_row

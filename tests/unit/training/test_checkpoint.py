@@ -19,7 +19,7 @@ TENSORS = {
     "current": {"a": torch.arange(6.0).reshape(2, 3), "b": torch.tensor(0.1, dtype=torch.bfloat16)},
     "adamw_step": {},
 }
-CALLS = ("write", "fsync", "rename", "open", "mkdir")
+CALLS = ("write", "fsync", "replace", "open", "mkdir")
 
 
 def save(folder: Path, step: int) -> Path:
@@ -135,19 +135,19 @@ def test_any_failing_call_is_a_clear_error_and_leaves_the_previous_checkpoint(
     save(tmp_path / "count", 1)
     with failing_call(monkeypatch, -1, Killed()) as calls:
         save(tmp_path / "count", 2)
-    assert calls.count("write") >= 4 and calls.count("fsync") >= 6 and calls.count("rename") == 1
+    assert calls.count("write") >= 4 and calls.count("fsync") >= 6 and calls.count("replace") == 1
     for code in (errno.ENOSPC, errno.EIO):
         # Call 0 makes the folder, which exists: its failure does no harm.
         for index in range(1, len(calls)):
             folder = tmp_path / f"{code}-{index}"
             save(folder, 1)
-            message = f"{os.strerror(code)}.*what was saved before is intact"
+            message = f"{os.strerror(code)}.*Nothing stored before is lost"
             failing = failing_call(monkeypatch, index, OSError(code, os.strerror(code)))
             with failing as seen, pytest.raises(DiffexpoError, match=message):
                 save(folder, 2)
             # Only the very last call, the fsync after the rename, fails with the new checkpoint in place.
-            assert newest_step(folder) == (2 if seen[:index].count("rename") else 1)
-            assert [path.name for path in folder.iterdir() if path.name.startswith(".")] == []
+            assert newest_step(folder) == (2 if seen[:index].count("replace") else 1)
+            assert [path.name for path in folder.iterdir() if path.name.endswith(".tmp")] == []
             save(folder, 3)
             assert newest_step(folder) == 3
 
@@ -163,7 +163,9 @@ def test_a_kill_at_any_call_leaves_a_checkpoint_that_loads(
         save(folder, 1)
         with failing_call(monkeypatch, index, Killed()) as seen, pytest.raises(Killed):
             save(folder, 2)
-        assert newest_step(folder) == (2 if seen[:index].count("rename") else 1)
+        assert newest_step(folder) == (2 if seen[:index].count("replace") else 1)
+        for leftover in ("checkpoint-000003.tmp", "checkpoint-000009.tmp", ".unfinished-000009"):
+            (folder / leftover).mkdir()
         save(folder, 3)
         assert newest_step(folder) == 3
         assert len(list(folder.iterdir())) == 2

@@ -1,17 +1,19 @@
 """Importers of offline preference sets, one format a file.
 
-base           votes to verified pairs, what is dropped, pictures from foreign bytes and paths
+votes          votes to verified pairs, what is dropped, and the contract of a format
+sources        the files and images of a set, found and read within limits
 reading        rows of Parquet, CSV and JSON, a few in memory at a time
+pictures       whether an image's file is whole
 formats        which formats there are and how one is recognised
-rewrite        any set as Parquet shards in the Pick-a-Pic v2 columns, without a model
+writing        any set as Parquet shards in the Pick-a-Pic v2 columns, without a model
 summary        what a set holds
-ingest         any set into a run's store, every picture encoded once (the torch side)
+ingest         any set into a run's store, every image encoded once (the torch side)
 """
 
-from diffexpo.data.offline.base import ImportReport, OfflinePair
 from diffexpo.data.offline.formats import OFFLINE, detect_format, read_offline
 from diffexpo.data.offline.pickapic import read_pickapic
-from diffexpo.data.offline.rewrite import rewrite_pairs, verify_rewritten
+from diffexpo.data.offline.votes import ImportReport, OfflinePair
+from diffexpo.data.offline.writing import rewrite_pairs, verify_rewritten
 
 __all__ = [
     "OFFLINE",

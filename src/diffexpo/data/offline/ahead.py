@@ -8,7 +8,6 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
-from types import TracebackType
 from typing import Self, TypeVar
 
 from diffexpo.errors import DiffexpoError
@@ -31,8 +30,8 @@ def map_ahead(
 ) -> Iterator[Result]:
     """function(item) of each item, in order, computed while the results before it are used.
 
-    What `function` raises, and an error of reading `items`, is raised in its turn: behind the results of all
-    items before it.
+    What `function` raises, and an error of reading `items`, is raised in its turn, after the results of
+    all items before it.
 
     Args:
         function: Called in several threads, which overlap where it leaves the interpreter, as decoding does.
@@ -47,30 +46,28 @@ def map_ahead(
         yield from map(function, items)
         return
     waiting: deque[tuple[int, Callable[[], Result]]] = deque()
-    held, is_open, failure = 0, True, None
-    with ThreadPoolExecutor(threads, "ahead") as pool:
-        try:
-            while True:
-                while is_open and len(waiting) < MAX_ITEMS and held < MAX_WEIGHT:
-                    try:
-                        item = next(items)
-                    except StopIteration:
-                        is_open = False
-                    except (DiffexpoError, OSError) as error:
-                        is_open, failure = False, error
-                    else:
-                        size = weight(item)
-                        result = pool.submit(function, item).result if size else partial(function, item)
-                        waiting.append((size, result))
-                        held += size
-                if not waiting:
-                    break
-                size, result = waiting.popleft()
-                held -= size
-                yield result()
-        finally:
-            pool.shutdown(cancel_futures=True)
-    if failure is not None:
+    held, failure = 0, None
+    pool = ThreadPoolExecutor(threads, "ahead")
+    try:
+        while True:
+            while failure is None and len(waiting) < MAX_ITEMS and held < MAX_WEIGHT:
+                try:
+                    item = next(items)
+                except (StopIteration, DiffexpoError, OSError) as error:
+                    failure = error
+                else:
+                    size = weight(item)
+                    result = pool.submit(function, item).result if size else partial(function, item)
+                    waiting.append((size, result))
+                    held += size
+            if not waiting:
+                break
+            size, result = waiting.popleft()
+            held -= size
+            yield result()
+    finally:
+        pool.shutdown(cancel_futures=True)
+    if failure is not None and not isinstance(failure, StopIteration):
         raise failure
 
 
@@ -87,7 +84,7 @@ class Behind:
         self._failed = False
 
     def do(self, job: Callable[[], None]) -> None:
-        """Add a job behind those there are."""
+        """Add a job to those there are."""
         while len(self._waiting) >= MAX_BEHIND:
             self._take()
         self._waiting.append(self._pool.submit(self._run, job))
@@ -100,11 +97,9 @@ class Behind:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
         self._pool.shutdown()
-        if error is None:
+        if kind is None:
             self.wait()
 
     def _run(self, job: Callable[[], None]) -> None:
@@ -117,13 +112,10 @@ class Behind:
             raise
 
     def _take(self) -> None:
-        job = self._waiting[0]
-        job.result()
+        self._waiting[0].result()
         self._waiting.popleft()
 
 
 def _num_processors() -> int:
     """Processors that this process may run on."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

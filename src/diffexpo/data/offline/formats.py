@@ -6,13 +6,12 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from diffexpo.data.offline.base import Format, ImportReport, OfflinePair, read_votes
-from diffexpo.data.offline.exported import EXPORTED
 from diffexpo.data.offline.folders import FOLDERS
 from diffexpo.data.offline.hpd import HPDV2, HPDV3
 from diffexpo.data.offline.imagerewarddb import IMAGEREWARDDB
-from diffexpo.data.offline.pickapic import PICKAPIC
+from diffexpo.data.offline.pickapic import EXPORTED, PICKAPIC
 from diffexpo.data.offline.tables import TABLE
+from diffexpo.data.offline.votes import Format, ImportReport, OfflinePair, read_votes
 from diffexpo.data.offline.webdataset import WEBDATASET
 from diffexpo.errors import ConfigError, ImportFormatError, MissingError
 
@@ -52,8 +51,7 @@ def detect_format(path: str | Path) -> str:
     known = "\n".join(f"  {name:14} {form.summary}" for name, form in OFFLINE.items())
     raise ImportFormatError(
         f"{path} looks like no preference set that can be read; name the file that lists the pairs, or the "
-        f"format "
-        f"with offline.format (--format). Formats:\n{known}"
+        f"format with offline.format (--format). Formats:\n{known}"
     )
 
 
@@ -86,14 +84,13 @@ def read_offline(
         path: File or folder.
         report: Counts what happens; complete when the iterator is.
         format: A key of `OFFLINE`, or "auto".
-        check_images: Decode both pictures and quarantine the row if one is none.
-        limit: Take at most this many labelled rows, chosen by key, not from the front.
+        check_images: Decode both images and quarantine the row if one is none.
+        limit: Take at most this many labelled rows, chosen by key.
         seed: Name of that choice.
     Raises:
         ConfigError, MissingError, ImportFormatError: the set as a whole cannot be read.
     """
     report = ImportReport() if report is None else report
-    _, form = find_format(format, path)
-    yield from read_votes(
-        form, Path(path), report, check="decode" if check_images else "none", limit=limit, seed=seed
-    )
+    form = find_format(format, path)[1]
+    check = "decode" if check_images else "none"
+    yield from read_votes(form, Path(path), report, check=check, limit=limit, seed=seed)

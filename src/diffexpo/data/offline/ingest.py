@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,24 +12,19 @@ from pathlib import Path
 
 import numpy as np
 
-from diffexpo.data.files import whole_file
 from diffexpo.data.images import fit_image, nearest_size, size_name
 from diffexpo.data.latents import encode_pictures, image_sizes
 from diffexpo.data.offline.ahead import map_ahead
-from diffexpo.data.offline.base import (
-    Format,
-    ImportReport,
-    OfflinePair,
-    fingerprint,
-    read_votes,
-    whole_picture,
-)
 from diffexpo.data.offline.formats import AUTO, find_format
-from diffexpo.data.offline.rewrite import QUARANTINE
+from diffexpo.data.offline.pictures import whole_picture
+from diffexpo.data.offline.sources import fingerprint
+from diffexpo.data.offline.votes import ImportReport, OfflinePair, read_votes
+from diffexpo.data.offline.writing import QUARANTINE, log_line
 from diffexpo.data.prompts import prompt_id
 from diffexpo.data.rows import Pair, Sample
 from diffexpo.data.store import Store
 from diffexpo.errors import ImportFormatError, StoreError
+from diffexpo.files import replacing
 from diffexpo.types import Policy
 
 STAGE, ITERATION = "offline", 0
@@ -95,13 +89,12 @@ def import_offline(
         return ImportReport.from_json(done["report"])
     store.discard_incomplete(STAGE, ITERATION)
     known = {sample.sample_id for sample in store.collected(ITERATION, stage=STAGE)}
-    work = _Work(policy, store, judge, accepts_prompt, batch_size, sizes, known)
+    work = _Work(policy, store, judge, accepts_prompt or (lambda text: True), batch_size, sizes, known)
     report = ImportReport()
-    with whole_file(store.root / QUARANTINE) as temporary, open(temporary, "w", encoding="utf-8") as log:
-        report.log = lambda row, reason, rows: print(
-            json.dumps({"row": row, "reason": reason, "rows": rows}), file=log
-        )
-        _append_units(work, form, source, report, origin, limit, seed, unit_pairs, tick)
+    with replacing(store.root / QUARANTINE) as temporary, open(temporary, "wb") as log:
+        report.log = partial(log_line, log)
+        stream = read_votes(form, source, report, check="none", limit=limit, seed=seed)
+        _append_units(work, stream, report, origin, unit_pairs, tick)
         report.log = None
     if report.kept == 0:
         raise ImportFormatError(
@@ -115,19 +108,15 @@ def import_offline(
 
 def _append_units(
     work: _Work,
-    form: Format,
-    source: Path,
+    stream: Iterator[OfflinePair],
     report: ImportReport,
     origin: Mapping[str, object],
-    limit: int | None,
-    seed: int,
     unit_pairs: int,
     tick: Callable[[], None],
 ) -> None:
     """Every unit of the set that is not in the store yet; the report counts them all."""
     store = work.store
-    stream = read_votes(form, source, report, check="none", limit=limit, seed=seed)
-    for unit, pairs in enumerate(_chunks(stream, unit_pairs)):
+    for unit, pairs in enumerate(iter(lambda: list(islice(stream, unit_pairs)), [])):
         if not store.unit_done(ITERATION, unit, stage=STAGE):
             rows, dropped, counts = _append_samples(work, unit, pairs)
             unit_note = {"origin": origin, "dropped": dropped} | ({"sizes": counts} if counts else {})
@@ -147,7 +136,7 @@ class _Work:
     policy: Policy
     store: Store
     judge: str
-    accepts_prompt: Callable[[str], bool] | None
+    accepts_prompt: Callable[[str], bool]
     batch_size: int
     sizes: tuple[tuple[int, int], ...]
     known: set[str]
@@ -159,32 +148,31 @@ def _append_samples(
     """Encode and store what is new in one unit; returns its pair rows, row -> reason of the dropped, and
     where there are several sizes the number of pairs of each.
     """
-    samples: list[Sample] = []
-    pixels: list[np.ndarray] = []
-    rows: list[Pair] = []
+    accepted: list[OfflinePair] = []
     dropped: dict[str, str] = {}
-    counts: Counter[str] = Counter()
-    accepted = []
     for pair in pairs:
-        if work.accepts_prompt is None or work.accepts_prompt(pair.caption):
+        if work.accepts_prompt(pair.caption):
             accepted.append(pair)
         else:
             dropped[pair.row] = "prompt too long"
-    for pair, fitted in map_ahead(partial(_fitted_pair, sizes=work.sizes), iter(accepted), _bytes):
+    samples: list[Sample] = []
+    pixels: list[np.ndarray] = []
+    rows: list[Pair] = []
+    counts: Counter[str] = Counter()
+    fit = partial(_fitted_pair, sizes=work.sizes)
+    for pair, fitted in map_ahead(fit, iter(accepted), lambda pair: pair.bytes):
         if isinstance(fitted, str):
             dropped[pair.row] = fitted
             continue
         size, decoded = fitted
         name = size_name(*size) if len(work.sizes) > 1 else ""
-        ids = [_sample_id(pair.caption, data, name) for data in (pair.winner_jpg, pair.loser_jpg)]
-        for sample_id, picture, model in zip(
-            ids, decoded, (pair.winner_model, pair.loser_model), strict=True
-        ):
-            if sample_id not in work.known:
-                work.known.add(sample_id)
-                samples.append(_sample_row(sample_id, pair.caption, model, size))
+        *two_samples, row = _rows(pair, size, name, work.judge)
+        for sample, picture in zip(two_samples, decoded, strict=True):
+            if sample.sample_id not in work.known:
+                work.known.add(sample.sample_id)
+                samples.append(sample)
                 pixels.append(picture)
-        rows.append(_pair_row(pair, ids, work.judge))
+        rows.append(row)
         if name:
             counts[name] += 1
     latents = encode_pictures(work.policy, pixels, work.batch_size)
@@ -197,7 +185,7 @@ _Fitted = tuple[tuple[int, int], list[np.ndarray]]
 
 
 def _fitted_pair(pair: OfflinePair, sizes: Sequence[tuple[int, int]]) -> tuple[OfflinePair, _Fitted | str]:
-    """The pair with the size nearest in shape to the winner, and both pictures cropped and resized to it,
+    """The pair with the size nearest in shape to the winner, and both images cropped and resized to it,
     winner first; or with the reason why it is dropped.
 
     A loser of another shape loses its borders: what is compared has one shape.
@@ -213,52 +201,46 @@ def _fitted_pair(pair: OfflinePair, sizes: Sequence[tuple[int, int]]) -> tuple[O
     return pair, (size, [winner, loser])
 
 
-def _bytes(pair: OfflinePair) -> int:
-    return len(pair.winner_jpg) + len(pair.loser_jpg)
-
-
-def _sample_row(sample_id: str, caption: str, model: str | None, size: tuple[int, int]) -> Sample:
-    return Sample(
-        sample_id=sample_id,
-        prompt_id=prompt_id(caption),
-        prompt=caption,
-        agent="offline",
-        model=model,
-        source="offline",
-        height=size[0],
-        width=size[1],
+def _rows(pair: OfflinePair, size: tuple[int, int], name: str, judge: str) -> tuple[Sample, Sample, Pair]:
+    """What the store holds of a pair: both samples, winner first, and the pair itself."""
+    number = prompt_id(pair.caption)
+    winner, loser = (
+        Sample(
+            sample_id=_sample_id(pair.caption, data, name),
+            prompt_id=number,
+            prompt=pair.caption,
+            agent="offline",
+            model=model,
+            source="offline",
+            height=size[0],
+            width=size[1],
+        )
+        for data, model in ((pair.winner_jpg, pair.winner_model), (pair.loser_jpg, pair.loser_model))
     )
-
-
-def _pair_row(pair: OfflinePair, ids: Sequence[str], judge: str) -> Pair:
-    return Pair(
+    own = Pair(
         pair_id=f"offline-{pair.row}",
         iteration=ITERATION,
-        prompt_id=prompt_id(pair.caption),
+        prompt_id=number,
         prompt=pair.caption,
-        winner_id=ids[0],
-        loser_id=ids[1],
+        winner_id=winner.sample_id,
+        loser_id=loser.sample_id,
         judge=judge,
         margin=pair.margin,
         source="offline",
         winner_agent="offline",
         loser_agent="offline",
     )
+    return winner, loser, own
 
 
 def _sample_id(caption: str, data: bytes, size: str) -> str:
-    """By content: the same picture of the same prompt in two pairs is one sample, or one for each size it was
+    """By content: the same image of the same prompt in two pairs is one sample, or one for each size it was
     fitted to."""
     digest = hashlib.blake2b(data, digest_size=12)
     digest.update(b"\0" + caption.encode())
     if size:
         digest.update(b"\0" + size.encode())
     return f"offline-{digest.hexdigest()}"
-
-
-def _chunks(stream: Iterator[OfflinePair], size: int) -> Iterator[list[OfflinePair]]:
-    while chunk := list(islice(stream, size)):
-        yield chunk
 
 
 def _refuse_other(stored: object, origin: Mapping[str, object], store: Store) -> None:

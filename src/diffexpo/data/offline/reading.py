@@ -1,4 +1,4 @@
-"""Rows of foreign files, a few in memory at a time: Parquet, CSV, JSON lines and JSON lists.
+"""Rows of foreign files, a few in memory at a time: Parquet, CSV, TSV, JSON lines and JSON lists.
 
 Each reader yields (number, row). A row that cannot be read is a `Damage` in the row's place, and the reader
 goes on behind it; only a file that cannot be read at all is an error.
@@ -14,13 +14,14 @@ import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from diffexpo.data.offline.base import is_utf8
+from diffexpo.data.offline.sources import is_utf8
 from diffexpo.errors import ImportFormatError
 
 MAX_LINE = 2**20
@@ -45,6 +46,65 @@ class Damage:
 Record = dict[str, Any]
 
 
+def read_rows(file: Path, columns: Sequence[str], start: int = 0) -> Iterator[tuple[int, Any]]:
+    """Rows of a file by its ending, JSON lists for any other one; `columns` and `start` are for Parquet.
+
+    Raises:
+        ImportFormatError: the file cannot be read at all.
+    """
+    suffix = file.suffix.lower()
+    if suffix == ".parquet":
+        return parquet_rows(file, columns, start)
+    if suffix in (".csv", ".tsv"):
+        return csv_rows(file)
+    return json_lines(file) if suffix == ".jsonl" else json_list(file)
+
+
+def column_names(file: Path) -> list[str]:
+    """The columns of Parquet or CSV; the keys of the first object of JSON, none where a list is empty.
+
+    Raises:
+        ImportFormatError: the file cannot be read, or none of its first 100 lines is a JSON object.
+    """
+    suffix = file.suffix.lower()
+    if suffix == ".parquet":
+        return parquet_schema(file).names
+    if suffix in (".csv", ".tsv"):
+        return csv_header(file)
+    if suffix != ".jsonl":
+        first = next(json_list(file), (0, None))[1]
+        return list(first) if isinstance(first, dict) else []
+    for _, row in islice(json_lines(file), 100):
+        if isinstance(row, dict):
+            return list(row)
+    raise ImportFormatError(f"{file}: none of the first 100 lines is a JSON object; expected one a line")
+
+
+def require_columns(file: Path, needed: Sequence[str], present: Sequence[str], expected: str) -> None:
+    """Refuse a file that lacks a column.
+
+    Raises:
+        ImportFormatError: names the column and the nearest present one.
+    """
+    for name in needed:
+        if name not in present:
+            raise ImportFormatError(
+                f"{file}: column {name!r} is missing; {nearest(name, present)}. Expected {expected}."
+            )
+
+
+def nearest(name: str, present: Sequence[str]) -> str:
+    """ "the nearest present one is 'x'", for the message about a missing column."""
+    near = difflib.get_close_matches(name, present, 1, cutoff=0.0)
+    return f"the nearest present one is {near[0]!r}" if near else "there are none"
+
+
+def _require_distinct(file: Path, names: Sequence[str]) -> None:
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise ImportFormatError(f"{file}: column {twice[0]!r} is there twice; rename or drop one of the two")
+
+
 # ---- Parquet -----------------------------------------------------------------------------------------------
 
 
@@ -56,9 +116,7 @@ def parquet_schema(file: Path) -> pa.Schema:
     """
     with _damage(file):
         schema = pq.read_schema(file)
-    twice = sorted({name for name in schema.names if schema.names.count(name) > 1})
-    if twice:
-        raise ImportFormatError(f"{file}: column {twice[0]!r} is there twice; rename or drop one of the two")
+    _require_distinct(file, schema.names)
     return schema
 
 
@@ -216,60 +274,6 @@ def _damage(file: Path) -> Iterator[None]:
 # ---- text --------------------------------------------------------------------------------------------------
 
 
-def csv_header(file: Path, delimiter: str = ",") -> list[str]:
-    """The column names of a CSV file.
-
-    Raises:
-        ImportFormatError: there is no header, it is not UTF-8, or a name stands twice.
-    """
-    with open(file, encoding="utf-8-sig", errors="surrogateescape", newline="") as stream:
-        try:
-            header = next(csv.reader(_bounded(stream), delimiter=delimiter, strict=True), [])
-        except (csv.Error, _TooLong) as error:
-            raise ImportFormatError(f"{file} has no readable header line ({error}); is it CSV?") from error
-    names = [name.strip() for name in header]
-    if not any(names) or not all(map(is_utf8, names)):
-        raise ImportFormatError(f"{file} has no header line in UTF-8; expected the column names")
-    twice = sorted({name for name in names if names.count(name) > 1})
-    if twice:
-        raise ImportFormatError(f"{file}: column {twice[0]!r} is there twice; rename or drop one of the two")
-    return names
-
-
-def csv_rows(file: Path, delimiter: str = ",") -> Iterator[tuple[int, Record | Damage]]:
-    """Rows of a CSV file behind its header, as texts by column name.
-
-    Raises:
-        ImportFormatError: the header cannot be read.
-    """
-    names = csv_header(file, delimiter)
-    with open(file, encoding="utf-8-sig", errors="surrogateescape", newline="") as stream:
-        reader = csv.reader(_bounded(stream), delimiter=delimiter, strict=True)
-        next(reader)
-        number = 0
-        while True:
-            try:
-                cells = next(reader)
-            except StopIteration:
-                return
-            except csv.Error:
-                yield number, Damage("not CSV")
-            except _TooLong:
-                yield number, Damage(f"a line longer than {MAX_LINE:,} characters; the rest is not read")
-                return
-            else:
-                yield number, _csv_row(names, cells)
-            number += 1
-
-
-def _csv_row(names: Sequence[str], cells: Sequence[str]) -> Record | Damage:
-    if len(cells) != len(names):
-        return Damage("not one cell a column")
-    if not all(map(is_utf8, cells)):
-        return Damage("text is not UTF-8")
-    return dict(zip(names, cells, strict=True))
-
-
 class _TooLong(Exception):
     """A line that would fill the memory."""
 
@@ -281,21 +285,70 @@ def _bounded(stream: Any) -> Iterator[Any]:
         yield line
 
 
-def json_lines(file: Path) -> Iterator[tuple[int, Record | Damage]]:
-    """Objects of a JSON-lines file."""
-    with open(file, "rb") as stream:
+def _csv_reader(file: Path, stream: Any) -> Any:
+    delimiter = "\t" if file.suffix.lower() == ".tsv" else ","
+    return csv.reader(_bounded(stream), delimiter=delimiter, strict=True)
+
+
+def csv_header(file: Path) -> list[str]:
+    """The column names of a CSV file.
+
+    Raises:
+        ImportFormatError: there is no header, it is not UTF-8, or a name stands twice.
+    """
+    with open(file, encoding="utf-8-sig", errors="surrogateescape", newline="") as stream:
+        try:
+            header = next(_csv_reader(file, stream), [])
+        except (csv.Error, _TooLong) as error:
+            raise ImportFormatError(f"{file} has no readable header line ({error}); is it CSV?") from error
+    names = [name.strip() for name in header]
+    if not any(names) or not all(map(is_utf8, names)):
+        raise ImportFormatError(f"{file} has no header line in UTF-8; expected the column names")
+    _require_distinct(file, names)
+    return names
+
+
+def csv_rows(file: Path) -> Iterator[tuple[int, Record | Damage]]:
+    """Rows of a CSV file (TSV by its ending) behind its header, as texts by column name.
+
+    Raises:
+        ImportFormatError: the header cannot be read.
+    """
+    names = csv_header(file)
+    with open(file, encoding="utf-8-sig", errors="surrogateescape", newline="") as stream:
+        reader = _csv_reader(file, stream)
+        next(reader)
         number = 0
-        lines = _bounded(stream)
         while True:
             try:
-                line = next(lines)
+                yield number, _csv_row(names, next(reader))
             except StopIteration:
                 return
+            except csv.Error:
+                yield number, Damage("not CSV")
             except _TooLong:
-                yield number, Damage(f"a line longer than {MAX_LINE:,} bytes; the rest is not read")
+                yield number, Damage(f"a line longer than {MAX_LINE:,} characters; the rest is not read")
                 return
-            yield number, _json_line(line.removeprefix(codecs.BOM_UTF8) if number == 0 else line)
             number += 1
+
+
+def _csv_row(names: Sequence[str], cells: Sequence[str]) -> Record | Damage:
+    if len(cells) != len(names):
+        return Damage("not one cell a column")
+    if not all(map(is_utf8, cells)):
+        return Damage("text is not UTF-8")
+    return dict(zip(names, cells, strict=True))
+
+
+def json_lines(file: Path) -> Iterator[tuple[int, Record | Damage]]:
+    """Objects of a JSON-lines file."""
+    number = -1
+    with open(file, "rb") as stream:
+        try:
+            for number, line in enumerate(_bounded(stream)):
+                yield number, _json_line(line.removeprefix(codecs.BOM_UTF8) if number == 0 else line)
+        except _TooLong:
+            yield number + 1, Damage(f"a line longer than {MAX_LINE:,} bytes; the rest is not read")
 
 
 def _json_line(line: bytes) -> Record | Damage:
@@ -379,9 +432,3 @@ def _check_list(file: Path) -> None:
         raise ImportFormatError(f"{file} is not a JSON list; expected it to begin with '['")
     if tail and tail[-1:] != b"]":
         raise ImportFormatError(f"{file} is truncated: a JSON list ends with ']'; get it again")
-
-
-def nearest(name: str, present: Sequence[str]) -> str:
-    """ "the nearest present one is 'x'", for the message about a missing column."""
-    near = difflib.get_close_matches(name, present, 1, cutoff=0.0)
-    return f"the nearest present one is {near[0]!r}" if near else "there are none"

@@ -11,8 +11,8 @@ from pathlib import Path
 
 from PIL import Image
 
-from diffexpo.data.offline.base import ImportReport, OfflinePair, read_votes
 from diffexpo.data.offline.formats import AUTO, find_format
+from diffexpo.data.offline.votes import ImportReport, OfflinePair, read_votes
 
 _MOST = 10
 _KINDS = 1000
@@ -62,7 +62,7 @@ def summarise_offline(
     seed: int = 0,
     tick: Callable[[int], None] = lambda pairs: None,
 ) -> dict[str, object]:
-    """Everything countable about a set, pictures decoded as an import would.
+    """Everything countable about a set, images decoded as an import would.
 
     Args:
         path: File or folder.
@@ -70,8 +70,8 @@ def summarise_offline(
         limit, seed: At most this many pairs, chosen by key.
         tick: Called after each pair with 1.
     Returns:
-        Counts of rows, pairs, prompts, models, picture formats and sizes. "same pair again" counts pairs
-        whose prompt and pictures came before with the same winner, "contradicting pairs" those with the other
+        Counts of rows, pairs, prompts, models, image formats and sizes. "same pair again" counts pairs
+        whose prompt and images came before with the same winner, "contradicting pairs" those with the other
         one.
     Raises:
         ConfigError, MissingError, ImportFormatError: the set as a whole cannot be read.
@@ -99,33 +99,33 @@ class _Counts:
 
     def __init__(self) -> None:
         self.prompts: Counter[bytes] = Counter()
-        self.pairs: dict[bytes, bytes] = {}
-        self.again = self.contradicting = 0
+        self.winners: dict[bytes, bytes] = {}
+        self.again = self.contradicting = self.bytes = 0
         self.characters: Counter[int] = Counter()
-        self.models: dict[str, Counter[str]] = {"winner": Counter(), "loser": Counter()}
-        self.formats: Counter[str] = Counter()
-        self.sizes: Counter[str] = Counter()
-        self.bytes = 0
+        self.named: dict[str, Counter[str]] = {
+            name: Counter() for name in ("winner models", "loser models", "picture formats", "picture sizes")
+        }
 
     def add(self, pair: OfflinePair) -> None:
         """Count one pair."""
-        self.prompts[_digest(pair.caption.encode())] += 1
+        caption, images = pair.caption.encode(), (pair.winner_jpg, pair.loser_jpg)
+        self.prompts[_digest(caption)] += 1
         self.characters[min(len(pair.caption), _KINDS)] += 1
-        pictures = [_digest(data) for data in (pair.winner_jpg, pair.loser_jpg)]
-        key = _digest(pair.caption.encode(), *sorted(pictures))
-        if key not in self.pairs:
-            self.pairs[key] = pictures[0]
-        elif self.pairs[key] == pictures[0]:
+        winner, loser = map(_digest, images)
+        key = _digest(caption, *sorted((winner, loser)))
+        if key not in self.winners:
+            self.winners[key] = winner
+        elif self.winners[key] == winner:
             self.again += 1
         else:
             self.contradicting += 1
-        for role, model in (("winner", pair.winner_model), ("loser", pair.loser_model)):
-            _count(self.models[role], model or "(not said)")
-        for data in (pair.winner_jpg, pair.loser_jpg):
-            self.bytes += len(data)
+        self.bytes += pair.bytes
+        self._count("winner models", pair.winner_model or "(not said)")
+        self._count("loser models", pair.loser_model or "(not said)")
+        for data in images:
             with Image.open(io.BytesIO(data)) as image:
-                _count(self.formats, str(image.format))
-                _count(self.sizes, f"{image.width}x{image.height}")
+                self._count("picture formats", str(image.format))
+                self._count("picture sizes", f"{image.width}x{image.height}")
 
     def summary(self) -> dict[str, object]:
         """The counts, the most frequent first."""
@@ -136,16 +136,13 @@ class _Counts:
             "prompt characters (median)": _median(self.characters),
             "same pair again": self.again,
             "contradicting pairs": self.contradicting,
-            "winner models": dict(self.models["winner"].most_common(_MOST)),
-            "loser models": dict(self.models["loser"].most_common(_MOST)),
-            "picture formats": dict(self.formats.most_common(_MOST)),
-            "picture sizes": dict(self.sizes.most_common(_MOST)),
+            **{name: dict(counter.most_common(_MOST)) for name, counter in self.named.items()},
             "mean picture bytes": self.bytes // max(1, 2 * total),
         }
 
-
-def _count(counter: Counter[str], name: str) -> None:
-    counter[name if name in counter or len(counter) < _KINDS else _OTHER] += 1
+    def _count(self, what: str, name: str) -> None:
+        counter = self.named[what]
+        counter[name if name in counter or len(counter) < _KINDS else _OTHER] += 1
 
 
 def _median(counter: Counter[int]) -> int:

@@ -4,7 +4,7 @@
     KEY.0.jpg       KEY.1.jpg      KEY.json                      {"prompt": ..., "preferred": 0}, see `tables`
 
 Members are read one at a time and never unpacked to the disk; the members of a key are neighbours. Tars are
-not compressed (pictures are already).
+not compressed (images are already).
 """
 
 from __future__ import annotations
@@ -12,81 +12,62 @@ from __future__ import annotations
 import hashlib
 import json
 import tarfile
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
 
-from diffexpo.data.offline.base import (
+from diffexpo.data.offline.reading import Damage, Record
+from diffexpo.data.offline.sources import (
     MAX_PICTURE_BYTES,
-    Format,
-    Vote,
+    PICTURE_SUFFIXES,
     find_files,
     has_suffix,
     printable,
-    row_name,
-    skip_votes,
-    verdict_of_record,
 )
+from diffexpo.data.offline.votes import Layout, Vote, row_format, verdict_of_record
 from diffexpo.errors import ImportFormatError
 
-PICTURES = ("jpg", "jpeg", "png", "webp")
-SIDES = {"winner": 0, "loser": 1, "0": 0, "1": 1}
+SIDES = ("winner", "loser", "0", "1")
 _TEXT_BYTES = 2**18
 _NAME = 400
 
 
-@dataclass
-class _Sample:
-    """The members of one key, as they come."""
-
-    key: str
-    pictures: dict[str, bytes] = field(default_factory=dict)
-    prompt: str | None = None
-    record: dict[str, object] | None = None
-    problem: str = ""
-
-
-def _files(path: Path) -> list[Path]:
-    files = find_files(path, (".tar",), "uncompressed .tar files of pairs")
-    for file in files:
-        try:
-            with tarfile.open(file, "r:") as tar:
-                tar.next()
-        except (tarfile.TarError, OSError, ValueError, OverflowError) as error:
-            raise ImportFormatError(
-                f"{file} is not an uncompressed tar file, or is damaged ({error}); get it again or unpack it"
-            ) from error
-    return files
+def _layout(file: Path) -> Layout:
+    try:
+        with tarfile.open(file, "r:") as tar:
+            tar.next()
+    except (tarfile.TarError, OSError, ValueError, OverflowError) as error:
+        raise ImportFormatError(
+            f"{file} is not an uncompressed tar file, or is damaged ({error}); get it again or unpack it"
+        ) from error
+    return Layout((), _votes)
 
 
-def _votes(path: Path, start: int) -> Iterator[Vote]:
-    return skip_votes((vote for file in _files(path) for vote in _file_votes(path, file)), start)
-
-
-def _file_votes(root: Path, file: Path) -> Iterator[Vote]:
+def _samples(file: Path, columns: Sequence[str], start: int) -> Iterator[tuple[str, Record | Damage]]:
+    """(key, what its members hold) of each sample: images by side, "txt", "json", and the first "problem"."""
     seen: set[bytes] = set()
-    sample: _Sample | None = None
+    key, sample = "", Record()
     for member, data in _members(file):
-        if isinstance(data, str):
-            yield Vote(row_name(root, file, member[:_NAME]), data)
+        if isinstance(data, Damage):
+            yield member[:_NAME], data
             continue
         name = PurePosixPath(member)
         stem, _, suffix = name.name.partition(".")
-        key = printable((name.parent / stem).as_posix())
-        if sample is not None and sample.key != key:
-            yield _vote(root, file, sample)
-            sample = None
-        if sample is None:
-            digest = hashlib.blake2b(key.encode(), digest_size=8).digest()
-            sample = _Sample(key, problem="key is there twice" if digest in seen else "")
+        found = printable((name.parent / stem).as_posix())
+        if sample and found != key:
+            yield key[:_NAME], sample
+        if not sample or found != key:
+            digest = hashlib.blake2b(found.encode(), digest_size=8).digest()
+            problem = f"key longer than {_NAME} characters" if len(found) > _NAME else ""
+            key, sample = found, {"problem": problem or ("key is there twice" if digest in seen else "")}
             seen.add(digest)
-        _add(sample, suffix.lower(), data)
-    if sample is not None:
-        yield _vote(root, file, sample)
+        problem = _add(sample, suffix.lower(), data)
+        sample["problem"] = sample["problem"] or problem
+    if sample:
+        yield key[:_NAME], sample
 
 
-def _members(file: Path) -> Iterator[tuple[str, bytes | str]]:
-    """(name, bytes) of every member, or (name, why it is not read)."""
+def _members(file: Path) -> Iterator[tuple[str, bytes | Damage]]:
+    """(name, bytes) of every member, or why it is not read."""
     with tarfile.open(file, "r:") as tar:
         size, last = file.stat().st_size, -1
         while True:
@@ -100,89 +81,81 @@ def _members(file: Path) -> Iterator[tuple[str, bytes | str]]:
                 last = member.offset
                 tar.members.clear()  # it keeps every member otherwise
                 if not member.isdir():
-                    problem = _problem(member, size)
-                    yield member.name, problem or _contents(tar, member)
+                    yield member.name, _contents(tar, member, size)
             except (tarfile.TarError, OSError, ValueError, OverflowError, EOFError, RecursionError):
-                yield f"byte {max(last, 0)}", "damaged tar: the rest is not read"
+                yield f"byte {max(last, 0)}", Damage("damaged tar: the rest is not read")
                 return
-        problem = _end_problem(file, tar.offset)
-        if problem:
-            yield f"byte {tar.offset}", problem
+        # a tar ends with blocks of zeros; one that was cut between two members would look whole otherwise
+        with open(file, "rb") as stream:
+            stream.seek(tar.offset)
+            tail = stream.read(2**24)
+        if not tail:
+            yield f"byte {tar.offset}", Damage("the tar has no end mark: members may be missing")
+        elif tail.strip(b"\0"):
+            yield f"byte {tar.offset}", Damage("there is data behind the tar's end mark, which is not read")
 
 
-def _end_problem(file: Path, offset: int) -> str:
-    """A tar ends with blocks of zeros; one that was cut between two members would look whole otherwise."""
-    with open(file, "rb") as stream:
-        stream.seek(offset)
-        tail = stream.read(2**24)
-    if not tail:
-        return "the tar has no end mark: members may be missing"
-    return "there is data behind the tar's end mark, which is not read" if tail.strip(b"\0") else ""
-
-
-def _contents(tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes | str:
-    stream = tar.extractfile(member)
-    data = stream.read() if stream is not None else b""
-    return data if len(data) == member.size else "truncated member"
-
-
-def _problem(member: tarfile.TarInfo, size: int) -> str:
+def _contents(tar: tarfile.TarFile, member: tarfile.TarInfo, size: int) -> bytes | Damage:
     name = PurePosixPath(member.name)
     if name.is_absolute() or ".." in name.parts or "\0" in member.name:
-        return "member name leaves the archive"
+        return Damage("member name leaves the archive")
     if not member.isreg() or member.issparse():
-        return "member is not a regular file"
+        return Damage("member is not a regular file")
     if member.offset_data + member.size > size:
-        return "truncated member"
-    is_picture = member.name.lower().endswith(tuple(f".{suffix}" for suffix in PICTURES))
-    if member.size > (MAX_PICTURE_BYTES if is_picture else _TEXT_BYTES):
-        return "member larger than 64 MiB" if is_picture else "text larger than 256 KiB"
+        return Damage("truncated member")
+    if member.name.lower().endswith(PICTURE_SUFFIXES):
+        if member.size > MAX_PICTURE_BYTES:
+            return Damage("member larger than 64 MiB")
+    elif member.size > _TEXT_BYTES:
+        return Damage("text larger than 256 KiB")
+    stream = tar.extractfile(member)
+    data = stream.read() if stream is not None else b""
+    return data if len(data) == member.size else Damage("truncated member")
+
+
+def _add(sample: Record, suffix: str, data: bytes) -> str:
+    """Put one member into its sample, passing over what is not part of a pair; returns what is wrong."""
+    try:
+        side, _, kind = suffix.rpartition(".")
+        if side in SIDES and f".{kind}" in PICTURE_SUFFIXES:
+            problem = f"two pictures {side}" if side in sample else ""
+            sample[side] = data
+            return problem
+        if suffix == "txt":
+            sample["txt"] = data.decode("utf-8-sig")
+        elif suffix == "json":
+            record = json.loads(data.decode("utf-8-sig"))
+            if not isinstance(record, dict):
+                return "not a JSON object"
+            sample["json"] = record
+    except UnicodeDecodeError:
+        return "text is not UTF-8"
+    except (ValueError, RecursionError):
+        return "not JSON"
     return ""
 
 
-def _add(sample: _Sample, suffix: str, data: bytes) -> None:
-    """Put one member into its sample; what is not part of a pair is passed over."""
-    try:
-        side, _, kind = suffix.rpartition(".")
-        if kind in PICTURES and side in SIDES:
-            if side in sample.pictures:
-                sample.problem = sample.problem or f"two pictures {side}"
-            sample.pictures[side] = data
-        elif suffix == "txt":
-            sample.prompt = data.decode("utf-8-sig")
-        elif suffix == "json":
-            record = json.loads(data.decode("utf-8-sig"))
-            sample.record = record if isinstance(record, dict) else None
-            sample.problem = sample.problem or ("" if isinstance(record, dict) else "not a JSON object")
-    except UnicodeDecodeError:
-        sample.problem = sample.problem or "text is not UTF-8"
-    except (ValueError, RecursionError):
-        sample.problem = sample.problem or "not JSON"
-
-
-def _vote(root: Path, file: Path, sample: _Sample) -> Vote:
-    name = row_name(root, file, sample.key[:_NAME])
-    record = sample.record or {}
-    sides = ("winner", "loser") if "winner" in sample.pictures else ("0", "1")
-    missing = [side for side in sides if side not in sample.pictures]
-    if len(sample.key) > _NAME:
-        return Vote(name, f"key longer than {_NAME} characters")
-    if sample.problem or missing:
-        return Vote(name, sample.problem or f"no picture {missing[0]}")
-    pictures = [sample.pictures[side] for side in sides]
-    return Vote(
+def _votes(name: str, row: Record) -> Iterator[Vote]:
+    sides = SIDES[:2] if "winner" in row else SIDES[2:]
+    missing = [f"no picture {side}" for side in sides if side not in row]
+    if row["problem"] or missing:
+        yield Vote(name, row["problem"] or missing[0])
+        return
+    record = row.get("json", {})
+    yield Vote(
         name,
         "0" if sides[0] == "winner" else verdict_of_record(record),
-        sample.prompt if sample.prompt is not None else record.get("prompt", record.get("caption")),
-        lambda side: pictures[side],
+        row.get("txt", record.get("prompt", record.get("caption"))),
+        lambda side: row[sides[side]],
         models=(record.get("model_0"), record.get("model_1")),
         confidence=record.get("confidence"),
     )
 
 
-WEBDATASET = Format(
-    summary="uncompressed tar files of winner, loser and prompt members",
-    is_like=lambda path: has_suffix(path, (".tar",)),
-    files=_files,
-    votes=_votes,
+WEBDATASET = row_format(
+    "uncompressed tar files of winner, loser and prompt members",
+    lambda path: has_suffix(path, (".tar",)),
+    lambda path: find_files(path, (".tar",), "uncompressed .tar files of pairs"),
+    _layout,
+    rows=_samples,
 )

@@ -13,26 +13,36 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from diffexpo.data.files import TEMPORARY, sha256_of, write_whole
+from diffexpo.data.export import EXPORT_SCHEMA, SCHEMA_VERSION
 from diffexpo.data.offline.ahead import Behind
-from diffexpo.data.offline.base import Check, ImportReport, OfflinePair, fingerprint, read_votes
-from diffexpo.data.offline.exported import FINISHED, STARTED
 from diffexpo.data.offline.formats import AUTO, find_format
-from diffexpo.data.offline.shard import STATE, Shard
+from diffexpo.data.offline.pickapic import FINISHED, STARTED
+from diffexpo.data.offline.sources import fingerprint
+from diffexpo.data.offline.votes import Check, ImportReport, OfflinePair, read_votes
 from diffexpo.errors import ImportFormatError, MissingError, StoreError
+from diffexpo.files import TEMPORARY, replacing, sha256_of, write_text
+from diffexpo.rng import keyed_choice
 
 SHARD_PAIRS = 2048
 SHARD_BYTES = 64 * 1024 * 1024
 QUARANTINE = "quarantine.jsonl"
 FORMAT = 1
+_GROUP_BYTES = 8 * 1024 * 1024
+_GROUP_PAIRS = 256
+_STATE = b"diffexpo_import"
+_PICTURES = ("jpg_0", "jpg_1")
+_OURS = ("pair_id", "reward_margin", "source", "confidence", "schema_version")
+SCHEMA = pa.schema([*list(EXPORT_SCHEMA)[:19], *(EXPORT_SCHEMA.field(name) for name in _OURS)])
+"""The 19 columns of Pick-a-Pic v2 in its order, then ours."""
 
 
 def rewrite_pairs(
@@ -46,18 +56,18 @@ def rewrite_pairs(
     shard_pairs: int = SHARD_PAIRS,
     tick: Callable[[int], None] = lambda pairs: None,
 ) -> ImportReport:
-    """Write the usable pairs of a set, their pictures verified, as a folder of Parquet shards.
+    """Write the usable pairs of a set, their images verified, as a folder of Parquet shards.
 
     Resumable after any kill and idempotent: called again, it goes on behind the last whole shard, or only
-        reports.
+    reports.
 
     Args:
         source: Preference set of any format.
         folder: Where the shards go; made if need be.
         format: A key of `OFFLINE`, or "auto".
         limit, seed: At most this many pairs, chosen by key.
-        check: As in `read_votes`; "structure" takes a fraction of the time, and finds about as much damage as
-            decoding does (see `check_structure`). The run that encodes the pictures finds what is left.
+        check: As in `read_votes`; "structure" takes a fraction of the time and finds files that are cut. The
+            run that encodes the images finds what is left.
         shard_pairs: Pairs a shard.
         tick: Called with the pairs of each shard that was filled; it is written while the next is read.
     Returns:
@@ -80,18 +90,16 @@ def rewrite_pairs(
     _begin(folder, source, origin)
     if (folder / FINISHED).exists():
         return ImportReport.from_json(_read_json(folder / FINISHED)["report"])
-    shards = _whole_shards(folder)
-    report, digests = _resumed(folder, shards)
+    report, digests = _resumed(folder)
     pairs = read_votes(form, source, report, check=check, limit=limit, seed=seed)
-    digests |= _write(folder, pairs, report, len(shards), shard_pairs, tick)
+    digests |= _write(folder, pairs, report, len(digests), shard_pairs, tick)
     if report.kept == 0:
         raise ImportFormatError(
             f"{source} gave no pair: {report.describe()}; every such row is in {folder / QUARANTINE}; first "
-            f"rows: "
-            f"{report.examples[:3]}"
+            f"rows: {report.examples[:3]}"
         )
+    digests[QUARANTINE] = sha256_of(folder / QUARANTINE)
     files = {name: _entry(folder / name, digest) for name, digest in digests.items()}
-    files[QUARANTINE] = _entry(folder / QUARANTINE, sha256_of(folder / QUARANTINE))
     _write_json(folder / FINISHED, {"format": FORMAT, "report": report.to_json(), "files": files})
     return report
 
@@ -108,15 +116,22 @@ def _write(
     SHA-256 by name."""
     shards: list[Shard] = []
     try:
-        with _quarantine_log(folder, report) as log_length, Behind() as behind:
+        with open(folder / QUARANTINE, "ab") as log, Behind() as behind:
+            report.log = partial(log_line, log)
             while True:
-                shards.append(Shard(folder, first + len(shards), behind))
-                if not _fill(shards[-1], pairs, most):
+                shards.append(Shard(folder / f"pairs-{first + len(shards):05d}.parquet", behind))
+                for pair in pairs:
+                    shards[-1].add(pair)
+                    if shards[-1].pairs >= most or shards[-1].bytes >= SHARD_BYTES:
+                        break
+                log.flush()
+                os.fsync(log.fileno())
+                if shards[-1].pairs == 0:
                     shards.pop()
                     break
-                shards[-1].close({"report": report.to_json(), "quarantine_bytes": log_length()})
+                shards[-1].close({"report": report.to_json(), "quarantine_bytes": log.tell()})
                 tick(shards[-1].pairs)
-            log_length()
+            report.log = None
     except BaseException:
         for shard in shards:
             shard.discard()
@@ -156,13 +171,128 @@ def verify_rewritten(folder: str | Path) -> int:
     return len(body["files"])
 
 
-def _fill(shard: Shard, pairs: Iterator[OfflinePair], most: int) -> bool:
-    """Fill a shard, or put into it what is left; False when nothing is."""
-    for pair in pairs:
-        shard.add(pair)
-        if shard.pairs >= most or shard.bytes >= SHARD_BYTES:
-            break
-    return shard.pairs > 0
+def log_line(file: IO[bytes], row: str, reason: str, rows: int) -> None:
+    """Append what `ImportReport.log` is told to a quarantine file."""
+    file.write((json.dumps({"row": row, "reason": reason, "rows": rows}) + "\n").encode())
+
+
+# ---- a shard -----------------------------------------------------------------------------------------------
+
+
+class Shard:
+    """One Parquet file in the making: filled by one thread, written by another, visible when it is whole.
+
+    Args:
+        path: Where it goes.
+        behind: Does the writing; an error of it is raised by a later call, as a StoreError.
+    """
+
+    def __init__(self, path: Path, behind: Behind) -> None:
+        self.path = path
+        self.pairs = 0
+        self.bytes = 0
+        self.sha256 = ""
+        self._behind = behind
+        self._temporary = path.with_name(path.name + TEMPORARY)
+        self._rows: list[dict[str, object]] = []
+        self._group_bytes = 0
+        self._file: pa.OSFile | None = None
+        self._writer: pq.ParquetWriter | None = None
+
+    def add(self, pair: OfflinePair) -> None:
+        """Take in a pair; a full row group goes to the disk while the next one fills."""
+        self._rows.append(_row(pair))
+        self.pairs += 1
+        self.bytes += pair.bytes
+        self._group_bytes += pair.bytes
+        if len(self._rows) >= _GROUP_PAIRS or self._group_bytes >= _GROUP_BYTES:
+            self._flush()
+
+    def close(self, state: Mapping[str, object]) -> None:
+        """Have it written to its end, with `state` in its metadata, and made visible; `sha256` is known when
+        the writing is done."""
+        self._flush()
+        self._behind.do(partial(self._close, json.dumps(state).encode()))
+
+    def discard(self) -> None:
+        """Give up: what was written is removed, unless it has become visible. Not to be called while
+        something is being written."""
+        for stream in (self._writer, self._file):
+            if stream is not None:
+                with suppress(OSError, pa.ArrowException):
+                    stream.close()
+        if self._writer is not None:
+            # else it would try once more when it is collected, and print that it cannot
+            self._writer.is_open = False
+        self._temporary.unlink(missing_ok=True)
+
+    def _flush(self) -> None:
+        rows, self._rows, self._group_bytes = self._rows, [], 0
+        self._behind.do(partial(self._write, rows))
+
+    def _write(self, rows: Sequence[dict[str, object]]) -> None:
+        with _refusal(self.path):
+            if self._writer is None:
+                # Arrow's own file: it is written to without the interpreter, which reads and verifies meanwhile
+                self._file = pa.OSFile(str(self._temporary), "wb")
+                self._writer = pq.ParquetWriter(
+                    self._file,
+                    SCHEMA,
+                    # images are compressed already, and each differs from the others
+                    compression={name: "none" if name in _PICTURES else "zstd" for name in SCHEMA.names},
+                    use_dictionary=[name for name in SCHEMA.names if name not in _PICTURES],
+                    write_statistics=False,
+                    write_page_checksum=True,
+                )
+            if rows:
+                self._writer.write_table(pa.Table.from_pylist(rows, SCHEMA))
+
+    def _close(self, state: bytes) -> None:
+        with _refusal(self.path):
+            self._writer.add_key_value_metadata({_STATE: state})
+            self._writer.close()
+            self._file.close()
+            self.sha256 = sha256_of(self._temporary)
+        with replacing(self.path) as temporary:
+            assert temporary == self._temporary
+
+
+@contextmanager
+def _refusal(path: Path) -> Iterator[None]:
+    """Turns what a full or read-only disk raises into one clear error."""
+    try:
+        yield
+    except OSError as error:
+        raise StoreError(
+            f"could not write {path}: {error.strerror or error}. Whole shards are kept: free space and "
+            f"repeat the import."
+        ) from error
+
+
+def _row(pair: OfflinePair) -> dict[str, object]:
+    """A pair in the Pick-a-Pic columns."""
+    # a winner that always stood first would teach a reader of the file the position
+    winner = keyed_choice(2, "import", pair.row)
+    loser = 1 - winner
+    return {
+        "are_different": True,
+        "best_image_uid": pair.winner_uid,
+        "caption": pair.caption,
+        "has_label": True,
+        "pair_id": pair.row,
+        "reward_margin": pair.margin,
+        "source": "offline",
+        "confidence": pair.confidence,
+        "schema_version": SCHEMA_VERSION,
+        f"jpg_{winner}": pair.winner_jpg,
+        f"jpg_{loser}": pair.loser_jpg,
+        f"label_{winner}": 1.0,
+        f"label_{loser}": 0.0,
+        f"model_{winner}": pair.winner_model,
+        f"model_{loser}": pair.loser_model,
+        f"image_{winner}_uid": pair.winner_uid,
+        f"image_{loser}_uid": pair.loser_uid,
+    }
 
 
 # ---- state -------------------------------------------------------------------------------------------------
@@ -183,14 +313,13 @@ def _begin(folder: Path, source: Path, origin: Mapping[str, object]) -> None:
     if changed:
         raise StoreError(
             f"{folder} holds another import: {', '.join(changed)} differ (there {known.get(changed[0])!r}, "
-            f"now "
-            f"{origin[changed[0]]!r}); name a new folder, or give the settings that this one was begun with"
+            f"now {origin[changed[0]]!r}); name a new folder, or give the settings that this one was begun with"
         )
 
 
-def _whole_shards(folder: Path) -> list[Path]:
-    """The shards that were finished, numbered without a gap; what a killed import left of others is
-    removed."""
+def _resumed(folder: Path) -> tuple[ImportReport, dict[str, str]]:
+    """The counts up to the last whole shard, and every shard's SHA-256; what a killed import left of others
+    is removed, and the log is cut back to that moment."""
     for path in folder.glob(f"*{TEMPORARY}"):
         path.unlink()
     shards = sorted(folder.glob("pairs-*.parquet"))
@@ -199,16 +328,11 @@ def _whole_shards(folder: Path) -> list[Path]:
             raise StoreError(
                 f"{folder} lacks pairs-{number:05d}.parquet but holds {path.name}; import into a new folder"
             )
-    return shards
-
-
-def _resumed(folder: Path, shards: list[Path]) -> tuple[ImportReport, dict[str, str]]:
-    """The counts up to the last whole shard, the log cut back to that moment, and every shard's SHA-256."""
     log = folder / QUARANTINE
     state: dict[str, Any] = {"report": ImportReport().to_json(), "quarantine_bytes": 0}
     if shards:
         try:
-            state = json.loads(pq.read_metadata(shards[-1]).metadata[STATE])
+            state = json.loads(pq.read_metadata(shards[-1]).metadata[_STATE])
         except (pa.ArrowException, OSError, KeyError, TypeError, ValueError) as error:
             raise StoreError(f"{shards[-1]} is damaged ({error}); delete it and import again") from error
     log.touch()
@@ -218,32 +342,10 @@ def _resumed(folder: Path, shards: list[Path]) -> tuple[ImportReport, dict[str, 
     return ImportReport.from_json(state["report"]), {path.name: sha256_of(path) for path in shards}
 
 
-@contextmanager
-def _quarantine_log(folder: Path, report: ImportReport) -> Iterator[Callable[[], int]]:
-    """Appends what the report quarantines; yields a function that makes it durable and tells its length."""
-    with open(folder / QUARANTINE, "ab") as file:
-        report.log = lambda row, reason, rows: _log_line(file, row, reason, rows)
-
-        def length() -> int:
-            file.flush()
-            os.fsync(file.fileno())
-            return file.tell()
-
-        yield length
-        report.log = None
-
-
-def _log_line(file: Any, row: str, reason: str, rows: int) -> None:
-    file.write((json.dumps({"row": row, "reason": reason, "rows": rows}) + "\n").encode())
-
-
 def _entry(path: Path, digest: str) -> dict[str, object]:
     is_log = path.name == QUARANTINE
-    if is_log:
-        with open(path, "rb") as file:
-            rows = sum(1 for _ in file)
-    else:
-        rows = pq.read_metadata(path).num_rows
+    with open(path, "rb") as file:
+        rows = sum(1 for _ in file) if is_log else pq.read_metadata(file).num_rows
     return {"sha256": digest, "rows": rows, "bytes": path.stat().st_size}
 
 
@@ -258,4 +360,4 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 
 def _write_json(path: Path, body: Mapping[str, object]) -> None:
-    write_whole(path, (json.dumps(body, indent=1, sort_keys=True) + "\n").encode())
+    write_text(path, json.dumps(body, indent=1, sort_keys=True) + "\n")

@@ -15,7 +15,7 @@ import pytest
 
 from diffexpo.data.export import EXPORT_SCHEMA
 from diffexpo.data.offline.formats import detect_format, read_offline
-from diffexpo.data.offline.rewrite import rewrite_pairs, verify_rewritten
+from diffexpo.data.offline.writing import rewrite_pairs, verify_rewritten
 from diffexpo.errors import ImportFormatError, MissingError, StoreError
 
 from .conftest import jpeg, vote
@@ -116,9 +116,9 @@ def test_a_disk_that_is_really_full(source: Path, tmp_path: Path) -> None:
 
 REFUSED = """
 import resource, sys
-from diffexpo.data.offline import rewrite
+from diffexpo.data.offline import writing
 resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
-rewrite.rewrite_pairs(sys.argv[1], sys.argv[2])
+writing.rewrite_pairs(sys.argv[1], sys.argv[2])
 """
 
 
@@ -144,7 +144,7 @@ def test_verifying_finds_what_was_changed(source: Path, tmp_path: Path) -> None:
 KILL = """
 import os, signal, sys
 from pathlib import Path
-from diffexpo.data.offline import rewrite, shard
+from diffexpo.data.offline import writing
 
 def die(*arguments):
     os.kill(os.getpid(), signal.SIGKILL)
@@ -153,20 +153,20 @@ moment = sys.argv[3]
 tick = lambda pairs: None
 if moment != "while one is written":
     # each shard is whole before the next is begun, so that the moment is the same in every run
-    close = shard.Shard.close
-    shard.Shard.close = lambda self, state: (close(self, state), self._behind.wait())
+    close = writing.Shard.close
+    writing.Shard.close = lambda self, state: (close(self, state), self._behind.wait())
 if moment == "between shards":
     shards = []
     tick = lambda pairs: (shards.append(pairs), len(shards) == 2 and die())
 if moment in ("in a shard", "while one is written"):
-    add, count = shard.Shard.add, []
-    shard.Shard.add = lambda self, pair: (add(self, pair), count.append(1), len(count) == 15 and die())
+    add, count = writing.Shard.add, []
+    writing.Shard.add = lambda self, pair: (add(self, pair), count.append(1), len(count) == 15 and die())
 if moment == "before a rename":
-    whole = shard.sha256_of
-    shard.sha256_of = lambda path: die() if path.name.startswith("pairs-00002") else whole(path)
+    whole = writing.sha256_of
+    writing.sha256_of = lambda path: die() if path.name.startswith("pairs-00002") else whole(path)
 if moment == "before the manifest":
-    rewrite._entry = die
-rewrite.rewrite_pairs(sys.argv[1], sys.argv[2], shard_pairs=7, tick=tick)
+    writing._entry = die
+writing.rewrite_pairs(sys.argv[1], sys.argv[2], shard_pairs=7, tick=tick)
 """
 
 

@@ -1,0 +1,198 @@
+"""Images from foreign bytes: whether their files are whole and of a size that fits in memory."""
+
+from __future__ import annotations
+
+import io
+import re
+import threading
+import warnings
+import zlib
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+
+from PIL import Image
+
+from diffexpo.data.images import FORMATS, MAX_PIXELS, decode_image
+from diffexpo.errors import ImportFormatError
+
+MAX_BUFFERED_PIXELS = 16 * 1024 * 1024
+MAX_SCANS = 100
+MAX_SEGMENTS = 100_000
+_LARGE = 2 * 1024 * 1024
+_JPEG, _SCAN, _END = b"\xff\xd8", b"\xff\xda", b"\xff\xd9"
+_PNG = b"\x89PNG\r\n\x1a\n"
+# A segment of a JPEG: a mark, which may be filled with 0xFF in front, and the length of what follows.
+_SEGMENT = re.compile(rb"\xff+([^\x00\xff])(..)", re.DOTALL)
+_FRAMES = {0xC0: True, 0xC1: True, 0xC2: False, 0xC9: True, 0xCA: False}
+"""Frames that can be decoded, and whether they are decoded a few lines at a time."""
+_NO_IMAGE, _DAMAGED = "not an image", "truncated or damaged"
+
+
+# ---- by decoding -------------------------------------------------------------------------------------------
+
+
+def verify_picture(data: bytes) -> None:
+    """Refuse bytes that are no whole image. Every byte is decoded, a JPEG at an eighth of its size.
+
+    Raises:
+        ImportFormatError: with a reason: "not an image"; "truncated or damaged"; "more than 64 megapixels";
+            "more than 16 megapixels in a format that is decoded whole" (all but baseline JPEG); "a JPEG of
+            more than 100 scans".
+    """
+    with _opened(data) as image, nullcontext() if _is_baseline(image) else _one_if_large(image):
+        image.draft(None, (max(1, image.width // 8), max(1, image.height // 8)))
+        image.load()
+
+
+@contextmanager
+def whole_picture(data: bytes) -> Iterator[Image.Image]:
+    """`decode_image` within the limits of `verify_picture`; while a thread uses a large image, no other
+    decodes one.
+
+    Raises:
+        ImportFormatError: the reasons of `verify_picture`. What goes wrong in the block is no damage and
+            passes as it is.
+    """
+    with ExitStack() as turn:
+        with _opened(data) as image:
+            turn.enter_context(_one_if_large(image))
+            picture = decode_image(data)
+        yield picture
+
+
+class _Quiet:
+    """No warnings while a thread is inside. `warnings.catch_warnings` alone is not made for several threads:
+    one that leaves would bring back what another has turned off, or keep it off for good.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._num_inside = 0
+
+    def __enter__(self) -> None:
+        with self._lock:
+            self._num_inside += 1
+            if self._num_inside == 1:
+                self._caught = warnings.catch_warnings(action="ignore")
+                self._caught.__enter__()
+
+    def __exit__(self, *error: object) -> None:
+        with self._lock:
+            self._num_inside -= 1
+            if self._num_inside == 0:
+                self._caught.__exit__(*error)
+
+
+_QUIET = _Quiet()
+_ONE_AT_A_TIME = threading.Lock()
+
+
+@contextmanager
+def _opened(data: bytes) -> Iterator[Image.Image]:
+    """The image with its header read and found to fit in memory; what goes wrong in the block is damage."""
+    with _QUIET:
+        try:
+            image = Image.open(io.BytesIO(data), formats=FORMATS)
+        except Image.DecompressionBombError as error:
+            raise ImportFormatError("more than 64 megapixels") from error
+        except Exception as error:  # decoders raise whatever their parsers stumble over
+            raise ImportFormatError(_NO_IMAGE) from error
+        with image:
+            _check_size(image.width, image.height, is_baseline=_is_baseline(image))
+            if image.format == "JPEG":
+                _check_scans(data, len(data))
+            try:
+                yield image
+            except ImportFormatError:
+                raise
+            except Exception as error:  # as above
+                raise ImportFormatError(_DAMAGED) from error
+
+
+def _is_baseline(image: Image.Image) -> bool:
+    """Whether it is decoded a few lines at a time."""
+    return image.format == "JPEG" and not image.info.get("progressive")
+
+
+def _one_if_large(image: Image.Image) -> AbstractContextManager[object]:
+    """No two threads decode large images whole at once, which would take much memory."""
+    return _ONE_AT_A_TIME if image.width * image.height > _LARGE else nullcontext()
+
+
+def _check_size(width: int, height: int, *, is_baseline: bool) -> None:
+    if width * height > MAX_PIXELS:
+        raise ImportFormatError("more than 64 megapixels")
+    if width * height > MAX_BUFFERED_PIXELS and not is_baseline:
+        raise ImportFormatError("more than 16 megapixels in a format that is decoded whole")
+
+
+def _check_scans(data: bytes, end: int) -> None:
+    # each scan is a pass over the whole image, so a few kilobytes of them can take hours
+    if data.count(_SCAN, 0, end) > MAX_SCANS:
+        raise ImportFormatError(f"a JPEG of more than {MAX_SCANS} scans")
+
+
+# ---- by the structure of the file --------------------------------------------------------------------------
+
+
+def verify_structure(data: bytes) -> None:
+    """Refuse files that are cut or too large, without decoding JPEG and PNG; WebP is decoded.
+
+    A JPEG must have a header with the size of its image and an end mark behind its last scan, a PNG the
+    checksum of every chunk, IHDR first and IEND last. What stands behind the end is ignored, as decoders do.
+    Damage within the compressed pixels of a JPEG is not found.
+
+    Raises:
+        ImportFormatError: the reasons of `verify_picture`.
+    """
+    if data.startswith(_JPEG):
+        _check_jpeg(data)
+    elif data.startswith(_PNG):
+        _check_png(data)
+    else:
+        verify_picture(data)
+
+
+def _check_jpeg(data: bytes) -> None:
+    place, has_frame = 2, False
+    for _ in range(MAX_SEGMENTS):
+        segment = _SEGMENT.match(data, place)
+        if segment is None:
+            raise ImportFormatError(_NO_IMAGE)
+        kind, body = segment[1][0], segment.end()
+        place = body - 2 + int.from_bytes(segment[2], "big")
+        if kind in _FRAMES:
+            height, width = (int.from_bytes(data[at : at + 2], "big") for at in (body + 1, body + 3))
+            if height == 0 or width == 0:
+                raise ImportFormatError(_DAMAGED)
+            _check_size(width, height, is_baseline=_FRAMES[kind])
+            has_frame = True
+        if kind == _SCAN[1]:
+            break
+    # 0xFF within compressed pixels is followed by zero or a restart mark, so that this is the end
+    end = data.find(_END, place)
+    if not has_frame or end < 0:
+        raise ImportFormatError(_DAMAGED)
+    _check_scans(data, end)
+
+
+def _check_png(data: bytes) -> None:
+    if data[8:16] != b"\0\0\0\x0dIHDR":
+        raise ImportFormatError(_NO_IMAGE)
+    width, height = int.from_bytes(data[16:20], "big"), int.from_bytes(data[20:24], "big")
+    if height == 0 or width == 0:
+        raise ImportFormatError(_NO_IMAGE)
+    _check_size(width, height, is_baseline=False)
+    place, has_pixels, view = len(_PNG), False, memoryview(data)
+    for _ in range(MAX_SEGMENTS):
+        end = place + 12 + int.from_bytes(data[place : place + 4], "big")
+        kind = data[place + 4 : place + 8]
+        if end > len(data) or zlib.crc32(view[place + 4 : end - 4]) != int.from_bytes(
+            view[end - 4 : end], "big"
+        ):
+            break
+        has_pixels = has_pixels or kind == b"IDAT" and end > place + 12
+        if kind == b"IEND" and has_pixels:
+            return
+        place = end
+    raise ImportFormatError(_DAMAGED)

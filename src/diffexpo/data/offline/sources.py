@@ -1,0 +1,166 @@
+"""The files and images that a preference set consists of: found, read within limits, named, told apart.
+
+Nothing outside the set is ever opened, and nothing is fetched.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import stat
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path, PurePosixPath
+
+from diffexpo.errors import ImportFormatError, MissingError
+
+MAX_PICTURE_BYTES = 64 * 1024 * 1024
+PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
+_FOOTER = 2**16
+_HASHED_WHOLE = 2**26
+
+
+class PictureFolder:
+    """Reads images that rows name by path; nothing outside the folder is ever opened."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root.resolve()
+
+    def read(self, name: object, *prefixes: str) -> bytes:
+        """Bytes of `root/name`, or of `root/prefix/name` for the first prefix under which it lies.
+
+        Raises:
+            ImportFormatError: with a reason: no name, a URL, a path that leaves the folder, no such file, not
+                a regular file, larger than 64 MiB.
+        """
+        if not isinstance(name, str) or not name.strip():
+            raise ImportFormatError("no picture is named")
+        if "://" in name or name.startswith("data:"):
+            raise ImportFormatError("picture is a URL; pictures are never fetched")
+        inside = PurePosixPath(name.replace("\\", "/"))
+        if inside.is_absolute() or ".." in inside.parts or ":" in inside.parts[0] or "\0" in name:
+            raise ImportFormatError("picture path leaves the folder")
+        for prefix in ("", *prefixes):
+            data = self._read(self.root / prefix / inside)
+            if data is not None:
+                return data
+        raise ImportFormatError("picture is missing")
+
+    def _read(self, path: Path) -> bytes | None:
+        try:
+            real = path.resolve(strict=True)
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        except (OSError, RuntimeError, ValueError) as error:
+            raise ImportFormatError("picture cannot be opened") from error
+        if not real.is_relative_to(self.root):
+            raise ImportFormatError("picture path leaves the folder")
+        return read_regular(real)
+
+
+def read_regular(path: Path, most: int = MAX_PICTURE_BYTES) -> bytes:
+    """The bytes of a regular file of at most `most` bytes; never waits, as a named pipe would make one.
+
+    Raises:
+        ImportFormatError: with a reason.
+    """
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+        with open(descriptor, "rb") as file:
+            found = os.fstat(descriptor)
+            if not stat.S_ISREG(found.st_mode):
+                raise ImportFormatError("picture is not a regular file")
+            if found.st_size > most:
+                raise ImportFormatError("picture file larger than 64 MiB")
+            return file.read(most)
+    except (OSError, ValueError) as error:
+        raise ImportFormatError("picture cannot be opened") from error
+
+
+def find_files(path: Path, suffixes: Sequence[str], expected: str) -> list[Path]:
+    """The regular files a source means, sorted by path: itself, or those below it with one of the suffixes.
+
+    Raises:
+        MissingError: there is no such file or folder, or the folder holds none.
+        ImportFormatError: one of them is a pipe, a device or a dead link.
+    """
+    if not os.path.lexists(path):
+        raise MissingError(f"offline.source: {path} does not exist; expected {expected}")
+    found = sorted(_below(path, suffixes)) if path.is_dir() else [path]
+    if not found:
+        raise MissingError(f"offline.source: {path} holds no {suffixes[0]} file; expected {expected}")
+    for file in found:
+        if not file.is_file():
+            raise ImportFormatError(
+                f"{file} is not a regular file (a pipe, a device or a dead link); remove it or name another source"
+            )
+    return found
+
+
+def index_file(path: Path, name: str = "train.json", suffix: str = ".json") -> Path:
+    """The file that lists the pairs: the source itself, or `name` in it, or its only file with the suffix.
+
+    Raises:
+        MissingError: there is none, or there are several and none has the name.
+    """
+    if not path.is_dir():
+        return find_files(path, (suffix,), f"a {suffix} file that lists pairs")[0]
+    if (path / name).is_file():
+        return path / name
+    found = sorted(file for file in path.glob(f"*{suffix}") if file.is_file())
+    if len(found) != 1:
+        what = f"holds {', '.join(file.name for file in found[:5])}" if found else f"holds no {suffix} file"
+        raise MissingError(f"offline.source: {path} {what}, not {name}; name the file that lists the pairs")
+    return found[0]
+
+
+def has_suffix(path: Path, suffixes: Sequence[str]) -> bool:
+    """Whether a file has one of the suffixes, or a folder holds such a file anywhere below it."""
+    return any(_below(path, suffixes)) if path.is_dir() else path.suffix.lower() in suffixes
+
+
+def _below(path: Path, suffixes: Sequence[str]) -> Iterator[Path]:
+    files = (Path(folder) / name for folder, _, names in os.walk(path) for name in names)
+    return (file for file in files if file.suffix.lower() in suffixes)
+
+
+def row_name(root: Path, file: Path, number: object) -> str:
+    """ "file:number", the file relative to the source, so that equal names in two folders stay apart."""
+    return printable(f"{file.name if file == root else file.relative_to(root).as_posix()}:{number}")
+
+
+def printable(text: str) -> str:
+    """The text with what cannot be written in UTF-8 as escapes."""
+    return text.encode(errors="backslashreplace").decode()
+
+
+def is_utf8(text: str) -> bool:
+    """Whether a text can be written: bytes that were not UTF-8 are read as lone surrogates, which cannot."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def fingerprint(files: Iterable[Path], root: Path) -> dict[str, str]:
+    """What tells one set of files from another, by name: length and SHA-256, of large ones only of their end,
+    of images the length alone.
+
+    Parquet keeps its index at the end, so that two sets that differ in a row differ there. Beyond 32 files
+    the whole list becomes one digest.
+    """
+    found = {row_name(root, file, "").rstrip(":"): _file_mark(file) for file in files}
+    if len(found) <= 32:
+        return found
+    text = "\n".join(f"{name} {value}" for name, value in found.items())
+    return {f"{len(found)} files": hashlib.sha256(text.encode()).hexdigest()[:32]}
+
+
+def _file_mark(file: Path) -> str:
+    if file.suffix.lower() in PICTURE_SUFFIXES:
+        return str(file.stat().st_size)
+    with open(file, "rb") as stream:
+        length = stream.seek(0, 2)
+        is_footed = length > _HASHED_WHOLE or file.suffix.lower() in (".parquet", ".tar")
+        stream.seek(max(0, length - _FOOTER) if is_footed else 0)
+        return f"{length}:{hashlib.file_digest(stream, 'sha256').hexdigest()[:32]}"

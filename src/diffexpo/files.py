@@ -1,0 +1,110 @@
+"""Files and folders that are either whole or absent, whatever moment the process dies at.
+
+    write under a temporary name -> fsync -> rename -> fsync of the folder
+
+A rename is atomic, and the two fsyncs keep its order on the disk; what a killed process leaves behind is
+named `.tmp`.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from diffexpo.errors import StoreError
+
+TEMPORARY = ".tmp"
+_CHUNK = 1 << 24
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A temporary path for the block to write a file or to make a folder at; it becomes `path` at the end of
+    the block and is removed at an exception.
+
+    Raises:
+        StoreError: the file system refused (full, read-only, ...); what was at `path` is untouched.
+    """
+    temporary = path.with_name(path.name + TEMPORARY)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if temporary.is_dir():
+            shutil.rmtree(temporary)
+        yield temporary
+        for folder, _, names in os.walk(temporary):
+            for part in [*(os.path.join(folder, name) for name in names), folder]:
+                _sync(part)
+        if not temporary.is_dir():
+            _sync(temporary)
+        os.replace(temporary, path)
+        _sync(path.parent)
+    except OSError as error:
+        _remove(temporary)
+        advice = (
+            "free space and resume"
+            if error.errno in _FULL
+            else "check the disk and its permissions, then resume"
+        )
+        raise StoreError(
+            f"could not write {path}: {error.strerror or error}. Nothing stored before is lost: {advice}."
+        ) from error
+    except BaseException:
+        _remove(temporary)
+        raise
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Write a file so that `path` holds all of it or does not change. Raises as `replacing`."""
+    with replacing(path) as temporary:
+        put(temporary, data)
+
+
+def write_text(path: Path, text: str) -> None:
+    """`write_bytes` of a text in UTF-8."""
+    write_bytes(path, text.encode())
+
+
+def write_json(path: Path, value: object) -> None:
+    """`write_bytes` of a value as indented JSON; NaN is refused."""
+    write_text(path, json.dumps(value, indent=1, allow_nan=False))
+
+
+def put(path: Path, data: bytes) -> None:
+    """Write a file inside the block of `replacing`, which makes it durable."""
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)
+    try:
+        left = memoryview(data)
+        while left:
+            left = left[os.write(descriptor, left[:_CHUNK]) :]
+    finally:
+        os.close(descriptor)
+
+
+def sha256_of(path: Path) -> str:
+    """Hex SHA-256 of a file's bytes."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _sync(path: str | Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _remove(path: Path) -> None:
+    """Remove what is there, unless the disk refuses that too: it goes as garbage at the next start."""
+    with suppress(OSError):
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
