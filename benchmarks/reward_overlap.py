@@ -31,7 +31,8 @@ import numpy as np
 import torch
 
 from diffexpo.assembly import resolve
-from diffexpo.config.schema import ModelConfig, SamplerConfig, ServiceConfig, TuningConfig
+from diffexpo.config.rewards import ServiceConfig
+from diffexpo.config.schema import ModelConfig, SamplerConfig, TuningConfig
 from diffexpo.data.latents import PromptEmbeddings
 from diffexpo.data.store import Store
 from diffexpo.online.agents import Agent

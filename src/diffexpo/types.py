@@ -141,9 +141,19 @@ class HoldsTextEncoders(Protocol):
     def release_text_encoders(self) -> None: ...
 
 
+@dataclass(frozen=True)
+class Drawn:
+    """What was drawn, as scorers look at it: latents (B,C,h,w) and their images (B,3,H,W) in [0,1]. Either may
+    be None where no scorer reads it."""
+
+    latents: Tensor | None = None
+    images: Tensor | None = None
+
+
 class Reward(Protocol):
     """Scores images. Higher is better; images float32 (B,3,H,W) in [0,1]; returns (B,) float32, NaN where
-    scoring failed."""
+    scoring failed. One with an attribute `reads = "latents"` is given latents (B,C,h,w) as they were drawn.
+    """
 
     name: str
     version: str
@@ -152,18 +162,7 @@ class Reward(Protocol):
     def score(self, images: Tensor, prompts: Sequence[str]) -> Tensor: ...
 
 
-@runtime_checkable
-class LatentReward(Protocol):
-    """Scores latents (B,C,h,w) as they were drawn, without decoding them; in all else a Reward."""
-
-    name: str
-    version: str
-    scale: str
-
-    def score_latents(self, latents: Tensor, prompts: Sequence[str]) -> Tensor: ...
-
-
-Scorer = Reward | LatentReward
+Scorer = Reward
 
 
 class StepJudge(Protocol):

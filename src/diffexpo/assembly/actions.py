@@ -25,7 +25,7 @@ from diffexpo.online.collect import redraw, was_merged
 from diffexpo.online.improve import redraw_improved
 from diffexpo.online.iterate import Loop
 from diffexpo.policies.export import call_arguments, export_policy, left_out
-from diffexpo.rewards.base import to_bytes
+from diffexpo.rewards.images import to_bytes
 from diffexpo.training.checkpoint import read_tensors
 from diffexpo.types import Policy
 

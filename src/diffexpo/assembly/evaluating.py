@@ -25,10 +25,9 @@ from diffexpo.evaluation.suites import (
 )
 from diffexpo.online import iterate
 from diffexpo.online.iterate import Loop
-from diffexpo.rewards.base import to_bytes
-from diffexpo.rewards.cache import CachedReward
-from diffexpo.rewards.clip import ClipReward
-from diffexpo.rewards.scoring import by_input
+from diffexpo.rewards.cache import cached
+from diffexpo.rewards.images import to_bytes
+from diffexpo.rewards.scoring import reads_latents
 from diffexpo.types import Scorer
 
 EVALUATION_BATCH = 64
@@ -82,12 +81,11 @@ def make_evaluator(judges: Sequence[Scorer], rewards: Sequence[Scorer]) -> Calla
             loop.console.line(
                 f"{name}: " + ", ".join(f"{scorer} {mean:.3f}" for scorer, mean in means.items())
             )
-            for scorer in (*judges, *rewards):
-                if isinstance(scorer, CachedReward):
-                    loop.console.line(
-                        f"{scorer.name}: {scorer.num_hits} scores from its cache so far, {scorer.num_misses} "
-                        f"asked for"
-                    )
+            for scorer in cached([*judges, *rewards]):
+                loop.console.line(
+                    f"{scorer.name}: {scorer.num_hits} scores from its cache so far, {scorer.num_misses} "
+                    f"asked for"
+                )
         loop.world.barrier()
 
     return evaluate
@@ -98,8 +96,7 @@ def cache_metrics(scorers: Sequence[Scorer]) -> dict[str, float]:
     this process began."""
     return {
         f"reward_cache/{scorer.name}/{what}": float(count)
-        for scorer in scorers
-        if isinstance(scorer, CachedReward)
+        for scorer in cached(scorers)
         for what, count in (("hits", scorer.num_hits), ("misses", scorer.num_misses))
     }
 
@@ -110,8 +107,9 @@ def check_same_judges(folder: Path, scorers: Sequence[Scorer]) -> None:
     Raises:
         ResumeError: the scores at hand are those of other weights.
     """
-    before = {} if not by_input(scorers)[1] else load_suite(folder).scorers
-    for scorer in by_input(scorers)[1]:
+    of_latents = [scorer for scorer in scorers if reads_latents(scorer)]
+    before = load_suite(folder).scorers if of_latents else {}
+    for scorer in of_latents:
         now = describe_scorer(scorer)
         if before.get(scorer.name, now) != now:
             raise ResumeError(
@@ -160,7 +158,7 @@ def vendi_embedder(judges: Sequence[Scorer]) -> tuple[Callable[[Tensor], Tensor]
     """Image features for the Vendi score: those of the first judge that has an image encoder, else 32x32
     pixels."""
     for judge in judges:
-        if isinstance(judge, ClipReward):
+        if getattr(judge, "has_image_features", False):
             return judge.embed_images, f"{judge.name} image features"
     return pixel_features, "32x32 pixels"
 

@@ -28,13 +28,13 @@ from diffexpo.online.self_play import data_prompts
 from diffexpo.policies.base import load_policy
 from diffexpo.rewards.base import load_rewards
 from diffexpo.rewards.mixture import conflict_metrics, dominance, mix_rewards, uncertainty
-from diffexpo.rewards.scoring import by_input, check_rewards, score_images, score_latents
+from diffexpo.rewards.scoring import check_rewards, reads_latents, score_drawn
 from diffexpo.rewards.step_judge import LatentStepJudge
 from diffexpo.training.distributed import World
 from diffexpo.training.engine import Engine
 from diffexpo.training.metrics import MetricsWriter
 from diffexpo.training.signals import StopSignal
-from diffexpo.types import Algorithm, Policy, Prompt
+from diffexpo.types import Algorithm, Drawn, Policy, Prompt
 
 
 def build_loop(config: RunConfig, run_dir: Path, console: Console, stop: StopSignal, world: World) -> Loop:
@@ -56,7 +56,8 @@ def build_loop(config: RunConfig, run_dir: Path, console: Console, stop: StopSig
         load_rewards(scorers, resolve, policy.device, partial(open_denoiser, config, policy))
         for scorers in (config.rewards, config.evaluation.judges)
     )
-    of_pictures, of_latents = by_input(rewards)
+    of_pictures = [reward for reward in rewards if not reads_latents(reward)]
+    of_latents = [reward for reward in rewards if reads_latents(reward)]
     step_judge = build_step_judge(config, policy)
     named_prompts(config.evaluation.prompts, "evaluation.prompts")
     store = Store(run_dir / "store")
@@ -82,7 +83,7 @@ def build_loop(config: RunConfig, run_dir: Path, console: Console, stop: StopSig
         prompts=prompts,
         negatives=negatives,
         embeddings=embeddings,
-        score=lambda images, texts: score_images(of_pictures, images, texts),
+        score=lambda images, texts: score_drawn(of_pictures, Drawn(images=images), texts),
         ranking=build_ranking(config),
         world=world,
         metrics=metrics,
@@ -92,7 +93,7 @@ def build_loop(config: RunConfig, run_dir: Path, console: Console, stop: StopSig
         initial=policy.weights.state("current"),
         step_judge=step_judge,
         improving=improving,
-        score_latents=lambda latents, texts: score_latents(of_latents, latents, texts),
+        score_latents=lambda latents, texts: score_drawn(of_latents, Drawn(latents=latents), texts),
     )
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from diffexpo.config.algorithms import DpokConfig, ImprovementDpoConfig, SpinConfig, SpoConfig
-from diffexpo.config.scorers import SELF_JUDGES
 from diffexpo.config.trajectory_rules import learns_from_trajectories
 
 if TYPE_CHECKING:
@@ -14,7 +13,7 @@ if TYPE_CHECKING:
 
 def bucket_problems(config: RunConfig) -> list[str]:
     """Every contradiction of `model.buckets` and `explore.aspect` with the rest, one line each."""
-    return [*_use(config), *_methods(config), *_scorers(config)]
+    return [*_use(config), *_methods(config)]
 
 
 def _use(config: RunConfig) -> list[str]:
@@ -65,16 +64,3 @@ def _methods(config: RunConfig) -> list[str]:
         else f"{reason}; leave model.buckets empty"
     )
     return [f"model.buckets with algorithm.type = {algorithm.type}: {tail}"]
-
-
-def _scorers(config: RunConfig) -> list[str]:
-    """Judges of latents know the shape of their model's own."""
-    if not config.model.buckets or config.explore.aspect == "first":
-        return []
-    return [
-        f"rewards.{index}.type = {reward.type} with explore.aspect = {config.explore.aspect}: it judges "
-        f"latents of the first size only; "
-        "use a reward that looks at pictures, or explore.aspect=first"
-        for index, reward in enumerate(config.rewards)
-        if reward.type in SELF_JUDGES
-    ]

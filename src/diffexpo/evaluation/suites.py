@@ -27,9 +27,9 @@ from diffexpo.evaluation.grid import to_uint8
 from diffexpo.evaluation.metrics import vendi_score
 from diffexpo.evaluation.records import SuiteResult, is_saved, load_suite, save_suite
 from diffexpo.online.collect import Scoring
-from diffexpo.rewards.scoring import score_both
+from diffexpo.rewards.scoring import score_drawn
 from diffexpo.rng import keyed_order, torch_generator
-from diffexpo.types import Conditioning, Policy, Prompt, Scorer
+from diffexpo.types import Conditioning, Drawn, Policy, Prompt, Scorer
 
 __all__ = [
     "SuiteResult",
@@ -206,7 +206,7 @@ class _Judging:
             self.scores[name].append(values)
 
     def _judge(self, latents: Tensor, images: Tensor, prompts: Sequence[str]) -> Mapping[str, np.ndarray]:
-        scores = score_both(self._scorers, images, latents, prompts)
+        scores = score_drawn(self._scorers, Drawn(latents, images), prompts)
         if self._embed is not None:
             self.features.append(self._embed(images).detach().cpu().numpy())
         return scores

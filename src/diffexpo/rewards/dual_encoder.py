@@ -16,7 +16,7 @@ from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel, CLIPToken
 from transformers.utils import logging as transformers_logging
 
 from diffexpo.errors import MissingError, RewardError
-from diffexpo.rewards.base import to_bytes
+from diffexpo.rewards.images import check_lengths, to_bytes
 from diffexpo.rewards.weights import PRECISIONS, check_header, check_keys
 
 _log = logging.getLogger("diffexpo")
@@ -83,8 +83,7 @@ class DualEncoder:
 
     def cosines(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
         """cos(text, image) (B,) of each row."""
-        if len(images) != len(prompts):
-            raise RewardError(f"reward {self.name!r}: {len(images)} images but {len(prompts)} prompts")
+        check_lengths(self.name, images, prompts)
         if len(images) == 0:
             return torch.zeros(0, device=self._model.device)
         return (self.embed_prompts(prompts) * self.embed_images(images)).sum(dim=-1)

@@ -17,7 +17,7 @@ from PIL import Image
 from torch import Tensor
 
 from diffexpo.errors import MissingError, RewardError
-from diffexpo.rewards.base import to_bytes
+from diffexpo.rewards.images import check_lengths, to_bytes
 from diffexpo.rewards.python_file import BlameCode
 
 _QUOTED = re.compile(r'"([^"]+)"|\u201c([^\u201d]+)\u201d')
@@ -98,8 +98,7 @@ class OcrReward:
         Raises:
             RewardError: images and prompts differ in number, or the recogniser failed.
         """
-        if len(images) != len(prompts):
-            raise RewardError(f"reward {self.name!r}: {len(images)} images but {len(prompts)} prompts")
+        check_lengths(self.name, images, prompts)
         scores = []
         for picture, prompt in zip(to_bytes(images), prompts, strict=True):
             target = quoted_text(prompt)

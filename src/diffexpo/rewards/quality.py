@@ -11,8 +11,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from diffexpo.errors import MissingError, RewardError
-from diffexpo.rewards.base import to_bytes
+from diffexpo.errors import MissingError
+from diffexpo.rewards.images import check_lengths, to_bytes
 from diffexpo.rewards.ocr import package_version
 from diffexpo.rewards.python_file import BlameCode
 
@@ -51,7 +51,7 @@ class BrisqueReward:
             RewardError: images and prompts differ in number, or the package failed (on a picture of one
                 colour, say).
         """
-        _check_lengths(self.name, images, prompts)
+        check_lengths(self.name, images, prompts)
         with self._blame:
             scores = [-float(self._model.score(img=picture)) for picture in to_bytes(images)]
         return torch.tensor(scores, dtype=torch.float32)
@@ -88,14 +88,9 @@ class OpenNsfwReward:
         Raises:
             RewardError: images and prompts differ in number, or the package failed.
         """
-        _check_lengths(self.name, images, prompts)
+        check_lengths(self.name, images, prompts)
         with self._blame:
             scores = [
                 1 - float(self._model.classify(Image.fromarray(picture)).nsfw) for picture in to_bytes(images)
             ]
         return torch.tensor(scores, dtype=torch.float32)
-
-
-def _check_lengths(name: str, images: Tensor, prompts: Sequence[str]) -> None:
-    if len(images) != len(prompts):
-        raise RewardError(f"reward {name!r}: {len(images)} images but {len(prompts)} prompts")

@@ -21,10 +21,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from diffexpo.config.schema import RewardConfig, ServiceConfig
-from diffexpo.errors import MissingError, RewardError, ScorerStoppedError
-from diffexpo.rewards.base import to_bytes
+from diffexpo.config.rewards import RewardCard, ServiceConfig
+from diffexpo.errors import MissingError, ScorerStoppedError
 from diffexpo.rewards.calling import CallFailedError, Endpoint, FailureBudget, map_concurrently, png_base64
+from diffexpo.rewards.images import check_lengths, to_bytes
 
 _log = logging.getLogger("diffexpo")
 PROTOCOL = 1
@@ -83,7 +83,7 @@ class RemoteReward:
 
     @classmethod
     def from_config(
-        cls, config: RewardConfig, resolve: Callable[[str], str], device: torch.device | str
+        cls, config: RewardCard, resolve: Callable[[str], str], device: torch.device | str
     ) -> RemoteReward:
         """The scorer of a configuration."""
         return cls(config.name, config.path or "", config.service, config.concurrency)
@@ -105,8 +105,7 @@ class RemoteReward:
             RewardError: images and prompts differ in number.
             ScorerStoppedError: past the budget, or the server is no longer the scorer that it was.
         """
-        if len(images) != len(prompts):
-            raise RewardError(f"reward {self.name!r}: {len(images)} images but {len(prompts)} prompts")
+        check_lengths(self.name, images, prompts)
         pictures = [png_base64(picture) for picture in to_bytes(images)]
         questions = [
             _Question(_id(position, picture, prompt), prompt, picture)

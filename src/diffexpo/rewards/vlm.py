@@ -20,10 +20,10 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import Tensor
 
-from diffexpo.config.schema import RewardConfig, ServiceConfig, VlmConfig
-from diffexpo.errors import ConfigError, MissingError, RewardError, ScorerStoppedError
-from diffexpo.rewards.base import to_bytes
+from diffexpo.config.rewards import RewardCard, ServiceConfig, VlmConfig
+from diffexpo.errors import ConfigError, MissingError, ScorerStoppedError
 from diffexpo.rewards.calling import CallFailedError, Endpoint, FailureBudget, map_concurrently, png_base64
+from diffexpo.rewards.images import check_lengths, to_bytes
 from diffexpo.rewards.text_similarity import TextSimilarity
 
 _log = logging.getLogger("diffexpo")
@@ -138,7 +138,7 @@ class VlmJudge:
 
     @classmethod
     def from_config(
-        cls, config: RewardConfig, resolve: Callable[[str], str], device: torch.device | str
+        cls, config: RewardCard, resolve: Callable[[str], str], device: torch.device | str
     ) -> VlmJudge:
         """The scorer of a configuration."""
         encoder = config.vlm.text_encoder
@@ -165,8 +165,7 @@ class VlmJudge:
             RewardError: images and prompts differ in number.
             ScorerStoppedError: past the budget, or the server gives no log-probabilities.
         """
-        if len(images) != len(prompts):
-            raise RewardError(f"reward {self.name!r}: {len(images)} images but {len(prompts)} prompts")
+        check_lengths(self.name, images, prompts)
         pictures = [png_base64(picture) for picture in to_bytes(images)]
         if self._vlm.mode == "pairwise":
             return self._score_groups(pictures, prompts)

@@ -14,7 +14,7 @@ from diffexpo.config.algorithms import METHOD_BY_NAME, METHODS
 from diffexpo.config.citations import KINDS, SAMPLERS, citations
 from diffexpo.config.names import METHOD_NAMES, method_name
 from diffexpo.config.papers import WORKS, bibtex, readable, short_authors
-from diffexpo.config.schema import RewardConfig
+from diffexpo.config.rewards import read_card
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -134,7 +134,7 @@ def test_a_folder_says_what_pipeline_it_holds(tmp_path, pipeline, key):
 
 
 def test_what_nobody_knows_is_listed_by_name():
-    mine = RewardConfig(name="mine", type="python", path="warm.py:score")
+    mine = read_card(name="mine", type="python", path="warm.py:score")
     config = RunConfig().model_copy(update={"rewards": (mine,)})
     assert "reward mine (python warm.py:score)" in citations(config).unknown
     assert "reward mine (python warm.py:score): not known here" in citations(config).as_text()
