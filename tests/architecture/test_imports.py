@@ -38,6 +38,7 @@ EXCEPTIONS = {"cli/emoji.py": {"emoji"}, "cli/doctor.py": {"emoji"}, "cli/data.p
 QUARANTINE = {
     "diffusers": {"policies", "emoji"},
     "peft": {"policies", "emoji"},
+    "httpx2": {"rewards"},
     "accelerate": {"training"},
     "transformers": {"policies", "rewards", "emoji"},
     "tokenizers": {"emoji"},

@@ -31,7 +31,7 @@ LOAD_ERRORS = (OSError, ValueError, RuntimeError, TypeError, KeyError, Safetenso
 
 
 class DualEncoder:
-    """Unit vectors of pictures and texts.
+    """Unit vectors of images and texts.
 
     Rows are independent: texts are padded to a fixed length, so a vector does not depend on its batch beyond
     rounding. The towers run in `precision`, projections and normalisation in float32.
@@ -217,8 +217,8 @@ def read_processor(name: str, folder: Path) -> Callable[[Tensor], Tensor]:
         ) from error
 
     def prepare(images: Tensor) -> Tensor:
-        pictures = [Image.fromarray(picture) for picture in to_bytes(images)]
-        return processor(images=pictures, return_tensors="pt").pixel_values
+        pil_images = [Image.fromarray(pixels) for pixels in to_bytes(images)]
+        return processor(images=pil_images, return_tensors="pt").pixel_values
 
     return prepare
 

@@ -100,7 +100,7 @@ class PythonFileReward:
 
     @property
     def identity(self) -> dict[str, str]:
-        """What scores depend on besides picture and prompt, if the function keeps to it."""
+        """What scores depend on besides image and prompt, if the function keeps to it."""
         return {"type": "python", "version": self.version, "scale": self.scale}
 
     def score(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
