@@ -31,12 +31,13 @@ import numpy as np
 import torch
 
 from diffexpo.assembly import resolve
-from diffexpo.config.schema import ModelConfig, SamplerConfig, ServiceConfig, TuningConfig
+from diffexpo.config.rewards import ServiceConfig
+from diffexpo.config.schema import ModelConfig, SamplerConfig, TuningConfig
 from diffexpo.data.latents import PromptEmbeddings
 from diffexpo.data.store import Store
 from diffexpo.online.agents import Agent
-from diffexpo.online.units import Drawing, Scoring, collect, latents_of_unit, make_units
 from diffexpo.online.explore import Request
+from diffexpo.online.units import Drawing, Scoring, collect, latents_of_unit, make_units
 from diffexpo.policies.base import load_policy
 from diffexpo.rewards.clip import ClipReward
 from diffexpo.rewards.jpeg import JpegIncompressibility

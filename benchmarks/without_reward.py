@@ -54,18 +54,20 @@ from diffexpo.assembly.improving import restore_improver
 from diffexpo.assembly.objects import build_policy
 from diffexpo.assembly.self_judges import open_denoiser
 from diffexpo.config import RunConfig, load_config
-from diffexpo.config.schema import RewardConfig, SamplerConfig, SelfJudgeConfig
+from diffexpo.config.rewards import SelfJudgeConfig, read_card
+from diffexpo.config.schema import SamplerConfig
 from diffexpo.data.latents import PromptEmbeddings
 from diffexpo.data.store import Store
 from diffexpo.evaluation.grid import picture_grid, to_uint8
 from diffexpo.evaluation.metrics import bootstrap_mean, vendi_score, win_rate
 from diffexpo.evaluation.suites import choose_prompts
-from diffexpo.online.units import draw_latents
 from diffexpo.online.stages.improve import double_guidance_of, improve_latents, improver_sampler
-from diffexpo.rewards.base import load_rewards, quantise
-from diffexpo.rewards.scoring import score_both, score_images
+from diffexpo.online.units import draw_latents
+from diffexpo.rewards.base import load_rewards
+from diffexpo.rewards.images import quantise
+from diffexpo.rewards.scoring import score_drawn, score_images
 from diffexpo.training.metrics import read_metrics
-from diffexpo.types import Policy, Prompt
+from diffexpo.types import Drawn, Policy, Prompt
 
 matplotlib.use("Agg")
 from matplotlib import pyplot
@@ -323,7 +325,7 @@ def model_settings(extra: Sequence[str]) -> list[str]:
 
 
 def judges(policy: Policy) -> list:
-    configs = [RewardConfig(name=name, type="clip", path=f"emoji:{name}") for name in JUDGES]
+    configs = [read_card(name=name, type="clip", path=f"emoji:{name}") for name in JUDGES]
     return load_rewards(configs, resolve, policy.device)
 
 
@@ -387,9 +389,9 @@ def agreement(job: Job) -> Row:
     settings = SelfJudgeConfig(draws=4, timestep_range=(0.3, 1.0))
     trained = folder_of(job.runs, "diffusion_dpo", job.seed)
     rewards = [
-        *(RewardConfig(name=name, type="clip", path=f"emoji:{name}") for name in JUDGES),
-        RewardConfig(name="implicit", type="implicit", path=str(trained), self_judge=settings),
-        RewardConfig(name="denoising", type="denoising", self_judge=settings),
+        *(read_card(name=name, type="clip", path=f"emoji:{name}") for name in JUDGES),
+        read_card(name="implicit", type="implicit", path=str(trained), self_judge=settings),
+        read_card(name="denoising", type="denoising", self_judge=settings),
     ]
     scorers = load_rewards(rewards, resolve, policy.device, partial(open_denoiser, config, policy))
     embeddings = PromptEmbeddings(policy, [""])
@@ -402,7 +404,7 @@ def agreement(job: Job) -> Row:
         keys = [(job.seed, "agreement", prompt.id, index) for prompt, index in part]
         with policy.weights.use("base"):
             latents = draw_latents(policy, embeddings, SAMPLER, keys, texts, [""] * len(texts), lambda: None)
-        found = score_both(scorers, quantise(policy.decode_latents(latents)), latents, texts)
+        found = score_drawn(scorers, Drawn(latents, policy.decode_latents(latents)), texts)
         for name, values in found.items():
             scores[name] += [float(f"{value:.7g}") for value in values]
     shape = (len(prompts), sizes.agreement_images)
@@ -419,7 +421,7 @@ def label_agreement(folder: Path, policy: Policy, scorers: Sequence, sizes: Size
     sides = []
     for side in ("winner_id", "loser_id"):
         latents = torch.from_numpy(store.latents([getattr(pair, side) for pair in pairs]))
-        sides.append({scorer.name: scorer.score_latents(latents, texts).numpy() for scorer in scorers})
+        sides.append({scorer.name: scorer.score(latents, texts).numpy() for scorer in scorers})
     return {
         name: ((sides[0][name] > sides[1][name]) + 0.5 * (sides[0][name] == sides[1][name])).tolist()
         for name in sides[0]

@@ -153,7 +153,8 @@ class Drawn:
 
 class Reward(Protocol):
     """Scores images. Higher is better; images float32 (B,3,H,W) in [0,1]; returns (B,) float32, NaN where
-    scoring failed."""
+    scoring failed. One with an attribute `reads = "latents"` is given latents (B,C,h,w) as they were drawn.
+    """
 
     name: str
     version: str
@@ -162,18 +163,7 @@ class Reward(Protocol):
     def score(self, images: Tensor, prompts: Sequence[str]) -> Tensor: ...
 
 
-@runtime_checkable
-class LatentReward(Protocol):
-    """Scores latents (B,C,h,w) as they were drawn, without decoding them; in all else a Reward."""
-
-    name: str
-    version: str
-    scale: str
-
-    def score_latents(self, latents: Tensor, prompts: Sequence[str]) -> Tensor: ...
-
-
-Scorer = Reward | LatentReward
+Scorer = Reward
 
 
 class StepJudge(Protocol):

@@ -36,6 +36,7 @@ MAY_IMPORT = {
 QUARANTINE = {
     "diffusers": {"policies"},
     "peft": {"policies"},
+    "httpx2": {"rewards"},
     "accelerate": {"training"},
     "transformers": {"policies", "rewards"},
     "tokenizers": set(),

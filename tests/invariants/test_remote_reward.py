@@ -22,7 +22,7 @@ import numpy as np
 import pytest
 import torch
 
-from diffexpo.config.schema import ServiceConfig
+from diffexpo.config.rewards import ServiceConfig
 from diffexpo.data.store import Store
 from diffexpo.errors import ScorerStoppedError
 from diffexpo.online.credit import stack_rewards

@@ -17,7 +17,7 @@ from diffexpo.assembly.objects import build_policy
 from diffexpo.assembly.self_judges import open_denoiser
 from diffexpo.cli.progress import Console
 from diffexpo.config import RunConfig, load_config
-from diffexpo.config.schema import RewardConfig, SelfJudgeConfig
+from diffexpo.config.rewards import RewardCard, SelfJudgeConfig, read_card
 from diffexpo.data.store import Store
 from diffexpo.errors import ConfigError, MissingError, ResumeError
 from diffexpo.evaluation.records import load_suite
@@ -60,7 +60,7 @@ def judged(world: Path, trained: Path, tmp_path_factory: pytest.TempPathFactory)
     return folder
 
 
-def open_judge(folder: Path, reward: RewardConfig):
+def open_judge(folder: Path, reward: RewardCard):
     config = load_config([str(folder / "config.yaml")], []).config
     policy = build_policy(config)
     return load_rewards([reward], str, "cpu", partial(open_denoiser, config, policy))[0]
@@ -108,7 +108,7 @@ def test_stored_scores_come_again_bit_for_bit_from_stored_latents(judged: Path) 
     store = Store(judged / "store", create=False)
     for row in store.samples(2):
         latents = torch.from_numpy(store.latents([row.sample_id]))
-        assert float(judge.score_latents(latents, [row.prompt])[0]) == row.rewards["own"]
+        assert float(judge.score(latents, [row.prompt])[0]) == row.rewards["own"]
     check_same_judges(judged / "eval" / "base", [judge])
     other = config.rewards[0].model_copy(update={"self_judge": SelfJudgeConfig(draws=2)})
     with pytest.raises(ResumeError, match="reward 'own' is no longer the judge"):
@@ -126,12 +126,12 @@ def test_an_export_judges_as_its_run_and_other_folders_are_refused(
     run(world, lora, *OFFLINE, "tuning={kind: lora, lora: {rank: 2, alpha: 4}}")
     for folder in (trained, lora):
         one, two = (
-            open_judge(judged, RewardConfig(name="own", type="implicit", path=str(path)))
+            open_judge(judged, read_card(name="own", type="implicit", path=str(path)))
             for path in (folder, folder / "export")
         )
-        scores = one.score_latents(latents, texts)
+        scores = one.score(latents, texts)
         assert scores.abs().min() > 0
-        assert torch.equal(scores, two.score_latents(latents, texts)), folder
+        assert torch.equal(scores, two.score(latents, texts)), folder
     shutil.copytree(world / "model", tmp_path / "again")
     (tmp_path / "empty").mkdir()
     unfinished = tmp_path / "unfinished"
@@ -144,9 +144,9 @@ def test_an_export_judges_as_its_run_and_other_folders_are_refused(
         (unfinished, MissingError, "not trained to its end"),
     ):
         with pytest.raises(error, match=words):
-            open_judge(judged, RewardConfig(name="own", type="implicit", path=str(path)))
+            open_judge(judged, read_card(name="own", type="implicit", path=str(path)))
     with pytest.raises(ConfigError, match="trained whole, in float32"):
-        open_judge(judged, RewardConfig(name="own", type="implicit", path=str(trained), precision="bfloat16"))
+        open_judge(judged, read_card(name="own", type="implicit", path=str(trained), precision="bfloat16"))
 
 
 def test_the_base_judges_killed_while_collecting_and_resumed(world: Path, tmp_path: Path) -> None:

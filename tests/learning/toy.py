@@ -14,7 +14,8 @@ from diffexpo.algorithms import ALGORITHMS
 from diffexpo.algorithms.diffusion_dpo import measure_errors, pair_margin
 from diffexpo.config import RunConfig
 from diffexpo.config.methods import MethodConfig
-from diffexpo.config.schema import RewardConfig, SamplerConfig, TrainingConfig, TuningConfig
+from diffexpo.config.rewards import read_card
+from diffexpo.config.schema import SamplerConfig, TrainingConfig, TuningConfig
 from diffexpo.data.latents import PromptEmbeddings
 from diffexpo.data.rows import Pair, Sample
 from diffexpo.data.store import Store
@@ -251,7 +252,7 @@ def make_loop(
             add_offline_pairs(store, offline_pairs)
     world.barrier()
     rewards = load_rewards(
-        [RewardConfig(name="near", type="python", path=f"{run_dir}/reward.py:near")], str, "cpu"
+        [read_card(name="near", type="python", path=f"{run_dir}/reward.py:near")], str, "cpu"
     )
     embeddings = PromptEmbeddings(policy, [""])
     metrics = MetricsWriter(run_dir / "metrics.jsonl", active=world.rank == 0)

@@ -18,10 +18,9 @@ from torch import Tensor
 from torch.nn.functional import conv2d, gelu, layer_norm, linear
 
 from diffexpo.rewards.aesthetic import AestheticReward
-from diffexpo.rewards.base import to_bytes
 from diffexpo.rewards.hps import HpsReward
 from diffexpo.rewards.imagereward import ImageRewardScorer
-from diffexpo.rewards.prepare import longest_side_pad, shortest_side_crop
+from diffexpo.rewards.images import longest_side_pad, shortest_side_crop, to_bytes
 from tests.tiny import MAX_TOKENS, tiny_judge, tiny_tokenizer
 from tests.unit.rewards.checkpoints import (
     BLIP_TEXT,

@@ -27,7 +27,7 @@ from diffexpo.online.loop import Loop
 from diffexpo.online.stages.improve import redraw_improved
 from diffexpo.online.units import redraw, was_merged
 from diffexpo.policies.export import call_arguments, export_policy, left_out
-from diffexpo.rewards.base import to_bytes
+from diffexpo.rewards.images import to_bytes
 from diffexpo.training.checkpoint import read_tensors
 from diffexpo.types import Policy
 

@@ -13,10 +13,10 @@ import torch
 from diffexpo.assembly.aliases import EMBEDDED, resolve
 from diffexpo.assembly.evaluating import evaluation_batch
 from diffexpo.config import RunConfig
-from diffexpo.config.architectures import SCORER_PARAMETERS, clip_parameters
 from diffexpo.config.methods.data import Pairs, TransitionPairs, Transitions
+from diffexpo.config.rewards import RewardCard
 from diffexpo.config.rules import AUTOCAST_TYPES
-from diffexpo.config.schema import ModelConfig, RewardConfig, TuningConfig
+from diffexpo.config.schema import ModelConfig, TuningConfig
 from diffexpo.errors import ConfigError
 from diffexpo.online.cost import Cost, run_cost
 from diffexpo.policies.blueprint import (
@@ -355,22 +355,14 @@ def _versions(config: RunConfig) -> list[str]:
     return [*names, "old"] if algorithm.needs_old_policy else names
 
 
-def _scorer_parameters(scorer: RewardConfig) -> int | None:
-    if scorer.type in SCORER_PARAMETERS:
-        return SCORER_PARAMETERS[scorer.type]
-    return clip_parameters(scorer.path or "") if scorer.type == "clip" else None
-
-
-def _scorer_bytes(scorer: RewardConfig) -> int | None:
+def _scorer_bytes(scorer: RewardCard) -> int | None:
     """Bytes of a scorer's network; None where its size is not known, 0 where it has none here."""
-    if scorer.type == "clip" and scorer.path is not None:
+    if scorer.is_sized_by_files and scorer.path is not None:
         path = Path(resolve(scorer.path) if scorer.path.startswith(EMBEDDED) else scorer.path)
         files = sorted(path.glob("*.safetensors")) if path.is_dir() else []
         if files:
             return sum(file.stat().st_size for file in files)
-    if scorer.type not in (*SCORER_PARAMETERS, "clip"):
-        return 0
-    count = _scorer_parameters(scorer)
+    count = scorer.num_parameters
     return None if count is None else count * (4 if scorer.precision == "float32" else 2)
 
 

@@ -25,10 +25,9 @@ from diffexpo.evaluation.records import (
 )
 from diffexpo.evaluation.suites import Embedder, Evaluation, choose_prompts, describe_scorer
 from diffexpo.online.loop import Loop, load_iterate, ticking
-from diffexpo.rewards.base import to_bytes
-from diffexpo.rewards.cache import CachedReward
-from diffexpo.rewards.clip import ClipReward
-from diffexpo.rewards.scoring import by_input
+from diffexpo.rewards.cache import cached
+from diffexpo.rewards.images import to_bytes
+from diffexpo.rewards.scoring import reads_latents
 from diffexpo.types import Scorer
 
 EVALUATION_BATCH = 64
@@ -81,10 +80,9 @@ def tell(loop: Loop, result: SuiteResult, iteration: int, scorers: Sequence[Scor
     loop.metrics.write_once(iteration, "evaluate", line)
     name = result.version
     loop.console.line(f"{name}: " + ", ".join(f"{scorer} {mean:.3f}" for scorer, mean in means.items()))
-    for scorer in scorers:
-        if isinstance(scorer, CachedReward):
-            counts = f"{scorer.num_hits} scores from its cache so far, {scorer.num_misses} asked for"
-            loop.console.line(f"{scorer.name}: {counts}")
+    for scorer in cached(scorers):
+        counts = f"{scorer.num_hits} scores from its cache so far, {scorer.num_misses} asked for"
+        loop.console.line(f"{scorer.name}: {counts}")
 
 
 def cache_metrics(scorers: Sequence[Scorer]) -> dict[str, float]:
@@ -92,8 +90,7 @@ def cache_metrics(scorers: Sequence[Scorer]) -> dict[str, float]:
     this process began."""
     return {
         f"reward_cache/{scorer.name}/{what}": float(count)
-        for scorer in scorers
-        if isinstance(scorer, CachedReward)
+        for scorer in cached(scorers)
         for what, count in (("hits", scorer.num_hits), ("misses", scorer.num_misses))
     }
 
@@ -104,8 +101,9 @@ def check_same_judges(folder: Path, scorers: Sequence[Scorer]) -> None:
     Raises:
         ResumeError: the scores at hand are those of other weights.
     """
-    before = {} if not by_input(scorers)[1] else load_suite(folder).scorers
-    for scorer in by_input(scorers)[1]:
+    of_latents = [scorer for scorer in scorers if reads_latents(scorer)]
+    before = load_suite(folder).scorers if of_latents else {}
+    for scorer in of_latents:
         now = describe_scorer(scorer)
         if before.get(scorer.name, now) != now:
             raise ResumeError(
@@ -153,7 +151,7 @@ def vendi_embedder(judges: Sequence[Scorer]) -> Embedder:
     """Image features for the Vendi score: those of the first judge that has an image encoder, else 32x32
     pixels."""
     for judge in judges:
-        if isinstance(judge, ClipReward):
+        if getattr(judge, "has_image_features", False):
             return Embedder(judge.embed_images, f"{judge.name} image features")
     return Embedder(pixel_features, "32x32 pixels")
 

@@ -25,7 +25,7 @@ from diffexpo.online.self_play import data_prompts
 from diffexpo.policies.base import load_policy
 from diffexpo.rewards.base import load_rewards
 from diffexpo.rewards.mixture import conflict_metrics, dominance, mix_rewards, uncertainty
-from diffexpo.rewards.scoring import by_input, check_rewards, score_images, score_latents
+from diffexpo.rewards.scoring import check_rewards, score_drawn
 from diffexpo.rewards.step_judge import LatentStepJudge
 from diffexpo.training.distributed import World
 from diffexpo.training.engine import Engine
@@ -52,7 +52,6 @@ def build_loop(config: RunConfig, run_dir: Path, console: Console, stop: StopSig
         load_rewards(scorers, resolve, policy.device, partial(open_denoiser, config, policy))
         for scorers in (config.rewards, config.evaluation.judges)
     )
-    of_pictures, of_latents = by_input(rewards)
     step_judge = build_step_judge(config, policy)
     named_prompts(config.evaluation.prompts, "evaluation.prompts")
     store = Store(run_dir / "store")
@@ -78,10 +77,7 @@ def build_loop(config: RunConfig, run_dir: Path, console: Console, stop: StopSig
         prompts=prompts,
         negatives=negatives,
         embeddings=embeddings,
-        score=lambda drawn, texts: {
-            **score_images(of_pictures, drawn.images, texts),
-            **score_latents(of_latents, drawn.latents, texts),
-        },
+        score=lambda drawn, texts: score_drawn(rewards, drawn, texts),
         ranking=build_ranking(config),
         world=world,
         metrics=metrics,

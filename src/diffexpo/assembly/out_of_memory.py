@@ -19,7 +19,6 @@ from diffexpo.config import RunConfig
 from diffexpo.config.methods.data import Pairs
 from diffexpo.config.resuming import CHANGEABLE
 from diffexpo.config.rules import AUTOCAST_TYPES
-from diffexpo.config.scorers import SCORERS
 from diffexpo.errors import Interrupted, OutOfMemory, memory_failure
 
 ASKED = (r"[Tt]ried to allocate (?P<size>[\d.]+ \w+)", r"Unable to allocate (?P<size>[\d.]+ \w+)")
@@ -244,7 +243,7 @@ def _weights(config: RunConfig) -> Iterator[Change]:
 def _scorers(config: RunConfig) -> Iterator[Change]:
     for label, scorers in (("rewards", config.rewards), ("evaluation.judges", config.evaluation.judges)):
         for index, scorer in enumerate(scorers):
-            if scorer.precision == "float32" and SCORERS[scorer.type].has_weights:
+            if scorer.precision == "float32" and scorer.has_weights:
                 yield f"{label}.{index}.precision=float16", f"scores of {scorer.name} move a little"
 
 

@@ -12,7 +12,8 @@ from torch import Tensor
 from diffexpo.assembly.aliases import resolve
 from diffexpo.assembly.folders import last_iterate
 from diffexpo.config import RunConfig, read_resolved
-from diffexpo.config.schema import LoraConfig, ModelConfig, RewardConfig, TuningConfig
+from diffexpo.config.rewards.self_judging import SelfJudgeCard
+from diffexpo.config.schema import LoraConfig, ModelConfig, TuningConfig
 from diffexpo.errors import ConfigError, MissingError
 from diffexpo.policies.base import load_policy
 from diffexpo.training.checkpoint import read_tensors
@@ -24,21 +25,21 @@ LORA_FILE = "pytorch_lora_weights.safetensors"
 NO_TUNING = TuningConfig(kind="lora", lora=LoraConfig(rank=1))
 
 
-def open_denoiser(config: RunConfig, own: Policy, reward: RewardConfig) -> Policy:
+def open_denoiser(config: RunConfig, own: Policy, reward: SelfJudgeCard) -> Policy:
     """The model that a self-judging reward asks, apart from the run's own, so that it can score while the run
     draws.
 
     Args:
         config: Of the run in which it judges.
         own: The run's policy; the judge must read the same latents.
-        reward: Of type `implicit` or `denoising`.
+        reward: Its card.
     Returns:
-        A policy whose "base" judges (`denoising`), or whose "current" judges against its "base" (`implicit`).
+        A policy whose "base" judges, or, of a trained judge, whose "current" judges against its "base".
     Raises:
         MissingError: the folder is not there or was not trained. ConfigError: it holds no trained model, or
             one of other latents.
     """
-    judge = _trained(config, reward) if reward.type == "implicit" else _base(config, reward)
+    judge = _trained(config, reward) if reward.is_trained else _base(config, reward)
     if tuple(judge.latent_shape) != tuple(own.latent_shape):
         raise ConfigError(
             f"reward {reward.name!r}: the judge's latents are {tuple(judge.latent_shape)}, those of "
@@ -48,13 +49,13 @@ def open_denoiser(config: RunConfig, own: Policy, reward: RewardConfig) -> Polic
     return judge
 
 
-def _base(config: RunConfig, reward: RewardConfig) -> Policy:
+def _base(config: RunConfig, reward: SelfJudgeCard) -> Policy:
     path = reward.path or config.model.path
     model = config.model if path == config.model.path else _elsewhere(config.model, path)
     return _load(model.model_copy(update={"dtype": reward.precision}), NO_TUNING)
 
 
-def _trained(config: RunConfig, reward: RewardConfig) -> Policy:
+def _trained(config: RunConfig, reward: SelfJudgeCard) -> Policy:
     """The trained model in "current" and what it started from in "base"."""
     folder = Path(resolve(str(reward.path))).expanduser()
     if (folder / "config.yaml").is_file():
@@ -79,7 +80,7 @@ def _trained(config: RunConfig, reward: RewardConfig) -> Policy:
     )
 
 
-def _from_run(config: RunConfig, reward: RewardConfig, folder: Path) -> Policy:
+def _from_run(config: RunConfig, reward: SelfJudgeCard, folder: Path) -> Policy:
     """The last iterate of a finished run, against the run's own base."""
     trained = read_resolved(folder / "config.yaml").config
     if trained.tuning.kind == "full":
@@ -93,7 +94,7 @@ def _from_run(config: RunConfig, reward: RewardConfig, folder: Path) -> Policy:
     return judge
 
 
-def _from_lora(config: RunConfig, reward: RewardConfig, file: Path) -> Policy:
+def _from_lora(config: RunConfig, reward: SelfJudgeCard, file: Path) -> Policy:
     """An exported adapter on the run's base; its scale is inside the tensors."""
     tensors = _adapter_tensors(file)
     down = next(value for name, value in tensors.items() if ".lora_A." in name)
@@ -116,7 +117,7 @@ def _adapter_tensors(file: Path) -> Mapping[str, Tensor]:
     return tensors
 
 
-def _refuse_half(reward: RewardConfig) -> None:
+def _refuse_half(reward: SelfJudgeCard) -> None:
     if reward.precision != "float32":
         raise ConfigError(
             f"reward {reward.name!r}: precision = {reward.precision}, but its model was trained whole, in "

@@ -10,13 +10,13 @@ import torch
 
 from diffexpo.assembly.aliases import resolve
 from diffexpo.config.load import load_config, parse_yaml
-from diffexpo.config.schema import RewardConfig
+from diffexpo.config.rewards import RewardCard
 from diffexpo.errors import ConfigError
 from diffexpo.rewards.base import load_rewards
 from diffexpo.rewards.server import ScoreServer
 
 
-def read_reward(file: Path | None, given: Mapping[str, str]) -> RewardConfig:
+def read_reward(file: Path | None, given: Mapping[str, str]) -> RewardCard:
     """Settings of one reward, from a file or from what is given; without a name it is called by its type.
 
     Raises:
@@ -48,7 +48,7 @@ def read_reward(file: Path | None, given: Mapping[str, str]) -> RewardConfig:
 
 
 def open_server(
-    config: RewardConfig,
+    config: RewardCard,
     *,
     device: str,
     host: str,

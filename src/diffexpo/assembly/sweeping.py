@@ -23,9 +23,10 @@ from diffexpo.evaluation.grid import picture_grid, save_grid
 from diffexpo.files import write_json
 from diffexpo.online.improved_pairs import relative_distance
 from diffexpo.online.stages.improve import improve_latents, improver_sampler
-from diffexpo.rewards.base import load_rewards, to_bytes
-from diffexpo.rewards.scoring import score_both
-from diffexpo.types import Policy, Scorer
+from diffexpo.rewards.base import load_rewards
+from diffexpo.rewards.images import to_bytes
+from diffexpo.rewards.scoring import score_drawn
+from diffexpo.types import Drawn, Policy, Scorer
 
 SWEEP_PICTURE, SWEEP_NUMBERS = "improver_sweep.png", "improver_sweep.json"
 
@@ -120,4 +121,4 @@ def _look(
 ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
     """Pictures (N,H,W,3) uint8 and scores of latents."""
     images = policy.decode_latents(latents)
-    return to_bytes(images), score_both(scorers, images, latents, texts)
+    return to_bytes(images), score_drawn(scorers, Drawn(latents, images), texts)

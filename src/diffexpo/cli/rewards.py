@@ -25,12 +25,12 @@ def list_scorers(
 ) -> None:
     """List the types of rewards: what each scores, its unit, where its weights are found and under which
     licence."""
-    from diffexpo.config.scorers import SCORERS
+    from diffexpo.config.rewards import REWARDS
 
     if as_json:
-        print(json.dumps({name: asdict(facts) for name, facts in SCORERS.items()}, indent=2))
+        print(json.dumps({name: card.facts() for name, card in REWARDS.items()}, indent=2))
         return
-    rows = [(name, facts.what, facts.unit, facts.needs, facts.licence) for name, facts in SCORERS.items()]
+    rows = [(name, card.what, card.unit, card.needs(), card.licence) for name, card in REWARDS.items()]
     console = Console(interactive=False)
     console.table("rewards", ["type", "what", "unit", "needs", "licence"], rows)
     console.line("check one with `diffexpo rewards verify TYPE`")

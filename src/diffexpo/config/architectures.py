@@ -345,21 +345,6 @@ ARCHITECTURES: tuple[Architecture, ...] = (
 )
 """The first whose pattern is found in a model's name is taken, so the narrower patterns stand first."""
 
-# Parameters of the official scorers, text and image towers together.
-VIT_H, VIT_L = 986_109_441, 427_616_513
-SCORER_PARAMETERS = {
-    "pickscore": VIT_H,
-    "hpsv2": VIT_H,
-    "hpsv2.1": VIT_H,
-    "imagereward": 447_000_000,
-    "aesthetic": VIT_L,
-}
-CLIP_PARAMETERS = (
-    (r"pickscore|vit-h|vit_h", VIT_H),
-    (r"vit-large|vit-l|vit_l", VIT_L),
-    (r"vit-b", 151_277_313),
-)
-
 
 def find_architecture(name: str) -> Architecture | None:
     """The architecture of a model by its hub id or folder name, or by its name in `ARCHITECTURES`.
@@ -373,8 +358,3 @@ def find_architecture(name: str) -> Architecture | None:
     exact = [known for known in ARCHITECTURES if known.name == wanted]
     found = exact or [known for known in ARCHITECTURES if re.search(known.pattern, wanted)]
     return found[0] if found else None
-
-
-def clip_parameters(path: str) -> int | None:
-    """Parameters of a CLIPModel whose name tells its size; None where it does not."""
-    return next((count for pattern, count in CLIP_PARAMETERS if re.search(pattern, path.lower())), None)

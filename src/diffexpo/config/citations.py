@@ -18,7 +18,7 @@ from diffexpo.config.papers import WORKS, Work, bibtex, readable
 
 if TYPE_CHECKING:
     from diffexpo.config.run import RunConfig
-    from diffexpo.config.schema import RewardConfig, SamplerConfig
+    from diffexpo.config.schema import SamplerConfig
 
 EMBEDDED = "emoji:"
 OURS = (EMBEDDED, "prompts:")
@@ -43,23 +43,6 @@ MODEL_NAMES = (
     (r"sd-?3|stable-diffusion-3", "esser2024sd3"),
     (r"sd-?[12]|stable-diffusion-(v1|v2|2)", "rombach2022ldm"),
 )
-# Types that are not here stand for no published work: a function of the user's own, or a way to reach another
-# scorer.
-REWARDS: dict[str, tuple[str, ...]] = {
-    "clip": ("radford2021clip",),
-    "pickscore": ("kirstain2023pickapic",),
-    "hpsv2": ("wu2023hpsv2",),
-    "hpsv2.1": ("wu2023hpsv2",),
-    "imagereward": ("xu2023imagereward",),
-    "aesthetic": ("schuhmann2022laion", "radford2021clip"),
-    "jpeg_compressibility": ("black2024ddpo",),
-    "jpeg_incompressibility": ("black2024ddpo",),
-    "ocr": ("rapidocr",),
-    "brisque": ("mittal2012brisque",),
-    "open_nsfw": ("open_nsfw",),
-    "implicit": ("wallace2024diffusiondpo",),
-    "denoising": ("li2023diffusionclassifier",),
-}
 OFFLINE_FORMATS = {"hpdv2": "wu2023hpsv2", "hpdv3": "ma2025hpsv3", "imagerewarddb": "xu2023imagereward"}
 
 
@@ -168,28 +151,10 @@ def _named_work(path: str) -> str | None:
 
 
 def _rewards(config: RunConfig) -> Uses:
-    for reward in config.rewards:
-        yield from _reward(reward, "reward")
-    for judge in config.evaluation.judges:
-        yield from _reward(judge, "judge")
-
-
-def _reward(reward: RewardConfig, role: str) -> Uses:
-    keys: tuple[str | None, ...] = REWARDS.get(reward.type, (None,))
-    path = (reward.path or "").lower()
-    if reward.type == "vlm" and reward.vlm.mode == "caption":
-        yield f"{role} {reward.name} (compared by description)", "black2024ddpo"
-        if not (reward.vlm.text_encoder or EMBEDDED).startswith(EMBEDDED):
-            yield f"{role} {reward.name} (similarity of texts)", "zhang2020bertscore"
-    if reward.type == "clip" and "pickscore" in path:
-        keys = ("kirstain2023pickapic", *keys)
-    is_ours = path.startswith(EMBEDDED)
-    is_named = is_ours or reward.type != "clip" or "pickscore" in path or "clip-vit" in path
-    for key in keys:
-        where = f" ({reward.type} {reward.path})" if key is None and reward.path else ""
-        yield f"{role} {reward.name}{where}", key
-    if not is_named:
-        yield f"{role} {reward.name} (weights of {reward.path})", None
+    for role, scorers in (("reward", config.rewards), ("judge", config.evaluation.judges)):
+        for scorer in scorers:
+            for addition, key in scorer.uses():
+                yield f"{role} {scorer.name}{addition}", key
 
 
 def _data(config: RunConfig) -> Uses:

@@ -10,6 +10,7 @@ from functools import cache
 from pydantic import ValidationError
 
 from diffexpo.config.methods import DEFAULT_METHOD, METHOD_BY_NAME
+from diffexpo.config.rewards import REWARDS, RewardCard
 from diffexpo.config.run import RunConfig
 
 Json = dict[str, object]
@@ -79,9 +80,24 @@ def _walk(node: Json, root: Json, path: str, defaults: object, found: list[Setti
             _walk_choice(inner, root, here, text, found)
             continue
         found.append(Setting(here, describe(inner, root), default, text))
-        items = _resolve(inner.get("items", {}), root)
-        if "properties" in items:
+        for items in _groups_of_list(inner, root):
             _walk(items, root, f"{here}[]", None, found)
+
+
+def _groups_of_list(node: Json, root: Json) -> list[Json]:
+    """The group that each element of a list is, as one node; none if elements are plain values.
+
+    Of groups told apart by `type` (rewards) the settings are taken together; `type` is one of all names.
+    """
+    items = _resolve(node.get("items", {}), root)
+    if "discriminator" not in items:
+        return [items] if "properties" in items else []
+    options = [_resolve(option, root)["properties"] for option in items["oneOf"]]
+    merged = {name: raw for properties in reversed(options) for name, raw in properties.items()}
+    ordered = {name: merged[name] for properties in options for name in properties}
+    names = [properties["type"]["const"] for properties in options]
+    ordered["type"] = {"description": RewardCard.model_fields["type"].description, "enum": names}
+    return [{"properties": ordered}]
 
 
 def _walk_choice(node: Json, root: Json, path: str, text: str, found: list[Setting]) -> None:
@@ -123,10 +139,9 @@ def describe(node: Json, root: Json) -> str:
     if kind == "array" and isinstance(elements, list):
         return f"a list of {len(elements)}; each element {describe(elements[0], root)}"
     if kind == "array":
-        items = _resolve(node.get("items", {}), root)
-        return (
-            "a list of groups" if "properties" in items else f"a list; each element {describe(items, root)}"
-        )
+        if _groups_of_list(node, root):
+            return "a list of groups"
+        return f"a list; each element {describe(node.get('items', {}), root)}"
     words = {
         "integer": "an integer",
         "number": "a number",
@@ -237,19 +252,28 @@ def explain_errors(error: ValidationError, values: Mapping[str, object], sources
     lines: dict[str, str] = {}
     method = chosen_method(values) or DEFAULT_METHOD
     for detail in error.errors(include_url=False):
+        kind = str(detail["type"])
         path, value = _locate(detail["loc"], values)
-        if str(detail["type"]).startswith("union_tag"):
-            path, value = f"{path}.type", value.get("type") if isinstance(value, Mapping) else value
+        located = _without_tag(detail["loc"])
+        if kind.startswith("union_tag") and isinstance(value, Mapping):
+            located = [*located, "type"]
+            # The validator stops at the type; names that no type has are found here.
+            for key in () if path == CHOICE else map(str, value):
+                if key not in group_keys(path):
+                    inner = f"{path}.{key}"
+                    lines[inner] = unknown_setting(inner, _origin(inner, sources), method)
+            kind = kind if "type" in value else "missing"
+            path, value = (f"{path}.type", value["type"]) if "type" in value else (path, None)
         origin = _origin(path, sources)
-        if detail["type"] == "extra_forbidden":
+        if kind == "extra_forbidden":
             lines.setdefault(path, unknown_setting(path, origin, method))
-        elif detail["type"] == "missing":
-            missing = ".".join(str(part) for part in _without_tag(detail["loc"]))
+        elif kind == "missing":
+            missing = ".".join(str(part) for part in located)
             lines.setdefault(
                 missing, f"{missing} is not given (in {origin}): expected {expected_at(missing, method)}"
             )
         else:
-            lines.setdefault(path, _wrong_value(path, value, origin, str(detail["type"]), method))
+            lines.setdefault(path, _wrong_value(path, value, origin, kind, method))
     return "\n".join(lines.values())
 
 
@@ -300,11 +324,15 @@ def _locate(loc: Sequence[str | int], values: Mapping[str, object]) -> tuple[str
 
 
 def _without_tag(loc: Sequence[str | int]) -> list[str | int]:
-    """A location without the name of the method, which the validator puts behind the group."""
+    """A location without the `type` of a method or reward, which the validator puts behind the group."""
     parts = list(loc)
-    return (
-        [CHOICE, *parts[2:]] if parts[:1] == [CHOICE] and parts[1:2] and parts[1] in METHOD_BY_NAME else parts
-    )
+    if parts[:1] == [CHOICE] and parts[1:2] and parts[1] in METHOD_BY_NAME:
+        return [CHOICE, *parts[2:]]
+    element = next((place for place, part in enumerate(parts) if isinstance(part, int)), len(parts))
+    is_reward = parts[:element] in (["rewards"], ["evaluation", "judges"])
+    if is_reward and parts[element + 1 : element + 2] and parts[element + 1] in REWARDS:
+        return [*parts[: element + 1], *parts[element + 2 :]]
+    return parts
 
 
 def _origin(path: str, sources: Mapping[str, str]) -> str:

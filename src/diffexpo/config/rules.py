@@ -9,8 +9,7 @@ from __future__ import annotations
 
 from diffexpo.config.methods.card import Run
 from diffexpo.config.methods.data import Pairs
-from diffexpo.config.schema import RewardConfig
-from diffexpo.config.scorers import SCORERS, SCORING_BATCH, SELF_JUDGES
+from diffexpo.config.rewards import RewardCard
 from diffexpo.errors import ConfigError
 
 AUTOCAST_TYPES = {"bf16": "bfloat16", "fp16": "float16"}
@@ -30,8 +29,6 @@ def check_combinations(config: Run) -> None:
     problems = [
         *_rewards(config),
         *_judges(config),
-        *_groupwise(config),
-        *_self_judges(config),
         *_data(config),
         *_negatives(config),
         *_training(config),
@@ -45,7 +42,7 @@ def check_combinations(config: Run) -> None:
         raise ConfigError("\n".join(problems))
 
 
-def train_rewards(config: Run) -> list[RewardConfig]:
+def train_rewards(config: Run) -> list[RewardCard]:
     """The rewards that rank images."""
     return [reward for reward in config.rewards if reward.role == "train"]
 
@@ -65,12 +62,7 @@ def _rewards(config: Run) -> list[str]:
     problems = []
     for label, scorers in (("rewards", config.rewards), ("evaluation.judges", config.evaluation.judges)):
         for index, reward in enumerate(scorers):
-            where = f"{label}.{index}"
-            problems += _scorer(where, reward)
-            if reward.role == "train" and reward.weight == 0:
-                problems.append(
-                    f"{where}.weight = 0: it ranks nothing; use role: watch to score without training"
-                )
+            problems += reward.problems(config, f"{label}.{index}")
     names = [reward.name for reward in (*config.rewards, *config.evaluation.judges)]
     for name in sorted({name for name in names if names.count(name) > 1}):
         problems.append(
@@ -90,165 +82,15 @@ def _rewards(config: Run) -> list[str]:
     return problems
 
 
-def _scorer(where: str, reward: RewardConfig) -> list[str]:
-    """Settings that a type of scorer needs and lacks, or does not read."""
-    facts, problems = SCORERS.get(reward.type), []
-    if facts is None:
-        return problems
-    head = f"type {reward.type}"
-    if facts.path and facts.default_path is None and not reward.path:
-        problems.append(f"{where}.path is empty: {head} needs {facts.path}")
-    if reward.type == "python" and reward.path and ":" not in reward.path:
-        problems.append(f"{where}.path = {reward.path!r}: a python scorer is named file.py:function")
-    if reward.path and not facts.path:
-        problems.append(f"{where}.path = {reward.path!r}: {head} reads no file; remove the path")
-    problems += _called(where, reward)
-    if reward.base and not facts.base:
-        problems.append(f"{where}.base = {reward.base!r}: {head} stands on no other model; remove base")
-    if reward.scale and reward.scale not in facts.scales:
-        problems.append(
-            f"{where}.scale = {reward.scale}: {head} has its own unit ({facts.unit}); remove scale"
-        )
-    if reward.precision != "float32" and not facts.has_weights:
-        problems.append(f"{where}.precision = {reward.precision}: {head} holds no network; remove precision")
-    return problems
-
-
-def _called(where: str, reward: RewardConfig) -> list[str]:
-    """Settings of scorers behind a server, on others that would not read them, and the other way round."""
-    problems = []
-    is_called = reward.type in ("remote", "vlm")
-    if is_called and reward.path and not reward.path.startswith(("http://", "https://")):
-        problems.append(
-            f"{where}.path = {reward.path!r}: type {reward.type} needs an address such as "
-            f"http://127.0.0.1:8188"
-        )
-    if reward.concurrency is not None and not is_called and reward.type != "python":
-        problems.append(
-            f"{where}.concurrency = {reward.concurrency}: only remote, vlm and python are called several "
-            f"times at once; remove it"
-        )
-    if reward.cache is not None and reward.type in SELF_JUDGES:
-        problems.append(
-            f"{where}.cache = {reward.cache!r}: type {reward.type} judges latents by the model that is being "
-            f"trained, so no score stays "
-            "true; remove cache"
-        )
-    if reward.cache is not None and reward.type.startswith("jpeg"):
-        problems.append(
-            f"{where}.cache = {reward.cache!r}: type {reward.type} costs less than looking a score up; "
-            f"remove cache"
-        )
-    if reward.cache is not None and reward.type == "vlm" and reward.vlm.mode == "pairwise":
-        problems.append(
-            f"{where}.cache = {reward.cache!r} with vlm.mode = pairwise: a share of wins depends on the "
-            f"prompt's other images; "
-            "remove cache, or use yes_no"
-        )
-    if reward.service != type(reward.service)() and not is_called:
-        problems.append(f"{where}.service is set: type {reward.type} calls no server; remove service")
-    if reward.vlm != type(reward.vlm)() and reward.type != "vlm":
-        problems.append(f"{where}.vlm is set: type {reward.type} asks no vision-language model; remove vlm")
-    if reward.type == "vlm" and reward.vlm.mode == "caption" and not reward.vlm.text_encoder:
-        problems.append(
-            f"{where}.vlm.mode = caption with vlm.text_encoder = null: nothing compares description and "
-            f"prompt; name a text model"
-        )
-    return problems
-
-
-def _groupwise(config: Run) -> list[str]:
-    """A scorer that compares images of one prompt must see all of them in one batch."""
-    problems = []
-    for label, scorers in (("rewards", config.rewards), ("evaluation.judges", config.evaluation.judges)):
-        for index, reward in enumerate(scorers):
-            if reward.type != "vlm" or reward.vlm.mode != "pairwise":
-                continue
-            head = f"{label}.{index}.vlm.mode = pairwise"
-            if label == "evaluation.judges":
-                problems.append(
-                    f"{head}: evaluation compares versions of the model, but shares of wins compare images "
-                    f"of one version; use yes_no"
-                )
-                continue
-            if config.algorithm.branches is not None:
-                problems.append(
-                    f"{head} with algorithm.type = {config.algorithm.type}: it scores one candidate of each image at a time; use "
-                    f"yes_no"
-                )
-                continue
-            explore, is_rollout = config.explore, config.algorithm.draws_first
-            group = config.algorithm.images_of_prompt(config)
-            is_whole = explore.batch_size % group == 0
-            if explore.agents == 2 and not is_rollout:
-                problems.append(
-                    f"{head} with explore.agents = 2: each agent's images are scored apart, their shares of "
-                    f"wins cannot be compared; "
-                    f"use explore.agents=1 or vlm.mode=yes_no"
-                )
-            elif group > SCORING_BATCH:
-                problems.append(
-                    f"{head} with {group} images of a prompt: at most {SCORING_BATCH} are compared at once; "
-                    f"draw fewer"
-                )
-            elif not is_whole or (explore.batch_size > SCORING_BATCH and SCORING_BATCH % group):
-                fits = SCORING_BATCH // group * group
-                problems.append(
-                    f"{head} with explore.batch_size = {explore.batch_size} and {group} images of a prompt: "
-                    f"a batch must hold whole "
-                    f"prompts; {fits} does"
-                )
-    return problems
-
-
-def _self_judges(config: Run) -> list[str]:
-    """Scorers that ask a model for its denoising errors, and their settings on others."""
-    problems = []
-    for label, scorers in (("rewards", config.rewards), ("evaluation.judges", config.evaluation.judges)):
-        for index, reward in enumerate(scorers):
-            where, settings = f"{label}.{index}", reward.self_judge
-            if reward.type not in SELF_JUDGES:
-                if settings != type(settings)():
-                    problems.append(
-                        f"{where}.self_judge is set: type {reward.type} asks no model for denoising errors; "
-                        f"remove self_judge"
-                    )
-                continue
-            low, high = settings.timestep_range
-            if not low < high:
-                problems.append(
-                    f"{where}.self_judge.timestep_range = [{low:g}, {high:g}] holds no time: expected two "
-                    f"numbers, the first below "
-                    "the second, e.g. [0.3, 1]"
-                )
-            if reward.type == "denoising" and settings.beta != type(settings)().beta:
-                problems.append(
-                    f"{where}.self_judge.beta = {settings.beta:g}: type denoising has no beta, it is the "
-                    f"unit of implicit; remove it"
-                )
-            if reward.type == "implicit" and reward.path == config.model.path:
-                problems.append(
-                    f"{where}.path = {reward.path!r} is model.path: the implicit reward is what training on "
-                    f"pairs changed, and of the "
-                    "base itself it is 0 for every image; name a run that was trained on pairs"
-                )
-    return problems
-
-
 def _judges(config: Run) -> list[str]:
-    trained = {_identity(reward): reward.name for reward in train_rewards(config)}
+    trained = {reward.identity: reward.name for reward in train_rewards(config)}
     return [
-        f"evaluation.judges.{index} ({judge.name}) is the training reward {trained[_identity(judge)]!r}: a "
+        f"evaluation.judges.{index} ({judge.name}) is the training reward {trained[judge.identity]!r}: a "
         f"judge that was "
         f"trained on cannot show over-optimisation; choose another judge"
         for index, judge in enumerate(config.evaluation.judges)
-        if _identity(judge) in trained
+        if judge.identity in trained
     ]
-
-
-def _identity(reward: RewardConfig) -> tuple[str | None, ...]:
-    """What scores; one address can serve several models."""
-    return (reward.type, reward.path, reward.vlm.model)
 
 
 def _data(config: Run) -> list[str]:
@@ -403,13 +245,6 @@ def _sizes(config: Run) -> list[str]:
         problems.append(
             f"model.buckets with algorithm.type = {algorithm.type}: {reason} leave model.buckets empty"
         )
-    if buckets and aspect != "first":
-        problems += [
-            f"rewards.{index}.type = {reward.type} with {head}: it judges latents of the first size only; use a "
-            f"reward that looks at pictures, or explore.aspect=first"
-            for index, reward in enumerate(config.rewards)
-            if reward.type in SELF_JUDGES
-        ]
     return problems
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pydantic import Field, model_validator
 
 from diffexpo.config.methods import AlgorithmConfig, default_method
+from diffexpo.config.rewards import RewardConfig, read_card
 from diffexpo.config.rules import check_combinations
 from diffexpo.config.schema import (
     BaselineConfig,
@@ -16,7 +17,6 @@ from diffexpo.config.schema import (
     OfflineConfig,
     PairingConfig,
     PromptConfig,
-    RewardConfig,
     TrainingConfig,
     TuningConfig,
 )
@@ -33,8 +33,9 @@ class RunConfig(Section):
     prompts: PromptConfig = PromptConfig()
     explore: ExploreConfig = ExploreConfig()
     rewards: tuple[RewardConfig, ...] = (
-        RewardConfig(name="judge_train", type="clip", path="emoji:judge_train"),
+        read_card(name="judge_train", type="clip", path="emoji:judge_train"),
     )
+    """Scorers of images: those with `role: train` rank them."""
     mixture: MixtureConfig = MixtureConfig()
     pairing: PairingConfig = PairingConfig()
     offline: OfflineConfig = OfflineConfig()

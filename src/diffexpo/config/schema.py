@@ -10,12 +10,10 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
+from diffexpo.config.rewards import RewardConfig
 from diffexpo.config.section import AspectRatio, Count, Fraction, NotNegative, Positive, Section
-
-# Scorers that are looked at rather than trained on, unless a configuration says otherwise.
-WATCHED = ("brisque", "open_nsfw")
 
 
 class ModelConfig(Section):
@@ -163,128 +161,6 @@ class ExploreConfig(Section):
     """Draw with the adapters folded into the base's weights: fewer kernels a step, so sampling is faster
     where they count, and pictures are rounded differently. The base's own bits come back afterwards.
     Evaluation and training never run merged."""
-
-
-class ServiceConfig(Section):
-    timeout_s: Positive = 60.0
-    """Longest wait for one answer, in seconds."""
-    retry_s: NotNegative = 120.0
-    """How long a call that failed is tried again, in seconds, with growing pauses; 0 tries once."""
-    images_per_request: Count = 16
-    """`remote`: images in one request."""
-    max_failed_fraction: Fraction = 0.1
-    """Stop the run when more than this share of the last 256 images got no score (of fewer, at the start; but
-    not before 20)."""
-    max_failed: int | None = Field(default=None, ge=0)
-    """Stop the run when more than this many images in all got no score; null sets no such limit."""
-    scorer: str | None = None
-    """`remote`: name that the server must give of its scorer; null takes any."""
-    version: str | None = None
-    """`remote`: version that the server must give of its scorer; null takes any. One that changes during a
-    run stops it anyway."""
-    api_key_env: str | None = Field(default=None, pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")
-    """Name of the environment variable that holds the key, which is sent as a bearer token. The key itself is
-    written nowhere."""
-
-
-class VlmConfig(Section):
-    mode: Literal["yes_no", "pairwise", "caption"] = "yes_no"
-    """`yes_no`: probability of "yes"; `pairwise`: share of wins against the prompt's other images in the
-    batch, each pair shown in both orders; `caption`: similarity of the model's description of the picture and
-    the prompt (DDPO)."""
-    model: str | None = None
-    """Name of the model on the server; null takes the only one that it serves."""
-    question: str | None = None
-    """Text sent with the picture, `{prompt}` stands for the prompt; null takes the mode's own
-    (docs/rewards/vlm.md)."""
-    top_logprobs: int = Field(default=20, ge=2, le=20)
-    """`yes_no`, `pairwise`: tokens whose probabilities are asked for; lower it for servers that give
-    fewer."""
-    max_tokens: Count = 96
-    """`caption`: longest description, in tokens."""
-    text_encoder: str | None = None
-    """`caption`: folder of the text model that compares: a CLIPModel (cosine), `emoji:judge_train`, or
-    another encoder (BERTScore recall, as in DDPO)."""
-    text_layer: int | None = Field(default=None, ge=0)
-    """`caption`: hidden layer that BERTScore compares, 0 is the embedding; null is the last (bert_score takes
-    40 of deberta-xlarge-mnli)."""
-
-
-class SelfJudgeConfig(Section):
-    draws: Count = 8
-    """Noise and time draws K that a score is the mean over; each takes two network evaluations. All
-    candidates of a prompt share them."""
-    timestep_range: tuple[Fraction, Fraction] = (0.0, 1.0)
-    """Times that are drawn from, 1 is pure noise; e.g. [0.3, 1] leaves out low noise."""
-    beta: Positive = 5000.0
-    """`implicit`: unit of the score, beta/2 times the fall of the error (Diffusion-DPO's 5000). It changes no
-    order."""
-
-
-class RewardConfig(Section):
-    name: str
-    """Name in metrics and reports; unique within the run."""
-    type: Literal[
-        "clip",
-        "pickscore",
-        "hpsv2",
-        "hpsv2.1",
-        "imagereward",
-        "aesthetic",
-        "jpeg_compressibility",
-        "jpeg_incompressibility",
-        "python",
-        "remote",
-        "vlm",
-        "ocr",
-        "brisque",
-        "open_nsfw",
-        "implicit",
-        "denoising",
-    ]
-    """Kind of scorer; `diffexpo rewards list` says what each needs. `python` is a user's own function."""
-    path: str | None = None
-    """`clip`: folder, hub id or `emoji:judge_train`; `pickscore`: folder or hub id (default: the official
-    one); `hpsv2`, `hpsv2.1`, `imagereward`, `aesthetic`: weights as a safetensors file or a folder with one;
-    `python`: `file.py:function`; `remote`, `vlm`: address of the server; `implicit`: folder of a run that was
-    trained on pairs, or of its export; `denoising`: a model with the run's autoencoder (default: the run's
-    own base)."""
-    base: str | None = None
-    """Model that the weights stand on, folder or hub id: the CLIPModel of `aesthetic`, the CLIP ViT-H/14 of
-    `hpsv2`, `hpsv2.1` and `pickscore` (configuration, tokenizer, image processor), the BERT tokenizer of
-    `imagereward`. Default: the official one."""
-    scale: Literal["raw", "percent", "logit"] | None = None
-    """Unit of CLIP-like scores: `raw` cosine, `percent` 100 x cosine, `logit` cosine times the model's logit
-    scale. Default: the unit that the literature prints (`logit` for `clip` and `pickscore`, `percent` for
-    HPS)."""
-    precision: Literal["float32", "float16", "bfloat16"] = "float32"
-    """Of the scorer's towers; projection, normalisation and head are float32 in any case. Half precision is
-    for accelerators and moves scores a little (PickScore by up to about 0.5)."""
-    weight: float = 1.0
-    """Weight in the mixture; negative prefers low scores."""
-    role: Literal["train", "watch"] = "train"
-    """`train` ranks images; `watch` is scored and reported only (and is the default of `brisque` and
-    `open_nsfw`)."""
-    concurrency: int | None = Field(default=None, ge=1)
-    """Calls under way at once: requests of `remote` and `vlm` (default 8), threads in a `python` function,
-    which must bear it (default 1)."""
-    cache: str | None = None
-    """Folder in which scores are kept by picture, prompt and scorer, so that the same question is not asked
-    again, by whatever run; null keeps none. Scores of networks are kept by whole batches. A `python` function
-    must then score each image by itself, always alike."""
-    service: ServiceConfig = ServiceConfig()
-    """How `remote` and `vlm` call their server."""
-    vlm: VlmConfig = VlmConfig()
-    """What `vlm` asks."""
-    self_judge: SelfJudgeConfig = SelfJudgeConfig()
-    """How `implicit` and `denoising` look at an image."""
-
-    @model_validator(mode="before")
-    @classmethod
-    def _watch_by_default(cls, values: object) -> object:
-        if isinstance(values, dict) and values.get("type") in WATCHED and "role" not in values:
-            return {**values, "role": "watch"}
-        return values
 
 
 class MixtureConfig(Section):

@@ -26,10 +26,10 @@ from diffexpo.evaluation.divergence import kl_estimator, path_kl
 from diffexpo.evaluation.grid import to_uint8
 from diffexpo.evaluation.metrics import vendi_score
 from diffexpo.evaluation.records import SuiteResult
-from diffexpo.rewards.scoring import score_both
+from diffexpo.rewards.scoring import score_drawn
 from diffexpo.rng import keyed_order, torch_generator
 from diffexpo.training.background import Background
-from diffexpo.types import Conditioning, Policy, Prompt, Scorer
+from diffexpo.types import Conditioning, Drawn, Policy, Prompt, Scorer
 
 Tick = Callable[[], None]
 
@@ -247,7 +247,7 @@ class _Judging:
         self.finish()
 
         def judge() -> Mapping[str, np.ndarray]:
-            scores = score_both(self._scorers, images, latents, prompts)
+            scores = score_drawn(self._scorers, Drawn(latents, images), prompts)
             if self._embed is not None:
                 self.features.append(self._embed(images).detach().cpu().numpy())
             return scores

@@ -9,8 +9,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from diffexpo.config.schema import RewardConfig
-from diffexpo.config.scorers import SCORERS
+from diffexpo.config.rewards.aesthetic import AestheticCard
 from diffexpo.errors import RewardError
 from diffexpo.rewards.dual_encoder import (
     MODEL_FILES,
@@ -19,11 +18,9 @@ from diffexpo.rewards.dual_encoder import (
     read_clip_model,
     read_processor,
 )
+from diffexpo.rewards.heads import STACK, apply_stack, read_stack
+from diffexpo.rewards.images import check_lengths
 from diffexpo.rewards.weights import find_folder, find_weights, fingerprint, read_tensors, settings_files
-
-KIND = "aesthetic"
-# Places of the linear maps in the stack; between them stand only dropouts, which do nothing here.
-STACK = (0, 2, 4, 6, 7)
 
 
 class AestheticReward:
@@ -39,7 +36,7 @@ class AestheticReward:
         MissingError: head or model are not there.
         RewardError: damaged file, another head, or one of another width than the model's vectors.
     Source: LAION aesthetic predictor v1 and v2 ("improved aesthetic predictor"), their inference code.
-        Pictures go through the image processor of the CLIP folder; where the longer side is cropped by an odd
+        Images go through the image processor of the CLIP folder; where the longer side is cropped by an odd
         number of pixels the official v2 script may crop one pixel further.
     """
 
@@ -53,10 +50,10 @@ class AestheticReward:
         precision: str = "float32",
     ) -> None:
         self.name = name
-        file = find_weights(name, KIND, path)
+        file = find_weights(name, AestheticCard, path)
         self._head = read_head(name, str(file), read_tensors(name, file))
         self.scale = f"rating, about 1 to 10 (v{2 if len(self._head) > 1 else 1})"
-        folder = find_folder(name, base, key="base", patterns=MODEL_FILES, expected=SCORERS[KIND].base)
+        folder = find_folder(name, base, key="base", patterns=MODEL_FILES, expected=AestheticCard.base_is)
         prepare = read_processor(name, folder)
         self._encoder = DualEncoder(name, read_clip_model(name, folder), None, prepare, device, precision)
         width = self._head[0][0].shape[1]
@@ -72,47 +69,23 @@ class AestheticReward:
 
     @classmethod
     def from_config(
-        cls, config: RewardConfig, resolve: Callable[[str], str], device: torch.device | str
+        cls, config: AestheticCard, resolve: Callable[[str], str], device: torch.device | str
     ) -> AestheticReward:
         """The scorer of a configuration."""
         return cls(
             config.name,
             resolve(config.path) if config.path else None,
             device,
-            base=resolve(config.base or str(SCORERS[KIND].default_base)),
+            base=resolve(str(config.chosen_base)),
             precision=config.precision,
         )
 
     def score(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
         """Scores (B,) of images (B,3,H,W) in [0,1]; the prompts are not read."""
-        if len(images) != len(prompts):
-            raise RewardError(f"reward {self.name!r}: {len(images)} images but {len(prompts)} prompts")
+        check_lengths(self.name, images, prompts)
         if len(images) == 0:
             return torch.zeros(0)
         return apply_stack(self._encoder.embed_images(images), self._head).cpu()
-
-
-def apply_stack(vectors: Tensor, stack: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
-    """Linear maps one after the other, without activations, to one number a row.
-
-    Args:
-        vectors: (B, D).
-        stack: (weight, bias) of each map; the last has one row.
-    Returns:
-        (B,); of (1, 2) under one map with weight (3, 4) and bias 5: 16.
-    """
-    for weight, bias in stack:
-        vectors = torch.nn.functional.linear(vectors, weight, bias)
-    return vectors[:, 0]
-
-
-def read_stack(tensors: Mapping[str, Tensor], prefix: str) -> list[tuple[Tensor, Tensor]]:
-    """(weight, bias) of the maps `{prefix}{place}` that LAION's and ImageReward's heads consist of,
-    float32."""
-    return [
-        (tensors[f"{prefix}{place}.weight"].float(), tensors[f"{prefix}{place}.bias"].float())
-        for place in STACK
-    ]
 
 
 def read_head(name: str, source: str, tensors: Mapping[str, Tensor]) -> list[tuple[Tensor, Tensor]]:

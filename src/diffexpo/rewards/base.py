@@ -1,25 +1,26 @@
-"""Configuration to scorers, and the 8-bit picture that every scorer sees."""
+"""Cards to scorers."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from importlib import import_module
 from pathlib import Path
+from typing import Any
 
-import numpy as np
 import torch
-from torch import Tensor
 
-from diffexpo.config.schema import RewardConfig
+from diffexpo.config.rewards import RewardCard
 from diffexpo.errors import ConfigError
-from diffexpo.types import Policy, Reward, Scorer
+from diffexpo.rewards.cache import CachedReward
+from diffexpo.types import Policy, Reward
 
 
 def load_rewards(
-    configs: Sequence[RewardConfig],
+    configs: Sequence[RewardCard],
     resolve: Callable[[str], str],
     device: torch.device | str,
-    open_denoiser: Callable[[RewardConfig], Policy] | None = None,
-) -> list[Scorer]:
+    open_denoiser: Callable[[RewardCard], Policy] | None = None,
+) -> list[Reward]:
     """Build the scorers of a configuration, in its order.
 
     Args:
@@ -36,38 +37,40 @@ def load_rewards(
         MissingError: model, file or function is not there.
         RewardError: a model that is not what the type needs.
     """
-    from diffexpo.rewards import REWARDS
-
     names = [config.name for config in configs]
     for name in names:
         if names.count(name) > 1:
             raise ConfigError(
                 f"rewards: name {name!r} is used {names.count(name)} times; names must be unique"
             )
-    scorers: list[Scorer] = []
+    scorers: list[Reward] = []
     for config in configs:
-        if getattr(REWARDS[config.type], "needs_denoiser", False):
+        scorer_type = scorer_class(type(config))
+        if config.reads == "latents":
             if open_denoiser is None:
                 raise ConfigError(
                     f"reward {config.name!r}: type {config.type} judges the latents that a run draws, and "
-                    f"here are pictures only; "
-                    "it can be neither served nor verified alone, use it in a run"
+                    f"here are pictures only; it can be neither served nor verified alone, use it in a run"
                 )
-            scorers.append(REWARDS[config.type](config.name, open_denoiser(config), config.self_judge))
+            scorers.append(scorer_type(config.name, open_denoiser(config), config.self_judge))
             continue
         # A type with settings reads them itself; the others are built from their name.
-        from_config = getattr(REWARDS[config.type], "from_config", None)
-        scorer = from_config(config, resolve, device) if from_config else REWARDS[config.type](config.name)
+        from_config = getattr(scorer_type, "from_config", None)
+        scorer = from_config(config, resolve, device) if from_config else scorer_type(config.name)
         scorers.append(scorer if config.cache is None else _cached(scorer, config, device))
     return scorers
 
 
-def _cached(scorer: Reward, config: RewardConfig, device: torch.device | str) -> Reward:
+def scorer_class(card: type[RewardCard]) -> Any:
+    """The class that scores: the one that a card names, in the file of this room with the card's name."""
+    file = card.__module__.rpartition(".")[2]
+    return getattr(import_module(f"diffexpo.rewards.{file}"), card.scorer)
+
+
+def _cached(scorer: Reward, config: RewardCard, device: torch.device | str) -> Reward:
     """The scorer with its cache. One that names what its scores depend on is asked image by image; a network
     runs here, on this device."""
-    from diffexpo.rewards.cache import CachedReward
-
-    folder = Path(config.cache).expanduser()
+    folder = Path(str(config.cache)).expanduser()
     identity = getattr(scorer, "identity", None)
     if identity is not None:
         return CachedReward(scorer, folder, identity)
@@ -80,14 +83,3 @@ def _cached(scorer: Reward, config: RewardConfig, device: torch.device | str) ->
         facts | {"device": here, "threads": str(torch.get_num_threads()), "torch": torch.__version__},
         by_batch=True,
     )
-
-
-def to_bytes(images: Tensor) -> np.ndarray:
-    """Images (B,3,H,W) in [0,1] to uint8 (B,H,W,3): round(255 x), clamped, as a saved PNG would hold them."""
-    quantised = (images.detach().float().cpu() * 255).round().clamp(0, 255).to(torch.uint8)
-    return quantised.permute(0, 2, 3, 1).contiguous().numpy()
-
-
-def quantise(images: Tensor) -> Tensor:
-    """Images (B,3,H,W) in [0,1] at 8 bits, float32 again. Quantising twice changes nothing."""
-    return (images.detach().float() * 255).round().clamp(0, 255) / 255

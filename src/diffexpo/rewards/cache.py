@@ -1,42 +1,47 @@
-"""Scores that were paid for once: kept on disk by picture, prompt and scorer, so that the same question is
-not asked again.
+"""Scores that were paid for once: kept on disk by image, prompt and scorer, so that the same question is not
+asked again.
 
-    FOLDER/<name>-<identity>.jsonl    {"scorer": {...}} first, then {"key": ..., "score": ..., "check": ...} a
-    line
+    FOLDER/scores.sqlite    scorers(identity, facts), scores(identity, question, score, mark)
 
-    key   = sha256(picture, prompt)            the 8-bit picture that every scorer sees
-          = sha256(all keys of the batch, row)      where the last bits of a score depend on what it is
-          computed with: networks
-    check = blake2b(identity, key, score)      a line that was torn, changed or copied from another scorer
-    does not pass
+    question = sha256(image, prompt)               the 8-bit image that every scorer sees
+             = sha256(all questions of the batch, row)
+                                                   where the last bits of a score depend on what it is
+                                                   computed with: networks
+    mark     = blake2b(identity, question, score)  a row that was changed, or copied from another scorer, does
+                                                   not fit its mark
 
-One file holds the scores of one identity: type, version, unit and settings of a scorer. Another version has
-another file. Lines are appended whole and under a lock, so several processes may share a folder.
+`identity` is a hash of a scorer's facts: type, version, unit and settings. SQLite writes whole transactions
+under its own locks, so several processes may share a folder and any of them may be killed.
 """
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import logging
 import math
-import os
-import re
-import threading
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+import sqlite3
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from diffexpo.errors import RewardError, StoreError
-from diffexpo.rewards.base import to_bytes
+from diffexpo.errors import StoreError
+from diffexpo.rewards.images import check_lengths, to_bytes
 from diffexpo.types import Reward
 
 _log = logging.getLogger("diffexpo")
+FILE = "scores.sqlite"
+LONGEST_WAIT_S = 60.0
+"""For a write of another process."""
+TABLES = """
+CREATE TABLE IF NOT EXISTS scorers(identity TEXT PRIMARY KEY, facts TEXT) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS scores(identity TEXT, question TEXT, score REAL, mark TEXT,
+                                  PRIMARY KEY(identity, question)) WITHOUT ROWID;
+"""
 
 
 class CachedReward:
@@ -45,10 +50,9 @@ class CachedReward:
     Args:
         reward: The scorer.
         folder: Where scores are kept; made if need be.
-        identity: What a score depends on besides picture and prompt.
+        identity: What a score depends on besides image and prompt.
         by_batch: The scorer is a network here, whose last bits depend on the images that it gets together: a
-            batch is known as a whole or not at all. False: each image is scored by itself, and known by
-                itself.
+            batch is known as a whole or not at all. False: each image is scored, and known, independently.
     Raises:
         StoreError: the folder cannot be used.
     """
@@ -72,10 +76,8 @@ class CachedReward:
             RewardError: images and prompts differ in number, or the scorer fails.
             StoreError: the disk refuses a new score.
         """
-        if len(images) != len(prompts):
-            raise RewardError(f"reward {self.name!r}: {len(images)} images but {len(prompts)} prompts")
-        pictures = zip(to_bytes(images), prompts, strict=True)
-        keys = [picture_key(picture, prompt) for picture, prompt in pictures]
+        check_lengths(self.name, images, prompts)
+        keys = [question_key(image, prompt) for image, prompt in zip(to_bytes(images), prompts, strict=True)]
         if self._by_batch:
             keys = batch_keys(keys)
         known = self.cache.find(keys)
@@ -83,9 +85,9 @@ class CachedReward:
             known = {}
         num_hits = sum(key in known for key in keys)
         # The same question twice in a batch is asked once.
-        rows = list({key: row for row, key in reversed(list(enumerate(keys))) if key not in known}.values())
+        first_rows = {key: row for row, key in reversed(list(enumerate(keys)))}
+        rows = sorted(row for key, row in first_rows.items() if key not in known)
         if rows:
-            rows.sort()
             answers = self.reward.score(images[rows], [prompts[row] for row in rows]).tolist()
             found = {keys[row]: answer for row, answer in zip(rows, answers, strict=True)}
             new = {key: answer for key, answer in found.items() if math.isfinite(answer)}
@@ -96,128 +98,100 @@ class CachedReward:
         return torch.tensor([known.get(key, math.nan) for key in keys], dtype=torch.float32)
 
 
+def cached(scorers: Iterable[Reward]) -> list[CachedReward]:
+    """Those of the scorers that keep their scores."""
+    return [scorer for scorer in scorers if isinstance(scorer, CachedReward)]
+
+
 class ScoreCache:
     """The scores of one identity in a folder.
 
+    Each call opens the file anew: a connection may not be taken into another thread or a forked process.
+
     Args:
         folder: Made if need be.
-        name: The reward, for messages and the file's name; another name of the same identity finds the same
-            scores.
-        identity: What scores depend on besides picture and prompt.
+        name: The reward, for messages; another name of the same identity finds the same scores.
+        identity: What scores depend on besides image and prompt.
     Raises:
-        StoreError: the folder cannot be used.
+        StoreError: the folder cannot be used, or its file is damaged.
     """
 
     def __init__(self, folder: Path, name: str, identity: Mapping[str, str]) -> None:
-        self._identity = dict(identity)
-        self._digest = hashlib.sha256(json.dumps(self._identity, sort_keys=True).encode()).hexdigest()
-        kind = re.sub(r"[^A-Za-z0-9.]+", "-", str(identity.get("type", "scorer")))
-        self.path = folder / f"{kind}-{self._digest[:24]}.jsonl"
+        facts = json.dumps(dict(identity), sort_keys=True)
+        self.path = folder / FILE
         self.num_refused = 0
-        self._name = name
-        self._scores: dict[str, float] = {}
-        self._read_to = 0
-        self._lock = threading.Lock()
-        with self._refusals():
+        self._name, self._identity = name, hashlib.sha256(facts.encode()).hexdigest()
+        try:
             folder.mkdir(parents=True, exist_ok=True)
-            self._refresh()
-
-    def __len__(self) -> int:
-        return len(self._scores)
+        except OSError as error:
+            raise self._unusable(error.strerror or error) from error
+        with self._opened() as file:
+            if file.execute("SELECT 1 FROM scorers WHERE identity = ?", (self._identity,)).fetchone() is None:
+                file.execute("INSERT OR IGNORE INTO scorers VALUES (?, ?)", (self._identity, facts))
 
     def find(self, keys: Sequence[str]) -> dict[str, float]:
-        """Those of the keys that have a score, what other processes have added by now included."""
-        with self._lock, self._refusals():
-            self._refresh()
-        return {key: self._scores[key] for key in keys if key in self._scores}
-
-    def add(self, scores: Mapping[str, float]) -> None:
-        """Keep finite scores; they are on the disk when this returns."""
-        if not scores:
-            return
-        lines = "".join(self._line(key, score) for key, score in scores.items())
-        with self._lock, self._refusals(), self._opened(os.O_RDWR | os.O_APPEND | os.O_CREAT) as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
-            size = os.fstat(file).st_size
-            if size == 0:
-                lines = json.dumps({"scorer": self._identity}) + "\n" + lines
-            elif os.pread(file, 1, size - 1) != b"\n":
-                lines = "\n" + lines  # a line that a killed process left behind must not take ours with it
-            left = memoryview(lines.encode())
-            while left:
-                left = left[os.write(file, left) :]
-            os.fsync(file)
-
-    def _refresh(self) -> None:
-        """Read what was appended since the last time."""
-        if not self.path.exists():
-            return
-        with self._opened(os.O_RDONLY) as file:
-            fcntl.flock(file, fcntl.LOCK_SH)
-            with open(file, "rb", closefd=False) as stream:
-                stream.seek(self._read_to)
-                refused = sum(not self._take(line) for line in stream)
-                self._read_to = stream.tell()
+        """Those of the keys that have a score, what other processes have added by now included. Scores that
+        do not fit their mark are counted and forgotten."""
+        found: dict[str, float] = {}
+        refused = []
+        with self._opened() as file:
+            for key in dict.fromkeys(keys):
+                query = "SELECT score, mark FROM scores WHERE identity = ? AND question = ?"
+                row = file.execute(query, (self._identity, key)).fetchone()
+                if row is not None and row[1] == self._mark(key, row[0]):
+                    found[key] = row[0]
+                elif row is not None:
+                    refused.append((self._identity, key))
+            if refused:
+                file.executemany("DELETE FROM scores WHERE identity = ? AND question = ?", refused)
         if refused:
-            self.num_refused += refused
+            self.num_refused += len(refused)
             _log.warning(
-                "reward %r: %d lines of %s are no scores of this scorer (torn or changed); they are left out "
-                "and asked again",
+                "reward %r: %d scores of %s are no scores of this scorer (changed or copied); they are left "
+                "out and asked again",
                 self._name,
-                refused,
+                len(refused),
                 self.path,
             )
+        return found
 
-    def _take(self, line: bytes) -> bool:
-        """Whether a line is good; its score is known then. Of two scores of one key the first counts."""
-        text = line.strip()
-        if not text:
-            return True
-        try:
-            record = json.loads(text)
-            if "scorer" in record:
-                return bool(record["scorer"] == self._identity)
-            key, score = record["key"], record["score"]
-            is_number = isinstance(score, float) and math.isfinite(score)
-            if not is_number or record["check"] != self._check(key, score):
-                return False
-        except (ValueError, KeyError, TypeError, RecursionError):
-            return False
-        self._scores.setdefault(key, score)
-        return True
+    def add(self, scores: Mapping[str, float]) -> None:
+        """Keep finite scores; they are on the disk when this returns. Of two scores of one key the first
+        counts."""
+        rows = [(self._identity, key, score, self._mark(key, score)) for key, score in scores.items()]
+        if rows:
+            with self._opened() as file:
+                file.executemany("INSERT OR IGNORE INTO scores VALUES (?, ?, ?, ?)", rows)
 
-    def _line(self, key: str, score: float) -> str:
-        return json.dumps({"key": key, "score": score, "check": self._check(key, score)}) + "\n"
-
-    def _check(self, key: str, score: float) -> str:
-        return hashlib.blake2b(f"{self._digest} {key} {score!r}".encode(), digest_size=8).hexdigest()
+    def _mark(self, key: str, score: object) -> str:
+        return hashlib.blake2b(f"{self._identity} {key} {score!r}".encode(), digest_size=8).hexdigest()
 
     @contextmanager
-    def _opened(self, flags: int) -> Iterator[int]:
-        """A descriptor; closing it gives its lock back."""
-        file = os.open(self.path, flags | os.O_CLOEXEC, 0o644)
+    def _opened(self) -> Iterator[sqlite3.Connection]:
+        """The file, in one transaction."""
         try:
-            yield file
-        finally:
-            os.close(file)
-
-    @contextmanager
-    def _refusals(self) -> Iterator[None]:
-        """Turns what the disk raises into one clear error."""
-        try:
-            yield
-        except OSError as error:
+            with closing(sqlite3.connect(self.path, timeout=LONGEST_WAIT_S)) as file, file:
+                file.executescript(TABLES)
+                yield file
+        except sqlite3.OperationalError as error:
+            raise self._unusable(error) from error
+        except sqlite3.DatabaseError as error:
             raise StoreError(
-                f"reward {self._name!r}: the score cache {self.path} cannot be used "
-                f"({error.strerror or error}); free space or "
-                "correct its permissions and resume, or remove `cache` from the reward"
+                f"reward {self._name!r}: the score cache {self.path} is damaged ({error}); delete it and "
+                f"resume, its scores are asked again"
             ) from error
 
+    def _unusable(self, reason: object) -> StoreError:
+        return StoreError(
+            f"reward {self._name!r}: the score cache {self.path} cannot be used ({reason}); free space or "
+            f"correct its permissions and resume, or remove `cache` from the reward"
+        )
 
-def picture_key(picture: np.ndarray, prompt: str) -> str:
-    """Name of a question: the SHA-256 of a picture (H,W,3) uint8, its shape and the prompt."""
-    digest = hashlib.sha256(f"{picture.shape}".encode())
-    digest.update(np.ascontiguousarray(picture).data)
+
+def question_key(image: np.ndarray, prompt: str) -> str:
+    """Name of a question: the SHA-256 of an image (H,W,3) uint8, its shape and the prompt."""
+    digest = hashlib.sha256(f"{image.shape}".encode())
+    digest.update(np.ascontiguousarray(image).data)
     digest.update(prompt.encode("utf-8", "surrogatepass"))
     return digest.hexdigest()
 

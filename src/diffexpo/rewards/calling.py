@@ -4,25 +4,23 @@ counted against a budget."""
 from __future__ import annotations
 
 import base64
-import http.client
 import io
 import json
 import logging
 import os
 import threading
 import time
-import urllib.request
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
-from urllib.error import HTTPError
 from urllib.parse import urlsplit
 
+import httpx2
 import numpy as np
 from PIL import Image
 
-from diffexpo.config.schema import ServiceConfig
+from diffexpo.config.rewards import ServiceConfig
 from diffexpo.errors import ConfigError, MissingError, RewardError, ScorerStoppedError
 
 _log = logging.getLogger("diffexpo")
@@ -30,7 +28,7 @@ Result = TypeVar("Result")
 Item = TypeVar("Item")
 
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.1, 10.0
-MAX_REPLY_BYTES = 16 * 1024 * 1024
+MAX_REPLY_BYTES, MAX_DETAIL_BYTES = 16 * 1024 * 1024, 2000
 REFUSED_INPUT = (400, 413, 415, 422)
 PASSING = (408, 425, 429)
 LOCAL_HOSTS = ("127.0.0.1", "localhost", "::1")
@@ -71,9 +69,20 @@ class Endpoint:
         self.num_retries = 0
         self._timeout_s, self._retry_s = service.timeout_s, service.retry_s
         self._key = _read_key(name, service.api_key_env)
-        is_local = urlsplit(self.url).hostname in LOCAL_HOSTS
-        proxies = [urllib.request.ProxyHandler({})] if is_local else []
-        self._opener = urllib.request.build_opener(_NoRedirects, *proxies)
+        headers = {
+            "Accept": "application/json",
+            "Accept-Encoding": "identity",
+            "Content-Type": "application/json",
+        }
+        if self._key:
+            headers["Authorization"] = f"Bearer {self._key}"
+        self._client = httpx2.Client(
+            headers=headers,
+            timeout=service.timeout_s,
+            trust_env=urlsplit(self.url).hostname not in LOCAL_HOSTS,
+            # Each call has a connection of its own: a server may close one that waits.
+            limits=httpx2.Limits(max_connections=None, max_keepalive_connections=0),
+        )
 
     def call(self, path: str, payload: object = None) -> dict[str, object]:
         """The JSON object that the server answers: POST with a payload, else GET. One attempt.
@@ -83,22 +92,18 @@ class Endpoint:
                 status.
             ScorerStoppedError: the server refuses us (key, address), which no repetition changes.
         """
-        data = None if payload is None else json.dumps(payload).encode()
-        headers = {"Accept": "application/json", "Content-Type": "application/json"}
-        if self._key:
-            headers["Authorization"] = f"Bearer {self._key}"
-        request = urllib.request.Request(self.url + path, data=data, headers=headers)
+        method, body = ("GET", None) if payload is None else ("POST", json.dumps(payload).encode())
         deadline = time.monotonic() + self._timeout_s
         try:
-            with self._opener.open(request, timeout=self._timeout_s) as response:
-                text = _read(response, deadline)
-        except HTTPError as error:
-            with error:
-                raise self._refusal(path, error) from None
-        except (OSError, http.client.HTTPException) as error:
-            reason = getattr(error, "reason", None) or error
+            with self._client.stream(method, self.url + path, content=body) as response:
+                if not response.is_success:
+                    raise self._refusal(path, response, deadline)
+                text = _read(response, deadline, MAX_REPLY_BYTES)
+                if len(text) > MAX_REPLY_BYTES:
+                    raise httpx2.DecodingError(f"the answer is larger than {MAX_REPLY_BYTES} bytes")
+        except (httpx2.HTTPError, httpx2.InvalidURL, OSError) as error:
             raise CallFailedError(
-                f"{self.url}{path} gave no answer ({type(error).__name__}: {self._redacted(reason)})",
+                f"{self.url}{path} gave no answer ({type(error).__name__}: {self._redacted(error)})",
                 can_retry=True,
             ) from None
         try:
@@ -134,17 +139,18 @@ class Endpoint:
             time.sleep(wait)
             pause = min(2 * pause, LONGEST_PAUSE_S)
 
-    def _refusal(self, path: str, error: HTTPError) -> RewardError:
+    def _refusal(self, path: str, response: httpx2.Response, deadline: float) -> RewardError:
         """The exception for an error status, with what the server says of it."""
         try:
-            detail = _shorten(self._redacted(error.read(2000)))
-        except (OSError, http.client.HTTPException):
+            detail = _shorten(self._redacted(_read(response, deadline, MAX_DETAIL_BYTES)[:MAX_DETAIL_BYTES]))
+        except (httpx2.HTTPError, OSError):
             detail = ""
-        text = f"{self.url}{path} answered status {error.code}: {detail}"
-        if error.code >= 500 or error.code in PASSING:
-            after = str(error.headers.get("Retry-After", ""))
+        status = response.status_code
+        text = f"{self.url}{path} answered status {status}: {detail}"
+        if status >= 500 or status in PASSING:
+            after = response.headers.get("Retry-After", "")
             return CallFailedError(text, can_retry=True, wait_s=float(after) if after.isdecimal() else 0.0)
-        if error.code in REFUSED_INPUT:
+        if status in REFUSED_INPUT:
             return CallFailedError(text, can_retry=False, is_refused_input=True)
         return ScorerStoppedError(
             f"reward {self.name!r}: {text}; expected an answer: check the address and the key"
@@ -220,10 +226,10 @@ def map_concurrently(
         return list(pool.map(function, items))
 
 
-def png_base64(picture: np.ndarray) -> str:
-    """A picture (H,W,3) uint8 as the base64 text of a PNG."""
+def png_base64(image: np.ndarray) -> str:
+    """An image (H,W,3) uint8 as the base64 text of a PNG."""
     buffer = io.BytesIO()
-    Image.fromarray(picture).save(buffer, format="PNG")
+    Image.fromarray(image).save(buffer, format="PNG")
     return base64.b64encode(buffer.getvalue()).decode()
 
 
@@ -261,17 +267,16 @@ def _read_key(name: str, variable: str | None) -> str:
     return key
 
 
-def _read(response: http.client.HTTPResponse, deadline: float) -> bytes:
-    """The body; a server that sends it drop by drop is late as well."""
-    parts, size = [], 0
-    while part := response.read1(1 << 16):
-        parts.append(part)
-        size += len(part)
-        if size > MAX_REPLY_BYTES:
-            raise http.client.HTTPException(f"the answer is larger than {MAX_REPLY_BYTES} bytes")
+def _read(response: httpx2.Response, deadline: float, most: int) -> bytes:
+    """The body up to a little more than `most` bytes; a server that sends it drop by drop is late as well."""
+    body = bytearray()
+    for part in response.iter_bytes():
+        body += part
+        if len(body) > most:
+            break
         if time.monotonic() > deadline:
             raise TimeoutError("the answer did not end in time")
-    return b"".join(parts)
+    return bytes(body)
 
 
 def _shorten(text: str) -> str:
@@ -283,8 +288,3 @@ def _shorten(text: str) -> str:
     inner = reply.get("error", text) if isinstance(reply, dict) else text
     message = inner.get("message", inner) if isinstance(inner, dict) else inner
     return " ".join(str(message).split())[:300]
-
-
-class _NoRedirects(urllib.request.HTTPRedirectHandler):
-    def redirect_request(self, *arguments: object) -> None:
-        return None

@@ -1,15 +1,14 @@
-"""Text-image agreement by a CLIP model: CLIP score, PickScore, the embedded judges."""
+"""Text-image agreement by a CLIP model: CLIP score, the embedded judges, and PickScore's code."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from diffexpo.config.schema import RewardConfig
-from diffexpo.config.scorers import PICKSCORE, SCORERS, VIT_H
+from diffexpo.config.rewards.card import VIT_H, ClipLikeCard
+from diffexpo.config.rewards.pickscore import PICKSCORE
 from diffexpo.errors import ConfigError
 from diffexpo.rewards.dual_encoder import (
     MODEL_FILES,
@@ -79,21 +78,20 @@ class ClipReward:
 
     @classmethod
     def from_config(
-        cls, config: RewardConfig, resolve: Callable[[str], str], device: torch.device | str
+        cls, config: ClipLikeCard, resolve: Callable[[str], str], device: torch.device | str
     ) -> ClipReward:
         """The scorer of a configuration; types `clip` and `pickscore`."""
-        facts = SCORERS[config.type]
-        path = config.path or facts.default_path
+        path = config.chosen_path
         if path is None:
             raise ConfigError(
-                f"rewards: {config.name!r} has type {config.type} but no path; expected {facts.path}"
+                f"rewards: {config.name!r} has type {config.type} but no path; expected {config.path_is}"
             )
         return cls(
             config.name,
             resolve(path),
             device,
-            base=resolve(config.base) if config.base else facts.default_base,
-            scale=config.scale or facts.scales[0],
+            base=resolve(config.base) if config.base else config.default_base,
+            scale=str(config.chosen_scale),
             precision=config.precision,
         )
 
@@ -106,8 +104,11 @@ class ClipReward:
         """Scores (B,) of images (B,3,H,W) in [0,1] for their prompts."""
         return scaled(self._encoder.cosines(images, prompts), self._unit, self._encoder.logit_scale()).cpu()
 
+    # The Vendi score measures these vectors.
+    has_image_features = True
+
     def embed_images(self, images: Tensor) -> Tensor:
-        """Unit vectors (B, D) of images (B,3,H,W) in [0,1]; also what the Vendi score measures."""
+        """Unit vectors (B, D) of images (B,3,H,W) in [0,1]."""
         return self._encoder.embed_images(images)
 
     def embed_prompts(self, prompts: Sequence[str]) -> Tensor:
@@ -119,21 +120,3 @@ def scaled(cosine: Tensor, scale: str, logit_scale: Tensor) -> Tensor:
     """Cosines (B,) in a unit of `UNITS`; `logit_scale` is exp of the stored logarithm."""
     factor = {"raw": 1.0, "percent": 100.0, "logit": logit_scale}[scale]
     return factor * cosine
-
-
-def preference_probabilities(scores: np.ndarray) -> np.ndarray:
-    """How probable each picture of one prompt is to be the preferred one.
-
-        p_i = exp(s_i) / sum_j exp(s_j)
-
-    Args:
-        scores: (G, n) logit-scaled scores (`scale: logit`) of n pictures of each of G prompts; NaN has no
-            share.
-    Returns:
-        (G, n) float64, each row sums to 1; of [[20, 20 + ln 3]]: [[0.25, 0.75]].
-    Source: PickScore (arXiv 2305.01569), equation 1 for two pictures. It is a number of a comparison, not of
-        a picture, and so no `scale`.
-    """
-    scores = np.asarray(scores, dtype=np.float64)
-    weights = np.where(np.isfinite(scores), np.exp(scores - np.nanmax(scores, axis=-1, keepdims=True)), 0.0)
-    return np.where(np.isfinite(scores), weights / weights.sum(axis=-1, keepdims=True), np.nan)

@@ -16,7 +16,7 @@ from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel, CLIPToken
 from transformers.utils import logging as transformers_logging
 
 from diffexpo.errors import MissingError, RewardError
-from diffexpo.rewards.base import to_bytes
+from diffexpo.rewards.images import check_lengths, to_bytes
 from diffexpo.rewards.weights import PRECISIONS, check_header, check_keys
 
 _log = logging.getLogger("diffexpo")
@@ -31,7 +31,7 @@ LOAD_ERRORS = (OSError, ValueError, RuntimeError, TypeError, KeyError, Safetenso
 
 
 class DualEncoder:
-    """Unit vectors of pictures and texts.
+    """Unit vectors of images and texts.
 
     Rows are independent: texts are padded to a fixed length, so a vector does not depend on its batch beyond
     rounding. The towers run in `precision`, projections and normalisation in float32.
@@ -83,8 +83,7 @@ class DualEncoder:
 
     def cosines(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
         """cos(text, image) (B,) of each row."""
-        if len(images) != len(prompts):
-            raise RewardError(f"reward {self.name!r}: {len(images)} images but {len(prompts)} prompts")
+        check_lengths(self.name, images, prompts)
         if len(images) == 0:
             return torch.zeros(0, device=self._model.device)
         return (self.embed_prompts(prompts) * self.embed_images(images)).sum(dim=-1)
@@ -218,8 +217,8 @@ def read_processor(name: str, folder: Path) -> Callable[[Tensor], Tensor]:
         ) from error
 
     def prepare(images: Tensor) -> Tensor:
-        pictures = [Image.fromarray(picture) for picture in to_bytes(images)]
-        return processor(images=pictures, return_tensors="pt").pixel_values
+        pil_images = [Image.fromarray(pixels) for pixels in to_bytes(images)]
+        return processor(images=pil_images, return_tensors="pt").pixel_values
 
     return prepare
 

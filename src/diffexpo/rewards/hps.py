@@ -10,12 +10,12 @@ import torch
 from torch import Tensor
 from transformers import CLIPConfig, CLIPModel
 
-from diffexpo.config.schema import RewardConfig
-from diffexpo.config.scorers import SCORERS
+from diffexpo.config.rewards import REWARDS
+from diffexpo.config.rewards.hps import HpsCard
 from diffexpo.errors import RewardError
 from diffexpo.rewards.clip import UNITS, scaled
 from diffexpo.rewards.dual_encoder import SETTINGS_FILES, DualEncoder, read_clip_config, read_tokenizer
-from diffexpo.rewards.prepare import longest_side_pad
+from diffexpo.rewards.images import longest_side_pad
 from diffexpo.rewards.weights import (
     check_keys,
     find_folder,
@@ -65,7 +65,7 @@ class HpsReward:
     Raises:
         MissingError: weights, configuration or tokenizer are not there.
         RewardError: damaged file, or weights of another model.
-    Source: HPSv2 (arXiv 2306.09341) and its code's score function. Where we differ: a picture whose longest
+    Source: HPSv2 (arXiv 2306.09341) and its code's score function. Where we differ: an image whose longest
         side has the network's size already is padded too, antialiasing is always on, and broken encodings in
         prompts (mojibake) are not repaired.
     """
@@ -83,8 +83,8 @@ class HpsReward:
     ) -> None:
         self.name = name
         self.scale, self._unit = f"{UNITS[scale]} ({edition})", scale
-        file = find_weights(name, edition, path)
-        folder = find_folder(name, base, key="base", patterns=SETTINGS_FILES, expected=SCORERS[edition].base)
+        file = find_weights(name, REWARDS[edition], path)
+        folder = find_folder(name, base, key="base", patterns=SETTINGS_FILES, expected=HpsCard.base_is)
         config = read_clip_config(name, folder)
         tokenizer = read_tokenizer(name, folder)
         model = _load(name, str(file), config, read_tensors(name, file))
@@ -103,17 +103,16 @@ class HpsReward:
 
     @classmethod
     def from_config(
-        cls, config: RewardConfig, resolve: Callable[[str], str], device: torch.device | str
+        cls, config: HpsCard, resolve: Callable[[str], str], device: torch.device | str
     ) -> HpsReward:
         """The scorer of a configuration; types `hpsv2` and `hpsv2.1`."""
-        facts = SCORERS[config.type]
         return cls(
             config.name,
             resolve(config.path) if config.path else None,
             device,
-            base=resolve(config.base or str(facts.default_base)),
+            base=resolve(str(config.chosen_base)),
             edition=config.type,
-            scale=config.scale or facts.scales[0],
+            scale=str(config.chosen_scale),
             precision=config.precision,
         )
 
@@ -181,7 +180,7 @@ def _load(name: str, source: str, config: CLIPConfig, openclip: Mapping[str, Ten
         raise RewardError(
             f"reward {name!r}: base has activation {', '.join(sorted(activations))}; HPS stands on a CLIP "
             f"ViT-H/14 with gelu, set "
-            f"base={SCORERS['hpsv2'].default_base}"
+            f"base={HpsCard.default_base}"
         )
     model = CLIPModel(config)
     state = clip_state_dict(openclip)

@@ -1,4 +1,4 @@
-"""ImageReward: BLIP looks at picture and prompt together, a head turns its first text vector into one
+"""ImageReward: BLIP looks at image and prompt together, a head turns its first text vector into one
 number."""
 
 from __future__ import annotations
@@ -12,12 +12,11 @@ import torch
 from torch import Tensor
 from transformers import BertTokenizer, BlipTextConfig, BlipTextModel, BlipVisionConfig, BlipVisionModel
 
-from diffexpo.config.schema import RewardConfig
-from diffexpo.config.scorers import SCORERS
+from diffexpo.config.rewards.imagereward import ImageRewardCard
 from diffexpo.errors import MissingError, RewardError
-from diffexpo.rewards.aesthetic import STACK, apply_stack, read_stack
 from diffexpo.rewards.dual_encoder import LOAD_ERRORS, SETTINGS_FILES
-from diffexpo.rewards.prepare import shortest_side_crop
+from diffexpo.rewards.heads import STACK, apply_stack, read_stack
+from diffexpo.rewards.images import check_lengths, shortest_side_crop
 from diffexpo.rewards.weights import (
     PRECISIONS,
     check_keys,
@@ -28,7 +27,6 @@ from diffexpo.rewards.weights import (
     settings_files,
 )
 
-KIND = "imagereward"
 MEAN, STD = 0.16717362830052426, 1.0333394966054072
 """Of the raw output over the training set: scores have mean 0 and standard deviation 1 there."""
 MAX_TOKENS = 35
@@ -55,7 +53,7 @@ _BLOCK = re.compile(r"blocks\.(\d+)\.(.+)")
 
 
 class ImageRewardScorer:
-    """(head(BLIP(picture, prompt)) - mean) / std, about -2 to 2.
+    """(head(BLIP(image, prompt)) - mean) / std, about -2 to 2.
 
     Args:
         name: Name in metrics.
@@ -67,7 +65,7 @@ class ImageRewardScorer:
     Raises:
         MissingError: weights or tokenizer are not there.
         RewardError: damaged file, or weights of another model.
-    Source: ImageReward (arXiv 2304.05977) and its code's `score`. Where we differ: it scores one picture at a
+    Source: ImageReward (arXiv 2304.05977) and its code's `score`. Where we differ: it scores one image at a
         time, this one batches; the numbers are the same.
     """
 
@@ -83,8 +81,10 @@ class ImageRewardScorer:
         precision: str = "float32",
     ) -> None:
         self.name = name
-        file = find_weights(name, KIND, path)
-        folder = find_folder(name, base, key="base", patterns=SETTINGS_FILES, expected=SCORERS[KIND].base)
+        file = find_weights(name, ImageRewardCard, path)
+        folder = find_folder(
+            name, base, key="base", patterns=SETTINGS_FILES, expected=ImageRewardCard.base_is
+        )
         self._tokenizer = _read_tokenizer(name, folder)
         self._dtype, self._device = PRECISIONS[precision], torch.device(device)
         tensors = read_tensors(name, file)
@@ -100,14 +100,14 @@ class ImageRewardScorer:
 
     @classmethod
     def from_config(
-        cls, config: RewardConfig, resolve: Callable[[str], str], device: torch.device | str
+        cls, config: ImageRewardCard, resolve: Callable[[str], str], device: torch.device | str
     ) -> ImageRewardScorer:
         """The scorer of a configuration."""
         return cls(
             config.name,
             resolve(config.path) if config.path else None,
             device,
-            base=resolve(config.base or str(SCORERS[KIND].default_base)),
+            base=resolve(str(config.chosen_base)),
             precision=config.precision,
         )
 
@@ -118,8 +118,7 @@ class ImageRewardScorer:
 
     def score(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
         """Scores (B,) of images (B,3,H,W) in [0,1] for their prompts."""
-        if len(images) != len(prompts):
-            raise RewardError(f"reward {self.name!r}: {len(images)} images but {len(prompts)} prompts")
+        check_lengths(self.name, images, prompts)
         if len(images) == 0:
             return torch.zeros(0)
         pixels = shortest_side_crop(images, self._size).to(self._device, self._dtype)

@@ -10,8 +10,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from diffexpo.errors import RewardError
-from diffexpo.rewards.base import to_bytes
+from diffexpo.rewards.images import check_lengths, to_bytes
 
 QUALITY = 95
 SUBSAMPLING_4_2_0 = 2
@@ -23,48 +22,36 @@ def jpeg_kilobytes(images: Tensor) -> Tensor:
     Args:
         images: (B,3,H,W) in [0,1]; rounded to 8 bits.
     Returns:
-        (B,) float32. A 16 x 16 black picture is 0.631 with libjpeg-turbo 3.
+        (B,) float32. A 16 x 16 black image is 0.631 with libjpeg-turbo 3.
     Source: DDPO (arXiv 2305.13301) appendix; quality 95 and 4:2:0 are Pillow's settings in its code, stated
     here explicitly.
     """
     sizes = []
-    for picture in to_bytes(images):
+    for image in to_bytes(images):
         buffer = io.BytesIO()
-        Image.fromarray(picture).save(buffer, format="JPEG", quality=QUALITY, subsampling=SUBSAMPLING_4_2_0)
+        Image.fromarray(image).save(buffer, format="JPEG", quality=QUALITY, subsampling=SUBSAMPLING_4_2_0)
         sizes.append(buffer.tell() / 1000)
     return torch.tensor(sizes, dtype=torch.float32)
 
 
 class JpegIncompressibility:
-    """+ JPEG size in kB: detailed, noisy pictures win."""
+    """+ JPEG size in kB: detailed, noisy images win."""
 
     version = f"pillow {PIL.__version__} quality {QUALITY} 4:2:0"
     scale = "kB"
+    sign = 1.0
 
     def __init__(self, name: str) -> None:
         self.name = name
 
     def score(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
-        """Sizes (B,) of images (B,3,H,W); the prompts are not read."""
-        _check_lengths(self.name, images, prompts)
-        return jpeg_kilobytes(images)
+        """Signed sizes (B,) of images (B,3,H,W); the prompts are not read."""
+        check_lengths(self.name, images, prompts)
+        return self.sign * jpeg_kilobytes(images)
 
 
-class JpegCompressibility:
-    """- JPEG size in kB: smooth, plain pictures win."""
+class JpegCompressibility(JpegIncompressibility):
+    """- JPEG size in kB: smooth, plain images win."""
 
-    version = JpegIncompressibility.version
     scale = "negative kB"
-
-    def __init__(self, name: str) -> None:
-        self.name = name
-
-    def score(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
-        """Negative sizes (B,) of images (B,3,H,W); the prompts are not read."""
-        _check_lengths(self.name, images, prompts)
-        return -jpeg_kilobytes(images)
-
-
-def _check_lengths(name: str, images: Tensor, prompts: Sequence[str]) -> None:
-    if len(images) != len(prompts):
-        raise RewardError(f"reward {name!r}: {len(images)} images but {len(prompts)} prompts")
+    sign = -1.0

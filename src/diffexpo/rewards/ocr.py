@@ -1,4 +1,4 @@
-r"""Text in pictures: what is asked for in quotes in the prompt, against what a text recogniser reads.
+r"""Text in images: what is asked for in quotes in the prompt, against what a text recogniser reads.
 
     score = 1 - min(d, n) / n,    d = 0 if the target stands in the text read, else the edit distance;  n =
     len(target)
@@ -17,7 +17,7 @@ from PIL import Image
 from torch import Tensor
 
 from diffexpo.errors import MissingError, RewardError
-from diffexpo.rewards.base import to_bytes
+from diffexpo.rewards.images import check_lengths, to_bytes
 from diffexpo.rewards.python_file import BlameCode
 
 _QUOTED = re.compile(r'"([^"]+)"|\u201c([^\u201d]+)\u201d')
@@ -66,7 +66,7 @@ def text_match(target: str, read: str) -> float:
 
 
 class OcrReward:
-    """Reads the picture with rapidocr and compares with the text in quotes in the prompt.
+    """Reads the image with rapidocr and compares with the text in quotes in the prompt.
 
     A prompt without quoted text asks for none: its images get no score (NaN, counted).
 
@@ -98,21 +98,20 @@ class OcrReward:
         Raises:
             RewardError: images and prompts differ in number, or the recogniser failed.
         """
-        if len(images) != len(prompts):
-            raise RewardError(f"reward {self.name!r}: {len(images)} images but {len(prompts)} prompts")
+        check_lengths(self.name, images, prompts)
         scores = []
-        for picture, prompt in zip(to_bytes(images), prompts, strict=True):
+        for pixels, prompt in zip(to_bytes(images), prompts, strict=True):
             target = quoted_text(prompt)
             readable = target is not None and bool(target.strip())
             scores.append(
-                text_match(str(target), self.read(Image.fromarray(picture))) if readable else torch.nan
+                text_match(str(target), self.read(Image.fromarray(pixels))) if readable else torch.nan
             )
         return torch.tensor(scores, dtype=torch.float32)
 
-    def read(self, picture: Image.Image) -> str:
-        """All texts found in a picture, in the recogniser's order."""
+    def read(self, image: Image.Image) -> str:
+        """All texts found in an image, in the recogniser's order."""
         with self._blame:
-            texts = self._engine(picture).txts
+            texts = self._engine(image).txts
         return " ".join(texts or ())
 
 

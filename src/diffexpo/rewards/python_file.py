@@ -12,7 +12,7 @@ from types import TracebackType
 import torch
 from torch import Tensor
 
-from diffexpo.config.schema import RewardConfig
+from diffexpo.config.rewards import RewardCard
 from diffexpo.errors import ConfigError, DiffexpoError, MissingError, RewardError
 from diffexpo.rewards.calling import map_concurrently
 
@@ -89,7 +89,7 @@ class PythonFileReward:
 
     @classmethod
     def from_config(
-        cls, config: RewardConfig, resolve: Callable[[str], str], device: torch.device | str
+        cls, config: RewardCard, resolve: Callable[[str], str], device: torch.device | str
     ) -> PythonFileReward:
         """The scorer of a configuration."""
         if config.path is None:
@@ -100,7 +100,7 @@ class PythonFileReward:
 
     @property
     def identity(self) -> dict[str, str]:
-        """What scores depend on besides picture and prompt, if the function keeps to it."""
+        """What scores depend on besides image and prompt, if the function keeps to it."""
         return {"type": "python", "version": self.version, "scale": self.scale}
 
     def score(self, images: Tensor, prompts: Sequence[str]) -> Tensor:

@@ -1,4 +1,4 @@
-"""Numbers to watch while another reward is trained on: picture quality without a reference, and safety.
+"""Numbers to watch while another reward is trained on: image quality without a reference, and safety.
 
 Neither reads the prompt. Both are meant for `role: watch`, which is their default.
 """
@@ -11,8 +11,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from diffexpo.errors import MissingError, RewardError
-from diffexpo.rewards.base import to_bytes
+from diffexpo.errors import MissingError
+from diffexpo.rewards.images import check_lengths, to_bytes
 from diffexpo.rewards.ocr import package_version
 from diffexpo.rewards.python_file import BlameCode
 
@@ -48,12 +48,12 @@ class BrisqueReward:
         """Negative BRISQUE (B,) of images (B,3,H,W).
 
         Raises:
-            RewardError: images and prompts differ in number, or the package failed (on a picture of one
+            RewardError: images and prompts differ in number, or the package failed (on an image of one
                 colour, say).
         """
-        _check_lengths(self.name, images, prompts)
+        check_lengths(self.name, images, prompts)
         with self._blame:
-            scores = [-float(self._model.score(img=picture)) for picture in to_bytes(images)]
+            scores = [-float(self._model.score(img=image)) for image in to_bytes(images)]
         return torch.tensor(scores, dtype=torch.float32)
 
 
@@ -88,14 +88,9 @@ class OpenNsfwReward:
         Raises:
             RewardError: images and prompts differ in number, or the package failed.
         """
-        _check_lengths(self.name, images, prompts)
+        check_lengths(self.name, images, prompts)
         with self._blame:
             scores = [
-                1 - float(self._model.classify(Image.fromarray(picture)).nsfw) for picture in to_bytes(images)
+                1 - float(self._model.classify(Image.fromarray(pixels)).nsfw) for pixels in to_bytes(images)
             ]
         return torch.tensor(scores, dtype=torch.float32)
-
-
-def _check_lengths(name: str, images: Tensor, prompts: Sequence[str]) -> None:
-    if len(images) != len(prompts):
-        raise RewardError(f"reward {name!r}: {len(images)} images but {len(prompts)} prompts")

@@ -6,7 +6,7 @@ The protocol is JSON and PNG, never pickle (docs/rewards/remote.md):
     POST /score   {"protocol": 1, "items": [{"id": ..., "prompt": ..., "image": base64 PNG}, ...]}
                   -> {"protocol": 1, "name": ..., "version": ..., "scores": {id: number or null, ...}}
 
-Scores are found by id, and an id holds a hash of picture and prompt: neither the order of the answers nor an
+Scores are found by id, and an id holds a hash of image and prompt: neither the order of the answers nor an
 answer to another question can give an image a score that is not its own.
 """
 
@@ -21,10 +21,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from diffexpo.config.schema import RewardConfig, ServiceConfig
-from diffexpo.errors import MissingError, RewardError, ScorerStoppedError
-from diffexpo.rewards.base import to_bytes
+from diffexpo.config.rewards import RewardCard, ServiceConfig
+from diffexpo.errors import MissingError, ScorerStoppedError
 from diffexpo.rewards.calling import CallFailedError, Endpoint, FailureBudget, map_concurrently, png_base64
+from diffexpo.rewards.images import check_lengths, to_bytes
 
 _log = logging.getLogger("diffexpo")
 PROTOCOL = 1
@@ -83,14 +83,14 @@ class RemoteReward:
 
     @classmethod
     def from_config(
-        cls, config: RewardConfig, resolve: Callable[[str], str], device: torch.device | str
+        cls, config: RewardCard, resolve: Callable[[str], str], device: torch.device | str
     ) -> RemoteReward:
         """The scorer of a configuration."""
         return cls(config.name, config.path or "", config.service, config.concurrency)
 
     @property
     def identity(self) -> dict[str, str]:
-        """What scores depend on besides picture and prompt: the served scorer, wherever it is served."""
+        """What scores depend on besides image and prompt: the served scorer, wherever it is served."""
         return {"type": "remote", "version": self.version, "scale": self.scale}
 
     @property
@@ -105,12 +105,11 @@ class RemoteReward:
             RewardError: images and prompts differ in number.
             ScorerStoppedError: past the budget, or the server is no longer the scorer that it was.
         """
-        if len(images) != len(prompts):
-            raise RewardError(f"reward {self.name!r}: {len(images)} images but {len(prompts)} prompts")
-        pictures = [png_base64(picture) for picture in to_bytes(images)]
+        check_lengths(self.name, images, prompts)
+        pngs = [png_base64(image) for image in to_bytes(images)]
         questions = [
-            _Question(_id(position, picture, prompt), prompt, picture)
-            for position, (picture, prompt) in enumerate(zip(pictures, prompts, strict=True))
+            _Question(_id(position, png, prompt), prompt, png)
+            for position, (png, prompt) in enumerate(zip(pngs, prompts, strict=True))
         ]
         size = self._service.images_per_request
         parts = [questions[start : start + size] for start in range(0, len(questions), size)]
@@ -131,7 +130,7 @@ class RemoteReward:
             self._endpoint.persist(lambda: self._ask(questions, found))
         except CallFailedError as error:
             if error.is_refused_input and len(questions) > 1:
-                # One picture too large or too odd must not cost the others.
+                # One image too large or too odd must not cost the others.
                 half = len(questions) // 2
                 return self._score_part(questions[:half]) | self._score_part(questions[half:])
             reason = str(error)
@@ -226,6 +225,6 @@ def _read_scores(given: object, asked: set[str]) -> dict[str, float]:
     return scores
 
 
-def _id(position: int, picture: str, prompt: str) -> str:
-    digest = hashlib.sha256(f"{prompt}\0{picture}".encode()).hexdigest()[:16]
+def _id(position: int, png: str, prompt: str) -> str:
+    digest = hashlib.sha256(f"{prompt}\0{png}".encode()).hexdigest()[:16]
     return f"{position}-{digest}"

@@ -11,11 +11,66 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from diffexpo.config.rewards.card import SCORING_BATCH
 from diffexpo.errors import RewardError, ScorerStoppedError
-from diffexpo.rewards.base import quantise
-from diffexpo.types import LatentReward, Reward, Scorer
+from diffexpo.rewards.images import quantise
+from diffexpo.types import Drawn, Reward
 
 _log = logging.getLogger("diffexpo")
+
+
+def score_drawn(
+    scorers: Sequence[Reward],
+    drawn: Drawn,
+    prompts: Sequence[str],
+    *,
+    batch_size: int = SCORING_BATCH,
+    tick: Callable[[], None] = lambda: None,
+) -> dict[str, np.ndarray]:
+    """Scores of what was drawn under every scorer, each given what it reads.
+
+    Images are rounded to 8 bits once, before any scorer: what was scored is what a saved PNG shows. A batch
+    whose scorer raises RewardError is scored again image by image, so that one bad image costs one row.
+
+    Args:
+        scorers: Scorers of images and of latents.
+        drawn: N latents and their images; what no scorer reads may be None.
+        prompts: N texts.
+        batch_size: Rows per call of a scorer.
+        tick: Called after every scored batch.
+    Returns:
+        name -> (N,) float32 in the order of the scorers, NaN where scoring failed or was not finite;
+        `num_failed` counts them.
+    Raises:
+        RewardError: prompts differ in number from what was drawn.
+        ScorerStoppedError: a scorer cannot go on, such as a server that stays away.
+    """
+    inputs = {
+        "latents": drawn.latents,
+        "images": None if drawn.images is None else quantise(drawn.images),
+    }
+    scores = {}
+    for scorer in scorers:
+        read = inputs["latents" if reads_latents(scorer) else "images"]
+        assert read is not None  # the caller knows its scorers
+        if len(read) != len(prompts):
+            raise RewardError(
+                f"scoring: {len(read)} images but {len(prompts)} prompts; expected one prompt an image"
+            )
+        scores[scorer.name] = np.full(len(prompts), np.nan, dtype=np.float32)
+        for start in range(0, len(prompts), batch_size):
+            rows = slice(start, min(start + batch_size, len(prompts)))
+            scores[scorer.name][rows] = _score_batch(scorer, read[rows], prompts[rows])
+            tick()
+    for name, count in num_failed(scores).items():
+        if count:
+            _log.warning(
+                "reward %r gave no finite score for %d of %d images; they are excluded",
+                name,
+                count,
+                len(prompts),
+            )
+    return scores
 
 
 def score_images(
@@ -23,56 +78,16 @@ def score_images(
     images: Tensor,
     prompts: Sequence[str],
     *,
-    batch_size: int = 64,
+    batch_size: int = SCORING_BATCH,
     tick: Callable[[], None] = lambda: None,
 ) -> dict[str, np.ndarray]:
-    """Scores of every image under every scorer.
-
-    Images are rounded to 8 bits once, before any scorer: what was scored is what a saved PNG shows. A batch
-    whose scorer raises RewardError is scored again image by image, so that one bad image costs one row.
-
-    Args:
-        rewards: Scorers.
-        images: (N,3,H,W) in [0,1].
-        prompts: N texts.
-        batch_size: Images per call of a scorer.
-        tick: Called after every scored batch.
-    Returns:
-        name -> (N,) float32, NaN where scoring failed or was not finite; `num_failed` counts them.
-    Raises:
-        RewardError: images and prompts differ in number.
-        ScorerStoppedError: a scorer cannot go on, such as a server that stays away.
-    """
-    calls = [(reward.name, reward.score) for reward in rewards]
-    return _score_all(calls, quantise(images), prompts, batch_size, tick)
+    """`score_drawn` of images (N,3,H,W) in [0,1] whose latents no scorer reads."""
+    return score_drawn(rewards, Drawn(images=images), prompts, batch_size=batch_size, tick=tick)
 
 
-def score_latents(
-    rewards: Sequence[LatentReward],
-    latents: Tensor,
-    prompts: Sequence[str],
-    *,
-    batch_size: int = 64,
-    tick: Callable[[], None] = lambda: None,
-) -> dict[str, np.ndarray]:
-    """Scores of latents (N,C,h,w) under every scorer that judges them; in all else as `score_images`."""
-    calls = [(reward.name, reward.score_latents) for reward in rewards]
-    return _score_all(calls, latents, prompts, batch_size, tick)
-
-
-def score_both(
-    scorers: Sequence[Scorer], images: Tensor, latents: Tensor, prompts: Sequence[str]
-) -> dict[str, np.ndarray]:
-    """Scores of images (N,3,H,W) and of the latents (N,C,h,w) behind them, in the order of the scorers."""
-    of_pictures, of_latents = by_input(scorers)
-    found = score_images(of_pictures, images, prompts) | score_latents(of_latents, latents, prompts)
-    return {scorer.name: found[scorer.name] for scorer in scorers}
-
-
-def by_input(scorers: Sequence[Scorer]) -> tuple[list[Reward], list[LatentReward]]:
-    """(scorers of pictures, scorers of latents), each in the given order."""
-    of_latents = [scorer for scorer in scorers if isinstance(scorer, LatentReward)]
-    return [scorer for scorer in scorers if not isinstance(scorer, LatentReward)], of_latents
+def reads_latents(scorer: Reward) -> bool:
+    """Whether a scorer is given latents as they were drawn, instead of images."""
+    return getattr(scorer, "reads", "images") == "latents"
 
 
 def num_failed(scores: Mapping[str, np.ndarray]) -> dict[str, int]:
@@ -102,44 +117,13 @@ def check_rewards(scores: Mapping[str, np.ndarray]) -> None:
             )
 
 
-Call = Callable[[Tensor, Sequence[str]], Tensor]
-
-
-def _score_all(
-    calls: Sequence[tuple[str, Call]],
-    inputs: Tensor,
-    prompts: Sequence[str],
-    batch_size: int,
-    tick: Callable[[], None],
-) -> dict[str, np.ndarray]:
-    """Scores of pictures or latents under every (name, call); failures become NaN and are said."""
-    if len(inputs) != len(prompts):
-        raise RewardError(
-            f"scoring: {len(inputs)} images but {len(prompts)} prompts; expected one prompt an image"
-        )
-    scores = {name: np.full(len(prompts), np.nan, dtype=np.float32) for name, _ in calls}
-    for name, call in calls:
-        for start in range(0, len(prompts), batch_size):
-            rows = slice(start, min(start + batch_size, len(prompts)))
-            scores[name][rows] = _score_batch(name, call, inputs[rows], prompts[rows])
-            tick()
-    for name, count in num_failed(scores).items():
-        if count:
-            _log.warning(
-                "reward %r gave no finite score for %d of %d images; they are excluded",
-                name,
-                count,
-                len(prompts),
-            )
-    return scores
-
-
-def _score_batch(name: str, call: Call, images: Tensor, prompts: Sequence[str]) -> np.ndarray:
+def _score_batch(scorer: Reward, inputs: Tensor, prompts: Sequence[str]) -> np.ndarray:
+    """Scores of a batch, NaN where the scorer fails on a row alone."""
     try:
-        scores = call(images, prompts)
+        scores = scorer.score(inputs, prompts)
         if scores.shape != (len(prompts),):
             raise RewardError(
-                f"reward {name!r} returned shape {tuple(scores.shape)} for {len(prompts)} images"
+                f"reward {scorer.name!r} returned shape {tuple(scores.shape)} for {len(prompts)} images"
             )
     except ScorerStoppedError:
         raise
@@ -149,7 +133,7 @@ def _score_batch(name: str, call: Call, images: Tensor, prompts: Sequence[str]) 
             return np.full(1, np.nan, dtype=np.float32)
         rows = range(len(prompts))
         return np.concatenate(
-            [_score_batch(name, call, images[row : row + 1], prompts[row : row + 1]) for row in rows]
+            [_score_batch(scorer, inputs[row : row + 1], prompts[row : row + 1]) for row in rows]
         )
     scores = scores.detach().float().cpu()
     return torch.where(torch.isfinite(scores), scores, torch.nan).numpy()

@@ -1,14 +1,14 @@
 """A model as its own judge: scores from denoising errors of the drawn latents, without a reward model.
 
-implicit    beta/2 mean over K draws of ( e_base(x_t, c) - e_trained(x_t, c) )       what a model trained on
-pairs came to prefer denoising   mean over K draws of ( e(x_t, empty) - e(x_t, c) )                       how
-much the prompt helps to denoise the image
+implicit    beta/2 mean over K draws of ( e_base(x_t, c) - e_trained(x_t, c) )
+            what a model trained on pairs came to prefer
+denoising   mean over K draws of ( e(x_t, empty) - e(x_t, c) )
+            how much the prompt helps to denoise the image
 
 Both look at latents as they were drawn, so nothing goes through the autoencoder. Noise and t of the K draws
-are keyed by the prompt
-alone: all candidates of a prompt meet the same ones, and only what differs between the images is left in a
-comparison. An image is scored in network calls of its own, whose shape does not depend on what else is
-scored, so a score has the same bits in any batch.
+are keyed by the prompt alone: all candidates of a prompt meet the same ones, and only what differs between
+the images is left in a comparison. An image is scored in network calls of its own, whose shape does not
+depend on what else is scored, so a score has the same bits in any batch.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from diffexpo.config.schema import SelfJudgeConfig
+from diffexpo.config.rewards import SelfJudgeConfig
 from diffexpo.diffusion.kernels import at_least_float32
 from diffexpo.diffusion.objectives import NoiseDraw, prediction_errors
 from diffexpo.errors import ConfigError, RewardError
 from diffexpo.types import Conditioning, Policy
 
-# Embedded prompts that are kept: candidates of one prompt come behind each other.
+# Embedded prompts that are kept: candidates of one prompt are consecutive.
 KEPT_PROMPTS = 64
 
 
@@ -73,7 +73,7 @@ def denoising_scores(conditional: Tensor, unconditional: Tensor) -> Tensor:
 class SelfJudge(ABC):
     """What both judges share: draws keyed by the prompt, and errors of one image at all of them."""
 
-    needs_denoiser = True
+    reads = "latents"
 
     def __init__(self, name: str, policy: Policy, settings: SelfJudgeConfig) -> None:
         """`policy`: the judge's own; a run that trains or draws beside it must not switch its weights."""
@@ -88,7 +88,7 @@ class SelfJudge(ABC):
         text = "|".join([type(self).__name__, *self._parts(), str(self.settings.draws), self._range()])
         return hashlib.sha256(text.encode()).hexdigest()
 
-    def score_latents(self, latents: Tensor, prompts: Sequence[str]) -> Tensor:
+    def score(self, latents: Tensor, prompts: Sequence[str]) -> Tensor:
         """(B,) float32 for latents (B,C,h,w) and their prompts; the same bits however a batch is cut.
 
         Raises:
@@ -148,10 +148,9 @@ class ImplicitReward(SelfJudge):
     started from.
 
     The trained model is a given, finished one, not the run's current weights. Those would judge by what they
-    are being trained to
-    prefer: pairs that they rank carry the sign of their own margin, so the loss hardens what is there and
-    learns nothing about images; scores of two iterations would not compare; and before the first update all
-    are 0.
+    are being trained to prefer: pairs that they rank carry the sign of their own margin, so the loss would
+    only reinforce the model's current preferences; scores of two iterations would not compare; and before the
+    first update all are 0.
     """
 
     def __init__(self, name: str, policy: Policy, settings: SelfJudgeConfig) -> None:

@@ -1,6 +1,6 @@
 """Serves a scorer over HTTP with the standard library alone: the other side of `remote.py`.
 
-Each request has a thread; one thread scores. Images of several requests that arrive within a few milliseconds
+Each request has a thread; one thread scores. Images of requests that arrive within a few milliseconds
 of each other are scored in one batch. The server reads JSON and PNG only, and listens on this machine only
 unless told otherwise.
 """
@@ -51,7 +51,7 @@ class RefusedError(RewardError):
 class _Ticket:
     """One image on its way through the batcher."""
 
-    picture: np.ndarray
+    image: np.ndarray
     prompt: str
     score: float = math.nan
     error: str = ""
@@ -112,13 +112,13 @@ class Batcher:
                 if not batch:
                     until = time.monotonic() + self._wait_s
                 batch.append(ticket)
-            # Pictures of one size can be stacked.
-            for shape in dict.fromkeys(ticket.picture.shape for ticket in batch):
-                self._score([ticket for ticket in batch if ticket.picture.shape == shape])
+            # Images of one size can be stacked.
+            for shape in dict.fromkeys(ticket.image.shape for ticket in batch):
+                self._score([ticket for ticket in batch if ticket.image.shape == shape])
 
     def _score(self, tickets: Sequence[_Ticket]) -> None:
-        pictures = torch.from_numpy(np.stack([ticket.picture for ticket in tickets]))
-        images = pictures.permute(0, 3, 1, 2).float() / 255
+        stacked = torch.from_numpy(np.stack([ticket.image for ticket in tickets]))
+        images = stacked.permute(0, 3, 1, 2).float() / 255
         prompts = [ticket.prompt for ticket in tickets]
         try:
             # One bad request must not end the server, whatever the scorer raises.
@@ -288,7 +288,7 @@ class ScoreHandler(BaseHTTPRequestHandler):
         return request
 
     def score(self, request: dict[str, object]) -> dict[str, object]:
-        """Scores of the items; null for a picture that cannot be read or scored, with the reason in
+        """Scores of the items; null for an image that cannot be read or scored, with the reason in
         `errors`."""
         items = _check_items(request.get("items"))
         errors: dict[str, str] = {}
@@ -334,7 +334,7 @@ class ScoreHandler(BaseHTTPRequestHandler):
 
 
 def decode_png(text: str) -> np.ndarray:
-    """The picture (H,W,3) uint8 in the base64 text of a PNG.
+    """The image (H,W,3) uint8 in the base64 text of a PNG.
 
     Raises:
         ValueError: not base64, or larger than 4096 pixels a side.

@@ -2,7 +2,7 @@ r"""A vision-language model as a judge, through any OpenAI-compatible server.
 
     yes_no:    p(yes) / (p(yes) + p(no))                           of the first token of the answer
     pairwise:  mean over j of P(i beats j),  P(i beats j) = [p(first | i, j) + p(second | j, i)] / 2
-    caption:   similarity(description of the picture, prompt)      (DDPO, arXiv 2305.13301, section 5)
+    caption:   similarity(description of the image, prompt)      (DDPO, arXiv 2305.13301, section 5)
 
 An answer that names neither choice, a description that is empty or a call that fails gives no score: NaN,
 counted, never 0.
@@ -20,10 +20,10 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import Tensor
 
-from diffexpo.config.schema import RewardConfig, ServiceConfig, VlmConfig
-from diffexpo.errors import ConfigError, MissingError, RewardError, ScorerStoppedError
-from diffexpo.rewards.base import to_bytes
+from diffexpo.config.rewards import RewardCard, ServiceConfig, VlmConfig
+from diffexpo.errors import ConfigError, MissingError, ScorerStoppedError
 from diffexpo.rewards.calling import CallFailedError, Endpoint, FailureBudget, map_concurrently, png_base64
+from diffexpo.rewards.images import check_lengths, to_bytes
 from diffexpo.rewards.text_similarity import TextSimilarity
 
 _log = logging.getLogger("diffexpo")
@@ -65,7 +65,7 @@ def choice_probability(top_logprobs: Sequence[Mapping[str, object]], choices: tu
 
 
 def wins(first_shown: Tensor) -> Tensor:
-    """Share of wins of each of n pictures, position of the picture cancelled.
+    """Share of wins of each of n images, position of the image cancelled.
 
         P_ij = [F_ij + (1 - F_ji)] / 2,     w_i = mean over j != i of P_ij
 
@@ -73,7 +73,7 @@ def wins(first_shown: Tensor) -> Tensor:
         first_shown: F (n,n), F_ij the probability that i beats j when i is shown first; NaN where no answer
             came. The diagonal is not read.
     Returns:
-        (n,) float64 in [0, 1], NaN where a picture has no answered comparison. F = [[., 0.9], [0.3, .]] gives
+        (n,) float64 in [0, 1], NaN where an image has no answered comparison. F = [[., 0.9], [0.3, .]] gives
         [0.8, 0.2].
     """
     both = (first_shown.double() + 1 - first_shown.double().T) / 2
@@ -138,7 +138,7 @@ class VlmJudge:
 
     @classmethod
     def from_config(
-        cls, config: RewardConfig, resolve: Callable[[str], str], device: torch.device | str
+        cls, config: RewardCard, resolve: Callable[[str], str], device: torch.device | str
     ) -> VlmJudge:
         """The scorer of a configuration."""
         encoder = config.vlm.text_encoder
@@ -147,7 +147,7 @@ class VlmJudge:
 
     @property
     def identity(self) -> dict[str, str]:
-        """What scores depend on besides picture and prompt. What model an address serves under a name is
+        """What scores depend on besides image and prompt. What model an address serves under a name is
         known to it alone."""
         asked = {name: str(getattr(self._vlm, name)) for name in ("top_logprobs", "max_tokens")}
         return {
@@ -165,31 +165,30 @@ class VlmJudge:
             RewardError: images and prompts differ in number.
             ScorerStoppedError: past the budget, or the server gives no log-probabilities.
         """
-        if len(images) != len(prompts):
-            raise RewardError(f"reward {self.name!r}: {len(images)} images but {len(prompts)} prompts")
-        pictures = [png_base64(picture) for picture in to_bytes(images)]
+        check_lengths(self.name, images, prompts)
+        pngs = [png_base64(image) for image in to_bytes(images)]
         if self._vlm.mode == "pairwise":
-            return self._score_groups(pictures, prompts)
+            return self._score_groups(pngs, prompts)
         ask = self._probability if self._vlm.mode == "yes_no" else self._caption_score
-        pairs = list(zip(pictures, prompts, strict=True))
+        pairs = list(zip(pngs, prompts, strict=True))
         scores = map_concurrently(lambda pair: ask([pair[0]], pair[1]), pairs, self._concurrency)
         return torch.tensor(scores, dtype=torch.float32)
 
-    def describe(self, picture: str, prompt: str) -> str:
-        """The model's description of a picture (base64 PNG)."""
-        message = self._ask([picture], prompt, {"max_tokens": self._vlm.max_tokens}).get("message")
+    def describe(self, png: str, prompt: str) -> str:
+        """The model's description of an image (base64 PNG)."""
+        message = self._ask([png], prompt, {"max_tokens": self._vlm.max_tokens}).get("message")
         text = message.get("content") if isinstance(message, dict) else None
         if not isinstance(text, str) or not text.strip():
             raise CallFailedError(f"the model described the picture as {text!r}", can_retry=False)
         return text.strip()
 
-    def _score_groups(self, pictures: Sequence[str], prompts: Sequence[str]) -> Tensor:
+    def _score_groups(self, pngs: Sequence[str], prompts: Sequence[str]) -> Tensor:
         groups: dict[str, list[int]] = {}
         for row, prompt in enumerate(prompts):
             groups.setdefault(prompt, []).append(row)
         orders = [pair for rows in groups.values() for pair in itertools.permutations(rows, 2)]
         answers = map_concurrently(
-            lambda pair: self._probability([pictures[pair[0]], pictures[pair[1]]], prompts[pair[0]]),
+            lambda pair: self._probability([pngs[pair[0]], pngs[pair[1]]], prompts[pair[0]]),
             orders,
             self._concurrency,
         )
@@ -215,13 +214,13 @@ class VlmJudge:
                 len(forward),
             )
 
-    def _probability(self, pictures: Sequence[str], prompt: str) -> float:
+    def _probability(self, pngs: Sequence[str], prompt: str) -> float:
         """Probability of the first choice."""
         choices = CHOICES[self._vlm.mode]
 
         def attempt() -> float:
             settings = {"max_tokens": 1, "logprobs": True, "top_logprobs": self._vlm.top_logprobs}
-            value = choice_probability(self._first_token(self._ask(pictures, prompt, settings)), choices)
+            value = choice_probability(self._first_token(self._ask(pngs, prompt, settings)), choices)
             if math.isnan(value):
                 raise CallFailedError(
                     f"neither {choices[0]} nor {choices[1]} is among the likeliest first tokens; a model "
@@ -233,10 +232,10 @@ class VlmJudge:
 
         return self._counted(attempt)
 
-    def _caption_score(self, pictures: Sequence[str], prompt: str) -> float:
+    def _caption_score(self, pngs: Sequence[str], prompt: str) -> float:
         assert self._similarity is not None
         similarity = self._similarity
-        return self._counted(lambda: similarity.compare(self.describe(pictures[0], prompt), prompt))
+        return self._counted(lambda: similarity.compare(self.describe(pngs[0], prompt), prompt))
 
     def _counted(self, attempt: Callable[[], float]) -> float:
         """The result of an attempt that is repeated while that may help; NaN, counted, if it never
@@ -251,12 +250,9 @@ class VlmJudge:
         self.budget.add(1, 0)
         return value
 
-    def _ask(self, pictures: Sequence[str], prompt: str, settings: Mapping[str, object]) -> dict[str, object]:
-        """The first choice of the answer to one question about one or two pictures."""
-        shown = [
-            {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{picture}"}}
-            for picture in pictures
-        ]
+    def _ask(self, pngs: Sequence[str], prompt: str, settings: Mapping[str, object]) -> dict[str, object]:
+        """The first choice of the answer to one question about one or two images."""
+        shown = [{"type": "image_url", "image_url": {"url": f"data:image/png;base64,{png}"}} for png in pngs]
         text = {"type": "text", "text": self._question.replace("{prompt}", prompt)}
         reply = self._endpoint.call(
             "/chat/completions",

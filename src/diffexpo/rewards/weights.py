@@ -13,7 +13,7 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntry
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from diffexpo.config.scorers import SCORERS
+from diffexpo.config.rewards import RewardCard
 from diffexpo.errors import MissingError, RewardError
 
 PRECISIONS = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -31,8 +31,6 @@ SETTINGS = (
 )
 _HUB_ID = re.compile(r"[\w][\w.-]*/[\w][\w.-]*")
 _PICKLED = (".pt", ".pth", ".bin", ".ckpt")
-# Official file of each type that is published as a pickle only, and the entry that holds its tensors.
-_CONVERTED = {"hpsv2": "['state_dict']", "hpsv2.1": "['state_dict']", "imagereward": "", "aesthetic": ""}
 
 
 def find_folder(name: str, folder_or_id: str, *, key: str, patterns: Sequence[str], expected: str) -> Path:
@@ -63,12 +61,12 @@ def find_folder(name: str, folder_or_id: str, *, key: str, patterns: Sequence[st
         ) from error
 
 
-def find_weights(name: str, kind: str, path: str | None) -> Path:
+def find_weights(name: str, card: type[RewardCard], path: str | None) -> Path:
     """The one safetensors file of a scorer whose official weights are a pickle that its user converts.
 
     Args:
         name: The reward's name, for messages.
-        kind: Its type, a key of `SCORERS`.
+        card: Of its type.
         path: A `.safetensors` file, a folder with exactly one, or the hub id of such a repository.
     Returns:
         An existing file.
@@ -77,44 +75,41 @@ def find_weights(name: str, kind: str, path: str | None) -> Path:
             to convert them.
         RewardError: the file is damaged, which is found before anything else is looked for.
     """
-    file = _weights_file(name, kind, path)
+    file = _weights_file(name, card, path)
     check_header(name, file)
     return file
 
 
-def _weights_file(name: str, kind: str, path: str | None) -> Path:
+def _weights_file(name: str, card: type[RewardCard], path: str | None) -> Path:
     if path is None:
-        raise MissingError(f"reward {name!r}: no path to {SCORERS[kind].path}; {obtain(kind)}")
+        raise MissingError(f"reward {name!r}: no path to {card.path_is}; {obtain(card)}")
     given = Path(path).expanduser()
     if given.suffix in _PICKLED:
-        raise MissingError(f"reward {name!r}: {given} is a pickled file, which is never read; {obtain(kind)}")
+        raise MissingError(f"reward {name!r}: {given} is a pickled file, which is never read; {obtain(card)}")
     if given.suffix == ".safetensors":
         if not given.is_file():
-            raise MissingError(f"reward {name!r}: no file {given}; {obtain(kind)}")
+            raise MissingError(f"reward {name!r}: no file {given}; {obtain(card)}")
         return given
-    folder = find_folder(
-        name, path, key="path", patterns=["*.safetensors", "*.json"], expected=SCORERS[kind].path
-    )
+    folder = find_folder(name, path, key="path", patterns=["*.safetensors", "*.json"], expected=card.path_is)
     files = sorted(folder.glob("*.safetensors"))
     if len(files) != 1:
         raise MissingError(
             f"reward {name!r}: {folder} holds {len(files)} .safetensors files; expected exactly one, or name "
             f"the file; "
-            f"{obtain(kind)}"
+            f"{obtain(card)}"
         )
     return files[0]
 
 
-def obtain(kind: str) -> str:
+def obtain(card: type[RewardCard]) -> str:
     """Where a type's official weights are found, under which licence, and how a pickle becomes a safetensors
     file."""
-    facts = SCORERS[kind]
-    text = f"official weights: {facts.where}; licence: {facts.licence}"
-    if kind not in _CONVERTED:
+    text = f"official weights: {card.source}; licence: {card.licence}"
+    if card.pickled_entry is None:
         return text
     return (
         f'{text}; convert once, where you trust the file: python -c "import torch, safetensors.torch as s; '
-        f"d = torch.load('IN', map_location='cpu', weights_only=True){_CONVERTED[kind]}; "
+        f"d = torch.load('IN', map_location='cpu', weights_only=True){card.pickled_entry}; "
         f"s.save_file({{k: v.clone().contiguous() for k, v in d.items()}}, 'OUT.safetensors')\""
     )
 

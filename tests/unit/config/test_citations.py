@@ -15,7 +15,8 @@ from diffexpo.config.citations import SAMPLERS, citations
 from diffexpo.config.methods import METHOD_BY_NAME, METHODS
 from diffexpo.config.methods.diffusion_dpo import KINDS
 from diffexpo.config.papers import WORKS
-from diffexpo.config.schema import OfflineConfig, RewardConfig
+from diffexpo.config.rewards import read_card
+from diffexpo.config.schema import OfflineConfig
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -133,7 +134,7 @@ def test_a_folder_says_what_pipeline_it_holds(tmp_path, pipeline, key):
 
 
 def test_what_nobody_knows_is_listed_by_name():
-    mine = RewardConfig(name="mine", type="python", path="warm.py:score")
+    mine = read_card(name="mine", type="python", path="warm.py:score")
     config = RunConfig().model_copy(update={"rewards": (mine,)})
     assert "reward mine (python warm.py:score)" in citations(config).unknown
     assert "reward mine (python warm.py:score): not known here" in citations(config).as_text()

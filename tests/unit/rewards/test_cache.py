@@ -6,9 +6,12 @@ import json
 import math
 import os
 import signal
+import sqlite3
+import threading
 import time
 import warnings
 from collections.abc import Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +22,11 @@ from torch import Tensor
 
 from diffexpo.assembly.aliases import resolve
 from diffexpo.config.load import load_config
-from diffexpo.config.schema import RewardConfig, ServiceConfig
+from diffexpo.config.rewards import ServiceConfig, read_card
 from diffexpo.errors import ConfigError, StoreError
-from diffexpo.rewards.base import load_rewards, to_bytes
-from diffexpo.rewards.cache import CachedReward, ScoreCache, picture_key
+from diffexpo.rewards.base import load_rewards
+from diffexpo.rewards.cache import FILE, CachedReward, ScoreCache, question_key
+from diffexpo.rewards.images import to_bytes
 from diffexpo.rewards.remote import RemoteReward
 from diffexpo.rewards.scoring import score_images
 from diffexpo.rewards.server import ScoreServer
@@ -59,9 +63,14 @@ def scored(folder: Path, images: Tensor = IMAGES, prompts: Sequence[str] = PROMP
     return score_images([cached], images, prompts)["judge"], judge.asked, cached.num_hits
 
 
-def only_file(folder: Path) -> Path:
-    (file,) = folder.iterdir()
-    return file
+def sql(folder: Path, query: str, *values: object) -> list[tuple[object, ...]]:
+    """What a statement on the file of a cache gives."""
+    with closing(sqlite3.connect(folder / FILE)) as file, file:
+        return file.execute(query, values).fetchall()
+
+
+def count(folder: Path) -> int:
+    return sql(folder, "SELECT count(*) FROM scores")[0][0]
 
 
 def test_the_second_time_nothing_is_asked_and_the_bits_are_the_same(tmp_path: Path) -> None:
@@ -73,11 +82,11 @@ def test_the_second_time_nothing_is_asked_and_the_bits_are_the_same(tmp_path: Pa
     assert asked == ["bad"] and hits == 5
     for found in (first, second):
         np.testing.assert_array_equal(found.view(np.uint32), plain.view(np.uint32))
-    lines = [json.loads(line) for line in only_file(tmp_path).read_text().splitlines()]
-    assert lines[0] == {"scorer": IDENTITY} and len(lines) == 6
+    assert [json.loads(facts) for (facts,) in sql(tmp_path, "SELECT facts FROM scorers")] == [IDENTITY]
+    assert count(tmp_path) == 5 and [file.name for file in tmp_path.iterdir()] == [FILE]
 
 
-def test_another_picture_prompt_or_version_misses(tmp_path: Path) -> None:
+def test_another_image_prompt_or_version_misses(tmp_path: Path) -> None:
     scored(tmp_path)
     touched = IMAGES.clone()
     touched[0, 0, 0, 0] = 1 - touched[0, 0, 0, 0]
@@ -85,13 +94,13 @@ def test_another_picture_prompt_or_version_misses(tmp_path: Path) -> None:
     assert scored(tmp_path, prompts=["A", *PROMPTS[1:]])[1] == ["A", "bad"]
     assert scored(tmp_path, images=IMAGES.transpose(2, 3))[2] == 0
     assert scored(tmp_path, version="2")[1] == PROMPTS
-    assert len(list(tmp_path.iterdir())) == 2
+    assert sql(tmp_path, "SELECT count(*) FROM scorers") == [(2,)]
 
 
-def test_the_shape_is_part_of_a_picture() -> None:
+def test_the_shape_is_part_of_an_image() -> None:
     flat = np.zeros((4, 9, 3), np.uint8)
-    assert len({picture_key(flat.reshape(*shape), "x") for shape in ((4, 9, 3), (9, 4, 3), (6, 6, 3))}) == 3
-    assert picture_key(flat, "x") == picture_key(flat.copy(), "x") != picture_key(flat, "")
+    assert len({question_key(flat.reshape(*shape), "x") for shape in ((4, 9, 3), (9, 4, 3), (6, 6, 3))}) == 3
+    assert question_key(flat, "x") == question_key(flat.copy(), "x") != question_key(flat, "")
 
 
 def test_the_same_question_in_one_batch_is_asked_once(tmp_path: Path) -> None:
@@ -101,58 +110,56 @@ def test_the_same_question_in_one_batch_is_asked_once(tmp_path: Path) -> None:
     np.testing.assert_array_equal(found, score_images([Counting()], images, prompts)["judge"])
 
 
-@pytest.mark.parametrize("cut", [1, 5, 60, 100])
-def test_a_torn_last_line_costs_that_line_and_no_other(
-    tmp_path: Path, cut: int, caplog: pytest.LogCaptureFixture
-) -> None:
-    plain, _, _ = scored(tmp_path)
-    file = only_file(tmp_path)
-    whole = file.read_bytes()
-    file.write_bytes(whole[:-cut])
-    found, asked, _ = scored(tmp_path)
-    # A line that lacks only its end is whole.
-    assert asked == (["bad"] if cut == 1 else ["bad", PROMPTS[-1]])
-    assert ("1 lines of" in caplog.text) == (cut > 1)
-    np.testing.assert_array_equal(found, plain)
-    assert scored(tmp_path)[1] == ["bad"], "what was appended behind the torn line counts"
-
-
 @pytest.mark.parametrize(
     "score",
-    [math.nan, math.inf, "20.5", None, True, 3, [1.0], 0.25],
-    ids=["nan", "inf", "text", "null", "bool", "int", "list", "another number"],
+    [math.nan, math.inf, "twenty", None, True, 3, b"1.0", 0.25],
+    ids=["nan", "inf", "text", "null", "bool", "int", "bytes", "another number"],
 )
-def test_a_poisoned_value_is_refused_and_asked_again(tmp_path: Path, score: object) -> None:
+def test_a_poisoned_value_is_refused_and_asked_again(
+    tmp_path: Path, score: object, caplog: pytest.LogCaptureFixture
+) -> None:
     plain, _, _ = scored(tmp_path)
-    file = only_file(tmp_path)
-    lines = file.read_text().splitlines()
-    file.write_text(
-        "\n".join([lines[0], json.dumps(json.loads(lines[1]) | {"score": score}), *lines[2:]]) + "\n"
-    )
+    question = question_key(to_bytes(IMAGES)[0], PROMPTS[0])
+    sql(tmp_path, "UPDATE scores SET score = ? WHERE question = ?", score, question)
     cache = ScoreCache(tmp_path, "judge", IDENTITY)
-    assert (cache.num_refused, len(cache)) == (1, 4)
+    assert cache.find([question]) == {} and cache.num_refused == 1
+    assert "1 scores of" in caplog.text and count(tmp_path) == 4
     found, asked, _ = scored(tmp_path)
     assert asked == ["a", "bad"]
     np.testing.assert_array_equal(found, plain)
+    assert scored(tmp_path)[1] == ["bad"], "what was asked again counts"
 
 
-def test_scores_of_another_scorer_are_refused_whatever_their_file_is_called(tmp_path: Path) -> None:
-    scored(tmp_path / "one", version="1")
-    scored(tmp_path / "two", version="2")
-    for file in (tmp_path / "one").iterdir():
-        only_file(tmp_path / "two").write_bytes(file.read_bytes())
-    cache = ScoreCache(tmp_path / "two", "judge", IDENTITY | {"version": "2"})
-    assert (cache.num_refused, len(cache)) == (6, 0)
-
-
-def test_garbage_is_counted_and_nothing_is_run(tmp_path: Path) -> None:
-    scored(tmp_path)
-    file = only_file(tmp_path)
-    file.write_bytes(
-        b"\x80\x04cposix\nsystem\n" + b"[" * 5000 + b'\n5\n[]\n"scorer"\n\0\0\0\n' + file.read_bytes()
+def test_scores_of_another_scorer_are_refused_whatever_they_are_called(tmp_path: Path) -> None:
+    scored(tmp_path, version="1")
+    other = IDENTITY | {"version": "2"}
+    cache = ScoreCache(tmp_path, "judge", other)
+    sql(
+        tmp_path,
+        "UPDATE scores SET identity = (SELECT identity FROM scorers WHERE facts = ?)",
+        json.dumps(other, sort_keys=True),
     )
+    questions = [str(question) for (question,) in sql(tmp_path, "SELECT question FROM scores")]
+    assert cache.find(questions) == {} and cache.num_refused == len(questions) == 5
+
+
+@pytest.mark.parametrize("damage", ["garbage", "cut", "torn page"])
+def test_a_damaged_file_is_explained_and_nothing_of_it_is_used(tmp_path: Path, damage: str) -> None:
     cache = ScoreCache(tmp_path, "judge", IDENTITY)
-    assert len(cache) == 5 and cache.num_refused == 7
+    cache.add({f"{row}": row / 7 for row in range(2000)})
+    file = tmp_path / FILE
+    whole = file.read_bytes()
+    file.write_bytes(
+        {
+            "garbage": b"\x80\x04cposix\nsystem\n" * 300,
+            "cut": whole[: len(whole) // 2],
+            "torn page": whole[:4096] + b"\xff" * 4096 * 3 + whole[4096 * 4 :],
+        }[damage]
+    )
+    with pytest.raises(StoreError, match=r"score cache .* is damaged .*delete it and resume"):
+        ScoreCache(tmp_path, "judge", IDENTITY).find([f"{row}" for row in range(2000)])
+    file.unlink()
+    assert scored(tmp_path)[1] == PROMPTS
 
 
 def forked_writer(folder: Path, number: int, turns: int) -> int:
@@ -173,7 +180,7 @@ def forked_writer(folder: Path, number: int, turns: int) -> int:
     return child
 
 
-def test_three_processes_write_at_once_and_a_killed_one_costs_only_its_own_line(tmp_path: Path) -> None:
+def test_three_processes_write_at_once_and_a_killed_one_costs_no_other(tmp_path: Path) -> None:
     writers = [forked_writer(tmp_path, number, turns) for number, turns in enumerate((15, 15, 10**6))]
     for writer in writers[:2]:
         os.waitpid(writer, 0)
@@ -182,7 +189,22 @@ def test_three_processes_write_at_once_and_a_killed_one_costs_only_its_own_line(
     cache = ScoreCache(tmp_path, "judge", IDENTITY)
     keys = [f"{number}-{turn}-{row}" for number in (0, 1) for turn in range(15) for row in range(20)]
     assert cache.find(keys) == {key: int(key[0]) + int(key.split("-")[1]) / 1000 for key in keys}
-    assert cache.find(["2-0-0"]) == {"2-0-0": 2.0} and cache.num_refused <= 1
+    assert cache.find(["2-0-0"]) == {"2-0-0": 2.0} and cache.num_refused == 0
+    # Transactions are whole: a killed one leaves nothing or all of its twenty scores.
+    killed = sql(tmp_path, "SELECT count(*) FROM scores WHERE question LIKE '2-%'")[0][0]
+    assert killed > 0 and killed % 20 == 0
+
+
+def test_threads_share_a_cache(tmp_path: Path) -> None:
+    cache = ScoreCache(tmp_path, "judge", IDENTITY)
+    threads = [
+        threading.Thread(target=lambda row=row: cache.add({f"{row}": float(row)})) for row in range(16)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert cache.find([f"{row}" for row in range(16)]) == {f"{row}": float(row) for row in range(16)}
 
 
 def test_what_another_process_adds_is_found_without_a_new_start(tmp_path: Path) -> None:
@@ -197,16 +219,14 @@ def test_a_served_scorer_is_not_asked_twice(tmp_path: Path) -> None:
     service = ServiceConfig(timeout_s=5.0, retry_s=0.0)
     judge = Counting()
     with ScoreServer(judge, "python") as server:
-        config = RewardConfig(
-            name="far", type="remote", path=server.url, service=service, cache=str(tmp_path)
-        )
+        config = read_card(name="far", type="remote", path=server.url, service=service, cache=str(tmp_path))
         (far,) = load_rewards([config], str, "cpu")
         first = score_images([far], IMAGES, PROMPTS)["far"]
-        count = len(judge.asked)
+        num_asked = len(judge.asked)
         (again,) = load_rewards([config], str, "cpu")
         good = [row for row, text in enumerate(PROMPTS) if text != "bad"]
         second = score_images([again], IMAGES[good], [PROMPTS[row] for row in good])["far"]
-        assert len(judge.asked) == count == 6 and isinstance(again, CachedReward)
+        assert len(judge.asked) == num_asked == 6 and isinstance(again, CachedReward)
         assert (again.num_hits, again.num_misses) == (5, 0)
         plain = score_images([RemoteReward("far", server.url, service)], IMAGES, PROMPTS)["far"]
     np.testing.assert_array_equal(first, plain)
@@ -230,7 +250,7 @@ def test_a_vision_language_judge_is_asked_once_for_each_question(tmp_path: Path)
 
         def asked(**vlm: object) -> int:
             values = {"name": "eye", "type": "vlm", "path": server.url, "vlm": vlm, "cache": str(tmp_path)}
-            (judge,) = load_rewards([RewardConfig(**values)], str, "cpu")
+            (judge,) = load_rewards([read_card(**values)], str, "cpu")
             before = len(server.seen)
             assert judge.score(IMAGES, PROMPTS).tolist() == [1.0] * 6
             return len(server.seen) - before
@@ -251,7 +271,7 @@ def test_two_functions_of_one_file_keep_their_scores_apart(tmp_path: Path) -> No
     )
     for _ in range(2):
         for name, expected in (("one", 1.0), ("two", 2.0)):
-            config = RewardConfig(
+            config = read_card(
                 name="mine", type="python", path=f"{file}:{name}", cache=str(tmp_path / "kept")
             )
             (judge,) = load_rewards([config], str, "cpu")
@@ -259,7 +279,7 @@ def test_two_functions_of_one_file_keep_their_scores_apart(tmp_path: Path) -> No
 
 
 def network(folder: Path) -> CachedReward:
-    config = RewardConfig(name="judge", type="clip", path="emoji:judge_train", cache=str(folder))
+    config = read_card(name="judge", type="clip", path="emoji:judge_train", cache=str(folder))
     (judge,) = load_rewards([config], resolve, "cpu")
     assert isinstance(judge, CachedReward)
     return judge
@@ -285,17 +305,17 @@ def test_a_batch_that_was_kept_in_part_is_scored_as_a_whole(tmp_path: Path) -> N
     images, prompts = IMAGES[:4].repeat(1, 1, 8, 8), ["a", "b", "c", "d"]
     first = network(tmp_path)
     plain = first.score(images, prompts)
-    file = only_file(tmp_path)
-    file.write_bytes(b"".join(file.read_bytes().splitlines(keepends=True)[:-1]))
+    sql(tmp_path, "DELETE FROM scores WHERE question = (SELECT max(question) FROM scores)")
     again = network(tmp_path)
     assert torch.equal(again.score(images, prompts), plain) and (again.num_hits, again.num_misses) == (0, 4)
-    assert network(tmp_path).cache.find([]) == {} and len(network(tmp_path).cache) == 4
+    assert network(tmp_path).cache.find([]) == {} and count(tmp_path) == 4
 
 
 def test_the_device_and_its_threads_are_part_of_a_networks_identity(tmp_path: Path) -> None:
     threads = torch.get_num_threads()
     network(tmp_path).score(IMAGES[:2].repeat(1, 1, 8, 8), ["a", "b"])
-    record = json.loads(only_file(tmp_path).read_text().splitlines()[0])["scorer"]
+    ((facts,),) = sql(tmp_path, "SELECT facts FROM scorers")
+    record = json.loads(str(facts))
     assert (
         record["device"] == "cpu"
         and record["threads"] == str(threads)

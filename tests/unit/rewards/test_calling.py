@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from diffexpo.config.schema import ServiceConfig
+from diffexpo.config.rewards import ServiceConfig
 from diffexpo.errors import ConfigError, MissingError, ScorerStoppedError
 from diffexpo.rewards.calling import CallFailedError, Endpoint, FailureBudget, check_url, map_concurrently
 from tests.unit.rewards.scripted_server import Reply, ScriptedServer

@@ -14,10 +14,11 @@ import torch
 from PIL import Image
 from transformers import CLIPImageProcessorPil, CLIPModel, CLIPTokenizer
 
-from diffexpo.config.schema import RewardConfig
+from diffexpo.config.rewards import read_card
 from diffexpo.errors import ConfigError, DiffexpoError, MissingError, RewardError
-from diffexpo.rewards.base import load_rewards, to_bytes
+from diffexpo.rewards.base import load_rewards
 from diffexpo.rewards.clip import ClipReward
+from diffexpo.rewards.images import to_bytes
 from tests.tiny import tiny_judge
 
 PROMPTS = ["a cat", "dog", "", "a cat", "red fish"]
@@ -121,15 +122,15 @@ def test_other_kind_of_model_is_refused(broken: Path) -> None:
 
 def test_load_rewards_follows_the_configuration(folder: Path) -> None:
     configs = [
-        RewardConfig(name="judge", type="clip", path="emoji:judge_train"),
-        RewardConfig(name="small", type="jpeg_compressibility"),
+        read_card(name="judge", type="clip", path="emoji:judge_train"),
+        read_card(name="small", type="jpeg_compressibility"),
     ]
     rewards = load_rewards(configs, {"emoji:judge_train": str(folder)}.__getitem__, "cpu")
     assert [reward.name for reward in rewards] == ["judge", "small"]
     with pytest.raises(ConfigError, match="'judge' is used 2 times"):
         load_rewards([configs[0], configs[0]], str, "cpu")
     with pytest.raises(ConfigError, match="'mine' has type python but no path"):
-        load_rewards([RewardConfig(name="mine", type="python")], str, "cpu")
+        load_rewards([read_card(name="mine", type="python")], str, "cpu")
 
 
 def test_hub_id_that_cannot_be_reached(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

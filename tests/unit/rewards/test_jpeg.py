@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from diffexpo.errors import RewardError
-from diffexpo.rewards.base import quantise, to_bytes
+from diffexpo.rewards.images import quantise, to_bytes
 from diffexpo.rewards.jpeg import JpegCompressibility, JpegIncompressibility
 
 

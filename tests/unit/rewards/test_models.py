@@ -10,14 +10,16 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from diffexpo.config.schema import RewardConfig
+from diffexpo.config.rewards import RewardCard, read_card
+from diffexpo.config.rewards.imagereward import ImageRewardCard
 from diffexpo.errors import DiffexpoError, MissingError, RewardError
 from diffexpo.rewards import weights
 from diffexpo.rewards.aesthetic import AestheticReward
-from diffexpo.rewards.base import load_rewards, to_bytes
-from diffexpo.rewards.clip import ClipReward, preference_probabilities
+from diffexpo.rewards.base import load_rewards
+from diffexpo.rewards.clip import ClipReward
 from diffexpo.rewards.hps import HpsReward, clean_text
 from diffexpo.rewards.imagereward import ImageRewardScorer
+from diffexpo.rewards.images import to_bytes
 from diffexpo.rewards.weights import find_weights
 from diffexpo.types import Reward
 from tests.tiny import WIDTH, tiny_judge
@@ -36,7 +38,7 @@ def images() -> torch.Tensor:
 
 
 @pytest.fixture(scope="module")
-def configs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, RewardConfig]:
+def configs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, RewardCard]:
     """One configuration a type, on tiny checkpoints."""
     root = tmp_path_factory.mktemp("weights")
     judge = tiny_judge(root / "judge")
@@ -52,21 +54,21 @@ def configs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, RewardConfig]
         "aesthetic": (head, judge),
     }
     return {
-        kind: RewardConfig(name=kind, type=kind, path=str(path), base=str(base) if base else None)
+        kind: read_card(name=kind, type=kind, path=str(path), base=str(base) if base else None)
         for kind, (path, base) in settings.items()
     }
 
 
 @pytest.fixture(scope="module")
-def scorers(configs: dict[str, RewardConfig]) -> dict[str, Reward]:
+def scorers(configs: dict[str, RewardCard]) -> dict[str, Reward]:
     return {reward.name: reward for reward in load_rewards(list(configs.values()), str, "cpu")}
 
 
 TYPES = ["clip", "pickscore", "hpsv2", "hpsv2.1", "imagereward", "aesthetic"]
 
 
-def load(config: RewardConfig, **changes: object) -> Reward:
-    return load_rewards([RewardConfig(**{**config.model_dump(), **changes})], str, "cpu")[0]
+def load(config: RewardCard, **changes: object) -> Reward:
+    return load_rewards([read_card(**{**config.model_dump(), **changes})], str, "cpu")[0]
 
 
 @pytest.mark.parametrize("kind", TYPES)
@@ -92,7 +94,7 @@ def test_images_are_seen_at_8_bits(scorers: dict[str, Reward], images: torch.Ten
 
 @pytest.mark.parametrize("kind", TYPES)
 def test_half_precision_is_near_and_is_another_version(
-    configs: dict[str, RewardConfig], scorers: dict[str, Reward], images: torch.Tensor, kind: str
+    configs: dict[str, RewardCard], scorers: dict[str, Reward], images: torch.Tensor, kind: str
 ) -> None:
     half = load(configs[kind], precision="bfloat16")
     full = scorers[kind].score(images, PROMPTS)
@@ -104,7 +106,7 @@ def test_half_precision_is_near_and_is_another_version(
 
 @pytest.mark.parametrize("kind", TYPES)
 def test_version_follows_weights_and_settings(
-    configs: dict[str, RewardConfig], scorers: dict[str, Reward], tmp_path: Path, kind: str
+    configs: dict[str, RewardCard], scorers: dict[str, Reward], tmp_path: Path, kind: str
 ) -> None:
     again = load(configs[kind], name="again")
     assert again.version == scorers[kind].version and len(again.version) == 64
@@ -123,7 +125,7 @@ def test_version_follows_weights_and_settings(
 
 
 def test_units_differ_by_constant_factors_and_are_named(
-    configs: dict[str, RewardConfig], images: torch.Tensor
+    configs: dict[str, RewardCard], images: torch.Tensor
 ) -> None:
     for kind in ("clip", "hpsv2"):
         by_scale = {scale: load(configs[kind], scale=scale) for scale in ("raw", "percent", "logit")}
@@ -147,18 +149,13 @@ def test_defaults_are_what_the_literature_prints(scorers: dict[str, Reward]) -> 
     }
 
 
-def test_preference_probabilities_are_pickscores_softmax() -> None:
-    found = preference_probabilities(np.array([[20.0, 20.0 + np.log(3.0)], [700.0, -700.0], [5.0, np.nan]]))
-    np.testing.assert_allclose(found, [[0.25, 0.75], [1.0, 0.0], [1.0, np.nan]], atol=1e-12)
-
-
 def test_hps_reads_entities_as_openclip_does(scorers: dict[str, Reward], images: torch.Tensor) -> None:
     assert clean_text(" cats &amp;amp; dogs ") == "cats & dogs"
     scores = [scorers["hpsv2"].score(images[:1], [text]) for text in ("a &amp; b", "a & b", "a &amp b c")]
     assert torch.equal(scores[0], scores[1]) and not torch.equal(scores[0], scores[2])
 
 
-def test_long_prompts_are_cut_and_counted(configs: dict[str, RewardConfig], images: torch.Tensor) -> None:
+def test_long_prompts_are_cut_and_counted(configs: dict[str, RewardCard], images: torch.Tensor) -> None:
     for kind, long in (("hpsv2", "x" * 40), ("imagereward", "cat " * 40)):
         scorer = load(configs[kind])
         scores = scorer.score(images[:1].expand(2, -1, -1, -1), [long, long + long])
@@ -194,19 +191,21 @@ def test_pickled_files_are_never_opened(tmp_path: Path) -> None:
 
 
 def test_one_file_is_taken_from_a_folder(tmp_path: Path) -> None:
-    refuse(lambda: find_weights("r", "imagereward", None), MissingError, "no path to")
-    refuse(lambda: find_weights("r", "imagereward", str(tmp_path / "a.safetensors")), MissingError, "no file")
-    refuse(lambda: find_weights("r", "imagereward", str(tmp_path)), MissingError, "holds 0 .safetensors")
+    refuse(lambda: find_weights("r", ImageRewardCard, None), MissingError, "no path to")
+    refuse(
+        lambda: find_weights("r", ImageRewardCard, str(tmp_path / "a.safetensors")), MissingError, "no file"
+    )
+    refuse(lambda: find_weights("r", ImageRewardCard, str(tmp_path)), MissingError, "holds 0 .safetensors")
     for name in ("a", "b"):
         save_file({"x": torch.zeros(1)}, tmp_path / f"{name}.safetensors")
-    refuse(lambda: find_weights("r", "imagereward", str(tmp_path)), MissingError, "holds 2 .safetensors")
+    refuse(lambda: find_weights("r", ImageRewardCard, str(tmp_path)), MissingError, "holds 2 .safetensors")
     (tmp_path / "b.safetensors").unlink()
-    assert find_weights("r", "imagereward", str(tmp_path)) == tmp_path / "a.safetensors"
+    assert find_weights("r", ImageRewardCard, str(tmp_path)) == tmp_path / "a.safetensors"
 
 
 @pytest.mark.parametrize("name", ["hpsv2.1", "imagereward", "aesthetic", "clip"])
 def test_damage_is_found_before_the_hub_is_asked(
-    configs: dict[str, RewardConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+    configs: dict[str, RewardCard], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     def ask(*arguments: object, **options: object) -> str:
         pytest.fail("the hub was asked")
@@ -220,11 +219,11 @@ def test_damage_is_found_before_the_hub_is_asked(
     else:
         path = path.with_suffix(".safetensors")
         path.write_bytes(Path(configs["hpsv2"].path).read_bytes()[:-50])
-    config = RewardConfig(name="r", type=name, path=str(path), base="some/base")
+    config = read_card(name="r", type=name, path=str(path), base="some/base")
     refuse(lambda: load(config), RewardError, "damaged safetensors")
 
 
-def test_hps_refuses_what_does_not_fit(configs: dict[str, RewardConfig], tmp_path: Path) -> None:
+def test_hps_refuses_what_does_not_fit(configs: dict[str, RewardCard], tmp_path: Path) -> None:
     file, base = Path(configs["hpsv2"].path), configs["hpsv2"].base
     quick = (
         hps_checkpoint(tmp_path / "quick", activation="quick_gelu")
@@ -251,7 +250,7 @@ def test_hps_refuses_what_does_not_fit(configs: dict[str, RewardConfig], tmp_pat
     )
 
 
-def test_imagereward_refuses_what_does_not_fit(configs: dict[str, RewardConfig], tmp_path: Path) -> None:
+def test_imagereward_refuses_what_does_not_fit(configs: dict[str, RewardCard], tmp_path: Path) -> None:
     file, base = Path(configs["imagereward"].path), configs["imagereward"].base
 
     def build(path: Path, tokenizer: str | None = None) -> ImageRewardScorer:
@@ -269,7 +268,7 @@ def test_imagereward_refuses_what_does_not_fit(configs: dict[str, RewardConfig],
     refuse(lambda: build(file, str(tmp_path / "empty")), MissingError, "holds no tokenizer")
 
 
-def test_aesthetic_refuses_what_does_not_fit(configs: dict[str, RewardConfig], tmp_path: Path) -> None:
+def test_aesthetic_refuses_what_does_not_fit(configs: dict[str, RewardCard], tmp_path: Path) -> None:
     base = configs["aesthetic"].base
 
     def build(path: Path) -> AestheticReward:
@@ -284,7 +283,7 @@ def test_aesthetic_refuses_what_does_not_fit(configs: dict[str, RewardConfig], t
     refuse(lambda: build(apart), RewardError, "do not fit one behind the other")
 
 
-def test_pickscore_needs_its_processor(configs: dict[str, RewardConfig], tmp_path: Path) -> None:
+def test_pickscore_needs_its_processor(configs: dict[str, RewardCard], tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     refuse(
         lambda: ClipReward("r", str(configs["clip"].path), base=str(tmp_path / "empty")),

@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from diffexpo.config.schema import RewardConfig
+from diffexpo.config.rewards import read_card
 from diffexpo.errors import MissingError, RewardError
 from diffexpo.rewards.quality import BrisqueReward, OpenNsfwReward
 
@@ -78,6 +78,6 @@ def test_missing_packages_are_named(scorer: type, module: str, monkeypatch: pyte
 
 def test_they_watch_unless_told_to_train() -> None:
     for kind in ("brisque", "open_nsfw"):
-        assert RewardConfig(name="x", type=kind).role == "watch"
-        assert RewardConfig(name="x", type=kind, role="train").role == "train"
-    assert RewardConfig(name="x", type="ocr").role == "train"
+        assert read_card(name="x", type=kind).role == "watch"
+        assert read_card(name="x", type=kind, role="train").role == "train"
+    assert read_card(name="x", type="ocr").role == "train"

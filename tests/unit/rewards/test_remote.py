@@ -15,10 +15,11 @@ import numpy as np
 import pytest
 import torch
 
-from diffexpo.config.schema import RewardConfig, ServiceConfig
+from diffexpo.config.rewards import ServiceConfig, read_card
 from diffexpo.errors import ConfigError, MissingError, RewardError, ScorerStoppedError
-from diffexpo.rewards.base import load_rewards, quantise, to_bytes
+from diffexpo.rewards.base import load_rewards
 from diffexpo.rewards.calling import png_base64
+from diffexpo.rewards.images import quantise, to_bytes
 from diffexpo.rewards.jpeg import JpegCompressibility
 from diffexpo.rewards.remote import RemoteReward
 from diffexpo.rewards.scoring import score_images
@@ -75,7 +76,7 @@ def test_a_scorer_that_compares_images_with_each_other_is_not_served() -> None:
 
 def test_a_configuration_names_a_served_scorer() -> None:
     with ScoreServer(JpegCompressibility("size"), "jpeg_compressibility") as server:
-        config = RewardConfig(name="far", type="remote", path=server.url, concurrency=2, service=QUICK)
+        config = read_card(name="far", type="remote", path=server.url, concurrency=2, service=QUICK)
         (far,) = load_rewards([config], str, "cpu")
         expected = JpegCompressibility("size").score(IMAGES, PROMPTS)
         assert torch.equal(far.score(IMAGES, PROMPTS), expected)

@@ -12,21 +12,21 @@ import torch
 from torch import Tensor
 
 from diffexpo.config import load_config
-from diffexpo.config.schema import RewardConfig, SelfJudgeConfig
-from diffexpo.config.scorers import SELF_JUDGES
+from diffexpo.config.rewards import REWARDS, SelfJudgeConfig, read_card
 from diffexpo.diffusion.objectives import NoiseDraw
 from diffexpo.errors import ConfigError, RewardError
 from diffexpo.policies.toy import TOY_FULL, TOY_LORA, ToyNetwork, ToyPolicy
 from diffexpo.policies.unet import make_weights
 from diffexpo.rewards.base import load_rewards
 from diffexpo.rewards.jpeg import JpegCompressibility
-from diffexpo.rewards.scoring import by_input, score_both, score_latents
+from diffexpo.rewards.scoring import reads_latents, score_drawn
 from diffexpo.rewards.self_judging import DenoisingReward, ImplicitReward, denoising_scores, implicit_scores
-from diffexpo.types import Conditioning, LatentReward
+from diffexpo.types import Conditioning, Drawn
 from tests.learning.toy import PATHS
 
 TEXTS = ["a", "b c", "a", "d", "b c", "a", "e", "d", "a"]
 LATENTS = torch.randn(len(TEXTS), 2, 1, 1, generator=torch.Generator().manual_seed(1))
+SELF_JUDGES = [name for name, card in REWARDS.items() if card.reads == "latents"]
 SETTINGS = SelfJudgeConfig(draws=5, timestep_range=(0.2, 0.9), beta=40.0)
 MEANS = {"": (0.0, 0.0), "right": (1.0, 0.0), "up": (0.0, 2.0)}
 SHIFT = (0.6, -0.3)
@@ -141,9 +141,9 @@ def test_what_has_no_meaning_is_refused(call) -> None:
 def test_implicit_of_equal_weights_is_exactly_zero_and_refused_at_the_start(tuning) -> None:
     policy = moved(tuning)
     judge = ImplicitReward("own", policy, SETTINGS)
-    assert judge.score_latents(LATENTS, TEXTS).all()
+    assert judge.score(LATENTS, TEXTS).all()
     policy.weights.load("current", policy.weights.state("base"))
-    assert not judge.score_latents(LATENTS, TEXTS).any()
+    assert not judge.score(LATENTS, TEXTS).any()
     with pytest.raises(ConfigError, match="reward 'own'.*every image would score 0"):
         ImplicitReward("own", policy, SETTINGS)
 
@@ -159,11 +159,11 @@ def test_an_untrained_adapter_is_the_base_whatever_its_first_factor() -> None:
 
 def test_denoising_of_an_unconditional_model_is_exactly_zero() -> None:
     policy, network = ToyPolicy(PATHS["vp"]), ToyNetwork(2, 32, 0)
-    assert DenoisingReward("told", policy, SETTINGS).score_latents(LATENTS, TEXTS).all()
+    assert DenoisingReward("told", policy, SETTINGS).score(LATENTS, TEXTS).all()
     with torch.no_grad():
         network.first.weight[:, 5:] = 0  # the columns of the text
     policy.weights = make_weights(network, TOY_FULL, 0)
-    assert not DenoisingReward("told", policy, SETTINGS).score_latents(LATENTS, TEXTS).any()
+    assert not DenoisingReward("told", policy, SETTINGS).score(LATENTS, TEXTS).any()
 
 
 # ---- a world where the answer is known -------------------------------------------------------------------------------
@@ -182,7 +182,7 @@ def test_judges_equal_numpy_on_gaussians(kind: str, prompt: str) -> None:
         "denoising": numpy_errors(judge, latents, prompt, (0.0, 0.0))
         - numpy_errors(judge, latents, prompt, mean),
     }[kind].mean(axis=1)
-    found = judge.score_latents(latents, [prompt] * len(latents)).double().numpy()
+    found = judge.score(latents, [prompt] * len(latents)).double().numpy()
     np.testing.assert_allclose(found, expected, rtol=2e-5, atol=2e-5)
 
 
@@ -194,7 +194,7 @@ def test_candidates_of_a_prompt_are_ordered_as_the_truth_orders_them(kind: str) 
     latents = torch.randn(64, 2, 1, 1, generator=torch.Generator().manual_seed(5))
     axis = torch.tensor(SHIFT if kind == "implicit" else MEANS["right"])
     truth = (latents[:, :, 0, 0] * axis).sum(dim=1)
-    found = judge.score_latents(latents, ["right"] * 64)
+    found = judge.score(latents, ["right"] * 64)
     assert torch.equal(truth.argsort(), found.argsort())
 
 
@@ -208,7 +208,7 @@ def test_a_judge_that_was_trained_on_pairs_orders_new_ones(tmp_path) -> None:
     judge = ImplicitReward("own", policy, SelfJudgeConfig(draws=8))
     latents = torch.randn(2, 60, 2, 1, 1, generator=torch.Generator().manual_seed(8))
     texts = [f"word {index % 24}" for index in range(60)]
-    gaps = judge.score_latents(latents[0], texts) - judge.score_latents(latents[1], texts)
+    gaps = judge.score(latents[0], texts) - judge.score(latents[1], texts)
     truth = (latents[0] - latents[1])[:, 0, 0, 0]
     assert float(((gaps > 0) == (truth > 0)).float().mean()) > 0.85
 
@@ -221,18 +221,18 @@ def test_a_judge_that_was_trained_on_pairs_orders_new_ones(tmp_path) -> None:
 def test_scores_have_the_same_bits_in_any_batch_and_order(kind: str, tuning) -> None:
     make = lambda: (ImplicitReward if kind == "implicit" else DenoisingReward)("own", moved(tuning), SETTINGS)
     judge = make()
-    whole = judge.score_latents(LATENTS, TEXTS)
-    alone = [judge.score_latents(LATENTS[row : row + 1], [TEXTS[row]]) for row in range(len(TEXTS))]
+    whole = judge.score(LATENTS, TEXTS)
+    alone = [judge.score(LATENTS[row : row + 1], [TEXTS[row]]) for row in range(len(TEXTS))]
     assert torch.equal(whole, torch.cat(alone))
-    assert torch.equal(whole, make().score_latents(LATENTS.flip(0), TEXTS[::-1]).flip(0))
-    split = score_latents([make()], LATENTS, TEXTS, batch_size=4)["own"]
+    assert torch.equal(whole, make().score(LATENTS.flip(0), TEXTS[::-1]).flip(0))
+    split = score_drawn([make()], Drawn(LATENTS), TEXTS, batch_size=4)["own"]
     assert np.array_equal(split, whole.numpy()) and split.dtype == np.float32
-    assert judge.score_latents(LATENTS[:0], []).shape == (0,)
+    assert judge.score(LATENTS[:0], []).shape == (0,)
 
 
 def test_draws_belong_to_the_prompt() -> None:
     judge = DenoisingReward("told", moved(), SETTINGS)
-    same = judge.score_latents(LATENTS[:1].expand(2, -1, -1, -1), ["a", "a"])
+    same = judge.score(LATENTS[:1].expand(2, -1, -1, -1), ["a", "a"])
     assert same[0] == same[1]
     assert torch.equal(judge._draw("a").eps, judge._draw("a").eps)
     assert not torch.equal(judge._draw("a").eps, judge._draw("d").eps)
@@ -258,27 +258,25 @@ def test_the_version_names_weights_and_settings() -> None:
 # ---- beside other scorers --------------------------------------------------------------------------------------------
 
 
-def test_scorers_of_pictures_and_of_latents_are_called_with_what_they_judge() -> None:
+def test_scorers_of_images_and_of_latents_are_given_what_they_read() -> None:
     policy = moved()
     scorers = [
         DenoisingReward("told", policy, SETTINGS),
         JpegCompressibility("size"),
         ImplicitReward("own", policy, SETTINGS),
     ]
-    pictures, latent = by_input(scorers)
-    assert [one.name for one in pictures] == ["size"] and [one.name for one in latent] == ["told", "own"]
-    assert all(isinstance(one, LatentReward) for one in latent) and not isinstance(pictures[0], LatentReward)
+    assert [reads_latents(scorer) for scorer in scorers] == [True, False, True]
     images = policy.decode_latents(LATENTS)
-    found = score_both(scorers, images, LATENTS, TEXTS)
+    found = score_drawn(scorers, Drawn(LATENTS, images), TEXTS)
     assert list(found) == ["told", "size", "own"]
-    assert np.array_equal(found["size"], pictures[0].score(images, TEXTS).numpy())
-    assert np.array_equal(found["own"], latent[1].score_latents(LATENTS, TEXTS).numpy())
+    assert np.array_equal(found["size"], scorers[1].score(images, TEXTS).numpy())
+    assert np.array_equal(found["own"], scorers[2].score(LATENTS, TEXTS).numpy())
 
 
 def test_latents_that_are_not_finite_are_left_out_and_said(caplog: pytest.LogCaptureFixture) -> None:
     latents = LATENTS.clone()
     latents[2] = torch.nan
-    found = score_latents([DenoisingReward("told", moved(), SETTINGS)], latents, TEXTS)["told"]
+    found = score_drawn([DenoisingReward("told", moved(), SETTINGS)], Drawn(latents), TEXTS)["told"]
     assert np.isnan(found).tolist() == [row == 2 for row in range(len(TEXTS))]
     assert "'told' gave no finite score for 1 of 9" in caplog.text
 
@@ -286,17 +284,17 @@ def test_latents_that_are_not_finite_are_left_out_and_said(caplog: pytest.LogCap
 def test_other_latents_and_missing_prompts_are_refused() -> None:
     judge = DenoisingReward("told", moved(), SETTINGS)
     with pytest.raises(RewardError, match=r"'told': latents of shape \(9, 1, 1, 1\).*\(9, 2, 1, 1\)"):
-        judge.score_latents(LATENTS[:, :1], TEXTS)
+        judge.score(LATENTS[:, :1], TEXTS)
     with pytest.raises(RewardError, match="for 1 prompts"):
-        judge.score_latents(LATENTS, ["a"])
+        judge.score(LATENTS, ["a"])
 
 
 def test_without_a_run_there_are_no_latents_to_judge() -> None:
     with pytest.raises(
         ConfigError, match="'own': type denoising judges the latents.*neither served nor verified"
     ):
-        load_rewards([RewardConfig(name="own", type="denoising")], str, "cpu")
-    found = load_rewards([RewardConfig(name="own", type="denoising")], str, "cpu", lambda config: moved())
+        load_rewards([read_card(name="own", type="denoising")], str, "cpu")
+    found = load_rewards([read_card(name="own", type="denoising")], str, "cpu", lambda config: moved())
     assert isinstance(found[0], DenoisingReward) and found[0].name == "own"
 
 

@@ -13,7 +13,7 @@ import torch
 from transformers import BertConfig, BertModel
 
 from diffexpo.assembly import resolve
-from diffexpo.config.schema import RewardConfig, ServiceConfig, VlmConfig
+from diffexpo.config.rewards import ServiceConfig, VlmConfig, read_card
 from diffexpo.errors import ConfigError, MissingError, RewardError, ScorerStoppedError
 from diffexpo.rewards.base import load_rewards
 from diffexpo.rewards.server import decode_png
@@ -212,7 +212,7 @@ def test_descriptions_are_compared_with_the_prompt(tmp_path: Path) -> None:
 
 
 def test_the_embedded_judge_compares_descriptions() -> None:
-    config = RewardConfig(
+    config = read_card(
         name="vlm", type="vlm", path="", vlm={"mode": "caption", "text_encoder": "emoji:judge_train"}
     )
     with chat(lambda levels, text: "red heart") as server:

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping
 from typing import ClassVar, Literal, Protocol
 
 from diffexpo.config.methods.data import Branches, Data, Pairs, TransitionPairs
+from diffexpo.config.rewards import RewardCard
 from diffexpo.config.schema import (
     BaselineConfig,
     EvaluationConfig,
@@ -22,7 +23,6 @@ from diffexpo.config.schema import (
     OfflineConfig,
     PairingConfig,
     PromptConfig,
-    RewardConfig,
     SamplerConfig,
     TrainingConfig,
     TuningConfig,
@@ -43,7 +43,7 @@ class Run(Protocol):
     tuning: TuningConfig
     prompts: PromptConfig
     explore: ExploreConfig
-    rewards: tuple[RewardConfig, ...]
+    rewards: tuple[RewardCard, ...]
     mixture: MixtureConfig
     pairing: PairingConfig
     offline: OfflineConfig

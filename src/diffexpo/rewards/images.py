@@ -1,17 +1,40 @@
-"""Pictures as the scorers' networks take them: the official resize, crop, padding and normalisation, without
-torchvision."""
+"""Images as scorers take them: at 8 bits, and as the official resize, crop, padding and normalisation make
+them, without torchvision."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
-from diffexpo.rewards.base import quantise, to_bytes
+from diffexpo.errors import RewardError
 
 OPENAI_MEAN = (0.48145466, 0.4578275, 0.40821073)
 OPENAI_STD = (0.26862954, 0.26130258, 0.27577711)
+
+
+def to_bytes(images: Tensor) -> np.ndarray:
+    """Images (B,3,H,W) in [0,1] to uint8 (B,H,W,3): round(255 x), clamped, as a saved PNG would hold them."""
+    quantised = (images.detach().float().cpu() * 255).round().clamp(0, 255).to(torch.uint8)
+    return quantised.permute(0, 2, 3, 1).contiguous().numpy()
+
+
+def quantise(images: Tensor) -> Tensor:
+    """Images (B,3,H,W) in [0,1] at 8 bits, float32 again. Quantising twice changes nothing."""
+    return (images.detach().float() * 255).round().clamp(0, 255) / 255
+
+
+def check_lengths(name: str, images: Tensor, prompts: Sequence[str]) -> None:
+    """Refuse images without prompts of their own.
+
+    Raises:
+        RewardError: images and prompts differ in number.
+    """
+    if len(images) != len(prompts):
+        raise RewardError(f"reward {name!r}: {len(images)} images but {len(prompts)} prompts")
 
 
 def shortest_side_crop(images: Tensor, size: int) -> Tensor:
@@ -24,15 +47,15 @@ def shortest_side_crop(images: Tensor, size: int) -> Tensor:
         images: (B,3,H,W) in [0,1]; rounded to 8 bits.
         size: Side of the square.
     Returns:
-        (B,3,size,size) float32; a white picture is (1 - mean) / std everywhere.
-    Source: the transform of CLIP and ImageReward (torchvision Resize and CenterCrop on PIL pictures).
+        (B,3,size,size) float32; a white image is (1 - mean) / std everywhere.
+    Source: the transform of CLIP and ImageReward (torchvision Resize and CenterCrop on PIL images).
     """
     squares = []
-    for picture in to_bytes(images):
-        height, width = picture.shape[:2]
+    for image in to_bytes(images):
+        height, width = image.shape[:2]
         short = min(height, width)
         target = (int(size * width / short), int(size * height / short))
-        resized = np.asarray(Image.fromarray(picture).resize(target, Image.Resampling.BICUBIC))
+        resized = np.asarray(Image.fromarray(image).resize(target, Image.Resampling.BICUBIC))
         top, left = (round((side - size) / 2) for side in resized.shape[:2])
         squares.append(resized[top : top + size, left : left + size])
     pixels = torch.from_numpy(np.stack(squares)).permute(0, 3, 1, 2).float() / 255
@@ -44,12 +67,12 @@ def longest_side_pad(images: Tensor, size: int) -> Tensor:
     normalised.
 
     Args:
-        images: (B,3,H,W) in [0,1]; rounded to 8 bits first, as in a saved picture.
+        images: (B,3,H,W) in [0,1]; rounded to 8 bits first, as in a saved image.
         size: Side of the square.
     Returns:
         (B,3,size,size) float32; what is padded is (0 - mean) / std.
-    Source: the transform of HPSv2. Its antialiasing follows torchvision's version, here it is always on; a
-        picture whose longest side is `size` already is left unpadded there (and only works if it is square),
+    Source: the transform of HPSv2. Its antialiasing follows torchvision's version, here it is always on; an
+        image whose longest side is `size` already is left unpadded there (and only works if it is square),
         here it is padded too.
     """
     pixels = quantise(images)

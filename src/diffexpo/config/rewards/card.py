@@ -1,0 +1,277 @@
+"""What every reward's card has: its settings and, as class variables and properties, what is known of it
+before anything is loaded. Imports without torch.
+
+All types take the same settings, so that lists of rewards read alike and resolved files are complete; a type
+refuses those that it does not read. Settings of one type alone are fields of its own class.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, ClassVar, Literal, Protocol
+
+from pydantic import Field
+
+from diffexpo.config.rewards.groups import SelfJudgeConfig, ServiceConfig, VlmConfig
+from diffexpo.config.section import Section
+
+# Images that are scored in one call; a scorer that compares images of a prompt sees no more of them.
+SCORING_BATCH = 64
+EMBEDDED = "emoji:"
+VIT_H = "laion/CLIP-ViT-H-14-laion2B-s32B-b79K"
+VIT_L = "openai/clip-vit-large-patch14"
+# Parameters of these CLIPModels, text and image towers together.
+VIT_H_PARAMETERS, VIT_L_PARAMETERS = 986_109_441, 427_616_513
+# Groups that only some types read, and what the others do not do.
+GROUPS = {
+    "service": "calls no server",
+    "vlm": "asks no vision-language model",
+    "self_judge": "asks no model for denoising errors",
+}
+
+
+class Run(Protocol):
+    """What a card asks of a run's settings, which stand above this file (`diffexpo.config.run`)."""
+
+    model: Any
+    explore: Any
+    algorithm: Any
+
+
+class RewardCard(Section):
+    """Settings and facts of one type of reward.
+
+    `type` is a `Literal` of the subclass with itself as default. The scorer is the class `scorer` in the file
+    of `diffexpo.rewards` that has the name of the card's file.
+    """
+
+    scorer: ClassVar[str]
+    """Name of the class that scores."""
+    what: ClassVar[str]
+    """What it scores, in words."""
+    unit: ClassVar[str]
+    """Unit and usual range of its scores, in words."""
+    path_is: ClassVar[str] = ""
+    """What `path` must name; "" where the type does not read it."""
+    default_path: ClassVar[str | None] = None
+    """Stands in for `path: null`; "" is the run's own model, None means that a path must be given."""
+    base_is: ClassVar[str] = ""
+    """What `base` must name; "" where the type does not read it."""
+    default_base: ClassVar[str | None] = None
+    """Stands in for `base: null`."""
+    scales: ClassVar[tuple[str, ...]] = ()
+    """Values that `scale` may have, the default first; none: the type has its own unit only."""
+    has_weights: ClassVar[bool] = False
+    """It holds a network, so `precision` acts."""
+    source: ClassVar[str] = "nothing to fetch"
+    """Where the official weights are found."""
+    licence: ClassVar[str] = "-"
+    """Licence of the official weights."""
+    pickled_entry: ClassVar[str | None] = None
+    """The official weights are published as a pickle only, and this subscript gives their tensors."""
+    papers: ClassVar[tuple[str, ...]] = ()
+    """Keys of `papers.WORKS`; none: no published work stands behind the type itself."""
+    reads: ClassVar[Literal["images", "latents"]] = "images"
+    """What the scorer is given."""
+    is_concurrent: ClassVar[bool] = False
+    """Several calls may be under way at once, so `concurrency` acts."""
+    groups: ClassVar[frozenset[str]] = frozenset()
+    """Groups of `GROUPS` that it reads."""
+    is_sized_by_files: ClassVar[bool] = False
+    """The size of its network is that of the safetensors files in the folder `path`, where there are any."""
+    score_slack: ClassVar[float] = 0.0
+    """Relative difference from known scores that another version of a library may cause."""
+
+    name: str
+    """Name in metrics and reports; unique within the run."""
+    type: str
+    """Kind of scorer; `diffexpo rewards list` says what each needs. `python` is a user's own function."""
+    path: str | None = None
+    """`clip`: folder, hub id or `emoji:judge_train`; `pickscore`: folder or hub id (default: the official
+    one); `hpsv2`, `hpsv2.1`, `imagereward`, `aesthetic`: weights as a safetensors file or a folder with one;
+    `python`: `file.py:function`; `remote`, `vlm`: address of the server; `implicit`: folder of a run that was
+    trained on pairs, or of its export; `denoising`: a model with the run's autoencoder (default: the run's
+    own base)."""
+    base: str | None = None
+    """Model that the weights stand on, folder or hub id: the CLIPModel of `aesthetic`, the CLIP ViT-H/14 of
+    `hpsv2`, `hpsv2.1` and `pickscore` (configuration, tokenizer, image processor), the BERT tokenizer of
+    `imagereward`. Default: the official one."""
+    scale: Literal["raw", "percent", "logit"] | None = None
+    """Unit of CLIP-like scores: `raw` cosine, `percent` 100 x cosine, `logit` cosine times the model's logit
+    scale. Default: the unit that the literature prints (`logit` for `clip` and `pickscore`, `percent` for
+    HPS)."""
+    precision: Literal["float32", "float16", "bfloat16"] = "float32"
+    """Of the scorer's towers; projection, normalisation and head are float32 in any case. Half precision is
+    for accelerators and moves scores a little (PickScore by up to about 0.5)."""
+    weight: float = 1.0
+    """Weight in the mixture; negative prefers low scores."""
+    role: Literal["train", "watch"] = "train"
+    """`train` ranks images; `watch` is scored and reported only (and is the default of `brisque` and
+    `open_nsfw`)."""
+    concurrency: int | None = Field(default=None, ge=1)
+    """Calls under way at once: requests of `remote` and `vlm` (default 8), threads in a `python` function,
+    which must bear it (default 1)."""
+    cache: str | None = None
+    """Folder in which scores are kept by image, prompt and scorer, so that the same question is not asked
+    again, by whatever run; null keeps none. Scores of networks are kept by whole batches. A `python` function
+    must then score each image independently and deterministically."""
+    service: ServiceConfig = ServiceConfig()
+    """How `remote` and `vlm` call their server."""
+    vlm: VlmConfig = VlmConfig()
+    """What `vlm` asks."""
+    self_judge: SelfJudgeConfig = SelfJudgeConfig()
+    """How `implicit` and `denoising` look at an image."""
+
+    @classmethod
+    def kind(cls) -> str:
+        """The value of `type`."""
+        return str(cls.model_fields["type"].default)
+
+    @classmethod
+    def facts(cls) -> dict[str, object]:
+        """What `diffexpo rewards list --json` says of the type."""
+        return {
+            "what": cls.what,
+            "unit": cls.unit,
+            "path": cls.path_is,
+            "default_path": cls.default_path,
+            "base": cls.base_is,
+            "default_base": cls.default_base,
+            "scales": cls.scales,
+            "has_weights": cls.has_weights,
+            "where": cls.source,
+            "licence": cls.licence,
+        }
+
+    @classmethod
+    def needs(cls) -> str:
+        """What a user must have, in words."""
+        return f"path: {cls.path_is}" if cls.path_is and cls.default_path is None else cls.source
+
+    @property
+    def chosen_path(self) -> str | None:
+        """`path`, or what stands in for it."""
+        return self.path or self.default_path
+
+    @property
+    def chosen_base(self) -> str | None:
+        """`base`, or what stands in for it."""
+        return self.base or self.default_base
+
+    @property
+    def chosen_scale(self) -> str | None:
+        """`scale`, or the type's default; None where it has its own unit only."""
+        return self.scale or next(iter(self.scales), None)
+
+    @property
+    def identity(self) -> tuple[str | None, ...]:
+        """What scores: two rewards of one identity are one scorer."""
+        return (self.type, self.path)
+
+    @property
+    def is_groupwise(self) -> bool:
+        """Whether a score depends on the other images of its prompt."""
+        return False
+
+    @property
+    def why_uncached(self) -> str:
+        """Why scores may not be kept, as the end of a message on `cache`; "" where they may."""
+        return ""
+
+    @property
+    def num_parameters(self) -> int | None:
+        """Parameters of the network that it holds here; None where that is not known."""
+        return 0
+
+    @property
+    def usual_range(self) -> tuple[float, float] | None:
+        """Where scores of images that fit their prompts lie; wide, a first sign that something is wrong."""
+        return None
+
+    @property
+    def known_scores(self) -> str | None:
+        """File of `assets/rewards` with the scores that these settings give the shipped images."""
+        return None
+
+    def uses(self) -> Iterator[tuple[str, str | None]]:
+        """Published works that it stands on: (addition to the reward's name, key in `papers.WORKS`); a key of
+        None is something that only its user can cite."""
+        if not self.papers:
+            yield (f" ({self.type} {self.path})" if self.path else ""), None
+        for key in self.papers:
+            yield "", key
+
+    def problems(self, run: Run, where: str) -> list[str]:
+        """What is wrong with these settings in a run, a sentence each.
+
+        Args:
+            run: The whole configuration, whose single values are valid.
+            where: Place of these settings in it, `rewards.0` or `evaluation.judges.0`.
+        Returns:
+            Messages, none if all is well.
+        """
+        problems = self._problems_of_files(where)
+        if self.role == "train" and self.weight == 0:
+            problems.append(
+                f"{where}.weight = 0: it ranks nothing; use role: watch to score without training"
+            )
+        if self.concurrency is not None and not self.is_concurrent:
+            problems.append(
+                f"{where}.concurrency = {self.concurrency}: only remote, vlm and python are called several "
+                f"times at once; remove it"
+            )
+        if self.cache is not None and self.why_uncached:
+            problems.append(f"{where}.cache = {self.cache!r}{self.why_uncached}")
+        for group, why in GROUPS.items():
+            settings = getattr(self, group)
+            if group not in self.groups and settings != type(settings)():
+                problems.append(f"{where}.{group} is set: type {self.type} {why}; remove {group}")
+        return problems
+
+    def _problems_of_files(self, where: str) -> list[str]:
+        """Settings of model files that the type needs and lacks, or does not read."""
+        problems, head = [], f"type {self.type}"
+        if self.path_is and self.default_path is None and not self.path:
+            problems.append(f"{where}.path is empty: {head} needs {self.path_is}")
+        if self.path and not self.path_is:
+            problems.append(f"{where}.path = {self.path!r}: {head} reads no file; remove the path")
+        if self.base and not self.base_is:
+            problems.append(f"{where}.base = {self.base!r}: {head} stands on no other model; remove base")
+        if self.scale and self.scale not in self.scales:
+            problems.append(
+                f"{where}.scale = {self.scale}: {head} has its own unit ({self.unit}); remove scale"
+            )
+        if self.precision != "float32" and not self.has_weights:
+            problems.append(
+                f"{where}.precision = {self.precision}: {head} holds no network; remove precision"
+            )
+        return problems
+
+
+class ClipLikeCard(RewardCard):
+    """A reward that is a cosine of a text and an image vector, in one of three units."""
+
+    scales: ClassVar[tuple[str, ...]] = ("logit", "raw", "percent")
+    has_weights: ClassVar[bool] = True
+
+    @property
+    def usual_range(self) -> tuple[float, float]:
+        """Of cosines, or of one of their multiples."""
+        return (-0.1, 0.6) if self.chosen_scale == "raw" else (-10.0, 60.0)
+
+
+class CalledCard(RewardCard):
+    """A reward behind a server."""
+
+    is_concurrent: ClassVar[bool] = True
+    groups: ClassVar[frozenset[str]] = frozenset({"service"})
+
+    def problems(self, run: Run, where: str) -> list[str]:
+        """An address is needed."""
+        problems = super().problems(run, where)
+        if self.path and not self.path.startswith(("http://", "https://")):
+            problems.append(
+                f"{where}.path = {self.path!r}: type {self.type} needs an address such as "
+                f"http://127.0.0.1:8188"
+            )
+        return problems

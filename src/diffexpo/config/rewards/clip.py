@@ -1,0 +1,63 @@
+"""CLIP score, and the embedded judges: cards of `rewards/clip.py`."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from typing import ClassVar, Literal
+
+from diffexpo.config.rewards.card import (
+    EMBEDDED,
+    VIT_H_PARAMETERS,
+    VIT_L,
+    VIT_L_PARAMETERS,
+    ClipLikeCard,
+)
+
+# Parameters of CLIPModels whose name tells their size.
+PARAMETERS = (
+    (r"pickscore|vit-h|vit_h", VIT_H_PARAMETERS),
+    (r"vit-large|vit-l|vit_l", VIT_L_PARAMETERS),
+    (r"vit-b", 151_277_313),
+)
+PICKSCORE_PAPER = "kirstain2023pickapic"
+KNOWN_SCORES = {
+    "emoji:judge_train": "judge_train.json",
+    "emoji:judge_heldout": "judge_heldout.json",
+}
+
+
+class ClipCard(ClipLikeCard):
+    """Text-image agreement by any CLIPModel."""
+
+    scorer: ClassVar[str] = "ClipReward"
+    what: ClassVar[str] = "text-image agreement by any CLIPModel"
+    unit: ClassVar[str] = "cosine, 100 x cosine or cosine times the logit scale"
+    path_is: ClassVar[str] = "a folder, a hub id or emoji:judge_train"
+    source: ClassVar[str] = f"any CLIPModel repository, such as {VIT_L}"
+    licence: ClassVar[str] = "the model's own (openai/clip: MIT)"
+    papers: ClassVar[tuple[str, ...]] = ("radford2021clip",)
+    is_sized_by_files: ClassVar[bool] = True
+
+    type: Literal["clip"] = "clip"
+
+    @property
+    def num_parameters(self) -> int | None:
+        """Of a model whose name tells its size."""
+        path = (self.path or "").lower()
+        return next((count for pattern, count in PARAMETERS if re.search(pattern, path)), None)
+
+    @property
+    def known_scores(self) -> str | None:
+        """Those of the embedded judges."""
+        is_usual = self.scale in (None, "logit") and self.precision == "float32"
+        return KNOWN_SCORES.get(self.path or "") if is_usual else None
+
+    def uses(self) -> Iterator[tuple[str, str | None]]:
+        """CLIP, PickScore where that is the model, and weights that only their user can cite."""
+        path = (self.path or "").lower()
+        if "pickscore" in path:
+            yield "", PICKSCORE_PAPER
+        yield from super().uses()
+        if not (path.startswith(EMBEDDED) or "pickscore" in path or "clip-vit" in path):
+            yield f" (weights of {self.path})", None

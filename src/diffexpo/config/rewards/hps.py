@@ -1,0 +1,48 @@
+"""HPS v2.0 and v2.1: cards of `rewards/hps.py`."""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+from diffexpo.config.rewards.card import VIT_H, VIT_H_PARAMETERS, ClipLikeCard
+
+_SOURCE = "hub repository xswu/HPSv2, {}, 2 GB, converted once (docs/rewards/hpsv2.md)"
+
+
+class HpsCard(ClipLikeCard):
+    """What both editions share: the network, its base, the unit."""
+
+    scorer: ClassVar[str] = "HpsReward"
+    base_is: ClassVar[str] = "CLIP ViT-H/14 folder or hub id (configuration and tokenizer)"
+    default_base: ClassVar[str | None] = VIT_H
+    scales: ClassVar[tuple[str, ...]] = ("percent", "raw", "logit")
+    licence: ClassVar[str] = "Apache-2.0"
+    pickled_entry: ClassVar[str | None] = "['state_dict']"
+    papers: ClassVar[tuple[str, ...]] = ("wu2023hpsv2",)
+
+    @property
+    def num_parameters(self) -> int:
+        """Of CLIP ViT-H/14."""
+        return VIT_H_PARAMETERS
+
+
+class Hpsv2Card(HpsCard):
+    """HPS v2.0."""
+
+    what: ClassVar[str] = "HPS v2.0: human preferences of HPDv2"
+    unit: ClassVar[str] = "100 x cosine, about 20 to 30; not comparable with v2.1"
+    path_is: ClassVar[str] = "HPS_v2_compressed as .safetensors"
+    source: ClassVar[str] = _SOURCE.format("HPS_v2_compressed.pt")
+
+    type: Literal["hpsv2"] = "hpsv2"
+
+
+class Hpsv21Card(HpsCard):
+    """HPS v2.1."""
+
+    what: ClassVar[str] = "HPS v2.1: human preferences, newer data"
+    unit: ClassVar[str] = "100 x cosine, about 20 to 35; not comparable with v2.0"
+    path_is: ClassVar[str] = "HPS_v2.1_compressed as .safetensors"
+    source: ClassVar[str] = _SOURCE.format("HPS_v2.1_compressed.pt")
+
+    type: Literal["hpsv2.1"] = "hpsv2.1"

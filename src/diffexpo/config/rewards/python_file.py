@@ -1,0 +1,27 @@
+"""A user's own function: card of `rewards/python_file.py`."""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+from diffexpo.config.rewards.card import RewardCard, Run
+
+
+class PythonCard(RewardCard):
+    """A function in a file."""
+
+    scorer: ClassVar[str] = "PythonFileReward"
+    what: ClassVar[str] = "a function of yours"
+    unit: ClassVar[str] = "the function's own"
+    path_is: ClassVar[str] = "file.py:function"
+    source: ClassVar[str] = "yours"
+    is_concurrent: ClassVar[bool] = True
+
+    type: Literal["python"] = "python"
+
+    def problems(self, run: Run, where: str) -> list[str]:
+        """The function must be named."""
+        problems = super().problems(run, where)
+        if self.path and ":" not in self.path:
+            problems.append(f"{where}.path = {self.path!r}: a python scorer is named file.py:function")
+        return problems

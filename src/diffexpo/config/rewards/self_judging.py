@@ -1,0 +1,94 @@
+"""Models that judge latents by their own denoising errors: cards of `rewards/self_judging.py`."""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+from diffexpo.config.rewards.card import RewardCard, Run
+
+
+class SelfJudgeCard(RewardCard):
+    """A scorer that asks a model for its denoising errors."""
+
+    has_weights: ClassVar[bool] = True
+    licence: ClassVar[str] = "the model's own"
+    reads: ClassVar[Literal["images", "latents"]] = "latents"
+    groups: ClassVar[frozenset[str]] = frozenset({"self_judge"})
+    is_trained: ClassVar[bool]
+    """Whether a model that was trained on pairs judges, against its base, or a base alone."""
+
+    @property
+    def why_uncached(self) -> str:
+        """Scores are those of a model that changes."""
+        return (
+            f": type {self.type} judges latents by the model that is being trained, so no score stays true; "
+            f"remove cache"
+        )
+
+    def problems(self, run: Run, where: str) -> list[str]:
+        """Times there must be, and latents of one size."""
+        problems = super().problems(run, where)
+        low, high = self.self_judge.timestep_range
+        if not low < high:
+            problems.append(
+                f"{where}.self_judge.timestep_range = [{low:g}, {high:g}] holds no time: expected two "
+                f"numbers, the first below the second, e.g. [0.3, 1]"
+            )
+        has_sizes = run.model.buckets and run.explore.aspect != "first"
+        if has_sizes and where.startswith("rewards"):
+            problems.append(
+                f"{where}.type = {self.type} with explore.aspect = {run.explore.aspect}: it judges latents "
+                f"of the first size only; use a reward that looks at pictures, or explore.aspect=first"
+            )
+        return problems
+
+
+class ImplicitCard(SelfJudgeCard):
+    """The implicit reward of a model that was trained on pairs."""
+
+    scorer: ClassVar[str] = "ImplicitReward"
+    what: ClassVar[str] = "a model trained on pairs judges latents: its implicit reward against its base"
+    unit: ClassVar[str] = "beta/2 x fall of the denoising error"
+    path_is: ClassVar[str] = "a run that was trained on pairs (runs/dpo_offline), or its export"
+    source: ClassVar[str] = "yours"
+    papers: ClassVar[tuple[str, ...]] = ("wallace2024diffusiondpo",)
+    is_trained: ClassVar[bool] = True
+
+    type: Literal["implicit"] = "implicit"
+
+    def problems(self, run: Run, where: str) -> list[str]:
+        """The base has no implicit reward."""
+        problems = super().problems(run, where)
+        if self.path == run.model.path:
+            problems.append(
+                f"{where}.path = {self.path!r} is model.path: the implicit reward is what training on pairs "
+                f"changed, and of the base itself it is 0 for every image; name a run that was trained on "
+                f"pairs"
+            )
+        return problems
+
+
+class DenoisingCard(SelfJudgeCard):
+    """How much the prompt helps the base to denoise."""
+
+    scorer: ClassVar[str] = "DenoisingReward"
+    what: ClassVar[str] = "the base model judges latents: how much the prompt lowers its denoising error"
+    unit: ClassVar[str] = "difference of mean squared errors, about 0"
+    path_is: ClassVar[str] = "a diffusers folder or hub id of the same autoencoder"
+    default_path: ClassVar[str | None] = ""
+    source: ClassVar[str] = "nothing to fetch (the run's own base)"
+    papers: ClassVar[tuple[str, ...]] = ("li2023diffusionclassifier",)
+    is_trained: ClassVar[bool] = False
+
+    type: Literal["denoising"] = "denoising"
+
+    def problems(self, run: Run, where: str) -> list[str]:
+        """It has no unit to choose."""
+        problems = super().problems(run, where)
+        beta = self.self_judge.beta
+        if beta != type(self.self_judge)().beta:
+            problems.append(
+                f"{where}.self_judge.beta = {beta:g}: type denoising has no beta, it is the unit of "
+                f"implicit; remove it"
+            )
+        return problems

@@ -1,0 +1,95 @@
+"""A vision-language model as a judge: card of `rewards/vlm.py`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import ClassVar, Literal
+
+from diffexpo.config.rewards.card import EMBEDDED, SCORING_BATCH, CalledCard, Run
+
+
+class VlmCard(CalledCard):
+    """Any OpenAI-compatible server with image input."""
+
+    scorer: ClassVar[str] = "VlmJudge"
+    what: ClassVar[str] = "a vision-language model's answer: yes or no, which of two, or a description"
+    unit: ClassVar[str] = "probability or share of wins, 0 to 1; similarity, up to 1"
+    path_is: ClassVar[str] = "http://host:port/v1 of an OpenAI-compatible server"
+    source: ClassVar[str] = "any server with image input (vLLM, SGLang, llama.cpp, a hosted one)"
+    licence: ClassVar[str] = "the model's own"
+    groups: ClassVar[frozenset[str]] = frozenset({"service", "vlm"})
+
+    type: Literal["vlm"] = "vlm"
+
+    @property
+    def identity(self) -> tuple[str | None, ...]:
+        """One address can serve several models."""
+        return (*super().identity, self.vlm.model)
+
+    @property
+    def is_groupwise(self) -> bool:
+        """Shares of wins compare the images of a prompt."""
+        return self.vlm.mode == "pairwise"
+
+    @property
+    def why_uncached(self) -> str:
+        """A share of wins belongs to its group."""
+        if not self.is_groupwise:
+            return ""
+        return (
+            " with vlm.mode = pairwise: a share of wins depends on the prompt's other images; remove cache, "
+            "or use yes_no"
+        )
+
+    def uses(self) -> Iterator[tuple[str, str | None]]:
+        """The comparison by description, and the model that only its user can cite."""
+        if self.vlm.mode == "caption":
+            yield " (compared by description)", "black2024ddpo"
+            if not (self.vlm.text_encoder or EMBEDDED).startswith(EMBEDDED):
+                yield " (similarity of texts)", "zhang2020bertscore"
+        yield from super().uses()
+
+    def problems(self, run: Run, where: str) -> list[str]:
+        """A description must be compared, and a group must be whole."""
+        problems = super().problems(run, where)
+        if self.vlm.mode == "caption" and not self.vlm.text_encoder:
+            problems.append(
+                f"{where}.vlm.mode = caption with vlm.text_encoder = null: nothing compares description and "
+                f"prompt; name a text model"
+            )
+        if self.is_groupwise:
+            reason = self._why_no_group(run, is_judge=where.startswith("evaluation"))
+            problems += [f"{where}.vlm.mode = pairwise{reason}"] if reason else []
+        return problems
+
+    def _why_no_group(self, run: Run, is_judge: bool) -> str:
+        """Why a batch would not hold all images of a prompt; "" if it does."""
+        if is_judge:
+            return (
+                ": evaluation compares versions of the model, but shares of wins compare images of one "
+                "version; use yes_no"
+            )
+        if run.algorithm.branches is not None:
+            return (
+                f" with algorithm.type = {run.algorithm.type}: it scores one candidate of each image at a time; "
+                "use yes_no"
+            )
+        explore, is_rollout = run.explore, run.algorithm.draws_first
+        group = run.algorithm.images_of_prompt(run)
+        is_whole = explore.batch_size % group == 0
+        if explore.agents == 2 and not is_rollout:
+            return (
+                " with explore.agents = 2: each agent's images are scored apart, their shares of wins cannot "
+                "be compared; use explore.agents=1 or vlm.mode=yes_no"
+            )
+        if group > SCORING_BATCH:
+            return (
+                f" with {group} images of a prompt: at most {SCORING_BATCH} are compared at once; draw fewer"
+            )
+        if not is_whole or (explore.batch_size > SCORING_BATCH and SCORING_BATCH % group):
+            fits = SCORING_BATCH // group * group
+            return (
+                f" with explore.batch_size = {explore.batch_size} and {group} images of a prompt: a batch "
+                f"must hold whole prompts; {fits} does"
+            )
+        return ""

@@ -1,0 +1,35 @@
+"""Heads of scorers: stacks of linear maps that turn a vector into one number."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+# Places of the linear maps in LAION's and ImageReward's stacks; between them stand only dropouts, which do
+# nothing here.
+STACK = (0, 2, 4, 6, 7)
+
+
+def apply_stack(vectors: Tensor, stack: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
+    """Consecutive linear maps without activations, down to one number a row.
+
+    Args:
+        vectors: (B, D).
+        stack: (weight, bias) of each map; the last has one row.
+    Returns:
+        (B,); of (1, 2) under one map with weight (3, 4) and bias 5: 16.
+    """
+    for weight, bias in stack:
+        vectors = torch.nn.functional.linear(vectors, weight, bias)
+    return vectors[:, 0]
+
+
+def read_stack(tensors: Mapping[str, Tensor], prefix: str) -> list[tuple[Tensor, Tensor]]:
+    """(weight, bias) of the maps `{prefix}{place}` that LAION's and ImageReward's heads consist of,
+    float32."""
+    return [
+        (tensors[f"{prefix}{place}.weight"].float(), tensors[f"{prefix}{place}.bias"].float())
+        for place in STACK
+    ]
