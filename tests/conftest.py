@@ -2,6 +2,9 @@
 
 import gc
 import os
+from collections.abc import Iterator
+
+import pytest
 
 for name in [name for name in os.environ if name.startswith("DIFFEXPO_")]:
     del os.environ[name]
@@ -13,3 +16,12 @@ def pytest_collection_finish() -> None:
     """What was imported and collected stays until the end: the garbage collector need not look at it again and again."""
     gc.collect()
     gc.freeze()
+
+
+@pytest.fixture
+def float64() -> Iterator[None]:
+    """New tensors are float64 during the test: for identities, which hold to rounding on every processor."""
+    from tests.double import in_double
+
+    with in_double():
+        yield

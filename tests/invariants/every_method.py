@@ -9,8 +9,6 @@ that a step is linear in the gradient: with the usual one the first step is the 
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -21,6 +19,7 @@ from diffexpo.online.loop import run as run_loop
 from diffexpo.online.stages import STAGES
 from diffexpo.policies.toy import ToyPolicy
 from diffexpo.training.distributed import World, start_world, stop_world
+from tests.double import in_double
 from tests.learning.toy import PATHS, PROMPTS, make_loop
 
 BATCH = 8
@@ -62,17 +61,6 @@ METHODS: dict[str, tuple[dict[str, object], dict[str, object], dict[str, object]
     "flow_grpo": (SDE, {"type": "flow_grpo", "clip_range": 0.05, "kl_weight": 0.5}, {}),
     "guard": (SDE, {"type": "flow_grpo", "clip_range": 0.05, "ratio": "guard", "global_std": False}, {}),
 }
-
-
-@contextmanager
-def in_double() -> Iterator[None]:
-    """Inside the block new tensors, and so noise, latents, embeddings and weights, are float64."""
-    usual = torch.get_default_dtype()
-    torch.set_default_dtype(torch.float64)
-    try:
-        yield
-    finally:
-        torch.set_default_dtype(usual)
 
 
 def make_config(name: str, micro_batch_size: int) -> RunConfig:

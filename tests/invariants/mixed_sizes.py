@@ -22,7 +22,8 @@ from diffexpo.policies.toy import ToyPolicy
 from diffexpo.rng import torch_generator
 from diffexpo.training.distributed import World, start_world, stop_world
 from diffexpo.types import Conditioning
-from tests.invariants.every_method import BATCH, METHODS, in_double, make_config
+from tests.double import in_double
+from tests.invariants.every_method import BATCH, METHODS, make_config
 from tests.learning.toy import PATHS, PROMPTS, make_loop, reward_of
 
 # Those that refuse several sizes are left out.

@@ -70,7 +70,7 @@ class ToyPolicy:
         self.path = path
         self.latent_shape = (channels, 1, 1)
         self.device = torch.device("cpu")
-        self.dtype = torch.float32
+        self.dtype = network.first.weight.dtype
         self.fingerprint = fingerprint_state(network.state_dict())
         self.weights = make_weights(network, tuning, seed)
 
@@ -88,8 +88,8 @@ class ToyPolicy:
 
     def encode_images(self, images: Tensor) -> Tensor:
         """Inverse of `decode_latents`; channels beyond three are 0."""
-        colour = images.float().mean(dim=(2, 3)).clamp(1e-4, 1 - 1e-4)
-        latents = torch.zeros(len(images), *self.latent_shape)
+        colour = images.to(self.dtype).mean(dim=(2, 3)).clamp(1e-4, 1 - 1e-4)
+        latents = torch.zeros(len(images), *self.latent_shape, dtype=self.dtype)
         visible = min(3, self.latent_shape[0])
         latents[:, :visible, 0, 0] = torch.logit(colour[:, :visible])
         return latents

@@ -1,4 +1,8 @@
-"""The algorithm classes on a small real policy, and what losses refuse."""
+"""The algorithm classes on a small real policy, and what losses refuse.
+
+In float64: what is compared is the same formula on six rows in another order of sums, some hundreds of
+roundings of 1e-16.
+"""
 
 from __future__ import annotations
 
@@ -25,6 +29,8 @@ from diffexpo.policies.toy import TOY_FULL, TOY_LORA, ToyPolicy
 from diffexpo.types import PairBatch
 from tests.unit.diffusion.toys import ABAR
 
+pytestmark = pytest.mark.usefixtures("float64")
+BOUND = 1e-12
 KEY = (0, 1, "noise", 3)
 PATHS = {"vp": Path.vp(ABAR), "flow": Path.flow(3.0)}
 LN2 = 0.6931471805599453
@@ -68,9 +74,9 @@ def gradients(policy: ToyPolicy, loss: Tensor) -> dict[str, Tensor]:
 def test_step_0(kind: str, tuning: object) -> None:
     policy, batch = world(kind, tuning, moved=False)
     dpo = DiffusionDpo(settings()).loss(policy, batch, KEY)
-    assert float(dpo.loss.detach()) == pytest.approx(LN2, abs=1e-7)
+    assert float(dpo.loss.detach()) == pytest.approx(LN2, abs=BOUND)
     expo = Expo(settings(alpha=0.5)).loss(policy, batch, KEY)
-    assert float(expo.loss.detach()) == pytest.approx(LN2 + 0.25, abs=1e-7)
+    assert float(expo.loss.detach()) == pytest.approx(LN2 + 0.25, abs=BOUND)
     for name, expected in {
         "implicit_accuracy": 0.5,
         "margin": 0.0,
@@ -114,13 +120,13 @@ def test_the_class_feeds_the_pure_function(kind: str, times: tuple[float, float]
     assert torch.equal(output.loss, expected)
     assert not any(errors.requires_grad for errors in (pairs.winner_ref, couples.loser_ref))
     means = {name: float(total) / count for name, (total, count) in output.metrics.items()}
-    assert means["train/winner_error"] == pytest.approx(float(pairs.winner.detach().mean()), rel=1e-6)
-    assert means["train/loser_reference_error"] == pytest.approx(float(pairs.loser_ref.mean()), rel=1e-6)
+    assert means["train/winner_error"] == pytest.approx(float(pairs.winner.detach().mean()), rel=BOUND)
+    assert means["train/loser_reference_error"] == pytest.approx(float(pairs.loser_ref.mean()), rel=BOUND)
     gap = means["train/implicit_reward_winner"] - means["train/implicit_reward_loser"]
-    assert means["train/margin"] == pytest.approx(gap, rel=1e-4, abs=1e-5)
-    assert means["train/loss"] == pytest.approx(float(output.loss.detach()), rel=1e-6)
+    assert means["train/margin"] == pytest.approx(gap, rel=BOUND, abs=30 * BOUND)
+    assert means["train/loss"] == pytest.approx(float(output.loss.detach()), rel=BOUND)
     bonus = exploration_bonus(*eight[4:], beta=12.0)
-    assert means["train/bonus"] == pytest.approx(float(bonus.detach().mean()), rel=1e-6)
+    assert means["train/bonus"] == pytest.approx(float(bonus.detach().mean()), rel=BOUND)
     assert not any(total.requires_grad for total, _ in output.metrics.values())
 
 
@@ -151,7 +157,7 @@ def test_a_step_down_the_loss_moves_the_margin_and_the_bonus_moves_towards_explo
 
 
 def test_a_batch_may_be_split() -> None:
-    policy, batch = world()
+    policy, batch = world(tuning=TOY_FULL)  # adapters are float32 whatever the network is
     algorithm = DiffusionDpo(settings(empty_prompt_fraction=0.5), policy.encode_prompts([""]))
     whole, _ = algorithm.pair_losses(policy, batch, KEY)
     parts = []
@@ -160,7 +166,7 @@ def test_a_batch_may_be_split() -> None:
             batch.winner[rows], batch.loser[rows], batch.conditioning.select(rows), batch.keys[rows]
         )
         parts.append(algorithm.pair_losses(policy, part, KEY)[0])
-    torch.testing.assert_close(torch.cat(parts), whole, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(torch.cat(parts), whole, rtol=BOUND, atol=BOUND)
 
 
 def test_empty_prompts_replace_keyed_rows_for_policy_and_reference() -> None:

@@ -11,7 +11,7 @@ from diffexpo.training.distributed import World, start_world, stop_world
 from diffexpo.training.metrics import read_metrics
 from tests.commands import two_processes
 
-from .test_engine import assert_close, lines, train
+from .test_engine import BOUND, assert_close, lines, train
 from .tiny import TinyLoader
 
 
@@ -24,6 +24,7 @@ def run_processes(
     return [(rank.code, rank.err) for rank in done]
 
 
+@pytest.mark.usefixtures("float64")
 def test_two_processes_end_with_the_weights_and_metrics_of_one(tmp_path: Path) -> None:
     expected, _ = train(tmp_path / "one", steps=6, loader=TinyLoader(10, contrast=3), initial_loss=None)
     for code, error in run_processes(tmp_path / "two", contrast=3):
@@ -31,7 +32,7 @@ def test_two_processes_end_with_the_weights_and_metrics_of_one(tmp_path: Path) -
     first, second = (read_tensors(tmp_path / "two" / f"weights-{rank}.safetensors") for rank in range(2))
     for name, value in expected.items():
         assert torch.equal(first[name], second[name])
-        torch.testing.assert_close(first[name], value, rtol=0, atol=1e-6)
+        torch.testing.assert_close(first[name], value, rtol=0, atol=BOUND)
     for line, other in zip(lines(tmp_path / "two"), lines(tmp_path / "one"), strict=True):
         assert_close(line, other)
 

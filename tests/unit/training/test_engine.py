@@ -64,10 +64,16 @@ def assert_same(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor])
         assert torch.equal(value, second[name]), name
 
 
+# What is equal but for the order of its sums is compared in float64 (fixture float64): some steps of ten
+# rows, each with a few hundred roundings of 1e-16, times the 20 of beta, divided by gradients that AdamW
+# normalises.
+BOUND = 1e-10
+
+
 def assert_close(line: dict, expected: dict) -> None:
     assert line.keys() == expected.keys() and line["phase"] == expected["phase"]
     numbers = {name: value for name, value in expected.items() if name != "phase"}
-    assert {name: line[name] for name in numbers} == pytest.approx(numbers, rel=1e-4, abs=1e-5)
+    assert {name: line[name] for name in numbers} == pytest.approx(numbers, rel=BOUND, abs=BOUND)
 
 
 def stop_at(count: int) -> Callable[[], None]:
@@ -82,6 +88,7 @@ def stop_at(count: int) -> Callable[[], None]:
     return tick
 
 
+@pytest.mark.usefixtures("float64")
 def test_one_step_after_another_is_a_plain_torch_loop(tmp_path: Path) -> None:
     weights, _ = train(tmp_path, ema_decay=0.0)
     policy, loader = TinyPolicy(), TinyLoader(10)
@@ -98,24 +105,26 @@ def test_one_step_after_another_is_a_plain_torch_loop(tmp_path: Path) -> None:
         optimizer.step()
         schedule.step()
     for name, value in policy.weights.trainable().items():
-        torch.testing.assert_close(weights[name], value.detach(), rtol=2e-5, atol=2e-6)
+        torch.testing.assert_close(weights[name], value.detach(), rtol=BOUND, atol=BOUND)
     logged = [line["train/grad_norm"] for line in lines(tmp_path)]
-    assert logged == pytest.approx(norms, rel=1e-4)
+    assert logged == pytest.approx(norms, rel=BOUND)
     assert max(norms) > 0.5, "the clip must have been at work"
 
 
+@pytest.mark.usefixtures("float64")
 def test_the_first_loss_is_ln_2_and_the_metrics_are_means_over_pairs(tmp_path: Path) -> None:
     train(tmp_path)
     first = lines(tmp_path)[0]
-    assert first["train/loss"] == pytest.approx(LN2, abs=1e-7)
+    assert first["train/loss"] == pytest.approx(LN2, abs=BOUND)
     assert first["train/margin"] == 0.0
     policy, loader = TinyPolicy(), TinyLoader(10)
     total, count = (
         TinyDpo().loss(policy, loader.batch(0), (3, 1, "train", 0)).metrics["train/winner_reference_error"]
     )
-    assert first["train/winner_reference_error"] == pytest.approx(float(total) / count, rel=1e-6)
+    assert first["train/winner_reference_error"] == pytest.approx(float(total) / count, rel=BOUND)
 
 
+@pytest.mark.usefixtures("float64")
 @pytest.mark.parametrize("contrast", [0, 3])
 def test_micro_batches_do_not_change_the_result(tmp_path: Path, contrast: int) -> None:
     results = []
@@ -125,7 +134,7 @@ def test_micro_batches_do_not_change_the_result(tmp_path: Path, contrast: int) -
         results.append((weights, lines(tmp_path / str(size))))
     for weights, log in results[1:]:
         for name, value in weights.items():
-            torch.testing.assert_close(value, results[0][0][name], rtol=1e-4, atol=2e-6)
+            torch.testing.assert_close(value, results[0][0][name], rtol=BOUND, atol=BOUND)
         for line, expected in zip(log, results[0][1], strict=True):
             assert_close(line, expected)
 
@@ -139,6 +148,7 @@ def test_warm_up_then_constant(tmp_path: Path) -> None:
     assert {line["train/lr"] for line in lines(tmp_path / "none")} == {1e-2}
 
 
+@pytest.mark.usefixtures("float64")
 def test_the_average_is_the_iterate(tmp_path: Path) -> None:
     averaged, _ = train(tmp_path / "on", ema_decay=0.5)
     expected = TinyPolicy().weights.state("current")
@@ -146,7 +156,7 @@ def test_the_average_is_the_iterate(tmp_path: Path) -> None:
         current = _after(tmp_path / str(steps), steps)
         expected = {name: 0.5 * value + 0.5 * current[name] for name, value in expected.items()}
     for name, value in averaged.items():
-        torch.testing.assert_close(value, expected[name], rtol=1e-6, atol=1e-7)
+        torch.testing.assert_close(value, expected[name], rtol=BOUND, atol=BOUND)
 
 
 def _after(folder: Path, steps: int) -> dict[str, torch.Tensor]:

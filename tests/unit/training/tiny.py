@@ -20,6 +20,7 @@ from diffexpo.training.distributed import start_world, stop_world
 from diffexpo.training.engine import Engine
 from diffexpo.training.metrics import MetricsWriter
 from diffexpo.types import Conditioning, LossOutput, PairBatch
+from tests.double import in_double
 
 LN2 = math.log(2.0)
 BETA = 20.0
@@ -209,4 +210,5 @@ def main(folder: Path, contrast: int, stop_rank: int, start: float) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), float(sys.argv[4]))
+    with in_double():
+        main(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), float(sys.argv[4]))
