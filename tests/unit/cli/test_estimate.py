@@ -12,7 +12,7 @@ from diffexpo.assembly.runs import plan
 from diffexpo.config import load_config
 from diffexpo.config.schema import RunConfig
 from diffexpo.data.latents import PromptEmbeddings
-from tests.unit.cli.test_commands import call
+from tests.unit.cli.test_main import call
 
 GIB = 2**30
 
