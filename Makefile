@@ -1,7 +1,7 @@
 # make run    make .venv, install, run the main job on the embedded emoji world, print the report's path
 # make test   the whole test suite
+# make check  format, lint, types and the rules of the architecture
 # make bench  the measurements of docs/, one script each
-# make lint   style
 #
 # PYTHON (3.11 or newer) makes the environment once; it is brought up to date only when pyproject.toml or
 # constraints.txt change. `make run RECIPE=emoji/expo_lora ARGS="--set seed=1"` runs something else.
@@ -11,23 +11,28 @@ RECIPE ?= emoji/expo
 ARGS ?=
 VENV := .venv
 READY := $(VENV)/.installed
+CODE := src worlds tests benchmarks examples
 
-.PHONY: run test bench lint install
+.PHONY: run test check bench install
 .DEFAULT_GOAL := run
 
 run: $(READY)
 	@$(VENV)/bin/diffexpo run $(RECIPE) $(ARGS)
 
-# Each worker computes with one thread, so that as many tests run at once as there are cores (at most 4: memory). The many processes that
-# tests start share what Python has compiled, also where the environment says otherwise.
+# Each worker computes with one thread, so that as many tests run at once as there are cores (at most 4, because of
+# memory). The many processes that tests start share what Python has compiled, even if the environment says otherwise.
 test: $(READY)
 	OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE= $(VENV)/bin/python -m pytest -q -n logical --maxprocesses 4 --dist loadfile $(ARGS)
 
 bench: $(READY)
 	@set -e; for script in benchmarks/*.py; do echo "== $$script"; $(VENV)/bin/python "$$script" $(ARGS); done
 
-lint: $(READY)
-	$(VENV)/bin/ruff check src tests benchmarks
+# Lines have at most 110 columns; in tests and benchmarks as far as the formatter can wrap them.
+check: $(READY)
+	$(VENV)/bin/ruff format --check $(CODE)
+	$(VENV)/bin/ruff check $(CODE)
+	$(VENV)/bin/mypy
+	$(VENV)/bin/python -m pytest -q tests/architecture
 
 install: $(READY)
 

@@ -79,6 +79,10 @@ class WeightSets(Protocol):
         """
         ...
 
+    def standing_in(self, name: str) -> AbstractContextManager[None]:
+        """Inside the block `use` runs this version whatever name it is given."""
+        ...
+
     def copy(self, source: str, target: str) -> None:
         """Make or overwrite `target` with the values of `source` (exact)."""
         ...

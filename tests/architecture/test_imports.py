@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-SOURCE = Path(__file__).resolve().parents[2] / "src" / "diffexpo"
-FILES = sorted(SOURCE.rglob("*.py"))
+from tests.architecture.tree import FILES, SOURCE, imported
+
 GROUND = {"errors", "types", "rng", "files", "config"}
 BELOW = GROUND | {"diffusion", "algorithms", "policies", "rewards", "data", "training", "online"}
 
@@ -78,34 +78,6 @@ def parts(path: Path) -> tuple[str, str]:
     """Room and path below the package."""
     relative = path.relative_to(SOURCE)
     return (relative.parts[0] if len(relative.parts) > 1 else relative.stem), relative.as_posix()
-
-
-def imported(path: Path, *, top_level: bool = False) -> list[tuple[str, int]]:
-    """Dotted names a file imports with their lines; with `top_level` only those that run when it is imported."""
-    found: list[tuple[str, int]] = []
-    package = ["diffexpo", *path.relative_to(SOURCE).parts[:-1]]
-
-    def visit(node: ast.AST) -> None:
-        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
-            for child in node.orelse:
-                visit(child)
-            return
-        if top_level and isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)):
-            return
-        if isinstance(node, ast.Import):
-            found.extend((alias.name, node.lineno) for alias in node.names)
-        if isinstance(node, ast.ImportFrom):
-            stem = ".".join(package[: len(package) - node.level + 1]) if node.level else ""
-            module = ".".join(part for part in (stem, node.module or "") if part)
-            if module == "diffexpo":
-                found.extend((f"diffexpo.{alias.name}", node.lineno) for alias in node.names)
-            else:
-                found.append((module, node.lineno))
-        for child in ast.iter_child_nodes(node):
-            visit(child)
-
-    visit(ast.parse(path.read_text(encoding="utf-8")))
-    return found
 
 
 def room_of(module: str) -> str | None:

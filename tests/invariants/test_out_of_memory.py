@@ -15,7 +15,7 @@ import torch
 from diffexpo.assembly import objects
 from diffexpo.types import Policy
 from tests.invariants.conftest import diffexpo, pair_rows, run_arguments, weights
-from tests.unit.cli.test_commands import call
+from tests.unit.cli.test_main import call
 
 Fault = Callable[[Policy], None]
 

@@ -36,6 +36,7 @@ def list_scorers(
     console.line("check one with `diffexpo rewards verify TYPE`")
 
 
+# Many parameters because each is an option of the command.
 @app.command()
 def verify(
     what: Annotated[

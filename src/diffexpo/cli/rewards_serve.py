@@ -16,6 +16,7 @@ def register(app: typer.Typer) -> None:
     app.command()(serve)
 
 
+# Many parameters because each is an option of the command.
 def serve(
     config: Annotated[
         Path | None,

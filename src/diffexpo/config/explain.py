@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
+from types import UnionType
+from typing import Annotated, Literal, Union, get_args, get_origin
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
+from pydantic.fields import FieldInfo
+from pydantic_core import PydanticUndefined, to_jsonable_python
 
 from diffexpo.config.methods import DEFAULT_METHOD, METHOD_BY_NAME
 from diffexpo.config.rewards import REWARDS, RewardCard
 from diffexpo.config.run import RunConfig
 
-Json = dict[str, object]
 # The group whose settings depend on its `type`.
 CHOICE = "algorithm"
 
@@ -45,120 +48,110 @@ class Setting:
 @cache
 def settings() -> tuple[Setting, ...]:
     """Every setting in the order of the schema, lists of groups and the settings of every method included."""
-    schema = RunConfig.model_json_schema()
-    defaults = RunConfig().model_dump(mode="json")
-    found: list[Setting] = []
-    _walk(schema, schema, "", defaults, found)
-    return tuple(found)
+    return tuple(_walk(RunConfig, "", RunConfig().model_dump(mode="json")))
 
 
-def _resolve(node: Json, root: Json) -> Json:
-    """The node itself, or what its $ref points to, keeping the node's own description."""
-    name = node.get("$ref")
-    if not isinstance(name, str):
-        return node
-    definitions = root["$defs"]
-    assert isinstance(definitions, dict)
-    return {
-        **definitions[name.rpartition("/")[2]],
-        **{key: node[key] for key in ("description",) if key in node},
-    }
-
-
-def _walk(node: Json, root: Json, path: str, defaults: object, found: list[Setting]) -> None:
-    properties = node.get("properties", {})
-    assert isinstance(properties, dict)
-    for name, raw in properties.items():
-        inner = _resolve(raw, root)
+def _walk(group: type[BaseModel], path: str, defaults: Mapping[str, object] | None) -> Iterator[Setting]:
+    """The settings of a group; `defaults` are the values it has within its parent, None: its fields' own."""
+    for name, field in group.model_fields.items():
         here = f"{path}.{name}" if path else name
-        default = defaults.get(name, raw.get("default")) if isinstance(defaults, dict) else raw.get("default")
-        if "properties" in inner:
-            _walk(inner, root, here, default, found)
-            continue
-        text = " ".join(str(raw.get("description", "")).split())
-        if "discriminator" in inner:
-            _walk_choice(inner, root, here, text, found)
-            continue
-        found.append(Setting(here, describe(inner, root), default, text))
-        for items in _groups_of_list(inner, root):
-            _walk(items, root, f"{here}[]", None, found)
+        default = _default(field) if defaults is None else defaults[name]
+        text = " ".join((field.description or "").split())
+        if field.discriminator is not None:
+            yield from _walk_choice(here, default, text)
+        elif inner := _as_group(field.annotation):
+            yield from _walk(inner, here, default if isinstance(default, Mapping) else None)
+        else:
+            yield Setting(here, describe(field.annotation, field.metadata), default, text)
+            yield from _walk_elements(_groups_of_list(field.annotation), f"{here}[]")
 
 
-def _groups_of_list(node: Json, root: Json) -> list[Json]:
-    """The group that each element of a list is, as one node; none if elements are plain values.
-
-    Of groups told apart by `type` (rewards) the settings are taken together; `type` is one of all names.
-    """
-    items = _resolve(node.get("items", {}), root)
-    if "discriminator" not in items:
-        return [items] if "properties" in items else []
-    options = [_resolve(option, root)["properties"] for option in items["oneOf"]]
-    merged = {name: raw for properties in reversed(options) for name, raw in properties.items()}
-    ordered = {name: merged[name] for properties in options for name in properties}
-    names = [properties["type"]["const"] for properties in options]
-    ordered["type"] = {"description": RewardCard.model_fields["type"].description, "enum": names}
-    return [{"properties": ordered}]
+def _walk_elements(kinds: Sequence[type[BaseModel]], path: str) -> Iterator[Setting]:
+    """The settings of a list's elements; of groups told apart by `type` (rewards) they are taken together, and
+    `type` is one of all names."""
+    found: dict[str, Setting] = {}
+    for kind in kinds:
+        for setting in _walk(kind, path, None):
+            found.setdefault(setting.path, setting)
+    if len(kinds) > 1:
+        names = ", ".join(str(kind.model_fields["type"].default) for kind in kinds)
+        text = " ".join((RewardCard.model_fields["type"].description or "").split())
+        found[f"{path}.type"] = Setting(f"{path}.type", f"one of {names}", None, text)
+    yield from found.values()
 
 
-def _walk_choice(node: Json, root: Json, path: str, text: str, found: list[Setting]) -> None:
+def _walk_choice(path: str, default: object, text: str) -> Iterator[Setting]:
     """The settings of every method; one that is the same in several is found once."""
     choice = f"{path}.type"
-    default = node["default"]
-    assert isinstance(default, dict)
-    found.append(Setting(choice, f"one of {', '.join(METHOD_BY_NAME)}", default["type"], text))
+    assert isinstance(default, Mapping)
+    yield Setting(choice, f"one of {', '.join(METHOD_BY_NAME)}", default["type"], text)
     owners: dict[Setting, list[str]] = {}
     for method, settings_class in METHOD_BY_NAME.items():
-        own: list[Setting] = []
-        definition = _resolve({"$ref": f"#/$defs/{settings_class.__name__}"}, root)
-        _walk(definition, root, path, None, own)
-        for setting in own:
+        for setting in _walk(settings_class, path, None):
             if setting.path != choice:
                 owners.setdefault(replace(setting, default=_hashable(setting.default)), []).append(method)
-    found.extend(
-        replace(setting, methods=() if len(methods) == len(METHOD_BY_NAME) else tuple(methods))
-        for setting, methods in owners.items()
-    )
+    for setting, methods in owners.items():
+        yield replace(setting, methods=() if len(methods) == len(METHOD_BY_NAME) else tuple(methods))
+
+
+def _default(field: FieldInfo) -> object:
+    """A field's own default as JSON; None if it has none."""
+    default = field.get_default(call_default_factory=True)
+    return None if default is PydanticUndefined else to_jsonable_python(default)
 
 
 def _hashable(value: object) -> object:
     return tuple(value) if isinstance(value, list) else value
 
 
-def describe(node: Json, root: Json) -> str:
-    """What a JSON schema node accepts, in words."""
-    node = _resolve(node, root)
-    if "const" in node:
-        return str(node["const"])
-    if "enum" in node:
-        return "one of " + ", ".join(str(value) for value in node["enum"])
-    if "anyOf" in node:
-        parts = [describe(option, root) for option in node["anyOf"]]
+def _as_group(kind: object) -> type[BaseModel] | None:
+    return kind if isinstance(kind, type) and issubclass(kind, BaseModel) else None
+
+
+def _groups_of_list(kind: object) -> list[type[BaseModel]]:
+    """The groups that an element of this list may be; none if elements are plain values, or it is no list."""
+    arguments = get_args(kind)
+    if not arguments or get_origin(kind) not in (list, tuple):
+        return []
+    element = get_args(arguments[0])[0] if get_origin(arguments[0]) is Annotated else arguments[0]
+    options = get_args(element) if get_origin(element) in (Union, UnionType) else (element,)
+    return [group for option in options if (group := _as_group(option))]
+
+
+WORDS = {int: "an integer", float: "a number", str: "text", bool: "true or false", type(None): "null"}
+
+
+def describe(kind: object, metadata: Sequence[object] = ()) -> str:
+    """What a type with its bounds accepts, in words."""
+    origin, arguments = get_origin(kind), get_args(kind)
+    if origin is Annotated:
+        own = [bound for item in arguments[1:] for bound in getattr(item, "metadata", (item,))]
+        return describe(arguments[0], [*own, *metadata])
+    if origin is Literal:
+        words = ", ".join(str(value) for value in arguments)
+        return f"one of {words}" if len(arguments) > 1 else words
+    if origin in (Union, UnionType):
+        parts = [describe(option, metadata) for option in arguments]
         return " or ".join(part for part in parts if part != "null") + (" or null" if "null" in parts else "")
-    kind = node.get("type")
-    elements = node.get("prefixItems")
-    if kind == "array" and isinstance(elements, list):
-        return f"a list of {len(elements)}; each element {describe(elements[0], root)}"
-    if kind == "array":
-        if _groups_of_list(node, root):
-            return "a list of groups"
-        return f"a list; each element {describe(node.get('items', {}), root)}"
-    words = {
-        "integer": "an integer",
-        "number": "a number",
-        "string": "text",
-        "boolean": "true or false",
-        "null": "null",
-    }
-    text = words.get(str(kind), "a group of settings")
-    return " ".join([text, " and ".join(_bounds(node))]).strip()
+    if origin is tuple and arguments[-1] is not Ellipsis:
+        return f"a list of {len(arguments)}; each element {describe(arguments[0])}"
+    if origin in (list, tuple):
+        return (
+            "a list of groups" if _groups_of_list(kind) else f"a list; each element {describe(arguments[0])}"
+        )
+    bounds = _bounds(metadata) if kind in (int, float, str) else []
+    text = WORDS.get(kind, "a group of settings") if isinstance(kind, type) else "a group of settings"
+    return " ".join([text, " and ".join(bounds)]).strip()
 
 
-def _bounds(node: Json) -> list[str]:
-    signs = {"minimum": ">=", "exclusiveMinimum": ">", "maximum": "<=", "exclusiveMaximum": "<"}
-    bounds = [f"{sign} {_number(node[key])}" for key, sign in signs.items() if key in node]
-    if "pattern" in node:
-        bounds.append(f"matching {node['pattern']}")
-    return bounds
+def _bounds(metadata: Sequence[object]) -> list[str]:
+    signs = {"ge": ">=", "gt": ">", "le": "<=", "lt": "<", "pattern": "matching"}
+    return [
+        f"{sign} {_number(value)}"
+        for name, sign in signs.items()
+        for item in metadata
+        if (value := getattr(item, name, None)) is not None
+    ]
 
 
 def _number(value: object) -> str:

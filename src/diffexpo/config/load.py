@@ -242,52 +242,42 @@ class _Merged:
     def set(self, keys: Sequence[str], value: Value, origin: str) -> None:
         """Put one value at a dotted path; integers index lists."""
         group: Value = self.values
-        for depth, key in enumerate(keys):
-            last = depth == len(keys) - 1
-            path = ".".join(keys[: depth + 1])
-            if isinstance(group, list):
-                if not key.isdecimal() or int(key) >= len(group):
-                    parent = ".".join(keys[:depth])
-                    raise ConfigError(
-                        f"{path} (from {origin}) does not exist: {parent} is a list of length {len(group)}, "
-                        f"counted from 0; set the whole list instead"
-                    )
-                index = int(key)
-                if last and not isinstance(value, dict):
-                    # A list of plain values has one origin, that of its newest element.
-                    is_leaf = not any(isinstance(item, dict) for item in group)
-                    leaf = path.rpartition(".")[0] if is_leaf else path
-                    self._forget(leaf)
-                    group[index] = value
-                    self.sources[leaf] = origin
-                    self._touched.add(leaf)
-                elif last:
-                    self._merge_element(group, index, value, path, origin)
-                else:
-                    group = group[index]
-            elif isinstance(group, dict):
-                if last and isinstance(value, dict) and isinstance(group.get(key), dict):
-                    self._merge_into(group[key], value, tuple(keys), origin)
-                elif last:
-                    self._put(group, key, value, tuple(keys), origin)
-                else:
-                    if key not in group and group_keys(path):
-                        group[key] = {}  # a group of a method that a later setting of this layer chooses
-                    if key not in group:
-                        raise ConfigError(f"{path} is not a setting (from {origin}).{suggest_setting(path)}")
-                    group = group[key]
-            else:
-                parent = ".".join(keys[:depth])
-                kind = "is a single value" if is_setting(parent) else "is not a group"
-                raise ConfigError(
-                    f"{'.'.join(keys)} (from {origin}) cannot be set: {parent} {kind}, it holds no {key!r}"
-                )
+        for depth in range(1, len(keys)):
+            group = self._inside(group, keys, depth, origin)
+        path, key = ".".join(keys), keys[-1]
+        if isinstance(group, list):
+            self._put_element(group, _index(group, keys, origin), value, path, origin)
+        elif not isinstance(group, dict):
+            raise _not_a_group(keys, len(keys), origin)
+        elif isinstance(value, dict) and isinstance(group.get(key), dict):
+            self._merge_into(group[key], value, tuple(keys), origin)
+        else:
+            self._put(group, key, value, tuple(keys), origin)
 
-    def _merge_element(
-        self, group: list[Value], index: int, value: dict[str, Value], path: str, origin: str
-    ) -> None:
+    def _inside(self, group: Value, keys: Sequence[str], depth: int, origin: str) -> Value:
+        """What the group at the first `depth - 1` keys holds at the next one."""
+        path, key = ".".join(keys[:depth]), keys[depth - 1]
+        if isinstance(group, list):
+            return group[_index(group, keys[:depth], origin)]
+        if not isinstance(group, dict):
+            raise _not_a_group(keys, depth, origin)
+        if key not in group and group_keys(path):
+            group[key] = {}  # a group of a method that a later setting of this layer chooses
+        if key not in group:
+            raise ConfigError(f"{path} is not a setting (from {origin}).{suggest_setting(path)}")
+        return group[key]
+
+    def _put_element(self, group: list[Value], index: int, value: Value, path: str, origin: str) -> None:
         element = group[index]
-        if isinstance(element, dict):
+        if not isinstance(value, dict):
+            # A list of plain values has one origin, that of its newest element.
+            is_leaf = not any(isinstance(item, dict) for item in group)
+            leaf = path.rpartition(".")[0] if is_leaf else path
+            self._forget(leaf)
+            group[index] = value
+            self.sources[leaf] = origin
+            self._touched.add(leaf)
+        elif isinstance(element, dict):
             self._merge_into(element, value, tuple(path.split(".")), origin)
         else:
             group[index] = value
@@ -323,6 +313,24 @@ class _Merged:
         """Origins for every leaf of the final configuration: keys that a list element left out are
         defaults."""
         return {path: self.sources.get(path, DEFAULT) for path, _ in leaves(config.model_dump(mode="json"))}
+
+
+def _index(group: list[Value], keys: Sequence[str], origin: str) -> int:
+    """The last key as an index of a list."""
+    if keys[-1].isdecimal() and int(keys[-1]) < len(group):
+        return int(keys[-1])
+    raise ConfigError(
+        f"{'.'.join(keys)} (from {origin}) does not exist: {'.'.join(keys[:-1])} is a list of length "
+        f"{len(group)}, counted from 0; set the whole list instead"
+    )
+
+
+def _not_a_group(keys: Sequence[str], depth: int, origin: str) -> ConfigError:
+    parent = ".".join(keys[: depth - 1])
+    kind = "is a single value" if is_setting(parent) else "is not a group"
+    return ConfigError(
+        f"{'.'.join(keys)} (from {origin}) cannot be set: {parent} {kind}, it holds no {keys[depth - 1]!r}"
+    )
 
 
 def leaves(value: Value, path: str = "") -> Iterable[tuple[str, Value]]:

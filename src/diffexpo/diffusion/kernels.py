@@ -9,7 +9,7 @@ kernels is float64 whatever the latents are.
 from __future__ import annotations
 
 import math
-from typing import Literal
+from typing import Literal, overload
 
 import torch
 from torch import Tensor
@@ -343,6 +343,10 @@ def _double(value: Coefficient) -> Tensor:
     return torch.tensor(value, dtype=torch.float64)
 
 
+@overload
+def _spread(value: float, like: Tensor) -> float: ...
+@overload
+def _spread(value: Tensor, like: Tensor) -> Tensor: ...
 def _spread(value: Coefficient, like: Tensor) -> Coefficient:
     """A number as it is; a 0-dim or (B,) tensor in the latents' precision, shaped to multiply them."""
     if not isinstance(value, Tensor):

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal, overload
 
 import torch
 from torch import Tensor
@@ -141,7 +141,7 @@ class Path:
 
     @staticmethod
     def from_scheduler_config(
-        config: Mapping[str, object],
+        config: Mapping[str, Any],
         *,
         image_tokens: int | None = None,
         lowest_level: LowestLevel | None = None,
@@ -191,18 +191,24 @@ class Path:
         spaced_by_default = "linspace" if name.startswith(LINSPACE_BY_DEFAULT) else "leading"
         return Path.vp(
             _alphas_cumprod(config),
-            str(config.get("prediction_type", "epsilon")),
-            timestep_spacing=str(config.get("timestep_spacing", spaced_by_default)),
+            config.get("prediction_type", "epsilon"),
+            timestep_spacing=config.get("timestep_spacing", spaced_by_default),
             steps_offset=int(config.get("steps_offset", 0)),
             set_alpha_to_one=bool(config.get("set_alpha_to_one", not name.startswith("PNDM"))),
             clip_sample_range=float(config.get("clip_sample_range", 1.0)) if clip else None,
         )
 
+    @property
+    def table(self) -> Tensor:
+        """abar by level, of a path that has such a table (every one but the flow's)."""
+        assert self.alphas_cumprod is not None
+        return self.alphas_cumprod
+
     def alpha_sigma(self, t: Tensor) -> tuple[Tensor, Tensor]:
         """(alpha_t, sigma_t) at t, in t's precision; t = 1 is the noisiest level, index N - 1 of a table."""
         if self.kind == "flow":
             return 1 - t, t
-        abar = self.alphas_cumprod[self._index(t).cpu()]
+        abar = self.table[self._index(t).cpu()]
         dtype = t.dtype if t.dtype in (torch.float32, torch.float64) else torch.float32
         return abar.sqrt().to(t.device, dtype), (1 - abar).sqrt().to(t.device, dtype)
 
@@ -253,6 +259,10 @@ class Path:
         return torch.round(t.to(torch.float32) * (self.num_train_timesteps - 1)).to(torch.int64)
 
 
+@overload
+def shifted(sigma: float, shift: float) -> float: ...
+@overload
+def shifted(sigma: Tensor, shift: float) -> Tensor: ...
 def shifted(sigma: Coefficient, shift: float) -> Coefficient:
     """Noise level after the resolution shift, shift sigma / (1 + (shift - 1) sigma); 0 and 1 stay.
 
@@ -289,7 +299,7 @@ def dynamic_shift(
     return math.exp(mu) if kind == "exponential" else mu
 
 
-def _dynamic_shift(config: Mapping[str, object], image_tokens: int | None) -> float:
+def _dynamic_shift(config: Mapping[str, Any], image_tokens: int | None) -> float:
     """The shift of a scheduler with `use_dynamic_shifting`."""
     if image_tokens is None:
         raise PolicyError(
@@ -303,11 +313,11 @@ def _dynamic_shift(config: Mapping[str, object], image_tokens: int | None) -> fl
         max_shift=float(config.get("max_shift", 1.15)),
         base_tokens=int(config.get("base_image_seq_len", 256)),
         max_tokens=int(config.get("max_image_seq_len", 4096)),
-        kind=str(config.get("time_shift_type", "exponential")),
+        kind=config.get("time_shift_type", "exponential"),
     )
 
 
-def _alphas_cumprod(config: Mapping[str, object]) -> Tensor:
+def _alphas_cumprod(config: Mapping[str, Any]) -> Tensor:
     """The table abar in float64 from a scheduler's beta settings."""
     count = int(config.get("num_train_timesteps", 1000))
     name = str(config.get("_class_name", ""))

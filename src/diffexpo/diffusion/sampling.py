@@ -295,10 +295,11 @@ def replay_transitions(
     """
     grid = stochastic_grid(policy.path, sampler)
     step = transition_rows(grid, index)
-    if not bool((step.std > 0).all()):
+    std = torch.as_tensor(step.std)
+    if not bool((std > 0).all()):
         raise ValueError(
-            f"replay_transitions: {int((step.std <= 0).sum())} of {len(index)} steps have no density; leave "
-            f"them out"
+            f"replay_transitions: {int((std <= 0).sum())} of {len(index)} steps have no density; "
+            "leave them out"
         )
     prediction = predict_guided(
         policy, x_t, step.t, conditioning, negative, sampler.guidance, is_negative_fixed=is_negative_fixed

@@ -105,7 +105,7 @@ def sampler_grid(path: Path, name: str, steps: int, eta: float = 0.0) -> list[Tr
         following = [i - count // steps for i in index]
     else:
         following = [*index[1:], -1]
-    last_abar = 1.0 if name != "ddim" or path.set_alpha_to_one else float(path.alphas_cumprod[0])
+    last_abar = 1.0 if name != "ddim" or path.set_alpha_to_one else float(path.table[0])
     noise = {"ddpm": 1.0, "ddim": float(eta), "dpmpp": 0.0}[name]
     return [
         replace(_vp_transition(path, i, j, last_abar, noise), eps_from_clipped_x0=name == "ddpm")
@@ -248,8 +248,8 @@ def _vp_indices(path: Path, name: str, steps: int) -> list[int]:
 
 
 def _vp_transition(path: Path, index: int, following: int, last_abar: float, eta: float) -> Transition:
-    abar_t = float(path.alphas_cumprod[index])
-    abar_s = float(path.alphas_cumprod[following]) if following >= 0 else last_abar
+    abar_t = float(path.table[index])
+    abar_s = float(path.table[following]) if following >= 0 else last_abar
     scale = path.num_train_timesteps - 1
     return _transition(
         index / scale,

@@ -74,7 +74,22 @@ class _Running:
     folded: Mapping[str, Tensor] | None = None
 
 
-class LoraWeightSets:
+class _StandIn:
+    """What both kinds of weight sets share: one version may stand in for all others for a while."""
+
+    _stand_in: str | None = None
+
+    @contextmanager
+    def standing_in(self, name: str) -> Iterator[None]:
+        """Inside the block `use` runs this version whatever name it is given."""
+        previous, self._stand_in = self._stand_in, name
+        try:
+            yield
+        finally:
+            self._stand_in = previous
+
+
+class LoraWeightSets(_StandIn):
     """Versions as named peft adapters on one frozen base; the base itself is "all adapters off".
 
     No second model is held: "base" (and "reference", until something is copied onto it) runs the frozen
@@ -129,6 +144,7 @@ class LoraWeightSets:
             PolicyError: no such version; a module whose update is no weight of its shape (a grouped
                 convolution).
         """
+        name = self._stand_in or name
         adapter = self._adapter(name)
         previous, is_folded = self._active, merged and adapter is not None
         try:
@@ -332,7 +348,7 @@ def _refuse_unfoldable(path: str, module: nn.Module) -> None:
     )
 
 
-class CopyWeightSets:
+class CopyWeightSets(_StandIn):
     """Versions as whole copies of the network, for full fine-tuning.
 
     "base" is a frozen copy made at once (everything else may change "current"). Frozen versions never change
@@ -397,6 +413,7 @@ class CopyWeightSets:
             PolicyError: no such version; a reference in half precision elsewhere than under autocast of its
                 type.
         """
+        name = self._stand_in or name
         module = self._module(name)
         if module is self._lowered:
             self._check_autocast()

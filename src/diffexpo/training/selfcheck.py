@@ -5,13 +5,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from diffexpo.errors import TrainingError
-from diffexpo.types import Algorithm, Batch, Conditioning, LossOutput, Policy, WeightSets
+from diffexpo.types import Algorithm, Batch, LossOutput, Policy, WeightSets
 
 # Elsewhere than on the CPU the two forwards may take different kernels, which rounds differently.
 INEXACT_TOLERANCE = 1e-2
@@ -65,8 +64,8 @@ def check_start(
         return
     part, output = first
     if not _same_state(policy.weights, "current", "reference"):
-        with autocast(), torch.no_grad():
-            output = algorithm.loss(_SelfReferenced(policy), part, noise_key)
+        with policy.weights.standing_in("current"), autocast(), torch.no_grad():
+            output = algorithm.loss(policy, part, noise_key)
     # A reference-free margin (SimPO's) is not 0 at the start; only one with reference errors beside it is.
     if "train/winner_reference_error" in output.metrics:
         check_zero_margin(output.metrics["train/margin"], is_exact)
@@ -154,55 +153,3 @@ def _same_state(weights: WeightSets, first: str, second: str) -> bool:
     return ours.keys() == theirs.keys() and all(
         torch.equal(ours[name].to(theirs[name].dtype), theirs[name]) for name in ours
     )
-
-
-@dataclass(frozen=True)
-class _OneVersion:
-    """Weight sets in which every name stands for "current"."""
-
-    weights: WeightSets
-
-    def names(self) -> list[str]:
-        return self.weights.names()
-
-    def use(self, name: str, *, merged: bool = False) -> AbstractContextManager[None]:
-        return self.weights.use("current", merged=merged)
-
-    def copy(self, source: str, target: str) -> None:
-        raise AssertionError("a loss does not change weight sets")
-
-    def drop(self, name: str) -> None:
-        raise AssertionError("a loss does not change weight sets")
-
-    def trainable(self) -> dict[str, torch.nn.Parameter]:
-        return self.weights.trainable()
-
-    def state(self, name: str) -> dict[str, Tensor]:
-        return self.weights.state("current")
-
-    def load(self, name: str, state: object) -> None:
-        raise AssertionError("a loss does not change weight sets")
-
-
-class _SelfReferenced:
-    """A policy that is its own reference."""
-
-    def __init__(self, policy: Policy) -> None:
-        self._policy = policy
-        self.path = policy.path
-        self.weights = _OneVersion(policy.weights)
-        self.latent_shape = policy.latent_shape
-        self.device = policy.device
-        self.fingerprint = policy.fingerprint
-
-    def encode_prompts(self, prompts: Iterable[str]) -> Conditioning:
-        return self._policy.encode_prompts(list(prompts))
-
-    def encode_images(self, images: Tensor) -> Tensor:
-        return self._policy.encode_images(images)
-
-    def decode_latents(self, latents: Tensor) -> Tensor:
-        return self._policy.decode_latents(latents)
-
-    def predict(self, x_t: Tensor, t: Tensor, conditioning: Conditioning) -> Tensor:
-        return self._policy.predict(x_t, t, conditioning)

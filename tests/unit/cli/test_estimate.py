@@ -11,7 +11,7 @@ from diffexpo.assembly.estimating import Change, advise, disk_items, estimate
 from diffexpo.assembly.runs import plan
 from diffexpo.config import RunConfig, load_config
 from diffexpo.data.latents import PromptEmbeddings
-from tests.unit.cli.test_commands import call
+from tests.unit.cli.test_main import call
 
 GIB = 2**30
 

@@ -139,6 +139,15 @@ def test_use_restores_after_an_error(policy) -> None:
     assert torch.equal(after, before)
 
 
+def test_one_version_stands_in_for_all_others(policy) -> None:
+    shake(policy)
+    trained = predict(policy, "current")
+    with policy.weights.standing_in("current"):
+        assert torch.equal(predict(policy, "reference"), trained)
+        assert torch.equal(predict(policy, "base"), trained)
+    assert not torch.equal(predict(policy, "reference"), trained)
+
+
 def test_refusals_name_what_is_wrong(policy) -> None:
     weights = policy.weights
     with pytest.raises(PolicyError, match="'nobody'.*one of base, current, reference"), weights.use("nobody"):

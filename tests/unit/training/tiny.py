@@ -31,14 +31,21 @@ class TinyWeights:
 
     def __init__(self, module: nn.Module) -> None:
         self.module = module
+        self.stand_in: str | None = None
         self.versions = {"reference": self.state("current")}
 
     def names(self) -> list[str]:
         return ["current", *self.versions]
 
     @contextmanager
+    def standing_in(self, name: str) -> Iterator[None]:
+        self.stand_in = name
+        yield
+        self.stand_in = None
+
+    @contextmanager
     def use(self, name: str, *, merged: bool = False) -> Iterator[None]:
-        if name == "current":
+        if (self.stand_in or name) == "current":
             yield
             return
         parameters = self.trainable()
