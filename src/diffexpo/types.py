@@ -148,8 +148,8 @@ class HoldsTextEncoders(Protocol):
 
 @dataclass(frozen=True)
 class Drawn:
-    """What was drawn, as scorers look at it: latents (B,C,h,w) and their images (B,3,H,W) in [0,1]. Either may
-    be None where no scorer reads it."""
+    """What was drawn, as scorers look at it: latents (B,C,h,w) and their images (B,3,H,W) in [0,1]. Either
+    may be None where no scorer reads it."""
 
     latents: Tensor | None = None
     images: Tensor | None = None
@@ -381,9 +381,9 @@ class MeasuresBatch(Protocol):
     """An algorithm whose loss needs a number of the whole batch of a step, over all processes and
     micro-batches.
 
-    Where its card says `measures_batch`, the engine adds up `measure` of all micro-batches and gives every one
-    of them the result of `with_measured` in `measured`. A loss that finds None there takes its own rows for
-    the whole batch.
+    Where its card says `measures_batch`, the engine adds up `measure` of all micro-batches and gives every
+    one of them the result of `with_measured` in `measured`. A loss that finds None there takes its own rows
+    for the whole batch.
     """
 
     def measure(self, policy: Policy, batch: Batch, noise_key: tuple[str | int, ...]) -> Tensor:

@@ -97,8 +97,8 @@ def _check(
     if not error.shape == error_ref.shape == advantage.shape == groups.shape or error.ndim != 1:
         raise ValueError(
             f"dgpo_loss: error, error_ref, advantage and groups have shapes {tuple(error.shape)}, "
-            f"{tuple(error_ref.shape)}, {tuple(advantage.shape)} and {tuple(groups.shape)}; "
-            "expected (B,) each"
+            f"{tuple(error_ref.shape)}, {tuple(advantage.shape)} and {tuple(groups.shape)}; expected (B,) "
+            "each"
         )
     if not beta > 0:
         raise ValueError(f"dgpo_loss: beta is {beta}; expected a number above 0")
@@ -125,8 +125,7 @@ class Dgpo(ScoredMethod):
         if not batch.is_grouped:
             raise DataError(
                 "DGPO: the batch may hold parts of groups (is_grouped is False); its loss sums over a whole "
-                "group, "
-                "so expected batches that are cut between groups only"
+                "group, so expected batches that are cut between groups only"
             )
         settings = self.settings
         error = images.error(images.predict(policy, "current"))

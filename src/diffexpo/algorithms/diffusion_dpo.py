@@ -89,15 +89,15 @@ def diffusion_dpo_loss(
         raise ValueError(f"diffusion_dpo_loss: beta is {beta}; expected a number above 0")
     if kind not in KINDS:
         raise ValueError(
-            f"diffusion_dpo_loss: kind is {kind!r}; expected sigmoid, hinge, ipo, cdpo or robust "
-            "(simpo has its own function)"
+            f"diffusion_dpo_loss: kind is {kind!r}; expected sigmoid, hinge, ipo, cdpo or robust (simpo has "
+            "its own function)"
         )
     if not 0 <= label_smoothing < 0.5:
         raise ValueError(f"diffusion_dpo_loss: label_smoothing is {label_smoothing}; expected 0 <= q < 0.5")
     if label_smoothing and kind not in ("cdpo", "robust"):
         raise ValueError(
-            f"diffusion_dpo_loss: label_smoothing is {label_smoothing}, but kind {kind!r} ignores it; "
-            "take cdpo or robust"
+            f"diffusion_dpo_loss: label_smoothing is {label_smoothing}, but kind {kind!r} ignores it; take "
+            "cdpo or robust"
         )
     margin = pair_margin(winner, loser, winner_ref, loser_ref, beta=beta)
     return _loss_of_logit(margin - offset, kind, label_smoothing)

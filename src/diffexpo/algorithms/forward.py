@@ -21,14 +21,15 @@ NoiseKey = tuple[str | int, ...]
 
 
 class KeyedNoise:
-    """Noise, times and empty prompts of rows, drawn by the rows' names, so that no split of a batch changes them."""
+    """Noise, times and empty prompts of rows, drawn by the rows' names, so that no split of a batch changes
+    them."""
 
     def __init__(self, settings: ForwardConfig, empty: Conditioning | None = None) -> None:
         """`empty`: one-row conditioning of the empty prompt, needed if `empty_prompt_fraction` is above 0."""
         if settings.empty_prompt_fraction > 0 and empty is None:
             raise ConfigError(
-                f"algorithm.empty_prompt_fraction is {settings.empty_prompt_fraction}, but no conditioning of "
-                "the empty prompt was given; pass `empty`, or set the fraction to 0"
+                f"algorithm.empty_prompt_fraction is {settings.empty_prompt_fraction}, but no conditioning "
+                "of the empty prompt was given; pass `empty`, or set the fraction to 0"
             )
         self.settings = settings
         self.empty = empty

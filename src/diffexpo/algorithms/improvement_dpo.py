@@ -58,7 +58,7 @@ def improvement_tasks(
     if len(probabilities) != 3 or min(probabilities) < 0 or abs(sum(probabilities) - 1) > 1e-6:
         raise ValueError(
             f"improvement_tasks: probabilities are {probabilities}; expected three of 0 or more that add up "
-            f"to 1"
+            "to 1"
         )
     first, second = probabilities[0], probabilities[0] + probabilities[1]
     drawn = torch.tensor([keyed_uniform(*noise_key, key, "task") for key in keys], dtype=torch.float64)

@@ -104,8 +104,7 @@ class Rwr(ScoredMethod):
         if batch.weight is None:
             raise DataError(
                 "reward-weighted regression: the batch has no weights; expected `rwr_weights` of each "
-                "prompt's images, "
-                "which the loader computes once an iteration"
+                "prompt's images, which the loader computes once an iteration"
             )
         error = images.error(images.predict(policy, "current"))
         return sft_loss(error), {"train/error": error, "train/squared_weight": batch.weight.square()}

@@ -85,7 +85,7 @@ def steps_of_pairs(batch: TrajectoryPairBatch) -> int:
     if bool((counts != counts[0]).any()):
         raise DataError(
             f"prdp: pairs of {int(counts.min())} to {int(counts.max())} steps in a batch; expected as many "
-            f"in each"
+            "in each"
         )
     return int(counts[0])
 

@@ -67,8 +67,8 @@ def _walk(group: type[BaseModel], path: str, defaults: Mapping[str, object] | No
 
 
 def _walk_elements(kinds: Sequence[type[BaseModel]], path: str) -> Iterator[Setting]:
-    """The settings of a list's elements; of groups told apart by `type` (rewards) they are taken together, and
-    `type` is one of all names."""
+    """The settings of a list's elements; of groups told apart by `type` (rewards) they are taken together,
+    and `type` is one of all names."""
     found: dict[str, Setting] = {}
     for kind in kinds:
         for setting in _walk(kind, path, None):
@@ -275,8 +275,8 @@ def unknown_setting(path: str, origin: str, method: str | None) -> str:
     others = [name for name in METHOD_BY_NAME if name != method and is_setting(path, name)]
     if method is not None and others and not is_setting(path, method):
         return (
-            f"{path} is not a setting of {method} (from {origin}): it belongs to {', '.join(others)}. "
-            f"Remove it, or choose another {CHOICE}.type."
+            f"{path} is not a setting of {method} (from {origin}): it belongs to {', '.join(others)}. Remove "
+            f"it, or choose another {CHOICE}.type."
         )
     return f"{path} is not a setting (from {origin}).{suggest_setting(path, method)}"
 

@@ -47,8 +47,7 @@ def resumed_config(path: Path, overrides: Sequence[str]) -> LoadedConfig:
     if refused:
         raise ConfigError(
             f"--set {refused[0]} with --resume: results depend on it, so a resumed run keeps it; start a new "
-            f"run to change it. "
-            f"These can change: {', '.join(CHANGEABLE)}"
+            f"run to change it. These can change: {', '.join(CHANGEABLE)}"
         )
     return found
 

@@ -71,13 +71,12 @@ def _rewards(config: Run) -> list[str]:
     if config.algorithm.draws_first and not train_rewards(config):
         problems.append(
             f"rewards holds no reward with role: train, but algorithm.type = {config.algorithm.type} learns "
-            f"from rewards: add one"
+            "from rewards: add one"
         )
     elif config.algorithm.collects(config) and config.algorithm.is_ranked and not train_rewards(config):
         problems.append(
             f"rewards holds no reward with role: train, but explore.iterations = {config.explore.iterations} "
-            f"ranks new "
-            f"images: add one, or set explore.iterations=1 to learn from offline pairs alone"
+            "ranks new images: add one, or set explore.iterations=1 to learn from offline pairs alone"
         )
     return problems
 
@@ -86,8 +85,7 @@ def _judges(config: Run) -> list[str]:
     trained = {reward.identity: reward.name for reward in train_rewards(config)}
     return [
         f"evaluation.judges.{index} ({judge.name}) is the training reward {trained[judge.identity]!r}: a "
-        f"judge that was "
-        f"trained on cannot show over-optimisation; choose another judge"
+        "judge that was trained on cannot show over-optimisation; choose another judge"
         for index, judge in enumerate(config.evaluation.judges)
         if judge.identity in trained
     ]
@@ -98,8 +96,8 @@ def _data(config: Run) -> list[str]:
     only_offline = not config.algorithm.collects(config)
     if only_offline and config.offline.source is None:
         problems.append(
-            "offline.source = null with explore.iterations = 1: there is nothing to learn from; "
-            "name offline pairs or use two iterations or more"
+            "offline.source = null with explore.iterations = 1: there is nothing to learn from; name offline "
+            "pairs or use two iterations or more"
         )
     if only_offline and config.offline.source is not None and config.hybrid.offline_weight == 0:
         problems.append(
@@ -115,7 +113,7 @@ def _data(config: Run) -> list[str]:
     if config.prompts.source == config.evaluation.prompts:
         problems.append(
             f"evaluation.prompts = prompts.source = {config.prompts.source!r}: evaluation needs prompts "
-            f"never trained on"
+            "never trained on"
         )
     return problems
 
@@ -129,8 +127,8 @@ def _negatives(config: Run) -> list[str]:
         effect = "never evaluated" if explore.sampler.guidance == 1 else "followed instead of avoided"
         problems.append(
             f"explore.negatives.mode = cfg with explore.sampler.guidance = {explore.sampler.guidance:g}: the "
-            f"negative branch is "
-            f"{effect}; set guidance above 1, negatives.mode=append or negatives.schedule=off"
+            f"negative branch is {effect}; set guidance above 1, negatives.mode=append or "
+            "negatives.schedule=off"
         )
     if explore.negatives.agents == "exploration" and explore.agents == 1:
         problems.append(
@@ -144,8 +142,8 @@ def _training(config: Run) -> list[str]:
     training, problems = config.training, []
     if training.pair_gradient == "two_pass" and not isinstance(config.algorithm.data, Pairs):
         problems.append(
-            f"training.pair_gradient = two_pass with algorithm.type = {config.algorithm.type}: only a loss on "
-            f"pairs has two halves; lower training.micro_batch_size to save memory"
+            f"training.pair_gradient = two_pass with algorithm.type = {config.algorithm.type}: only a loss "
+            "on pairs has two halves; lower training.micro_batch_size to save memory"
         )
     if training.batch_size % training.micro_batch_size:
         divisors = [size for size in range(1, training.batch_size + 1) if training.batch_size % size == 0]
@@ -165,14 +163,12 @@ def _copies(config: Run) -> list[str]:
         if dtype != "float32":
             problems.append(
                 f"tuning.reference_dtype = {dtype} with tuning.kind = lora: the reference is the frozen base "
-                f"without adapters, or "
-                "an adapter on it; model.dtype is its precision"
+                "without adapters, or an adapter on it; model.dtype is its precision"
             )
         if tuning.reference_device != "same":
             problems.append(
                 f"tuning.reference_device = {tuning.reference_device} with tuning.kind = lora: there are no "
-                f"copies of the denoiser "
-                "that could lie elsewhere; remove it"
+                "copies of the denoiser that could lie elsewhere; remove it"
             )
         return problems
     if config.explore.merge_lora:
@@ -184,10 +180,9 @@ def _copies(config: Run) -> list[str]:
         needed = next(name for name, cast in AUTOCAST_TYPES.items() if cast == dtype)
         problems.append(
             f"tuning.reference_dtype = {dtype} with training.mixed_precision = {autocast}: the policy would "
-            f"run in another "
-            f"precision than its reference, so their errors would differ where their weights are equal, and "
-            f"the loss would not start "
-            f"at margin 0; set training.mixed_precision={needed} or tuning.reference_dtype=float32"
+            "run in another precision than its reference, so their errors would differ where their weights "
+            f"are equal, and the loss would not start at margin 0; set training.mixed_precision={needed} or "
+            "tuning.reference_dtype=float32"
         )
     return problems
 
@@ -211,8 +206,8 @@ def _group_size(config: Run) -> list[str]:
         return []
     drawers = 1 if algorithm.draws_first else 2
     problem = (
-        f"explore.images_per_prompt = {config.explore.images_per_prompt} gives {images} images of a prompt, but "
-        f"algorithm.type = {algorithm.type} compares {algorithm.group_size} or more; set "
+        f"explore.images_per_prompt = {config.explore.images_per_prompt} gives {images} images of a prompt, "
+        f"but algorithm.type = {algorithm.type} compares {algorithm.group_size} or more; set "
         f"explore.images_per_prompt={-(-algorithm.group_size // drawers)} or more"
     )
     return [problem]
@@ -232,13 +227,13 @@ def _sizes(config: Run) -> list[str]:
         )
     if aspect == "offline" and config.offline.source is None:
         problems.append(
-            f"{head} with offline.source = null: there are no offline winners whose sizes it could follow; use "
-            f"uniform"
+            f"{head} with offline.source = null: there are no offline winners whose sizes it could follow; "
+            "use uniform"
         )
     if aspect == "first" and buckets and config.offline.source is None:
         problems.append(
-            "model.buckets with offline.source = null and explore.aspect = first: no picture would have another "
-            "size than the first; set explore.aspect=uniform, or leave model.buckets empty"
+            "model.buckets with offline.source = null and explore.aspect = first: no picture would have "
+            "another size than the first; set explore.aspect=uniform, or leave model.buckets empty"
         )
     reason = algorithm.one_size_reason()
     if buckets and reason is not None:
@@ -300,8 +295,7 @@ def config_notes(config: Run) -> list[str]:
     if config.tuning.kind == "full" and on_pairs and training.learning_rate >= 5e-5:
         notes.append(
             f"training.learning_rate = {training.learning_rate:g} with full tuning: preference losses "
-            f"collapsed at 1e-4 in our "
-            f"trials (both errors rise, accuracy near 1); 5e-6 held"
+            "collapsed at 1e-4 in our trials (both errors rise, accuracy near 1); 5e-6 held"
         )
     if config.evaluation.grid_prompts > config.evaluation.num_prompts:
         notes.append("evaluation.grid_prompts exceeds num_prompts: the picture shows all evaluated prompts")

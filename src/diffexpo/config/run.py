@@ -1,4 +1,5 @@
-"""The whole configuration of a run: its groups, its training method, and the refusal of wrong combinations."""
+"""The whole configuration of a run: its groups, its training method, and the refusal of wrong
+combinations."""
 
 from __future__ import annotations
 

@@ -117,14 +117,14 @@ class PerPromptStats:
         prompts, rewards = state["prompts"], state["rewards"]
         if len(prompts) != len(rewards):
             raise ResumeError(
-                f"per-prompt rewards: {len(prompts)} prompts and {len(rewards)} lists of rewards; "
-                "expected as many; the checkpoint is damaged"
+                f"per-prompt rewards: {len(prompts)} prompts and {len(rewards)} lists of rewards; expected "
+                "as many; the checkpoint is damaged"
             )
         longest = max(map(len, rewards), default=0)
         if longest > self.buffer_size:
             raise ResumeError(
-                f"per-prompt rewards: a prompt has {longest}, but buffer_size is {self.buffer_size}; "
-                "resume with the buffer_size of the run"
+                f"per-prompt rewards: a prompt has {longest}, but buffer_size is {self.buffer_size}; resume "
+                "with the buffer_size of the run"
             )
         self._rewards = {
             prompt: deque(map(float, known), maxlen=self.buffer_size)
@@ -140,8 +140,8 @@ def _checked(
     plain = labels.tolist() if hasattr(labels, "tolist") else list(labels)
     if rewards.ndim != 1 or len(plain) != len(rewards):
         raise ValueError(
-            f"{function}: rewards have shape {rewards.shape} and there are {len(plain)} {name}; "
-            "expected one reward and one label per image"
+            f"{function}: rewards have shape {rewards.shape} and there are {len(plain)} {name}; expected one "
+            "reward and one label per image"
         )
     return rewards, plain
 

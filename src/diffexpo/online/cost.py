@@ -106,7 +106,7 @@ def evaluations_of_row(algorithm: MethodConfig, training: TrainingConfig, is_gui
 
 
 def offline_steps_of_equal_cost(config: RunConfig) -> int:
-    """Optimiser steps of the offline baseline on D_off whose network evaluations equal the whole run's (rounded
-    to nearest)."""
+    """Optimiser steps of the offline baseline on D_off whose network evaluations equal the whole run's
+    (rounded to nearest)."""
     row = evaluations_of_row(offline_baseline(config.algorithm), config.training, is_guided=False)
     return max(1, round(run_cost(config).total / (config.training.batch_size * row)))

@@ -1,4 +1,5 @@
-"""From rewards to what is learned from: one reward an image, and the advantage of each image of an iteration."""
+"""From rewards to what is learned from: one reward an image, and the advantage of each image of an
+iteration."""
 
 from __future__ import annotations
 

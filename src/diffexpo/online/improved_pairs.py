@@ -52,8 +52,7 @@ class ImprovedReport(PairingReport):
         """One line for a person."""
         return (
             f"{self.kept} pairs of {self.groups} prompts ({self.dropped_filter} that the rewards did not "
-            f"agree with, "
-            f"{self.dropped_nan} without finite latents or scores)"
+            f"agree with, {self.dropped_nan} without finite latents or scores)"
         )
 
     def metrics(self) -> dict[str, float]:
@@ -165,16 +164,14 @@ def distance_warning(relative: float) -> str | None:
     if relative < IDENTITY:
         return (
             f"improved images are nearly their losers (relative distance {relative:.3f}, expected above "
-            f"{IDENTITY}): such pairs teach "
-            "nothing; lower algorithm.improver.image_scale, raise text_scale, or train the improvement model "
-            "longer"
+            f"{IDENTITY}): such pairs teach nothing; lower algorithm.improver.image_scale, raise text_scale, "
+            "or train the improvement model longer"
         )
     if relative > UNRELATED:
         return (
             f"improved images have little to do with their losers (relative distance {relative:.3f}, "
-            f"expected below {UNRELATED}): raise "
-            "algorithm.improver.image_scale, raise the share of the task reconstruct, or train the "
-            "improvement model longer"
+            f"expected below {UNRELATED}): raise algorithm.improver.image_scale, raise the share of the task "
+            "reconstruct, or train the improvement model longer"
         )
     return None
 

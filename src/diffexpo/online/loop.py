@@ -1,10 +1,11 @@
-"""The loop of every method: its stages in the order that its card declares, each skipped where it is complete.
+"""The loop of every method: its stages in the order that its card declares, each skipped where it is
+complete.
 
-    train -> evaluate -> collect -> pair      of a method that learns from earlier collections (EXPO algorithm 1)
-    collect -> [pair] -> train -> evaluate    of one that learns from how its own images were drawn
+    train -> evaluate -> collect -> pair      of a method that learns from earlier collections (EXPO algorithm
+    1) collect -> [pair] -> train -> evaluate    of one that learns from how its own images were drawn
 
-What an iteration collects after its evaluation serves the next one, so the last iteration ends with its evaluation.
-Every stage looks at its manifest in the store, so the loop can die anywhere and be started again.
+What an iteration collects after its evaluation serves the next one, so the last iteration ends with its
+evaluation. Every stage looks at its manifest in the store, so the loop can die anywhere and be started again.
 """
 
 from __future__ import annotations
@@ -95,7 +96,8 @@ def run(loop: Loop, stages: Mapping[str, Stage], until: tuple[str, int] | None =
 
     Args:
         loop: The run.
-        stages: What runs each stage, by its name: `stages.STAGES`, and `evaluate`, which stands above this room.
+        stages: What runs each stage, by its name: `stages.STAGES`, and `evaluate`, which stands above this
+            room.
         until: Stop after this (stage, iteration), e.g. ("collect", 1).
     Raises:
         Interrupted: a signal arrived; everything up to here is saved.
@@ -107,7 +109,8 @@ def run(loop: Loop, stages: Mapping[str, Stage], until: tuple[str, int] | None =
 
 
 def schedule(config: RunConfig) -> list[tuple[str, int]]:
-    """The stages of a run in order: (stage, iteration); those that come once, before all others, are iteration 0."""
+    """The stages of a run in order: (stage, iteration); those that come once, before all others, are
+    iteration 0."""
     card, last = config.algorithm, config.explore.iterations
     ending = card.stages[: card.stages.index("evaluate") + 1]
     return [(stage, 0) for stage in card.first_stages] + [

@@ -79,8 +79,8 @@ class PairingReport:
         """One line for a person."""
         return (
             f"{self.kept} pairs of {self.groups} prompts ({self.dropped_tie} ties, {self.dropped_nan} "
-            f"without two scores), "
-            f"{self.winner_from.get('exploration', 0)} winners from the exploration agent"
+            f"without two scores), {self.winner_from.get('exploration', 0)} winners from the exploration "
+            "agent"
         )
 
     def metrics(self) -> dict[str, float]:

@@ -1,4 +1,5 @@
-"""Sampled trajectories of the iteration that is being trained: drawn and kept, replayed as a check, forgotten.
+"""Sampled trajectories of the iteration that is being trained: drawn and kept, replayed as a check,
+forgotten.
 
 What a trajectory passed through is kept besides the store until it is trained; images, rewards and final
 latents stay. Ratios are to the policy that drew the images, so they serve one iteration alone.
@@ -146,11 +147,9 @@ def check_replay(loop: Loop, iteration: int) -> None:
         if not worst <= (0.0 if is_exact else INEXACT_TOLERANCE):
             raise TrainingError(
                 f"iteration {iteration}: replaying step {index} of the sampler gives log-probs that differ "
-                f"by {worst:.3g} from "
-                "those recorded while drawing, expected 0: the ratio would not be 1 before the first update; "
-                "turn off "
-                "dropout and other randomness in the denoiser, and look for what differs between sampling "
-                "and training"
+                f"by {worst:.3g} from those recorded while drawing, expected 0: the ratio would not be 1 "
+                "before the first update; turn off dropout and other randomness in the denoiser, and look "
+                "for what differs between sampling and training"
             )
 
 

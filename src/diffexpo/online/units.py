@@ -283,8 +283,8 @@ def bucket_of_row(policy: Policy, stored: Sample) -> int:
     if size not in sizes:
         raise StoreError(
             f"sample {stored.sample_id} has a picture of {size[0]} x {size[1]} pixels, which is none of the "
-            f"model's sizes "
-            f"{[list(known) for known in sizes]}; expected model.resolution and model.buckets as they were"
+            f"model's sizes {[list(known) for known in sizes]}; expected model.resolution and model.buckets "
+            "as they were"
         )
     return sizes.index(size)
 

@@ -218,7 +218,7 @@ class RewardCard(Section):
         if self.concurrency is not None and not self.is_concurrent:
             problems.append(
                 f"{where}.concurrency = {self.concurrency}: only remote, vlm and python are called several "
-                f"times at once; remove it"
+                "times at once; remove it"
             )
         if self.cache is not None and self.why_uncached:
             problems.append(f"{where}.cache = {self.cache!r}{self.why_uncached}")
@@ -272,6 +272,6 @@ class CalledCard(RewardCard):
         if self.path and not self.path.startswith(("http://", "https://")):
             problems.append(
                 f"{where}.path = {self.path!r}: type {self.type} needs an address such as "
-                f"http://127.0.0.1:8188"
+                "http://127.0.0.1:8188"
             )
         return problems

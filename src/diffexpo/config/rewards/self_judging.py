@@ -22,7 +22,7 @@ class SelfJudgeCard(RewardCard):
         """Scores are those of a model that changes."""
         return (
             f": type {self.type} judges latents by the model that is being trained, so no score stays true; "
-            f"remove cache"
+            "remove cache"
         )
 
     def problems(self, run: Run, where: str) -> list[str]:
@@ -32,13 +32,13 @@ class SelfJudgeCard(RewardCard):
         if not low < high:
             problems.append(
                 f"{where}.self_judge.timestep_range = [{low:g}, {high:g}] holds no time: expected two "
-                f"numbers, the first below the second, e.g. [0.3, 1]"
+                "numbers, the first below the second, e.g. [0.3, 1]"
             )
         has_sizes = run.model.buckets and run.explore.aspect != "first"
         if has_sizes and where.startswith("rewards"):
             problems.append(
                 f"{where}.type = {self.type} with explore.aspect = {run.explore.aspect}: it judges latents "
-                f"of the first size only; use a reward that looks at pictures, or explore.aspect=first"
+                "of the first size only; use a reward that looks at pictures, or explore.aspect=first"
             )
         return problems
 
@@ -62,8 +62,8 @@ class ImplicitCard(SelfJudgeCard):
         if self.path == run.model.path:
             problems.append(
                 f"{where}.path = {self.path!r} is model.path: the implicit reward is what training on pairs "
-                f"changed, and of the base itself it is 0 for every image; name a run that was trained on "
-                f"pairs"
+                "changed, and of the base itself it is 0 for every image; name a run that was trained on "
+                "pairs"
             )
         return problems
 
@@ -89,6 +89,6 @@ class DenoisingCard(SelfJudgeCard):
         if beta != type(self.self_judge)().beta:
             problems.append(
                 f"{where}.self_judge.beta = {beta:g}: type denoising has no beta, it is the unit of "
-                f"implicit; remove it"
+                "implicit; remove it"
             )
         return problems

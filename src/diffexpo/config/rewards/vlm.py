@@ -55,7 +55,7 @@ class VlmCard(CalledCard):
         if self.vlm.mode == "caption" and not self.vlm.text_encoder:
             problems.append(
                 f"{where}.vlm.mode = caption with vlm.text_encoder = null: nothing compares description and "
-                f"prompt; name a text model"
+                "prompt; name a text model"
             )
         if self.is_groupwise:
             reason = self._why_no_group(run, is_judge=where.startswith("evaluation"))
@@ -71,8 +71,8 @@ class VlmCard(CalledCard):
             )
         if run.algorithm.branches is not None:
             return (
-                f" with algorithm.type = {run.algorithm.type}: it scores one candidate of each image at a time; "
-                "use yes_no"
+                f" with algorithm.type = {run.algorithm.type}: it scores one candidate of each image at a "
+                "time; use yes_no"
             )
         explore, is_rollout = run.explore, run.algorithm.draws_first
         group = run.algorithm.images_of_prompt(run)

@@ -1,4 +1,5 @@
-"""The collect stage: agents draw images for an iteration's prompts, rewards score them, the store keeps them."""
+"""The collect stage: agents draw images for an iteration's prompts, rewards score them, the store keeps
+them."""
 
 from __future__ import annotations
 

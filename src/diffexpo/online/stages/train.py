@@ -37,8 +37,8 @@ def train(loop: Loop, iteration: int) -> None:
     payload = batches.metrics
     if batches.loader.size == 0:
         loop.console.warning(
-            f"iteration {iteration}: no transition has anything to teach (rewards equal within every prompt, or "
-            "failed); the policy stays as it is"
+            f"iteration {iteration}: no transition has anything to teach (rewards equal within every prompt, "
+            "or failed); the policy stays as it is"
         )
         keep_optimizer(loop, iteration, read_optimizer(loop, iteration - 1))
     else:
