@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from diffexpo.algorithms.forward import share_above_zero
-from diffexpo.algorithms.transitions import TransitionMethod, is_clipped, mean_output, pair_log_probs
+from diffexpo.algorithms.transitions import TransitionMethod, is_clipped, mean_output, preference_log_probs
 from diffexpo.config.methods.d3po import D3poConfig
 from diffexpo.diffusion.kernels import at_least_float32
 from diffexpo.types import LossOutput, Policy, TrajectoryPairBatch
@@ -87,10 +87,7 @@ class D3po(TransitionMethod):
     ) -> LossOutput:
         """Mean loss over the batch's pairs of transitions and its metrics; nothing random is drawn."""
         settings = self.settings
-        winner, loser = pair_log_probs(policy, batch, "current")
-        with torch.no_grad():
-            winner_ref, loser_ref = pair_log_probs(policy, batch, "reference")
-        four = (winner, loser, winner_ref, loser_ref)
+        winner, loser, winner_ref, loser_ref = four = preference_log_probs(policy, batch)
         per_row = d3po_loss(*four, beta=settings.beta, clip_range=settings.clip_range)
         margin = transition_margin(*four, beta=settings.beta, clip_range=settings.clip_range)
         both = torch.cat([winner - winner_ref, loser - loser_ref]).detach()

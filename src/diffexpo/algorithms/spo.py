@@ -11,13 +11,12 @@ from __future__ import annotations
 
 import math
 
-import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from diffexpo.algorithms.d3po import transition_margin
 from diffexpo.algorithms.forward import share_above_zero
-from diffexpo.algorithms.transitions import TransitionMethod, mean_output, pair_log_probs
+from diffexpo.algorithms.transitions import TransitionMethod, mean_output, preference_log_probs
 from diffexpo.config.methods.spo import SpoConfig
 from diffexpo.types import LossOutput, Policy, TrajectoryPairBatch
 
@@ -71,10 +70,7 @@ class Spo(TransitionMethod):
     ) -> LossOutput:
         """Mean loss over the batch's pairs of candidates and its metrics; nothing random is drawn."""
         settings = self.settings
-        winner, loser = pair_log_probs(policy, batch, "current")
-        with torch.no_grad():
-            winner_ref, loser_ref = pair_log_probs(policy, batch, "reference")
-        four = (winner, loser, winner_ref, loser_ref)
+        winner, loser, winner_ref, loser_ref = four = preference_log_probs(policy, batch)
         per_row = spo_loss(*four, beta=settings.beta, clip_range=settings.clip_range)
         margin = transition_margin(*four, beta=settings.beta, clip_range=settings.clip_range)
         values = {

@@ -67,6 +67,13 @@ def pair_log_probs(policy: Policy, batch: TrajectoryPairBatch, version: str) -> 
     return log_prob[:count], log_prob[count:]
 
 
+def preference_log_probs(policy: Policy, batch: TrajectoryPairBatch) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Mean log-probs (B,) of winners and losers, under the policy and, without gradient, the reference."""
+    current = pair_log_probs(policy, batch, "current")
+    with torch.no_grad():
+        return *current, *pair_log_probs(policy, batch, "reference")
+
+
 def is_clipped(log_ratio: Tensor, clip_range: float) -> Tensor:
     """1 where the ratio is outside 1 plus or minus the range."""
     outside = (log_ratio > math.log1p(clip_range)) | (log_ratio < math.log1p(-clip_range))

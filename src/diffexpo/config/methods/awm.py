@@ -6,14 +6,11 @@ from typing import ClassVar, Literal
 
 from pydantic import Field
 
-from diffexpo.config.methods.bases import AdvantageConfig, ForwardConfig, ReferencedConfig
-from diffexpo.config.methods.card import Run
-from diffexpo.config.methods.data import Images
-from diffexpo.config.methods.own_images import against_old_policy, guided_drawing
+from diffexpo.config.methods.own_images import AgainstOldPolicyConfig
 from diffexpo.config.section import Fraction, NotNegative, Positive
 
 
-class AwmConfig(ForwardConfig, ReferencedConfig, AdvantageConfig):
+class AwmConfig(AgainstOldPolicyConfig):
     """AWM, advantage-weighted matching (arXiv 2509.25050): a clipped ratio on exp(-weighted error)."""
 
     type: Literal["awm"] = "awm"
@@ -31,18 +28,7 @@ class AwmConfig(ForwardConfig, ReferencedConfig, AdvantageConfig):
 
     title: ClassVar[str] = "AWM"
     papers: ClassVar[tuple[str, ...]] = ("xue2025awm",)
-    restraint: ClassVar[str] = "raise algorithm.kl_weight"
-
-    @property
-    def data(self) -> Images:
-        return Images(global_std=self.global_std)
 
     @property
     def versions(self) -> tuple[str, ...]:
         return ("old", "reference") if self.kl_weight > 0 else ("old",)
-
-    def problems(self, run: Run) -> list[str]:
-        return [*super().problems(run), *against_old_policy(run)]
-
-    def notes(self, run: Run) -> list[str]:
-        return [*super().notes(run), *guided_drawing(run)]

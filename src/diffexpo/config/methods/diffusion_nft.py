@@ -4,14 +4,11 @@ from __future__ import annotations
 
 from typing import ClassVar, Literal
 
-from diffexpo.config.methods.bases import AdvantageConfig, ForwardConfig, ReferencedConfig
-from diffexpo.config.methods.card import Run
-from diffexpo.config.methods.data import Images
-from diffexpo.config.methods.own_images import against_old_policy, guided_drawing
+from diffexpo.config.methods.own_images import AgainstOldPolicyConfig
 from diffexpo.config.section import Fraction, NotNegative, Positive
 
 
-class DiffusionNftConfig(ForwardConfig, ReferencedConfig, AdvantageConfig):
+class DiffusionNftConfig(AgainstOldPolicyConfig):
     """DiffusionNFT (arXiv 2509.16117): the forward process, an optimality in [0, 1] for each image, and an
     old policy."""
 
@@ -34,18 +31,7 @@ class DiffusionNftConfig(ForwardConfig, ReferencedConfig, AdvantageConfig):
 
     title: ClassVar[str] = "DiffusionNFT"
     papers: ClassVar[tuple[str, ...]] = ("zheng2026diffusionnft",)
-    restraint: ClassVar[str] = "raise algorithm.kl_weight"
-
-    @property
-    def data(self) -> Images:
-        return Images(global_std=self.global_std)
 
     @property
     def versions(self) -> tuple[str, ...]:
         return ("old", "reference") if self.kl_weight > 0 else ("old",)
-
-    def problems(self, run: Run) -> list[str]:
-        return [*super().problems(run), *against_old_policy(run)]
-
-    def notes(self, run: Run) -> list[str]:
-        return [*super().notes(run), *guided_drawing(run)]

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
+from diffexpo.config.methods.bases import AdvantageConfig, ForwardConfig, ReferencedConfig
 from diffexpo.config.methods.card import Run
+from diffexpo.config.methods.data import Images
 
 
 def no_offline(run: Run, why: str) -> list[str]:
@@ -47,3 +51,19 @@ def guided_drawing(run: Run) -> list[str]:
         "draw with guidance 1"
     )
     return [note]
+
+
+class AgainstOldPolicyConfig(ForwardConfig, ReferencedConfig, AdvantageConfig):
+    """Methods whose loss compares the policy with the one that drew the images."""
+
+    restraint: ClassVar[str] = "raise algorithm.kl_weight"
+
+    @property
+    def data(self) -> Images:
+        return Images(global_std=self.global_std)
+
+    def problems(self, run: Run) -> list[str]:
+        return [*super().problems(run), *against_old_policy(run)]
+
+    def notes(self, run: Run) -> list[str]:
+        return [*super().notes(run), *guided_drawing(run)]
