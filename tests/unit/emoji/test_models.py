@@ -114,7 +114,8 @@ def test_one_folded_token_is_256_zero_tokens() -> None:
         plain = network(x, padded, pooled, t, return_dict=False)[0]
         network.set_attn_processor(FoldedContextProcessor())
         folded = network(x, context, pooled, t, return_dict=False)[0]
-    torch.testing.assert_close(folded, plain, atol=2e-6, rtol=1e-5)
+    # One attention in place of 256 equal ones: sums of 256 terms, rounded by 6e-8 each, through a few blocks.
+    torch.testing.assert_close(folded, plain, atol=2e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("name", ["judge_train", "judge_heldout"])
@@ -180,7 +181,8 @@ def test_average_swaps_forth_and_back() -> None:
 def test_augmenting_keeps_white_corners_and_strength_zero_changes_nothing() -> None:
     pictures = torch.from_numpy(dataset.load_images(["noto-1f525", "twemoji-1f355"]))
     same = augment(pictures, torch.Generator().manual_seed(1), 0.0)
-    torch.testing.assert_close(same, pictures, atol=1e-5, rtol=0)
+    # Coordinates up to 64 pixels are rounded by 4e-6 on either axis, and neighbours differ by at most 1.
+    torch.testing.assert_close(same, pictures, atol=2e-5, rtol=0)
     moved = augment(pictures, torch.Generator().manual_seed(1))
     assert float((moved - pictures).abs().mean()) > 0.005 and float(moved[:, :, 0, 0].min()) > 0.7
 
