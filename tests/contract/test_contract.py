@@ -49,8 +49,9 @@ pytestmark = [
 ]
 PROMPT = "a cat"
 STEPS = 3
-# Ours and the schedulers' arithmetic differ in rounding only.
-IMAGE_TOLERANCE = 1e-5
+# Ours and the schedulers' arithmetic differ in rounding only: three steps of guided float32 networks and a
+# decoder, each of whose sums of some hundred terms loses about 1e-6.
+IMAGE_TOLERANCE = 5e-5
 
 
 @dataclass
@@ -270,7 +271,8 @@ def test_dpo_starts_at_ln_2_and_reaches_every_adapter(built: Built) -> None:
         keys=tuple("abcd"),
     )
     loss = algorithm.loss(policy, batch, (0, "contract")).loss
-    assert float(loss.detach()) == pytest.approx(math.log(2), abs=1e-7)
+    # The margin is exactly 0; each processor rounds ln 2 to float32 in its own way.
+    assert float(loss.detach()) == pytest.approx(math.log(2), abs=4e-7)
     loss.backward()
     gradients = {name: value.grad for name, value in policy.weights.trainable().items()}
     for value in policy.weights.trainable().values():

@@ -112,7 +112,7 @@ def official_clip_pixels(images: Tensor, size: int) -> np.ndarray:
 @pytest.mark.parametrize("shape", [(45, 33), (28, 28), (28, 20), (17, 64), (300, 300), (9, 9)])
 @pytest.mark.parametrize(
     ("ours", "official", "tolerance"),
-    [(longest_side_pad, official_hps_pixels, 1e-5), (shortest_side_crop, official_clip_pixels, 1e-6)],
+    [(longest_side_pad, official_hps_pixels, 3e-5), (shortest_side_crop, official_clip_pixels, 1e-6)],
 )
 def test_pixels_are_the_official_ones(
     ours: Callable[[Tensor, int], Tensor],
@@ -120,6 +120,8 @@ def test_pixels_are_the_official_ones(
     tolerance: float,
     shape: tuple[int, int],
 ) -> None:
+    # Padded pictures are resized in float32: sums over up to 2 x 43 neighbours, each rounded by 6e-8, over
+    # STD. Cropped ones are resized in bytes, which leaves the rounding of the division alone.
     images = torch.rand(2, 3, *shape, generator=torch.Generator().manual_seed(1))
     np.testing.assert_allclose(ours(images, 28).numpy(), official(images, 28), atol=tolerance, rtol=0)
 
@@ -258,7 +260,8 @@ def test_imagereward_is_blip_and_its_head(
     expected = (x[:, 0] - 0.16717362830052426) / 1.0333394966054072
     scorer = ImageRewardScorer("reward", str(file), base=str(base))
     scores = scorer.score(images, prompts)
-    np.testing.assert_allclose(scores.numpy(), expected.numpy(), rtol=1e-4, atol=1e-5)
+    # float32 against float64: some ten layers, whose sums of up to a few hundred terms lose about 1e-6 each.
+    np.testing.assert_allclose(scores.numpy(), expected.numpy(), rtol=1e-4, atol=5e-5)
     assert expected.std() > 0.05 and scorer.num_cut_prompts == 1
 
 

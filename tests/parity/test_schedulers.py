@@ -164,7 +164,8 @@ def test_ddim_and_ddpm_samples(name: str, eta: float, prediction: str) -> None:
         fresh = source.draw() if step.has_density else torch.zeros_like(x)
         guided = away + 3.0 * (towards - away)
         x = scheduler.step(guided, timestep, x, eta=level, variance_noise=fresh).prev_sample
-    torch.testing.assert_close(ours, x, rtol=0, atol=1e-5)
+    # Both in float32: 20 steps with about ten roundings of 6e-8 each, of values up to 4.
+    torch.testing.assert_close(ours, x, rtol=0, atol=5e-5)
 
 
 @pytest.mark.parametrize("prediction", ["epsilon", "v_prediction", "sample"])
@@ -183,7 +184,8 @@ def test_dpmpp_samples(prediction: str, spacing: str, steps: int) -> None:
         x = scheduler.step(policy.predict(x, t, conditioning), timestep, x).prev_sample
     sampler = SamplerConfig(name="dpmpp", steps=steps, guidance=1.0)
     ours = sample(policy, conditioning, None, sampler, noise("a", "b"))
-    torch.testing.assert_close(ours, x, rtol=2e-5, atol=2e-5)
+    # Up to 20 steps as above, each of which also extrapolates from the one before.
+    torch.testing.assert_close(ours, x, rtol=5e-5, atol=5e-5)
 
 
 @pytest.mark.parametrize("shift", [1.0, 3.0])

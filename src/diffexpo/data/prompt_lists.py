@@ -16,11 +16,12 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from diffexpo.data.offline.reading import Damage, parquet_rows, parquet_schema
+from diffexpo.data.offline.reading import parquet_schema
 from diffexpo.data.prompts import (
     PromptReport,
     check_text,
     distinct_prompts,
+    json_records,
     prompt_id,
     prompt_lines,
     read_jsonl,
@@ -227,11 +228,7 @@ def _captions(file: Path) -> Located:
     names = [name for name in ("prompt", "caption") if name in parquet_schema(file).names]
     if not names:
         raise ImportFormatError(f"{file}: column 'caption' is missing; expected Pick-a-Pic's columns")
-    for number, row in parquet_rows(file, names[:1]):
-        where = f"{file}, row {number}"
-        if isinstance(row, Damage):
-            raise ImportFormatError(f"{where}: {row.reason}; get the file again")
-        yield _prompt(where, row[names[0]])
+    return read_parquet(file, names[:1])
 
 
 def _hpdv2(path: Path) -> Located:
@@ -261,21 +258,16 @@ def _t2i_compbench(path: Path) -> Located:
 
 
 def _geneval(path: Path) -> Located:
-    for where, line in prompt_lines(path):
-        try:
-            record = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            raise ImportFormatError(f"{where} is not JSON ({error})") from error
-        if not isinstance(record, dict) or not isinstance(record.get("tag"), str):
-            raise ImportFormatError(
-                f"{where} is {line[:60]!r}; expected an object with tag, include and prompt"
-            )
+    expected = "with tag, include and prompt"
+    for where, record in json_records(path, expected):
+        if not isinstance(record.get("tag"), str):
+            raise ImportFormatError(f"{where} is {str(record)[:60]!r}; expected an object {expected}")
         checks = {
             name: json.dumps(record[name], sort_keys=True)
             for name in ("include", "exclude")
             if record.get(name)
         }
-        yield _prompt(where, record.get("prompt"), record["tag"], **checks)
+        yield _prompt(where, record.get("prompt"), str(record["tag"]), **checks)
 
 
 def _imagereward(path: Path) -> Located:

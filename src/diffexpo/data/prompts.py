@@ -55,7 +55,11 @@ def read_prompts(source_path: str | Path, key: str = "prompts.source") -> tuple[
     """
     path = Path(source_path)
     require_file(path, key)
-    readers = {".txt": read_txt, ".jsonl": read_jsonl, ".parquet": read_parquet}
+    readers: dict[str, Callable[[Path], Iterator[tuple[str, Prompt]]]] = {
+        ".txt": read_txt,
+        ".jsonl": read_jsonl,
+        ".parquet": read_parquet,
+    }
     if path.suffix.lower() not in readers:
         raise ImportFormatError(f"{key}: {path} ends in {path.suffix!r}; expected {', '.join(SUFFIXES)}")
     return distinct_prompts(readers[path.suffix.lower()](path), f"{key}: {path}")
@@ -147,33 +151,37 @@ def read_txt(path: Path) -> Iterator[tuple[str, Prompt]]:
 
 def read_jsonl(path: Path) -> Iterator[tuple[str, Prompt]]:
     """(where, prompt) of every JSON line."""
+    for where, record in json_records(path, f"such as {_EXAMPLE}"):
+        yield where, _from_record(where, record)
+
+
+def json_records(path: Path, expected: str) -> Iterator[tuple[str, dict[str, object]]]:
+    """(where, object) of every JSON line; `expected` says for messages what the objects should be."""
     for where, line in prompt_lines(path):
         try:
             record = json.loads(line)
         except (ValueError, RecursionError) as error:
             raise ImportFormatError(
-                f"{where} is not JSON ({error}); expected an object such as {_EXAMPLE}"
+                f"{where} is not JSON ({error}); expected an object {expected}"
             ) from error
         if not isinstance(record, dict):
-            raise ImportFormatError(f"{where} is {line[:60]!r}; expected an object such as {_EXAMPLE}")
-        yield where, _from_record(where, record)
+            raise ImportFormatError(f"{where} is {line[:60]!r}; expected an object {expected}")
+        yield where, record
 
 
-def read_parquet(path: Path) -> Iterator[tuple[str, Prompt]]:
-    """(where, prompt) of every row."""
+def read_parquet(path: Path, only: Sequence[str] = ()) -> Iterator[tuple[str, Prompt]]:
+    """(where, prompt) of every row; of all text columns or some."""
     try:
         with pq.ParquetFile(path) as file:
-            schema = file.schema_arrow
-            columns = [
-                field.name
-                for field in schema
-                if pa.types.is_string(field.type) or pa.types.is_large_string(field.type)
+            texts = [
+                field.name for field in file.schema_arrow if str(field.type) in ("string", "large_string")
             ]
-            row = 0
-            for batch in file.iter_batches(columns=columns):
-                for record in batch.to_pylist():
-                    yield f"{path}, row {row}", _from_record(f"{path}, row {row}", record)
-                    row += 1
+            rows = (
+                row for batch in file.iter_batches(columns=list(only) or texts) for row in batch.to_pylist()
+            )
+            for number, record in enumerate(rows):
+                where = f"{path}, row {number}"
+                yield where, _from_record(where, record)
     except (pa.ArrowException, OSError, ValueError) as error:
         raise ImportFormatError(f"{path} is not readable Parquet ({error}); get it again") from error
 

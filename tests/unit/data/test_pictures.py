@@ -16,7 +16,7 @@ import pytest
 from PIL import Image
 
 from diffexpo.data.offline import rewrite_pairs
-from diffexpo.data.offline.pictures import MAX_SCANS, MAX_SEGMENTS, verify_structure
+from diffexpo.data.offline.pictures import MAX_SCANS, MAX_SEGMENTS, verify_picture, verify_structure
 from diffexpo.errors import ImportFormatError, StoreError
 
 FILES = {
@@ -102,6 +102,24 @@ def test_what_an_encoder_writes_is_whole() -> None:
             verify_structure(out.getvalue())
 
 
+def found_by(check: Callable[[bytes], None], damaged: list[bytes]) -> int:
+    return sum(bool(reason(check, data)) for data in damaged)
+
+
+@pytest.mark.parametrize("options", [FILES["jpeg"], FILES["progressive"]])
+def test_of_damage_to_pixels_it_finds_nearly_what_decoding_finds(options: dict[str, object]) -> None:
+    draw = random.Random(1)
+    damaged = []
+    for number in range(300):
+        data = bytearray(picture(number, 64, **options))
+        place = draw.randrange(data.index(b"\xff\xda") + 14, len(data) - 70)
+        data[place : place + 64] = draw.randbytes(64)
+        damaged.append(bytes(data))
+    found = found_by(verify_picture, damaged)
+    assert found > 30
+    assert found_by(verify_structure, damaged) > 0.6 * found
+
+
 def segment(kind: int, body: bytes) -> bytes:
     return bytes((0xFF, kind)) + (len(body) + 2).to_bytes(2, "big") + body
 
@@ -133,9 +151,12 @@ WRONG_JPEGS = {
     "no height": (hand_made(frame(height=0), SCAN, PIXELS), DAMAGED),
     "no segment": (hand_made(frame(), b"\x12\x34", SCAN, PIXELS), NO_IMAGE),
     "no pixels": (hand_made(frame()), NO_IMAGE),
+    "a mark in the pixels": (hand_made(frame(), SCAN, PIXELS, b"\xff\x5c", PIXELS), DAMAGED),
+    "a frame behind the pixels": (hand_made(frame(), SCAN, PIXELS, frame(), PIXELS), DAMAGED),
+    "comments without end behind": (hand_made(frame(), SCAN, PIXELS, COMMENTS), DAMAGED),
     "no end": (hand_made(frame(), SCAN, PIXELS, end=b""), DAMAGED),
     "filling for an end": (hand_made(frame(), SCAN, PIXELS, end=b"\xff" * 9), DAMAGED),
-    "comments without end": (hand_made(COMMENTS, frame(), SCAN, PIXELS), DAMAGED),
+    "comments without end before": (hand_made(COMMENTS, frame(), SCAN, PIXELS), NO_IMAGE),
     "101 scans": (
         hand_made(frame(0xC2), *[SCAN + PIXELS] * (MAX_SCANS + 1)),
         "a JPEG of more than 100 scans",

@@ -80,8 +80,9 @@ def test_winner_and_loser_are_the_judges(tmp_path: Path) -> None:
     alpha, sigma = (torch.tensor([getattr(grid[i], name) for i in places]) for name in ("alpha_s", "sigma_s"))
     for side, column in (("winner", 0), ("loser", 1)):
         expected = alpha * found[f"branch_{side}"][:, 0, 0, 0] / (alpha.square() + sigma.square())
+        # Some tens of roundings of 6e-8, times 10.
         score = -10 * (torch.sigmoid(expected) - TARGET) ** 2
-        torch.testing.assert_close(found["branch_scores"][:, column].float(), score, rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(found["branch_scores"][:, column].float(), score, rtol=1e-5, atol=1e-5)
     margin = spo_min_margin(loop.config.algorithm.threshold)
     assert loop.config.algorithm.branches.min_margin == margin
     assert len(places) > 20 and bool((found["branch_scores"].diff(dim=1) < -margin).all())
@@ -94,7 +95,7 @@ def test_the_judge_changes_the_pairs_and_not_the_trajectories(tmp_path: Path) ->
         collected(loop_with(tmp_path / name, judge))
         for name, judge in (("judge", KnowsTheAim()), ("rewards", None))
     )
-    torch.testing.assert_close(judged["latents"], rewarded["latents"], rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(judged["latents"], rewarded["latents"], rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(judged["log_probs"], rewarded["log_probs"], rtol=1e-5, atol=1e-5)
     assert judged["branch_winner"].shape != rewarded["branch_winner"].shape or not torch.equal(
         judged["branch_winner"], rewarded["branch_winner"]

@@ -103,11 +103,12 @@ def test_slices_change_no_picture_beyond_rounding(diffusion_folder: Path) -> Non
     plain, sliced = load(diffusion_folder), load(diffusion_folder, vae_slicing=True)
     assert sliced.vae.use_slicing and not plain.vae.use_slicing
     latents = torch.randn(3, *plain.latent_shape, generator=torch.Generator().manual_seed(0))
+    # Some ten layers in float32, whose sums of a few hundred terms lose about 1e-6 each.
     torch.testing.assert_close(
-        sliced.decode_latents(latents), plain.decode_latents(latents), rtol=0, atol=1e-5
+        sliced.decode_latents(latents), plain.decode_latents(latents), rtol=0, atol=5e-5
     )
     images = plain.decode_latents(latents)
-    torch.testing.assert_close(sliced.encode_images(images), plain.encode_images(images), rtol=0, atol=1e-5)
+    torch.testing.assert_close(sliced.encode_images(images), plain.encode_images(images), rtol=0, atol=5e-5)
 
 
 def test_tiles_are_for_pictures_above_the_autoencoders_size(diffusion_folder: Path) -> None:
@@ -152,7 +153,7 @@ def test_channels_last_changes_rounding_only(diffusion_folder: Path, kind: str) 
     plain, other = load(diffusion_folder, kind), load(diffusion_folder, kind, channels_last=True)
     weight = other.weights.network.conv_in.weight
     assert weight.is_contiguous(memory_format=torch.channels_last) and not weight.is_contiguous()
-    torch.testing.assert_close(predict(other), predict(plain), rtol=0, atol=1e-5)
+    torch.testing.assert_close(predict(other), predict(plain), rtol=0, atol=5e-5)
     assert predict(other).is_contiguous()
     # Versions made later have the layout too, so that equal weights predict equally; files and fingerprints do not.
     other.weights.copy("current", "main")

@@ -45,7 +45,8 @@ def test_score_is_the_diagonal_of_clips_own_logits(folder: Path, images: torch.T
         logits = model(**tokens, **pixels).logits_per_image
     scores = ClipReward("judge", str(folder)).score(images, PROMPTS)
     assert scores.dtype == torch.float32 and scores.shape == (5,)
-    torch.testing.assert_close(scores, logits.diagonal(), rtol=0, atol=1e-5)
+    # Cosines in float32, rounded by about 1e-7, times CLIP's scale of 14.
+    torch.testing.assert_close(scores, logits.diagonal(), rtol=0, atol=2e-5)
     assert float(scores.std()) > 1e-3
 
 
@@ -53,7 +54,7 @@ def test_score_does_not_depend_on_the_batch(folder: Path, images: torch.Tensor) 
     reward = ClipReward("judge", str(folder))
     together = reward.score(images, PROMPTS)
     alone = torch.cat([reward.score(images[row : row + 1], [PROMPTS[row]]) for row in range(5)])
-    torch.testing.assert_close(together, alone, rtol=0, atol=1e-5)
+    torch.testing.assert_close(together, alone, rtol=0, atol=2e-5)
     assert reward.score(images[:0], []).shape == (0,)
 
 

@@ -206,8 +206,9 @@ def test_descriptions_are_compared_with_the_prompt(tmp_path: Path) -> None:
     with chat(talk) as server:
         scorer = judge(server, mode="caption", text_encoder=str(folder))
         found = scorer.score(IMAGES, ["a cat", "a cat", "a cat", "dog"])
-    assert float(found[0]) == pytest.approx(1.0, abs=1e-6)
-    assert float(found[1]) == pytest.approx(float(found[3]), abs=1e-6) and float(found[1]) < 0.999
+    # Cosines of float32 vectors of some tens of elements.
+    assert float(found[0]) == pytest.approx(1.0, abs=1e-5)
+    assert float(found[1]) == pytest.approx(float(found[3]), abs=1e-5) and float(found[1]) < 0.999
     assert torch.isnan(found[2]) and scorer.budget.num_failed == 1
 
 

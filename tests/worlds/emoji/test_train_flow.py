@@ -24,4 +24,5 @@ def test_one_folded_token_is_256_zero_tokens() -> None:
         plain = network(x, padded, pooled, t, return_dict=False)[0]
         network.set_attn_processor(FoldedContextProcessor())
         folded = network(x, context, pooled, t, return_dict=False)[0]
-    torch.testing.assert_close(folded, plain, atol=2e-6, rtol=1e-5)
+    # One attention in place of 256 equal ones: sums of 256 terms, rounded by 6e-8 each, through a few blocks.
+    torch.testing.assert_close(folded, plain, atol=2e-5, rtol=1e-5)

@@ -19,12 +19,16 @@ MAX_BUFFERED_PIXELS = 16 * 1024 * 1024
 MAX_SCANS = 100
 MAX_SEGMENTS = 100_000
 _LARGE = 2 * 1024 * 1024
-_JPEG, _SCAN, _END = b"\xff\xd8", b"\xff\xda", b"\xff\xd9"
+_JPEG = b"\xff\xd8"
 _PNG = b"\x89PNG\r\n\x1a\n"
 # A segment of a JPEG: a mark, which may be filled with 0xFF in front, and the length of what follows.
-_SEGMENT = re.compile(rb"\xff+([^\x00\xff])(..)", re.DOTALL)
+_SEGMENT = re.compile(rb"\xff+([^\x00\xff])(..)?", re.DOTALL)
+# Within compressed pixels 0xFF is followed by zero or a restart mark; any other mark ends them.
+_NEXT_MARK = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]")
+_SCAN, _END = 0xDA, 0xD9
+_BEHIND_SCAN = frozenset((_SCAN, _END, 0xC4, 0xCC, 0xDB, 0xDC, 0xDD, *range(0xE0, 0xF0), 0xFE))
+# Frames that can be decoded, and whether they are decoded a few lines at a time.
 _FRAMES = {0xC0: True, 0xC1: True, 0xC2: False, 0xC9: True, 0xCA: False}
-"""Frames that can be decoded, and whether they are decoded a few lines at a time."""
 _NO_IMAGE, _DAMAGED = "not an image", "truncated or damaged"
 
 
@@ -100,7 +104,7 @@ def _opened(data: bytes) -> Iterator[Image.Image]:
         with image:
             _check_size(image.width, image.height, is_baseline=_is_baseline(image))
             if image.format == "JPEG":
-                _check_scans(data, len(data))
+                _check_scans(data.count(b"\xff\xda"))
             try:
                 yield image
             except ImportFormatError:
@@ -126,9 +130,9 @@ def _check_size(width: int, height: int, *, is_baseline: bool) -> None:
         raise ImportFormatError("more than 16 megapixels in a format that is decoded whole")
 
 
-def _check_scans(data: bytes, end: int) -> None:
+def _check_scans(count: int) -> None:
     # each scan is a pass over the whole image, so a few kilobytes of them can take hours
-    if data.count(_SCAN, 0, end) > MAX_SCANS:
+    if count > MAX_SCANS:
         raise ImportFormatError(f"a JPEG of more than {MAX_SCANS} scans")
 
 
@@ -138,9 +142,9 @@ def _check_scans(data: bytes, end: int) -> None:
 def verify_structure(data: bytes) -> None:
     """Refuse files that are cut or too large, without decoding JPEG and PNG; WebP is decoded.
 
-    A JPEG must have a header with the size of its image and an end mark behind its last scan, a PNG the
-    checksum of every chunk, IHDR first and IEND last. What stands behind the end is ignored, as decoders do.
-    Damage within the compressed pixels of a JPEG is not found.
+    A JPEG must have segments that follow each other, a frame that can be decoded, no marks within its
+    compressed pixels and an end mark; a PNG the checksum of every chunk, IHDR first and IEND last. What stands
+    behind the end is ignored, as decoders do.
 
     Raises:
         ImportFormatError: the reasons of `verify_picture`.
@@ -154,26 +158,28 @@ def verify_structure(data: bytes) -> None:
 
 
 def _check_jpeg(data: bytes) -> None:
-    place, has_frame = 2, False
+    place, num_scans, has_frame = 2, 0, False
     for _ in range(MAX_SEGMENTS):
         segment = _SEGMENT.match(data, place)
-        if segment is None:
-            raise ImportFormatError(_NO_IMAGE)
-        kind, body = segment[1][0], segment.end()
+        kind = segment[1][0] if segment else 0
+        if num_scans and kind == _END:
+            return
+        if segment is None or segment[2] is None or (num_scans and kind not in _BEHIND_SCAN):
+            break
+        body = segment.end()
         place = body - 2 + int.from_bytes(segment[2], "big")
         if kind in _FRAMES:
             height, width = (int.from_bytes(data[at : at + 2], "big") for at in (body + 1, body + 3))
-            if height == 0 or width == 0:
-                raise ImportFormatError(_DAMAGED)
             _check_size(width, height, is_baseline=_FRAMES[kind])
-            has_frame = True
-        if kind == _SCAN[1]:
-            break
-    # 0xFF within compressed pixels is followed by zero or a restart mark, so that this is the end
-    end = data.find(_END, place)
-    if not has_frame or end < 0:
-        raise ImportFormatError(_DAMAGED)
-    _check_scans(data, end)
+            has_frame = height > 0 and width > 0
+        if kind == _SCAN:
+            num_scans += 1
+            _check_scans(num_scans)
+            pixels_end = _NEXT_MARK.search(data, place)
+            if not has_frame or pixels_end is None:
+                break
+            place = pixels_end.start()
+    raise ImportFormatError(_DAMAGED if num_scans else _NO_IMAGE)
 
 
 def _check_png(data: bytes) -> None:
