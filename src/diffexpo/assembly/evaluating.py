@@ -14,6 +14,7 @@ from torch import Tensor
 from diffexpo.assembly.aliases import named_prompts
 from diffexpo.config import RunConfig
 from diffexpo.errors import ResumeError
+from diffexpo.estimate.method import evaluation_batch
 from diffexpo.evaluation.records import PairExample, choose_pair_examples, save_pair_examples
 from diffexpo.evaluation.suites import (
     choose_prompts,
@@ -30,8 +31,6 @@ from diffexpo.rewards.cache import CachedReward
 from diffexpo.rewards.clip import ClipReward
 from diffexpo.rewards.scoring import by_input
 from diffexpo.types import Scorer
-
-EVALUATION_BATCH = 64
 
 
 def make_evaluator(judges: Sequence[Scorer], rewards: Sequence[Scorer]) -> Callable[[Loop, str, int], None]:
@@ -136,12 +135,6 @@ def finite_mean(values: np.ndarray) -> float:
     """Mean of the finite values; NaN if there is none."""
     finite = values[np.isfinite(values)]
     return float(finite.mean()) if finite.size else float("nan")
-
-
-def evaluation_batch(config: RunConfig) -> int:
-    """Images of one network call while evaluating: no more than while collecting, which must fit in memory
-    too."""
-    return min(EVALUATION_BATCH, config.explore.batch_size)
 
 
 def evaluation_ticks(config: RunConfig, name: str) -> int:

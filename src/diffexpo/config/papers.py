@@ -13,7 +13,7 @@ from diffexpo import __version__
 
 JOURNALS = ("TMLR", "IEEE Transactions on Image Processing")
 # Characters of names and titles that BibTeX without UTF-8 cannot read.
-TEX = str.maketrans({"ü": r"{\"u}", "ö": r"{\"o}", "é": r"{\'e}", "&": r"\&", "_": r"\_", "%": r"\%"})
+TEX = str.maketrans({"ü": r"{\"u}", "ö": r"{\"o}", "é": r"{\'e}", "&": r"\&", "_": r"\_", "%": r"\%", "α": r"$\alpha$", "Σ": r"$\Sigma$"})
 
 
 @dataclass(frozen=True)
@@ -426,6 +426,42 @@ _WORKS = (
         2024,
         venue="ICML",
         arxiv="2403.03206",
+    ),
+    Work(
+        "chen2023pixartalpha",
+        "Junsong Chen and Jincheng Yu and Chongjian Ge and Lewei Yao and Enze Xie and Yue Wu and Zhongdao Wang "
+        "and James Kwok and Ping Luo and Huchuan Lu and Zhenguo Li",
+        "PixArt-α: Fast Training of Diffusion Transformer for Photorealistic Text-to-Image Synthesis",
+        2024,
+        venue="ICLR",
+        arxiv="2310.00426",
+    ),
+    Work(
+        "chen2024pixartsigma",
+        "Junsong Chen and Chongjian Ge and Enze Xie and Yue Wu and Lewei Yao and Xiaozhe Ren and Zhongdao Wang "
+        "and Ping Luo and Huchuan Lu and Zhenguo Li",
+        "PixArt-Σ: Weak-to-Strong Training of Diffusion Transformer for 4K Text-to-Image Generation",
+        2024,
+        venue="ECCV",
+        arxiv="2403.04692",
+    ),
+    Work(
+        "xie2024sana",
+        "Enze Xie and Junsong Chen and Junyu Chen and Han Cai and Haotian Tang and Yujun Lin and Zhekai Zhang "
+        "and Muyang Li and Ligeng Zhu and Yao Lu and Song Han",
+        "SANA: Efficient High-Resolution Image Synthesis with Linear Diffusion Transformers",
+        2025,
+        venue="ICLR",
+        arxiv="2410.10629",
+    ),
+    Work(
+        "xie2025sana15",
+        "Enze Xie and Junsong Chen and Yuyang Zhao and Jincheng Yu and Ligeng Zhu and Chengyue Wu and Yujun Lin "
+        "and Zhekai Zhang and Muyang Li and Junyu Chen and Han Cai and Bingchen Liu and Daquan Zhou and Song Han",
+        "SANA 1.5: Efficient Scaling of Training-Time and Inference-Time Compute in Linear Diffusion Transformer",
+        2025,
+        venue="ICML",
+        arxiv="2501.18427",
     ),
     Work(
         "flux2024",

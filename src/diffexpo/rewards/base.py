@@ -11,9 +11,11 @@ from torch import Tensor
 
 from diffexpo.config.schema import RewardConfig
 from diffexpo.errors import ConfigError
+from diffexpo.phases import phase
 from diffexpo.types import Policy, Reward, Scorer
 
 
+@phase("loading scorers")
 def load_rewards(
     configs: Sequence[RewardConfig],
     resolve: Callable[[str], str],

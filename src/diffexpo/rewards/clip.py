@@ -11,6 +11,7 @@ from torch import Tensor
 from diffexpo.config.schema import RewardConfig
 from diffexpo.config.scorers import PICKSCORE, SCORERS, VIT_H
 from diffexpo.errors import ConfigError
+from diffexpo.phases import phase
 from diffexpo.rewards.dual_encoder import (
     MODEL_FILES,
     SETTINGS_FILES,
@@ -106,6 +107,7 @@ class ClipReward:
         """Scores (B,) of images (B,3,H,W) in [0,1] for their prompts."""
         return scaled(self._encoder.cosines(images, prompts), self._unit, self._encoder.logit_scale()).cpu()
 
+    @phase("scoring images")
     def embed_images(self, images: Tensor) -> Tensor:
         """Unit vectors (B, D) of images (B,3,H,W) in [0,1]; also what the Vendi score measures."""
         return self._encoder.embed_images(images)

@@ -12,12 +12,14 @@ import torch
 from torch import Tensor
 
 from diffexpo.errors import RewardError, ScorerStoppedError
+from diffexpo.phases import phase
 from diffexpo.rewards.base import quantise
 from diffexpo.types import LatentReward, Reward, Scorer
 
 _log = logging.getLogger("diffexpo")
 
 
+@phase("scoring images")
 def score_images(
     rewards: Sequence[Reward],
     images: Tensor,
@@ -47,6 +49,7 @@ def score_images(
     return _score_all(calls, quantise(images), prompts, batch_size, tick)
 
 
+@phase("scoring images")
 def score_latents(
     rewards: Sequence[LatentReward],
     latents: Tensor,

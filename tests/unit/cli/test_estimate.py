@@ -7,11 +7,12 @@ from collections.abc import Sequence
 
 import pytest
 
-from diffexpo.assembly.estimating import Change, advise, disk_items, estimate
 from diffexpo.assembly.runs import plan
 from diffexpo.config import load_config
 from diffexpo.config.schema import RunConfig
 from diffexpo.data.latents import PromptEmbeddings
+from diffexpo.estimate.advice import Change
+from diffexpo.estimate.resources import advise, disk_items, estimate
 from tests.unit.cli.test_commands import call
 
 GIB = 2**30

@@ -17,7 +17,7 @@ from diffexpo.config.scorers import SELF_JUDGES
 from diffexpo.diffusion.objectives import NoiseDraw
 from diffexpo.errors import ConfigError, RewardError
 from diffexpo.policies.toy import TOY_FULL, TOY_LORA, ToyNetwork, ToyPolicy
-from diffexpo.policies.unet import make_weights
+from diffexpo.policies.weights import make_weights
 from diffexpo.rewards.base import load_rewards
 from diffexpo.rewards.jpeg import JpegCompressibility
 from diffexpo.rewards.scoring import by_input, score_both, score_latents
