@@ -348,7 +348,7 @@ def run(
     ]
     loaded = load_config([str(world / "recipe.yaml")], [*SMALL, *settings, *further])
     resume = (folder / "config.yaml").exists()
-    build.run(
+    assembly.run(
         loaded.config,
         folder,
         sources=loaded.sources,
@@ -383,7 +383,7 @@ def test_expo_runs_resumes_and_ends_in_plain_diffusers(
 ) -> None:
     # The report says nothing of families and takes half of a tiny run's time.
     config = run(built, world, tmp_path / "run", kind, stop_after="train-2")
-    build.export(tmp_path / "run")
+    assembly.export(tmp_path / "run")
     last = weights(tmp_path / "run")
     first = load_file(tmp_path / "run" / "checkpoints" / "weights-0001.safetensors")
     assert any(bool((last[name] != first[name]).any()) for name in last)

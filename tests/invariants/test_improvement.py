@@ -37,7 +37,7 @@ SETTINGS = [
 
 def run(world: Path, folder: Path, *more: str, resume: bool = False) -> RunConfig:
     loaded = load_config([str(world / "recipe.yaml")], [*SETTINGS, *more])
-    build.run(loaded.config, folder, sources=loaded.sources, resume=resume, console=Console())
+    assembly.run(loaded.config, folder, sources=loaded.sources, resume=resume, console=Console())
     return loaded.config
 
 
@@ -157,7 +157,7 @@ def test_a_winner_is_drawn_again_bit_for_bit_from_its_row(truth: Path, tmp_path:
     store = Store(truth / "store", create=False)
     winners = [row["winner_id"] for row in store.pairs(2)]
     for name in (winners[0], winners[-1]):
-        done = build.regenerate(truth, name, tmp_path / "out.png")
+        done = assembly.regenerate(truth, name, tmp_path / "out.png")
         assert done["latents"] == "identical", done
 
 
@@ -187,7 +187,7 @@ def test_the_filter_keeps_agreeing_pairs_and_offline_pairs_may_join(world: Path,
 
 
 def test_the_sweep_shows_every_pair_of_scales(truth: Path) -> None:
-    done = build.sweep(truth, text_scales=[1.0, 3.5], image_scales=[3.0], num_prompts=3)
+    done = assembly.sweep(truth, text_scales=[1.0, 3.5], image_scales=[3.0], num_prompts=3)
     body = json.loads((truth / "eval" / "improver_sweep.json").read_text())
     assert [(cell["text_scale"], cell["image_scale"]) for cell in body["cells"]] == [(1.0, 3.0), (3.5, 3.0)]
     assert len(body["prompts"]) == 3 and set(body["cells"][0]["gain"]) == {
@@ -200,22 +200,22 @@ def test_the_sweep_shows_every_pair_of_scales(truth: Path) -> None:
 
 def test_a_sweep_without_a_trained_improver_says_what_to_do(world: Path, tmp_path: Path) -> None:
     loaded = load_config([str(world / "recipe.yaml")], SETTINGS)
-    build.run(
+    assembly.run(
         loaded.config, tmp_path / "run", sources={}, resume=False, console=Console(), stop_after="improver-0"
     )
-    build.sweep(tmp_path / "run", text_scales=[1.0], image_scales=[1.0], num_prompts=2)  # losers of D_off
+    assembly.sweep(tmp_path / "run", text_scales=[1.0], image_scales=[1.0], num_prompts=2)  # losers of D_off
     (tmp_path / "run" / "store" / "manifests" / "improver-0000.json").unlink()
     with pytest.raises(MissingError, match="improve train"):
-        build.sweep(tmp_path / "run", text_scales=[1.0], image_scales=[1.0], num_prompts=2)
+        assembly.sweep(tmp_path / "run", text_scales=[1.0], image_scales=[1.0], num_prompts=2)
 
 
 def test_another_method_has_no_improver(world: Path, tmp_path: Path) -> None:
     loaded = load_config([str(world / "recipe.yaml")], ["explore.iterations=1", "algorithm.alpha=0"])
-    build.run(
+    assembly.run(
         loaded.config, tmp_path / "run", sources={}, resume=False, console=Console(), stop_after="train-1"
     )
     with pytest.raises(ConfigError, match="improvement_dpo"):
-        build.sweep(tmp_path / "run", text_scales=[1.0], image_scales=[1.0], num_prompts=2)
+        assembly.sweep(tmp_path / "run", text_scales=[1.0], image_scales=[1.0], num_prompts=2)
 
 
 def test_flow_models_are_improved_alike(world: Path, tmp_path: Path) -> None:

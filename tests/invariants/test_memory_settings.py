@@ -52,7 +52,7 @@ def test_its_samples_are_drawn_again_bit_for_bit(merged: Path, tmp_path: Path) -
     for agent in ("main", "exploration"):
         row = next(row for row in rows if row["agent"] == agent)
         assert json.loads(row["sampler"])["merged"] is True
-        found = build.regenerate(merged, row["sample_id"], tmp_path / "out.png")
+        found = assembly.regenerate(merged, row["sample_id"], tmp_path / "out.png")
         assert found["latents"] == "identical", found
 
 

@@ -189,7 +189,7 @@ SMALL = [
 def run(world: Path, folder: Path, settings: list[str]) -> RunConfig:
     # Settings of the world's own method are null before another one is chosen.
     loaded = load_config([str(world / "recipe.yaml")], [*SMALL, *settings])
-    build.run(loaded.config, folder, sources=loaded.sources, resume=False, console=Console())
+    assembly.run(loaded.config, folder, sources=loaded.sources, resume=False, console=Console())
     return loaded.config
 
 

@@ -83,7 +83,7 @@ def write_recipe(world: Path, models: dict[str, Path], method: str, sampler: str
 
 def run(recipe: Path, folder: Path, *settings: str, resume: bool = False) -> Path:
     loaded = load_config([str(recipe)], list(settings))
-    build.run(loaded.config, folder, sources=loaded.sources, resume=resume, console=Console())
+    assembly.run(loaded.config, folder, sources=loaded.sources, resume=resume, console=Console())
     return folder
 
 
@@ -159,7 +159,7 @@ def test_kill_9_and_resume_is_bit_identical(runs, tmp_path, method, pattern):
     code = kill_when(["run", str(recipe), "--out", str(folder)], lambda: any(folder.glob(pattern)), SIGKILL)
     assert code == -9, "the run ended before it could be killed"
     loaded = load_config([str(recipe)], [])
-    build.run(loaded.config, folder, sources=loaded.sources, resume=True, console=Console())
+    assembly.run(loaded.config, folder, sources=loaded.sources, resume=True, console=Console())
     assert weights(folder) == weights(truth)
     assert payloads(folder) == payloads(truth)
     assert lines(folder) == lines(truth)
@@ -171,7 +171,7 @@ def test_stage_by_stage_is_bit_identical(runs, tmp_path, method):
     loaded = load_config([str(recipe)], [])
     for stage in ("collect-1", "train-1", "collect-2", None):
         folder = tmp_path / "run"
-        build.run(
+        assembly.run(
             loaded.config,
             folder,
             sources=loaded.sources,
@@ -221,7 +221,7 @@ def test_a_sample_is_regenerated_bit_for_bit(runs, tmp_path):
     for method in ("ddpo", "flow_grpo"):
         _, folder = runs[method]
         name = Store(folder / "store").samples(2)[3]["sample_id"]
-        assert build.regenerate(folder, name, tmp_path / "out.png")["latents"] == "identical"
+        assert assembly.regenerate(folder, name, tmp_path / "out.png")["latents"] == "identical"
 
 
 def test_eta_0_is_refused_before_anything_is_spent(world, models, tmp_path):

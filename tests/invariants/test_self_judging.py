@@ -33,7 +33,7 @@ SELF = "self_judge: {draws: 3, timestep_range: [0.2, 1.0]}"
 
 def run(world: Path, folder: Path, *settings: str) -> RunConfig:
     loaded = load_config([str(world / "recipe.yaml")], settings)
-    build.run(loaded.config, folder, sources=loaded.sources, resume=False, console=Console())
+    assembly.run(loaded.config, folder, sources=loaded.sources, resume=False, console=Console())
     return loaded.config
 
 

@@ -29,7 +29,7 @@ def configured(world: Path, *settings: str) -> RunConfig:
 
 def run(world: Path, folder: Path, *settings: str, stop_after: str | None = None) -> Path:
     loaded = load_config([str(world / "recipe.yaml")], settings)
-    build.run(
+    assembly.run(
         loaded.config,
         folder,
         sources=loaded.sources,

@@ -29,7 +29,7 @@ def write_recipe(world: Path, judge: Path | str) -> Path:
 
 def run(recipe: Path, folder: Path, *settings: str, stop_after: str | None = None) -> Path:
     loaded = load_config([str(recipe)], ["explore.iterations=2", *settings])
-    build.run(
+    assembly.run(
         loaded.config,
         folder,
         sources=loaded.sources,

@@ -45,7 +45,7 @@ VARIANTS = {
 
 def run(world, folder, settings):
     loaded = load_config([str(world / "recipe.yaml")], [*SMALL, *settings])
-    build.run(loaded.config, folder, sources=loaded.sources, resume=False, console=Console())
+    assembly.run(loaded.config, folder, sources=loaded.sources, resume=False, console=Console())
     return loaded.config
 
 

@@ -66,6 +66,6 @@ def test_offline_pairs_train_the_model_itself_only_by_weight(weight: float, expe
 @pytest.mark.parametrize("recipe", ["emoji/improvement_dpo", "paper/improvement_dpo_sd15"])
 def test_the_plan_of_a_recipe_names_its_stages(recipe: str) -> None:
     config = load_config([recipe], (), {}).config
-    plan = dict(build.plan(config))
+    plan = dict(assembly.plan(config))
     assert plan["improver-0"].endswith("offline pairs") and "image scale 3" in plan["improve-1"]
     assert f"improve-{config.explore.iterations}" not in plan and f"train-{config.explore.iterations}" in plan
