@@ -25,8 +25,8 @@ from diffexpo import assembly
 from diffexpo.algorithms import ALGORITHMS
 from diffexpo.cli.progress import Console, Phase
 from diffexpo.config import RunConfig, load_config
+from diffexpo.config import families as cards
 from diffexpo.config.algorithms import DiffusionDpoConfig
-from diffexpo.config.families import FAMILIES
 from diffexpo.config.schema import LoraConfig, ModelConfig, SamplerConfig, TuningConfig
 from diffexpo.diffusion import NoiseSource, sample, sample_trajectory
 from diffexpo.diffusion.sampling import replay_log_probs
@@ -418,5 +418,5 @@ def test_a_run_at_another_resolution(built: Built, world: Path, tmp_path: Path) 
 
 
 def test_every_family_has_a_contract() -> None:
-    assert {family.pipeline_class for family in FAMILIES} == set(FAMILIES)
+    assert {family.pipeline_class for family in FAMILIES} == set(cards.FAMILIES)
     assert len({family.name for family in FAMILIES}) == len(FAMILIES)

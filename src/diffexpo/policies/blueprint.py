@@ -152,7 +152,9 @@ def denoiser_inputs(blueprint: Blueprint, rows: int) -> dict[str, Any]:
         return torch.empty(rows, *shape, device="meta", dtype=dtype)
 
     family = import_module(f"diffexpo.policies.{blueprint.card.name}")
-    inputs = family.denoiser_inputs(blueprint.denoiser, blueprint.latent_shape, blueprint.text_tokens, empty)
+    inputs = family.denoiser_inputs(
+        blueprint.denoiser.config, blueprint.latent_shape, blueprint.text_tokens, empty
+    )
     return {**inputs, "timestep": empty(dtype=torch.float32)}
 
 

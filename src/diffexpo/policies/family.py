@@ -36,6 +36,11 @@ from diffexpo.policies.weights import CopyWeightSets, LoraWeightSets, make_weigh
 from diffexpo.types import Conditioning
 
 AnyPolicy = TypeVar("AnyPolicy", bound="FamilyPolicy")
+Shape = tuple[int, int, int]
+Empty = Callable[..., Tensor]
+"""Makes a tensor without values from a shape without the batch."""
+Inputs = dict[str, Any]
+"""Arguments of a denoiser's forward besides the time: what a family's `denoiser_inputs` gives the estimate."""
 
 
 @dataclass(kw_only=True, eq=False, repr=False)
@@ -49,7 +54,7 @@ class FamilyPolicy(ABC):
     path: DiffusionPath
     weights: LoraWeightSets | CopyWeightSets
     vae: nn.Module
-    latent_shape: tuple[int, int, int]
+    latent_shape: Shape
     fingerprint: str
     dtype: torch.dtype
     device: torch.device

@@ -3,19 +3,19 @@ schnell."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, FluxTransformer2DModel
+from diffusers.configuration_utils import FrozenDict
 from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from diffexpo.config.families.flux import CARD
 from diffexpo.errors import PolicyError
 from diffexpo.policies.autoencoder import vae_factor
-from diffexpo.policies.family import FamilyPolicy, Loading, read_path
+from diffexpo.policies.family import Empty, FamilyPolicy, Inputs, Loading, Shape, read_path
 from diffexpo.policies.loading import ModelFolder, read_json
 from diffexpo.policies.t5 import T5Text, load_t5, read_sequence_length
 from diffexpo.policies.text import load_tokenizer, tokenize
@@ -167,14 +167,7 @@ def _check_fit(
         )
 
 
-def denoiser_inputs(
-    transformer: FluxTransformer2DModel,
-    shape: tuple[int, int, int],
-    text_tokens: int,
-    empty: Callable[..., Tensor],
-) -> dict[str, Any]:
-    """Arguments of the denoiser's forward besides the time, made by `empty` from shapes without the batch."""
-    config = transformer.config
+def denoiser_inputs(config: FrozenDict, shape: Shape, text_tokens: int, empty: Empty) -> Inputs:
     tokens = shape[1] // PATCH * (shape[2] // PATCH)
     return {
         "hidden_states": empty(tokens, config.in_channels),

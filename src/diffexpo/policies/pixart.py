@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from diffusers import AutoencoderKL, PixArtTransformer2DModel
+from diffusers.configuration_utils import FrozenDict
 from torch import Tensor, nn
 
 from diffexpo.errors import PolicyError
-from diffexpo.policies.family import FamilyPolicy, Loading, read_path
+from diffexpo.policies.family import Empty, FamilyPolicy, Inputs, Loading, Shape, read_path
 from diffexpo.policies.t5 import T5Text, load_t5, read_sequence_length
 from diffexpo.types import Conditioning
 
@@ -100,16 +100,10 @@ def _check_fit(where: str, transformer: PixArtTransformer2DModel, vae: Autoencod
         )
 
 
-def denoiser_inputs(
-    transformer: PixArtTransformer2DModel,
-    shape: tuple[int, int, int],
-    text_tokens: int,
-    empty: Callable[..., Tensor],
-) -> dict[str, Any]:
-    """Arguments of the denoiser's forward besides the time, made by `empty` from shapes without the batch."""
+def denoiser_inputs(config: FrozenDict, shape: Shape, text_tokens: int, empty: Empty) -> Inputs:
     return {
         "hidden_states": empty(*shape),
-        "encoder_hidden_states": empty(text_tokens, transformer.config.caption_channels),
+        "encoder_hidden_states": empty(text_tokens, config.caption_channels),
         "encoder_attention_mask": empty(text_tokens),
         "added_cond_kwargs": NO_SIZE,
     }

@@ -4,19 +4,19 @@ pixels one latent."""
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
 import torch
-from diffusers import SanaPipeline, SanaTransformer2DModel
+from diffusers import SanaPipeline
+from diffusers.configuration_utils import FrozenDict
 from torch import Tensor, nn
 from transformers import Gemma2Model, GemmaTokenizerFast
 
 from diffexpo.errors import ConfigError, PolicyError
 from diffexpo.phases import phase
-from diffexpo.policies.family import FamilyPolicy, Loading, read_path
+from diffexpo.policies.family import Empty, FamilyPolicy, Inputs, Loading, Shape, read_path
 from diffexpo.policies.pixart import prepared
 from diffexpo.policies.sizes import latent_shape_of
 from diffexpo.policies.t5 import LONGEST, read_sequence_length
@@ -192,15 +192,9 @@ def text_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.bfloat16 if dtype == torch.float16 else dtype
 
 
-def denoiser_inputs(
-    transformer: SanaTransformer2DModel,
-    shape: tuple[int, int, int],
-    text_tokens: int,
-    empty: Callable[..., Tensor],
-) -> dict[str, Any]:
-    """Arguments of the denoiser's forward besides the time, made by `empty` from shapes without the batch."""
+def denoiser_inputs(config: FrozenDict, shape: Shape, text_tokens: int, empty: Empty) -> Inputs:
     return {
         "hidden_states": empty(*shape),
-        "encoder_hidden_states": empty(text_tokens, transformer.config.caption_channels),
+        "encoder_hidden_states": empty(text_tokens, config.caption_channels),
         "encoder_attention_mask": empty(text_tokens),
     }

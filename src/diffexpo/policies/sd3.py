@@ -4,20 +4,18 @@ diffusers runs with `text_encoder_3=None`).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path as FilePath
-from typing import Any
 
 import torch
-from diffusers import SD3Transformer2DModel
 from diffusers.configuration_utils import FrozenDict
 from torch import Tensor, nn
 from torch.nn.functional import pad
 from transformers import CLIPTextModelWithProjection, CLIPTokenizer
 
 from diffexpo.errors import MissingError, PolicyError
-from diffexpo.policies.family import FamilyPolicy, Loading, read_path
+from diffexpo.policies.family import Empty, FamilyPolicy, Inputs, Loading, Shape, read_path
 from diffexpo.policies.sizes import check_positions, latent_shape_of
 from diffexpo.policies.t5 import T5Text, load_t5, read_sequence_length
 from diffexpo.policies.text import clip_states, count_tokens, load_tokenizer
@@ -150,15 +148,9 @@ def _check_text_widths(
         )
 
 
-def denoiser_inputs(
-    transformer: SD3Transformer2DModel,
-    shape: tuple[int, int, int],
-    text_tokens: int,
-    empty: Callable[..., Tensor],
-) -> dict[str, Any]:
-    """Arguments of the denoiser's forward besides the time, made by `empty` from shapes without the batch."""
+def denoiser_inputs(config: FrozenDict, shape: Shape, text_tokens: int, empty: Empty) -> Inputs:
     return {
         "hidden_states": empty(*shape),
-        "encoder_hidden_states": empty(text_tokens, transformer.config.joint_attention_dim),
-        "pooled_projections": empty(transformer.config.pooled_projection_dim),
+        "encoder_hidden_states": empty(text_tokens, config.joint_attention_dim),
+        "pooled_projections": empty(config.pooled_projection_dim),
     }

@@ -3,19 +3,18 @@ size."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
+from diffusers.configuration_utils import FrozenDict
 from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 from diffexpo.errors import PolicyError
 from diffexpo.policies import unet as plain
 from diffexpo.policies.autoencoder import vae_factor
-from diffexpo.policies.family import FamilyPolicy, Loading, read_path
+from diffexpo.policies.family import Empty, FamilyPolicy, Inputs, Loading, Shape, read_path
 from diffexpo.policies.text import clip_states, count_tokens, load_tokenizer
 from diffexpo.types import Conditioning
 
@@ -149,11 +148,7 @@ def check_components(
         )
 
 
-def denoiser_inputs(
-    unet: UNet2DConditionModel, shape: tuple[int, int, int], text_tokens: int, empty: Callable[..., Tensor]
-) -> dict[str, Any]:
-    """Arguments of the denoiser's forward besides the time, made by `empty` from shapes without the batch."""
-    config = unet.config
+def denoiser_inputs(config: FrozenDict, shape: Shape, text_tokens: int, empty: Empty) -> Inputs:
     pooled = config.projection_class_embeddings_input_dim - NUM_TIME_IDS * config.addition_time_embed_dim
     told = {"text_embeds": empty(pooled), "time_ids": empty(NUM_TIME_IDS)}
-    return {**plain.denoiser_inputs(unet, shape, text_tokens, empty), "added_cond_kwargs": told}
+    return {**plain.denoiser_inputs(config, shape, text_tokens, empty), "added_cond_kwargs": told}

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import torch
-from diffusers import AutoencoderKL, UNet2DConditionModel
+from diffusers import AutoencoderKL
 from diffusers.configuration_utils import FrozenDict
 from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from diffexpo.errors import PolicyError
-from diffexpo.policies.family import FamilyPolicy, Loading, read_path
+from diffexpo.policies.family import Empty, FamilyPolicy, Inputs, Loading, Shape, read_path
 from diffexpo.policies.sizes import latent_shape_of
 from diffexpo.policies.text import count_tokens, load_tokenizer, tokenize
 from diffexpo.types import Conditioning
@@ -105,7 +104,7 @@ def load(ask: Loading) -> UNetPolicy:
     )
 
 
-def unet_shape_of(config: FrozenDict, vae: AutoencoderKL, ask: Loading) -> tuple[int, int, int]:
+def unet_shape_of(config: FrozenDict, vae: AutoencoderKL, ask: Loading) -> Shape:
     """(C, h, w) of a UNet's latents, after checking that nothing but latents, time and text is fed to it.
 
     Raises:
@@ -136,11 +135,8 @@ def as_the_pipeline_reads(scheduler: Mapping[str, object]) -> dict[str, object]:
     return {**scheduler, "steps_offset": 1, "clip_sample": False}
 
 
-def denoiser_inputs(
-    unet: UNet2DConditionModel, shape: tuple[int, int, int], text_tokens: int, empty: Callable[..., Tensor]
-) -> dict[str, Any]:
-    """Arguments of the denoiser's forward besides the time, made by `empty` from shapes without the batch."""
+def denoiser_inputs(config: FrozenDict, shape: Shape, text_tokens: int, empty: Empty) -> Inputs:
     return {
         "sample": empty(*shape),
-        "encoder_hidden_states": empty(text_tokens, unet.config.cross_attention_dim),
+        "encoder_hidden_states": empty(text_tokens, config.cross_attention_dim),
     }
