@@ -30,8 +30,7 @@ from torch import Tensor
 from diffexpo.assembly import resolve
 from diffexpo.config.schema import LoraConfig, ModelConfig, TuningConfig
 from diffexpo.policies.base import load_policy
-from diffexpo.policies.unet import make_weights
-from diffexpo.policies.weights import LoraWeightSets
+from diffexpo.policies.weights import LoraWeightSets, make_weights
 
 RANK, STEPS = 16, 10
 ADAPTERS = TuningConfig(kind="lora", lora=LoraConfig(rank=RANK))

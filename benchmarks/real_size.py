@@ -4,7 +4,7 @@
     one tiny EXPO iteration .venv/bin/python benchmarks/real_size.py --models sd15 sdxl --batch 16
 
 Speed does not depend on what the weights are, so nothing is downloaded: networks are made from the public
-settings of `diffexpo.config.architectures` and saved as diffusers folders, then loaded as any model is.
+settings in `estimate/architectures.json` and saved as diffusers folders, then loaded as any model is.
 
 On an accelerator, for each model, eager and compiled: images/s at 50 and 20 steps with guidance at 512 pixels
 (denoiser and decoder), pairs/s of a Diffusion-DPO step with a LoRA, peak memory beside the estimate, and the
@@ -31,15 +31,17 @@ import torch
 
 from diffexpo.algorithms import DiffusionDpo
 from diffexpo.assembly.aliases import resolve
-from diffexpo.assembly.estimating import estimate
 from diffexpo.config import load_config
-from diffexpo.config.architectures import Architecture, find_architecture
+from diffexpo.config.families import Family, checkpoints
 from diffexpo.config.methods.diffusion_dpo import DiffusionDpoConfig
 from diffexpo.config.schema import LoraConfig, ModelConfig, SamplerConfig, TuningConfig
 from diffexpo.data.latents import PromptEmbeddings
+from diffexpo.estimate.activations import forward_flops
+from diffexpo.estimate.networks import published_settings, read_blueprint
+from diffexpo.estimate.resources import estimate
 from diffexpo.online.units import draw_latents
 from diffexpo.policies.base import load_policy
-from diffexpo.policies.blueprint import CLASSES, forward_flops, read_blueprint
+from diffexpo.policies.family import class_of
 from diffexpo.types import PairBatch, Policy
 
 GIB = 2**30
@@ -60,17 +62,17 @@ SCHEDULERS = {
 }
 
 
-def make_folder(known: Architecture, root: Path, device: torch.device) -> Path:
+def make_folder(checkpoint: str, root: Path, device: torch.device) -> Path:
     """A diffusers folder of the architecture with random half-precision weights, without T5."""
-    folder = root / known.name
-    is_flow = known.pipeline == "StableDiffusion3Pipeline"
-    index: dict[str, object] = {"_class_name": known.pipeline, "_diffusers_version": "0.42.1"}
+    folder, (family, _) = root / checkpoint, checkpoints()[checkpoint]
+    is_flow = family.pipeline == "StableDiffusion3Pipeline"
+    index: dict[str, object] = {"_class_name": family.pipeline, "_diffusers_version": "0.42.1"}
     torch.manual_seed(0)
-    for name, (class_name, settings) in known.components.items():
+    for name, (class_name, settings) in published_settings(checkpoint).items():
         if class_name == "T5EncoderModel":
             index |= {name: [None, None], name.replace("text_encoder", "tokenizer"): [None, None]}
             continue
-        network_class = CLASSES[class_name]
+        network_class = class_of(class_name)
         with torch.device(device):
             if hasattr(network_class, "from_config"):
                 network = network_class.from_config(dict(settings))
@@ -119,14 +121,14 @@ def matrix_rate(device: torch.device, dtype: torch.dtype) -> float:
 
 
 def measure_model(
-    known: Architecture, folder: Path, device: torch.device, batch: int, mode: str
+    family: Family, folder: Path, device: torch.device, batch: int, mode: str
 ) -> dict[str, object]:
     """Images/s, pairs/s, peak memory and share of the matrix rate of one model, eager or compiled."""
     model = ModelConfig(
         dtype="bfloat16",
         resolution=512,
         vae_slicing=True,
-        channels_last=known.pipeline != "StableDiffusion3Pipeline",
+        channels_last=family.pipeline != "StableDiffusion3Pipeline",
         compile="blocks" if mode == "compiled" else "off",
         drop_t5=True,
     )
@@ -203,10 +205,8 @@ def _with_peak(run: Callable[[], object], device: torch.device) -> tuple[float, 
 def expo_iteration(root: Path) -> dict[str, object]:
     """One EXPO iteration of the network of SD 1.5 through the `run` command; seconds of each phase and the
     peak of the process."""
-    known = find_architecture("sd15")
-    assert known is not None
     began = time.perf_counter()
-    folder = make_folder(known, root, torch.device("cpu"))
+    folder = make_folder("sd15", root, torch.device("cpu"))
     made = time.perf_counter() - began
     (root / "prompts.txt").write_text("a cat\na dog\n")
     (root / "heldout.txt").write_text("a bird\n")
@@ -295,12 +295,11 @@ def main() -> None:
         else:
             models = {}
             for name in options.models:
-                known = find_architecture(name)
-                if known is None:
+                if name not in checkpoints():
                     parser.error(f"{name} is no known architecture")
-                folder = make_folder(known, root, device)
+                folder, family = make_folder(name, root, device), checkpoints()[name][0]
                 models[name] = {
-                    mode: measure_model(known, folder, device, options.batch, mode) for mode in options.modes
+                    mode: measure_model(family, folder, device, options.batch, mode) for mode in options.modes
                 }
                 shutil.rmtree(folder)
             report["accelerator"] = {

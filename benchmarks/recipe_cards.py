@@ -10,9 +10,9 @@ from __future__ import annotations
 
 import sys
 
-from diffexpo.assembly.estimating import estimate
 from diffexpo.config import list_recipes, load_config
 from diffexpo.config.recipes import card_settings
+from diffexpo.estimate.resources import estimate
 
 
 def main() -> int:

@@ -25,13 +25,14 @@ from diffexpo import assembly
 from diffexpo.algorithms import ALGORITHMS
 from diffexpo.cli.progress import Console, Phase
 from diffexpo.config import RunConfig, load_config
+from diffexpo.config import families as cards
 from diffexpo.config.methods.diffusion_dpo import DiffusionDpoConfig
 from diffexpo.config.schema import LoraConfig, ModelConfig, SamplerConfig, TuningConfig
 from diffexpo.diffusion import NoiseSource, sample, sample_trajectory
 from diffexpo.diffusion.sampling import replay_log_probs
 from diffexpo.errors import Interrupted
 from diffexpo.online.loop import Console as ConsoleProtocol
-from diffexpo.policies.base import POLICIES, load_policy
+from diffexpo.policies.base import load_policy
 from diffexpo.training.checkpoint import read_tensors
 from diffexpo.types import Conditioning, PairBatch, Policy
 from tests.contract.family import Family
@@ -419,5 +420,5 @@ def test_a_run_at_another_resolution(built: Built, world: Path, tmp_path: Path) 
 
 
 def test_every_family_has_a_contract() -> None:
-    assert {family.pipeline_class for family in FAMILIES} == set(POLICIES)
+    assert {family.pipeline_class for family in FAMILIES} == set(cards.FAMILIES)
     assert len({family.name for family in FAMILIES}) == len(FAMILIES)

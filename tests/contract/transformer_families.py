@@ -28,7 +28,7 @@ from transformers import (
     T5TokenizerFast,
 )
 
-from diffexpo.policies.flux import FLUX_LORA_TARGETS
+from diffexpo.config.families import flux
 from tests.contract.family import Family
 from tests.tiny import WIDTH, _text_config, _vae, tiny_tokenizer
 
@@ -229,7 +229,7 @@ SD3 = partial(Family, pipeline_class="StableDiffusion3Pipeline", draw=draw_with_
 FLUX = partial(
     Family,
     pipeline_class="FluxPipeline",
-    lora_targets=FLUX_LORA_TARGETS,
+    lora_targets=flux.CARD.lora_targets,
     guidance=1.0,
     draw=draw_flux,
     unpack=unpack_flux,

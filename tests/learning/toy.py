@@ -24,7 +24,7 @@ from diffexpo.diffusion.kernels import add_noise
 from diffexpo.diffusion.objectives import NoiseDraw
 from diffexpo.online.loop import Loop, Ranking
 from diffexpo.policies.toy import TOY_FULL, TOY_LORA, ToyNetwork, ToyPolicy
-from diffexpo.policies.unet import make_weights
+from diffexpo.policies.weights import make_weights
 from diffexpo.rewards.base import load_rewards
 from diffexpo.rewards.mixture import mix_rewards
 from diffexpo.rewards.scoring import check_rewards, score_images

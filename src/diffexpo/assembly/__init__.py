@@ -6,7 +6,6 @@ objects     policy, prompts, rewards, ranking, engine, store, loop
 runs        the whole run, one stage of it, the plan, the offline baseline
 evaluating  which version is judged by whom, and where the result goes
 folders     the run folder's own files
-estimating  memory, disk and network evaluations from the settings alone
 improving   the improvement model of a run
 sets        preference sets, prompt lists and stores by name
 sweeping    the improvement model over its guidance scales
@@ -20,12 +19,12 @@ from __future__ import annotations
 
 from importlib import import_module
 
-# Public name -> the module of this package that defines it. No name is that of a module: importing one would
+# Public name -> the module of this package, or the whole name of another's, that defines it. No name is that of a module: importing one would
 # take its place.
 _HOME = {
-    "advise": "estimating",
-    "computing": "estimating",
-    "estimate": "estimating",
+    "advise": "diffexpo.estimate.resources",
+    "computing": "diffexpo.estimate.resources",
+    "estimate": "diffexpo.estimate.resources",
     "export": "actions",
     "export_pairs": "actions",
     "inspect": "actions",
@@ -57,4 +56,5 @@ def __getattr__(name: str) -> object:
         raise AttributeError(
             f"module 'diffexpo.assembly' has no attribute {name!r}; it has {', '.join(sorted(_HOME))}"
         )
-    return vars(import_module(f"diffexpo.assembly.{_HOME[name]}"))[name]
+    home = _HOME[name]
+    return vars(import_module(home if "." in home else f"diffexpo.assembly.{home}"))[name]

@@ -14,6 +14,7 @@ from torch import Tensor
 from diffexpo.assembly.aliases import named_prompts
 from diffexpo.config import RunConfig
 from diffexpo.errors import ResumeError
+from diffexpo.estimate.method import evaluation_batch
 from diffexpo.evaluation.records import (
     PairExample,
     SuiteResult,
@@ -29,8 +30,6 @@ from diffexpo.rewards.cache import cached
 from diffexpo.rewards.images import to_bytes
 from diffexpo.rewards.scoring import reads_latents
 from diffexpo.types import Scorer
-
-EVALUATION_BATCH = 64
 
 
 def make_evaluator(judges: Sequence[Scorer], rewards: Sequence[Scorer]) -> Callable[[Loop, str, int], None]:
@@ -127,12 +126,6 @@ def finite_mean(values: np.ndarray) -> float:
     """Mean of the finite values; NaN if there is none."""
     finite = values[np.isfinite(values)]
     return float(finite.mean()) if finite.size else float("nan")
-
-
-def evaluation_batch(config: RunConfig) -> int:
-    """Images of one network call while evaluating: no more than while collecting, which must fit in memory
-    too."""
-    return min(EVALUATION_BATCH, config.explore.batch_size)
 
 
 def evaluation_ticks(config: RunConfig, name: str) -> int:

@@ -22,6 +22,7 @@ from diffexpo.diffusion.transitions import sampler_transitions, stochastic_grid
 from diffexpo.errors import ConfigError
 from diffexpo.online.loop import Console, Loop, Ranking
 from diffexpo.online.self_play import data_prompts
+from diffexpo.phases import phase
 from diffexpo.policies.base import load_policy
 from diffexpo.rewards.base import load_rewards
 from diffexpo.rewards.mixture import conflict_metrics, dominance, mix_rewards, uncertainty
@@ -124,6 +125,7 @@ def build_policy(config: RunConfig) -> Policy:
         return policy
 
 
+@phase("loading scorers")
 def build_step_judge(config: RunConfig, policy: Policy) -> LatentStepJudge | None:
     """The judge of noisy candidates, if the method has one.
 

@@ -17,12 +17,12 @@ from diffexpo.algorithms import ALGORITHMS
 from diffexpo.assembly.evaluating import eval_dir, on_iterate, save_examples
 from diffexpo.assembly.folders import keep_changes, prepare_folder, set_status
 from diffexpo.assembly.objects import build_loop, describe_policy, make_engine
-from diffexpo.assembly.out_of_memory import explain_memory
 from diffexpo.config import RunConfig, read_resolved
 from diffexpo.config.methods import offline_baseline
 from diffexpo.config.rules import negatives_are_on
 from diffexpo.data.store import Store
 from diffexpo.errors import ConfigError, Interrupted, MissingError, PolicyError
+from diffexpo.estimate.out_of_memory import explain_memory
 from diffexpo.evaluation.records import is_saved, load_suite
 from diffexpo.online.cost import offline_steps_of_equal_cost, run_cost
 from diffexpo.online.explore import SCHEDULES
@@ -121,7 +121,7 @@ def _run(
     until: tuple[str, int] | None,
 ) -> None:
     if choose_device(config.model.device).type != "cpu":
-        from diffexpo.assembly.room import check_room
+        from diffexpo.estimate.room import check_room
 
         check_room(config, console)
     began = time.monotonic()
@@ -251,7 +251,7 @@ def plan(config: RunConfig) -> list[tuple[str, str]]:
 
 def _size_plan(config: RunConfig) -> str:
     """The sizes that pictures may have, and which of them images are drawn at."""
-    from diffexpo.assembly.estimating import picture_sizes
+    from diffexpo.estimate.resources import picture_sizes
 
     try:
         sizes = picture_sizes(config)
@@ -268,7 +268,7 @@ def _size_plan(config: RunConfig) -> str:
 
 def _disk_plan(config: RunConfig) -> str:
     """Bytes that the run leaves, from the model's configuration files."""
-    from diffexpo.assembly.estimating import disk_items
+    from diffexpo.estimate.resources import disk_items
 
     try:
         items = sorted(disk_items(config), key=lambda item: -item.bytes)

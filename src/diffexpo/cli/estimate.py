@@ -11,7 +11,7 @@ from diffexpo.cli.progress import Console
 from diffexpo.cli.run import Set
 
 if TYPE_CHECKING:
-    from diffexpo.assembly.estimating import Advice, Computing, Estimate
+    from diffexpo.estimate.resources import Advice, Computing, Estimate
 
 GIB = 2**30
 
@@ -66,8 +66,6 @@ def estimate(
 
 
 def _print(found: Estimate, compute: Computing, console: Console) -> None:
-    from diffexpo.assembly.estimating import SUSTAINED
-
     rows = [(item.what, item.count, item.phase, _gib(item.bytes)) for item in found.memory]
     console.table(f"memory ({found.source})", ["what", "count", "when", "GiB"], rows)
     console.line(f"  largest at once {_gib(found.total)} GiB (always, and the largest other phase)")
@@ -82,7 +80,7 @@ def _print(found: Estimate, compute: Computing, console: Console) -> None:
         f"{cost.images:,} images"
     )
     console.line(
-        f"{compute.flops / 1e12:.3g} TFLOP each: {compute.hours:,.3g} GPU-hours at {SUSTAINED / 1e12:.0f} "
+        f"{compute.flops / 1e12:.3g} TFLOP each: {compute.hours:,.3g} GPU-hours at {compute.rate / 1e12:.0f} "
         f"TFLOP/s, "
         "scoring and evaluation apart"
     )

@@ -7,12 +7,12 @@ the rules do not know is listed by name, so that its user looks for its own refe
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from diffexpo.config.families import FAMILIES, Family, family_of_name
 from diffexpo.config.methods import offline_baseline
 from diffexpo.config.papers import WORKS, Work, bibtex, readable
 
@@ -30,19 +30,6 @@ SAMPLERS = {
     "flow_euler": "liu2022rectifiedflow",
 }
 FLOW_SDES = {"flow_grpo": "liu2025flowgrpo", "dance": "xue2025dancegrpo", "cps": "wang2025cps"}
-# By the class that a pipeline's folder names, else by the name of the model.
-PIPELINES = {
-    "StableDiffusionPipeline": "rombach2022ldm",
-    "StableDiffusionXLPipeline": "podell2023sdxl",
-    "StableDiffusion3Pipeline": "esser2024sd3",
-    "FluxPipeline": "flux2024",
-}
-MODEL_NAMES = (
-    (r"flux", "flux2024"),
-    (r"sdxl|stable-diffusion-xl", "podell2023sdxl"),
-    (r"sd-?3|stable-diffusion-3", "esser2024sd3"),
-    (r"sd-?[12]|stable-diffusion-(v1|v2|2)", "rombach2022ldm"),
-)
 OFFLINE_FORMATS = {"hpdv2": "wu2023hpsv2", "hpdv3": "ma2025hpsv3", "imagerewarddb": "xu2023imagereward"}
 
 
@@ -134,20 +121,18 @@ def _model(config: RunConfig) -> Uses:
             "esser2024sd3" if "flow" in path.removeprefix(EMBEDDED) else "rombach2022ldm",
         )
         return
-    yield f"model {path}", _pipeline_work(Path(path)) or _named_work(path)
+    family = _family_of_folder(Path(path)) or family_of_name(path)
+    for key in (None,) if family is None else family.works(path):
+        yield f"model {path}", key
 
 
-def _pipeline_work(folder: Path) -> str | None:
-    """The work behind the class that a pipeline's folder names, if it is one."""
+def _family_of_folder(folder: Path) -> Family | None:
+    """The family behind the class that a pipeline's folder names, if it is one."""
     try:
         index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
-    return PIPELINES.get(str(index.get("_class_name"))) if isinstance(index, dict) else None
-
-
-def _named_work(path: str) -> str | None:
-    return next((key for pattern, key in MODEL_NAMES if re.search(pattern, path.lower())), None)
+    return FAMILIES.get(str(index.get("_class_name"))) if isinstance(index, dict) else None
 
 
 def _rewards(config: RunConfig) -> Uses:

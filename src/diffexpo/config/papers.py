@@ -13,7 +13,16 @@ from diffexpo import __version__
 
 FILE = Path(__file__).with_name("papers.bib")
 # The file's spelling of characters that BibTeX without UTF-8 cannot read.
-TEX = {r"{\"u}": "ü", r"{\"o}": "ö", r"{\'e}": "é", r"\&": "&", r"\_": "_", r"\%": "%"}
+TEX = {
+    r"{\"u}": "ü",
+    r"{\"o}": "ö",
+    r"{\'e}": "é",
+    r"\&": "&",
+    r"\_": "_",
+    r"\%": "%",
+    r"$\alpha$": "α",
+    r"$\Sigma$": "Σ",
+}
 FIELDS = {"author", "title", "journal", "booktitle", "year", "eprint", "archivePrefix", "url", "note"}
 ARXIV = "https://arxiv.org/abs/"
 

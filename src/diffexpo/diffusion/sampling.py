@@ -30,6 +30,7 @@ from diffexpo.diffusion.transitions import (
     stochastic_grid,
     transition_rows,
 )
+from diffexpo.phases import phase
 from diffexpo.types import Conditioning, Policy
 
 
@@ -74,6 +75,7 @@ def num_network_evaluations(sampler: SamplerConfig, guidance_active: bool) -> in
     return sampler.steps * (2 if guidance_active else 1)
 
 
+@phase("drawing images")
 def predict_guided(
     policy: Policy,
     x_t: Tensor,
@@ -126,6 +128,7 @@ def predict_double_guided(
     return _predict(policy, x_t, t, _stack_double(text, empty, image, scales), scales)
 
 
+@phase("drawing images")
 @torch.no_grad()
 def sample_double_guided(
     policy: Policy,
@@ -162,6 +165,7 @@ def sample_double_guided(
     return _draw(policy, _stack_double(text, empty, image, scales), scales, sampler, noise, tick)
 
 
+@phase("drawing images")
 @torch.no_grad()
 def sample(
     policy: Policy,
@@ -191,6 +195,7 @@ def sample(
     return _draw(policy, stacked, sampler.guidance, sampler, noise, tick)
 
 
+@phase("drawing images")
 @torch.no_grad()
 def sample_trajectory(
     policy: Policy,
@@ -266,6 +271,7 @@ class Replayed(NamedTuple):
     prediction: Tensor
 
 
+@phase("drawing images")
 def replay_transitions(
     policy: Policy,
     sampler: SamplerConfig,

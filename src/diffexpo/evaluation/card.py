@@ -16,8 +16,8 @@ import yaml
 
 import diffexpo
 from diffexpo.config import RunConfig
-from diffexpo.config.architectures import find_architecture
 from diffexpo.config.citations import citations
+from diffexpo.config.families import FAMILIES, find_checkpoint
 from diffexpo.config.papers import bibtex
 from diffexpo.config.schema import SamplerConfig
 from diffexpo.evaluation.grid import picture_grid, save_grid
@@ -84,8 +84,8 @@ def licence_of(path: str) -> str | None:
     "creativeml-openrail-m"."""
     if path.startswith("emoji:"):
         return EMBEDDED_LICENCE
-    found = find_architecture(path)
-    return found.licence if found else None
+    found = find_checkpoint(path)
+    return found[1].licence if found else None
 
 
 def _front_matter(config: RunConfig, exported: Exported) -> dict[str, object]:
@@ -167,8 +167,8 @@ def _use(config: RunConfig, exported: Exported) -> str:
 
 
 def _pipeline_guidance(config: RunConfig, exported: Exported) -> float:
-    """What the pipeline calls guidance: for FLUX the number that its network is fed."""
-    if exported.pipeline_class == "FluxPipeline":
+    """What the pipeline calls guidance: for some families (FLUX) the number that the network is fed."""
+    if FAMILIES[exported.pipeline_class].is_fed_guidance:
         return config.model.guidance_embedding
     return config.evaluation.sampler.guidance
 

@@ -26,6 +26,7 @@ from diffexpo.diffusion import (
     step_moments,
 )
 from diffexpo.errors import DataError
+from diffexpo.phases import phase
 from diffexpo.rng import torch_generator
 from diffexpo.types import Conditioning, Policy
 
@@ -36,6 +37,7 @@ def _nothing() -> None:
     pass
 
 
+@phase("drawing images")
 @torch.no_grad()
 def path_kl(
     policy: Policy,
@@ -100,6 +102,7 @@ def kl_estimator(path: Path, sampler: SamplerConfig) -> str:
     return f"path KL per image ({kernel}; {sampler.steps} steps, {guided})"
 
 
+@phase("drawing images")
 @torch.no_grad()
 def elbo_kl(
     policy: Policy,

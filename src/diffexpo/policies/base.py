@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from importlib import import_module
-from typing import TYPE_CHECKING
 
+from diffexpo.config.families import FAMILIES, Family
 from diffexpo.config.schema import ModelConfig, TuningConfig
 from diffexpo.errors import ConfigError, PolicyError
+from diffexpo.phases import phase
+from diffexpo.policies.autoencoder import use_slices_and_tiles, vae_factor
+from diffexpo.policies.family import FamilyPolicy, Loading
 from diffexpo.policies.loading import (
     ModelFolder,
     component_folder,
@@ -14,31 +17,8 @@ from diffexpo.policies.loading import (
     read_model_folder,
     resolve_folder,
 )
-from diffexpo.policies.sizes import bucket_shapes, check_areas, vae_factor
+from diffexpo.policies.sizes import bucket_shapes, check_areas
 from diffexpo.policies.speed import apply_speed_settings
-
-if TYPE_CHECKING:
-    from diffexpo.policies.flux import FluxPolicy
-    from diffexpo.policies.pixart import PixArtPolicy
-    from diffexpo.policies.sana import SanaPolicy
-    from diffexpo.policies.sd3 import SD3Policy
-    from diffexpo.policies.sdxl import SDXLPolicy
-    from diffexpo.policies.unet import UNetPolicy
-
-    LoadedPolicy = UNetPolicy | SDXLPolicy | SD3Policy | FluxPolicy | PixArtPolicy | SanaPolicy
-# Pipeline class name in model_index.json -> the module of this package whose `load` reads it. Only that one
-# is imported: each family brings networks of its own, and importing them all takes a second.
-POLICIES = {
-    "StableDiffusionPipeline": "unet",
-    "StableDiffusionXLPipeline": "sdxl",
-    "StableDiffusion3Pipeline": "sd3",
-    "FluxPipeline": "flux",
-    "PixArtSigmaPipeline": "pixart",
-    "SanaPipeline": "sana",
-}
-# Of these, the families whose text encoders may include T5, or whose text length can be set as T5's can
-# (Gemma in SANA).
-WITH_T5 = ("StableDiffusion3Pipeline", "FluxPipeline", "PixArtSigmaPipeline", "SanaPipeline")
 
 # Parts of pipeline class names that tell another task.
 OTHER_TASKS = {
@@ -52,6 +32,7 @@ OTHER_TASKS = {
 }
 
 
+@phase("loading the model")
 def load_policy(
     model: ModelConfig,
     tuning: TuningConfig,
@@ -59,7 +40,7 @@ def load_policy(
     folder_or_id: str,
     seed: int,
     gradient_checkpointing: bool = False,
-) -> LoadedPolicy:
+) -> FamilyPolicy:
     """Load a base model and put trainable weights on it.
 
     Args:
@@ -85,28 +66,31 @@ def load_policy(
     folder = read_model_folder(
         resolve_folder(folder_or_id, revision=model.revision, variant=model.variant), model.variant
     )
-    if folder.pipeline_class not in POLICIES:
+    card = FAMILIES.get(folder.pipeline_class)
+    if card is None:
         raise PolicyError(
             f"{folder.path}: model family {folder.pipeline_class!r} is unknown; expected one of "
-            f"{', '.join(POLICIES)}{_other_task(folder.pipeline_class)}"
+            f"{', '.join(FAMILIES)}{_other_task(folder.pipeline_class)}"
         )
-    if folder.pipeline_class not in WITH_T5:
-        _refuse_t5_settings(folder, model)
-    family = import_module(f"diffexpo.policies.{POLICIES[folder.pipeline_class]}")
-    policy = family.load(folder, model, tuning, seed=seed, gradient_checkpointing=gradient_checkpointing)
-    apply_speed_settings(model, policy.weights, policy.vae, policy.device)
+    _refuse_text_settings(card, model)
+    ask = Loading.of(folder, model, tuning, seed=seed, gradient_checkpointing=gradient_checkpointing)
+    # Only this family's code is imported: each brings networks of its own, and importing them all takes a
+    # second.
+    policy = import_module(f"diffexpo.policies.{card.name}").load(ask)
+    use_slices_and_tiles(policy.vae, model)
+    apply_speed_settings(model, policy.weights, policy.device)
     policy.latent_shapes = _shapes(folder, model, policy)
     return policy
 
 
 def _shapes(
-    folder: ModelFolder, model: ModelConfig, policy: LoadedPolicy
+    folder: ModelFolder, model: ModelConfig, policy: FamilyPolicy
 ) -> tuple[tuple[int, int, int], ...]:
-    """Shapes of the latents of all sizes of a run's pictures; see `Policy` and `HasBuckets`."""
+    """Shapes of the latents of all sizes of a run's images; see `Policy` and `HasBuckets`."""
     if not model.buckets:
         return (policy.latent_shape,)
-    where = str(folder.path)
-    shapes = bucket_shapes(policy.weights.network, policy.latent_shape, vae_factor(policy.vae), model, where)
+    where, factor = str(folder.path), vae_factor(policy.vae)
+    shapes = bucket_shapes(policy.card, policy.weights.network, policy.latent_shape, factor, model, where)
     if read_json(component_folder(folder, "scheduler") / "scheduler_config.json").get("use_dynamic_shifting"):
         check_areas(shapes, where)
     return shapes
@@ -120,14 +104,19 @@ def _other_task(pipeline_class: str) -> str:
     return ""
 
 
-def _refuse_t5_settings(folder: ModelFolder, model: ModelConfig) -> None:
-    """Raise ConfigError if a setting of T5 is given for a family without it."""
-    for key, given, default in (
-        ("max_sequence_length", model.max_sequence_length, None),
-        ("drop_t5", model.drop_t5, False),
-    ):
-        if given != default:
-            raise ConfigError(
-                f"model.{key}={given}: a {folder.pipeline_class} has no T5 that it could act on; expected "
-                f"{'null' if default is None else 'false'}"
-            )
+def _refuse_text_settings(card: Family, model: ModelConfig) -> None:
+    """Raise ConfigError if a setting of T5 is given for a family that it cannot act on."""
+    if not card.text_tokens and model.max_sequence_length is not None:
+        raise ConfigError(
+            f"model.max_sequence_length={model.max_sequence_length}: a {card.pipeline} has no T5 that it could "
+            "act on; expected null"
+        )
+    if not model.drop_t5 or card.optional:
+        return
+    if not card.text_tokens:
+        why = "has no T5 that it could act on; expected false"
+    elif card.text_reader == "T5":
+        why = "has no text states but T5's; expected false (only Stable Diffusion 3 runs without T5)"
+    else:
+        why = f"has no T5 ({card.text_reader} reads its texts); expected false"
+    raise ConfigError(f"model.drop_t5=true: a {card.pipeline} {why}")

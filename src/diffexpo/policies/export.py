@@ -1,19 +1,19 @@
 """Hand a trained version to plain diffusers, and refuse to say "saved" before plain diffusers has drawn the
-same picture.
+same image.
 
 A LoRA file is `B' A` with the scale alpha / rank folded into B' (so that loaders which ignore metadata
 agree), with the adapter's configuration and the usual `modelspec.*` and `ss_*` keys in the header:
 
     pytorch_lora_weights.safetensors   `unet.*` or `transformer.*` keys, for `load_lora_weights` and, for
-    transformers, ComfyUI kohya_lora.safetensors             UNets: `lora_unet_*` keys with lora_down, lora_up
-    and alpha, for ComfyUI and kohya's tools adapter_model.safetensors, adapter_config.json    families whose
-    pipeline loads no LoRA (PixArt): for `peft.PeftModel`
+                                       transformers, ComfyUI
+    kohya_lora.safetensors             UNets: `lora_unet_*` keys with lora_down, lora_up and alpha, for
+                                       ComfyUI and kohya's tools
+    adapter_model.safetensors, adapter_config.json
+                                       families whose pipeline loads no LoRA (PixArt): for `peft.PeftModel`
 
 A policy that is exported has `folder` (whose `model_index.json` names pipeline and components), `weights`,
 `vae`, `path`, `latent_shape`, `fingerprint`, `dtype` and `device`. What its pipeline's call needs beyond
-prompt, size, steps, guidance and generator stands in `ARGUMENTS`, by the name of the pipeline's class; a
-family without such needs has nothing to add here. A family that holds some components in another precision
-than the denoiser names it in `component_dtypes`.
+prompt, size, steps, guidance and generator stands on the family's card.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ import json
 import logging
 import math
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from enum import Enum
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import diffusers
 import torch
@@ -35,12 +35,13 @@ from peft import PeftModel
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from diffexpo.diffusion.path import Path as DiffusionPath
 from diffexpo.errors import PolicyError
-from diffexpo.policies.loading import LOAD_ERRORS, ModelFolder
-from diffexpo.policies.sizes import vae_factor
+from diffexpo.phases import phase
+from diffexpo.policies.autoencoder import vae_factor
+from diffexpo.policies.family import FamilyPolicy
+from diffexpo.policies.loading import LOAD_ERRORS
 from diffexpo.policies.t5 import SETTINGS_FILE
-from diffexpo.policies.weights import CopyWeightSets, LoraWeightSets, fingerprint_state
+from diffexpo.policies.weights import LoraWeightSets, fingerprint_state
 
 LORA_FILE = "pytorch_lora_weights.safetensors"
 KOHYA_FILE = "kohya_lora.safetensors"
@@ -51,58 +52,12 @@ PEFT_FILE, PEFT_CONFIG = "adapter_model.safetensors", "adapter_config.json"
 TOLERANCE = 1e-5
 PROBE_PROMPT = "a photo"
 STEPS, GUIDANCE = 2, 3.0
-# Pipeline class -> (modelspec architecture, base version as kohya's tools name it).
-ARCHITECTURES = {
-    "StableDiffusionPipeline": ("stable-diffusion-v1", "sd_v1"),
-    "StableDiffusionXLPipeline": ("stable-diffusion-xl-v1-base", "sdxl_base_v1-0"),
-    "StableDiffusion3Pipeline": ("stable-diffusion-3", "sd3"),
-    "FluxPipeline": ("flux-1", "flux1"),
-    "PixArtSigmaPipeline": ("pixart-sigma", "pixart-sigma"),
-    "SanaPipeline": ("sana", "sana"),
-}
-# A text encoder of this width makes a StableDiffusionPipeline a Stable Diffusion 2.
-SD2_TEXT_WIDTH = 1024
 Pipeline = DiffusionPipeline
 _log = logging.getLogger("diffexpo")
 
 
-class Exportable(Protocol):
-    """What a policy must have to be exported."""
-
-    folder: ModelFolder
-    path: DiffusionPath
-    weights: LoraWeightSets | CopyWeightSets
-    vae: nn.Module
-    latent_shape: tuple[int, int, int]
-    fingerprint: str
-    dtype: torch.dtype
-    device: torch.device
-
-
-def _t5_length(policy: Any) -> dict[str, object]:
-    length = policy.t5_tokens if policy.t5 is None else policy.t5.length
-    return {"max_sequence_length": length}
-
-
-# Pipeline class -> what its call needs, besides what all take.
-ARGUMENTS: dict[str, Callable[[Any], dict[str, object]]] = {
-    "StableDiffusion3Pipeline": _t5_length,
-    "FluxPipeline": lambda policy: {"max_sequence_length": policy.t5.length},
-    "PixArtSigmaPipeline": lambda policy: {
-        "max_sequence_length": policy.t5.length,
-        "use_resolution_binning": False,
-        "clean_caption": False,
-    },
-    # Its call draws 1024 pixels whatever the checkpoint's own size.
-    "SanaPipeline": lambda policy: {
-        "max_sequence_length": policy.max_tokens,
-        "use_resolution_binning": False,
-        **dict(zip(("height", "width"), _picture_size(policy), strict=True)),
-    },
-}
-
-
-def export_policy(policy: Exportable, version: str, folder: Path) -> dict[str, object]:
+@phase("exporting")
+def export_policy(policy: FamilyPolicy, version: str, folder: Path) -> dict[str, object]:
     """Export a version as its tuning kind says: LoRA files or a whole pipeline folder. See `export_lora`,
     `export_full`."""
     if policy.weights.kind == "lora":
@@ -110,7 +65,7 @@ def export_policy(policy: Exportable, version: str, folder: Path) -> dict[str, o
     return export_full(policy, version, folder)
 
 
-def export_lora(policy: Exportable, version: str, folder: Path) -> dict[str, object]:
+def export_lora(policy: FamilyPolicy, version: str, folder: Path) -> dict[str, object]:
     """Write the LoRA files of the family and compare a fresh plain-diffusers pipeline that loads each.
 
     Args:
@@ -146,7 +101,7 @@ def export_lora(policy: Exportable, version: str, folder: Path) -> dict[str, obj
     except PolicyError:
         files[0].unlink()
         raise
-    if denoiser_name(policy) == "unet":
+    if policy.card.has_kohya_file:
         kohya = _export_kohya(policy, version, tensors, header, fresh, folder)
         files += [kohya] if kohya is not None else []
     return {
@@ -159,7 +114,7 @@ def export_lora(policy: Exportable, version: str, folder: Path) -> dict[str, obj
     }
 
 
-def export_full(policy: Exportable, version: str, folder: Path) -> dict[str, object]:
+def export_full(policy: FamilyPolicy, version: str, folder: Path) -> dict[str, object]:
     """Write the whole pipeline with a version's denoiser, reload it in plain diffusers and compare.
 
     Args:
@@ -177,7 +132,7 @@ def export_full(policy: Exportable, version: str, folder: Path) -> dict[str, obj
         raise PolicyError(f"{folder}: is the base model's own folder; export to another one")
     pipeline = _pipeline_from(policy, policy.folder.path)
     with policy.weights.use(version):
-        setattr(pipeline, denoiser_name(policy), policy.weights.network)
+        setattr(pipeline, policy.card.denoiser[0], policy.weights.network)
     pipeline.save_pretrained(str(folder), safe_serialization=True)
     settings = policy.folder.path / SETTINGS_FILE
     if settings.is_file():
@@ -203,14 +158,12 @@ def attach_lora(pipeline: Pipeline, folder: Path) -> None:
         pipeline.load_lora_weights(str(folder), weight_name=LORA_FILE)
 
 
-def denoiser_name(policy: Exportable) -> str:
-    """The component that is trained: "unet" or "transformer"."""
-    return "unet" if policy.folder.has("unet") else "transformer"
-
-
-def call_arguments(policy: Exportable) -> dict[str, object]:
+def call_arguments(policy: FamilyPolicy) -> dict[str, object]:
     """What the pipeline's call needs besides prompt, size, steps, guidance and generator."""
-    return ARGUMENTS.get(policy.folder.pipeline_class, lambda policy: {})(policy)
+    card = policy.card
+    length = {"max_sequence_length": policy.sequence_length} if card.text_tokens else {}
+    size = dict(zip(("height", "width"), _image_size(policy), strict=True)) if card.call_needs_size else {}
+    return {**length, **card.call, **size}
 
 
 def kohya_tensors(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -240,10 +193,10 @@ def kohya_tensors(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _write_lora(
-    policy: Exportable, tensors: Mapping[str, Tensor], header: Mapping[str, str], folder: Path
+    policy: FamilyPolicy, tensors: Mapping[str, Tensor], header: Mapping[str, str], folder: Path
 ) -> Path:
     """By the pipeline class's own `save_lora_weights`, which prefixes the names."""
-    component = denoiser_name(policy)
+    component = policy.card.denoiser[0]
     adapter = policy.weights.peft_config(policy.weights.rank).to_dict()
 
     def write(layers: Mapping[str, Tensor], file: str) -> None:
@@ -257,7 +210,7 @@ def _write_lora(
 
 
 def _write_peft(
-    policy: Exportable, tensors: Mapping[str, Tensor], header: Mapping[str, str], folder: Path
+    policy: FamilyPolicy, tensors: Mapping[str, Tensor], header: Mapping[str, str], folder: Path
 ) -> Path:
     """In peft's own layout."""
     adapter = policy.weights.peft_config(policy.weights.rank).to_dict()
@@ -269,7 +222,7 @@ def _write_peft(
 
 
 def _export_kohya(
-    policy: Exportable,
+    policy: FamilyPolicy,
     version: str,
     tensors: Mapping[str, Tensor],
     header: Mapping[str, str],
@@ -296,8 +249,8 @@ def _export_kohya(
     return file
 
 
-def _header(policy: Exportable, version: str, tensors: Mapping[str, Tensor]) -> dict[str, str]:
-    height, width = _picture_size(policy)
+def _header(policy: FamilyPolicy, version: str, tensors: Mapping[str, Tensor]) -> dict[str, str]:
+    height, width = _image_size(policy)
     architecture, base_version = _architecture(policy)
     return {
         "format": "pt",
@@ -319,15 +272,13 @@ def _header(policy: Exportable, version: str, tensors: Mapping[str, Tensor]) -> 
     }
 
 
-def _architecture(policy: Exportable) -> tuple[str, str]:
-    name = policy.folder.pipeline_class
-    network = policy.weights.network
-    if name == "StableDiffusionPipeline" and network.config.cross_attention_dim == SD2_TEXT_WIDTH:
-        return "stable-diffusion-v2", "sd_v2"
-    return ARCHITECTURES.get(name, (name, name))
+def _architecture(policy: FamilyPolicy) -> tuple[str, str]:
+    card = policy.card
+    width = policy.weights.network.config.get("cross_attention_dim")
+    return card.export_names_by_text_width.get(width, card.export_names)
 
 
-def _picture_size(policy: Exportable) -> tuple[int, int]:
+def _image_size(policy: FamilyPolicy) -> tuple[int, int]:
     factor = vae_factor(policy.vae)
     return policy.latent_shape[1] * factor, policy.latent_shape[2] * factor
 
@@ -344,31 +295,30 @@ def _plain(value: object) -> object:
 # ---- reloading ---------------------------------------------------------------------------------------------
 
 
-def left_out(policy: Exportable) -> tuple[str, ...]:
+def left_out(policy: FamilyPolicy) -> tuple[str, ...]:
     """Components that the pipeline is loaded without: those the folder does not have, checkers of its
-    pictures, and T5 where the policy runs without it.
-    """
+    images, and T5 where the policy runs without it."""
     index = policy.folder.index
     absent = [name for name, entry in index.items() if entry == [None, None]]
     checkers = [name for name in ("safety_checker", "feature_extractor", "image_encoder") if name in index]
-    if policy.folder.pipeline_class == "StableDiffusion3Pipeline" and policy.t5 is None:
-        absent += ["text_encoder_3", "tokenizer_3"]
-    return tuple(dict.fromkeys([*absent, *checkers]))
+    return tuple(dict.fromkeys([*absent, *policy.left_out, *checkers]))
 
 
-def _pipeline_class(policy: Exportable) -> type[Pipeline]:
+def _pipeline_class(policy: FamilyPolicy) -> type[Pipeline]:
     return getattr(diffusers, policy.folder.pipeline_class)
 
 
-def _pipeline_from(policy: Exportable, folder: Path) -> Pipeline:
+def _pipeline_from(policy: FamilyPolicy, folder: Path) -> Pipeline:
     """A fresh plain-diffusers pipeline of the folder, as any user would load it."""
     settings: dict[str, Any] = dict.fromkeys(left_out(policy))
+    # The denoiser's precision for all, except components that the family holds in another.
+    others = policy.component_dtypes
     if "safety_checker" in settings:
         settings["requires_safety_checker"] = False
     try:
         pipeline = _pipeline_class(policy).from_pretrained(
             str(folder),
-            dtype=_dtypes(policy),
+            dtype={"default": policy.dtype, **others} if others else policy.dtype,
             variant=policy.folder.variant if folder == policy.folder.path else None,
             local_files_only=True,
             **settings,
@@ -381,17 +331,10 @@ def _pipeline_from(policy: Exportable, folder: Path) -> Pipeline:
     return pipeline.to(policy.device)
 
 
-def _dtypes(policy: Exportable) -> torch.dtype | dict[str, torch.dtype]:
-    """The denoiser's precision for all, but for components that the family holds in another
-    (`component_dtypes`)."""
-    others: dict[str, torch.dtype] = getattr(policy, "component_dtypes", {})
-    return {"default": policy.dtype, **others} if others else policy.dtype
-
-
 def _compare(
-    policy: Exportable, version: str, fresh: Pipeline, where: Path, ours: Pipeline | None = None
+    policy: FamilyPolicy, version: str, fresh: Pipeline, where: Path, ours: Pipeline | None = None
 ) -> dict[str, object]:
-    """The first network call and the picture of two steps: ours with the version against the reloaded
+    """The first network call and the image of two steps: ours with the version against the reloaded
     pipeline.
 
     `ours` has the base model's other components; None: those of `fresh`, which an adapter leaves as they are
@@ -400,7 +343,7 @@ def _compare(
     Raises:
         PolicyError: they differ by more than the tolerance; the file must not be trusted.
     """
-    name = denoiser_name(policy)
+    name = policy.card.denoiser[0]
     if ours is None:
         ours = type(fresh)(**_components(fresh, name))
     ours.set_progress_bar_config(disable=True)
@@ -433,21 +376,19 @@ def _compare(
 def _components(pipeline: Pipeline, denoiser: str) -> dict[str, Any]:
     """What the pipeline's class is made of, the denoiser left for later."""
     settings = {
-        name: value for name, value in pipeline.config.items() if not name.startswith("_") and _is_flag(value)
+        name: value
+        for name, value in pipeline.config.items()
+        if not name.startswith("_") and isinstance(value, bool)
     }
     return settings | pipeline.components | {denoiser: getattr(pipeline, denoiser)}
 
 
-def _is_flag(value: object) -> bool:
-    return isinstance(value, bool)
-
-
-def _is_exact_scale(policy: Exportable) -> bool:
+def _is_exact_scale(policy: FamilyPolicy) -> bool:
     weights = policy.weights
     return not isinstance(weights, LoraWeightSets) or math.frexp(weights.alpha / weights.rank)[0] == 0.5
 
 
-def _refuse_other_weights(policy: Exportable, version: str, network: nn.Module, where: Path) -> None:
+def _refuse_other_weights(policy: FamilyPolicy, version: str, network: nn.Module, where: Path) -> None:
     """Raise PolicyError unless the reloaded network holds the version's tensors bit for bit."""
     saved = network.state_dict()
     for name, value in policy.weights.state(version).items():
@@ -455,16 +396,16 @@ def _refuse_other_weights(policy: Exportable, version: str, network: nn.Module, 
             raise PolicyError(f"{where}: {name} differs after reloading; do not use the file, check the disk")
 
 
-def _draw(pipeline: Pipeline, policy: Exportable) -> tuple[Tensor, Tensor]:
-    """The denoiser's first output, and a two-step picture (3, H, W) in [0, 1], with guidance, from noise of a
+def _draw(pipeline: Pipeline, policy: FamilyPolicy) -> tuple[Tensor, Tensor]:
+    """The denoiser's first output, and a two-step image (3, H, W) in [0, 1], with guidance, from noise of a
     fixed seed."""
     outputs: list[Tensor] = []
-    hook = getattr(pipeline, denoiser_name(policy)).register_forward_hook(
+    hook = getattr(pipeline, policy.card.denoiser[0]).register_forward_hook(
         lambda module, inputs, output: outputs.append(output[0].detach().float().cpu())
     )
-    height, width = _picture_size(policy)
+    height, width = _image_size(policy)
     try:
-        pictures = pipeline(
+        images = pipeline(
             PROBE_PROMPT,
             num_inference_steps=STEPS,
             guidance_scale=GUIDANCE,
@@ -474,4 +415,4 @@ def _draw(pipeline: Pipeline, policy: Exportable) -> tuple[Tensor, Tensor]:
         ).images
     finally:
         hook.remove()
-    return outputs[0], pictures[0].float().cpu()
+    return outputs[0], images[0].float().cpu()

@@ -10,30 +10,29 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import fields
 from pathlib import Path
 
 import torch
-from diffusers import SD3Transformer2DModel, UNet2DConditionModel
 from torch import Tensor, nn
 from torch.nn.functional import conv2d
 
+from diffexpo.config.families import Family
+from diffexpo.config.schema import TuningConfig
 from diffexpo.diffusion.guidance import IMAGE_CONDITION
 from diffexpo.errors import PolicyError
+from diffexpo.policies.family import FamilyPolicy, class_of
 from diffexpo.policies.loading import ModelFolder, load_module, read_json, read_model_folder
-from diffexpo.policies.sd3 import SD3Policy, inert_parameters
+from diffexpo.policies.sd3 import SD3Policy
 from diffexpo.policies.t5 import SETTINGS_FILE
 from diffexpo.policies.unet import UNetPolicy
-from diffexpo.policies.weights import CopyWeightSets, fingerprint_state
+from diffexpo.policies.weights import fingerprint_state, make_weights
 from diffexpo.types import Conditioning, Policy
 
 IMPROVER_FILE = "improver.json"
 FORMAT = 1
 CONDITION_SCALE = 1.0
-# Component folder of the denoiser and its class, by the family of the base.
-DENOISERS: dict[type, tuple[str, type]] = {
-    UNetPolicy: ("unet", UNet2DConditionModel),
-    SD3Policy: ("transformer", SD3Transformer2DModel),
-}
+FULL = TuningConfig(kind="full")
 BESIDE_THE_DENOISER = ("scheduler", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2", "vae")
 
 
@@ -91,9 +90,9 @@ def make_improver(policy: Policy, *, gradient_checkpointing: bool = False) -> Im
     component, network_class = _denoiser_of(policy)
     network = load_module(network_class, policy.folder, component, torch.float32, policy.device)
     channels = policy.latent_shape[0]
-    plain = input_convolution(network)
+    plain = input_convolution(network, policy.card)
     wide = widen(plain, channels, torch.cat([plain.weight, torch.zeros_like(plain.weight)], dim=1))
-    _set_input_convolution(network, wide)
+    network.set_submodule(policy.card.input_convolution, wide)
     network.register_to_config(in_channels=2 * channels, out_channels=channels)
     return _improver_of(policy, network, gradient_checkpointing)
 
@@ -115,14 +114,13 @@ def load_improver(folder: Path, policy: Policy, *, gradient_checkpointing: bool 
     if settings.get("format") != FORMAT:
         raise PolicyError(
             f"{folder / IMPROVER_FILE}: format is {settings.get('format')!r}, this version reads {FORMAT}; "
-            f"train it anew"
+            "train it again"
         )
     for key, module in _shared_modules(policy).items():
         if settings.get(key) != fingerprint_state(module.state_dict()):
             raise PolicyError(
                 f"{folder}: the improvement model was trained with another {key} than {policy.folder.path} "
-                f"has; expected a "
-                "model of the same autoencoder and text encoders"
+                "has; expected a model of the same autoencoder and text encoders"
             )
     component, network_class = _denoiser_of(policy)
     index = read_model_folder(folder)
@@ -130,13 +128,13 @@ def load_improver(folder: Path, policy: Policy, *, gradient_checkpointing: bool 
         network_class, ModelFolder(folder, index.index, None), component, torch.float32, policy.device
     )
     channels = policy.latent_shape[0]
-    plain = input_convolution(network)
+    plain = input_convolution(network, policy.card)
     if plain.in_channels != 2 * channels:
         raise PolicyError(
             f"{folder / component}: takes {plain.in_channels} channels; expected {2 * channels}, latents and "
             f"an image of {channels} each"
         )
-    _set_input_convolution(network, widen(plain, channels, plain.weight))
+    network.set_submodule(policy.card.input_convolution, widen(plain, channels, plain.weight))
     improver = _improver_of(policy, network, gradient_checkpointing)
     improver.condition_scale = float(settings["condition_scale"])  # type: ignore[arg-type]
     return improver
@@ -176,9 +174,9 @@ def save_improver(improver: Improver, folder: Path) -> Path:
     return folder
 
 
-def input_convolution(network: nn.Module) -> nn.Conv2d:
+def input_convolution(network: nn.Module, card: Family) -> nn.Conv2d:
     """The convolution that reads latents: a UNet's first one, a transformer's patch embedding."""
-    return network.conv_in if isinstance(network, UNet2DConditionModel) else network.pos_embed.proj
+    return network.get_submodule(card.input_convolution)
 
 
 def widen(plain: nn.Conv2d, own_channels: int, weight: Tensor) -> WidenedConv2d:
@@ -204,48 +202,28 @@ def widen(plain: nn.Conv2d, own_channels: int, weight: Tensor) -> WidenedConv2d:
     return wide
 
 
-def _set_input_convolution(network: nn.Module, convolution: nn.Conv2d) -> None:
-    if isinstance(network, UNet2DConditionModel):
-        network.conv_in = convolution
-    else:
-        network.pos_embed.proj = convolution
-
-
 def _denoiser_of(policy: Policy) -> tuple[str, type]:
-    for family, denoiser in DENOISERS.items():
-        if isinstance(policy, family):
-            return denoiser
-    raise PolicyError(
-        f"{type(policy).__name__}: there is no improvement model of this family; expected a model in the "
-        f"layout of Stable "
-        "Diffusion 1.x or 3"
-    )
+    """Component folder of the denoiser, and its class."""
+    card = policy.card if isinstance(policy, FamilyPolicy) else None
+    if card is None or not card.input_convolution:
+        raise PolicyError(
+            f"{type(policy).__name__}: there is no improvement model of this family; expected a model in the "
+            "layout of Stable Diffusion 1.x or 3"
+        )
+    return card.denoiser[0], class_of(card.denoiser[1])
 
 
-def _improver_of(policy: Policy, network: nn.Module, gradient_checkpointing: bool) -> Improver:
+def _improver_of(policy: FamilyPolicy, network: nn.Module, gradient_checkpointing: bool) -> Improver:
     if gradient_checkpointing:
         network.enable_gradient_checkpointing()
-    shared = {
-        "folder": policy.folder,
-        "path": policy.path,
-        "vae": policy.vae,
-        "latent_shape": policy.latent_shape,
-        "fingerprint": policy.fingerprint,
-        "dtype": torch.float32,
-        "device": policy.device,
-    }
-    if isinstance(policy, UNetPolicy):
-        own = {"text_encoder": policy.text_encoder, "tokenizer": policy.tokenizer}
-        return UNetImprover(weights=CopyWeightSets(network), **own, **shared)
-    own = {"text_encoders": policy.text_encoders, "tokenizers": policy.tokenizers}
-    own |= {"text_width": policy.text_width, "t5_tokens": policy.t5_tokens, "t5": policy.t5}
-    return SD3Improver(weights=CopyWeightSets(network, inert_parameters(network.config)), **own, **shared)
+    shared = {field.name: getattr(policy, field.name) for field in fields(policy)}
+    shared |= {"weights": make_weights(network, FULL, 0, policy.card), "dtype": torch.float32}
+    return (UNetImprover if isinstance(policy, UNetPolicy) else SD3Improver)(**shared)
 
 
 def _shared_modules(policy: Policy) -> dict[str, nn.Module]:
     """What latents and texts mean: autoencoder and text encoders, by their names in `improver.json`."""
-    encoders = [policy.text_encoder] if isinstance(policy, UNetPolicy) else policy.text_modules()
-    return {"autoencoder": policy.vae, "text_encoder": nn.ModuleList(encoders)}
+    return {"autoencoder": policy.vae, "text_encoder": nn.ModuleList(policy.text_modules())}
 
 
 def _write_json(file: Path, content: dict[str, object]) -> None:

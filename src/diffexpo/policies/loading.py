@@ -7,7 +7,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,7 +22,6 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 from safetensors import SafetensorError, safe_open
-from transformers import CLIPTokenizer
 
 from diffexpo.errors import ConfigError, MissingError, PolicyError
 
@@ -70,8 +69,7 @@ def resolve_folder(folder_or_id: str, *, revision: str | None = None, variant: s
         if revision is not None:
             raise ConfigError(
                 f"model.revision={revision}: {folder} is a local folder, which has one state only; expected "
-                f"null, or a hub id in "
-                "model.path"
+                f"null, or a hub id in model.path"
             )
         return folder
     if not re.fullmatch(r"[\w][\w.-]*/[\w][\w.-]*", folder_or_id):
@@ -114,14 +112,12 @@ def _why_not_there(name: str, revision: str | None, error: Exception) -> str:
     if isinstance(error, RevisionNotFoundError):
         return (
             f"model.revision={revision!r}: {name!r} has no such branch, tag or commit; expected one that its "
-            f"page on the "
-            "hub lists, or null for the newest"
+            "page on the hub lists, or null for the newest"
         )
     if isinstance(error, RepositoryNotFoundError):
         return (
             f"model.path={name!r}: not a local folder, and the hub has no such model or hides it from this "
-            f"account; check the "
-            "spelling, or log in with `hf auth login` if it is private"
+            "account; check the spelling, or log in with `hf auth login` if it is private"
         )
     return (
         f"model.path={name!r}: not a local folder, and the hub did not give it ({said}); check "
@@ -263,36 +259,6 @@ def load_module(
             "be random, so the model is refused"
         )
     return module.to(device).eval().requires_grad_(False)
-
-
-def load_tokenizer(model: ModelFolder, component: str) -> CLIPTokenizer:
-    """A tokenizer of the folder.
-
-    Raises:
-        MissingError: component is not there.
-        PolicyError: its files cannot be read.
-    """
-    folder = component_folder(model, component)
-    try:
-        return CLIPTokenizer.from_pretrained(str(folder), local_files_only=True)
-    except LOAD_ERRORS as error:
-        raise PolicyError(
-            f"{folder}: CLIPTokenizer cannot be loaded ({error}); copy or download it again"
-        ) from error
-
-
-def count_tokens(tokenizer: CLIPTokenizer, prompts: Sequence[str]) -> list[int]:
-    """Length of each prompt in tokens, start and end marks included, before any truncation."""
-    if not prompts:
-        return []
-    return [len(ids) for ids in tokenizer(list(prompts), truncation=False, verbose=False).input_ids]
-
-
-def move_modules(modules: Iterable[torch.nn.Module], device: torch.device) -> None:
-    """Move networks that are on another device."""
-    for module in modules:
-        if next(module.parameters()).device != device:
-            module.to(device)
 
 
 def choose_device(name: str) -> torch.device:

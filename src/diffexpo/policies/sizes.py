@@ -1,36 +1,79 @@
-"""Sizes of pictures that a model can draw, found from configurations alone: its own, `model.resolution`,
+"""Sizes of images that a model can draw, found from configurations alone: its own, `model.resolution`,
 `model.buckets`."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from torch import nn
 
+from diffexpo.config.families import Family
 from diffexpo.config.schema import ModelConfig
-from diffexpo.errors import ConfigError
+from diffexpo.errors import ConfigError, PolicyError
+from diffexpo.policies.autoencoder import vae_factor
 
 Shape = tuple[int, int, int]
 Size = tuple[int, int]
-FLUX_PATCH = 2
 # How far the area of a bucket may be from the first one's where the noise levels follow from the area.
 AREA_TOLERANCE = 0.2
 
 
-def vae_factor(vae: nn.Module) -> int:
-    """Pixels per latent in each direction; 8 for Stable Diffusion."""
-    widths = vae.config.get("block_out_channels") or vae.config["encoder_block_out_channels"]
-    return 2 ** (len(widths) - 1)
+def patch_of(card: Family, network: nn.Module) -> int:
+    """Latents that a denoiser takes together in each direction: 1 for UNets."""
+    return card.patch or int(network.config.get("patch_size") or 1)
 
 
-def patch_of(network: nn.Module) -> int:
-    """Latents that a denoiser takes together in each direction: 1 for UNets. FLUX takes 2, which its file
-    does not say."""
-    # By name: importing every family's network takes a second.
-    if type(network).__name__ == "FluxTransformer2DModel":
-        return FLUX_PATCH
-    return int(network.config.get("patch_size") or 1)
+def latent_shape_of(
+    config: Mapping[str, object],
+    vae: nn.Module,
+    where: str,
+    *,
+    resolution: int | Size | None = None,
+    patch: int = 1,
+) -> Shape:
+    """(C, h, w) of the denoiser's latents, checked against the autoencoder.
+
+    Args:
+        config: The denoiser's: `in_channels`, `out_channels`, `sample_size`.
+        vae: Its channels and the factor between pixels and latents.
+        where: The model, for messages.
+        resolution: `model.resolution` in pixels; None takes the denoiser's `sample_size`.
+        patch: Latents that the denoiser takes together in each direction; 1 for UNets.
+    Returns:
+        The shape; 512 pixels of SD 1.5 are (4, 64, 64).
+    Raises:
+        PolicyError: channel counts differ (an inpainting or editing model), or no size is known.
+        ConfigError: the resolution does not divide into whole latents and patches.
+    """
+    channels = config["in_channels"]
+    if channels != config["out_channels"] or channels != vae.config.latent_channels:
+        raise PolicyError(
+            f"{where}: the denoiser takes {channels} and gives {config['out_channels']} channels, the "
+            f"autoencoder has {vae.config.latent_channels}; expected all equal (inpainting and editing "
+            "models are not supported)"
+        )
+    return (channels, *latent_size(config.get("sample_size"), vae, where, resolution, patch))
+
+
+def latent_size(
+    sample_size: int | Sequence[int] | None,
+    vae: nn.Module,
+    where: str,
+    resolution: int | Size | None,
+    patch: int = 1,
+) -> Size:
+    """(h, w) in latents; see `latent_shape_of`."""
+    if resolution is None:
+        if sample_size is None:
+            raise PolicyError(
+                f"{where}: the denoiser's config.json has no sample_size; set model.resolution (pixels)"
+            )
+        height, width = (sample_size,) * 2 if isinstance(sample_size, int) else tuple(sample_size)
+        return height, width
+    factor = vae_factor(vae)
+    height, width = checked_size(resolution, factor * patch, where)
+    return height // factor, width // factor
 
 
 def checked_size(size: int | Size, multiple: int, where: str, key: str = "model.resolution") -> Size:
@@ -70,12 +113,12 @@ def size_of_aspect(aspect: str, area: int, multiple: int) -> Size:
 
 
 def bucket_shapes(
-    network: nn.Module, latent_shape: Shape, factor: int, model: ModelConfig, where: str
+    card: Family, network: nn.Module, latent_shape: Shape, factor: int, model: ModelConfig, where: str
 ) -> tuple[Shape, ...]:
     """Shapes of the latents of all sizes that a run's pictures may have, `latent_shape` first.
 
     Args:
-        network: The denoiser, for its patches and its table of positions.
+        card, network: The denoiser, for its patches and its table of positions.
         latent_shape: Of the first size.
         factor: Pixels of a latent in each direction.
         model: Its `buckets` are the others.
@@ -85,7 +128,7 @@ def bucket_shapes(
             positions for.
     """
     channels, *first = latent_shape
-    multiple = factor * patch_of(network)
+    multiple = factor * patch_of(card, network)
     sizes: dict[Size, str] = {(first[0] * factor, first[1] * factor): "the first size"}
     (first_size,) = sizes
     for index, bucket in enumerate(model.buckets):
@@ -131,9 +174,8 @@ def check_areas(shapes: tuple[Shape, ...], where: str) -> None:
         if abs(share - 1) > AREA_TOLERANCE:
             raise ConfigError(
                 f"model.buckets.{index} has {share:.2f} times the area of the first size: the noise levels "
-                f"of {where} follow from the "
-                f"area, and all pictures of a run are noised as those of the first size are; expected "
-                f"{1 - AREA_TOLERANCE:g} to "
+                f"of {where} follow from the area, and all pictures of a run are noised as those of the first "
+                f"size are; expected {1 - AREA_TOLERANCE:g} to "
                 f'{1 + AREA_TOLERANCE:g} times its area (an aspect ratio such as "3:2" keeps it)'
             )
 

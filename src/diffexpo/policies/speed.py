@@ -1,12 +1,10 @@
-"""Settings that change memory and speed of a loaded model, and its results by rounding at most (tiles
-apart)."""
+"""Settings that change speed and memory layout of a loaded denoiser, and its results by rounding at most."""
 
 from __future__ import annotations
 
 import importlib.util
 
 import torch
-from torch import nn
 
 from diffexpo.config.schema import ModelConfig
 from diffexpo.errors import ConfigError, MissingError
@@ -18,29 +16,24 @@ MAX_GRAPHS = 64
 
 
 def apply_speed_settings(
-    model: ModelConfig, weights: LoraWeightSets | CopyWeightSets, vae: nn.Module, device: torch.device
+    model: ModelConfig, weights: LoraWeightSets | CopyWeightSets, device: torch.device
 ) -> None:
-    """Slices, tiles, memory layout and compilation, as the configuration says.
+    """Memory layout and compilation, as the configuration says.
 
     Args:
-        model: `vae_slicing`, `vae_tiling`, `channels_last`, `compile`.
+        model: `channels_last`, `compile`.
         weights: The denoiser's versions; later ones are treated alike.
-        vae: The autoencoder.
         device: Where the model runs.
     Raises:
         ConfigError: channels-last for a network without convolutions in its blocks; compilation on the CPU,
             or of a network that repeats no block.
         MissingError: no compiler.
     """
-    if model.vae_slicing:
-        vae.enable_slicing()
-    if model.vae_tiling:
-        vae.enable_tiling()
     if model.channels_last:
         if not hasattr(weights.network, "down_blocks"):
             raise ConfigError(
                 f"model.channels_last=true: {type(weights.network).__name__} is no UNet and gains nothing; "
-                f"expected false"
+                "expected false"
             )
         weights.prepare_networks(lambda network: network.to(memory_format=torch.channels_last))
     if model.compile == "blocks":
@@ -77,11 +70,10 @@ def check_compiler(device: torch.device) -> None:
     if device.type == "cpu":
         raise ConfigError(
             "model.compile=blocks on the CPU: compiled versions of equal weights differ by rounding, and "
-            "runs on the CPU are "
-            "exact; expected off, or an accelerator as model.device"
+            "runs on the CPU are exact; expected off, or an accelerator as model.device"
         )
     if importlib.util.find_spec("triton") is None:
         raise MissingError(
             f"model.compile=blocks: needs Triton on device {device}, which was not found; install it, or set "
-            f"model.compile=off"
+            "model.compile=off"
         )

@@ -12,14 +12,9 @@ from transformers import T5EncoderModel, T5TokenizerFast
 
 from diffexpo.config.schema import ModelConfig
 from diffexpo.errors import ConfigError, MissingError, PolicyError
-from diffexpo.policies.loading import (
-    LOAD_ERRORS,
-    ModelFolder,
-    component_folder,
-    count_tokens,
-    load_module,
-    read_json,
-)
+from diffexpo.policies.family import Loading
+from diffexpo.policies.loading import ModelFolder, component_folder, read_json
+from diffexpo.policies.text import check_vocabulary, count_tokens, load_tokenizer, tokenize
 
 # A folder trained with another number of T5 tokens than its pipeline's default says so:
 # {"max_sequence_length": 0}.
@@ -46,9 +41,7 @@ class T5Text:
         With `is_masked` the encoder does not look at the padding (PixArt); without, padding is text like any
         other, as in the pipelines of SD3 and FLUX.
         """
-        tokens = self.tokenizer(
-            [prompt], padding="max_length", max_length=self.length, truncation=True, return_tensors="pt"
-        )
+        tokens = tokenize(self.tokenizer, prompt, self.length)
         mask = tokens.attention_mask.to(self.device)
         with torch.no_grad():
             output = self.encoder(
@@ -57,20 +50,13 @@ class T5Text:
         return output[0], mask
 
 
-def load_t5(
-    folder: ModelFolder,
-    components: tuple[str, str],
-    length: int,
-    dtype: torch.dtype,
-    device: torch.device,
-) -> T5Text:
+def load_t5(ask: Loading, components: tuple[str, str], length: int) -> T5Text:
     """The T5 encoder of a folder.
 
     Args:
-        folder: The model.
+        ask: The folder, and where and how to hold the encoder.
         components: Subfolders of encoder and tokenizer.
         length: Tokens it reads, >= 1.
-        dtype, device: Where and how to hold it.
     Returns:
         Encoder and tokenizer, frozen, in eval mode.
     Raises:
@@ -80,18 +66,13 @@ def load_t5(
     """
     if length < 1:
         raise ConfigError(
-            f"model.max_sequence_length={length}: T5 would read nothing; expected 1 to {LONGEST} (zero "
-            f"tokens in T5's "
-            "place are model.drop_t5=true, for Stable Diffusion 3)"
+            f"model.max_sequence_length={length}: T5 would read nothing; expected 1 to {LONGEST} (zero tokens "
+            "in T5's place are model.drop_t5=true, for Stable Diffusion 3)"
         )
-    tokenizer = load_t5_tokenizer(folder, components[1])
-    encoder = load_module(T5EncoderModel, folder, components[0], dtype, device)
-    if len(tokenizer) > encoder.config.vocab_size:
-        raise PolicyError(
-            f"{folder.path}: {components[1]} has {len(tokenizer)} tokens, {components[0]} knows "
-            f"{encoder.config.vocab_size}; the components belong to different models"
-        )
-    return T5Text(tokenizer, encoder, length, device)
+    tokenizer = load_t5_tokenizer(ask.folder, components[1])
+    encoder = ask.network(components[0])
+    check_vocabulary(ask.folder, tokenizer, encoder, (components[1], components[0]))
+    return T5Text(tokenizer, encoder, length, ask.device)
 
 
 def load_t5_tokenizer(folder: ModelFolder, component: str) -> T5TokenizerFast:
@@ -99,30 +80,20 @@ def load_t5_tokenizer(folder: ModelFolder, component: str) -> T5TokenizerFast:
     package.
 
     Raises:
-        MissingError: component, file or package is not there. Without this check transformers would hand out
-            a tokenizer of four tokens.
+        MissingError: component, file or package is not there.
         PolicyError: its files cannot be read.
     """
     path = component_folder(folder, component)
-    if not (path / "tokenizer.json").is_file():
-        if not (path / "spiece.model").is_file():
-            raise MissingError(
-                f"{path / 'tokenizer.json'}: file is missing; the model folder is incomplete, copy or "
-                f"download it again"
-            )
-        if importlib.util.find_spec("sentencepiece") is None:
-            raise MissingError(
-                f"{path}: holds spiece.model and no tokenizer.json; expected tokenizer.json. Install the "
-                f"package "
-                "sentencepiece, or make the file once where it is installed: "
-                "T5TokenizerFast.from_pretrained(folder).save_pretrained(folder)"
-            )
-    try:
-        return T5TokenizerFast.from_pretrained(str(path), local_files_only=True)
-    except (*LOAD_ERRORS, ImportError) as error:
-        raise PolicyError(
-            f"{path}: T5TokenizerFast cannot be loaded ({error}); copy or download it again"
-        ) from error
+    has_only_model = not (path / "tokenizer.json").is_file() and (path / "spiece.model").is_file()
+    if has_only_model and importlib.util.find_spec("sentencepiece") is None:
+        raise MissingError(
+            f"{path}: holds spiece.model and no tokenizer.json; expected tokenizer.json. Install the package "
+            "sentencepiece, or make the file once where it is installed: "
+            "T5TokenizerFast.from_pretrained(folder).save_pretrained(folder)"
+        )
+    return load_tokenizer(
+        folder, component, "T5TokenizerFast", needs_file="" if has_only_model else "tokenizer.json"
+    )
 
 
 def read_sequence_length(folder: ModelFolder, model: ModelConfig, default: int) -> int:
@@ -146,13 +117,3 @@ def read_sequence_length(folder: ModelFolder, model: ModelConfig, default: int) 
     if not isinstance(count, int) or isinstance(count, bool) or not 0 <= count <= LONGEST:
         raise PolicyError(f"{file}: max_sequence_length={count!r}; expected an integer from 0 to {LONGEST}")
     return count
-
-
-def refuse_drop_t5(folder: ModelFolder, model: ModelConfig) -> None:
-    """Raise ConfigError if T5 is to be left out of a family whose only text states are T5's."""
-    if model.drop_t5:
-        raise ConfigError(
-            f"model.drop_t5=true: a {folder.pipeline_class} has no text states but T5's; expected false "
-            f"(only Stable "
-            "Diffusion 3 runs without T5)"
-        )

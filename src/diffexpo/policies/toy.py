@@ -11,8 +11,7 @@ from torch import Tensor, nn
 
 from diffexpo.config.schema import LoraConfig, TuningConfig
 from diffexpo.diffusion.path import Path as DiffusionPath
-from diffexpo.policies.unet import make_weights
-from diffexpo.policies.weights import fingerprint_state
+from diffexpo.policies.weights import fingerprint_state, make_weights
 from diffexpo.rng import torch_generator
 from diffexpo.types import Conditioning
 
@@ -45,7 +44,7 @@ class ToyNetwork(nn.Module):
 
 
 class ToyPolicy:
-    """A policy whose picture is one colour: latents (C,1,1), images (3,8,8) of sigmoid(first three channels).
+    """A policy whose image is one colour: latents (C,1,1), images (3,8,8) of sigmoid(first three channels).
 
     Args:
         path: Any noise path.

@@ -11,10 +11,12 @@ import torch
 
 from diffexpo.config.rewards import RewardCard
 from diffexpo.errors import ConfigError
+from diffexpo.phases import phase
 from diffexpo.rewards.cache import CachedReward
 from diffexpo.types import Policy, Reward
 
 
+@phase("loading scorers")
 def load_rewards(
     configs: Sequence[RewardCard],
     resolve: Callable[[str], str],

@@ -10,6 +10,7 @@ from torch import Tensor
 from diffexpo.config.rewards.card import VIT_H, ClipLikeCard
 from diffexpo.config.rewards.pickscore import PICKSCORE
 from diffexpo.errors import ConfigError
+from diffexpo.phases import phase
 from diffexpo.rewards.dual_encoder import (
     MODEL_FILES,
     SETTINGS_FILES,
@@ -107,6 +108,7 @@ class ClipReward:
     # The Vendi score measures these vectors.
     has_image_features = True
 
+    @phase("scoring images")
     def embed_images(self, images: Tensor) -> Tensor:
         """Unit vectors (B, D) of images (B,3,H,W) in [0,1]."""
         return self._encoder.embed_images(images)

@@ -13,12 +13,14 @@ from torch import Tensor
 
 from diffexpo.config.rewards.card import SCORING_BATCH
 from diffexpo.errors import RewardError, ScorerStoppedError
+from diffexpo.phases import phase
 from diffexpo.rewards.images import quantise
 from diffexpo.types import Drawn, Reward
 
 _log = logging.getLogger("diffexpo")
 
 
+@phase("scoring images")
 def score_drawn(
     scorers: Sequence[Reward],
     drawn: Drawn,

@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from torch.nn.functional import gelu, layer_norm, normalize
 
 from diffexpo.errors import ConfigError, MissingError, RewardError
+from diffexpo.phases import phase
 from diffexpo.rewards.clip import ClipReward
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
@@ -192,6 +193,7 @@ class LatentStepJudge:
             )
 
     @torch.no_grad()
+    @phase("scoring images")
     def score(
         self, x_t: Tensor, alpha_t: float | Tensor, sigma_t: float | Tensor, prompts: Sequence[str]
     ) -> Tensor:

@@ -23,6 +23,7 @@ from torch import Tensor
 
 from diffexpo.config.schema import TrainingConfig
 from diffexpo.errors import Interrupted, ResumeError, TrainingError
+from diffexpo.phases import phase
 from diffexpo.rng import keyed_seed
 from diffexpo.training.batches import micro_batches, move_batch, process_share
 from diffexpo.training.checkpoint import (
@@ -106,6 +107,7 @@ class Engine:
         first, last = process_share(self.settings.batch_size, self.world.rank, self.world.size)
         return math.ceil((last - first) / self.settings.micro_batch_size)
 
+    @phase("training")
     def train_iteration(
         self,
         iteration: int,

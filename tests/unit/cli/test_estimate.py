@@ -7,10 +7,11 @@ from collections.abc import Sequence
 
 import pytest
 
-from diffexpo.assembly.estimating import Change, advise, disk_items, estimate
 from diffexpo.assembly.runs import plan
 from diffexpo.config import RunConfig, load_config
 from diffexpo.data.latents import PromptEmbeddings
+from diffexpo.estimate.advice import Change
+from diffexpo.estimate.resources import advise, disk_items, estimate
 from tests.unit.cli.test_main import call
 
 GIB = 2**30

@@ -113,6 +113,10 @@ def test_supervised_training_is_cited_as_the_models_own_loss():
         ("stabilityai/stable-diffusion-xl-base-1.0", "podell2023sdxl"),
         ("stabilityai/stable-diffusion-3.5-medium", "esser2024sd3"),
         ("black-forest-labs/FLUX.1-dev", "flux2024"),
+        ("PixArt-alpha/PixArt-Sigma-XL-2-1024-MS", "chen2024pixartsigma"),
+        ("PixArt-alpha/PixArt-Sigma-XL-2-1024-MS", "chen2023pixartalpha"),
+        ("Efficient-Large-Model/Sana_1600M_1024px_diffusers", "xie2024sana"),
+        ("Efficient-Large-Model/SANA1.5_1.6B_1024px_diffusers", "xie2025sana15"),
     ],
 )
 def test_models_are_known_by_name(path, key):

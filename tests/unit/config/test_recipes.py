@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 
 from diffexpo.algorithms import ALGORITHMS
-from diffexpo.assembly.estimating import estimate
 from diffexpo.assembly.objects import check_algorithm
 from diffexpo.assembly.runs import plan
 from diffexpo.config import list_recipes, load_config
 from diffexpo.config.recipes import card_settings
 from diffexpo.config.rules import check_flow
+from diffexpo.estimate.resources import estimate
 
 NAMES = [recipe.name for recipe in list_recipes() if recipe.name.startswith("paper/")]
 PATHS = {recipe.name: recipe.path for recipe in list_recipes()}

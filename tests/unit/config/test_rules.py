@@ -5,7 +5,7 @@ import math
 import pytest
 
 from diffexpo.config import RunConfig, check_combinations, config_notes, list_recipes, load_config
-from diffexpo.config.architectures import find_architecture
+from diffexpo.config.families import find_checkpoint
 from diffexpo.config.rules import check_flow
 from diffexpo.errors import ConfigError
 
@@ -127,10 +127,8 @@ def test_samplers_must_fit_the_model():
 @pytest.mark.parametrize("recipe", [recipe.name for recipe in list_recipes()])
 def test_every_recipe_loads_and_its_samplers_fit(recipe):
     config = load_config([recipe], [], {}).config
-    known = find_architecture(config.model.path)
-    denoisers = [] if known is None else [name for name, _ in known.components.values()]
-    is_flow = config.model.path == "emoji:flow" or bool(
-        {"SD3Transformer2DModel", "FluxTransformer2DModel"} & set(denoisers)
-    )
+    known = find_checkpoint(config.model.path)
+    family = "" if known is None else known[0].name
+    is_flow = config.model.path == "emoji:flow" or family in ("sd3", "flux")
     check_flow(config, "flow" if is_flow else "vp")
     assert config.evaluation.judges

@@ -119,7 +119,10 @@ def test_folder_may_state_its_text_length(flow_folder: Path, tmp_path: Path) -> 
     report = export_policy(policy, "current", tmp_path / "export")
     assert report["forward_difference"] == 0 and report["image_difference"] == 0
     again = trained(tmp_path / "export", "full")
-    assert policy.t5_tokens == again.t5_tokens == 0 and trained(flow_folder, "full").t5_tokens == 256
+    assert (
+        policy.sequence_length == again.sequence_length == 0
+        and trained(flow_folder, "full").sequence_length == 256
+    )
     (folder / "diffexpo.json").write_text('{"max_sequence_length": -1}')
     with pytest.raises(PolicyError, match="max_sequence_length=-1"):
         trained(folder, "full")

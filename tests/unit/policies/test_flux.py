@@ -16,7 +16,7 @@ from diffexpo.config import load_config
 from diffexpo.config.schema import LoraConfig, SamplerConfig, TuningConfig
 from diffexpo.diffusion import NoiseSource, sample, sampler_grid
 from diffexpo.errors import ConfigError, PolicyError
-from diffexpo.policies.flux import FLUX_LORA_TARGETS, FluxPolicy, image_positions, packed, unpacked
+from diffexpo.policies.flux import CARD, FluxPolicy, image_positions, packed, unpacked
 from tests.contract.transformer_families import T5_TOKENS, build_flux, build_sd3, unpack_flux
 from tests.tiny import _vae
 from tests.unit.policies.families import (
@@ -176,7 +176,7 @@ def test_the_size_is_the_autoencoders_or_the_pipelines(dev: Path, broken: Path) 
 
 def test_adapters_go_to_both_streams_unless_told_otherwise(dev: Path) -> None:
     names = [name.split(".lora_")[0] for name in load(dev).weights.trainable()]
-    for target in FLUX_LORA_TARGETS:
+    for target in CARD.lora_targets:
         assert any(name.endswith(f".{target}") for name in names), target
     assert any(name.startswith("single_transformer_blocks.1.") for name in names)
     chosen = TuningConfig(kind="lora", lora=LoraConfig(target_modules=("to_q",)))

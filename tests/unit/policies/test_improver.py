@@ -82,7 +82,7 @@ def test_it_starts_from_the_base_whatever_the_policy_has_learned(diffusion_folde
 def test_the_new_channels_are_zero_and_the_bias_is_the_bases(base: UNetPolicy | SD3Policy) -> None:
     channels = base.latent_shape[0]
     improver = make_improver(base)
-    narrow, wide = (input_convolution(policy.weights.network) for policy in (base, improver))
+    narrow, wide = (input_convolution(policy.weights.network, policy.card) for policy in (base, improver))
     assert torch.equal(wide.weight[:, :channels], narrow.weight) and torch.equal(wide.bias, narrow.bias)
     assert not wide.weight[:, channels:].any() and wide.weight.shape[1] == 2 * channels
     config = improver.weights.network.config
@@ -98,7 +98,7 @@ def test_the_gradient_reaches_every_tensor_and_the_image_matters_after_a_step(
     improver.predict(x_t, t, with_image(texts, image)).square().mean().backward()
     gradients = {name: parameter.grad for name, parameter in improver.weights.trainable().items()}
     assert all(gradient is not None and gradient.any() for gradient in gradients.values())
-    wide = input_convolution(improver.weights.network).weight
+    wide = input_convolution(improver.weights.network, improver.card).weight
     assert wide.grad[:, base.latent_shape[0] :].any()
     with torch.no_grad():
         wide -= 0.1 * wide.grad
@@ -107,7 +107,8 @@ def test_the_gradient_reaches_every_tensor_and_the_image_matters_after_a_step(
 
 
 def test_the_widened_convolution_is_one_over_all_channels(base: UNetPolicy | SD3Policy) -> None:
-    wide = input_convolution(moved(make_improver(base)).weights.network)
+    improver = moved(make_improver(base))
+    wide = input_convolution(improver.weights.network, improver.card)
     both = torch.randn(
         2, wide.in_channels, *base.latent_shape[1:], generator=torch.Generator().manual_seed(0)
     )

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from diffexpo.config.schema import LoraConfig, ModelConfig, TuningConfig
 from diffexpo.errors import PolicyError
 from diffexpo.policies.base import load_policy
-from diffexpo.policies.unet import UNetPolicy, make_weights
-from diffexpo.policies.weights import fingerprint_state
+from diffexpo.policies.unet import UNetPolicy
+from diffexpo.policies.weights import fingerprint_state, make_weights
 
 TARGETS = ("to_q", "to_out.0", "conv1", "conv_in", "proj_in")
 ADAPTERS = TuningConfig(kind="lora", lora=LoraConfig(rank=4, alpha=6.0, target_modules=TARGETS))

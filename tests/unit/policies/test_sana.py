@@ -10,20 +10,16 @@ import pytest
 import torch
 from diffusers import DDIMScheduler, SanaPipeline
 
-from diffexpo.config.architectures import find_architecture
+from diffexpo.config.families import find_checkpoint
 from diffexpo.config.schema import LoraConfig, ModelConfig, SamplerConfig, TuningConfig
 from diffexpo.diffusion import NoiseSource, sample
 from diffexpo.errors import ConfigError, MissingError, PolicyError
-from diffexpo.policies.blueprint import (
-    denoiser_inputs,
-    forward_flops,
-    make_trainable,
-    measure_decoder,
-    measure_denoiser,
-    read_blueprint,
-)
+from diffexpo.estimate.activations import forward_flops, measure_decoder, measure_denoiser
+from diffexpo.estimate.networks import read_blueprint
+from diffexpo.policies.blueprint import denoiser_inputs, make_trainable
 from diffexpo.policies.export import call_arguments, export_policy
-from diffexpo.policies.sana import SanaPolicy, as_flow_match, inert_parameters, pipeline_instruction
+from diffexpo.policies.sana import SanaPolicy, as_flow_match, pipeline_instruction
+from diffexpo.policies.weights import inert_parameters
 from diffexpo.types import Conditioning
 from tests.contract.sana_families import (
     SHIFT,
@@ -35,6 +31,7 @@ from tests.contract.sana_families import (
     tiny_gemma,
     tiny_gemma_tokenizer,
 )
+from tests.unit.estimate.test_networks import saved_bytes
 from tests.unit.policies.families import (
     FULL,
     LORA,
@@ -48,7 +45,6 @@ from tests.unit.policies.families import (
     noise,
     refuse,
 )
-from tests.unit.policies.test_blueprint import saved_bytes
 
 LONG = "two dogs and a very long tail that is cut"
 PLAIN = {"use_resolution_binning": False, "max_sequence_length": TOKENS}
@@ -249,13 +245,13 @@ def test_gemma_stays_out_of_float16(sana: Path, tmp_path: Path) -> None:
 
 def test_biases_of_keys_are_inert_where_nothing_normalises_them(sana: Path, normalised: Path) -> None:
     policy = load(sana, FULL)
-    inert = inert_parameters(policy.weights.network)
+    inert = inert_parameters(policy.card, policy.weights.network)
     assert inert == tuple(f"transformer_blocks.{block}.attn2.to_k.bias" for block in range(2))
     sizes = gradient_sizes(policy)
     assert set(sizes) - set(inert) == set(policy.weights.trainable())
     assert max(sizes[name] for name in inert) < 1e-4 * min(sizes[name] for name in set(sizes) - set(inert))
     other = load(normalised, FULL)
-    assert inert_parameters(other.weights.network) == ()
+    assert inert_parameters(other.card, other.weights.network) == ()
     assert min(gradient_sizes(other).values()) > 1e-4 * max(gradient_sizes(other).values())
 
 
@@ -278,8 +274,8 @@ def test_gradient_checkpointing_changes_no_gradient(sana: Path) -> None:
 def test_public_architectures_have_their_published_size(name: str, millions: int) -> None:
     """The papers' tables print 0.6, 1.6 and 4.8 billion; the files of the denoiser hold 4 bytes for each of these."""
     blueprint = read_blueprint(name, ModelConfig(dtype="bfloat16"))
-    known = find_architecture(name)
-    assert known is not None and blueprint.denoiser.num_parameters() == known.parameters
+    known = find_checkpoint(name)
+    assert known is not None and blueprint.denoiser.num_parameters() == known[1].parameters
     counts = {part.name: round(part.parameters / 1e6) for part in blueprint.components()}
     assert counts == {"text_encoder": 2614, "transformer": millions, "vae": 312}
     assert blueprint.latent_shape == (32, 32, 32) and blueprint.picture_size == (1024, 1024)
@@ -287,7 +283,7 @@ def test_public_architectures_have_their_published_size(name: str, millions: int
 
 
 def test_distilled_models_are_not_taken_for_their_teachers() -> None:
-    assert find_architecture("Efficient-Large-Model/Sana_Sprint_0.6B_1024px_diffusers") is None
+    assert find_checkpoint("Efficient-Large-Model/Sana_Sprint_0.6B_1024px_diffusers") is None
 
 
 @pytest.mark.parametrize("tuning", [FULL, LORA])

@@ -16,7 +16,7 @@ from diffexpo.diffusion import sampler_grid
 from diffexpo.diffusion.guidance import IMAGE_CONDITION
 from diffexpo.errors import ConfigError, MissingError, PolicyError
 from diffexpo.policies.improver import load_improver, make_improver, save_improver
-from diffexpo.policies.sd3 import inert_parameters
+from diffexpo.policies.weights import inert_parameters
 from diffexpo.types import Conditioning, Prompt
 from tests.contract.transformer_families import T5_TOKENS, build_flux, build_sd3
 from tests.unit.policies.families import (
@@ -101,13 +101,13 @@ def test_the_number_of_tokens_is_the_settings_the_files_or_the_pipelines(
 ) -> None:
     def count(folder: Path, **model: object) -> tuple[int, int]:
         policy = load(folder, **model)
-        return policy.t5_tokens, policy.encode_prompts(["a cat"]).tensors["t5_states"].shape[1]
+        return policy.sequence_length, policy.encode_prompts(["a cat"]).tensors["t5_states"].shape[1]
 
     assert count(folders["plain"]) == (T5_TOKENS, T5_TOKENS)
     assert count(folders["plain"], max_sequence_length=7) == (7, 7)
     (broken / "diffexpo.json").unlink()
     assert count(broken) == (256, 256)
-    assert load(broken, drop_t5=True).t5_tokens == 256
+    assert load(broken, drop_t5=True).sequence_length == 256
     (broken / "diffexpo.json").write_text(json.dumps({"max_sequence_length": "many"}))
     refuse(broken, PolicyError, "max_sequence_length='many'; expected an integer from 0 to 512")
 
@@ -129,7 +129,7 @@ def test_too_long_is_what_t5_cuts(folders: dict[str, Path]) -> None:
 @pytest.mark.parametrize("name", list(VARIANTS))
 def test_the_gradient_reaches_all_but_the_inert(folders: dict[str, Path], name: str) -> None:
     policy = load(folders[name], FULL)
-    inert = inert_parameters(policy.weights.network.config)
+    inert = inert_parameters(policy.card, policy.weights.network)
     trained = set(policy.weights.trainable())
     for parameter, size in gradient_sizes(policy).items():
         is_inert = parameter.startswith(inert)

@@ -12,7 +12,7 @@ import torch
 from diffexpo.config.schema import ModelConfig
 from diffexpo.data.latents import image_sizes, latent_shapes
 from diffexpo.errors import ConfigError
-from diffexpo.policies.blueprint import read_blueprint
+from diffexpo.estimate.networks import read_blueprint
 from diffexpo.policies.sizes import size_of_aspect
 from tests.contract.transformer_families import build_flux, build_pixart, build_sd3
 from tests.contract.unet_families import build_sd15, build_sdxl

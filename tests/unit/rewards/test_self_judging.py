@@ -16,7 +16,7 @@ from diffexpo.config.rewards import REWARDS, SelfJudgeConfig, read_card
 from diffexpo.diffusion.objectives import NoiseDraw
 from diffexpo.errors import ConfigError, RewardError
 from diffexpo.policies.toy import TOY_FULL, TOY_LORA, ToyNetwork, ToyPolicy
-from diffexpo.policies.unet import make_weights
+from diffexpo.policies.weights import make_weights
 from diffexpo.rewards.base import load_rewards
 from diffexpo.rewards.jpeg import JpegCompressibility
 from diffexpo.rewards.scoring import reads_latents, score_drawn

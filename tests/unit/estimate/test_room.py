@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from diffexpo.assembly.estimating import estimate
-from diffexpo.assembly.room import check_room
 from diffexpo.config import RunConfig, load_config
 from diffexpo.errors import ConfigError
-from diffexpo.training.memory import CONTEXT, USABLE
+from diffexpo.estimate.memory import CONTEXT, USABLE
+from diffexpo.estimate.resources import estimate
+from diffexpo.estimate.room import check_room
 from tests.tiny import tiny_diffusion
 from tests.unit.assembly.test_prompts import Lines
 

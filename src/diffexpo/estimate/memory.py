@@ -143,8 +143,8 @@ def drawing_items(
         rows_per_image: Rows of one image: 2 with guidance, 3 with double guidance.
         forward: Most bytes alive in the denoiser's pass without gradient.
         decoder: The same of the autoencoder's decoder.
-        picture: Bytes of one decoded picture.
-        is_sliced: Pictures are decoded one at a time.
+        picture: Bytes of one decoded image.
+        is_sliced: Images are decoded one at a time.
         moved: Bytes of a frozen version that is on the device while it draws, and while an evaluation decodes
             what it drew.
         merged: Bytes of weights with adapters folded into them, which exist while they draw.

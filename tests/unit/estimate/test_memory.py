@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from diffexpo.training.memory import (
+from diffexpo.estimate.memory import (
     CONTEXT,
     GIB,
     Item,

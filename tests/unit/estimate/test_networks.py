@@ -9,19 +9,13 @@ import torch
 from torch import nn
 
 from diffexpo.assembly.aliases import resolve
-from diffexpo.config.architectures import ARCHITECTURES, find_architecture
+from diffexpo.config.families import checkpoints, find_checkpoint
 from diffexpo.config.schema import LoraConfig, ModelConfig, TuningConfig
 from diffexpo.errors import ConfigError, MissingError, PolicyError
+from diffexpo.estimate.activations import forward_flops, measure_decoder, measure_denoiser
+from diffexpo.estimate.networks import published_settings, read_blueprint
 from diffexpo.policies.base import load_policy
-from diffexpo.policies.blueprint import (
-    Blueprint,
-    denoiser_inputs,
-    forward_flops,
-    make_trainable,
-    measure_decoder,
-    measure_denoiser,
-    read_blueprint,
-)
+from diffexpo.policies.blueprint import Blueprint, denoiser_inputs, make_trainable
 
 # Denoisers as their papers, cards and repositories print them, in millions.
 PUBLISHED = {
@@ -53,8 +47,8 @@ def emoji(name: str, **settings: object) -> Blueprint:
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_public_architectures_have_their_published_size(name: str) -> None:
     blueprint = read_blueprint(name, ModelConfig(dtype="bfloat16"), architecture=name)
-    known = find_architecture(name)
-    assert known is not None and blueprint.denoiser.num_parameters() == known.parameters
+    _, known = checkpoints()[name]
+    assert blueprint.denoiser.num_parameters() == known.parameters
     counts = {part.name: round(part.parameters / 1e6) for part in blueprint.components()}
     assert counts.pop(blueprint.denoiser_name) == PUBLISHED[name]
     assert counts.pop("vae") == 84
@@ -77,13 +71,14 @@ def test_public_architectures_have_their_published_size(name: str) -> None:
     ],
 )
 def test_hub_ids_tell_the_architecture(path: str, name: str | None) -> None:
-    found = find_architecture(path)
-    assert (found.name if found else None) == name
+    found = find_checkpoint(path)
+    assert (found[1].name if found else None) == name
 
 
-def test_names_of_architectures_mean_themselves() -> None:
-    for known in ARCHITECTURES:
-        assert find_architecture(known.name) is known
+def test_names_of_architectures_mean_themselves_and_have_settings_for_every_part() -> None:
+    for name, (family, known) in checkpoints().items():
+        assert find_checkpoint(name) == (family, known)
+        assert published_settings(name).keys() == family.parts.keys()
 
 
 @pytest.mark.parametrize(("name", "texts"), [("diffusion", 1), ("flow", 2)])

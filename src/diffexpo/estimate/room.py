@@ -6,13 +6,12 @@ from collections.abc import Callable
 
 import torch
 
-from diffexpo.assembly.estimating import Advice, Estimate, advise, estimate
 from diffexpo.config import RunConfig
 from diffexpo.errors import ConfigError, MissingError, PolicyError
+from diffexpo.estimate.memory import GIB
+from diffexpo.estimate.resources import Advice, Estimate, advise, estimate
 from diffexpo.online.loop import Console
 from diffexpo.policies.loading import choose_device
-
-GIB = 2**30
 
 
 def free_bytes(device: torch.device) -> int | None:
@@ -56,8 +55,7 @@ def check_room(
 def _needs(found: Estimate, weights: int, room: int) -> str:
     return (
         f"about {found.total / GIB:.1f} GiB at once ({weights / GIB:.1f} GiB of it weights), and the "
-        f"accelerator has "
-        f"{room / GIB:.1f} GiB free"
+        f"accelerator has {room / GIB:.1f} GiB free"
     )
 
 

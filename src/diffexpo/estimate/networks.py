@@ -1,0 +1,213 @@
+"""The networks of a run without their weights: what they weigh, and what they keep alive while they run.
+
+A model is read from the JSON files of its folder or, where there is no folder, from the published settings in
+`architectures.json`. Nothing is downloaded.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import torch
+
+from diffexpo.config import RunConfig
+from diffexpo.config.families import FAMILIES, checkpoints, find_checkpoint
+from diffexpo.config.rewards import RewardCard
+from diffexpo.config.schema import ModelConfig, TuningConfig
+from diffexpo.errors import MissingError, PolicyError
+from diffexpo.estimate.activations import Activations, forward_flops, measure_decoder, measure_denoiser
+from diffexpo.estimate.memory import FLOAT32, PerRow
+from diffexpo.policies.blueprint import (
+    Blueprint,
+    Component,
+    Described,
+    make_blueprint,
+    make_trainable,
+    merged_bytes,
+    read_described,
+)
+from diffexpo.policies.frozen import lowered_bytes
+from diffexpo.policies.loading import read_model_folder
+from diffexpo.training.engine import AUTOCAST
+from diffexpo.worlds.emoji import asset_path
+
+PUBLISHED = json.loads(Path(__file__).with_name("architectures.json").read_text(encoding="utf-8"))
+EMBEDDED = "emoji:"
+Key = tuple[str, str, str | None]
+"""What decides sizes, as text, because settings are no keys of a cache: model, tuning, `--architecture`."""
+
+
+def published_settings(name: str) -> Described:
+    """Classes and settings of a checkpoint's networks: the published ones that decide sizes; everything else
+    is the class's default."""
+    family, _ = checkpoints()[name]
+    return {
+        part: (family.parts[part], _expanded(entry)) for part, entry in PUBLISHED["checkpoints"][name].items()
+    }
+
+
+def _expanded(entry: str | Mapping[str, object]) -> dict[str, object]:
+    """Settings by their name in the file, or those that are `like` others but for some."""
+    if isinstance(entry, str):
+        return _expanded(PUBLISHED["parts"][entry])
+    base = _expanded(str(entry["like"])) if "like" in entry else {}
+    return {**base, **{name: value for name, value in entry.items() if name != "like"}}
+
+
+def read_blueprint(path: str, model: ModelConfig, *, architecture: str | None = None) -> Blueprint:
+    """The networks of a base model on the meta device.
+
+    Args:
+        path: A diffusers folder, or a hub id that `find_checkpoint` knows.
+        model: Precision, resolution and text encoders.
+        architecture: Name of a checkpoint to take whatever the path says.
+    Raises:
+        MissingError: neither a folder nor a known architecture.
+        PolicyError: a family that no policy reads, or a configuration that its class refuses.
+    """
+    folder = Path(path).expanduser()
+    if architecture is None and folder.is_dir():
+        index = read_model_folder(folder)
+        if index.pipeline_class not in FAMILIES:
+            raise PolicyError(
+                f"{path}: model family {index.pipeline_class!r} cannot be estimated; expected one of "
+                f"{', '.join(FAMILIES)}"
+            )
+        card = FAMILIES[index.pipeline_class]
+        return make_blueprint(card, read_described(index, card), model, path, str(folder))
+    known = find_checkpoint(architecture or path)
+    if known is None:
+        raise MissingError(
+            f"model.path={path!r}: no such folder, and its name tells no known architecture; name one with "
+            f"--architecture ({', '.join(checkpoints())}), or a folder"
+        )
+    card, checkpoint = known
+    described = published_settings(checkpoint.name)
+    return make_blueprint(card, described, model, path, f"public settings of {checkpoint.name}")
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """What the blueprint tells, as numbers; activations are measured when they are asked for."""
+
+    key: Key
+    source: str
+    components: tuple[Component, ...]
+    trained: int
+    latent_shape: tuple[int, int, int]
+    picture_size: tuple[int, int]
+    picture_sizes: tuple[tuple[int, int], ...]
+    denoiser: Component
+    lowered: int
+    merged: int
+
+    @property
+    def latent(self) -> int:
+        """Bytes of one stored latent."""
+        channels, height, width = self.latent_shape
+        return FLOAT32 * channels * height * width
+
+    @property
+    def picture(self) -> int:
+        """Bytes of one decoded image."""
+        return FLOAT32 * 3 * self.picture_size[0] * self.picture_size[1]
+
+
+def sizes_of(config: RunConfig, architecture: str | None) -> Sizes:
+    """The sizes of a run's networks."""
+    # Only what decides sizes, so that other settings find the same entry.
+    deciding = ("path", "dtype", "resolution", "buckets", "drop_t5", "max_sequence_length")
+    model = ModelConfig(**{name: getattr(config.model, name) for name in deciding})
+    return _read_sizes((model.model_dump_json(), config.tuning.model_dump_json(), architecture))
+
+
+@lru_cache(maxsize=64)
+def _read_sizes(key: Key) -> Sizes:
+    blueprint, components, trained = _prepared(key)
+    return Sizes(
+        key=key,
+        source=blueprint.source,
+        components=components,
+        trained=trained,
+        latent_shape=blueprint.latent_shape,
+        picture_size=blueprint.picture_size,
+        picture_sizes=blueprint.picture_sizes,
+        denoiser=next(part for part in components if part.name == blueprint.denoiser_name),
+        lowered=lowered_bytes(blueprint.denoiser, torch.bfloat16),
+        merged=merged_bytes(blueprint),
+    )
+
+
+@lru_cache(maxsize=4)
+def _prepared(key: Key) -> tuple[Blueprint, tuple[Component, ...], int]:
+    """The networks as a run has them, what they took before adapters came, and the number of trained
+    elements."""
+    settings = ModelConfig.model_validate_json(key[0])
+    blueprint = read_blueprint(_local(settings.path), settings, architecture=key[2])
+    components = tuple(blueprint.components())
+    return blueprint, components, make_trainable(blueprint, TuningConfig.model_validate_json(key[1]))
+
+
+@lru_cache(maxsize=64)
+def activations(
+    key: Key, has_gradient: bool, mixed_precision: str, gradient_checkpointing: bool
+) -> tuple[PerRow, PerRow]:
+    """What the denoiser holds and what is its peak, as functions of the rows."""
+    blueprint, _, _ = _prepared(key)
+    autocast = AUTOCAST.get(mixed_precision)
+
+    def measured(rows: int) -> Activations:
+        return measure_denoiser(
+            blueprint,
+            rows=rows,
+            has_gradient=has_gradient,
+            autocast=autocast,
+            gradient_checkpointing=gradient_checkpointing,
+        )
+
+    one = measured(1)
+    # Copies of weights do not grow with the rows; those of adapters are too small to be told apart.
+    if autocast is None or TuningConfig.model_validate_json(key[1]).kind == "lora":
+        return PerRow(one.held), PerRow(one.peak)
+    two = measured(2)
+    return (
+        PerRow(two.held - one.held, 2 * one.held - two.held),
+        PerRow(two.peak - one.peak, 2 * one.peak - two.peak),
+    )
+
+
+@lru_cache(maxsize=64)
+def decoding(key: Key, is_tiled: bool) -> Activations:
+    """Activations of decoding one latent."""
+    return measure_decoder(_prepared(key)[0], is_tiled=is_tiled)
+
+
+@lru_cache(maxsize=64)
+def flops(key: Key) -> int:
+    """Operations of one network evaluation."""
+    return forward_flops(_prepared(key)[0])
+
+
+def scorer_bytes(scorer: RewardCard) -> int | None:
+    """Bytes of a scorer's network; None where its size is not known, 0 where it has none here."""
+    if scorer.is_sized_by_files and scorer.path is not None:
+        path = Path(_local(scorer.path))
+        files = sorted(path.glob("*.safetensors")) if path.is_dir() else []
+        if files:
+            return sum(file.stat().st_size for file in files)
+    count = scorer.num_parameters
+    return None if count is None else count * (4 if scorer.precision == "float32" else 2)
+
+
+def _local(path: str) -> str:
+    """The folder or file behind an embedded name; any other path as it is."""
+    if not path.startswith(EMBEDDED):
+        return path
+    try:
+        return str(asset_path(path.removeprefix(EMBEDDED)))
+    except KeyError as error:
+        raise MissingError(f"there is no {path!r}: {error.args[0]}") from error

@@ -1,0 +1,86 @@
+"""What to do when memory runs out: in which phase it did, how much was missing, and the settings that take
+less there."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+
+from diffexpo.config import RunConfig
+from diffexpo.config.resuming import CHANGEABLE
+from diffexpo.errors import Interrupted, OutOfMemory, memory_failure
+from diffexpo.estimate.advice import Change, savings_in
+from diffexpo.estimate.memory import GIB
+from diffexpo.phases import phase_of
+
+ASKED = (r"[Tt]ried to allocate (?P<size>[\d.]+ \w+)", r"Unable to allocate (?P<size>[\d.]+ \w+)")
+FREE = r"capacity of (?P<total>[\d.]+ \w+) of which (?P<free>[\d.]+ \w+) is free"
+
+
+@contextmanager
+def explain_memory(config: RunConfig, run_dir: Path) -> Iterator[None]:
+    """Inside the block a failed allocation becomes an error that says what to do.
+
+    Raises:
+        OutOfMemory: in place of whatever the allocator, or what stood in its way, raised.
+    """
+    try:
+        yield
+    except Interrupted:
+        raise
+    except Exception as error:
+        cause = memory_failure(error)
+        if cause is None:
+            raise
+        raise OutOfMemory(message(config, run_dir, phase_of(error, cause), cause)) from error
+
+
+def message(config: RunConfig, run_dir: Path, phase: str | None, cause: BaseException) -> str:
+    """What is said of a failed allocation in a phase (None: it is not known which)."""
+    changes = savings_in(phase, config)
+    now = [change for change in changes if all(name.split("=")[0] in CHANGEABLE for name in change.settings)]
+    later = [change for change in changes if change not in now]
+    resume = f"diffexpo run --resume {run_dir}"
+    lines = [f"out of memory while {phase or 'running'}: {_amounts(cause)}"]
+    if now:
+        lines += [f"takes less, and can be set now: {resume} --set SETTING, cheapest first", *_table(now)]
+    else:
+        lines.append(f"what was saved is not lost: {resume} goes on where more memory is free")
+    if later:
+        lines += ["takes less, but in a new run, because results depend on it", *_table(later)]
+    return "\n".join(lines)
+
+
+def _table(changes: Sequence[Change]) -> list[str]:
+    rows = [(" --set ".join(change.settings), change.price) for change in changes]
+    width = max(len(settings) for settings, _ in rows)
+    return [f"    {settings:{width}}  {price}" for settings, price in rows]
+
+
+def _amounts(cause: BaseException) -> str:
+    """How much was asked for and how much was free, as far as the allocator or the system says."""
+    text = str(cause)
+    found = next((match for pattern in ASKED if (match := re.search(pattern, text))), None)
+    size = found["size"] if found else "an unknown amount"
+    if size.endswith(" bytes"):
+        size = f"{int(size.split()[0]) / GIB:.4g} GiB"
+    stated = re.search(FREE, text)
+    if stated:
+        return f"{size} asked for, {stated['free']} of {stated['total']} free"
+    free = _free()
+    return f"{size} asked for" if free is None else f"{size} asked for, {free} free now"
+
+
+def _free() -> str | None:
+    if torch.cuda.is_available():
+        free, total = torch.cuda.mem_get_info()
+        return f"{free / GIB:.3g} of {total / GIB:.3g} GiB"
+    system = Path("/proc/meminfo")
+    if not system.is_file():
+        return None
+    line = next(line for line in system.read_text(encoding="utf-8").splitlines() if "MemAvailable" in line)
+    return f"{int(line.split()[1]) / 2**20:.3g} GiB of main memory"

@@ -1,0 +1,307 @@
+"""What a run will take, from its configuration alone: memory, disk, network evaluations. No weight is
+read."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+from diffexpo.config import RunConfig
+from diffexpo.errors import ConfigError
+from diffexpo.estimate.advice import WITHOUT_COPIES, Change, counted_savings
+from diffexpo.estimate.memory import (
+    CONTEXT,
+    FLOAT32,
+    Item,
+    PerRow,
+    drawing_items,
+    fits,
+    largest_phase,
+    peak_bytes,
+    training_items,
+)
+from diffexpo.estimate.method import (
+    draws,
+    training_shape,
+    versions,
+)
+from diffexpo.estimate.networks import Sizes, activations, decoding, flops, scorer_bytes, sizes_of
+from diffexpo.online.cost import Cost, run_cost
+
+CARDS = (12, 24, 80)
+# A PNG of a photograph is about half of its bytes, a row of the store's tables about 1 KiB.
+PNG_SHARE, ROW = 0.5, 1024
+# Operations a second that hours are told for: about a third of an H100's peak in bfloat16, which a compiled
+# network in large batches reaches; an eager one reaches half of it.
+SUSTAINED = 3e14
+
+
+@dataclass(frozen=True)
+class Advice:
+    """What makes a run fit on a card: settings in order of their price, and the total with all of them; None
+    where nothing does."""
+
+    gib: float
+    changes: tuple[Change, ...] | None
+    total: int
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Memory and disk by item, and the cost in network evaluations."""
+
+    source: str
+    memory: tuple[Item, ...]
+    disk: tuple[Item, ...]
+    cost: Cost
+    notes: tuple[str, ...]
+
+    @property
+    def total(self) -> int:
+        """Most bytes of device memory at once, the device's own context apart."""
+        return peak_bytes(self.memory)
+
+    @property
+    def on_disk(self) -> int:
+        return sum(item.bytes for item in self.disk)
+
+    def fits(self, gib: float) -> bool:
+        """Whether a device of so many GiB holds it."""
+        return fits(self.total, gib)
+
+    def as_json(self) -> dict[str, object]:
+        """Everything as plain values; sizes in bytes."""
+        return {
+            "source": self.source,
+            "memory": [vars(item) for item in self.memory],
+            "largest_phase": largest_phase(self.memory),
+            "total": self.total,
+            "context_assumed": CONTEXT,
+            "fits": {str(gib): self.fits(gib) for gib in CARDS},
+            "disk": [vars(item) for item in self.disk],
+            "on_disk": self.on_disk,
+            "cost": vars(self.cost) | {"total": self.cost.total},
+            "notes": list(self.notes),
+        }
+
+
+@dataclass(frozen=True)
+class Computing:
+    """Operations of one network evaluation, and hours of one accelerator that sustains `rate` operations a
+    second; scoring, decoding and evaluation are not counted."""
+
+    rate: ClassVar[float] = SUSTAINED
+    flops: int
+    hours: float
+
+
+def estimate(config: RunConfig, *, architecture: str | None = None) -> Estimate:
+    """What a run will take.
+
+    Args:
+        config: Its settings.
+        architecture: A name of `config.families.checkpoints()` to take in place of what `model.path` says.
+    Returns:
+        Memory of the device by item and phase, bytes on disk, network evaluations.
+    Raises:
+        MissingError: the model is no folder and its name tells no known architecture.
+        PolicyError: a family or a configuration that cannot be built.
+    """
+    sizes = sizes_of(config, architecture)
+    notes = [*_scorer_notes(config), *_data_notes(config)]
+    memory = [*_held(config, sizes), *_phases(config, sizes)]
+    return Estimate(sizes.source, tuple(memory), tuple(_disk(config, sizes)), run_cost(config), tuple(notes))
+
+
+def computing(config: RunConfig, *, architecture: str | None = None) -> Computing:
+    """How much a run computes: operations of one network evaluation, and hours for all of them."""
+    each = flops(sizes_of(config, architecture).key)
+    return Computing(each, run_cost(config).total * each / SUSTAINED / 3600)
+
+
+def picture_sizes(config: RunConfig) -> tuple[tuple[int, int], ...]:
+    """(height, width) in pixels of every size that a run's images may have, the first one first."""
+    return sizes_of(config, None).picture_sizes
+
+
+def disk_items(config: RunConfig, *, architecture: str | None = None) -> list[Item]:
+    """What a run will leave on disk; nothing is measured but the sizes of tensors."""
+    return list(_disk(config, sizes_of(config, architecture)))
+
+
+def advise(
+    config: RunConfig, *, architecture: str | None = None, cards: Sequence[float] = CARDS
+) -> list[Advice]:
+    """What makes the run fit on cards of so many GiB, cheapest first.
+
+    Settings are added in the order of their price until the run fits; then each that is not needed is left
+    out again.
+    """
+    found = []
+    for gib in cards:
+        steps = list(counted_savings(config))
+        chosen: list[Change] = []
+        total = estimate(config, architecture=architecture).total
+        while not fits(total, gib) and steps:
+            chosen.append(steps.pop(0))
+            total = _total_with(config, chosen, architecture)
+        if not fits(total, gib):
+            found.append(Advice(gib, None, total))
+            continue
+        for change in reversed(chosen):
+            fewer = [other for other in chosen if other is not change]
+            if fits(_total_with(config, fewer, architecture), gib):
+                chosen = fewer
+        found.append(Advice(gib, tuple(chosen), _total_with(config, chosen, architecture)))
+    return found
+
+
+# ---- memory ------------------------------------------------------------------------------------------------
+
+
+def _held(config: RunConfig, sizes: Sizes) -> Iterator[Item]:
+    """Weights that stay: components, versions, scorers."""
+    for part in sizes.components:
+        phase = "encode texts" if part.name.startswith("text_encoder") else "always"
+        yield Item(part.name, f"{part.parameters:,} {part.dtype}", part.bytes, phase)
+    if config.tuning.kind == "lora":
+        adapters = versions(config)
+        yield Item("adapters", ", ".join(adapters), len(adapters) * FLOAT32 * sizes.trained)
+    else:
+        yield from _copies(config, sizes)
+    if config.algorithm.improvement is not None:
+        count = sizes.denoiser.parameters
+        yield Item("improvement model", f"2 x {count:,} float32", 2 * FLOAT32 * count)
+    for scorer in (*config.rewards, *config.evaluation.judges):
+        size = scorer_bytes(scorer)
+        if size:
+            yield Item(f"scorer {scorer.name}", scorer.precision, size)
+
+
+def _copies(config: RunConfig, sizes: Sizes) -> Iterator[Item]:
+    """Frozen copies that stay on the device beside the denoiser, which is "current"."""
+    if config.tuning.reference_device == "cpu":
+        return
+    names = [name for name in versions(config) if name != "current"]
+    if config.tuning.reference_dtype != "float32":
+        names = [name for name in names if name not in ("base", "reference")]
+        if config.algorithm.needs_reference:
+            yield Item("reference", config.tuning.reference_dtype, sizes.lowered)
+    if names:
+        yield Item("copies of the denoiser", ", ".join(names), len(names) * sizes.denoiser.bytes)
+
+
+def _moved_in(config: RunConfig, sizes: Sizes) -> tuple[int, int]:
+    """(bytes of a copy that is on the device for its pass in training, and the same in drawing)."""
+    tuning, algorithm = config.tuning, config.algorithm
+    if tuning.kind == "lora" or (tuning.reference_device == "same" and tuning.reference_dtype == "float32"):
+        return 0, 0
+    reference = sizes.denoiser.bytes if tuning.reference_dtype == "float32" else sizes.lowered
+    passes = [sizes.denoiser.bytes] * algorithm.needs_old_policy + [reference] * algorithm.needs_reference
+    # The base draws in its evaluation wherever it lies otherwise.
+    return max(passes, default=0) if tuning.reference_device == "cpu" else 0, sizes.denoiser.bytes
+
+
+def _phases(config: RunConfig, sizes: Sizes) -> Iterator[Item]:
+    training = config.training
+    _, forward = activations(sizes.key, False, "no", False)
+    held, peak = activations(sizes.key, True, training.mixed_precision, training.gradient_checkpointing)
+    moved_in_training, moved_in_drawing = _moved_in(config, sizes)
+    yield from training_items(
+        sizes.trained,
+        has_average=training.ema_decay > 0,
+        held=held,
+        peak=peak,
+        forward=forward,
+        shape=training_shape(config),
+        moved=moved_in_training,
+    )
+    # Noisy, noise, target and prediction of one micro-batch, float32.
+    latents = 4 * training_shape(config).rows * sizes.latent
+    yield Item("latents of a batch", f"{training.batch_size} rows", latents, "train")
+    images, rows = max(draws(config), key=lambda draw: draw[0] * draw[1])
+    decoder = decoding(sizes.key, config.model.vae_tiling)
+    yield from drawing_items(
+        images,
+        rows_per_image=rows,
+        forward=forward,
+        decoder=PerRow(decoder.peak),
+        picture=sizes.picture,
+        is_sliced=config.model.vae_slicing,
+        moved=moved_in_drawing,
+        merged=sizes.merged if config.explore.merge_lora else 0,
+    )
+
+
+# ---- disk --------------------------------------------------------------------------------------------------
+
+
+def _disk(config: RunConfig, sizes: Sizes) -> Iterator[Item]:
+    explore, training = config.explore, config.training
+    cost, trained = run_cost(config), FLOAT32 * sizes.trained
+    if cost.images:
+        yield Item("latents and rows of drawn images", f"{cost.images:,}", cost.images * (sizes.latent + ROW))
+    if config.offline.limit is not None and config.offline.source is not None:
+        pairs = config.offline.limit
+        yield Item("offline pairs", f"{pairs:,}", pairs * (2 * (sizes.latent + ROW) + ROW))
+    if config.algorithm.draws_first:
+        images = explore.prompts_per_iteration * explore.images_per_prompt
+        steps = explore.sampler.steps + 1
+        yield Item("trajectories of one iteration", f"{images:,} x {steps}", images * steps * sizes.latent)
+    yield Item("iterates", f"{explore.iterations}", explore.iterations * trained)
+    algorithm = config.algorithm
+    kept = 3 + (training.ema_decay > 0) + algorithm.needs_old_policy
+    # The newest two stay, and a third is being written.
+    yield Item("checkpoints of an iteration", "3", 3 * kept * trained)
+    pictures = _evaluated_pictures(config)
+    yield Item("evaluation pictures", f"{pictures:,}", int(pictures * sizes.picture / FLOAT32 * PNG_SHARE))
+    is_lora = config.tuning.kind == "lora"
+    whole = sum(part.bytes for part in sizes.components)
+    yield Item("export", "LoRA, twice" if is_lora else "whole pipeline", 2 * trained if is_lora else whole)
+
+
+def _evaluated_pictures(config: RunConfig) -> int:
+    evaluation, iterations = config.evaluation, config.explore.iterations
+    versions = 1 + (iterations if evaluation.every_iteration else 1) + config.baseline.offline_dpo
+    extra = evaluation.vendi_prompts * max(0, evaluation.vendi_images - evaluation.images_per_prompt)
+    return versions * (evaluation.num_prompts * evaluation.images_per_prompt + extra)
+
+
+# ---- what would make it fit ----------------------------------------------------------------------------------
+
+
+def _total_with(config: RunConfig, changes: list[Change], architecture: str | None) -> int:
+    values = config.model_dump(mode="json")
+    for change in changes:
+        for setting in change.settings:
+            _set(values, *setting.split("="))
+    # Adapters take the place of smaller copies, which are then left out as not needed.
+    if values["tuning"]["kind"] == "lora":
+        values["tuning"].update(WITHOUT_COPIES)
+    try:
+        return estimate(RunConfig.model_validate(values), architecture=architecture).total
+    except (ConfigError, ValueError):
+        return 2**62
+
+
+def _set(values: Mapping[str, object], path: str, text: str) -> None:
+    *groups, last = path.split(".")
+    target: object = values
+    for name in groups:
+        target = target[int(name)] if isinstance(target, list) else target[name]
+    target[last] = {"true": True, "false": False}.get(text, int(text) if text.isdigit() else text)
+
+
+# ---- notes -------------------------------------------------------------------------------------------------
+
+
+def _scorer_notes(config: RunConfig) -> Iterator[str]:
+    for scorer in (*config.rewards, *config.evaluation.judges):
+        if scorer_bytes(scorer) is None:
+            yield f"scorer {scorer.name} ({scorer.path}): size not known, not counted"
+
+
+def _data_notes(config: RunConfig) -> Iterator[str]:
+    if config.offline.source is not None and config.offline.limit is None:
+        yield "offline.limit is null: how many offline pairs there are is not known, their latents are not counted"

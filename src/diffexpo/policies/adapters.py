@@ -1,0 +1,332 @@
+"""Versions of the trainable weights as LoRA adapters on one frozen base."""
+
+from __future__ import annotations
+
+import difflib
+import logging
+import math
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from peft import LoraConfig, inject_adapter_in_model
+from peft.tuners.lora import LoraLayer
+from torch import Tensor, nn
+
+from diffexpo.config.schema import LoraConfig as LoraSettings
+from diffexpo.diffusion.kernels import at_least_float32
+from diffexpo.errors import PolicyError
+from diffexpo.policies.states import (
+    BASE,
+    CURRENT,
+    REFERENCE,
+    StandIn,
+    check_state,
+    fingerprint_state,
+    refuse_base,
+    unknown_version,
+)
+from diffexpo.rng import torch_generator
+
+_log = logging.getLogger("diffexpo")
+
+
+@dataclass(frozen=True)
+class _Running:
+    """What the network runs with: a version by its adapter, or by its folded weights (by module), with all
+    adapters off."""
+
+    name: str
+    folded: Mapping[str, Tensor] | None = None
+
+
+class LoraWeightSets(StandIn):
+    """Versions as named peft adapters on one frozen base; the base itself is "all adapters off".
+
+    No second model is held: "base" (and "reference", until something is copied onto it) runs the frozen
+    network alone, and each other version costs only its low-rank factors.
+
+    Args:
+        network: The denoiser; gets adapters injected in place, its own weights are frozen.
+        settings: Rank and alpha.
+        seed: Run seed: the A factors of "current" are keyed by (seed, "lora", name). B starts at 0, so
+            current equals base.
+        targets: Endings of the names of modules that get an adapter.
+    Raises:
+        PolicyError: no module matches, or a matched one cannot carry an adapter.
+    """
+
+    kind = "lora"
+
+    def __init__(
+        self, network: nn.Module, settings: LoraSettings, seed: int, targets: tuple[str, ...]
+    ) -> None:
+        check_targets(network, targets)
+        self.network = network
+        self.base_module = network
+        self.rank = settings.rank
+        self.alpha = settings.rank if settings.alpha is None else settings.alpha
+        self.target_modules = targets
+        self._seed = seed
+        # The adapter behind each version; None is "all adapters off". ModuleDict keys clash with its methods:
+        # hence the prefix.
+        self._adapters: dict[str, str | None] = {BASE: None, REFERENCE: None}
+        network.requires_grad_(False)
+        self._layers: dict[str, LoraLayer] = {}
+        self._active = _Running(CURRENT)
+        self._merged: list[str] = []
+        # The base's own tensors of the modules that hold folded ones at the moment.
+        self._originals: list[tuple[nn.Parameter, Tensor]] = []
+        self._add(CURRENT)
+        self.load(CURRENT, self._initial_state())
+
+    def names(self) -> list[str]:
+        return sorted(self._adapters)
+
+    @contextmanager
+    def use(self, name: str, *, merged: bool = False) -> Iterator[None]:
+        """Inside the block the network runs with that version; the previous one comes back afterwards.
+
+        Args:
+            name: The version.
+            merged: Run with W' = W + alpha / rank B A in place of W and B, A: fewer kernels, another
+                rounding. W' is made in float32 and held in W's type; afterwards W itself is back, not W'
+                minus the update. Meanwhile the version cannot be changed. A version without an adapter runs
+                as ever.
+        Raises:
+            PolicyError: no such version; a module whose update is no weight of its shape (a grouped
+                convolution).
+        """
+        name = self._stand_in or name
+        adapter = self._adapter(name)
+        previous, is_folded = self._active, merged and adapter is not None
+        try:
+            if is_folded:
+                self._merged.append(name)
+            self._activate(_Running(name, self._fold(adapter) if is_folded else None))
+            yield
+        finally:
+            if is_folded:
+                self._merged.remove(name)
+            self._activate(previous)
+
+    def copy(self, source: str, target: str) -> None:
+        """Make or overwrite `target` with the values of `source`, exactly.
+
+        A version that equals the base by having no adapter is copied as such; onto "current" it is the
+        initial adapter (B = 0).
+        """
+        adapter = self._adapter(source)
+        self._refuse_change(target)
+        if source == target:
+            return
+        if adapter is None and target != CURRENT:
+            self._remove(target)
+            self._adapters[target] = None
+            return
+        self.load(target, self.state(source))
+
+    def drop(self, name: str) -> None:
+        """Forget a version; "reference" falls back to the base."""
+        self._adapter(name)
+        self._refuse_change(name)
+        if name in (CURRENT, self._active.name):
+            raise PolicyError(f"weights {name!r}: in use, cannot be dropped")
+        self._remove(name)
+        if name == REFERENCE:
+            self._adapters[REFERENCE] = None
+
+    def trainable(self) -> dict[str, nn.Parameter]:
+        """Parameters of "current" by name, e.g. `mid_block...to_q.lora_A.weight`."""
+        return self._parameters(CURRENT)
+
+    def state(self, name: str) -> dict[str, Tensor]:
+        """Detached CPU copy of a version. For the base it is the initial adapter, whose B is 0."""
+        if self._adapter(name) is None:
+            return self._initial_state()
+        return {key: value.detach().cpu().clone() for key, value in self._parameters(name).items()}
+
+    def load(self, name: str, state: Mapping[str, Tensor]) -> None:
+        """Make or overwrite a version from tensors whose names and shapes match exactly."""
+        self._refuse_change(name)
+        check_state(name, state, self.trainable())
+        if self._adapters.get(name) is None:
+            self._add(name)
+        with torch.no_grad():
+            for key, parameter in self._parameters(name).items():
+                parameter.copy_(state[key])
+
+    def fingerprint(self, name: str) -> str:
+        """sha256 of a version's values; every version without an adapter shares one."""
+        return fingerprint_state(self.state(name))
+
+    def _adapter(self, name: str) -> str | None:
+        if name not in self._adapters:
+            raise unknown_version(name, self.names())
+        return self._adapters[name]
+
+    def _refuse_change(self, name: str) -> None:
+        refuse_base(name)
+        if name in self._merged:
+            raise PolicyError(
+                f"weights {name!r}: runs merged, and would go on with the values it had; change it after the block"
+            )
+
+    def _add(self, name: str) -> None:
+        adapter = f"version_{name.replace('.', '_')}"
+        # peft initialises from the global generator; the values are overwritten, its state must not move.
+        with torch.random.fork_rng(), warnings.catch_warnings():
+            warnings.filterwarnings(
+                "ignore", message="Already found a `peft_config` attribute"
+            )  # as intended
+            try:
+                inject_adapter_in_model(self.peft_config(self.alpha), self.network, adapter)
+            except ValueError as error:
+                raise PolicyError(
+                    f"tuning.lora.target_modules={list(self.target_modules)}: {error}"
+                ) from error
+        self._layers = {
+            path: layer for path, layer in self.network.named_modules() if isinstance(layer, LoraLayer)
+        }
+        for layer in self._layers.values():
+            # Half-precision factors would lose their updates; peft casts the layer's input to the factors'
+            # type.
+            layer.lora_A[adapter].float()
+            layer.lora_B[adapter].float()
+        self._adapters[name] = adapter
+        self.network.eval()
+        self._freeze()
+        self._activate(self._active)
+
+    def _remove(self, name: str) -> None:
+        adapter = self._adapters.pop(name, None)
+        if adapter is not None:
+            for layer in self._layers.values():
+                layer.delete_adapter(adapter)
+            self.network.peft_config.pop(adapter)
+            self._freeze()
+            self._activate(self._active)
+
+    def _freeze(self) -> None:
+        """Only "current" is trainable, whatever version runs: a backward through an earlier forward still
+        reaches it."""
+        for layer in self._layers.values():
+            layer.set_adapter([], inference_mode=True)
+        if CURRENT in self._adapters:
+            for parameter in self._parameters(CURRENT).values():
+                parameter.requires_grad_(True)
+
+    def _activate(self, running: _Running) -> None:
+        self._put_back()
+        adapter = None if running.folded is not None else self._adapters[running.name]
+        active = [] if adapter is None else [adapter]
+        for layer in self._layers.values():
+            # What `set_adapter` ends with. All of it walks through every factor of every version, and
+            # versions change in each step.
+            layer._active_adapter = active
+        self._active = running
+        if running.folded is not None:
+            self._put_in(running.folded)
+
+    def _fold(self, adapter: str) -> dict[str, Tensor]:
+        """The weight of every adapted module with an adapter's update in it."""
+        self._put_back()
+        folded = {}
+        with torch.no_grad(), torch.autocast(self._device.type, enabled=False):
+            for path, layer in self._layers.items():
+                _refuse_unfoldable(path, layer.get_base_layer())
+                weight = layer.get_base_layer().weight
+                factors = layer.lora_B[adapter].weight, layer.lora_A[adapter].weight
+                # A convolution's update is the product of its factors as matrices too: B has kernels of size
+                # 1.
+                update = (factors[0].flatten(1) @ factors[1].flatten(1)).reshape(weight.shape)
+                whole = at_least_float32(weight) + layer.scaling[adapter] * update
+                folded[path] = torch.empty_like(weight).copy_(whole)
+        return folded
+
+    def _put_in(self, folded: Mapping[str, Tensor]) -> None:
+        weights = {path: self._layers[path].get_base_layer().weight for path in folded}
+        # Complete before the first tensor moves, so that an interruption in between can be undone.
+        self._originals = [(weight, weight.data) for weight in weights.values()]
+        for path, weight in weights.items():
+            weight.data = folded[path]
+
+    def _put_back(self) -> None:
+        for weight, original in self._originals:
+            weight.data = original
+        self._originals = []
+
+    @property
+    def _device(self) -> torch.device:
+        return next(self.network.parameters()).device
+
+    def _parameters(self, name: str) -> dict[str, nn.Parameter]:
+        adapter = self._adapters[name]
+        found: dict[str, nn.Parameter] = {}
+        for path, layer in self._layers.items():
+            found[f"{path}.lora_A.weight"] = layer.lora_A[adapter].weight
+            found[f"{path}.lora_B.weight"] = layer.lora_B[adapter].weight
+        return found
+
+    def _initial_state(self) -> dict[str, Tensor]:
+        state: dict[str, Tensor] = {}
+        for key, parameter in self.trainable().items():
+            value = torch.zeros(parameter.shape, dtype=parameter.dtype)
+            if ".lora_A." in key:
+                generator = torch_generator(self._seed, "lora", key)
+                nn.init.kaiming_uniform_(value, a=math.sqrt(5), generator=generator)
+            state[key] = value
+        return state
+
+    def prepare_networks(self, prepare: Callable[[nn.Module], object]) -> None:
+        """Apply a change of layout or execution to the network, which all versions share."""
+        prepare(self.network)
+
+    def peft_config(self, alpha: float) -> LoraConfig:
+        """The adapter's peft configuration at a given alpha."""
+        return LoraConfig(r=self.rank, lora_alpha=alpha, target_modules=list(self.target_modules))
+
+
+def _refuse_unfoldable(path: str, module: nn.Module) -> None:
+    groups = getattr(module, "groups", 1)
+    if isinstance(module, (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)) and groups == 1:
+        return
+    what = f"a {type(module).__name__}" + (f" in {groups} groups" if groups != 1 else "")
+    raise PolicyError(
+        f"explore.merge_lora=true: {path} is {what}, whose update is no weight of the module's own shape; "
+        "leave it out of tuning.lora.target_modules, or set explore.merge_lora=false"
+    )
+
+
+def check_targets(network: nn.Module, targets: tuple[str, ...]) -> None:
+    """Refuse LoRA targets that match no module, naming what exists.
+
+    Raises:
+        PolicyError: none of the endings is found.
+    """
+    names = [name for name, _ in network.named_modules() if name]
+    bound = {
+        target: any(name == target or name.endswith(f".{target}") for name in names) for target in targets
+    }
+    if not any(bound.values()):
+        endings = {
+            ending
+            for name, module in network.named_modules()
+            if isinstance(module, (nn.Linear, nn.Conv2d))
+            for ending in (name.rsplit(".", 1)[-1], ".".join(name.split(".")[-2:]))
+        }
+        near = [
+            match
+            for target in targets
+            for match in difflib.get_close_matches(target, endings, n=3, cutoff=0.4)
+        ]
+        shown = list(dict.fromkeys(near)) or sorted(endings)[:8]
+        raise PolicyError(
+            f"tuning.lora.target_modules={list(targets)}: no module of {type(network).__name__} has such a "
+            f"name; nearest existing names: {', '.join(shown)}"
+        )
+    for target, found in bound.items():
+        if not found:
+            _log.warning("tuning.lora.target_modules: %r matches no module and is ignored", target)

@@ -1,0 +1,76 @@
+"""What an autoencoder does for every family: images to latents and back, in slices and tiles if asked to."""
+
+from __future__ import annotations
+
+import torch
+from diffusers import AutoencoderKL
+from torch import Tensor, nn
+
+from diffexpo.config.schema import ModelConfig
+from diffexpo.errors import PolicyError
+
+# Images the autoencoder decodes in one call: few enough for a CPU's cache (a quarter faster than 64) and a
+# GPU's memory.
+DECODE_BATCH = 16
+
+
+def vae_factor(vae: nn.Module) -> int:
+    """Pixels per latent in each direction; 8 for Stable Diffusion."""
+    widths = vae.config.get("block_out_channels") or vae.config["encoder_block_out_channels"]
+    return 2 ** (len(widths) - 1)
+
+
+def use_slices_and_tiles(vae: nn.Module, model: ModelConfig) -> None:
+    """Decode one image at a time, or each in tiles, as `model.vae_slicing` and `model.vae_tiling` say."""
+    if model.vae_slicing:
+        vae.enable_slicing()
+    if model.vae_tiling:
+        vae.enable_tiling()
+
+
+def decode_with(vae: nn.Module, latents: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Scaled latents (B,C,h,w) to float32 images (B,3,H,W) clamped to [0, 1].
+
+    Args:
+        vae: The autoencoder.
+        latents: What was drawn.
+        dtype: Type of the denoiser that drew them. In half precision a value beyond its range spoils an
+            image, so the latents are checked here, once a batch; in float32 an image that is not finite is
+            excluded where it is scored.
+    Returns:
+        The images.
+    Raises:
+        PolicyError: a half-precision denoiser gave values that are not finite.
+    """
+    if dtype != torch.float32:
+        check_finite(latents, dtype)
+    shift = vae.config.get("shift_factor") or 0.0
+    unscaled = latents.to(vae.dtype) / vae.config.scaling_factor + shift
+    with torch.no_grad():
+        decoded = torch.cat([vae.decode(few, return_dict=False)[0] for few in unscaled.split(DECODE_BATCH)])
+    return (decoded.float() / 2 + 0.5).clamp(0, 1)
+
+
+def check_finite(latents: Tensor, dtype: torch.dtype) -> None:
+    """Refuse latents of a half-precision denoiser that are not finite.
+
+    Raises:
+        PolicyError: says how many images are spoilt and what to do.
+    """
+    spoilt = ~torch.isfinite(latents).flatten(1).all(dim=1)
+    if bool(spoilt.any()):
+        name = str(dtype).removeprefix("torch.")
+        others = "bfloat16 (its range is that of float32) or float32" if dtype == torch.float16 else "float32"
+        raise PolicyError(
+            f"model.dtype={name}: the denoiser gave values that are not finite in {int(spoilt.sum())} of "
+            f"{len(latents)} pictures; expected finite latents. Set model.dtype to {others}; if it persists "
+            "there, training has diverged: lower training.learning_rate or algorithm.beta"
+        )
+
+
+def encode_with(vae: AutoencoderKL, images: Tensor) -> Tensor:
+    """Images (B,3,H,W) in [0,1] to scaled latents (B,C,h,w), posterior mean (no random number)."""
+    shift = vae.config.shift_factor or 0.0
+    with torch.no_grad():
+        posterior = vae.encode(images.to(vae.device, vae.dtype) * 2 - 1).latent_dist
+    return (posterior.mode() - shift) * vae.config.scaling_factor

@@ -1,0 +1,228 @@
+"""Versions of the trainable weights as whole copies of the network, for full fine-tuning."""
+
+from __future__ import annotations
+
+import copy as copies
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+
+import torch
+from torch import Tensor, nn
+
+from diffexpo.errors import PolicyError
+from diffexpo.policies.frozen import lower_precision, moved_to
+from diffexpo.policies.states import (
+    BASE,
+    CURRENT,
+    REFERENCE,
+    StandIn,
+    check_state,
+    fingerprint_state,
+    refuse_base,
+    unknown_version,
+)
+
+
+class CopyWeightSets(StandIn):
+    """Versions as whole copies of the network, for full fine-tuning.
+
+    "base" is a frozen copy made at once (everything else may change "current"). Frozen versions never change
+    in place, so copying one frozen version to another name shares the module; a copy is made only when values
+    differ.
+
+    With a `reference_dtype` other than float32 the module behind "reference" alone holds, in that type, what
+    autocast would cast to it anyway; the base then lies in main memory while it does not run. With
+    `parks_copies` all frozen versions do.
+
+    Args:
+        network: The denoiser; every parameter becomes trainable except the inert ones.
+        inert: Name prefixes of parameters that the family's forward pass computes and discards: no gradient
+            can reach them.
+        reference_dtype: Of the tensors of "reference" that autocast casts. In half precision that version
+            runs under autocast of the same type only, where it predicts the same bits as in float32; it
+            cannot be copied from.
+        parks_copies: Versions other than "current" lie in main memory and are moved to the device for as long
+            as they run.
+    """
+
+    kind = "full"
+
+    def __init__(
+        self,
+        network: nn.Module,
+        inert: tuple[str, ...] = (),
+        *,
+        reference_dtype: torch.dtype = torch.float32,
+        parks_copies: bool = False,
+    ) -> None:
+        network.eval().requires_grad_(False)
+        base = copies.deepcopy(network)
+        self._inert = inert
+        self._reference_dtype = reference_dtype
+        self._parks_copies = parks_copies
+        self._device = next(network.parameters()).device
+        self._lowered: nn.Module | None = None
+        self._preparations: list[Callable[[nn.Module], object]] = []
+        for parameter in self._parameters(network).values():
+            parameter.requires_grad_(True)
+        self.base_module = base
+        self._versions: dict[str, nn.Module] = {BASE: base, REFERENCE: base, CURRENT: network}
+        self._active = CURRENT
+        self._settle(base)
+
+    @property
+    def network(self) -> nn.Module:
+        """The module that runs now."""
+        return self._versions[self._active]
+
+    def names(self) -> list[str]:
+        return sorted(self._versions)
+
+    @contextmanager
+    def use(self, name: str, *, merged: bool = False) -> Iterator[None]:
+        """Inside the block the network is that version; the previous one comes back afterwards.
+
+        A version is a whole network here, so `merged` changes nothing.
+
+        Raises:
+            PolicyError: no such version; a reference in half precision elsewhere than under autocast of its
+                type.
+        """
+        name = self._stand_in or name
+        module = self._module(name)
+        if module is self._lowered:
+            self._check_autocast()
+        previous, self._active = self._active, name
+        try:
+            with self._at_hand(module):
+                yield
+        finally:
+            self._active = previous
+
+    def copy(self, source: str, target: str) -> None:
+        """Make or overwrite `target` with the values of `source`, exactly."""
+        module = self._module(source)
+        refuse_base(target)
+        if source == target:
+            return
+        if module is self._lowered:
+            raise PolicyError(
+                f"weights {source!r}: held in {self._type_name()}, so its exact values are not here; copy "
+                "the version it was made from"
+            )
+        if CURRENT in (source, target):
+            self.load(target, self._parameters(module))
+        else:
+            self._versions[target] = module
+
+    def drop(self, name: str) -> None:
+        """Forget a version; "reference" falls back to the base."""
+        self._module(name)
+        refuse_base(name)
+        if name in (CURRENT, self._active):
+            raise PolicyError(f"weights {name!r}: in use, cannot be dropped")
+        del self._versions[name]
+        if name == REFERENCE:
+            self._versions[REFERENCE] = self.base_module
+
+    def trainable(self) -> dict[str, nn.Parameter]:
+        """Parameters of "current" by their name in the network."""
+        return self._parameters(self._versions[CURRENT])
+
+    def state(self, name: str) -> dict[str, Tensor]:
+        """Detached CPU copy of a version's parameters."""
+        # Contiguous, whatever the layout in memory: files take no other.
+        return {
+            key: value.detach().cpu().clone(memory_format=torch.contiguous_format)
+            for key, value in self._parameters(self._module(name)).items()
+        }
+
+    def load(self, name: str, state: Mapping[str, Tensor]) -> None:
+        """Make or overwrite a version from tensors whose names and shapes match exactly."""
+        refuse_base(name)
+        check_state(name, state, self.trainable())
+        module = self._versions.get(name)
+        shared = sum(other is module for other in self._versions.values()) > 1
+        if module is None or shared:
+            # From the pristine base, not from "current": a training library may have wrapped the latter's
+            # forward.
+            module = self._versions[name] = self._made_from(
+                self.base_module, is_lowered=self._is_lowered(name)
+            )
+        self._refuse_moved(name, module)
+        with torch.no_grad():
+            for key, parameter in self._parameters(module).items():
+                parameter.copy_(state[key])
+
+    def fingerprint(self, name: str) -> str:
+        """sha256 of a version's parameters."""
+        return fingerprint_state(self.state(name))
+
+    def prepare_networks(self, prepare: Callable[[nn.Module], object]) -> None:
+        """Apply a change of layout or execution to every version, those made later included."""
+        for module in {id(module): module for module in self._versions.values()}.values():
+            prepare(module)
+        self._preparations.append(prepare)
+
+    def _parameters(self, module: nn.Module) -> dict[str, nn.Parameter]:
+        return {name: value for name, value in module.named_parameters() if not name.startswith(self._inert)}
+
+    def _module(self, name: str) -> nn.Module:
+        if name not in self._versions:
+            raise unknown_version(name, self.names())
+        module = self._versions[name]
+        if self._is_lowered(name) and module is not self._lowered:
+            # What was copied here is shared with a version in float32 until the reference is asked for.
+            module = self._versions[name] = self._made_from(module, is_lowered=True)
+        return module
+
+    def _is_lowered(self, name: str) -> bool:
+        return name == REFERENCE and self._reference_dtype != torch.float32
+
+    def _made_from(self, module: nn.Module, *, is_lowered: bool) -> nn.Module:
+        """A new copy, prepared like all others, where it has to lie."""
+        if is_lowered:
+            self._lowered = None  # the memory of the one before is free first
+        made = copies.deepcopy(module)
+        for prepare in self._preparations:
+            prepare(made)
+        if is_lowered:
+            lower_precision(made, self._reference_dtype)
+            self._lowered = made
+        self._settle(made)
+        return made
+
+    def _is_parked(self, module: nn.Module) -> bool:
+        """Whether a frozen module lies in main memory while it does not run."""
+        is_spare = module is self.base_module and self._reference_dtype != torch.float32
+        return (self._parks_copies or is_spare) and module is not self._versions[CURRENT]
+
+    def _settle(self, module: nn.Module) -> None:
+        if self._device.type != "cpu":
+            module.to("cpu" if self._is_parked(module) else self._device)
+
+    def _at_hand(self, module: nn.Module) -> AbstractContextManager[None]:
+        if self._device.type == "cpu" or not self._is_parked(module) or self._is_moved(module):
+            return nullcontext()
+        return moved_to(module, self._device)
+
+    def _is_moved(self, module: nn.Module) -> bool:
+        return next(module.parameters()).device == self._device
+
+    def _refuse_moved(self, name: str, module: nn.Module) -> None:
+        if self._device.type != "cpu" and self._is_parked(module) and self._is_moved(module):
+            raise PolicyError(
+                f"weights {name!r}: runs, and what is written to it meanwhile would be lost; change it after "
+                "the block"
+            )
+
+    def _check_autocast(self) -> None:
+        device, dtype = self._device.type, self._reference_dtype
+        if not torch.is_autocast_enabled(device) or torch.get_autocast_dtype(device) != dtype:
+            raise PolicyError(
+                f"weights 'reference': held in {self._type_name()}, which equals float32 under autocast of "
+                "that type only; run it there, or set tuning.reference_dtype=float32"
+            )
+
+    def _type_name(self) -> str:
+        return str(self._reference_dtype).removeprefix("torch.")
