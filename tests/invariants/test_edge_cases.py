@@ -45,7 +45,7 @@ from diffexpo.online.units import group_rows
 from diffexpo.policies.toy import ToyPolicy
 from diffexpo.training.engine import Engine
 from diffexpo.training.metrics import MetricsWriter, read_metrics
-from diffexpo.types import Batch, PairBatch
+from diffexpo.types import Batch
 from tests.invariants.every_method import DDIM, METHODS, SDE
 from tests.learning.toy import PATHS, PROMPTS, make_loop
 from tests.unit.algorithms import methods, trajectories
@@ -134,7 +134,7 @@ def learned_images(name: str, loop: Loop) -> tuple[list[Batch], set[str]]:
             pair(loop, 1)
         loader, _ = batches_of(loop, 1)
     else:
-        if loop.engine.algorithm.batch_type is PairBatch:
+        if loop.config.algorithm.has_pairs:
             pair(loop, 1)
         loader = batches_of(loop, 2).loader
     batches = [loader.batch(step) for step in range(40)]

@@ -14,8 +14,8 @@ from diffexpo.cli.progress import Console
 from diffexpo.config import RunConfig, load_config
 from diffexpo.data.store import Store
 from diffexpo.errors import ConfigError, MissingError
-from diffexpo.online import improve
 from diffexpo.online.cost import run_cost
+from diffexpo.online.loop import schedule
 from diffexpo.training.metrics import read_metrics
 from tests.invariants.conftest import SIGKILL, in_two_processes, kill_when, pair_rows, run_arguments, weights
 from tests.tiny import tiny_flow
@@ -228,7 +228,7 @@ def test_flow_models_are_improved_alike(world: Path, tmp_path: Path) -> None:
         "evaluation.sampler.name=flow_euler",
         "explore.iterations=2",
     )
-    assert improve.schedule(config)[0] == ("improver", 0)
+    assert schedule(config)[0] == ("improver", 0)
     assert len(Store(folder / "store", create=False).pairs(1)) == 8
     losses = [row["train/loss"] for row in lines(folder) if row["phase"] == "train"]
     assert len(losses) == 4 and all(loss is not None for loss in losses)

@@ -14,12 +14,13 @@ import yaml
 
 from diffexpo.config import config_to_yaml, load_config
 from diffexpo.config.methods import METHOD_BY_NAME
+from diffexpo.config.schema import TrainingConfig
 from diffexpo.evaluation.alarms import History, check_alarms
 from diffexpo.evaluation.records import load_run, read_metrics
 from diffexpo.evaluation.report import write_report
 from diffexpo.evaluation.summary import summarise
 from diffexpo.evaluation.verdict import give_verdict
-from diffexpo.evaluation.wording import RESTRAINTS, describe_method
+from diffexpo.evaluation.wording import describe_method
 from tests.unit.evaluation.synthetic_run import make_run, write_lines
 from tests.unit.evaluation.test_alarms import BASE
 from tests.unit.evaluation.test_report import Page
@@ -170,8 +171,9 @@ def test_every_method_is_described_without_another_ones_words(kind: str) -> None
     assert "agent" not in texts and method.label("iteration-2") == f"{method.name} 2"
     assert method.has_pairs or PAIRS.search(texts) is None
     assert method.story.endswith(".") and method.first_iterate.endswith(".")
-    restraint = RESTRAINTS.get(kind, "").rpartition(".")[2]
-    assert not restraint or restraint in METHOD_BY_NAME[kind].model_fields
+    group, _, setting = method.restraint.split()[-1].partition(".")
+    groups = {"algorithm": METHOD_BY_NAME[kind], "training": TrainingConfig}
+    assert setting in groups[group].model_fields
 
 
 @pytest.mark.parametrize(
