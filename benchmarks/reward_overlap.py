@@ -75,7 +75,7 @@ class World:
         return Drawing(
             self.policy,
             self.embeddings,
-            lambda images, prompts: score_images([scorer], drawn.images, prompts),
+            lambda drawn, prompts: score_images([scorer], drawn.images, prompts),
             SamplerConfig(name="ddim", steps=steps, eta=1.0, guidance=4.0),
             False,
             0,
@@ -181,7 +181,7 @@ def throughput() -> dict[str, float]:
         ("jpeg", "jpeg_incompressibility", JpegIncompressibility("jpeg")),
         ("emoji_judge", "clip", ClipReward("judge", resolve("emoji:judge_train"))),
     ):
-        found[name] = rate(lambda scorer=scorer: score_images([scorer], drawn.images, prompts), 64)
+        found[name] = rate(lambda scorer=scorer: score_images([scorer], images, prompts), 64)
         with ScoreServer(scorer, kind) as server:
             far = RemoteReward(scorer.name, server.url, ServiceConfig(), concurrency=4)
             found[f"{name}_over_http"] = rate(lambda far=far: score_images([far], images, prompts), 64)
