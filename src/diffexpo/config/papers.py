@@ -13,7 +13,10 @@ from diffexpo import __version__
 
 JOURNALS = ("TMLR", "IEEE Transactions on Image Processing")
 # Characters of names and titles that BibTeX without UTF-8 cannot read.
-TEX = str.maketrans({"ü": r"{\"u}", "ö": r"{\"o}", "é": r"{\'e}", "&": r"\&", "_": r"\_", "%": r"\%", "α": r"$\alpha$", "Σ": r"$\Sigma$"})
+TEX = str.maketrans(
+    {"ü": r"{\"u}", "ö": r"{\"o}", "é": r"{\'e}", "&": r"\&", "_": r"\_", "%": r"\%"}
+    | {"α": r"$\alpha$", "Σ": r"$\Sigma$"}
+)
 
 
 @dataclass(frozen=True)
