@@ -19,8 +19,8 @@ from __future__ import annotations
 
 from importlib import import_module
 
-# Public name -> the module of this package, or the whole name of another's, that defines it. No name is that of a module: importing one would
-# take its place.
+# Public name -> the module of this package, or the whole name of another's, that defines it. No name is that
+# of a module: importing one would take its place.
 _HOME = {
     "advise": "diffexpo.estimate.resources",
     "computing": "diffexpo.estimate.resources",
