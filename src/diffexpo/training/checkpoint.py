@@ -2,8 +2,8 @@
 
 A checkpoint is a folder `checkpoint-000007` with one safetensors file per group of tensors, `state.json`, and
 `manifest.json` (size and SHA-256 of every other file). It is written under a temporary name, every file and
-folder is fsynced, and the rename comes last; so a folder with the final name is complete, and one that is
-damaged later is found by its checksums and passed over. Nothing is pickled.
+folder is fsynced, and the rename comes last; so a folder with the final name is complete, and later damage
+is found by checksums and the checkpoint skipped. Nothing is pickled.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class Checkpoint:
 def save_checkpoint(
     folder: Path, tensors: Mapping[str, Mapping[str, Tensor]], state: Mapping[str, Any], *, keep: int = KEEP
 ) -> Path:
-    """Write a checkpoint behind the existing ones and remove all but the newest `keep`.
+    """Write a checkpoint after the existing ones and remove all but the newest `keep`.
 
     Args:
         folder: Where checkpoints live; made if missing. One writer at a time (the run lock sees to it).
@@ -120,7 +120,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
 
 
 def remove_checkpoints(folder: Path) -> None:
-    """Remove a folder of checkpoints that nobody needs any more; missing is fine."""
+    """Remove a folder of checkpoints that are no longer needed; it may be missing."""
     shutil.rmtree(folder, ignore_errors=True)
 
 
@@ -144,7 +144,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     try:
         return safetensors.torch.load(Path(path).read_bytes())
     except (OSError, SafetensorError) as error:
-        raise ResumeError(f"{path} cannot be read ({error}); restore it or start the run anew") from error
+        raise ResumeError(f"{path} cannot be read ({error}); restore it or start the run again") from error
 
 
 def _serialise(tensors: Mapping[str, Tensor]) -> bytes:

@@ -3,8 +3,8 @@
     total = weights + versions + scorers + the largest of (train, draw, decode, encode texts)
     train = gradients + AdamW's two moments + average + activations
 
-A row is one latent that passes the denoiser. A pair is two rows; a guided draw has two rows an image.
-Activations grow in proportion to the rows, beside the copies of weights in autocast's precision. Text
+A row is one latent that passes the denoiser. A pair is two rows; a guided draw has two rows per image.
+Activations grow in proportion to the rows, apart from the copies of weights in autocast's precision. Text
 encoders leave the device once all texts are encoded.
 """
 
@@ -15,8 +15,8 @@ from dataclasses import dataclass
 
 GIB = 2**30
 FLOAT32 = 4
-# What an accelerator's context and libraries take, and what its allocator cannot use: assumed, not measured
-# here.
+# Assumed, not measured here: what an accelerator's context and libraries take, and the share of the rest that
+# its allocator can use.
 CONTEXT = int(0.6 * GIB)
 USABLE = 0.92
 PHASES = ("always", "train", "draw", "decode", "encode texts")
@@ -24,8 +24,8 @@ PHASES = ("always", "train", "draw", "decode", "encode texts")
 
 @dataclass(frozen=True)
 class Item:
-    """One thing that takes memory: how many of what unit, how many bytes, and in which phase (`always`: in
-    all)."""
+    """One thing that takes memory: its count with the unit, its bytes, and the phase it belongs to (`always`
+    for all)."""
 
     what: str
     count: str
@@ -80,7 +80,7 @@ def peak_bytes(items: Sequence[Item]) -> int:
 
 
 def fits(total: int, gib: float) -> bool:
-    """Whether a device of so many GiB holds it, leaving room for its context and what its allocator cannot
+    """Whether `total` bytes fit on a device of `gib` GiB beside its context and what its allocator cannot
     use."""
     return total + CONTEXT <= USABLE * gib * GIB
 
@@ -143,8 +143,8 @@ def drawing_items(
         rows_per_image: Rows of one image: 2 with guidance, 3 with double guidance.
         forward: Most bytes alive in the denoiser's pass without gradient.
         decoder: The same of the autoencoder's decoder.
-        picture: Bytes of one decoded picture.
-        is_sliced: Pictures are decoded one at a time.
+        picture: Bytes of one decoded image.
+        is_sliced: Images are decoded one at a time.
         moved: Bytes of a frozen version that is on the device while it draws, and while an evaluation decodes
             what it drew.
         merged: Bytes of weights with adapters folded into them, which exist while they draw.

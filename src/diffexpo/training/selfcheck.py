@@ -1,17 +1,16 @@
-"""Checks before the first step of an iteration: cheap, and each one a fault that would otherwise waste the
-whole run."""
+"""Cheap checks before the first step of an iteration; each finds a fault that would waste the whole run."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor
 
 from diffexpo.errors import TrainingError
-from diffexpo.types import Algorithm, Batch, Conditioning, LossOutput, Policy, WeightSets
+from diffexpo.types import Algorithm, Batch, LossOutput, Policy, WeightSets
 
 # Elsewhere than on the CPU the two forwards may take different kernels, which rounds differently.
 INEXACT_TOLERANCE = 1e-2
@@ -66,8 +65,8 @@ def check_start(
     part, output = first
     if not _same_state(policy.weights, "current", "reference"):
         with autocast(), torch.no_grad():
-            output = algorithm.loss(_SelfReferenced(policy), part, noise_key)
-    # A reference-free margin (SimPO's) is not 0 at the start; only one with reference errors beside it is.
+            output = algorithm.loss(_self_referenced(policy), part, noise_key)
+    # Only a margin with reference errors is 0 at the start; a reference-free one (SimPO's) is not.
     if "train/winner_reference_error" in output.metrics:
         check_zero_margin(output.metrics["train/margin"], is_exact)
     check_loss(output.loss.detach(), initial_loss, is_exact)
@@ -84,8 +83,7 @@ def check_gradients(gradients: dict[str, Tensor | None]) -> None:
     if len(missed) == len(modules):
         raise TrainingError(
             f"no gradient reaches any of the {len(modules)} trained modules; winners equal to losers, "
-            f"rewards equal within "
-            "every prompt, or a loss detached from the policy, cause this"
+            "rewards equal within every prompt, or a loss detached from the policy, cause this"
         )
     if missed:
         shown = ", ".join(missed[:5]) + (", ..." if len(missed) > 5 else "")
@@ -123,7 +121,7 @@ def check_zero_margin(margin: tuple[Tensor, int], is_exact: bool) -> None:
     """With the policy as its own reference the margin is 0.
 
     Raises:
-        TrainingError: two forwards differ: something in the network is random.
+        TrainingError: two forwards differ, so something in the network is random.
     """
     mean = float(margin[0]) / margin[1]
     if not abs(mean) <= (0.0 if is_exact else INEXACT_TOLERANCE):
@@ -148,61 +146,33 @@ def check_loss(loss: Tensor, expected: float | None, is_exact: bool) -> None:
 
 
 def _same_state(weights: WeightSets, first: str, second: str) -> bool:
-    """Whether two versions predict alike; a second one in half precision has to hold what autocast makes of
-    the first."""
+    """Whether two versions give the same predictions; a second one in half precision must hold what autocast
+    makes of the first."""
     ours, theirs = weights.state(first), weights.state(second)
     return ours.keys() == theirs.keys() and all(
         torch.equal(ours[name].to(theirs[name].dtype), theirs[name]) for name in ours
     )
 
 
-@dataclass(frozen=True)
-class _OneVersion:
-    """Weight sets in which every name stands for "current"."""
+class _Replaced:
+    """An object with some of its attributes replaced."""
 
-    weights: WeightSets
+    def __init__(self, original: object, **replaced: object) -> None:
+        self._original = original
+        vars(self).update(replaced)
 
-    def names(self) -> list[str]:
-        return self.weights.names()
-
-    def use(self, name: str, *, merged: bool = False) -> AbstractContextManager[None]:
-        return self.weights.use("current", merged=merged)
-
-    def copy(self, source: str, target: str) -> None:
-        raise AssertionError("a loss does not change weight sets")
-
-    def drop(self, name: str) -> None:
-        raise AssertionError("a loss does not change weight sets")
-
-    def trainable(self) -> dict[str, torch.nn.Parameter]:
-        return self.weights.trainable()
-
-    def state(self, name: str) -> dict[str, Tensor]:
-        return self.weights.state("current")
-
-    def load(self, name: str, state: object) -> None:
-        raise AssertionError("a loss does not change weight sets")
+    def __getattr__(self, name: str) -> object:
+        return getattr(self._original, name)
 
 
-class _SelfReferenced:
-    """A policy that is its own reference."""
+def _self_referenced(policy: Policy) -> Policy:
+    """The policy with weight sets in which every name stands for "current"."""
+    weights = policy.weights
 
-    def __init__(self, policy: Policy) -> None:
-        self._policy = policy
-        self.path = policy.path
-        self.weights = _OneVersion(policy.weights)
-        self.latent_shape = policy.latent_shape
-        self.device = policy.device
-        self.fingerprint = policy.fingerprint
+    def use(name: str, *, merged: bool = False) -> AbstractContextManager[None]:
+        return weights.use("current", merged=merged)
 
-    def encode_prompts(self, prompts: Iterable[str]) -> Conditioning:
-        return self._policy.encode_prompts(list(prompts))
+    def state(name: str) -> Mapping[str, Tensor]:
+        return weights.state("current")
 
-    def encode_images(self, images: Tensor) -> Tensor:
-        return self._policy.encode_images(images)
-
-    def decode_latents(self, latents: Tensor) -> Tensor:
-        return self._policy.decode_latents(latents)
-
-    def predict(self, x_t: Tensor, t: Tensor, conditioning: Conditioning) -> Tensor:
-        return self._policy.predict(x_t, t, conditioning)
+    return cast(Policy, _Replaced(policy, weights=_Replaced(weights, use=use, state=state)))
