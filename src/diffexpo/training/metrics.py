@@ -1,8 +1,8 @@
-"""metrics.jsonl: one JSON object a line, {"iteration", "step", "phase", "wall_s", name: value, ...}.
+"""metrics.jsonl: one JSON object per line, {"iteration", "step", "phase", "wall_s", name: value, ...}.
 
-`wall_s` is the time since this process opened the file and the only thing in it that two runs of the same
-configuration may differ in. `step` counts optimiser steps done, from 1; lines that belong to no step have
-null. A value that is not finite is null.
+`wall_s` is the time since this process opened the file; nothing else in the file may differ between two runs
+of the same configuration. `step` counts optimiser steps done, from 1, and is null on lines that belong to no
+step. A value that is not finite is null.
 """
 
 from __future__ import annotations

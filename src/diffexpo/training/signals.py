@@ -1,5 +1,5 @@
-"""Ctrl-C and SIGTERM: a flag that inner loops look at, so that a run stops within one unit of work and can go
-on later."""
+"""Ctrl-C and SIGTERM set a flag that inner loops check, so that a run stops within one unit of work and can
+be resumed."""
 
 from __future__ import annotations
 
