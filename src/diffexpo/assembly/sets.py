@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from diffexpo.assembly.aliases import resolve
 from diffexpo.data.offline import rewrite_pairs, verify_rewritten
@@ -21,7 +21,7 @@ def import_pairs(
     format: str,
     limit: int | None,
     seed: int,
-    check: str,
+    check: Literal["decode", "structure"],
     tick: Callable[[int], None],
 ) -> list[str]:
     """Write a preference set as Parquet shards and return the lines of the report.

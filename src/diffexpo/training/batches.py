@@ -108,7 +108,7 @@ def _weighted(batch: AnyBatch, part: AnyBatch) -> tuple[AnyBatch, float]:
 
 
 def group_borders(batch: Batch) -> list[int] | None:
-    """Where a batch may be cut, 0 and B included; None: anywhere. Rows of a group stand behind each other."""
+    """Where a batch may be cut, 0 and B included; None: anywhere. Rows of a group are consecutive."""
     if not getattr(batch, "is_grouped", False):
         return None
     changes = (batch.groups[1:] != batch.groups[:-1]).nonzero().flatten() + 1

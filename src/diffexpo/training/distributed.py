@@ -55,7 +55,7 @@ class World:
             tensor.copy_(message)
 
     def gather_objects(self, items: list[Any]) -> list[Any]:
-        """Every process's list of JSON values behind each other, in rank order, on all processes.
+        """Every process's list of JSON values, joined in rank order, on all processes.
 
         Tuples come back as lists and numbers bit for bit; the same holds for a single process.
         """

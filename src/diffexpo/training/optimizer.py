@@ -22,7 +22,7 @@ def make_optimizer(parameters: Iterable[Parameter], settings: TrainingConfig) ->
     """A fresh AdamW. Fused: one pass over the state, and bit-reproducible because it works element by
     element."""
     # AdamW refuses an empty list; the start-up check says the same in words that help.
-    parameters = list(parameters) or [torch.zeros(0, requires_grad=True)]
+    parameters = list(parameters) or [Parameter(torch.zeros(0))]
     return torch.optim.AdamW(
         parameters,
         lr=settings.learning_rate,
