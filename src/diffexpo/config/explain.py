@@ -248,8 +248,8 @@ def unknown_setting(path: str, origin: str, method: str | None) -> str:
     others = [name for name in METHOD_BY_NAME if name != method and is_setting(path, name)]
     if method is not None and others and not is_setting(path, method):
         return (
-            f"{path} is not a setting of {method} (from {origin}): it belongs to {', '.join(others)}. "
-            f"Remove it, or choose another {CHOICE}.type."
+            f"{path} is not a setting of {method} (from {origin}): it belongs to {', '.join(others)}. Remove "
+            f"it, or choose another {CHOICE}.type."
         )
     return f"{path} is not a setting (from {origin}).{suggest_setting(path, method)}"
 

@@ -2,9 +2,9 @@
 
 Nothing here knows what a batch holds. A batch is a frozen dataclass; its fields are tensors, conditionings
 and tuples with one row for each of `keys`, or None; a field that is marked with `ROWS_OF` has one row for
-each of the names in another field (the contrast pairs beside the pairs). Numbers and flags go with every
-part. Rows of several shapes (`MixedRows`) are cut so that each micro-batch has one shape; that changes no
-mean, because factors count rows.
+each of the names in another field (the contrast pairs that come with the pairs). Numbers and flags go with
+every part. Rows of several shapes (`MixedRows`) are cut so that each micro-batch has one shape; that changes
+no mean, because factors count rows.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ AnyBatch = TypeVar("AnyBatch", bound=Batch)
 
 
 def split_batch(batch: AnyBatch, start: int, stop: int) -> AnyBatch:
-    """Rows start..stop-1 of a batch, with the proportional slice of what stands beside them. Views, no
+    """Rows start..stop-1 of a batch, with the proportional slice of what comes with them. Views, no
     copies.
 
-    Of E contrast pairs beside B pairs the part gets those from floor(start E / B) to floor(stop E / B), so
-    that adjoining parts together hold every contrast pair once.
+    Of E contrast pairs that come with B pairs the part gets those from floor(start E / B) to floor(stop E /
+    B), so that adjoining parts together hold every contrast pair once.
 
     Args:
         batch: B rows.
@@ -37,7 +37,7 @@ def split_batch(batch: AnyBatch, start: int, stop: int) -> AnyBatch:
     """
     assert 0 <= start <= stop <= len(batch)
     total = max(1, len(batch))
-    changes: dict[str, object] = {}
+    changes: dict[str, Any] = {}
     for entry in fields(batch):
         value, names = getattr(batch, entry.name), entry.metadata.get(ROWS_OF)
         if names is None:
@@ -85,8 +85,7 @@ def micro_batches(batch: AnyBatch, size: int, rank: int = 0, world: int = 1) -> 
 
 
 def shape_borders(batch: Batch) -> list[int]:
-    """Rows at which a batch must be cut because another shape begins, there or among the contrast pairs
-    beside it."""
+    """Rows at which a batch must be cut because another shape begins, there or among its contrast pairs."""
     total, cuts = len(batch), set()
     for entry in fields(batch):
         value, names = getattr(batch, entry.name), entry.metadata.get(ROWS_OF)
@@ -111,7 +110,8 @@ def group_borders(batch: Batch) -> list[int] | None:
     """Where a batch may be cut, 0 and B included; None: anywhere. Rows of a group are consecutive."""
     if not getattr(batch, "is_grouped", False):
         return None
-    changes = (batch.groups[1:] != batch.groups[:-1]).nonzero().flatten() + 1
+    groups: Tensor = getattr(batch, "groups")  # noqa: B009 (batches of pairs have none)
+    changes = (groups[1:] != groups[:-1]).nonzero().flatten() + 1
     return [0, *changes.tolist(), len(batch)]
 
 
@@ -128,7 +128,7 @@ def move_batch(batch: AnyBatch, device: torch.device) -> AnyBatch:
     """The batch on a device; the same object if it is there already."""
     if device_of(batch) == device:
         return batch
-    moved = {
+    moved: dict[str, Any] = {
         entry.name: value.to(device)
         for entry in fields(batch)
         if isinstance(value := getattr(batch, entry.name), (Tensor, Conditioning))

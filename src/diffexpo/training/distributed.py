@@ -102,8 +102,8 @@ def start_world(processes: int | None = None, device: str = "auto") -> World:
     announced = int(text)
     if processes is not None and processes != announced:
         raise ConfigError(
-            f"{processes} processes were asked for but WORLD_SIZE says {announced}; "
-            f"start with `torchrun --nproc-per-node {processes} -m diffexpo ...`"
+            f"{processes} processes were asked for but WORLD_SIZE says {announced}; start with `torchrun "
+            f"--nproc-per-node {processes} -m diffexpo ...`"
         )
     if announced == 1:
         return World(device=_single_device(device))
@@ -116,8 +116,8 @@ def start_world(processes: int | None = None, device: str = "auto") -> World:
     state = PartialState(cpu=device == "cpu" or not torch.cuda.is_available())
     if state.num_processes != announced:
         raise ConfigError(
-            f"WORLD_SIZE={announced} but {state.num_processes} processes are running; "
-            "start all with one torchrun command"
+            f"WORLD_SIZE={announced} but {state.num_processes} processes are running; start all with one "
+            "torchrun command"
         )
     return World(state.process_index, state.num_processes, state.device)
 

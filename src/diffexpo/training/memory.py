@@ -4,7 +4,7 @@
     train = gradients + AdamW's two moments + average + activations
 
 A row is one latent that passes the denoiser. A pair is two rows; a guided draw has two rows an image.
-Activations grow in proportion to the rows, beside the copies of weights in autocast's precision. Text
+Activations grow in proportion to the rows; copies of weights in autocast's precision come on top. Text
 encoders leave the device once all texts are encoded.
 """
 
@@ -80,7 +80,7 @@ def peak_bytes(items: Sequence[Item]) -> int:
 
 
 def fits(total: int, gib: float) -> bool:
-    """Whether a device of so many GiB holds it, leaving room for its context and what its allocator cannot
+    """Whether a device of that many GiB holds it, leaving room for its context and what its allocator cannot
     use."""
     return total + CONTEXT <= USABLE * gib * GIB
 
@@ -143,8 +143,8 @@ def drawing_items(
         rows_per_image: Rows of one image: 2 with guidance, 3 with double guidance.
         forward: Most bytes alive in the denoiser's pass without gradient.
         decoder: The same of the autoencoder's decoder.
-        picture: Bytes of one decoded picture.
-        is_sliced: Pictures are decoded one at a time.
+        picture: Bytes of one decoded image.
+        is_sliced: Images are decoded one at a time.
         moved: Bytes of a frozen version that is on the device while it draws, and while an evaluation decodes
             what it drew.
         merged: Bytes of weights with adapters folded into them, which exist while they draw.

@@ -19,9 +19,9 @@ OptimizerState = Mapping[str, Mapping[str, Tensor]]
 
 
 def make_optimizer(parameters: Iterable[Parameter], settings: TrainingConfig) -> torch.optim.AdamW:
-    """A fresh AdamW. Fused: one pass over the state, and bit-reproducible because it works element by
-    element."""
-    # AdamW refuses an empty list; the start-up check says the same in words that help.
+    """A new AdamW. It is fused (one pass over the state), which is bit-reproducible because it works
+    element-wise."""
+    # AdamW refuses an empty list; the start-up check reports it in words that help.
     parameters = list(parameters) or [Parameter(torch.zeros(0))]
     return torch.optim.AdamW(
         parameters,

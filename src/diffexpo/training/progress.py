@@ -72,7 +72,7 @@ class Progress:
         }
 
     def tensors(self) -> dict[str, dict[str, Tensor]]:
-        """The tensor part of a checkpoint, beside the weights."""
+        """The tensor part of a checkpoint, apart from the weights."""
         tensors = optimizer_tensors(self.optimizer, self.parameters)
         if self.average is not None:
             tensors["average"] = self.average.tensors
@@ -114,7 +114,7 @@ def check_identity(checkpoint: Checkpoint, iteration: int, run_seed: int, steps:
     state = checkpoint.state
     if (state["iteration"], state["run_seed"]) != (iteration, run_seed) or state["step"] > steps:
         raise ResumeError(
-            f"{checkpoint.path} is of iteration {state['iteration']}, seed {state['run_seed']}, "
-            f"step {state['step']}; expected iteration {iteration}, seed {run_seed}, at most step {steps}: "
-            "resume with the run's own configuration"
+            f"{checkpoint.path} is of iteration {state['iteration']}, seed {state['run_seed']}, step "
+            f"{state['step']}; expected iteration {iteration}, seed {run_seed}, at most step {steps}: resume "
+            "with the run's own configuration"
         )
