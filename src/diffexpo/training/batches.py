@@ -77,6 +77,7 @@ def micro_batches(batch: AnyBatch, size: int, rank: int = 0, world: int = 1) -> 
     while start < last:
         stop = _border_before(borders, min(start + size, last))
         if stop <= start:
+            assert borders is not None
             stop = next(border for border in borders if border > start)
         stop = min([stop, *(cut for cut in cuts if cut > start)])
         parts.append(_weighted(batch, split_batch(batch, start, stop)))

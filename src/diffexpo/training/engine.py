@@ -233,9 +233,10 @@ class Engine:
             self.metrics.write(run.iteration, run.step, "train", line)
         if run.bad_in_a_row >= self.settings.max_bad_steps:
             raise TrainingError(
-                f"iteration {run.iteration}, step {run.step}: {run.bad_in_a_row} steps in a row were not "
-                f"finite (loss {values['train/loss']}, gradient norm {grad_norm}; rows "
-                f"{', '.join(batch.keys[:3])}, ...); lower training.learning_rate or algorithm.beta, "
+                f"iteration {run.iteration}, step {run.step}: {run.bad_in_a_row} steps in a row were "
+                f"not finite (loss {values['train/loss']}, gradient norm {grad_norm}; "
+                f"rows {', '.join(batch.keys[:3])}, ...); "
+                "lower training.learning_rate or algorithm.beta, "
                 f"{self._half_precision_advice()}or look at these rows with `diffexpo data inspect`"
             )
 
@@ -378,7 +379,7 @@ class Engine:
         else:
             raise ResumeError(
                 f"{checkpoint.path} has no old policy, which the algorithm needs; resume with the "
-                "configuration that wrote it"
+                f"configuration that wrote it"
             )
 
     def _find_checkpoint(self, folder: Path, resume: bool) -> Checkpoint | None:
