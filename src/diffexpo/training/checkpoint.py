@@ -195,6 +195,6 @@ def _number(path: Path) -> int:
 def _disk_error(what: str, error: OSError) -> DiffexpoError:
     name = errno.errorcode.get(error.errno or 0, "unknown error")
     return DiffexpoError(
-        f"cannot write {what}: {error.strerror} ({name}); what was saved before is intact: free space or "
-        "repair the disk, then continue with `diffexpo run --resume`"
+        f"cannot write {what}: {error.strerror} ({name}); what was saved before is intact: "
+        "free space or repair the disk, then continue with `diffexpo run --resume`"
     )
