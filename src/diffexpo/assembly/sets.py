@@ -70,8 +70,8 @@ def import_prompts(
 
     Args:
         categories: Keep only prompts of these categories; all if empty.
-        shares: Share of each named part; only the parts are written then, each to `to` with "-NAME" before the
-            ending.
+        shares: Share of each named part; only the parts are written then, each to `to` with "-NAME" before
+            the ending.
     """
     found, report = read_prompt_list(resolve(source), format)
     if categories:
