@@ -55,8 +55,8 @@ class MetricsWriter:
                 file.write(line.encode())
         except OSError as error:
             raise DiffexpoError(
-                f"cannot write {self.path}: {error.strerror}; "
-                "free space and continue with `diffexpo run --resume`"
+                f"cannot write {self.path}: {error.strerror}; free space and continue with `diffexpo run "
+                "--resume`"
             ) from error
 
     def write_once(self, iteration: int, phase: str, values: Mapping[str, float | None]) -> None:
@@ -112,7 +112,7 @@ class MetricsWriter:
 
 
 def read_metrics(path: Path) -> list[dict[str, float | str | None]]:
-    """Every whole line of a metrics file; a torn last line is left out."""
+    """Every complete line of a metrics file; a truncated last line is left out."""
     data = Path(path).read_bytes()
     return [json.loads(line) for line in data[: _whole_lines(data)].splitlines()]
 
