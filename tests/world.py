@@ -15,9 +15,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
+from safetensors.numpy import load_file
 
 from tests.commands import diffexpo
 from tests.tiny import tiny_diffusion
+
+Weights = dict[str, np.ndarray]
 
 RECIPE = """\
 name: tiny
@@ -110,6 +113,27 @@ def weights(run_dir: Path) -> dict[str, str]:
         path.name: hashlib.sha256(path.read_bytes()).hexdigest()
         for path in sorted((run_dir / "checkpoints").glob("weights-*.safetensors"))
     }
+
+
+def distance(one: Weights, two: Weights, start: Weights) -> float:
+    """How far apart two states of weights are, as a share of the way from `start` to the first.
+
+    The measure for float32 runs that sum in another order. AdamW divides by the root of the second moment, so
+    a weight whose gradient is nothing but rounding moves by a whole step in a direction that the order
+    decides; no bound on a single weight holds on every processor, but all such weights together are nothing
+    beside the movement.
+    """
+    difference, movement = (
+        float(np.linalg.norm(np.concatenate([(other[name] - one[name]).ravel() for name in one])))
+        for other in (two, start)
+    )
+    assert movement > 0
+    return difference / movement
+
+
+def base_weights(model: Path, part: str = "unet") -> Weights:
+    """The denoiser of a pipeline's folder."""
+    return load_file(model / part / "diffusion_pytorch_model.safetensors")
 
 
 def pair_rows(run_dir: Path) -> list[dict[str, object]]:

@@ -1,5 +1,5 @@
-"""The phases of a run, as far as memory is concerned: an error carries the names of those it was raised in, so
-that whoever explains it knows what was at work."""
+"""The phases of a run, as far as memory is concerned: an error carries the names of those it was raised in,
+so that whoever explains it knows what was at work."""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Two processes (torchrun, gloo) end with the same pairs as one, and the same weights within rounding."""
+"""Two processes (torchrun, gloo) end with the same pairs as one, and the same weights within rounding.
+
+In float32, over the whole command; `test_every_split` has two processes in float64, to 1e-9 in every weight.
+"""
 
 import subprocess
 import sys
@@ -6,6 +9,7 @@ import sys
 from safetensors.numpy import load_file
 
 from tests.invariants.conftest import environment, pair_rows, run_arguments
+from tests.world import base_weights, distance
 
 
 def test_two_processes_equal_one(world, truth, tmp_path):
@@ -29,4 +33,4 @@ def test_two_processes_equal_one(world, truth, tmp_path):
     ]
     for path in sorted((truth / "checkpoints").glob("weights-*.safetensors")):
         one, two = load_file(path), load_file(run_dir / "checkpoints" / path.name)
-        assert max(abs(one[name] - two[name]).max() for name in one) < 1e-6
+        assert distance(one, two, base_weights(world / "model")) < 1e-3

@@ -18,9 +18,10 @@ The names below load on first use: a command pays for what it does, not for plot
 from __future__ import annotations
 
 from importlib import import_module
+from typing import Any
 
-# Public name -> the module of this package, or the whole name of another's, that defines it. No name is that of a module: importing one would
-# take its place.
+# Public name -> the module of this package, or the whole name of another's, that defines it. No name is that
+# of a module: importing one would take its place.
 _HOME = {
     "advise": "diffexpo.estimate.resources",
     "computing": "diffexpo.estimate.resources",
@@ -51,7 +52,7 @@ _HOME = {
 __all__ = list(_HOME)
 
 
-def __getattr__(name: str) -> object:
+def __getattr__(name: str) -> Any:
     if name not in _HOME:
         raise AttributeError(
             f"module 'diffexpo.assembly' has no attribute {name!r}; it has {', '.join(sorted(_HOME))}"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from diffexpo.assembly.aliases import resolve
 from diffexpo.data.offline import rewrite_pairs, verify_rewritten
@@ -21,7 +21,7 @@ def import_pairs(
     format: str,
     limit: int | None,
     seed: int,
-    check: str,
+    check: Literal["decode", "structure"],
     tick: Callable[[int], None],
 ) -> list[str]:
     """Write a preference set as Parquet shards and return the lines of the report.
@@ -66,18 +66,20 @@ def import_prompts(
     shares: Mapping[str, float] | None = None,
     seed: int = 0,
 ) -> list[str]:
-    """Write a published prompt list, and parts of it by key, and return lines that say what was written.
+    """Write a published prompt list, or parts of it by key, and return lines that say what was written.
 
     Args:
         categories: Keep only prompts of these categories; all if empty.
-        shares: Share of each named part; a part's file is `to` with "-NAME" before the ending.
+        shares: Share of each named part; only the parts are written then, each to `to` with "-NAME" before
+            the ending.
     """
     found, report = read_prompt_list(resolve(source), format)
     if categories:
         found = choose_categories(found, list(categories))
     targets = {to: found}
-    for name, part in (split_prompts(found, dict(shares), seed) if shares else {}).items():
-        targets[to.with_name(f"{to.stem}-{name}{to.suffix}")] = part
+    if shares:
+        parts = split_prompts(found, dict(shares), seed)
+        targets = {to.with_name(f"{to.stem}-{name}{to.suffix}"): part for name, part in parts.items()}
     lines = [f"{source}: {report.read} read, {report.duplicates} came twice, {len(found)} chosen"]
     for path, chosen in targets.items():
         write_prompts(chosen, path)

@@ -44,7 +44,7 @@ def import_pairs(
         str,
         typer.Option(
             metavar="decode|structure",
-            help="Decode both pictures, or only see whether their files are whole.",
+            help="Decode both images, or only check whether their files are whole.",
         ),
     ] = "structure",
 ) -> None:
@@ -52,7 +52,7 @@ def import_pairs(
     model.
 
     `offline.source` takes the folder. Rows that cannot be used are counted and listed in quarantine.jsonl.
-    Killed, the same command goes on behind the last whole shard.
+    If it is killed, the same command continues after the last complete shard.
 
     \b
     Formats: pickapic, hpdv2, hpdv3, imagerewarddb, folders, table, webdataset, diffexpo
@@ -180,7 +180,7 @@ def prompts(
 def regenerate(
     run: Run,
     sample: Annotated[str, typer.Argument(metavar="SAMPLE_ID", help="Id of a stored sample.")],
-    target: Annotated[Path, typer.Argument(metavar="OUT.png", help="Picture to write.")],
+    target: Annotated[Path, typer.Argument(metavar="OUT.png", help="Image to write.")],
 ) -> None:
     """Draw an image again from its row alone and compare it with the stored latents, bit for bit."""
     from diffexpo import assembly
@@ -189,8 +189,7 @@ def regenerate(
 
 
 def _is_set(name: str) -> bool:
-    """Whether a name means a preference set and not a run: it is an alias, or it exists and is no run
-    folder."""
+    """Whether a name means a preference set: it is an alias, or it exists and is not a run folder."""
     path = Path(name)
     return name.startswith("emoji:") or (
         path.exists() and not (path / "config.yaml").is_file() and not _names_run(name)

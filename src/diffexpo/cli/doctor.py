@@ -116,7 +116,7 @@ def _accelerator() -> Check:
         return Check(
             "warn",
             f"no accelerator, cpu with {torch.get_num_threads()} threads: the emoji recipes run, SD 1.5 is "
-            f"slow",
+            "slow",
         )
     device = torch.accelerator.current_accelerator()
     text = f"accelerator {device}, {torch.accelerator.device_count()} device(s)"

@@ -41,7 +41,7 @@ def find_run(name: str | None, root: Path = RUNS) -> Path:
 
 
 def free_folder(name: str, root: Path = RUNS) -> Path:
-    """`root/name`, or the next free number behind it (`expo-2`)."""
+    """`root/name`, or that name with the next free number (`expo-2`)."""
     number, folder = 1, root / name
     while folder.exists():
         number += 1

@@ -31,7 +31,7 @@ def sweep(
     run: Run = None,
     text: Annotated[str, typer.Option(metavar="LIST", help="Text scales, with commas.")] = "1,3.5,7",
     image: Annotated[str, typer.Option(metavar="LIST", help="Image scales, with commas.")] = "1,3",
-    prompts: Annotated[int, typer.Option(min=1, help="Rows of the picture.")] = 8,
+    prompts: Annotated[int, typer.Option(min=1, help="Rows of the image.")] = 8,
 ) -> None:
     """Improve a few images at every pair of guidance scales: eval/improver_sweep.png and .json in the run's
     folder."""

@@ -21,7 +21,8 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
     help="Align text-to-image diffusion and flow-matching models with preferences, online.",
-    epilog="Exit codes: 0 done, 2 usage or settings, 3 missing model, data or file, 4 failed, 75 interrupted and resumable.",
+    epilog="Exit codes: 0 done, 2 usage or settings, 3 missing model, data or file, 4 failed, "
+    "75 interrupted and resumable.",
 )
 app.command("run")(run)
 app.command("estimate")(estimate)

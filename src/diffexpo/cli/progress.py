@@ -69,8 +69,8 @@ class Phase:
         speed = self.done / max(self.elapsed, 1e-9)
         if self.done < self.total:
             left = f"ETA {duration((self.total - self.done) / speed)}" if speed > 0 else "ETA unknown"
-            count = f"{self.done}/{self.total} {self.unit} ({100 * self.done / self.total:.0f}%)"
-            self._say(f"{self.name}: {count} {rate(speed, self.unit)} {left}")
+            share = f"{self.done}/{self.total} {self.unit} ({100 * self.done / self.total:.0f}%)"
+            self._say(f"{self.name}: {share} {rate(speed, self.unit)} {left}")
         else:
             self._say(f"{self.name}: {self.done} {self.unit} {rate(speed, self.unit)}")
 

@@ -54,15 +54,15 @@ def verify(
         float, typer.Option(min=0.0, help="Largest relative difference that passes.")
     ] = 1e-3,
     pictures: Annotated[
-        Path | None, typer.Option(help="Write the pictures and captions that are scored to this folder.")
+        Path | None, typer.Option(help="Write the images and captions that are scored to this folder.")
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Score shipped pictures and check the result; exit code 4 if a check fails.
+    """Score shipped images and check the result; exit code 4 if a check fails.
 
     Without a reference the checks are those that every good scorer passes: finite, the same alone as in a
     batch, higher for the right caption than for another one's, within the usual range. With one (shipped for
-    JPEG and the emoji judges, else `--against`, made by the official code on the pictures of `--pictures`)
+    JPEG and the emoji judges, else `--against`, made by the official code on the images of `--pictures`)
     the scores themselves are compared.
     """
     from diffexpo import assembly

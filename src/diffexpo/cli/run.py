@@ -29,7 +29,7 @@ Set = Annotated[
 
 
 class Deadline:
-    """Interrupts the process, as Ctrl-C would, after so many minutes; the run saves itself and can be
+    """Interrupts the process after a number of minutes, as Ctrl-C would; the run saves itself and can be
     resumed."""
 
     def __init__(self, minutes: float | None) -> None:
@@ -125,9 +125,9 @@ def _start(
 ) -> tuple[LoadedConfig, Path]:
     """Settings and folder of a new run.
 
-    A folder that the user named is used as it is (the builder continues it if the settings are the same, and
-    refuses it otherwise); a recipe's own name gets the next free number. Several processes start at once and
-    must agree: no number.
+    A folder that the user named is used as it is (the run continues in it if the settings are the same and is
+    refused otherwise); a recipe's own name gets the next free number. Several processes that start at once
+    must agree on the folder, so they get no number.
     """
     from diffexpo.config import list_recipes, load_config
 
@@ -174,8 +174,7 @@ def _print_header(config: RunConfig, run_dir: Path, resume: bool, console: Conso
     agents = f", {config.explore.agents} agent{'s' * (config.explore.agents > 1)}" if has_agents else ""
     console.line(
         f"diffexpo {__version__} {verb} {config.algorithm.type} on {config.model.path} "
-        f"({config.tuning.kind}{agents}), "
-        f"{config.explore.iterations} iterations"
+        f"({config.tuning.kind}{agents}), {config.explore.iterations} iterations"
     )
     console.line(
         f"device {_device(config)} | seed {config.seed} | folder {run_dir} | settings "

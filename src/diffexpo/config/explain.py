@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from types import UnionType
-from typing import Annotated, Literal, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
@@ -299,19 +299,13 @@ def _wrong_value(path: str, value: object, origin: str, kind: str, method: str |
 def _locate(loc: Sequence[str | int], values: Mapping[str, object]) -> tuple[str, object]:
     """The dotted path that exists in the values (the validator adds the name of a union's branch) and its
     value."""
-    here: object = values
+    here: Any = values
     path: list[str] = []
     for part in _without_tag(loc):
-        if (
-            isinstance(here, Mapping)
-            and part in here
-            or isinstance(here, list)
-            and isinstance(part, int)
-            and part < len(here)
-        ):
-            here = here[part]
-        else:
+        is_element = isinstance(here, list) and isinstance(part, int) and part < len(here)
+        if not is_element and not (isinstance(here, Mapping) and part in here):
             break
+        here = here[part]
         path.append(str(part))
     return ".".join(path), here
 

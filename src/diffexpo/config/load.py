@@ -249,8 +249,8 @@ class _Merged:
             self._put_element(group, _index(group, keys, origin), value, path, origin)
         elif not isinstance(group, dict):
             raise _not_a_group(keys, len(keys), origin)
-        elif isinstance(value, dict) and isinstance(group.get(key), dict):
-            self._merge_into(group[key], value, tuple(keys), origin)
+        elif isinstance(value, dict) and isinstance(present := group.get(key), dict):
+            self._merge_into(present, value, tuple(keys), origin)
         else:
             self._put(group, key, value, tuple(keys), origin)
 

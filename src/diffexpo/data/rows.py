@@ -51,6 +51,16 @@ class Sample:
     width: int | None = None
 
     @property
+    def scores(self) -> Mapping[str, float]:
+        """`rewards`; empty if the image was never scored."""
+        return self.rewards or {}
+
+    @property
+    def place(self) -> tuple[int, int]:
+        """(size of the batch that it was drawn in, its position there); (1, 0) if it was not drawn."""
+        return self.batch_size or 1, self.batch_position or 0
+
+    @property
     def noise_key(self) -> list[str | int]:
         """`seed_key` parsed: the name of the image's noise; empty if it was not drawn."""
         return json.loads(self.seed_key or "[]")

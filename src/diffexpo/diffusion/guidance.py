@@ -21,7 +21,7 @@ class DoubleGuidance(NamedTuple):
 
 
 def with_image(conditioning: Conditioning, image: Tensor) -> Conditioning:
-    """The conditioning with clean latents (B,C,h,w) beside its text; zeros stand for no image."""
+    """The conditioning with clean latents (B,C,h,w) added to its text; zeros stand for no image."""
     return Conditioning({**conditioning.tensors, IMAGE_CONDITION: image})
 
 

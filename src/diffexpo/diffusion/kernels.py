@@ -40,8 +40,8 @@ def prediction_error(prediction: Tensor, target: Tensor) -> Tensor:
     """
     if prediction.shape != target.shape:
         raise ValueError(
-            f"prediction has shape {tuple(prediction.shape)} and target {tuple(target.shape)}; "
-            "they must be equal"
+            f"prediction has shape {tuple(prediction.shape)} and target {tuple(target.shape)}; they must be "
+            "equal"
         )
     difference = at_least_float32(prediction) - at_least_float32(target)
     return difference.square().flatten(1).mean(dim=1)
@@ -266,8 +266,8 @@ def flow_sde_transition(
         if sigma_max is None:
             if bool((sigma >= 1).any()):
                 raise ValueError(
-                    "flow_sde_transition: sigma is 1, where flow_grpo's noise is infinite; "
-                    "pass sigma_max=sigmas[1]"
+                    "flow_sde_transition: sigma is 1, where flow_grpo's noise is infinite; pass "
+                    "sigma_max=sigmas[1]"
                 )
             inner = sigma
         else:

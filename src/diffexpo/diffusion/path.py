@@ -96,8 +96,7 @@ class Path:
         if not in_range or bool((table.diff() > 0).any()):
             raise PolicyError(
                 f"alphas_cumprod runs from {float(table[0]):g} to {float(table[-1]):g}; expected a table "
-                f"that "
-                "decreases within [0, 1]"
+                "that decreases within [0, 1]"
             )
         if prediction_type == "epsilon" and float(table[-1]) == 0:
             raise PolicyError(
@@ -106,8 +105,8 @@ class Path:
             )
         if prediction_type not in ("epsilon", "v_prediction", "sample"):
             raise PolicyError(
-                f"prediction_type is {prediction_type!r}; a variance-preserving model predicts "
-                "epsilon, v_prediction or sample"
+                f"prediction_type is {prediction_type!r}; a variance-preserving model predicts epsilon, "
+                "v_prediction or sample"
             )
         if timestep_spacing not in ("leading", "trailing", "linspace"):
             raise PolicyError(
@@ -150,7 +149,7 @@ class Path:
 
         Args:
             config: The scheduler's settings, with `_class_name`. Missing keys take that class's own defaults.
-            image_tokens: Tokens that the transformer makes of a picture; dynamic shifting follows from them.
+            image_tokens: Tokens that the transformer makes of an image; dynamic shifting follows from them.
             lowest_level: For a pipeline that gives its flow scheduler a list of levels ("steps": FLUX); None
                 is the scheduler's own list.
         Returns:
@@ -178,8 +177,8 @@ class Path:
             )
         if config.get("thresholding"):
             raise PolicyError(
-                "scheduler thresholding is true; it is for pixel models and not "
-                "reproduced here: set it to false"
+                "scheduler thresholding is true; it is for pixel models and not reproduced here: set it to "
+                "false"
             )
         if config.get("variance_type") not in (None, "fixed_small", "fixed_small_log"):
             raise PolicyError(
@@ -280,12 +279,12 @@ def dynamic_shift(
     max_tokens: int = 4096,
     kind: Literal["exponential", "linear"] = "exponential",
 ) -> float:
-    """The shift that belongs to a picture of so many tokens: exp(mu), with mu linear in their number.
+    """The shift for an image of a given number of tokens: exp(mu), with mu linear in that number.
 
     mu = base_shift + (max_shift - base_shift) (image_tokens - base_tokens) / (max_tokens - base_tokens)
 
     Args:
-        image_tokens: Tokens of the picture, >= 1; 1024 x 1024 pixels are 4096 in FLUX.
+        image_tokens: Tokens of the image, >= 1; 1024 x 1024 pixels are 4096 in FLUX.
         base_shift, max_shift: mu at base_tokens and at max_tokens.
         base_tokens, max_tokens: Two different numbers of tokens.
         kind: "exponential": exp(mu); "linear": mu itself.
@@ -304,8 +303,7 @@ def _dynamic_shift(config: Mapping[str, Any], image_tokens: int | None) -> float
     if image_tokens is None:
         raise PolicyError(
             "scheduler use_dynamic_shifting is true, and the number of image tokens that its shift follows "
-            "from is "
-            "not known here; set it to false and give `shift`"
+            "from is not known here; set it to false and give `shift`"
         )
     return dynamic_shift(
         image_tokens,

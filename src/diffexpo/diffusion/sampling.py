@@ -160,7 +160,7 @@ def sample_double_guided(
     if len(image) != len(noise):
         raise ValueError(
             f"sample_double_guided: {len(image)} images and {len(noise)} noise generators; one of each is "
-            f"needed"
+            "needed"
         )
     return _draw(policy, _stack_double(text, empty, image, scales), scales, sampler, noise, tick)
 
@@ -249,8 +249,8 @@ def replay_log_probs(
     grid = stochastic_grid(policy.path, sampler)
     if len(grid) != len(trajectory.t):
         raise ValueError(
-            f"the trajectory has {len(trajectory.t)} steps and the sampler {len(grid)}; "
-            "replay with the sampler that drew it"
+            f"the trajectory has {len(trajectory.t)} steps and the sampler {len(grid)}; replay with the "
+            "sampler that drew it"
         )
     stacked = _stack_guidance(conditioning, negative, sampler.guidance)
     log_probs = []
@@ -304,8 +304,8 @@ def replay_transitions(
     std = torch.as_tensor(step.std)
     if not bool((std > 0).all()):
         raise ValueError(
-            f"replay_transitions: {int((std <= 0).sum())} of {len(index)} steps have no density; "
-            "leave them out"
+            f"replay_transitions: {int((std <= 0).sum())} of {len(index)} steps have no density; leave them "
+            "out"
         )
     prediction = predict_guided(
         policy, x_t, step.t, conditioning, negative, sampler.guidance, is_negative_fixed=is_negative_fixed
@@ -434,7 +434,6 @@ def _log_prob(x_next: Tensor, mean: Tensor, std: Tensor, transition: Transition)
 def _check_rows(conditioning: Conditioning, negative: Conditioning | None, noise: NoiseSource) -> None:
     if len(conditioning) != len(noise) or (negative is not None and len(negative) != len(noise)):
         raise ValueError(
-            f"sample: {len(conditioning)} conditionings, "
-            f"{'no' if negative is None else len(negative)} negatives and {len(noise)} noise generators; "
-            "one of each per image is needed"
+            f"sample: {len(conditioning)} conditionings, {'no' if negative is None else len(negative)} "
+            f"negatives and {len(noise)} noise generators; one of each per image is needed"
         )

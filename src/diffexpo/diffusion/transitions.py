@@ -122,7 +122,7 @@ def sampler_transitions(path: Path, sampler: SamplerConfig) -> list[Transition]:
     Returns:
         `sampler.steps` transitions; those outside `random_steps` are deterministic (eta 0, the ODE).
     Raises:
-        ConfigError: as of `sampler_grid`, or `random_steps` holds none of the steps.
+        ConfigError: as for `sampler_grid`, or `random_steps` holds none of the steps.
     """
     grid = sampler_grid(path, sampler.name, sampler.steps, sampler.eta)
     if sampler.name == "flow_sde":
@@ -134,8 +134,7 @@ def sampler_transitions(path: Path, sampler: SamplerConfig) -> list[Transition]:
     if not 0 <= first < last <= len(grid):
         raise ConfigError(
             f"sampler.random_steps is [{first}, {last}]; expected two numbers from 0 to steps ({len(grid)}), "
-            f"the first "
-            "below the second"
+            "the first below the second"
         )
     return [
         step
@@ -165,7 +164,8 @@ def transition_rows(grid: list[Transition], index: Tensor) -> Transition:
     """Transitions of a grid as one, whose numbers are float64 tensors (B,): row b is grid[index[b]].
 
     Raises:
-        ValueError: the rows are steps of different kinds (a random one of a flow beside one of its ODE).
+        ValueError: the rows are steps of different kinds (for example a random step of a flow and one of its
+            ODE).
     """
     chosen = [grid[place] for place in index.tolist()]
     kinds = {(step.sde, step.noise_level, step.sigma_max, step.eps_from_clipped_x0) for step in chosen}

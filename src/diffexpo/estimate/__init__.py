@@ -1,5 +1,5 @@
-"""What a run takes, from its configuration alone: memory, disk and cost, what makes it fit, and what to do when
-memory runs out all the same.
+"""What a run takes, from its configuration alone: memory, disk and cost, what makes it fit, and what to do
+when memory runs out all the same.
 
 activations    what a network keeps alive while it runs, on the meta device
 memory         the arithmetic of the largest memory

@@ -1,5 +1,5 @@
-"""Activations of a network without weights: it runs on the meta device, where tensors have a shape and no memory,
-and what is alive is added up.
+"""Activations of a network without weights: it runs on the meta device, where tensors have a shape and no
+memory, and what is alive is added up.
 
     held = bytes alive when the forward pass has ended (what the backward pass needs)
     peak = most bytes alive at once, forward and backward

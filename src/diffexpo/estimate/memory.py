@@ -3,8 +3,8 @@
     total = weights + versions + scorers + the largest of (train, draw, decode, encode texts)
     train = gradients + AdamW's two moments + average + activations
 
-A row is one latent that passes the denoiser. A pair is two rows; a guided draw has two rows an image.
-Activations grow in proportion to the rows, beside the copies of weights in autocast's precision. Text
+A row is one latent that passes the denoiser. A pair is two rows; a guided draw has two rows per image.
+Activations grow in proportion to the rows, apart from the copies of weights in autocast's precision. Text
 encoders leave the device once all texts are encoded.
 """
 
@@ -15,8 +15,8 @@ from dataclasses import dataclass
 
 GIB = 2**30
 FLOAT32 = 4
-# What an accelerator's context and libraries take, and what its allocator cannot use: assumed, not measured
-# here.
+# Assumed, not measured here: what an accelerator's context and libraries take, and the share of the rest that
+# its allocator can use.
 CONTEXT = int(0.6 * GIB)
 USABLE = 0.92
 PHASES = ("always", "train", "draw", "decode", "encode texts")
@@ -24,8 +24,8 @@ PHASES = ("always", "train", "draw", "decode", "encode texts")
 
 @dataclass(frozen=True)
 class Item:
-    """One thing that takes memory: how many of what unit, how many bytes, and in which phase (`always`: in
-    all)."""
+    """One thing that takes memory: its count with the unit, its bytes, and the phase it belongs to (`always`
+    for all)."""
 
     what: str
     count: str
@@ -80,7 +80,7 @@ def peak_bytes(items: Sequence[Item]) -> int:
 
 
 def fits(total: int, gib: float) -> bool:
-    """Whether a device of so many GiB holds it, leaving room for its context and what its allocator cannot
+    """Whether `total` bytes fit on a device of `gib` GiB beside its context and what its allocator cannot
     use."""
     return total + CONTEXT <= USABLE * gib * GIB
 

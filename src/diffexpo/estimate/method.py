@@ -1,4 +1,5 @@
-"""What a run's method and settings mean for its size: rows of a network call, versions of the weights, images.
+"""What a run's method and settings mean for its size: rows of a network call, versions of the weights,
+images.
 
 Everything in this room that depends on the method is asked here, and answered by its card.
 """

@@ -268,7 +268,7 @@ def _evaluated_pictures(config: RunConfig) -> int:
     return versions * (evaluation.num_prompts * evaluation.images_per_prompt + extra)
 
 
-# ---- what would make it fit ----------------------------------------------------------------------------------
+# ---- what would make it fit --------------------------------------------------------------------------------
 
 
 def _total_with(config: RunConfig, changes: list[Change], architecture: str | None) -> int:
@@ -304,4 +304,7 @@ def _scorer_notes(config: RunConfig) -> Iterator[str]:
 
 def _data_notes(config: RunConfig) -> Iterator[str]:
     if config.offline.source is not None and config.offline.limit is None:
-        yield "offline.limit is null: how many offline pairs there are is not known, their latents are not counted"
+        yield (
+            "offline.limit is null: how many offline pairs there are is not known, their latents are not "
+            "counted"
+        )

@@ -61,6 +61,9 @@ def _needs(found: Estimate, weights: int, room: int) -> str:
 
 def _cure(advice: Advice) -> str:
     if not advice.changes:
-        return "nothing that this version knows makes it fit; take a larger device or a smaller model (model.path)"
+        return (
+            "nothing that this version knows makes it fit; take a larger device or a smaller model "
+            "(model.path)"
+        )
     settings = " ".join(f"--set {setting}" for change in advice.changes for setting in change.settings)
     return f"it would take {advice.total / GIB:.1f} GiB with {settings} (`diffexpo estimate` has the prices)"

@@ -1,4 +1,4 @@
-"""Measure and report: suites of pictures and judges, win rates, diversity, KL, alarms, and the HTML report.
+"""Measure and report: suites of images and judges, win rates, diversity, KL, alarms, and the HTML report.
 
 Loads without torch; `suites` and `divergence` need it.
 """

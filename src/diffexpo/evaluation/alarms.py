@@ -1,12 +1,12 @@
 """Warnings a person should read before trusting a run. Each states what was seen and what to do about it.
 
-Input is a `History`: one entry an evaluated iteration (entry 0 is the base model). Anything unknown is None
-or missing and then fires nothing. Thresholds are constants here, and the documentation lists them.
+The input is a `History`: one entry per evaluated iteration (entry 0 is the base model). What is unknown is
+None or missing and raises no alarm. Thresholds are constants here, and the documentation lists them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -65,11 +65,10 @@ class Snapshot:
 
 @dataclass(frozen=True)
 class History:
-    """Snapshots in order of iteration, base first where it was evaluated; `kl_budget` in nats per image, None
-    for no limit.
+    """Snapshots in order of iteration, base first where it was evaluated.
 
-    `restraint` is what holds this method closer to the base, as advice; `has_offline`: it learns from given
-    images too.
+    `kl_budget` is in nats per image, None for no limit; `restraint` advises what holds this method closer to
+    the base; `has_offline` says that it learns from given images too.
     """
 
     snapshots: Sequence[Snapshot] = field(default_factory=tuple)
@@ -87,182 +86,172 @@ def check_alarms(history: History) -> list[Alarm]:
         Alarms ordered by severity; empty if nothing looks wrong, which is not a proof that all is well.
     """
     found: list[Alarm] = []
-    base = next((item for item in history.snapshots if item.iteration == 0), None)
+    trained = [item for item in history.snapshots if item.iteration > 0]
     for item in history.snapshots:
         if item.iteration > 0:
-            found += _errors_rise(item) + _no_learning(item) + _skipped(item) + _improvement(item)
+            for check in (_errors_rise, _no_learning, _skipped, _improvement):
+                found += check(item)
         found += _flat_rewards(item)
-    trained = [item for item in history.snapshots if item.iteration > 0]
     if trained:
-        found += _worse(trained[-1], history) + _budget(trained[-1], history) + _idle_kl(trained)
+        found += [*_worse(trained[-1], history), *_budget(trained[-1], history), *_idle_kl(trained)]
+        base = next((item for item in history.snapshots if item.iteration == 0), None)
         if base is not None:
-            found += _over_optimised(base, trained[-1], history) + _diversity(base, trained[-1], history)
+            found += [*_over_optimised(base, trained[-1], history), *_diversity(base, trained[-1], history)]
     order = ("critical", "warning", "note")
     return sorted(found, key=lambda alarm: order.index(alarm.severity))
 
 
-def _errors_rise(item: Snapshot) -> list[Alarm]:
+def _errors_rise(item: Snapshot) -> Iterator[Alarm]:
     errors = (item.winner_error, item.winner_reference_error, item.loser_error, item.loser_reference_error)
     if any(value is None for value in errors) or min(errors[1], errors[3]) <= 0:
-        return []
+        return
     winner, loser = item.winner_error / errors[1] - 1, item.loser_error / errors[3] - 1
     if min(winner, loser) <= ERROR_RISE:
-        return []
-    seen = f"iteration {item.iteration}: the error on winners rose by {winner:.0%} and on losers by {loser:.0%} over the reference"
-    advice = "Lower training.learning_rate or raise algorithm.beta (both by 3 to 10 times); or set algorithm.sft_weight > 0."
+        return
+    seen = (
+        f"iteration {item.iteration}: the error on winners rose by {winner:.0%} and on losers by {loser:.0%} "
+        "over the reference"
+    )
+    advice = (
+        "Lower training.learning_rate or raise algorithm.beta (both by 3 to 10 times); or set "
+        "algorithm.sft_weight > 0."
+    )
     if item.implicit_accuracy is not None and item.implicit_accuracy > COLLAPSE_ACCURACY:
         seen += (
             f", while implicit accuracy is {item.implicit_accuracy:.2f}: the model tells the pairs apart by "
-            f"forgetting how to "
-            "denoise both of them (collapse)"
+            "forgetting how to denoise both of them (collapse)."
         )
-        return [Alarm("collapse", "critical", seen + ".", advice)]
-    return [Alarm("errors_rise", "warning", seen + ": it denoises both worse.", advice)]
+        yield Alarm("collapse", "critical", seen, advice)
+    else:
+        yield Alarm("errors_rise", "warning", seen + ": it denoises both worse.", advice)
 
 
-def _no_learning(item: Snapshot) -> list[Alarm]:
-    if item.implicit_accuracy is None or item.implicit_accuracy > LEARNING_ACCURACY:
-        return []
-    seen = f"iteration {item.iteration}: implicit accuracy ended at {item.implicit_accuracy:.3f}, no better than a coin."
-    return [
-        Alarm(
-            "no_learning",
-            "note",
-            seen,
-            "Train longer, raise training.learning_rate, or check that winners truly differ.",
+def _no_learning(item: Snapshot) -> Iterator[Alarm]:
+    accuracy = item.implicit_accuracy
+    if accuracy is not None and accuracy <= LEARNING_ACCURACY:
+        seen = (
+            f"iteration {item.iteration}: implicit accuracy ended at {accuracy:.3f}, no better than a coin."
         )
-    ]
+        advice = "Train longer, raise training.learning_rate, or check that winners truly differ."
+        yield Alarm("no_learning", "note", seen, advice)
 
 
-def _skipped(item: Snapshot) -> list[Alarm]:
-    if not item.skipped_steps:
-        return []
-    seen = f"iteration {item.iteration}: {item.skipped_steps} optimiser step(s) were skipped for a non-finite loss or gradient."
-    return [
-        Alarm(
-            "skipped_steps",
-            "warning",
-            seen,
-            "Lower training.learning_rate, or use float32 or bf16 instead of fp16.",
+def _skipped(item: Snapshot) -> Iterator[Alarm]:
+    if item.skipped_steps:
+        seen = (
+            f"iteration {item.iteration}: {item.skipped_steps} optimiser step(s) were skipped for a "
+            "non-finite loss or gradient."
         )
-    ]
+        advice = "Lower training.learning_rate, or use float32 or bf16 instead of fp16."
+        yield Alarm("skipped_steps", "warning", seen, advice)
 
 
-def _improvement(item: Snapshot) -> list[Alarm]:
-    """The two ends at which an improvement model fails: it repeats its input, or ignores it."""
+def _improvement(item: Snapshot) -> Iterator[Alarm]:
+    """The two ways in which an improvement model fails: it repeats its input, or ignores it."""
     distance = item.improved_distance
     if distance is None:
-        return []
-    seen = f"iteration {item.iteration}: improved images lie {distance:.3f} times as far from their losers as losers of different prompts do"
+        return
+    seen = (
+        f"iteration {item.iteration}: improved images lie {distance:.3f} times as far from their losers as "
+        "losers of different prompts do"
+    )
     if distance < IDENTITY:
-        what = f" (below {IDENTITY:g}): they are their losers again, and such pairs teach nothing."
+        seen += f" (below {IDENTITY:g}): they are their losers again, and such pairs teach nothing."
         advice = (
             "Lower algorithm.improver.image_scale, raise text_scale, or train the improvement model longer."
         )
-        return [Alarm("improver_identity", "critical", seen + what, advice)]
+        yield Alarm("improver_identity", "critical", seen, advice)
     if distance > UNRELATED:
-        what = f" (above {UNRELATED:g}): they have nothing to do with their losers, so the pairs show no improvement of them."
-        advice = "Raise algorithm.improver.image_scale, raise the share of the task reconstruct, or train the improvement model longer."
-        return [Alarm("improver_unrelated", "warning", seen + what, advice)]
-    return []
-
-
-def _flat_rewards(item: Snapshot) -> list[Alarm]:
-    found = []
-    if item.reward_std is not None and item.reward_std == 0.0:
-        seen = f"iteration {item.iteration}: all collected images got the same reward, so none is better than another."
-        found.append(
-            Alarm("zero_variance", "critical", seen, "Check the scorer and that the pictures are not blank.")
+        seen += (
+            f" (above {UNRELATED:g}): they have nothing to do with their losers, so the pairs show no "
+            "improvement of them."
         )
+        advice = (
+            "Raise algorithm.improver.image_scale, raise the share of the task reconstruct, or train the "
+            "improvement model longer."
+        )
+        yield Alarm("improver_unrelated", "warning", seen, advice)
+
+
+def _flat_rewards(item: Snapshot) -> Iterator[Alarm]:
+    where = f"iteration {item.iteration}:"
+    if item.reward_std is not None and item.reward_std == 0.0:
+        seen = f"{where} all collected images got the same reward, so none is better than another."
+        advice = "Check the scorer and that the pictures are not blank."
+        yield Alarm("zero_variance", "critical", seen, advice)
     if item.groups and item.dropped_ties is not None and item.dropped_ties / item.groups > TIE_SHARE:
-        seen = f"iteration {item.iteration}: {item.dropped_ties} of {item.groups} prompts gave a tie, from which nothing is learned."
+        counts = f"{item.dropped_ties} of {item.groups} prompts"
+        seen = f"{where} {counts} gave a tie, from which nothing is learned."
         advice = (
             "Lower pairing.min_margin, draw more images a prompt, or raise exploration (negatives, guidance)."
         )
-        found.append(Alarm("many_ties", "warning", seen, advice))
+        yield Alarm("many_ties", "warning", seen, advice)
     if item.images and item.images_failed is not None and item.images_failed / item.images > FAILED_SHARE:
-        seen = f"iteration {item.iteration}: scoring failed for {item.images_failed} of {item.images} images; they were left out."
-        found.append(
-            Alarm("scorer_failures", "warning", seen, "Look at the scorer's own messages in log.txt.")
-        )
-    return found
+        counts = f"{item.images_failed} of {item.images} images"
+        seen = f"{where} scoring failed for {counts}; they were left out."
+        yield Alarm("scorer_failures", "warning", seen, "Look at the scorer's own messages in log.txt.")
 
 
-def _over_optimised(base: Snapshot, last: Snapshot, history: History) -> list[Alarm]:
-    if None in (base.train_reward, last.train_reward, base.heldout_reward, last.heldout_reward):
-        return []
-    gained = last.train_reward[0] > base.train_reward[0]
-    lost = last.heldout_reward[0] < base.heldout_reward[0]
-    if not (gained and lost):
-        return []
-    sure = last.heldout_reward[2] < base.heldout_reward[0] or (
-        last.win_rate is not None and last.win_rate[2] < 0.5
-    )
+def _over_optimised(base: Snapshot, last: Snapshot, history: History) -> Iterator[Alarm]:
+    rewards = (base.train_reward, last.train_reward, base.heldout_reward, last.heldout_reward)
+    if None in rewards:
+        return
+    train, last_train, heldout, last_heldout = (reward[0] for reward in rewards)
+    if last_train <= train or last_heldout >= heldout:
+        return
+    sure = last.heldout_reward[2] < heldout or (last.win_rate is not None and last.win_rate[2] < 0.5)
     seen = (
-        f"the training reward rose from {base.train_reward[0]:.3g} to {last.train_reward[0]:.3g} while the "
-        f"held-out judge fell "
-        f"from {base.heldout_reward[0]:.3g} to {last.heldout_reward[0]:.3g}: the model pleases its own judge "
-        f"only"
+        f"the training reward rose from {train:.3g} to {last_train:.3g} while the held-out judge fell from "
+        f"{heldout:.3g} to {last_heldout:.3g}: the model pleases its own judge only."
     )
     advice = f"Use an earlier iterate, {history.restraint}, train fewer steps, or mix in a second reward."
-    return [Alarm("over_optimisation", "critical" if sure else "warning", seen + ".", advice)]
+    yield Alarm("over_optimisation", "critical" if sure else "warning", seen, advice)
 
 
-def _diversity(base: Snapshot, last: Snapshot, history: History) -> list[Alarm]:
+def _diversity(base: Snapshot, last: Snapshot, history: History) -> Iterator[Alarm]:
     if base.vendi is None or last.vendi is None or base.vendi <= 1.0:
-        return []
+        return
     drop = 1.0 - (last.vendi - 1.0) / (base.vendi - 1.0)
-    if drop <= DIVERSITY_DROP:
-        return []
-    seen = (
-        f"the Vendi score fell from {base.vendi:.2f} to {last.vendi:.2f} (above its minimum of 1 that is "
-        f"{drop:.0%} less): images "
-        "of one prompt look more alike"
-    )
-    mixture = "keep offline data in the mixture, " if history.has_offline else ""
-    advice = f"{_sentence(history.restraint)}, {mixture}or train fewer steps."
-    return [Alarm("diversity", "critical" if drop > DIVERSITY_LOSS else "warning", seen + ".", advice)]
+    if drop > DIVERSITY_DROP:
+        seen = (
+            f"the Vendi score fell from {base.vendi:.2f} to {last.vendi:.2f} (above its minimum of 1 that is "
+            f"{drop:.0%} less): images of one prompt look more alike."
+        )
+        mixture = "keep offline data in the mixture, " if history.has_offline else ""
+        advice = f"{_sentence(history.restraint)}, {mixture}or train fewer steps."
+        yield Alarm("diversity", "critical" if drop > DIVERSITY_LOSS else "warning", seen, advice)
 
 
-def _worse(last: Snapshot, history: History) -> list[Alarm]:
-    if last.win_rate is None or last.win_rate[2] >= 0.5:
-        return []
-    rate, low, high = last.win_rate
-    seen = f"the held-out judge prefers the base model: win rate {rate:.0%} (95% interval {low:.0%} to {high:.0%})."
-    remedies = dict.fromkeys(["lower training.learning_rate", history.restraint])
-    advice = f"Do not use this model. {_sentence(' or '.join(remedies))}."
-    return [Alarm("worse_than_base", "critical", seen, advice)]
+def _worse(last: Snapshot, history: History) -> Iterator[Alarm]:
+    if last.win_rate is not None and last.win_rate[2] < 0.5:
+        rate, low, high = last.win_rate
+        interval = f"{rate:.0%} (95% interval {low:.0%} to {high:.0%})"
+        seen = f"the held-out judge prefers the base model: win rate {interval}."
+        remedies = dict.fromkeys(["lower training.learning_rate", history.restraint])
+        advice = f"Do not use this model. {_sentence(' or '.join(remedies))}."
+        yield Alarm("worse_than_base", "critical", seen, advice)
 
 
-def _budget(last: Snapshot, history: History) -> list[Alarm]:
+def _budget(last: Snapshot, history: History) -> Iterator[Alarm]:
     budget = history.kl_budget
-    if budget is None or last.kl is None or last.kl <= budget:
-        return []
-    seen = f"the KL to the base is {last.kl:.3g} nats per image, above the budget of {budget:.3g}."
-    return [Alarm("kl_budget", "warning", seen, f"Use an earlier iterate or {history.restraint}.")]
+    if budget is not None and last.kl is not None and last.kl > budget:
+        seen = f"the KL to the base is {last.kl:.3g} nats per image, above the budget of {budget:.3g}."
+        yield Alarm("kl_budget", "warning", seen, f"Use an earlier iterate or {history.restraint}.")
+
+
+def _idle_kl(trained: Sequence[Snapshot]) -> Iterator[Alarm]:
+    known = [item for item in trained if item.kl is not None and item.heldout_reward is not None]
+    if len(known) < 2:
+        return
+    best, last = max(known, key=lambda item: item.heldout_reward[0]), known[-1]
+    if last.kl > KL_GROWTH * best.kl and last.heldout_reward[2] < best.heldout_reward[0]:
+        seen = (
+            f"since iteration {best.iteration} the KL to the base grew from {best.kl:.3g} to {last.kl:.3g} "
+            "nats per image and the held-out reward fell."
+        )
+        advice = f"Iteration {best.iteration} is the better model; stop there."
+        yield Alarm("kl_without_return", "warning", seen, advice)
 
 
 def _sentence(text: str) -> str:
     return text[:1].upper() + text[1:]
-
-
-def _idle_kl(trained: Sequence[Snapshot]) -> list[Alarm]:
-    known = [item for item in trained if item.kl is not None and item.heldout_reward is not None]
-    if len(known) < 2:
-        return []
-    best, last = max(known, key=lambda item: item.heldout_reward[0]), known[-1]
-    if last.kl <= KL_GROWTH * best.kl or last.heldout_reward[2] >= best.heldout_reward[0]:
-        return []
-    seen = (
-        f"since iteration {best.iteration} the KL to the base grew from {best.kl:.3g} to {last.kl:.3g} nats "
-        f"per image and the "
-        "held-out reward fell"
-    )
-    return [
-        Alarm(
-            "kl_without_return",
-            "warning",
-            seen + ".",
-            f"Iteration {best.iteration} is the better model; stop there.",
-        )
-    ]

@@ -1,7 +1,7 @@
 """How far a version has moved from a reference, in nats per image.
 
 `path_kl` is the number of the reports: the KL between the two *sampling chains*, an upper bound of the KL
-between the final pictures. `elbo_kl` needs no chain and is not a bound. They are different quantities; say
+between the final images. `elbo_kl` needs no chain and is not a bound. They are different quantities; say
 which one a number is.
 """
 
@@ -93,7 +93,7 @@ def path_kl(
 
 
 def kl_estimator(path: Path, sampler: SamplerConfig) -> str:
-    """The estimator in words, to stand beside its number."""
+    """The estimator in words, to be printed with its number."""
     guided = f"guidance {sampler.guidance:g}" if sampler.guidance != 1.0 else "no guidance"
     if path.kind == "flow":
         kernel = f"Flow-GRPO SDE at noise level {FLOW_NOISE_LEVEL:g}"

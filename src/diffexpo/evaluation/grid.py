@@ -1,4 +1,4 @@
-"""Pictures: labelled grids and small encodings for the report. Pillow and NumPy only."""
+"""Images: labelled grids and small encodings for the report. Pillow and NumPy only."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ _PAD = 6
 
 
 def to_uint8(images: np.ndarray) -> np.ndarray:
-    """Images (N,3,H,W) in [0,1] to 8-bit (N,H,W,3), rounded to nearest: what is saved, shown and judged
-    alike."""
+    """Images (N,3,H,W) in [0,1] to 8-bit (N,H,W,3), rounded to nearest: the same images are saved,
+    shown and judged."""
     if images.ndim != 4 or images.shape[1] != 3:
         raise DataError(f"images of shape {images.shape}; expected (N, 3, H, W)")
     return np.rint(np.clip(images, 0.0, 1.0) * 255.0).astype(np.uint8).transpose(0, 2, 3, 1)
@@ -34,10 +34,10 @@ def picture_grid(
     """One labelled sheet: prompts down, models across.
 
     Args:
-        rows: Per prompt its pictures (H,W,3) uint8, one a column; None leaves a hole.
-        row_labels: Prompt of each row, shown above its pictures.
+        rows: Per prompt its images (H,W,3) uint8, one per column; None leaves a hole.
+        row_labels: Prompt of each row, shown above its images.
         column_labels: Model of each column.
-        tile: Side of a picture in the sheet, in pixels.
+        tile: Side of an image in the sheet, in pixels.
     Returns:
         An RGB image of width columns * (tile + 6) + 6.
     """
@@ -64,14 +64,14 @@ def picture_grid(
 
 
 def save_grid(path: Path, sheet: Image.Image) -> Path:
-    """Write a sheet as PNG, through a temporary name so that a reader never sees half of it."""
+    """Write a sheet as PNG so that a reader never sees half of it."""
     with replacing(path) as temporary:
         sheet.save(temporary, format="PNG", optimize=True)
     return path
 
 
 def data_uri(picture: np.ndarray, *, side: int = 224) -> str:
-    """A picture (H,W,3) uint8 as a data URI: PNG if small already, else JPEG shrunk so that no side exceeds
+    """An image (H,W,3) uint8 as a data URI: PNG if small already, else JPEG shrunk so that no side exceeds
     `side`."""
     image = Image.fromarray(picture)
     buffer = io.BytesIO()

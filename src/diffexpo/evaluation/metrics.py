@@ -1,8 +1,8 @@
 """The numbers of a comparison: win rate, means with intervals, Vendi score, Bradley-Terry strengths. NumPy
 only.
 
-Every interval is a percentile bootstrap over *prompts* (clusters): images of one prompt are alike, so
-resampling single images would pretend to know more than the data say.
+Every interval is a percentile bootstrap over *prompts* (clusters): images of one prompt are
+similar, so resampling single images would understate the uncertainty.
 """
 
 from __future__ import annotations
@@ -35,6 +35,11 @@ class WinRate:
     num_prompts: int
     p_value: float
     dropped: int = 0
+
+    @property
+    def interval(self) -> tuple[float, float, float]:
+        """(rate, low, high)."""
+        return self.rate, self.low, self.high
 
     @property
     def verdict(self) -> str:
@@ -157,8 +162,8 @@ def vendi_score(embeddings: ArrayLike, q: float = 1.0) -> float:
         embeddings: Features (n, d), one row an item; rows are normalised to length 1 here.
         q: Order >= 0: small orders weigh rare items more, `inf` gives 1 / max lambda.
     Returns:
-        A number in [1, n]: n equal rows give 1, n orthogonal rows give n. It is bounded by n, so n belongs
-            beside it.
+        A number in [1, n]: n equal rows give 1, n orthogonal rows give n. It is bounded by n, so report n
+            with it.
     Raises:
         DataError: not a (n, d) array of finite numbers, a row of zeros, or q < 0.
     Source: Friedman and Dieng, "The Vendi Score" (2023), definition 3.1; order q: Pasarkar and Dieng (2024).

@@ -1,4 +1,4 @@
-"""What stands on the report's page besides its figures: cards with pictures, tables, commands."""
+"""The parts of the report's page other than its figures: cards with images, tables, commands."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from diffexpo.evaluation.verdict import equal_cost, give_verdict
 from diffexpo.evaluation.wording import Method
 
 PAGE_PICTURES = 24
+KEPT = ("groups", "count", "dropped_ties", "dropped_nan", "margin_mean")
+ORIGINS = ("winner_from_exploration", "winner_from_negative")
 
 
 def page_values(record: RunRecord, summary: Summary) -> Json:
     """Everything the template shows except the figures."""
     config = record.config
-    versions = _shown_versions(record, summary)
-    tuning = config.get("tuning", {}).get("kind", "full")
     return {
         "version": diffexpo.__version__,
         "name": config.get("name", record.run_dir.name),
@@ -39,11 +39,10 @@ def page_values(record: RunRecord, summary: Summary) -> Json:
         "method": summary.method,
         "labels": {name: summary.method.label(name) for name in record.suites},
         "suites": record.suites,
-        "versions": versions,
-        "grid": _grid(record, summary, versions),
+        "grid": _grid(record, summary),
         "pairs": _pairs(record, summary.method),
         "pairing": pairing_rows(record.metrics),
-        "tuning": tuning,
+        "tuning": config.get("tuning", {}).get("kind", "full"),
         "base_path": config.get("model", {}).get("path", ""),
         "config_text": yaml.safe_dump(config, sort_keys=False, allow_unicode=True),
         "env_rows": _flat(record.env),
@@ -53,7 +52,7 @@ def page_values(record: RunRecord, summary: Summary) -> Json:
 
 
 def _cited(run_dir: Path) -> list[str]:
-    """What to cite, one line a work; nothing for settings that this version refuses."""
+    """What to cite, one line per work; nothing for settings that this version refuses."""
     try:
         config = read_resolved(run_dir / "config.yaml").config
     except DiffexpoError:
@@ -61,22 +60,15 @@ def _cited(run_dir: Path) -> list[str]:
     return citations(config).as_text().splitlines()
 
 
-# ---- pictures
-# --------------------------------------------------------------------------------------------------------
-
-
-def _shown_versions(record: RunRecord, summary: Summary) -> list[str]:
-    return [name for name in ("base", BASELINE, summary.final) if name in record.suites]
-
-
-def _grid(record: RunRecord, summary: Summary, versions: Sequence[str]) -> list[Json]:
-    """Cards of the first prompts in keyed order, one picture a version; also saved as one sheet."""
+def _grid(record: RunRecord, summary: Summary) -> list[Json]:
+    """Cards of the first prompts in keyed order, one image per version; also saved as one sheet."""
+    versions = [name for name in ("base", BASELINE, summary.final) if name in record.suites]
     if not versions:
         return []
     first = record.suites[versions[0]]
     wanted = int(record.config.get("evaluation", {}).get("grid_prompts", 8))
     cards, rows, label = [], [], summary.method.label
-    for index, prompt in enumerate(first.prompts[: min(wanted, PAGE_PICTURES)]):
+    for prompt in first.prompts[: min(wanted, PAGE_PICTURES)]:
         pictures, row = [], []
         for name in versions:
             suite = record.suites[name]
@@ -104,16 +96,14 @@ def _pairs(record: RunRecord, method: Method) -> list[Json]:
         sides = []
         for side in ("winner", "loser"):
             path = folder / str(vars(example)[f"{side}_image"])
-            scores = {
-                name: value for name, value in vars(example)[f"{side}_scores"].items() if value is not None
-            }
+            scores = vars(example)[f"{side}_scores"].items()
             sides.append(
                 {
                     "side": names.get(side, side),
                     "uri": data_uri(_read_picture(path)) if path.is_file() else "",
                     "agent": vars(example)[f"{side}_agent"] if method.has_agents else "",
                     "negative": vars(example)[f"{side}_negative"],
-                    "scores": ", ".join(f"{name} {value:.2f}" for name, value in scores.items()),
+                    "scores": ", ".join(f"{name} {value:.2f}" for name, value in scores if value is not None),
                 }
             )
         cards.append({"example": example, "sides": sides})
@@ -125,28 +115,13 @@ def _read_picture(path: Path) -> np.ndarray:
         return np.asarray(image.convert("RGB"))
 
 
-# ---- tables
-# ----------------------------------------------------------------------------------------------------------
-
-
 def pairing_rows(metrics: Sequence[Json]) -> list[Json]:
-    """What pairing kept and dropped, one row an iteration; None where a number is not recorded."""
-    names = (
-        "groups",
-        "count",
-        "dropped_ties",
-        "dropped_nan",
-        "margin_mean",
-        "winner_from_exploration",
-        "winner_from_negative",
-    )
-    rows = []
-    for line in metrics:
-        if line.get("phase") == "pair":
-            rows.append(
-                {"iteration": line.get("iteration")} | {name: line.get(f"pairs/{name}") for name in names}
-            )
-    return rows
+    """What pairing kept and dropped, one row per iteration; None where a number is not recorded."""
+    return [
+        {"iteration": line.get("iteration")} | {name: line.get(f"pairs/{name}") for name in (*KEPT, *ORIGINS)}
+        for line in metrics
+        if line.get("phase") == "pair"
+    ]
 
 
 def _flat(values: Json, prefix: str = "") -> list[tuple[str, str]]:
@@ -155,15 +130,3 @@ def _flat(values: Json, prefix: str = "") -> list[tuple[str, str]]:
         name = f"{prefix}{key}"
         rows += _flat(value, f"{name}.") if isinstance(value, dict) else [(name, str(value))]
     return rows
-
-
-def count(value: float | None) -> str:
-    """1234 as 1,234."""
-    return "not recorded" if value is None else f"{value:,.0f}"
-
-
-def seconds(value: float | None) -> str:
-    """A duration, in seconds or minutes."""
-    if value is None:
-        return "not recorded"
-    return f"{value:.1f} s" if value < 120 else f"{value / 60:.1f} min"

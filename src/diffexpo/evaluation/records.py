@@ -4,9 +4,9 @@ torch.
     <run>/config.yaml         resolved configuration
     <run>/env.json            versions and machine, any JSON object
     <run>/status.json         {"state": "running" | "finished" | "interrupted" | "failed", ...}
-    <run>/metrics.jsonl       one JSON object a line: iteration, step, phase, wall_s and "name": number
+    <run>/metrics.jsonl       one JSON object per line: iteration, step, phase, wall_s and "name": number
     <run>/eval/<version>/     base, iteration-1, iteration-2, ..., baseline: suite.json + images/00000.png ...
-    <run>/eval/pairs/         pairs.json + pictures of the example pairs
+    <run>/eval/pairs/         pairs.json + images of the example pairs
     <run>/baseline/           run folder of the offline baseline; its metrics.jsonl is read for its cost
 
 Phases in metrics.jsonl: `train` is one line per optimiser step; `train_summary`, `collect`, `pair` and
@@ -37,7 +37,7 @@ PAIR_RULES = ("first", "median margin", "largest margin")
 
 @dataclass
 class SuiteResult:
-    """One version's pictures and numbers on the evaluation prompts.
+    """One version's images and numbers on the evaluation prompts.
 
     Rows are images: `prompt_index` and `image_index` (N,), `images` (N,H,W,3) uint8, `scores` scorer -> (N,)
     with NaN where scoring failed. Rows whose image_index is below `images_per_prompt` enter rewards and win
@@ -76,14 +76,14 @@ class SuiteResult:
         return [self.prompts[index].id for index in self.prompt_index]
 
     def picture(self, prompt: int, image: int = 0) -> np.ndarray:
-        """Picture (H,W,3) uint8 of the prompt-th prompt."""
+        """Image (H,W,3) uint8 of the prompt-th prompt."""
         return self.images[np.flatnonzero((self.prompt_index == prompt) & (self.image_index == image))[0]]
 
 
 @dataclass(frozen=True)
 class PairExample:
-    """A collected pair as the report shows it. `rule` says why this one; images are file names beside
-    pairs.json."""
+    """A collected pair as the report shows it. `rule` says why it was chosen; images are file names in the
+    folder of pairs.json."""
 
     pair_id: str
     iteration: int
@@ -121,13 +121,13 @@ class RunRecord:
 
 
 def save_suite(result: SuiteResult, folder: Path) -> Path:
-    """Write pictures as PNG, then suite.json (its existence means complete).
+    """Write images as PNG, then suite.json (its existence means complete).
 
     Args:
         result: What `Evaluation.run` returned.
         folder: `<run>/eval/<version>`; made if it does not exist.
     Returns:
-        The folder. `load_suite` gives back an equal result, pictures bit for bit.
+        The folder. `load_suite` gives back an equal result, images bit for bit.
     """
     pictures = folder / "images"
     pictures.mkdir(parents=True, exist_ok=True)
@@ -158,7 +158,7 @@ def load_suite(folder: Path) -> SuiteResult:
 
     Raises:
         MissingError: no suite.json (the evaluation never finished).
-        DataError: a file that is damaged, or a picture that is missing.
+        DataError: a file is damaged, or an image is missing.
     """
     path = folder / "suite.json"
     if not path.exists():

@@ -2,7 +2,7 @@
 
 The only file that plots (`page.py` makes the rest of the page). Figures are inline SVG whose colours are CSS
 variables, so they follow light and dark mode; a figure whose data are absent becomes a sentence that says
-why, and one that the run's method does not have is left out.
+why, and a figure that the run's method does not have is left out.
 """
 
 from __future__ import annotations
@@ -18,58 +18,24 @@ from pathlib import Path
 
 import matplotlib
 import numpy as np
-from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from diffexpo.evaluation.page import count, page_values, pairing_rows, seconds
+from diffexpo.evaluation.page import page_values, pairing_rows
 from diffexpo.evaluation.records import RunRecord, load_run, series
 from diffexpo.evaluation.summary import BASELINE, Estimate, Summary, summarise
-from diffexpo.evaluation.verdict import digits, percent, signed, small
+from diffexpo.evaluation.templates import HERE, percent, template
+from diffexpo.evaluation.wording import Method
 from diffexpo.files import write_text
 
-HERE = Path(__file__).parent
-
-CARD = "#fefdfc"
-TEXT, LINE, BLUE, ORANGE, GREEN, RED, GREY = (
-    "#111213",
-    "#c8c9ca",
-    "#0072b2",
-    "#d98c00",
-    "#009e73",
-    "#d55e00",
-    "#76777a",
-)
-VARIABLES = {TEXT: "currentColor", CARD: "var(--card)", LINE: "var(--line)"} | {
-    colour: f"var(--{name})"
-    for name, colour in (("blue", BLUE), ("orange", ORANGE), ("green", GREEN), ("red", RED), ("grey", GREY))
-}
-STYLE = {
-    "svg.fonttype": "none",
-    "font.size": 9,
-    "font.sans-serif": ["DejaVu Sans"],
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.edgecolor": LINE,
-    "axes.labelcolor": TEXT,
-    "text.color": TEXT,
-    "xtick.color": TEXT,
-    "ytick.color": TEXT,
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "grid.color": LINE,
-    "grid.linewidth": 0.5,
-    "legend.facecolor": CARD,
-    "legend.edgecolor": "none",
-    "legend.framealpha": 0.85,
-    "legend.fontsize": 8,
-    "lines.linewidth": 1.8,
-    "lines.markersize": 5,
-    "path.simplify_threshold": 0.5,
-}
+# Colours of the figures and the CSS variables that take their place.
+TEXT, CARD, LINE = "#111213", "#fefdfc", "#c8c9ca"
+BLUE, ORANGE, GREEN, RED, GREY = "#0072b2", "#d98c00", "#009e73", "#d55e00", "#76777a"
+NAMES = {CARD: "card", LINE: "line", BLUE: "blue", ORANGE: "orange", GREEN: "green", RED: "red", GREY: "grey"}
+VARIABLES = {TEXT: "currentColor"} | {colour: f"var(--{name})" for colour, name in NAMES.items()}
 MAX_POINTS = 120
 
 
@@ -98,13 +64,13 @@ def write_report(run_dir: Path) -> Path:
     run_dir = Path(run_dir)
     record = load_run(run_dir)
     summary = summarise(record)
-    page = _template().render(
+    page = template("report.html.j2").render(
         page_values(record, summary),
         style=Markup((HERE / "report.css").read_text(encoding="utf-8")),
         figures={
             name: _draw(name, figure, record, summary)
             for name, figure in FIGURES.items()
-            if _has(name, record, summary)
+            if _has(name, record, summary.method)
         },
     )
     path = run_dir / "report.html"
@@ -112,34 +78,8 @@ def write_report(run_dir: Path) -> Path:
     return path
 
 
-@functools.cache
-def _template() -> Template:
-    """The page, compiled once a process."""
-    environment = Environment(
-        loader=FileSystemLoader(HERE),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {
-        "percent": percent,
-        "small": small,
-        "signed": signed,
-        "digits": digits,
-        "count": count,
-        "seconds": seconds,
-    }
-    return environment.get_template("report.html.j2")
-
-
-# ---- figures
-# ---------------------------------------------------------------------------------------------------------
-
-
-def _has(name: str, record: RunRecord, summary: Summary) -> bool:
+def _has(name: str, record: RunRecord, method: Method) -> bool:
     """Whether a run of this method has the figure at all."""
-    method = summary.method
     trained = [line for line in record.metrics if line.get("phase") == "train"]
     if name in METRICS and trained:
         return any(METRICS[name] in line for line in trained)
@@ -156,11 +96,17 @@ def _has(name: str, record: RunRecord, summary: Summary) -> bool:
     }.get(name, True)
 
 
-def _draw(
-    name: str, figure: Callable[[Axes, RunRecord, Summary], str], record: RunRecord, summary: Summary
-) -> Drawing:
+# ---- drawing ----------------------------------------------------------------------------------------------
+
+
+@functools.cache
+def _style() -> dict[str, object]:
+    return dict(matplotlib.rc_params_from_file(HERE / "figures.mplstyle", use_default_template=False))
+
+
+def _draw(name: str, figure: Plot, record: RunRecord, summary: Summary) -> Drawing:
     """Run one figure function on fresh axes and turn the result into themed inline SVG."""
-    with matplotlib.rc_context(STYLE | {"svg.hashsalt": name}):
+    with matplotlib.rc_context(_style() | {"svg.hashsalt": name}):
         canvas = Figure(figsize=(3.8, 2.6))
         FigureCanvasAgg(canvas)
         axes = canvas.add_subplot()
@@ -175,17 +121,12 @@ def _draw(
 
 
 def _fit(canvas: Figure, axes: Axes, margin: float = 0.02) -> None:
-    """Let the axes with all their labels fill the figure. Measured once; matplotlib's own layouts measure and
-    draw everything twice."""
+    """Let the axes with all their labels fill the figure. This measures once; matplotlib's own layouts
+    measure and draw everything twice."""
     outer, inner = axes.get_tightbbox().transformed(canvas.transFigure.inverted()), axes.get_position()
-    axes.set_position(
-        (
-            inner.x0 - outer.x0 + margin,
-            inner.y0 - outer.y0 + margin,
-            inner.width - outer.width + 1 - 2 * margin,
-            inner.height - outer.height + 1 - 2 * margin,
-        )
-    )
+    corner = (inner.x0 - outer.x0 + margin, inner.y0 - outer.y0 + margin)
+    size = (inner.width - outer.width + 1 - 2 * margin, inner.height - outer.height + 1 - 2 * margin)
+    axes.set_position((*corner, *size))
 
 
 def _theme(svg: str, alt: str) -> str:
@@ -206,41 +147,35 @@ def _iterations(axes: Axes, label: str = "iteration (0 = base)") -> None:
     axes.margins(x=0.08)
     left, right = axes.get_xlim()
     if right - left < 2:  # a single iterate: no ticks at fractions of an iteration
-        middle = round((left + right) / 2)
-        axes.set_xlim(middle - 1.5, middle + 1.5)
+        axes.set_xlim(round((left + right) / 2) - 1.5, round((left + right) / 2) + 1.5)
 
 
-def _band(axes: Axes, points: Sequence[tuple[int, Estimate]], colour: str, marker: str, label: str) -> None:
-    x = [number for number, _ in points]
+def _spread(estimate: Estimate) -> list[list[float]]:
+    """An interval as matplotlib wants its error bars: lengths below and above the mean."""
+    mean, low, high = estimate
+    return [[mean - low], [high - mean]]
+
+
+def _columns(points: Sequence[tuple[int, Estimate]]) -> tuple[list[int], np.ndarray, np.ndarray, np.ndarray]:
+    """Iterations, means, lower and upper ends."""
     mean, low, high = (np.array([estimate[k] for _, estimate in points]) for k in range(3))
-    axes.plot(x, mean, color=colour, marker=marker, label=label)
-    if len(points) == 1:
-        axes.errorbar(x, mean, yerr=[mean - low, high - mean], color=colour, capsize=3)
-    else:
-        axes.fill_between(x, low, high, color=colour, alpha=0.2, linewidth=0)
+    return [number for number, _ in points], mean, low, high
 
 
 def _by_iteration(values: dict[str, Estimate]) -> list[tuple[int, Estimate]]:
-    found = [
-        (0 if name == "base" else int(name.split("-")[1]), value)
-        for name, value in values.items()
-        if name != BASELINE
-    ]
-    return sorted(found)
+    numbers = {name: 0 if name == "base" else int(name.split("-")[1]) for name in values if name != BASELINE}
+    return sorted((number, values[name]) for name, number in numbers.items())
 
 
-def _baseline_mark(axes: Axes, values: dict[str, Estimate], at: float) -> None:
+def _baseline_mark(axes: Axes, values: dict[str, Estimate], points: Sequence[tuple[int, Estimate]]) -> None:
+    """Offline DPO beside the last iterate."""
     if BASELINE in values:
-        mean, low, high = values[BASELINE]
-        axes.errorbar(
-            [at],
-            [mean],
-            yerr=[[mean - low], [high - mean]],
-            color=RED,
-            marker="D",
-            capsize=3,
-            label="offline DPO",
-        )
+        at, look = (points[-1][0] if points else 0) + 0.15, {"color": RED, "marker": "D", "capsize": 3}
+        spread = _spread(values[BASELINE])
+        axes.errorbar([at], [values[BASELINE][0]], yerr=spread, label="offline DPO", **look)
+
+
+# ---- evaluated versions -----------------------------------------------------------------------------------
 
 
 def _reward_figure(
@@ -251,9 +186,13 @@ def _reward_figure(
     if not summary.rewards.get(scorer):
         raise Absent(f"{scorer} has no finite score in any evaluation, so there is no curve.")
     points = _by_iteration(summary.rewards[scorer])
-    _band(axes, points, colour, marker, summary.method.name)
-    last = points[-1][0] if points else 0
-    _baseline_mark(axes, summary.rewards[scorer], last + 0.15)
+    x, mean, low, high = _columns(points)
+    axes.plot(x, mean, color=colour, marker=marker, label=summary.method.name)
+    if len(points) == 1:
+        axes.errorbar(x, mean, yerr=[mean - low, high - mean], color=colour, capsize=3)
+    else:
+        axes.fill_between(x, low, high, color=colour, alpha=0.2, linewidth=0)
+    _baseline_mark(axes, summary.rewards[scorer], points)
     _iterations(axes)
     axes.set_ylabel(f"mean {scorer}")
     axes.legend()
@@ -270,55 +209,47 @@ def _train_reward(axes: Axes, record: RunRecord, summary: Summary) -> str:
 
 def _win_rate(axes: Axes, record: RunRecord, summary: Summary) -> str:
     if not summary.wins:
-        raise Absent(
-            "No win rate: it needs a held-out judge, the base model's evaluation and at least one iterate."
-        )
-    estimates = {name: (win.rate, win.low, win.high) for name, win in summary.wins.items()}
+        needed = "a held-out judge, the base model's evaluation and at least one iterate"
+        raise Absent(f"No win rate: it needs {needed}.")
+    estimates = {name: win.interval for name, win in summary.wins.items()}
     points = _by_iteration(estimates)
     axes.axhline(0.5, color=GREY, linestyle="--", linewidth=1.2, label="no difference")
     if points:
-        mean, low, high = (np.array([estimate[k] for _, estimate in points]) for k in range(3))
-        x = [number for number, _ in points]
-        spread = [mean - low, high - mean]
-        axes.errorbar(x, mean, yerr=spread, color=BLUE, marker="o", capsize=3, label=summary.method.name)
-    _baseline_mark(axes, estimates, (points[-1][0] if points else 0) + 0.15)
-    ties = [summary.wins[name].ties for name in summary.wins]
+        x, mean, low, high = _columns(points)
+        spread, name = [mean - low, high - mean], summary.method.name
+        axes.errorbar(x, mean, yerr=spread, color=BLUE, marker="o", capsize=3, label=name)
+    _baseline_mark(axes, estimates, points)
     _iterations(axes, "iteration")
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.0%}"))
     axes.set_ylabel("win rate vs base")
     axes.legend()
     label = summary.method.label
     listed = "; ".join(f"{label(name)}: {percent(win.rate)}" for name, win in summary.wins.items())
-    return f"Win rate against the base. {listed}. Ties: {ties}."
+    return f"Win rate against the base. {listed}. Ties: {[win.ties for win in summary.wins.values()]}."
 
 
 def _frontier(axes: Axes, record: RunRecord, summary: Summary) -> str:
-    rewards = summary.rewards.get(summary.judge or "", {})
+    rewards, label = summary.rewards.get(summary.judge or "", {}), summary.method.label
     shared = [name for name in rewards if name in summary.kl]
     if not shared or "base" not in rewards:
         raise Absent(
             "No reward-KL curve: the KL was not measured (evaluation.kl_prompts is 0) or no judge scored the "
             "images."
         )
-    path = [("base", 0.0)] + [(name, summary.kl[name][0]) for name in shared if name != BASELINE]
-    axes.plot([kl for _, kl in path], [rewards[name][0] for name, _ in path], color=BLUE, linewidth=1.2)
-    for name, kl in path + [(BASELINE, summary.kl[BASELINE][0]) for _ in range(BASELINE in shared)]:
-        mean, low, high = rewards[name]
-        left, right = (
-            (kl - summary.kl[name][1], summary.kl[name][2] - kl) if name in summary.kl else (0.0, 0.0)
-        )
+    kl = {"base": (0.0, 0.0, 0.0)} | {name: summary.kl[name] for name in shared if name != BASELINE}
+    path = {name: estimate[0] for name, estimate in kl.items()}
+    axes.plot(list(path.values()), [rewards[name][0] for name in path], color=BLUE, linewidth=1.2)
+    for name, distance in (kl | {name: summary.kl[name] for name in shared if name == BASELINE}).items():
         colour, marker = (RED, "D") if name == BASELINE else (BLUE, "o")
-        axes.errorbar(
-            [kl], [mean], xerr=[[left], [right]], yerr=[[mean - low], [high - mean]], color=colour, marker=marker,
-            capsize=2, elinewidth=0.9,
-        )  # fmt: skip
-        text = summary.method.label(name)
-        axes.annotate(text, (kl, mean), textcoords="offset points", xytext=(6, -12), fontsize=8)
+        at, look = (distance[0], rewards[name][0]), {"color": colour, "marker": marker, "capsize": 2}
+        bars = {"xerr": _spread(distance), "yerr": _spread(rewards[name])}
+        axes.errorbar([at[0]], [at[1]], **bars, **look, elinewidth=0.9)
+        axes.annotate(label(name), at, textcoords="offset points", xytext=(6, -12), fontsize=8)
     axes.margins(x=0.14)
     axes.set_xlabel("KL to the base (nats per image)")
     axes.set_ylabel(f"mean {summary.judge}")
     return "Held-out reward against KL: " + "; ".join(
-        f"{summary.method.label(n)} at {k:.3g} nats: {rewards[n][0]:.3g}" for n, k in path
+        f"{label(name)} at {distance:.3g} nats: {rewards[name][0]:.3g}" for name, distance in path.items()
     )
 
 
@@ -327,23 +258,23 @@ def _vendi(axes: Axes, record: RunRecord, summary: Summary) -> str:
         raise Absent(
             "No Vendi score: evaluation.vendi_prompts is 0, vendi_images is 1, or no embedder was given."
         )
-    names = list(summary.vendi)
-    for index, name in enumerate(names):
-        mean, low, high = summary.vendi[name]
-        colour = {"base": GREY, BASELINE: RED}.get(name, BLUE)
-        axes.bar(
-            index, mean, color=colour, width=0.6, yerr=[[mean - low], [high - mean]], capsize=3, ecolor=TEXT
-        )
+    label = summary.method.label
+    for index, (name, estimate) in enumerate(summary.vendi.items()):
+        look = {"color": {"base": GREY, BASELINE: RED}.get(name, BLUE), "width": 0.6, "ecolor": TEXT}
+        axes.bar(index, estimate[0], yerr=_spread(estimate), capsize=3, **look)
     limit = max(suite.vendi_images for suite in record.suites.values())
     axes.axhline(limit, color=TEXT, linestyle=":", linewidth=1.2)
     axes.text(-0.4, limit, f"maximum {limit}", va="bottom", fontsize=8)
     axes.set_ylim(1, limit * 1.12)
-    axes.set_xticks(range(len(names)), [summary.method.label(name) for name in names])
+    axes.set_xticks(range(len(summary.vendi)), [label(name) for name in summary.vendi])
     axes.grid(axis="x", visible=False)
     axes.set_ylabel("Vendi score")
     return f"Vendi score of at most {limit}: " + "; ".join(
-        f"{summary.method.label(n)} {summary.vendi[n][0]:.2f}" for n in names
+        f"{label(name)} {estimate[0]:.2f}" for name, estimate in summary.vendi.items()
     )
+
+
+# ---- optimiser steps --------------------------------------------------------------------------------------
 
 
 def _training(record: RunRecord, name: str) -> tuple[np.ndarray, np.ndarray, list[int]]:
@@ -356,38 +287,41 @@ def _training(record: RunRecord, name: str) -> tuple[np.ndarray, np.ndarray, lis
     y = np.array([value for _, value in series(lines, name, "train")])
     starts = [i for i in range(1, len(lines)) if lines[i].get("iteration") != lines[i - 1].get("iteration")]
     edges = np.linspace(0, len(y), min(len(y), MAX_POINTS) + 1).astype(int)
-    bins = list(pairwise(edges))
-    return np.array([x[a:b].mean() for a, b in bins]), np.array([y[a:b].mean() for a, b in bins]), starts
+    binned = (np.array([values[a:b].mean() for a, b in pairwise(edges)]) for values in (x, y))
+    return *binned, starts
 
 
-def _steps(axes: Axes, starts: Sequence[int]) -> None:
+def _curve(axes: Axes, record: RunRecord, name: str, label: str) -> tuple[np.ndarray, list[int]]:
+    """Draw one metric: its values, and where iterations begin."""
+    x, y, starts = _training(record, f"train/{name}")
+    axes.plot(x, y, color=BLUE, linewidth=1.3, label=label)
+    return y, starts
+
+
+def _steps(axes: Axes, starts: Sequence[int], ylabel: str) -> None:
     for start in starts:
         axes.axvline(start + 0.5, color=LINE, linewidth=1.2)
     axes.set_xlabel("optimiser step (vertical lines: new iteration)")
+    axes.set_ylabel(ylabel)
+    axes.legend()
 
 
 def _loss(axes: Axes, record: RunRecord, summary: Summary) -> str:
-    x, y, starts = _training(record, "train/loss")
-    axes.plot(x, y, color=BLUE, linewidth=1.3, label="loss")
+    y, starts = _curve(axes, record, "loss", "loss")
     start = summary.method.start_loss
     if start is not None:
         axes.axhline(start, color=GREY, linestyle="--", linewidth=1.2, label=f"ln 2 = {start:.3f}")
-    _steps(axes, starts)
-    axes.set_ylabel("loss" if start is None else "preference loss")
-    axes.legend()
+    _steps(axes, starts, "loss" if start is None else "preference loss")
     meaning = "" if start is None else "; ln 2 is where policy and reference are equal"
     return f"Training loss from {y[0]:.3f} to {y[-1]:.3f}{meaning}."
 
 
 def _accuracy(axes: Axes, record: RunRecord, summary: Summary) -> str:
-    x, y, starts = _training(record, "train/implicit_accuracy")
-    axes.plot(x, y, color=BLUE, linewidth=1.3, label="implicit accuracy")
+    y, starts = _curve(axes, record, "implicit_accuracy", "implicit accuracy")
     axes.axhline(0.5, color=GREY, linestyle="--", linewidth=1.2, label="coin flip")
     axes.axhline(0.9, color=RED, linestyle=":", linewidth=1.2, label="alarm level")
-    _steps(axes, starts)
     axes.set_ylim(min(0.4, y.min()), 1.0)
-    axes.set_ylabel("share ranked right")
-    axes.legend()
+    _steps(axes, starts, "share ranked right")
     return f"Implicit accuracy from {y[0]:.2f} to {y[-1]:.2f}; one half is a coin flip."
 
 
@@ -397,44 +331,43 @@ def _errors(axes: Axes, record: RunRecord, summary: Summary) -> str:
         x, own, starts = _training(record, f"train/{side}_error")
         _, reference, _ = _training(record, f"train/{side}_reference_error")
         if len(own) != len(reference) or (reference <= 0).any():
-            raise Absent(
-                "Policy and reference errors in metrics.jsonl do not belong to the same steps, so no ratio "
-                "is drawn."
-            )
+            unequal = "Policy and reference errors in metrics.jsonl do not belong to the same steps"
+            raise Absent(f"{unequal}, so no ratio is drawn.")
         change = 100 * (own / reference - 1)
         axes.plot(x, change, color=colour, linestyle=dash, linewidth=1.3, label=f"{side}s")
         said.append(f"{side} {change[-1]:+.1f}%")
     axes.axhline(0.0, color=GREY, linestyle="--", linewidth=1.0, label="reference")
-    _steps(axes, starts)
-    axes.set_ylabel("error vs reference, %")
-    axes.legend()
+    _steps(axes, starts, "error vs reference, %")
     return "Prediction error relative to the reference at the end: " + ", ".join(said)
 
 
 def _clipping(axes: Axes, record: RunRecord, summary: Summary) -> str:
-    x, y, starts = _training(record, "train/clip_fraction")
-    axes.plot(x, y, color=BLUE, linewidth=1.3, label="beyond the clip range")
-    _steps(axes, starts)
+    y, starts = _curve(axes, record, "clip_fraction", "beyond the clip range")
     axes.set_ylim(-0.02, 1.02)
-    axes.set_ylabel("share of the batch")
-    axes.legend()
+    _steps(axes, starts, "share of the batch")
     return f"Share of ratios beyond the clip range from {y[0]:.2f} to {y[-1]:.2f}."
 
 
+# ---- collecting iterations --------------------------------------------------------------------------------
+
+Curve = tuple[str, str, str, str]
+"""Metric, label, colour, marker."""
+
+
 def _lines_by_iteration(
-    axes: Axes, record: RunRecord, curves: Sequence[tuple[str, str, str, str]], absent: str
+    axes: Axes, record: RunRecord, curves: Sequence[Curve], ylabel: str, absent: str
 ) -> str:
     said = []
     for (name, label, colour, marker), dash in zip(curves, ("-", "--", "-.", ":"), strict=False):
         points = series(record.metrics, name)
         if points:
-            axes.plot(
-                [p[0] for p in points], [p[1] for p in points], dash, color=colour, marker=marker, label=label
-            )
-            said.append(f"{label}: " + ", ".join(f"{value:.3g}" for _, value in points))
+            x, y = zip(*points, strict=True)
+            axes.plot(x, y, dash, color=colour, marker=marker, label=label)
+            said.append(f"{label}: " + ", ".join(f"{value:.3g}" for value in y))
     if not said:
         raise Absent(absent)
     _iterations(axes, "collecting iteration")
+    axes.set_ylabel(ylabel)
     axes.legend()
     return "; ".join(said)
 
@@ -444,11 +377,9 @@ def _tau(axes: Axes, record: RunRecord, summary: Summary) -> str:
         ("explore/tau", "tau (planned)", BLUE, "o"),
         ("rollout/negative_prompt_fraction", "images with a negative prompt", ORANGE, "s"),
     )
-    said = _lines_by_iteration(
-        axes, record, curves, "No collecting iteration is in metrics.jsonl, so nothing explored yet."
-    )
+    absent = "No collecting iteration is in metrics.jsonl, so nothing explored yet."
+    said = _lines_by_iteration(axes, record, curves, "share", absent)
     axes.set_ylim(-0.05, 1.05)
-    axes.set_ylabel("share")
     return said
 
 
@@ -459,12 +390,10 @@ def _who_won(axes: Axes, record: RunRecord, summary: Summary) -> str:
     ]
     negatives = [("pairs/winner_from_negative", "winners: with negative prompt", GREEN, "^")]
     curves = agents * summary.method.has_agents + negatives * summary.method.has_negatives
-    said = _lines_by_iteration(
-        axes, record, curves, "No pairing line is in metrics.jsonl, so nobody has won yet."
-    )
+    absent = "No pairing line is in metrics.jsonl, so nobody has won yet."
+    said = _lines_by_iteration(axes, record, curves, "share of pairs", absent)
     axes.axhline(0.5, color=GREY, linestyle="--", linewidth=1.0)
     axes.set_ylim(-0.05, 1.05)
-    axes.set_ylabel("share of pairs")
     return said
 
 
@@ -477,9 +406,8 @@ def _agents(axes: Axes, record: RunRecord, summary: Summary) -> str:
             ("rollout/agent/main/reward", "main agent", GREY, "s"),
             ("rollout/agent/exploration/reward", "exploration agent", BLUE, "o"),
         ]
-    said = _lines_by_iteration(axes, record, curves, "Rewards of collected images are not in metrics.jsonl.")
-    axes.set_ylabel("mean reward of collected images")
-    return said
+    absent = "Rewards of collected images are not in metrics.jsonl."
+    return _lines_by_iteration(axes, record, curves, "mean reward of collected images", absent)
 
 
 def _kept(axes: Axes, record: RunRecord, summary: Summary) -> str:
@@ -487,24 +415,12 @@ def _kept(axes: Axes, record: RunRecord, summary: Summary) -> str:
     if not rows:
         raise Absent("No pairing line is in metrics.jsonl, so no pair was kept or dropped yet.")
     x, below = np.arange(len(rows)), np.zeros(len(rows))
-    kinds = (
-        ("count", "kept", BLUE, ""),
-        ("dropped_ties", "dropped: tie", ORANGE, "//"),
-        ("dropped_nan", "dropped: no score", RED, "xx"),
-    )
-    for name, label, colour, hatch in kinds:
+    kept, ties = ("count", "kept", BLUE, ""), ("dropped_ties", "dropped: tie", ORANGE, "//")
+    failed = ("dropped_nan", "dropped: no score", RED, "xx")
+    for name, label, colour, hatch in (kept, ties, failed):
         values = np.array([float(row[name] or 0) for row in rows])
-        axes.bar(
-            x,
-            values,
-            bottom=below,
-            color=colour,
-            width=0.6,
-            hatch=hatch,
-            edgecolor=LINE,
-            linewidth=0,
-            label=label,
-        )
+        look = {"color": colour, "hatch": hatch, "edgecolor": LINE, "linewidth": 0, "width": 0.6}
+        axes.bar(x, values, bottom=below, label=label, **look)
         below += values
     axes.set_xticks(x, [str(row["iteration"]) for row in rows])
     axes.set_ylim(0, below.max() * 1.35)
@@ -515,20 +431,15 @@ def _kept(axes: Axes, record: RunRecord, summary: Summary) -> str:
     return "Pairs kept: " + ", ".join(str(row["count"]) for row in rows)
 
 
-FIGURES: dict[str, Callable[[Axes, RunRecord, Summary], str]] = {
-    "win_rate": _win_rate,
-    "heldout": _heldout,
-    "train_reward": _train_reward,
-    "frontier": _frontier,
-    "vendi": _vendi,
-    "loss": _loss,
-    "accuracy": _accuracy,
-    "errors": _errors,
-    "clipping": _clipping,
-    "tau": _tau,
-    "who_won": _who_won,
-    "agents": _agents,
-    "kept": _kept,
+Plot = Callable[[Axes, RunRecord, Summary], str]
+"""Draws on axes and says in words what it drew."""
+FIGURES: dict[str, Plot] = {
+    plot.__name__.removeprefix("_"): plot
+    for plot in (
+        *(_win_rate, _heldout, _train_reward, _frontier, _vendi),
+        *(_loss, _accuracy, _errors, _clipping),
+        *(_tau, _who_won, _agents, _kept),
+    )
 }
 # Figures of optimiser steps: a method that does not record the metric does not have the figure.
 METRICS = {

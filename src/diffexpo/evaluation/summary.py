@@ -3,41 +3,47 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import TypedDict
 
 import numpy as np
 
-from diffexpo.config.methods.data import Pairs
-from diffexpo.config.schema import SamplerConfig, TrainingConfig
-from diffexpo.diffusion import num_network_evaluations
-from diffexpo.errors import DataError
+from diffexpo.config import RunConfig
+from diffexpo.errors import DataError, DiffexpoError
 from diffexpo.evaluation.alarms import Alarm, History, Snapshot, check_alarms
 from diffexpo.evaluation.metrics import WinRate, bootstrap_mean, win_rate
 from diffexpo.evaluation.records import Json, RunRecord, SuiteResult, series
-from diffexpo.evaluation.wording import BASELINE, Method, card_of, describe_method
-from diffexpo.online.cost import BACKWARD, evaluations_of_row
+from diffexpo.evaluation.wording import BASELINE, Method, describe_method
+from diffexpo.online.cost import BACKWARD, sampling_cost, training_cost
 
 Estimate = tuple[float, float, float]
+
+
+class Bootstrap(TypedDict):
+    """How often prompts are resampled, and the name of the resampling."""
+
+    resamples: int
+    seed: int
+
+
 EQUAL_COST = 0.02
 TAIL = 0.1
+# Metrics of training steps whose means at the end of an iteration the alarms look at.
+ERRORS = ("winner_error", "loser_error", "winner_reference_error", "loser_reference_error")
+TAILS = ("implicit_accuracy", *ERRORS)
 
 
 @dataclass(frozen=True)
 class CostRow:
-    """What one phase spent; None where nothing was recorded."""
+    """What one phase spent, a backward pass counting as two evaluations; None where nothing was recorded."""
 
     phase: str
-    forwards: float | None = None
-    backwards: float | None = None
+    evaluations: float | None = None
     images: float | None = None
     seconds: float | None = None
     peak_gib: float | None = None
-
-    @property
-    def total(self) -> float:
-        """Network evaluations, a backward pass counting two."""
-        return (self.forwards or 0.0) + BACKWARD * (self.backwards or 0.0)
 
 
 @dataclass(frozen=True)
@@ -95,7 +101,7 @@ class Summary:
 
     @property
     def compares_offline(self) -> bool:
-        """Whether offline DPO was evaluated beside the run, was planned, or is the natural question."""
+        """Whether offline DPO was evaluated with the run, was planned, or is the natural comparison."""
         return BASELINE in self.evaluated or self.method.compares_offline
 
     @property
@@ -121,25 +127,22 @@ def summarise(record: RunRecord) -> Summary:
         judge=next((name for name, role in roles.items() if role == "heldout"), None),
         train_reward=next((name for name, role in roles.items() if role == "train"), None),
         final=f"iteration-{iterations[-1]}" if iterations else None,
-        planned_iterations=_planned(record.config),
+        planned_iterations=record.config.get("explore", {}).get("iterations"),
         problems=list(record.problems),
     )
-    resamples = int(_get(record.config, "evaluation", "bootstrap", default=10000))
-    seed = int(record.config.get("seed", 0))
+    bootstrap: Bootstrap = {
+        "resamples": int(record.config.get("evaluation", {}).get("bootstrap", 10000)),
+        "seed": int(record.config.get("seed", 0)),
+    }
     for name, suite in suites.items():
-        _measure(summary, name, suite, resamples, seed)
-    base = suites.get("base")
-    for name, suite in suites.items():
-        if base is not None and name != "base" and summary.judge is not None:
-            outcome = _compare(summary, name, suite, "base", base, resamples, seed)
-            if outcome is not None:
-                summary.wins[name] = outcome
-    if summary.final is not None and BASELINE in suites and summary.judge is not None:
-        summary.against_baseline = _compare(
-            summary, summary.final, suites[summary.final], BASELINE, suites[BASELINE], resamples, seed
-        )
-    if base is not None and summary.final is not None:
-        summary.vendi_change = _vendi_change(base, suites[summary.final], resamples, seed)
+        _measure(summary, name, suite, bootstrap)
+    for name in suites:
+        if name != "base" and (outcome := _compare(summary, suites, name, "base", bootstrap)) is not None:
+            summary.wins[name] = outcome
+    if summary.final is not None:
+        summary.against_baseline = _compare(summary, suites, summary.final, BASELINE, bootstrap)
+        if "base" in suites:
+            summary.vendi_change = _vendi_change(suites["base"], suites[summary.final], bootstrap)
     summary.history = build_history(record, summary)
     summary.alarms = check_alarms(summary.history)
     summary.costs = cost_rows(record.metrics, record.config, suites)
@@ -161,37 +164,49 @@ def build_history(record: RunRecord, summary: Summary) -> History:
 
 
 def cost_rows(metrics: Sequence[Json], config: Json, suites: dict[str, SuiteResult]) -> list[CostRow]:
-    """Cost by phase: recorded `cost/*`, `time/*`, `mem/*` where they are, else evaluations derived from what
-    was done.
-
-    Derived: collected images times evaluations an image; for losses on pairs of images, optimiser steps times
-    pairs times (4 forwards, 2 backwards).
-    """
+    """Cost by phase: the recorded `cost/*`, `time/*` and `mem/*`; evaluations that were not recorded follow
+    from what was done."""
     rows = []
     for phase in ("improver", "collect", "improve", "pair", "train", "evaluate"):
         names = (phase, "train_summary") if phase == "train" else (phase,)
         lines = [line for line in metrics if line.get("phase") in names]
-        if not lines and not (phase == "evaluate" and suites):
-            continue
-        forwards, backwards = (
-            _total(lines, "cost/network_evaluations"),
-            _total(lines, "cost/backward_evaluations"),
-        )
-        images = _total(lines, "rollout/images")
-        if phase == "collect" and forwards is None and images is not None:
-            sampler = SamplerConfig(**_get(config, "explore", "sampler", default={}))
-            forwards = images * num_network_evaluations(sampler, sampler.guidance != 1.0)
-        if phase == "train" and forwards is None:
-            forwards, backwards = _training_cost(lines, config)
-        if phase == "evaluate" and suites:
-            forwards = sum(suite.network_evaluations for suite in suites.values())
-            images = sum(len(suite.images) for suite in suites.values())
-        seconds = _total(lines, f"time/{phase}_s")
-        if phase == "evaluate" and suites:
-            seconds = sum(suite.seconds for suite in suites.values())
         peaks = [value for _, value in series(lines, "mem/peak_gib")]
-        rows.append(CostRow(phase, forwards, backwards, images, seconds, max(peaks) if peaks else None))
+        peak = max(peaks, default=None)
+        if phase == "evaluate" and suites:
+            done = suites.values()
+            spent = (
+                sum(suite.network_evaluations for suite in done),
+                sum(len(suite.images) for suite in done),
+            )
+            rows.append(CostRow(phase, *spent, sum(suite.seconds for suite in done), peak))
+        elif lines:
+            forwards, backwards = (
+                _total(lines, f"cost/{kind}_evaluations") for kind in ("network", "backward")
+            )
+            images = _total(lines, "rollout/images")
+            if forwards is None:
+                evaluations = _derived_cost(phase, lines, images, config)
+            else:
+                evaluations = forwards + BACKWARD * (backwards or 0.0)
+            rows.append(CostRow(phase, evaluations, images, _total(lines, f"time/{phase}_s"), peak))
     return rows
+
+
+def _derived_cost(phase: str, lines: Sequence[Json], images: float | None, config: Json) -> float | None:
+    """Evaluations of the collected images, or of the optimiser steps of a loss on pairs of images."""
+    method = describe_method(config)
+    steps = Counter(int(line.get("iteration") or 0) for line in lines if line.get("phase") == "train")
+    trains_on_pairs = phase == "train" and steps and method.has_pairs and not method.is_rollout
+    if not trains_on_pairs and (phase != "collect" or images is None):
+        return None
+    try:
+        settings = RunConfig.model_validate(config)
+    except (ValueError, DiffexpoError):  # settings of another version of this package
+        return None
+    if phase == "collect":
+        return sampling_cost(settings, int(images))
+    done = sum(count * training_cost(settings, iteration) for iteration, count in steps.items())
+    return done / settings.training.steps
 
 
 CONFLICT = "rollout/conflict/"
@@ -207,9 +222,8 @@ def conflict_rows(metrics: Sequence[Json]) -> list[Conflict]:
         }
         for couple in sorted(couples):
             first, _, second = couple.partition(":")
-            measured = [
-                _number(line, f"{CONFLICT}{couple}/{what}") for what in ("rank_correlation", "disagreement")
-            ]
+            names = (f"{CONFLICT}{couple}/{what}" for what in ("rank_correlation", "disagreement"))
+            measured = [_first([line], name) for name in names]
             rows.append(Conflict(int(line.get("iteration") or 0), first, second, *measured))
     return rows
 
@@ -224,14 +238,9 @@ def improvement_rows(metrics: Sequence[Json]) -> list[Improvement]:
             if name.startswith("improve/reward/") and name.endswith("/gain") and value is not None
         }
         names = ("images", "relative_distance", "feature_cosine", "feature_cosine_unrelated")
-        measured = [_number(line, f"improve/{name}") for name in names]
+        measured = [_first([line], f"improve/{name}") for name in names]
         rows.append(Improvement(int(line.get("iteration") or 0), *measured, gains))
     return rows
-
-
-def _number(line: Json, name: str) -> float | None:
-    found = series([line], name)
-    return found[0][1] if found else None
 
 
 def tail_mean(lines: Sequence[Json], name: str, iteration: int) -> float | None:
@@ -240,26 +249,12 @@ def tail_mean(lines: Sequence[Json], name: str, iteration: int) -> float | None:
     return float(np.mean(values[-max(5, math.ceil(len(values) * TAIL)) :])) if values else None
 
 
-def _planned(config: Json) -> int | None:
-    value = _get(config, "explore", "iterations", default=None)
-    return int(value) if value is not None else None
-
-
-def _get(config: Json, *keys: str, default: object) -> object:
-    value: object = config
-    for key in keys:
-        if not isinstance(value, dict) or key not in value:
-            return default
-        value = value[key]
-    return value
-
-
-def _measure(summary: Summary, name: str, suite: SuiteResult, resamples: int, seed: int) -> None:
+def _measure(summary: Summary, name: str, suite: SuiteResult, bootstrap: Bootstrap) -> None:
     ids = np.array(suite.prompt_ids())[suite.scored]
     for scorer, values in suite.scores.items():
         mine = values[suite.scored]
         if np.isfinite(mine).any():
-            estimate = bootstrap_mean(mine, list(ids), resamples=resamples, seed=seed)
+            estimate = bootstrap_mean(mine, list(ids), **bootstrap)
             summary.rewards.setdefault(scorer, {})[name] = estimate
         if not np.isfinite(mine).all():
             failed = int((~np.isfinite(mine)).sum())
@@ -267,38 +262,29 @@ def _measure(summary: Summary, name: str, suite: SuiteResult, resamples: int, se
                 f"{name}: {scorer} could not score {failed} of {len(mine)} images; they are left out."
             )
     if len(suite.kl) and np.isfinite(suite.kl).any():
-        summary.kl[name] = bootstrap_mean(suite.kl, resamples=resamples, seed=seed)
+        summary.kl[name] = bootstrap_mean(suite.kl, **bootstrap)
     if suite.vendi:
-        summary.vendi[name] = bootstrap_mean(list(suite.vendi.values()), resamples=resamples, seed=seed)
+        summary.vendi[name] = bootstrap_mean(list(suite.vendi.values()), **bootstrap)
 
 
 def _compare(
-    summary: Summary,
-    name: str,
-    suite: SuiteResult,
-    other_name: str,
-    other: SuiteResult,
-    resamples: int,
-    seed: int,
+    summary: Summary, suites: Mapping[str, SuiteResult], name: str, other: str, bootstrap: Bootstrap
 ) -> WinRate | None:
-    """Win rate on the rows that both hold (same prompt, same image index, hence same noise)."""
-    left, right = _by_key(suite, summary.judge), _by_key(other, summary.judge)
+    """Win rate on the rows that both versions hold (same prompt, same image index, hence same noise)."""
+    if other not in suites or summary.judge is None:
+        return None
+    left, right = (_by_key(suites[version], summary.judge) for version in (name, other))
     shared = [key for key in left if key in right]
     if len(shared) < max(len(left), len(right)):
         summary.problems.append(
-            f"{name} and {other_name} share {len(shared)} of {max(len(left), len(right))} images; only those "
+            f"{name} and {other} share {len(shared)} of {max(len(left), len(right))} images; only those "
             f"are compared."
         )
+    scores = ([side[key] for key in shared] for side in (left, right))
     try:
-        return win_rate(
-            [left[key] for key in shared],
-            [right[key] for key in shared],
-            prompts=[key[0] for key in shared],
-            resamples=resamples,
-            seed=seed,
-        )
+        return win_rate(*scores, prompts=[prompt for prompt, _ in shared], **bootstrap)
     except DataError as error:
-        summary.problems.append(f"{name} cannot be compared with {other_name}: {error}")
+        summary.problems.append(f"{name} cannot be compared with {other}: {error}")
         return None
 
 
@@ -312,54 +298,43 @@ def _by_key(suite: SuiteResult, judge: str) -> dict[tuple[str, int], float]:
     }
 
 
-def _vendi_change(base: SuiteResult, last: SuiteResult, resamples: int, seed: int) -> Estimate | None:
+def _vendi_change(base: SuiteResult, last: SuiteResult, bootstrap: Bootstrap) -> Estimate | None:
     shared = [name for name in base.vendi if name in last.vendi]
     if not shared:
         return None
-    return bootstrap_mean(
-        [last.vendi[name] - base.vendi[name] for name in shared], resamples=resamples, seed=seed
-    )
+    return bootstrap_mean([last.vendi[name] - base.vendi[name] for name in shared], **bootstrap)
 
 
 def _snapshot(record: RunRecord, summary: Summary, number: int) -> Snapshot:
     name = "base" if number == 0 else f"iteration-{number}"
     wins = summary.wins.get(name)
     lines = [line for line in record.metrics if int(line.get("iteration") or 0) == number]
-    ranked = [scorer for scorer in _train_names(record.config)]
-    stds = [
-        value for scorer in ranked for _, value in series(lines, f"rollout/reward/{scorer}/std", "collect")
-    ]
-    tails = {key: tail_mean(lines, f"train/{key}", number) for key in _TAILS}
+    rewards = record.config.get("rewards", [])
+    ranked = [reward["name"] for reward in rewards if reward.get("role", "train") == "train"]
+    stds, failed = (
+        [value for name in ranked for _, value in series(lines, f"rollout/reward/{name}/{what}", "collect")]
+        for what in ("std", "failed")
+    )
     return Snapshot(
         iteration=number,
         train_reward=summary.rewards.get(summary.train_reward or "", {}).get(name),
         heldout_reward=summary.rewards.get(summary.judge or "", {}).get(name),
-        win_rate=(wins.rate, wins.low, wins.high) if wins else None,
+        win_rate=wins.interval if wins else None,
         vendi=summary.vendi[name][0] if name in summary.vendi else None,
         kl=summary.kl[name][0] if name in summary.kl else None,
-        reward_std=max(stds) if stds else None,
+        reward_std=max(stds, default=None),
         images=_last(lines, "rollout/images"),
-        images_failed=_failed(lines, ranked),
+        images_failed=int(max(failed)) if failed else None,
         groups=_last(lines, "pairs/groups"),
         dropped_ties=_last(lines, "pairs/dropped_ties"),
         skipped_steps=_last(lines, "train/skipped_steps"),
-        improved_distance=next((value for _, value in series(lines, "improve/relative_distance")), None),
-        **tails,
+        improved_distance=_first(lines, "improve/relative_distance"),
+        **{key: tail_mean(lines, f"train/{key}", number) for key in TAILS},
     )
 
 
-_TAILS = (
-    "implicit_accuracy",
-    "winner_error",
-    "loser_error",
-    "winner_reference_error",
-    "loser_reference_error",
-)
-
-
-def _train_names(config: Json) -> list[str]:
-    rewards = _get(config, "rewards", default=[])
-    return [reward["name"] for reward in rewards if reward.get("role", "train") == "train"]
+def _first(lines: Sequence[Json], name: str) -> float | None:
+    return next((value for _, value in series(lines, name)), None)
 
 
 def _last(lines: Sequence[Json], name: str) -> int | None:
@@ -367,39 +342,15 @@ def _last(lines: Sequence[Json], name: str) -> int | None:
     return int(found[-1][1]) if found else None
 
 
-def _failed(lines: Sequence[Json], names: Sequence[str]) -> int | None:
-    found = [
-        value for name in names for _, value in series(lines, f"rollout/reward/{name}/failed", "collect")
-    ]
-    return int(max(found)) if found else None
-
-
 def _total(lines: Sequence[Json], name: str) -> float | None:
     found = [value for _, value in series(lines, name)]
     return sum(found) if found else None
-
-
-def _training_cost(lines: Sequence[Json], config: Json) -> tuple[float | None, float | None]:
-    method = describe_method(config)
-    if not method.has_pairs or method.is_rollout:
-        return None, None
-    batch = _get(config, "training", "batch_size", default=None)
-    steps = [int(line.get("iteration") or 0) for line in lines if line.get("phase") == "train"]
-    if batch is None or not steps:
-        return None, None
-    card, training = card_of(_get(config, "algorithm", default={})), _get(config, "training", default={})
-    data, settings = card.data, TrainingConfig.model_construct(**training)
-    extra = data.contrast_pairs(int(batch)) if isinstance(data, Pairs) else 0
-    pairs = sum(int(batch) + (extra if iteration > 1 else 0) for iteration in steps)
-    backwards = data.images_per_row
-    forwards = evaluations_of_row(card, settings, is_guided=False) - BACKWARD * backwards
-    return pairs * forwards, pairs * backwards
 
 
 def _method_cost(rows: Sequence[CostRow]) -> float | None:
     """Evaluations of the method itself: collecting and training, without evaluation; None where one of them
     is not known."""
     spent = [row for row in rows if row.phase in ("collect", "train")]
-    if not spent or any(row.forwards is None for row in spent):
+    if not spent or any(row.evaluations is None for row in spent):
         return None
-    return sum(row.total for row in spent)
+    return sum(row.evaluations for row in spent)

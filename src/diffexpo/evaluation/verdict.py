@@ -1,11 +1,12 @@
-"""The report's first answer in plain words, from a Summary. No number is made here; every sentence quotes
-one."""
+"""The report's first answer in plain words, from a Summary: sentences quote numbers and compute none."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from diffexpo.evaluation.metrics import WinRate
 from diffexpo.evaluation.summary import EQUAL_COST, Summary
+from diffexpo.evaluation.templates import digits, percent, signed, small
 
 
 @dataclass(frozen=True)
@@ -36,26 +37,20 @@ def give_verdict(summary: Summary) -> Verdict:
         A Verdict; `undecided` whenever one half lies inside the 95% interval, `unknown` if nothing can be
         compared.
     """
-    tiles = [_win_tile(summary), _vendi_tile(summary), _kl_tile(summary)]
-    if summary.compares_offline:
-        tiles.append(_baseline_tile(summary))
-    win = summary.wins.get(summary.final or "")
+    win, tiles = summary.wins.get(summary.final or ""), _tiles(summary)
     if win is None:
         return Verdict("unknown", "No verdict yet", [_why_unknown(summary)], tiles)
-    version = summary.method.label(summary.final)
     title = {
         "better": "Better than the base model",
         "worse": "Not better: worse than the base model",
         "undecided": "Undecided: no clear difference to the base model",
     }[win.verdict]
+    version, (rate, low, high) = summary.method.label(summary.final), map(percent, win.interval)
     first = (
         f"On {win.num_prompts} prompts never trained on, the held-out judge {summary.judge} (also never "
-        f"trained on) prefers the "
-        f"images of {version} to the base's in {percent(win.rate)} of comparisons, 95% interval "
-        f"{percent(win.low)} to "
-        f"{percent(win.high)} (50% would be no difference; {win.wins} wins, {win.ties} ties, {win.losses} "
-        f"losses; exact sign test "
-        f"p {small(win.p_value)})."
+        f"trained on) prefers the images of {version} to the base's in {rate} of comparisons, 95% interval "
+        f"{low} to {high} (50% would be no difference; {win.wins} wins, {win.ties} ties, {win.losses} "
+        f"losses; exact sign test p {small(win.p_value)})."
     )
     sentences = [first]
     if win.verdict == "undecided":
@@ -69,36 +64,22 @@ def give_verdict(summary: Summary) -> Verdict:
     if not summary.is_finished and summary.planned_iterations is not None:
         sentences.append(
             f"This is {summary.final.replace('-', ' ')} of {summary.planned_iterations} planned: the run is "
-            f"not finished."
+            "not finished."
         )
     return Verdict(win.verdict, title, sentences, tiles)
 
 
-def percent(value: float) -> str:
-    """0.6625 as 66.2%."""
-    return f"{100 * value:.1f}%"
-
-
-def small(value: float) -> str:
-    """A p-value with its sign of relation: "= 0.013" or "< 0.001"."""
-    return "< 0.001" if value < 0.001 else f"= {value:.3f}"
-
-
-def digits(value: float, count: int = 3) -> str:
-    """A number with `count` significant digits, trailing zeros kept: 10.0, 0.250, 1230."""
-    return f"{value:#.{count}g}".rstrip(".")
-
-
-def signed(value: float) -> str:
-    """A difference with its sign."""
-    return f"{value:+.2f}" if abs(value) >= 0.1 else f"{value:+.2g}"
-
-
 def _why_unknown(summary: Summary) -> str:
     if summary.final is None:
-        return "No iterate has been evaluated yet, so there is nothing to compare. Continue the run with diffexpo run --resume."
+        return (
+            "No iterate has been evaluated yet, so there is nothing to compare. Continue the run with "
+            "diffexpo run --resume."
+        )
     if summary.judge is None:
-        return "No held-out judge is configured (evaluation.judges), so no win rate can be stated. Train rewards cannot replace it."
+        return (
+            "No held-out judge is configured (evaluation.judges), so no win rate can be stated. Train "
+            "rewards cannot replace it."
+        )
     return "The base model or the judge's scores are missing from eval/, so no win rate can be stated."
 
 
@@ -106,22 +87,15 @@ def _price(summary: Summary) -> str:
     parts = []
     if summary.vendi_change is not None:
         mean, low, high = summary.vendi_change
+        words = f"images of one prompt are more {'alike' if mean < 0 else 'varied'}"
         if low <= 0 <= high:
             words = "no clear change of diversity"
-        else:
-            words = (
-                "images of one prompt are more alike" if mean < 0 else "images of one prompt are more varied"
-            )
-        parts.append(
-            f"diversity (Vendi score) changed by {signed(mean)} (95% {signed(low)} to {signed(high)}): "
-            f"{words}"
-        )
+        interval = f"{signed(mean)} (95% {signed(low)} to {signed(high)})"
+        parts.append(f"diversity (Vendi score) changed by {interval}: {words}")
     kl = summary.kl.get(summary.final or "")
     if kl is not None:
-        parts.append(
-            f"the distance to the base is {digits(kl[0])} nats per image (95% {digits(kl[1])} to "
-            f"{digits(kl[2])}; path KL)"
-        )
+        mean, low, high = map(digits, kl)
+        parts.append(f"the distance to the base is {mean} nats per image (95% {low} to {high}; path KL)")
     return "What it cost: " + "; ".join(parts) + "." if parts else "Diversity and KL were not measured."
 
 
@@ -129,14 +103,14 @@ def _baseline_sentence(summary: Summary) -> str:
     win, name = summary.against_baseline, summary.method.name
     if win is None:
         return "No offline-DPO baseline was evaluated, so this report cannot say what the online part adds."
-    numbers = f"win rate {percent(win.rate)}, 95% interval {percent(win.low)} to {percent(win.high)}, {win.ties} ties"
-    if win.verdict == "better":
-        outcome = f"{name} beats offline DPO ({numbers})"
-    elif win.verdict == "worse":
-        outcome = f"Offline DPO is better than {name} here ({numbers})"
-    else:
-        outcome = f"{name} and offline DPO cannot be told apart here ({numbers})"
-    return f"{outcome}, {equal_cost(summary)}."
+    rate, low, high = map(percent, win.interval)
+    outcome = {
+        "better": f"{name} beats offline DPO",
+        "worse": f"Offline DPO is better than {name} here",
+        "undecided": f"{name} and offline DPO cannot be told apart here",
+    }[win.verdict]
+    numbers = f"(win rate {rate}, 95% interval {low} to {high}, {win.ties} ties)"
+    return f"{outcome} {numbers}, {equal_cost(summary)}."
 
 
 def equal_cost(summary: Summary) -> str:
@@ -150,30 +124,26 @@ def equal_cost(summary: Summary) -> str:
     return f"but at unequal cost: {counts} network evaluations, so this is not a fair comparison"
 
 
-def _win_tile(summary: Summary) -> Tile:
-    win = summary.wins.get(summary.final or "")
+def _tiles(summary: Summary) -> list[Tile]:
+    name, final = summary.method.name, summary.final or ""
+    tiles = [_rate_tile("Win rate vs base", summary.wins.get(final), "not available")]
+    base, last = summary.vendi.get("base"), summary.vendi.get(final)
+    vendi = Tile("Diversity (Vendi)", "-", "not measured")
+    if base is not None and last is not None:
+        detail = f"base \u2192 {name}, higher is more varied"
+        vendi = Tile("Diversity (Vendi)", f"{base[0]:.2f} \u2192 {last[0]:.2f}", detail)
+    distance = Tile("KL to the base", "-", "not measured")
+    if final in summary.kl:
+        mean, low, high = map(digits, summary.kl[final])
+        distance = Tile("KL to the base", mean, f"nats per image, 95%: {low} to {high}")
+    tiles += [vendi, distance]
+    if summary.compares_offline:
+        tiles.append(_rate_tile(f"{name} vs offline DPO", summary.against_baseline, "no baseline"))
+    return tiles
+
+
+def _rate_tile(title: str, win: WinRate | None, absent: str) -> Tile:
     if win is None:
-        return Tile("Win rate vs base", "-", "not available")
-    return Tile("Win rate vs base", percent(win.rate), f"95%: {percent(win.low)} to {percent(win.high)}")
-
-
-def _vendi_tile(summary: Summary) -> Tile:
-    base, last = summary.vendi.get("base"), summary.vendi.get(summary.final or "")
-    if base is None or last is None:
-        return Tile("Diversity (Vendi)", "-", "not measured")
-    detail = f"base \u2192 {summary.method.name}, higher is more varied"
-    return Tile("Diversity (Vendi)", f"{base[0]:.2f} \u2192 {last[0]:.2f}", detail)
-
-
-def _kl_tile(summary: Summary) -> Tile:
-    kl = summary.kl.get(summary.final or "")
-    if kl is None:
-        return Tile("KL to the base", "-", "not measured")
-    return Tile("KL to the base", digits(kl[0]), f"nats per image, 95%: {digits(kl[1])} to {digits(kl[2])}")
-
-
-def _baseline_tile(summary: Summary) -> Tile:
-    win, title = summary.against_baseline, f"{summary.method.name} vs offline DPO"
-    if win is None:
-        return Tile(title, "-", "no baseline")
-    return Tile(title, percent(win.rate), f"95%: {percent(win.low)} to {percent(win.high)}")
+        return Tile(title, "-", absent)
+    rate, low, high = map(percent, win.interval)
+    return Tile(title, rate, f"95%: {low} to {high}")

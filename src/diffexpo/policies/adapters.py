@@ -171,7 +171,8 @@ class LoraWeightSets(StandIn):
         refuse_base(name)
         if name in self._merged:
             raise PolicyError(
-                f"weights {name!r}: runs merged, and would go on with the values it had; change it after the block"
+                f"weights {name!r}: runs merged, and would go on with the values it had; change it after "
+                "the block"
             )
 
     def _add(self, name: str) -> None:

@@ -108,8 +108,8 @@ def _refuse_text_settings(card: Family, model: ModelConfig) -> None:
     """Raise ConfigError if a setting of T5 is given for a family that it cannot act on."""
     if not card.text_tokens and model.max_sequence_length is not None:
         raise ConfigError(
-            f"model.max_sequence_length={model.max_sequence_length}: a {card.pipeline} has no T5 that it could "
-            "act on; expected null"
+            f"model.max_sequence_length={model.max_sequence_length}: a {card.pipeline} has no T5 that it "
+            "could act on; expected null"
         )
     if not model.drop_t5 or card.optional:
         return

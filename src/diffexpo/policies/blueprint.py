@@ -1,5 +1,5 @@
-"""A base model without its weights: every network as its configuration describes it, on the meta device, where
-tensors have a shape and no memory."""
+"""A base model without its weights: every network as its configuration describes it, on the meta device,
+where tensors have a shape and no memory."""
 
 from __future__ import annotations
 

@@ -40,7 +40,7 @@ Shape = tuple[int, int, int]
 Empty = Callable[..., Tensor]
 """Makes a tensor without values from a shape without the batch."""
 Inputs = dict[str, Any]
-"""Arguments of a denoiser's forward besides the time: what a family's `denoiser_inputs` gives the estimate."""
+"""Arguments of a denoiser's forward besides the time, which a family gives the estimate."""
 
 
 @dataclass(kw_only=True, eq=False, repr=False)
@@ -100,7 +100,7 @@ class FamilyPolicy(ABC):
 
     @phase("encoding pictures")
     def encode_images(self, images: Tensor) -> Tensor:
-        """Images (B,3,H,W) in [0,1] to scaled latents (B,C,h,w), for autoencoders that give a distribution."""
+        """Images (B,3,H,W) in [0,1] to scaled latents (B,C,h,w), of an autoencoder with a distribution."""
         return encode_with(self.vae, images)
 
     @phase("decoding images")

@@ -33,8 +33,8 @@ class FluxPolicy(FamilyPolicy):
 
     Latents are (B,C,h,w) outside; tokens of 2 x 2 latents exist only inside `predict`. `guidance_embedding`
     is the scale fed to a guidance-distilled network (None: the network takes none). It is not classifier-free
-    guidance: that belongs to the sampler and costs a second forward; the pipeline calls it true CFG and leaves
-    it off.
+    guidance: that belongs to the sampler and costs a second forward; the pipeline calls it true CFG and
+    leaves it off.
     """
 
     text_encoder: CLIPTextModel

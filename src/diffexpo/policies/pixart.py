@@ -20,8 +20,8 @@ NO_SIZE = {"resolution": None, "aspect_ratio": None}
 
 @dataclass(kw_only=True, eq=False, repr=False)
 class PixArtPolicy(FamilyPolicy):
-    """A PixArt-Sigma model. The denoiser is told T5's states (B, max_tokens, D) of the prompts in lower case, and
-    the mask (B, max_tokens) of their tokens."""
+    """A PixArt-Sigma model. The denoiser is told T5's states (B, max_tokens, D) of the prompts in lower case,
+    and the mask (B, max_tokens) of their tokens."""
 
     t5: T5Text
 

@@ -67,8 +67,8 @@ def pipeline_instruction() -> str:
 
 @dataclass(kw_only=True, eq=False, repr=False)
 class SanaPolicy(FamilyPolicy):
-    """A SANA model. The denoiser is told Gemma's states (B, max_tokens, D) of the prompts in lower case, and the
-    mask (B, max_tokens) of their tokens.
+    """A SANA model. The denoiser is told Gemma's states (B, max_tokens, D) of the prompts in lower case, and
+    the mask (B, max_tokens) of their tokens.
 
     Every prompt follows the pipeline's instruction; the empty text, which guidance leads away from, stands
     alone, as the pipeline's negative prompt does.

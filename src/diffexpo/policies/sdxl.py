@@ -24,8 +24,8 @@ NUM_TIME_IDS = 6
 
 @dataclass(kw_only=True, eq=False, repr=False)
 class SDXLPolicy(FamilyPolicy):
-    """A Stable Diffusion XL base model. The denoiser is told both encoders' penultimate states (B, max_tokens,
-    D1 + D2) and the second one's pooled projection (B, P).
+    """A Stable Diffusion XL base model. The denoiser is told both encoders' penultimate states (B,
+    max_tokens, D1 + D2) and the second one's pooled projection (B, P).
 
     The empty prompt is what guidance sets against the prompt: zeros if the model's
     `force_zeros_for_empty_prompt` says so, as in the pipeline.
@@ -125,8 +125,8 @@ def check_components(
         )
     if config.addition_embed_type != "text_time":
         raise PolicyError(
-            f"{where}: unet.addition_embed_type={config.addition_embed_type!r}; expected 'text_time', as of a "
-            "Stable Diffusion XL base model"
+            f"{where}: unet.addition_embed_type={config.addition_embed_type!r}; expected 'text_time', as of "
+            "a Stable Diffusion XL base model"
         )
     told = encoders[1].config.projection_dim + NUM_TIME_IDS * config.addition_time_embed_dim
     if config.projection_class_embeddings_input_dim != told:

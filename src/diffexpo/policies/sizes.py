@@ -174,8 +174,8 @@ def check_areas(shapes: tuple[Shape, ...], where: str) -> None:
         if abs(share - 1) > AREA_TOLERANCE:
             raise ConfigError(
                 f"model.buckets.{index} has {share:.2f} times the area of the first size: the noise levels "
-                f"of {where} follow from the area, and all pictures of a run are noised as those of the first "
-                f"size are; expected {1 - AREA_TOLERANCE:g} to "
+                f"of {where} follow from the area, and all pictures of a run are noised as those of the "
+                f"first size are; expected {1 - AREA_TOLERANCE:g} to "
                 f'{1 + AREA_TOLERANCE:g} times its area (an aspect ratio such as "3:2" keeps it)'
             )
 

@@ -66,8 +66,8 @@ def load_t5(ask: Loading, components: tuple[str, str], length: int) -> T5Text:
     """
     if length < 1:
         raise ConfigError(
-            f"model.max_sequence_length={length}: T5 would read nothing; expected 1 to {LONGEST} (zero tokens "
-            "in T5's place are model.drop_t5=true, for Stable Diffusion 3)"
+            f"model.max_sequence_length={length}: T5 would read nothing; expected 1 to {LONGEST} (zero "
+            "tokens in T5's place are model.drop_t5=true, for Stable Diffusion 3)"
         )
     tokenizer = load_t5_tokenizer(ask.folder, components[1])
     encoder = ask.network(components[0])

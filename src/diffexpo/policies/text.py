@@ -1,5 +1,5 @@
-"""What text encoders of all families share: reading tokenizers, counting tokens, encoding with CLIP, and moving
-the encoders out of the device's memory."""
+"""What text encoders of all families share: reading tokenizers, counting tokens, encoding with CLIP, and
+moving the encoders out of the device's memory."""
 
 from __future__ import annotations
 
@@ -34,7 +34,8 @@ def load_tokenizer(
     folder = component_folder(model, component)
     if needs_file and not (folder / needs_file).is_file():
         raise MissingError(
-            f"{folder / needs_file}: file is missing; the model folder is incomplete, copy or download it again"
+            f"{folder / needs_file}: file is missing; the model folder is incomplete, copy or download it "
+            "again"
         )
     try:
         return getattr(transformers, class_name).from_pretrained(str(folder), local_files_only=True)

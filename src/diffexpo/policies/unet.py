@@ -29,8 +29,8 @@ EARLY_VERSIONS = tuple(f"0.{minor}." for minor in range(9))
 
 @dataclass(kw_only=True, eq=False, repr=False)
 class UNetPolicy(FamilyPolicy):
-    """A Stable Diffusion 1.x or 2.x model. The denoiser is told the last hidden states (B, max_tokens, D) of the
-    text encoder."""
+    """A Stable Diffusion 1.x or 2.x model. The denoiser is told the last hidden states (B, max_tokens, D) of
+    the text encoder."""
 
     text_encoder: CLIPTextModel
     tokenizer: CLIPTokenizer

@@ -3,7 +3,7 @@ length 1."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 
 import torch
@@ -66,19 +66,6 @@ class AestheticReward:
         self._head = [(weight.to(device), bias.to(device)) for weight, bias in self._head]
         files = [file, *model_files(name, folder), *settings_files(folder)]
         self.version = fingerprint(files, {"precision": precision})
-
-    @classmethod
-    def from_config(
-        cls, config: AestheticCard, resolve: Callable[[str], str], device: torch.device | str
-    ) -> AestheticReward:
-        """The scorer of a configuration."""
-        return cls(
-            config.name,
-            resolve(config.path) if config.path else None,
-            device,
-            base=resolve(str(config.chosen_base)),
-            precision=config.precision,
-        )
 
     def score(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
         """Scores (B,) of images (B,3,H,W) in [0,1]; the prompts are not read."""

@@ -56,9 +56,11 @@ def load_rewards(
                 )
             scorers.append(scorer_type(config.name, open_denoiser(config), config.self_judge))
             continue
-        # A type with settings reads them itself; the others are built from their name.
-        from_config = getattr(scorer_type, "from_config", None)
-        scorer = from_config(config, resolve, device) if from_config else scorer_type(config.name)
+        if config.path_is and config.chosen_path is None and config.pickled_entry is None:
+            raise ConfigError(
+                f"rewards: {config.name!r} has type {config.type} but no path; expected {config.path_is}"
+            )
+        scorer = scorer_type(config.name, **config.arguments(resolve, device))
         scorers.append(scorer if config.cache is None else _cached(scorer, config, device))
     return scorers
 

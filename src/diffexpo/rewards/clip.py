@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from diffexpo.config.rewards.card import VIT_H, ClipLikeCard
+from diffexpo.config.rewards.card import VIT_H
 from diffexpo.config.rewards.pickscore import PICKSCORE
-from diffexpo.errors import ConfigError
 from diffexpo.phases import phase
 from diffexpo.rewards.dual_encoder import (
     MODEL_FILES,
@@ -36,7 +35,7 @@ class ClipReward:
 
     Args:
         name: Name in metrics.
-        folder_or_id: CLIPModel folder or hub id.
+        path: CLIPModel folder or hub id.
         device: Where it runs.
         base: Folder or hub id of tokenizer and image processor; None: the model's own folder.
         scale: "logit", "raw" or "percent".
@@ -49,7 +48,7 @@ class ClipReward:
     def __init__(
         self,
         name: str,
-        folder_or_id: str,
+        path: str,
         device: torch.device | str = "cpu",
         *,
         base: str | None = None,
@@ -59,10 +58,10 @@ class ClipReward:
         self.name = name
         self.scale, self._unit = UNITS[scale], scale
         expected = "a CLIPModel folder, a hub id or `emoji:judge_train`"
-        folder = find_folder(name, folder_or_id, key="path", patterns=MODEL_FILES, expected=expected)
+        folder = find_folder(name, path, key="path", patterns=MODEL_FILES, expected=expected)
         files = model_files(name, folder)
         processor = folder
-        base = base or PROCESSORS.get(folder_or_id)
+        base = base or PROCESSORS.get(path)
         if base is not None:
             processor = find_folder(name, base, key="base", patterns=SETTINGS_FILES, expected=expected)
         prepare = read_processor(name, processor)
@@ -76,25 +75,6 @@ class ClipReward:
         )
         files += settings_files(*dict.fromkeys((folder, processor)))
         self.version = fingerprint(files, {"scale": scale, "precision": precision})
-
-    @classmethod
-    def from_config(
-        cls, config: ClipLikeCard, resolve: Callable[[str], str], device: torch.device | str
-    ) -> ClipReward:
-        """The scorer of a configuration; types `clip` and `pickscore`."""
-        path = config.chosen_path
-        if path is None:
-            raise ConfigError(
-                f"rewards: {config.name!r} has type {config.type} but no path; expected {config.path_is}"
-            )
-        return cls(
-            config.name,
-            resolve(path),
-            device,
-            base=resolve(config.base) if config.base else config.default_base,
-            scale=str(config.chosen_scale),
-            precision=config.precision,
-        )
 
     @property
     def num_cut_prompts(self) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import html
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -100,21 +100,6 @@ class HpsReward:
         )
         settings = {"scale": scale, "precision": precision, "edition": edition}
         self.version = fingerprint([file, *settings_files(folder)], settings)
-
-    @classmethod
-    def from_config(
-        cls, config: HpsCard, resolve: Callable[[str], str], device: torch.device | str
-    ) -> HpsReward:
-        """The scorer of a configuration; types `hpsv2` and `hpsv2.1`."""
-        return cls(
-            config.name,
-            resolve(config.path) if config.path else None,
-            device,
-            base=resolve(str(config.chosen_base)),
-            edition=config.type,
-            scale=str(config.chosen_scale),
-            precision=config.precision,
-        )
 
     @property
     def num_cut_prompts(self) -> int:

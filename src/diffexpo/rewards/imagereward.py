@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -97,19 +97,6 @@ class ImageRewardScorer:
         self._cut: set[str] = set()
         files = [file, *settings_files(*dict.fromkeys((file.parent, folder)))]
         self.version = fingerprint(files, {"precision": precision})
-
-    @classmethod
-    def from_config(
-        cls, config: ImageRewardCard, resolve: Callable[[str], str], device: torch.device | str
-    ) -> ImageRewardScorer:
-        """The scorer of a configuration."""
-        return cls(
-            config.name,
-            resolve(config.path) if config.path else None,
-            device,
-            base=resolve(str(config.chosen_base)),
-            precision=config.precision,
-        )
 
     @property
     def num_cut_prompts(self) -> int:

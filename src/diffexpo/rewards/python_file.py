@@ -12,7 +12,6 @@ from types import TracebackType
 import torch
 from torch import Tensor
 
-from diffexpo.config.rewards import RewardCard
 from diffexpo.errors import ConfigError, DiffexpoError, MissingError, RewardError
 from diffexpo.rewards.calling import map_concurrently
 
@@ -58,7 +57,6 @@ class PythonFileReward:
     Args:
         name: Name in metrics.
         path: `file.py:function`.
-        device: Not used; the function chooses its own.
         concurrency: Calls under way at once, each with its share of a batch; with more than one the function
             must be safe to call from several threads and score each image by itself.
     Raises:
@@ -69,9 +67,7 @@ class PythonFileReward:
 
     scale = "the function's own"
 
-    def __init__(
-        self, name: str, path: str, device: torch.device | str = "cpu", *, concurrency: int = 1
-    ) -> None:
+    def __init__(self, name: str, path: str, *, concurrency: int = 1) -> None:
         self.name = name
         file_name, separator, function_name = path.rpartition(":")
         if not separator or not file_name.endswith(".py") or not function_name.isidentifier():
@@ -86,17 +82,6 @@ class PythonFileReward:
         self._concurrency = concurrency
         self._where = f"reward {name!r}: {file}:{function_name}"
         self._function = _load_function(name, file, function_name)
-
-    @classmethod
-    def from_config(
-        cls, config: RewardCard, resolve: Callable[[str], str], device: torch.device | str
-    ) -> PythonFileReward:
-        """The scorer of a configuration."""
-        if config.path is None:
-            raise ConfigError(
-                f"rewards: {config.name!r} has type python but no path; expected `file.py:function`"
-            )
-        return cls(config.name, resolve(config.path), device, concurrency=config.concurrency or 1)
 
     @property
     def identity(self) -> dict[str, str]:

@@ -15,13 +15,13 @@ from __future__ import annotations
 import hashlib
 import logging
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from diffexpo.config.rewards import RewardCard, ServiceConfig
+from diffexpo.config.rewards import ServiceConfig
 from diffexpo.errors import MissingError, ScorerStoppedError
 from diffexpo.rewards.calling import CallFailedError, Endpoint, FailureBudget, map_concurrently, png_base64
 from diffexpo.rewards.images import check_lengths, to_bytes
@@ -80,13 +80,6 @@ class RemoteReward:
         self.version = f"{facts['type']} {facts['version']}"
         self.scale = str(facts["scale"])
         self._check_wanted()
-
-    @classmethod
-    def from_config(
-        cls, config: RewardCard, resolve: Callable[[str], str], device: torch.device | str
-    ) -> RemoteReward:
-        """The scorer of a configuration."""
-        return cls(config.name, config.path or "", config.service, config.concurrency)
 
     @property
     def identity(self) -> dict[str, str]:

@@ -20,7 +20,7 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import Tensor
 
-from diffexpo.config.rewards import RewardCard, ServiceConfig, VlmConfig
+from diffexpo.config.rewards import ServiceConfig, VlmConfig
 from diffexpo.errors import ConfigError, MissingError, ScorerStoppedError
 from diffexpo.rewards.calling import CallFailedError, Endpoint, FailureBudget, map_concurrently, png_base64
 from diffexpo.rewards.images import check_lengths, to_bytes
@@ -135,15 +135,6 @@ class VlmJudge:
         # Wins depend on the other images of the call: scores of one image may not be kept for another call.
         self.is_groupwise = vlm.mode == "pairwise"
         self._lock = threading.Lock()
-
-    @classmethod
-    def from_config(
-        cls, config: RewardCard, resolve: Callable[[str], str], device: torch.device | str
-    ) -> VlmJudge:
-        """The scorer of a configuration."""
-        encoder = config.vlm.text_encoder
-        vlm = config.vlm.model_copy(update={"text_encoder": resolve(encoder)}) if encoder else config.vlm
-        return cls(config.name, config.path or "", config.service, vlm, config.concurrency, device)
 
     @property
     def identity(self) -> dict[str, str]:

@@ -1,8 +1,8 @@
-"""How one global batch becomes shares of processes and micro-batches, without changing its mean.
+"""Split one global batch into shares of processes and micro-batches, without changing its mean.
 
-Nothing here knows what a batch holds. A batch is a frozen dataclass; its fields are tensors, conditionings
+This file is agnostic to batch contents. A batch is a frozen dataclass; its fields are tensors, conditionings
 and tuples with one row for each of `keys`, or None; a field that is marked with `ROWS_OF` has one row for
-each of the names in another field (the contrast pairs beside the pairs). Numbers and flags go with every
+each of the names in another field (the contrast pairs of a batch of pairs). Numbers and flags go with every
 part. Rows of several shapes (`MixedRows`) are cut so that each micro-batch has one shape; that changes no
 mean, because factors count rows.
 """
@@ -21,11 +21,10 @@ AnyBatch = TypeVar("AnyBatch", bound=Batch)
 
 
 def split_batch(batch: AnyBatch, start: int, stop: int) -> AnyBatch:
-    """Rows start..stop-1 of a batch, with the proportional slice of what stands beside them. Views, no
-    copies.
+    """Rows start..stop-1 of a batch, with the proportional slice of its contrast pairs. Views, no copies.
 
-    Of E contrast pairs beside B pairs the part gets those from floor(start E / B) to floor(stop E / B), so
-    that adjoining parts together hold every contrast pair once.
+    A batch of B pairs and E contrast pairs gives the part those from floor(start E / B) to floor(stop E / B),
+    so that adjoining parts together hold every contrast pair once.
 
     Args:
         batch: B rows.
@@ -43,8 +42,8 @@ def split_batch(batch: AnyBatch, start: int, stop: int) -> AnyBatch:
         if names is None:
             changes[entry.name] = _rows(value, slice(start, stop))
             continue
-        beside = len(getattr(batch, names))
-        part = slice(start * beside // total, stop * beside // total)
+        extra = len(getattr(batch, names))
+        part = slice(start * extra // total, stop * extra // total)
         is_empty = part.start == part.stop
         changes[entry.name] = None if is_empty and entry.name != names else _rows(value, part)
     return replace(batch, **changes)
@@ -85,30 +84,29 @@ def micro_batches(batch: AnyBatch, size: int, rank: int = 0, world: int = 1) -> 
 
 
 def shape_borders(batch: Batch) -> list[int]:
-    """Rows at which a batch must be cut because another shape begins, there or among the contrast pairs
-    beside it."""
+    """Rows at which a batch must be cut because another shape begins, there or among its contrast pairs."""
     total, cuts = len(batch), set()
     for entry in fields(batch):
         value, names = getattr(batch, entry.name), entry.metadata.get(ROWS_OF)
         if isinstance(value, MixedRows):
-            beside = total if names is None else len(value)
+            extra = total if names is None else len(value)
             # The first row whose slice of the contrast pairs (see `split_batch`) begins at the border.
-            cuts |= {-(-border * total // beside) for border in value.borders}
+            cuts |= {-(-border * total // extra) for border in value.borders}
     return sorted(cuts)
 
 
 def _weighted(batch: AnyBatch, part: AnyBatch) -> tuple[AnyBatch, float]:
     """The part with its factor, and with the weights that make up for an uneven share of contrast pairs."""
-    total, beside = len(batch), len(getattr(batch, "contrast_keys", ()))
+    total, extra = len(batch), len(getattr(batch, "contrast_keys", ()))
     share = len(getattr(part, "contrast_keys", ()))
-    if not share or share * total == len(part) * beside:
+    if not share or share * total == len(part) * extra:
         return part, len(part) / total
     weight = torch.ones(len(part), device=device_of(part)) if part.weight is None else part.weight
-    return replace(part, weight=weight * (len(part) * beside / (total * share))), share / beside
+    return replace(part, weight=weight * (len(part) * extra / (total * share))), share / extra
 
 
 def group_borders(batch: Batch) -> list[int] | None:
-    """Where a batch may be cut, 0 and B included; None: anywhere. Rows of a group stand behind each other."""
+    """Where a batch may be cut, 0 and B included; None: anywhere. Rows of a group are consecutive."""
     if not getattr(batch, "is_grouped", False):
         return None
     changes = (batch.groups[1:] != batch.groups[:-1]).nonzero().flatten() + 1

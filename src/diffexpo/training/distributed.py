@@ -22,8 +22,8 @@ LAUNCHER_VARIABLES = ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 
 @dataclass(frozen=True)
 class World:
-    """Who we are among `size` processes. `World()` is the single process. Every method is collective: all
-    ranks call it."""
+    """This process among `size`. `World()` is the single process. Every method is collective: all ranks call
+    it."""
 
     rank: int = 0
     size: int = 1
@@ -45,17 +45,8 @@ class World:
             for tensor, part in zip(same, flat.split([tensor.numel() for tensor in same]), strict=True):
                 tensor.copy_(part.view_as(tensor))
 
-    def broadcast(self, tensors: Sequence[torch.Tensor]) -> None:
-        """Replace each tensor by rank 0's."""
-        if self.size == 1:
-            return
-        for tensor in tensors:
-            message = tensor.detach().to(self.device).contiguous()
-            dist.broadcast(message, src=0)
-            tensor.copy_(message)
-
     def gather_objects(self, items: list[Any]) -> list[Any]:
-        """Every process's list of JSON values behind each other, in rank order, on all processes.
+        """The concatenation of every process's list of JSON values, in rank order, on all processes.
 
         Tuples come back as lists and numbers bit for bit; the same holds for a single process.
         """
@@ -76,10 +67,6 @@ class World:
     def broadcast_object(self, value: Any) -> Any:
         """Rank 0's JSON value on all processes."""
         return self.gather_objects([value] if self.rank == 0 else [])[0]
-
-    def any(self, flag: bool) -> bool:
-        """Whether the flag is set on some process."""
-        return any(self.gather_objects([bool(flag)]))
 
 
 def start_world(processes: int | None = None, device: str = "auto") -> World:

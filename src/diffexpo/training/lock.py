@@ -41,14 +41,14 @@ class RunLock:
             holder = _describe(os.pread(descriptor, 4096, 0))
             os.close(descriptor)
             raise RunLockedError(
-                f"run folder {self.path.parent} is in use by {holder}; "
-                "wait for it to end, stop it, or choose another folder"
+                f"run folder {self.path.parent} is in use by {holder}; wait for it to end, stop it, or "
+                "choose another folder"
             ) from None
         except OSError as error:
             os.close(descriptor)
             raise RunLockedError(
-                f"run folder {self.path.parent} cannot be locked ({error.strerror}); "
-                "put it on a file system with file locks"
+                f"run folder {self.path.parent} cannot be locked ({error.strerror}); put it on a file system "
+                "with file locks"
             ) from error
         text = json.dumps({"pid": os.getpid(), "host": socket.gethostname(), "since": time.strftime("%F %T")})
         os.ftruncate(descriptor, 0)

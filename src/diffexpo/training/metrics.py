@@ -1,8 +1,8 @@
-"""metrics.jsonl: one JSON object a line, {"iteration", "step", "phase", "wall_s", name: value, ...}.
+"""metrics.jsonl: one JSON object per line, {"iteration", "step", "phase", "wall_s", name: value, ...}.
 
-`wall_s` is the time since this process opened the file and the only thing in it that two runs of the same
-configuration may differ in. `step` counts optimiser steps done, from 1; lines that belong to no step have
-null. A value that is not finite is null.
+`wall_s` is the time since this process opened the file; nothing else in the file may differ between two runs
+of the same configuration. `step` counts optimiser steps done, from 1, and is null on lines that belong to no
+step. A value that is not finite is null.
 """
 
 from __future__ import annotations
@@ -55,8 +55,8 @@ class MetricsWriter:
                 file.write(line.encode())
         except OSError as error:
             raise DiffexpoError(
-                f"cannot write {self.path}: {error.strerror}; "
-                "free space and continue with `diffexpo run --resume`"
+                f"cannot write {self.path}: {error.strerror}; free space and continue with `diffexpo run "
+                "--resume`"
             ) from error
 
     def write_once(self, iteration: int, phase: str, values: Mapping[str, float | None]) -> None:
@@ -112,7 +112,7 @@ class MetricsWriter:
 
 
 def read_metrics(path: Path) -> list[dict[str, float | str | None]]:
-    """Every whole line of a metrics file; a torn last line is left out."""
+    """Every complete line of a metrics file; a truncated last line is left out."""
     data = Path(path).read_bytes()
     return [json.loads(line) for line in data[: _whole_lines(data)].splitlines()]
 

@@ -1,5 +1,5 @@
-"""The optimiser of one iteration and its state as named tensors: AdamW, warm-up, average of the weights, loss
-scale."""
+"""The optimiser of one iteration, with its state as named tensors: AdamW, warm-up, an average of the weights
+and the loss scale."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ OptimizerState = Mapping[str, Mapping[str, Tensor]]
 
 
 def make_optimizer(parameters: Iterable[Parameter], settings: TrainingConfig) -> torch.optim.AdamW:
-    """A fresh AdamW. Fused: one pass over the state, and bit-reproducible because it works element by
-    element."""
+    """A fresh AdamW. The fused form takes one pass over the state and is bit-reproducible, because it works
+    element by element."""
     # AdamW refuses an empty list; the start-up check says the same in words that help.
     parameters = list(parameters) or [torch.zeros(0, requires_grad=True)]
     return torch.optim.AdamW(
@@ -125,13 +125,13 @@ class LossScale:
         return LossScale(65536.0, True) if mixed_precision == "fp16" else LossScale()
 
     def accept(self) -> None:
-        """A finite step."""
+        """Count a finite step."""
         self.good_steps += 1
         if self.is_dynamic and self.good_steps >= self.interval:
             self.value, self.good_steps = self.value * 2.0, 0
 
     def reject(self) -> bool:
-        """A step that was not finite. True if a smaller scale may cure it, so that it is no sign of
+        """Count a step that was not finite. True if a smaller scale may cure it, so that it is no sign of
         trouble."""
         self.good_steps = 0
         if not self.is_dynamic or self.value <= 1.0:

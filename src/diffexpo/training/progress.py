@@ -1,5 +1,5 @@
-"""Everything that changes while an iteration is trained, what of it a checkpoint holds, and the report at the
-end."""
+"""Everything that changes while an iteration is trained, the part of it that a checkpoint holds, and the
+report at the end."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ TAIL = 50
 
 @dataclass(frozen=True)
 class TrainReport:
-    """What an iteration did. `tail`: means over its last 50 finite steps at most; only `resumed_from` depends
-    on resuming. `optimizer_state` is the optimiser's at the end, by kind and parameter."""
+    """What an iteration did. `tail` holds means over at most the last 50 finite steps, `optimizer_state` the
+    optimiser's state at the end by kind and parameter; only `resumed_from` depends on resuming."""
 
     steps: int
     skipped_steps: int
@@ -72,7 +72,7 @@ class Progress:
         }
 
     def tensors(self) -> dict[str, dict[str, Tensor]]:
-        """The tensor part of a checkpoint, beside the weights."""
+        """The tensors of a checkpoint other than the weights."""
         tensors = optimizer_tensors(self.optimizer, self.parameters)
         if self.average is not None:
             tensors["average"] = self.average.tensors
@@ -109,7 +109,7 @@ def check_identity(checkpoint: Checkpoint, iteration: int, run_seed: int, steps:
     """Refuse a checkpoint of another iteration, seed or length.
 
     Raises:
-        ResumeError: names what it is of and what was expected.
+        ResumeError: names what the checkpoint belongs to and what was expected.
     """
     state = checkpoint.state
     if (state["iteration"], state["run_seed"]) != (iteration, run_seed) or state["step"] > steps:

@@ -1,5 +1,5 @@
-"""Checks before the first step of an iteration: cheap, and each one a fault that would otherwise waste the
-whole run."""
+"""Cheap checks before the first step of an iteration; each finds a fault that would otherwise waste the
+run."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor
 from diffexpo.errors import TrainingError
 from diffexpo.types import Algorithm, Batch, LossOutput, Policy, WeightSets
 
-# Elsewhere than on the CPU the two forwards may take different kernels, which rounds differently.
+# On other devices than the CPU the two forwards may use different kernels, which round differently.
 INEXACT_TOLERANCE = 1e-2
 
 
@@ -26,7 +26,8 @@ def check_start(
     autocast: Callable[[], AbstractContextManager[None]],
     is_exact: bool,
 ) -> None:
-    """Something is trained; against itself the model has margin 0; the gradient arrives everywhere.
+    """Check that something is trained, that against itself the model has margin 0, and that gradients arrive
+    everywhere.
 
     Args:
         policy: Policy about to be trained.
@@ -45,8 +46,8 @@ def check_start(
     parameters = policy.weights.trainable()
     if not parameters:
         raise TrainingError(
-            "nothing to train: the policy has 0 trainable tensors; "
-            "check tuning.kind, and tuning.lora.target_modules against the model's module names"
+            "nothing to train: the policy has 0 trainable tensors; check tuning.kind, and "
+            "tuning.lora.target_modules against the model's module names"
         )
     first: tuple[Batch, LossOutput] | None = None
     for part in parts:
@@ -66,7 +67,7 @@ def check_start(
     if not _same_state(policy.weights, "current", "reference"):
         with policy.weights.standing_in("current"), autocast(), torch.no_grad():
             output = algorithm.loss(policy, part, noise_key)
-    # A reference-free margin (SimPO's) is not 0 at the start; only one with reference errors beside it is.
+    # A reference-free margin (SimPO's) is not 0 at the start; only one that comes with reference errors is.
     if "train/winner_reference_error" in output.metrics:
         check_zero_margin(output.metrics["train/margin"], is_exact)
     check_loss(output.loss.detach(), initial_loss, is_exact)
@@ -83,14 +84,13 @@ def check_gradients(gradients: dict[str, Tensor | None]) -> None:
     if len(missed) == len(modules):
         raise TrainingError(
             f"no gradient reaches any of the {len(modules)} trained modules; winners equal to losers, "
-            f"rewards equal within "
-            "every prompt, or a loss detached from the policy, cause this"
+            "rewards equal within every prompt, or a loss detached from the policy, cause this"
         )
     if missed:
         shown = ", ".join(missed[:5]) + (", ..." if len(missed) > 5 else "")
         raise TrainingError(
-            f"no gradient reaches {len(missed)} of {len(modules)} trained modules: {shown}; "
-            "they are not part of the forward pass, so leave them out of tuning.lora.target_modules"
+            f"no gradient reaches {len(missed)} of {len(modules)} trained modules: {shown}; they are not "
+            "part of the forward pass, so leave them out of tuning.lora.target_modules"
         )
 
 
@@ -127,8 +127,8 @@ def check_zero_margin(margin: tuple[Tensor, int], is_exact: bool) -> None:
     mean = float(margin[0]) / margin[1]
     if not abs(mean) <= (0.0 if is_exact else INEXACT_TOLERANCE):
         raise TrainingError(
-            f"with the policy as its own reference the margin is {mean!r}, expected 0: two forwards "
-            "with the same weights and inputs differ; turn off dropout and other randomness in the denoiser"
+            f"with the policy as its own reference the margin is {mean!r}, expected 0: two forwards with the "
+            "same weights and inputs differ; turn off dropout and other randomness in the denoiser"
         )
 
 
@@ -141,14 +141,14 @@ def check_loss(loss: Tensor, expected: float | None, is_exact: bool) -> None:
     tolerance = 1e-6 if is_exact else INEXACT_TOLERANCE
     if expected is not None and not abs(float(loss) - expected) <= tolerance:
         raise TrainingError(
-            f"with the policy as its own reference the loss is {float(loss)!r}, expected {expected!r}; "
-            "the loss does not measure current and reference in the same way"
+            f"with the policy as its own reference the loss is {float(loss)!r}, expected {expected!r}; the "
+            "loss does not measure current and reference in the same way"
         )
 
 
 def _same_state(weights: WeightSets, first: str, second: str) -> bool:
-    """Whether two versions predict alike; a second one in half precision has to hold what autocast makes of
-    the first."""
+    """Whether two versions predict the same; if the second is in half precision, it must hold what autocast
+    makes of the first."""
     ours, theirs = weights.state(first), weights.state(second)
     return ours.keys() == theirs.keys() and all(
         torch.equal(ours[name].to(theirs[name].dtype), theirs[name]) for name in ours

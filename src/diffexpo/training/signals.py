@@ -1,5 +1,5 @@
-"""Ctrl-C and SIGTERM: a flag that inner loops look at, so that a run stops within one unit of work and can go
-on later."""
+"""Ctrl-C and SIGTERM set a flag that inner loops check, so that a run stops within one unit of work and can
+be resumed."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import os
 import signal
 import time
 from types import FrameType, TracebackType
-from typing import Self
+from typing import Any, Self
 
 from diffexpo.errors import EXIT_INTERRUPTED, Interrupted
 
@@ -32,7 +32,7 @@ class StopSignal:
         self.echo_seconds = echo_seconds
         self.received: str | None = None
         self._since = 0.0
-        self._previous: dict[signal.Signals, object] = {}
+        self._previous: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> Self:
         for number in SIGNALS:
@@ -54,8 +54,8 @@ class StopSignal:
         """
         if self.received is not None:
             raise Interrupted(
-                f"stopped by {self.received}; everything so far is saved, "
-                "continue with `diffexpo run --resume`"
+                f"stopped by {self.received}; everything so far is saved, continue with `diffexpo run "
+                "--resume`"
             )
 
     def _handle(self, number: int, frame: FrameType | None) -> None:

@@ -1,1 +1,1 @@
-"""What the embedded worlds need at run time; the code that made them stands in `worlds/` of the repository."""
+"""What the embedded worlds need at run time; `worlds/` of the repository holds the code that made them."""

@@ -1,6 +1,6 @@
 """The emoji images with their captions, attributes, splits and prompts (no torch at import).
 
-One parquet file holds every picture (Noto and Twemoji, 64 px on white) with the CLDR label and keywords, the
+One parquet file holds every image (Noto and Twemoji, 64 px on white) with the CLDR label and keywords, the
 attributes that the code points state, and two splits: whole concepts, and combinations of attributes, that no
 base model ever saw. Every choice is a keyed hash of names, so that the same file and the same prompts come
 out everywhere.
@@ -23,12 +23,11 @@ from diffexpo.types import Prompt
 
 # Training concepts for runs that draw the same few prompts again and again, as the animals of the DDPO paper.
 ANIMALS = (
-    "bat", "bear", "bird", "butterfly", "cat", "cow", "deer", "dog", "fish", "fox", "goat", "horse", "koala", "lizard", "llama",
-    "monkey", "owl", "rabbit", "shark", "spider", "tiger", "turtle", "wolf", "zebra",
+    "bat", "bear", "bird", "butterfly", "cat", "cow", "deer", "dog", "fish", "fox", "goat", "horse", "koala",
+    "lizard", "llama", "monkey", "owl", "rabbit", "shark", "spider", "tiger", "turtle", "wolf", "zebra",
 )  # fmt: skip
-RESERVED_SHARE = (
-    0.12  # of the train (concept, style) prompts: kept for evaluation, never a prompt of an online run
-)
+# Of the train (concept, style) prompts: kept for evaluation, never a prompt of an online run.
+RESERVED_SHARE = 0.12
 
 _ASSETS = Path(__file__).resolve().parent.parent / "assets" / "emoji"
 ASSETS = {
@@ -76,7 +75,7 @@ def _table(path: str, with_images: bool) -> list[dict[str, Any]]:
 
 
 def load_rows(path: Path | None = None) -> list[dict[str, Any]]:
-    """Return one dictionary a picture, without the picture's bytes, in the file's (deterministic) order.
+    """Return one dictionary per image, without its bytes, in the file's (deterministic) order.
 
     Args:
         path: another images file than the shipped one.
@@ -95,7 +94,7 @@ def _image_bytes(path: str) -> dict[str, bytes]:
 
 
 def load_images(ids: Iterable[str], path: Path | None = None) -> np.ndarray:
-    """Return the pictures of the given row ids.
+    """Return the images of the given row ids.
 
     Args:
         ids: ids of `load_rows`, e.g. ["noto-1f525"].
@@ -108,15 +107,15 @@ def load_images(ids: Iterable[str], path: Path | None = None) -> np.ndarray:
         KeyError: for an id that the file lacks.
     """
     stored = _image_bytes(str(path or asset_path("images")))
-    pictures = []
+    images = []
     for row_id in ids:
         if row_id not in stored:
-            raise KeyError(f"emoji picture {row_id!r} is not in the images file - ids look like 'noto-1f525'")
-        with Image.open(io.BytesIO(stored[row_id])) as picture:
-            pictures.append(np.asarray(picture.convert("RGB"), dtype=np.uint8))
-    if not pictures:
+            raise KeyError(f"emoji image {row_id!r} is not in the images file - ids look like 'noto-1f525'")
+        with Image.open(io.BytesIO(stored[row_id])) as image:
+            images.append(np.asarray(image.convert("RGB"), dtype=np.uint8))
+    if not images:
         return np.zeros((0, 3, 64, 64), dtype=np.float32)
-    return np.stack(pictures).transpose(0, 3, 1, 2).astype(np.float32) / np.float32(255)
+    return np.stack(images).transpose(0, 3, 1, 2).astype(np.float32) / np.float32(255)
 
 
 def base_row(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:

@@ -89,7 +89,7 @@ def make_config() -> dict[str, object]:
         "model": {"path": "emoji:diffusion"},
         "tuning": {"kind": "full"},
         "explore": {"iterations": 3, "sampler": sampler},
-        "rewards": [{"name": "judge_train", "type": "clip", "role": "train"}],
+        "rewards": [{"name": "judge_train", "type": "clip", "path": "emoji:judge_train"}],
         "algorithm": {"type": "expo", "alpha": 0.0, "beta": 500.0},
         "training": {"steps": 60, "batch_size": 32},
         "evaluation": {"num_prompts": 48, "grid_prompts": 8, "bootstrap": 500, "sampler": sampler},

@@ -120,9 +120,9 @@ def test_verdict_quotes_the_numbers_that_the_suites_hold(
 def test_derived_cost_counts_what_was_done(finished: Path) -> None:
     summary = summarise(load_run(finished))
     rows = {row.phase: row for row in summary.costs}
-    assert rows["collect"].total == 1024 * 12 * 2
-    assert rows["train"].total == 180 * 32 * 8
-    assert summary.method_cost == rows["collect"].total + rows["train"].total
+    assert rows["collect"].evaluations == 1024 * 12 * 2
+    assert rows["train"].evaluations == 180 * 32 * 8
+    assert summary.method_cost == rows["collect"].evaluations + rows["train"].evaluations
     assert summary.baseline_cost == 276 * 32 * 8
 
 
@@ -133,7 +133,7 @@ def test_recorded_cost_wins_over_the_derived_one(copied: Path) -> None:
             line |= {"cost/network_evaluations": 100, "cost/backward_evaluations": 10}
     write_lines(copied / "metrics.jsonl", lines)
     rows = {row.phase: row for row in summarise(load_run(copied)).costs}
-    assert rows["train"].total == 3 * (100 + 2 * 10)
+    assert rows["train"].evaluations == 3 * (100 + 2 * 10)
 
 
 def test_says_so_when_offline_dpo_is_better(copied: Path) -> None:

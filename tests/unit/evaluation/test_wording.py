@@ -204,11 +204,11 @@ def test_nothing_is_compared_with_offline_dpo_unless_there_are_offline_pairs_or_
 def test_derived_training_cost_is_that_of_pairs_or_unknown(tmp_path: Path) -> None:
     run_dir = make_run(tmp_path)
     config = yaml.safe_load((run_dir / "config.yaml").read_text(encoding="utf-8"))
-    config["algorithm"] = {"type": "rwr"}
+    config |= {"algorithm": {"type": "rwr"}, "offline": {"source": None}}
     (run_dir / "config.yaml").write_text(json.dumps(config), encoding="utf-8")
     summary = summarise(load_run(run_dir))
     rows = {row.phase: row for row in summary.costs}
-    assert rows["train"].forwards is None and rows["collect"].forwards is not None
+    assert rows["train"].evaluations is None and rows["collect"].evaluations is not None
     assert summary.method_cost is None
 
 

@@ -224,7 +224,7 @@ def test_a_transformer_of_another_family(broken: Path, tmp_path: Path) -> None:
 
 def test_settings_of_t5_for_a_family_without_it(diffusion_folder: Path) -> None:
     refuse(
-        diffusion_folder, ConfigError, "model.drop_t5=True: a StableDiffusionPipeline has no T5", drop_t5=True
+        diffusion_folder, ConfigError, "model.drop_t5=true: a StableDiffusionPipeline has no T5", drop_t5=True
     )
     refuse(diffusion_folder, ConfigError, "model.max_sequence_length=77.*null", max_sequence_length=77)
 

@@ -1,5 +1,7 @@
-"""The cards of the model families. A family is a card here, the module of the same name in `diffexpo.policies`,
-and one line in `FAMILIES`. Imports without torch."""
+"""The cards of the model families. Imports without torch.
+
+A family is a card here, the module of the same name in `diffexpo.policies`, and one line in `FAMILIES`.
+"""
 
 from __future__ import annotations
 

@@ -1,5 +1,4 @@
-"""FLUX.1: a rectified-flow transformer with CLIP's pooled vector and T5; dev is fed its guidance, schnell takes
-none."""
+"""FLUX.1: a rectified-flow transformer with CLIP's pooled vector and T5; only dev is fed its guidance."""
 
 from diffexpo.config.families.card import Checkpoint, Family
 

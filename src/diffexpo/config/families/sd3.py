@@ -1,4 +1,4 @@
-"""Stable Diffusion 3 and 3.5: a rectified-flow transformer with two CLIP text encoders and T5, or without T5."""
+"""Stable Diffusion 3 and 3.5: a rectified-flow transformer with two CLIP text encoders, and T5 or not."""
 
 from diffexpo.config.families.card import Checkpoint, Family
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from inspect import get_annotations
-from typing import Annotated, TypeVar, Union
+from typing import TYPE_CHECKING, Annotated, TypeVar, Union
 
 from pydantic import BeforeValidator, Field
 
@@ -52,7 +52,6 @@ METHODS: tuple[type[MethodConfig], ...] = (
     PrdpConfig,
     FlowGrpoConfig,
 )
-DEFAULT_METHOD = "expo"
 
 
 def name_of(method: type[MethodConfig]) -> str:
@@ -60,6 +59,7 @@ def name_of(method: type[MethodConfig]) -> str:
     return str(method.model_fields["type"].default)
 
 
+DEFAULT_METHOD = name_of(ExpoConfig)
 METHOD_BY_NAME: dict[str, type[MethodConfig]] = {name_of(method): method for method in METHODS}
 
 
@@ -70,16 +70,19 @@ def _named(value: object) -> object:
     return value
 
 
-AlgorithmConfig = Annotated[
-    Annotated[Union[METHODS], Field(discriminator="type")],  # noqa: UP007 (a tuple of classes)
-    BeforeValidator(_named),
-]
+if TYPE_CHECKING:
+    AlgorithmConfig = MethodConfig
+else:
+    AlgorithmConfig = Annotated[
+        Annotated[Union[METHODS], Field(discriminator="type")],  # noqa: UP007 (a tuple of classes)
+        BeforeValidator(_named),
+    ]
 """Settings of any method in `METHODS`, told apart by `type`."""
 
 
 def default_method() -> MethodConfig:
     """The default method with its defaults."""
-    return METHOD_BY_NAME[DEFAULT_METHOD]()
+    return ExpoConfig()
 
 
 def same_meaning(first: type[MethodConfig], second: type[MethodConfig], name: str) -> bool:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import ClassVar, Literal
 
-from diffexpo.config.rewards.card import VIT_L, VIT_L_PARAMETERS, RewardCard
+from diffexpo.config.rewards.card import VIT_L, VIT_L_PARAMETERS, NetworkCard
 
 
-class AestheticCard(RewardCard):
+class AestheticCard(NetworkCard):
     """A head on the image vectors of a CLIPModel."""
 
     scorer: ClassVar[str] = "AestheticReward"
@@ -16,7 +16,6 @@ class AestheticCard(RewardCard):
     path_is: ClassVar[str] = "the head as .safetensors"
     base_is: ClassVar[str] = "CLIPModel folder or hub id"
     default_base: ClassVar[str | None] = VIT_L
-    has_weights: ClassVar[bool] = True
     source: ClassVar[str] = (
         "GitHub christophschuhmann/improved-aesthetic-predictor (v2), LAION-AI/aesthetic-predictor (v1), "
         "converted once (docs/rewards/aesthetic.md)"

@@ -7,7 +7,7 @@ refuses those that it does not read. Settings of one type alone are fields of it
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, ClassVar, Literal, Protocol
 
 from pydantic import Field
@@ -148,6 +148,15 @@ class RewardCard(Section):
         """What a user must have, in words."""
         return f"path: {cls.path_is}" if cls.path_is and cls.default_path is None else cls.source
 
+    def arguments(self, resolve: Callable[[str], str], device: object) -> dict[str, object]:
+        """What its scorer is made with besides its name.
+
+        Args:
+            resolve: Turns a `path` (an `emoji:` alias, say) into a folder, hub id or file.
+            device: Where networks run.
+        """
+        return {}
+
     @property
     def chosen_path(self) -> str | None:
         """`path`, or what stands in for it."""
@@ -248,11 +257,30 @@ class RewardCard(Section):
         return problems
 
 
-class ClipLikeCard(RewardCard):
+class NetworkCard(RewardCard):
+    """A reward whose network runs here."""
+
+    has_weights: ClassVar[bool] = True
+
+    def arguments(self, resolve: Callable[[str], str], device: object) -> dict[str, object]:
+        """Where its weights are, and how they run."""
+        path, base = self.chosen_path, self.chosen_base
+        return {
+            "path": resolve(path) if path else None,
+            "device": device,
+            "base": resolve(base) if base else None,
+            "precision": self.precision,
+        }
+
+
+class ClipLikeCard(NetworkCard):
     """A reward that is a cosine of a text and an image vector, in one of three units."""
 
     scales: ClassVar[tuple[str, ...]] = ("logit", "raw", "percent")
-    has_weights: ClassVar[bool] = True
+
+    def arguments(self, resolve: Callable[[str], str], device: object) -> dict[str, object]:
+        """With its unit."""
+        return super().arguments(resolve, device) | {"scale": self.chosen_scale}
 
     @property
     def usual_range(self) -> tuple[float, float]:
@@ -265,6 +293,10 @@ class CalledCard(RewardCard):
 
     is_concurrent: ClassVar[bool] = True
     groups: ClassVar[frozenset[str]] = frozenset({"service"})
+
+    def arguments(self, resolve: Callable[[str], str], device: object) -> dict[str, object]:
+        """Its address, and how it is called."""
+        return {"url": self.path, "service": self.service, "concurrency": self.concurrency}
 
     def problems(self, run: Run, where: str) -> list[str]:
         """An address is needed."""

@@ -13,6 +13,7 @@ from diffexpo.config.rewards.card import (
     VIT_L_PARAMETERS,
     ClipLikeCard,
 )
+from diffexpo.config.rewards.pickscore import PickScoreCard
 
 # Parameters of CLIPModels whose name tells their size.
 PARAMETERS = (
@@ -20,7 +21,6 @@ PARAMETERS = (
     (r"vit-large|vit-l|vit_l", VIT_L_PARAMETERS),
     (r"vit-b", 151_277_313),
 )
-PICKSCORE_PAPER = "kirstain2023pickapic"
 KNOWN_SCORES = {
     "emoji:judge_train": "judge_train.json",
     "emoji:judge_heldout": "judge_heldout.json",
@@ -57,7 +57,7 @@ class ClipCard(ClipLikeCard):
         """CLIP, PickScore where that is the model, and weights that only their user can cite."""
         path = (self.path or "").lower()
         if "pickscore" in path:
-            yield "", PICKSCORE_PAPER
+            yield from (("", key) for key in PickScoreCard.papers)
         yield from super().uses()
         if not (path.startswith(EMBEDDED) or "pickscore" in path or "clip-vit" in path):
             yield f" (weights of {self.path})", None

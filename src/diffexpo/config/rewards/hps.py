@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import ClassVar, Literal
 
 from diffexpo.config.rewards.card import VIT_H, VIT_H_PARAMETERS, ClipLikeCard
@@ -19,6 +20,10 @@ class HpsCard(ClipLikeCard):
     licence: ClassVar[str] = "Apache-2.0"
     pickled_entry: ClassVar[str | None] = "['state_dict']"
     papers: ClassVar[tuple[str, ...]] = ("wu2023hpsv2",)
+
+    def arguments(self, resolve: Callable[[str], str], device: object) -> dict[str, object]:
+        """With the edition, which says whose weights are meant."""
+        return super().arguments(resolve, device) | {"edition": self.type}
 
     @property
     def num_parameters(self) -> int:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import ClassVar, Literal
 
-from diffexpo.config.rewards.card import RewardCard
+from diffexpo.config.rewards.card import NetworkCard
 
 
-class ImageRewardCard(RewardCard):
+class ImageRewardCard(NetworkCard):
     """BLIP with a head, trained on human rankings."""
 
     scorer: ClassVar[str] = "ImageRewardScorer"
@@ -16,7 +16,6 @@ class ImageRewardCard(RewardCard):
     path_is: ClassVar[str] = "ImageReward as .safetensors"
     base_is: ClassVar[str] = "bert-base-uncased folder or hub id (tokenizer)"
     default_base: ClassVar[str | None] = "google-bert/bert-base-uncased"
-    has_weights: ClassVar[bool] = True
     source: ClassVar[str] = (
         "hub repository THUDM/ImageReward, ImageReward.pt, 2 GB, converted once (docs/rewards/imagereward.md)"
     )

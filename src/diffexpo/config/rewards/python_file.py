@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import ClassVar, Literal
 
 from diffexpo.config.rewards.card import RewardCard, Run
@@ -18,6 +19,10 @@ class PythonCard(RewardCard):
     is_concurrent: ClassVar[bool] = True
 
     type: Literal["python"] = "python"
+
+    def arguments(self, resolve: Callable[[str], str], device: object) -> dict[str, object]:
+        """The function chooses its own device."""
+        return {"path": resolve(str(self.path)), "concurrency": self.concurrency or 1}
 
     def problems(self, run: Run, where: str) -> list[str]:
         """The function must be named."""

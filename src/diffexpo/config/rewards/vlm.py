@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import ClassVar, Literal
 
 from diffexpo.config.rewards.card import EMBEDDED, SCORING_BATCH, CalledCard, Run
@@ -20,6 +20,12 @@ class VlmCard(CalledCard):
     groups: ClassVar[frozenset[str]] = frozenset({"service", "vlm"})
 
     type: Literal["vlm"] = "vlm"
+
+    def arguments(self, resolve: Callable[[str], str], device: object) -> dict[str, object]:
+        """With what is asked; the text encoder of `caption` runs here."""
+        encoder = self.vlm.text_encoder
+        vlm = self.vlm.model_copy(update={"text_encoder": resolve(encoder)}) if encoder else self.vlm
+        return super().arguments(resolve, device) | {"vlm": vlm, "device": device}
 
     @property
     def identity(self) -> tuple[str | None, ...]:

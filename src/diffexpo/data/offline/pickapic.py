@@ -28,7 +28,8 @@ from diffexpo.errors import ImportFormatError
 
 REQUIRED = ("caption", "jpg_0", "jpg_1", "label_0", "label_1")
 OPTIONAL = (
-    "has_label", "best_image_uid", "image_0_uid", "image_1_uid", "model_0", "model_1", "reward_margin", "confidence",
+    "has_label", "best_image_uid", "image_0_uid", "image_1_uid", "model_0", "model_1", "reward_margin",
+    "confidence",
 )  # fmt: skip
 MARK = ("pair_id", "schema_version", "jpg_0")
 STARTED, FINISHED = "import.json", "manifest.json"
@@ -150,7 +151,8 @@ def _layout_of_ours(file: Path) -> Layout:
     version = row.get("schema_version") if isinstance(row, dict) else None
     if version is not None and (not isinstance(version, int) or version > SCHEMA_VERSION):
         raise ImportFormatError(
-            f"{file} has schema_version {version!r}, this version reads {SCHEMA_VERSION}; use the version that wrote it"
+            f"{file} has schema_version {version!r}, this version reads {SCHEMA_VERSION}; "
+            "use the version that wrote it"
         )
     return layout
 

@@ -143,8 +143,8 @@ def verify_structure(data: bytes) -> None:
     """Refuse files that are cut or too large, without decoding JPEG and PNG; WebP is decoded.
 
     A JPEG must have segments that follow each other, a frame that can be decoded, no marks within its
-    compressed pixels and an end mark; a PNG the checksum of every chunk, IHDR first and IEND last. What stands
-    behind the end is ignored, as decoders do.
+    compressed pixels and an end mark; a PNG the checksum of every chunk, IHDR first and IEND last. What
+    stands behind the end is ignored, as decoders do.
 
     Raises:
         ImportFormatError: the reasons of `verify_picture`.

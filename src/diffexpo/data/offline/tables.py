@@ -21,11 +21,14 @@ SUFFIXES = (".csv", ".tsv", ".jsonl", ".parquet")
 DECIDED = (("winner", "loser"), ("chosen", "rejected"))
 SIDES = ("image_0", "image_1")
 JUDGED = (("label_0", "label_1"), ("preferred",), ("label",))
-EXPECTED = "a prompt column and winner/loser, chosen/rejected, or image_0/image_1 with preferred, label or label_0/label_1"
+EXPECTED = (
+    "a prompt column and winner/loser, chosen/rejected, or image_0/image_1 with preferred, label or "
+    "label_0/label_1"
+)
 
 
 def _columns(names: Sequence[str], file: Path) -> tuple[str, tuple[str, str], tuple[str, ...]]:
-    """The columns of the prompt, of both images, and of who won: none where the images are named by it."""
+    """The columns of the prompt, of both images, and of who won (none where the images say it)."""
     if "caption" not in names:
         require_columns(file, ("prompt",), names, EXPECTED)
     prompt = "prompt" if "prompt" in names else "caption"
@@ -37,8 +40,8 @@ def _columns(names: Sequence[str], file: Path) -> tuple[str, tuple[str, str], tu
         if all(name in names for name in judged):
             return prompt, SIDES, judged
     raise ImportFormatError(
-        f"{file}: no column says who won; {nearest('preferred', names)}. Expected preferred, label or label_0 "
-        "and label_1."
+        f"{file}: no column says who won; {nearest('preferred', names)}. Expected preferred, label or "
+        "label_0 and label_1."
     )
 
 

@@ -233,7 +233,7 @@ class Shard:
     def _write(self, rows: Sequence[dict[str, object]]) -> None:
         with _refusal(self.path):
             if self._writer is None:
-                # Arrow's own file: it is written to without the interpreter, which reads and verifies meanwhile
+                # Arrow's own file: it is written to without the interpreter, which reads meanwhile
                 self._file = pa.OSFile(str(self._temporary), "wb")
                 self._writer = pq.ParquetWriter(
                     self._file,
@@ -313,7 +313,8 @@ def _begin(folder: Path, source: Path, origin: Mapping[str, object]) -> None:
     if changed:
         raise StoreError(
             f"{folder} holds another import: {', '.join(changed)} differ (there {known.get(changed[0])!r}, "
-            f"now {origin[changed[0]]!r}); name a new folder, or give the settings that this one was begun with"
+            f"now {origin[changed[0]]!r}); name a new folder, or give the settings "
+            "that this one was begun with"
         )
 
 

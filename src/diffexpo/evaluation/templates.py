@@ -1,0 +1,58 @@
+"""The Jinja templates of this folder, and how they write numbers."""
+
+from __future__ import annotations
+
+import functools
+from pathlib import Path
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
+
+HERE = Path(__file__).parent
+
+
+def percent(value: float) -> str:
+    """0.6625 as 66.2%."""
+    return f"{100 * value:.1f}%"
+
+
+def small(value: float) -> str:
+    """A p-value with its sign of relation: "= 0.013" or "< 0.001"."""
+    return "< 0.001" if value < 0.001 else f"= {value:.3f}"
+
+
+def digits(value: float, count: int = 3) -> str:
+    """A number with `count` significant digits, trailing zeros kept: 10.0, 0.250, 1230."""
+    return f"{value:#.{count}g}".rstrip(".")
+
+
+def signed(value: float) -> str:
+    """A difference with its sign."""
+    return f"{value:+.2f}" if abs(value) >= 0.1 else f"{value:+.2g}"
+
+
+def count(value: float | None) -> str:
+    """1234 as 1,234."""
+    return "not recorded" if value is None else f"{value:,.0f}"
+
+
+def seconds(value: float | None) -> str:
+    """A duration, in seconds or minutes."""
+    if value is None:
+        return "not recorded"
+    return f"{value:.1f} s" if value < 120 else f"{value / 60:.1f} min"
+
+
+@functools.cache
+def template(name: str) -> Template:
+    """A template, compiled once per process; HTML is escaped, and a name that is not given is an error."""
+    environment = Environment(
+        loader=FileSystemLoader(HERE),
+        autoescape=name.endswith(".html.j2"),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=not name.endswith(".html.j2"),
+    )
+    filters = (percent, small, digits, signed, count, seconds, repr)
+    environment.filters |= {function.__name__: function for function in filters}
+    return environment.get_template(name)
