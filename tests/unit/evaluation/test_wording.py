@@ -183,6 +183,7 @@ def test_every_method_is_described_without_another_ones_words(kind: str) -> None
         ({"type": "diffusion_dpo", "sft_weight": 0.1}, None),
         ({"type": "d3po"}, math.log(2)),
         ({"type": "mapo"}, None),
+        ({"type": "orpo"}, None),
         ({"type": "ddpo"}, None),
     ],
 )
