@@ -133,6 +133,15 @@ def test_images_with_scores_are_best_and_worst_not_winners_of_pairs(kto: tuple[s
     assert "fig-accuracy" in drawn and not drawn & {"fig-errors", "fig-kept", "fig-who_won", "fig-tau"}
 
 
+@pytest.mark.parametrize("recipe", ["emoji/orpo", "emoji/dpo_online"])
+def test_accuracy_is_explained_by_a_reference_only_where_there_is_one(recipe: str, tmp_path: Path) -> None:
+    run_dir = turn_into(make_run(tmp_path), recipe)
+    rewrite_metrics(run_dir, ("train", "train_summary"), ("train/loss", "train/implicit_accuracy"), "main")
+    text = read(run_dir)[2]
+    assert ("Share of pairs whose winner gained more on the reference" in text) is (recipe != "emoji/orpo")
+    assert ("There is no reference" in text) is (recipe == "emoji/orpo")
+
+
 def test_expo_with_one_agent_and_no_negative_prompts_has_no_one_to_compare(tmp_path: Path) -> None:
     run_dir = turn_into(make_run(tmp_path), "emoji/expo_one_agent", "explore.negatives.source=null")
     rewrite_metrics(
@@ -185,6 +194,7 @@ def test_every_method_is_described_without_another_ones_words(kind: str) -> None
         ({"type": "diffusion_dpo", "sft_weight": 0.1}, None),
         ({"type": "d3po"}, math.log(2)),
         ({"type": "mapo"}, None),
+        ({"type": "orpo"}, None),
         ({"type": "ddpo"}, None),
     ],
 )

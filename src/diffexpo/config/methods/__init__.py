@@ -25,6 +25,7 @@ from diffexpo.config.methods.expo import ExpoConfig
 from diffexpo.config.methods.flow_grpo import FlowGrpoConfig
 from diffexpo.config.methods.improvement_dpo import ImprovementDpoConfig
 from diffexpo.config.methods.mapo import MapoConfig
+from diffexpo.config.methods.orpo import OrpoConfig
 from diffexpo.config.methods.prdp import PrdpConfig
 from diffexpo.config.methods.rwr import RwrConfig
 from diffexpo.config.methods.sft import SftConfig
@@ -39,6 +40,7 @@ METHODS: tuple[type[MethodConfig], ...] = (
     SpinConfig,
     ImprovementDpoConfig,
     MapoConfig,
+    OrpoConfig,
     SftConfig,
     DiffusionKtoConfig,
     RwrConfig,
