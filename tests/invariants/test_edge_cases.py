@@ -46,7 +46,7 @@ from diffexpo.online.units import group_rows
 from diffexpo.policies.toy import ToyPolicy
 from diffexpo.training.engine import Engine
 from diffexpo.training.metrics import MetricsWriter, read_metrics
-from diffexpo.types import Batch
+from diffexpo.types import Batch, Drawn
 from tests.invariants.every_method import DDIM, METHODS, SDE
 from tests.learning.toy import PATHS, PROMPTS, make_loop
 from tests.unit.algorithms import methods, trajectories
@@ -265,8 +265,8 @@ def test_candidates_that_are_tied_or_failed_make_no_pair(tmp_path: Path) -> None
     loop.prompts = PROMPTS[:3]
     tied, failed, told_apart = (prompt.text for prompt in PROMPTS[:3])
 
-    def score(images: torch.Tensor, texts: list[str]) -> dict[str, np.ndarray]:
-        values = images[:, 0].mean(dim=(1, 2)).double().numpy().copy()
+    def score(drawn: Drawn, texts: list[str]) -> dict[str, np.ndarray]:
+        values = drawn.images[:, 0].mean(dim=(1, 2)).double().numpy().copy()
         values[[text == tied for text in texts]] = 0.5
         values[[text == failed for text in texts]] = NAN
         return {"near": values}
