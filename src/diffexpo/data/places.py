@@ -67,11 +67,9 @@ class Places:
         """The open file that holds a sample's latents."""
         name = self.require(sample_id)[0]
         if name not in self._latent_files:
-            shard = Shard.parse(name)
-            assert shard is not None, name  # names come from the store's own listing
             if len(self._latent_files) >= _OPEN_FILES:
                 self._latent_files.pop(next(iter(self._latent_files)))
-            self._latent_files[name] = LatentFile(self._root / shard.sibling("latents").name)
+            self._latent_files[name] = LatentFile(self._root / Shard.named(name).sibling("latents").name)
         return self._latent_files[name]
 
     def clear(self) -> None:

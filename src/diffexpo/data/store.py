@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any, overload
 
 import numpy as np
 import pyarrow as pa
@@ -203,13 +204,13 @@ class Store:
         removed = []
         for path in sorted([*self.root.iterdir(), *(self.root / "manifests").glob(f"*{TEMPORARY}")]):
             name = path.name.removesuffix(TEMPORARY)
-            shard = Shard.parse(name)
-            ours = (
-                (shard.stage, shard.iteration) == (stage, iteration)
-                if shard
+            found = Shard.parse(name)
+            is_own = (
+                (found.stage, found.iteration) == (stage, iteration)
+                if found
                 else name == f"{stage}-{iteration:04d}.json"
             )
-            if ours and path.name not in kept:
+            if is_own and path.name not in kept:
                 path.unlink()
                 removed.append(path.name)
         self._places.clear()
@@ -228,7 +229,7 @@ class Store:
         probe = Shard(kind, stage, iteration, 0, unit).name.replace("-r00-", "-r*-")
         return next(self.root.glob(probe), None) is not None
 
-    def manifest(self, stage: str, iteration: int) -> dict[str, object]:
+    def manifest(self, stage: str, iteration: int) -> dict[str, Any]:
         """The payload a stage was completed with.
 
         Raises:
@@ -245,7 +246,7 @@ class Store:
         """(stage, iteration) of every manifest, by iteration."""
         return list_manifests(self.root)
 
-    def note(self, iteration: int, unit: int, *, stage: str) -> dict[str, object]:
+    def note(self, iteration: int, unit: int, *, stage: str) -> dict[str, Any]:
         """The note a unit's pairs were written with."""
         shards = [s for s in list_shards(self.root, "pairs", stage, iteration) if s.unit == unit]
         if not shards:
@@ -254,7 +255,11 @@ class Store:
 
     # ---- reading -------------------------------------------------------------------------------------------
 
-    def samples(self, iteration: int | None = None, view: type[Row] = Sample) -> list[Row]:
+    @overload
+    def samples(self, iteration: int | None = None) -> list[Sample]: ...
+    @overload
+    def samples(self, iteration: int | None = None, *, view: type[Row]) -> list[Row]: ...
+    def samples(self, iteration: int | None = None, *, view: type[Any] = Sample) -> list[Any]:
         """Samples of complete stages, by iteration and unit.
 
         Args:
@@ -265,9 +270,15 @@ class Store:
         """
         return to_rows(self._table("samples", self._named_shards("samples", iteration), view), view)
 
+    @overload
+    def pairs(self, iteration: int | None = None, source: str | None = None) -> list[Pair]: ...
+    @overload
     def pairs(
-        self, iteration: int | None = None, source: str | None = None, view: type[Row] = Pair
-    ) -> list[Row]:
+        self, iteration: int | None = None, source: str | None = None, *, view: type[Row]
+    ) -> list[Row]: ...
+    def pairs(
+        self, iteration: int | None = None, source: str | None = None, *, view: type[Any] = Pair
+    ) -> list[Any]:
         """Pairs of complete stages, by iteration and unit; as `samples`, optionally of one source (offline,
         online, human).
         """

@@ -72,7 +72,7 @@ def import_offline(
     sizes = image_sizes(policy) if size is None else (size,)
     source = Path(path)
     name, form = find_format(format, source)
-    origin = {
+    origin: dict[str, object] = {
         "files": fingerprint(form.files(source), source),
         "format": name,
         "policy": policy.fingerprint,

@@ -134,15 +134,6 @@ def printable(text: str) -> str:
     return text.encode(errors="backslashreplace").decode()
 
 
-def is_utf8(text: str) -> bool:
-    """Whether a text can be written: bytes that were not UTF-8 are read as lone surrogates, which cannot."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
-
-
 def fingerprint(files: Iterable[Path], root: Path) -> dict[str, str]:
     """What tells one set of files from another, by name: length and SHA-256, of large ones only of their end,
     of images the length alone.

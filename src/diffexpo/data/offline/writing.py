@@ -249,6 +249,7 @@ class Shard:
 
     def _close(self, state: bytes) -> None:
         with _refusal(self.path):
+            assert self._writer is not None and self._file is not None  # its rows were written first
             self._writer.add_key_value_metadata({_STATE: state})
             self._writer.close()
             self._file.close()
