@@ -53,8 +53,8 @@ def read_manifest(path: Path) -> tuple[dict[str, Any], dict[str, dict[str, objec
         return dict(body["payload"]), dict(body["files"])
     except (ValueError, KeyError, TypeError) as error:
         raise StoreError(
-            f"{path} is damaged ({error!r}); restore it, or delete it and resume: finished units are "
-            "kept, it is written anew"
+            f"{path} is damaged ({error!r}); restore it, or delete it and resume: finished units are kept, "
+            "it is written anew"
         ) from error
 
 

@@ -30,8 +30,8 @@ class Places:
         for position, sample_id in enumerate(ids):
             if sample_id in self._places:
                 raise StoreError(
-                    f"sample {sample_id!r} is in both {self._places[sample_id][0]} and {name}; delete "
-                    "one and resume"
+                    f"sample {sample_id!r} is in both {self._places[sample_id][0]} and {name}; delete one "
+                    "and resume"
                 )
             self._places[sample_id] = (name, position)
         self._indexed.add(name)
@@ -42,8 +42,8 @@ class Places:
         for sample_id in ids:
             if sample_id in self._places:
                 raise StoreError(
-                    f"sample {sample_id!r} is in the store already ({self._places[sample_id][0]}); ids "
-                    "are unique"
+                    f"sample {sample_id!r} is in the store already ({self._places[sample_id][0]}); ids are "
+                    "unique"
                 )
 
     def find(self, sample_id: str) -> tuple[str, int] | None:

@@ -231,8 +231,8 @@ def prompt_lines(path: Path) -> Iterator[tuple[str, str]]:
             text = line.decode("utf-8").strip()
         except UnicodeDecodeError as error:
             raise ImportFormatError(
-                f"{where} is not UTF-8 (byte {line[error.start]:#04x} at column {error.start + 1}); save "
-                "the file as UTF-8"
+                f"{where} is not UTF-8 (byte {line[error.start]:#04x} at column {error.start + 1}); save the "
+                "file as UTF-8"
             ) from error
         if not text:
             raise ImportFormatError(f"{where} is empty; expected a prompt on every line, so delete the line")

@@ -209,12 +209,7 @@ class ScoredSource:
 
 def is_kept(ref: ScoredRef, keep: Keep) -> bool:
     """Whether an image is learned from."""
-    choices = {
-        "all": True,
-        "decided": ref.advantage != 0,
-        "desirable": ref.desirable,
-        "best": ref.is_best,
-    }
+    choices = {"all": True, "decided": ref.advantage != 0, "desirable": ref.desirable, "best": ref.is_best}
     return choices[keep]
 
 

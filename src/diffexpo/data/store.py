@@ -91,8 +91,8 @@ class Store:
         array = np.asarray(latents)
         if len(array) != len(samples):
             raise StoreError(
-                f"{len(samples)} samples came with latents of shape {array.shape}; the first axis must "
-                "count them"
+                f"{len(samples)} samples came with latents of shape {array.shape}; the first axis must count "
+                "them"
             )
         check_kind(samples, "samples")
         by_id = {sample.sample_id: array[i] for i, sample in enumerate(samples)}
@@ -316,8 +316,8 @@ class Store:
             raise StoreError(
                 f"latents of {sample_ids[len(stretches[0])]!r} are {other.dtype} {other.shape}, those of "
                 f"{sample_ids[0]!r} are {stretches[0].dtype} {stretches[0].shape[1:]}; samples of one size "
-                f"are expected here "
-                "(without model.buckets a store belongs to one model: import or collect into a new run)"
+                "are expected here (without model.buckets a store belongs to one model: import or collect "
+                "into a new run)"
             )
         return stretches[0]
 
@@ -336,8 +336,8 @@ class Store:
             if array.ndim != first.ndim or array.shape[0] != first.shape[0] or array.dtype != first.dtype:
                 raise StoreError(
                     f"latents of {sample_id!r} are {array.dtype} {array.shape}, those of {sample_ids[0]!r} "
-                    f"are {first.dtype} "
-                    f"{first.shape}; a store belongs to one model: import or collect into a new run"
+                    f"are {first.dtype} {first.shape}; a store belongs to one model: import or collect into "
+                    "a new run"
                 )
             if not stretches or stretches[-1][0].shape != array.shape:
                 stretches.append([])
@@ -389,8 +389,7 @@ class Store:
             if iteration is not None and not self.is_complete(stage, number):
                 raise StoreError(
                     f"{stage} {number} is not complete: {manifest_path(self.root, stage, number)} is "
-                    "missing. Resume the run to finish "
-                    "it; `collected()` reads finished units."
+                    "missing. Resume the run to finish it; `collected()` reads finished units."
                 )
         return [shard for shard in shards if shard.name in complete[(shard.stage, shard.iteration)]]
 
@@ -423,8 +422,7 @@ class Store:
         ):
             raise StoreError(
                 f"unit {shard.unit} of {shard.stage} {shard.iteration} is in the store already; ask "
-                "unit_done() and skip it, or "
-                "call discard_incomplete() when the stage starts"
+                "unit_done() and skip it, or call discard_incomplete() when the stage starts"
             )
 
     def _check_pair(self, pair: Pair) -> None:
@@ -434,8 +432,8 @@ class Store:
             sample_id = getattr(pair, column)
             if sample_id is not None and self._places.find(sample_id) is None:
                 raise StoreError(
-                    f"pair {pair.pair_id!r}: {column} {sample_id!r} is not a sample of {self.root}; "
-                    "append samples first"
+                    f"pair {pair.pair_id!r}: {column} {sample_id!r} is not a sample of {self.root}; append "
+                    "samples first"
                 )
 
     def _check_units(self, stage: str, iteration: int, shards: Sequence[Shard]) -> None:

@@ -249,6 +249,6 @@ def _refuse_other(stored: object, origin: Mapping[str, object], store: Store) ->
         changed = [name for name in {**origin, **known} if known.get(name) != origin.get(name)]
         raise StoreError(
             f"{store.root} holds another offline set: {', '.join(changed)} differ (stored "
-            f"{known.get(changed[0])!r}, now "
-            f"{origin.get(changed[0])!r}); a store keeps its offline pairs, so start a new run"
+            f"{known.get(changed[0])!r}, now {origin.get(changed[0])!r}); a store keeps its offline pairs, "
+            "so start a new run"
         )

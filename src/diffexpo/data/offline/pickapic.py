@@ -129,8 +129,8 @@ def _layout_of_ours(file: Path) -> Layout:
     version = row.get("schema_version") if isinstance(row, dict) else None
     if version is not None and (not isinstance(version, int) or version > SCHEMA_VERSION):
         raise ImportFormatError(
-            f"{file} has schema_version {version!r}, this version reads {SCHEMA_VERSION}; "
-            "use the version that wrote it"
+            f"{file} has schema_version {version!r}, this version reads {SCHEMA_VERSION}; use the version "
+            "that wrote it"
         )
     return layout
 

@@ -91,8 +91,8 @@ def find_files(path: Path, suffixes: Sequence[str], expected: str) -> list[Path]
     for file in found:
         if not file.is_file():
             raise ImportFormatError(
-                f"{file} is not a regular file (a pipe, a device or a dead link); remove it or "
-                "name another source"
+                f"{file} is not a regular file (a pipe, a device or a dead link); remove it or name another "
+                "source"
             )
     return found
 

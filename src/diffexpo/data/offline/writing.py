@@ -266,7 +266,7 @@ def _refusal(path: Path) -> Iterator[None]:
     except OSError as error:
         raise StoreError(
             f"could not write {path}: {error.strerror or error}. Whole shards are kept: free space and "
-            f"repeat the import."
+            "repeat the import."
         ) from error
 
 
@@ -314,8 +314,8 @@ def _begin(folder: Path, source: Path, origin: Mapping[str, object]) -> None:
     if changed:
         raise StoreError(
             f"{folder} holds another import: {', '.join(changed)} differ (there {known.get(changed[0])!r}, "
-            f"now {origin[changed[0]]!r}); name a new folder, or give the settings "
-            "that this one was begun with"
+            f"now {origin[changed[0]]!r}); name a new folder, or give the settings that this one was begun "
+            "with"
         )
 
 
