@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from diffexpo.config.methods.data import ValueBaseline
-from diffexpo.data.pairs import Epochs
+from diffexpo.data.draws import Epochs
 from diffexpo.data.trajectories import Trajectories, TransitionRef, row_of
 from diffexpo.diffusion.transitions import Transition
 from diffexpo.online.loop import Loop
