@@ -179,7 +179,7 @@ _TILES = "pictures above the autoencoder's own size change a little"
 SAVINGS = (
     Saving(
         _always("model.vae_slicing", "true", "same result up to rounding"),
-        ("decoding images", "encoding pictures"),
+        ("decoding images", "encoding images"),
     ),
     Saving(
         _always("explore.overlap_scoring", "false", "same result, slower where scoring takes long"),
@@ -203,7 +203,7 @@ SAVINGS = (
     Saving(_autocast("lora"), ("training",)),
     Saving(_autocast("full"), ("training",), is_counted=False),
     Saving(_half_weights, WEIGHTS),
-    Saving(_always("model.vae_tiling", "true", _TILES), ("decoding images", "encoding pictures")),
+    Saving(_always("model.vae_tiling", "true", _TILES), ("decoding images", "encoding images")),
     Saving(
         _always("model.drop_t5", "true", "Stable Diffusion 3 only: text is understood less well"),
         ("encoding prompts", *LOADING),

@@ -120,9 +120,9 @@ def computing(config: RunConfig, *, architecture: str | None = None) -> Computin
     return Computing(each, run_cost(config).total * each / SUSTAINED / 3600)
 
 
-def picture_sizes(config: RunConfig) -> tuple[tuple[int, int], ...]:
+def image_sizes(config: RunConfig) -> tuple[tuple[int, int], ...]:
     """(height, width) in pixels of every size that a run's images may have, the first one first."""
-    return sizes_of(config, None).picture_sizes
+    return sizes_of(config, None).image_sizes
 
 
 def disk_items(config: RunConfig, *, architecture: str | None = None) -> list[Item]:
