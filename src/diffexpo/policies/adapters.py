@@ -260,7 +260,7 @@ class LoraWeightSets(Versions):
             state[key] = value
         return state
 
-    def prepare_networks(self, prepare: Callable[[nn.Module], object]) -> None:
+    def prepare_networks(self, prepare: Callable[[ModelMixin], object]) -> None:
         """Apply a change of layout or execution to the network, which all versions share."""
         prepare(self.network)
 

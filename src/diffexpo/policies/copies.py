@@ -53,7 +53,7 @@ class CopyWeightSets(Versions):
         self._parks_copies = parks_copies
         self._device = next(network.parameters()).device
         self._lowered: nn.Module | None = None
-        self._preparations: list[Callable[[nn.Module], object]] = []
+        self._preparations: list[Callable[[ModelMixin], object]] = []
         for parameter in self._parameters(network).values():
             parameter.requires_grad_(True)
         self.base_module = base
@@ -142,7 +142,7 @@ class CopyWeightSets(Versions):
         """sha256 of a version's parameters."""
         return fingerprint_state(self.state(name))
 
-    def prepare_networks(self, prepare: Callable[[nn.Module], object]) -> None:
+    def prepare_networks(self, prepare: Callable[[ModelMixin], object]) -> None:
         """Apply a change of layout or execution to every version, those made later included."""
         for module in {id(module): module for module in self._versions.values()}.values():
             prepare(module)

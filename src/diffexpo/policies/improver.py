@@ -124,8 +124,8 @@ def load_improver(folder: Path, policy: Policy, *, gradient_checkpointing: bool 
     channels = family.latent_shape[0]
     if plain.in_channels != 2 * channels:
         raise PolicyError(
-            f"{folder / family.card.denoiser[0]}: takes {plain.in_channels} channels; expected {2 * "
-            f"channels}, latents and an image of {channels} each"
+            f"{folder / family.card.denoiser[0]}: takes {plain.in_channels} channels; expected "
+            f"{2 * channels}, latents and an image of {channels} each"
         )
     improver = _improver_of(family, network, widen(plain, plain.weight), gradient_checkpointing)
     improver.condition_scale = float(settings["condition_scale"])

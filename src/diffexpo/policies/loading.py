@@ -73,10 +73,11 @@ def resolve_folder(folder_or_id: str, *, revision: str | None = None, variant: s
             f"model.path={folder_or_id!r}: no such folder; expected a diffusers folder, a hub id "
             "`owner/name` or an embedded model (`emoji:diffusion`, `emoji:flow`)"
         )
-    allowed, ignored = download_patterns(variant)
+    allow, ignore = download_patterns(variant)
     try:
-        options = {"allow_patterns": allowed, "ignore_patterns": ignored}
-        return Path(snapshot_download(folder_or_id, revision=revision, **options))
+        return Path(
+            snapshot_download(folder_or_id, revision=revision, allow_patterns=allow, ignore_patterns=ignore)
+        )
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         raise MissingError(_why_not_there(folder_or_id, revision, error)) from error
 
