@@ -112,7 +112,7 @@ class Sizes:
         return FLOAT32 * channels * height * width
 
     @property
-    def picture(self) -> int:
+    def image(self) -> int:
         """Bytes of one decoded image."""
         return FLOAT32 * 3 * self.image_size[0] * self.image_size[1]
 

@@ -14,7 +14,7 @@ import torch
 from diffusers import ModelMixin
 from peft import LoraConfig, inject_adapter_in_model
 from peft.tuners.lora import LoraLayer
-from torch import Tensor, nn
+from torch import Tensor
 
 from diffexpo.config.families import FAMILIES, Family
 from diffexpo.config.schema import ModelConfig, TuningConfig
@@ -24,7 +24,7 @@ from diffexpo.policies.family import class_of
 from diffexpo.policies.frozen import tensors_of
 from diffexpo.policies.loading import DTYPES, ModelFolder, component_folder, read_json
 from diffexpo.policies.sizes import Shape, bucket_shapes, latent_size, patch_of
-from diffexpo.policies.text import SETTINGS_FILE
+from diffexpo.policies.text import read_sequence_length
 from diffexpo.policies.weights import inert_parameters
 
 Described = Mapping[str, tuple[str, Mapping[str, object]]]
@@ -83,7 +83,7 @@ class Blueprint:
             Component(
                 name,
                 sum(parameter.numel() for parameter in network.parameters()),
-                network_bytes(network),
+                sum(tensor.nbytes for tensor in tensors_of(network)),
                 str(next(network.parameters()).dtype).removeprefix("torch."),
             )
             for name, network in self.networks.items()
@@ -122,13 +122,16 @@ def make_blueprint(
         for name in card.parts
         if name in described and name not in dropped
     }
-    denoiser, vae = networks[card.denoiser[0]], networks["vae"]
+    denoiser, vae, folder = networks[card.denoiser[0]], networks["vae"], Path(where).expanduser()
     factor = vae_factor(vae)
     # Where no file names a size the pipeline's default is 1024 pixels (FLUX).
     sample = denoiser.config.get("sample_size") or 1024 // factor
     size = latent_size(sample, vae, where, model.resolution, patch_of(card, denoiser))
     shape = (vae.config.latent_channels, *size)
     shapes = bucket_shapes(card, denoiser, shape, factor, model, where)
+    text_tokens = card.text_tokens and read_sequence_length(folder, model, card.text_tokens)
+    if card.has_clip_states:
+        text_tokens += networks["text_encoder"].config.max_position_embeddings
     dtype = DTYPES[model.dtype]
     for name, network in networks.items():
         network.to(torch.float32 if name == "vae" else dtype).eval().requires_grad_(False)
@@ -138,7 +141,7 @@ def make_blueprint(
         networks=networks,
         dtype=dtype,
         latent_shape=max(shapes, key=math.prod),
-        text_tokens=_text_tokens(card, networks, model, Path(where).expanduser()),
+        text_tokens=text_tokens,
         image_sizes=tuple((height * factor, width * factor) for _, height, width in shapes),
     )
 
@@ -154,11 +157,6 @@ def denoiser_inputs(blueprint: Blueprint, rows: int) -> dict[str, Any]:
         blueprint.denoiser.config, blueprint.latent_shape, blueprint.text_tokens, empty
     )
     return {**inputs, "timestep": empty(dtype=torch.float32)}
-
-
-def network_bytes(network: nn.Module) -> int:
-    """Bytes of parameters and buffers."""
-    return sum(tensor.nbytes for tensor in tensors_of(network))
 
 
 def make_trainable(blueprint: Blueprint, tuning: TuningConfig) -> int:
@@ -208,14 +206,3 @@ def build_network(name: str, class_name: str, settings: Mapping[str, object]) ->
             return network_class(network_class.config_class.from_dict(dict(settings)))
     except (TypeError, ValueError, KeyError) as error:
         raise PolicyError(f"{name}: {class_name} refuses its config.json ({error})") from error
-
-
-def _text_tokens(card: Family, networks: Mapping[str, ModelMixin], model: ModelConfig, folder: Path) -> int:
-    """Tokens of text that the denoiser sees."""
-    length, settings = card.text_tokens, folder / SETTINGS_FILE
-    if length and model.max_sequence_length is not None:
-        length = model.max_sequence_length
-    elif length and settings.is_file():
-        length = int(read_json(settings).get("max_sequence_length", length))
-    clip = networks["text_encoder"].config.max_position_embeddings if card.has_clip_states else 0
-    return clip + length

@@ -175,13 +175,13 @@ class Loading:
 
     @property
     def dtype(self) -> torch.dtype:
-        """The denoiser's."""
         return DTYPES[self.model.dtype]
 
     @cached_property
     def sequence_length(self) -> int:
         """Tokens of T5, or of what stands in its place, that the denoiser sees."""
-        return read_sequence_length(self.folder, self.model, self.card.text_tokens)
+        own = self.card.text_tokens
+        return own and read_sequence_length(self.folder.path, self.model, own)
 
     @property
     def without(self) -> tuple[str, ...]:

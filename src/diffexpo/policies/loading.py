@@ -205,8 +205,7 @@ def fingerprint_files(files: Sequence[Path], root: Path) -> str:
     for file in sorted(files):
         digest.update(f"{file.relative_to(root).as_posix()}\n".encode())
         with file.open("rb") as stream:
-            while block := stream.read(1 << 20):
-                digest.update(block)
+            hashlib.file_digest(stream, lambda: digest)
     return digest.hexdigest()
 
 

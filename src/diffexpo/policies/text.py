@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -115,16 +116,18 @@ def move_modules(modules: Iterable[nn.Module], device: torch.device) -> None:
             module.to(device)
 
 
-def read_sequence_length(folder: ModelFolder, model: ModelConfig, default: int) -> int:
+def read_sequence_length(folder: Path, model: ModelConfig, default: int) -> int:
     """Tokens of T5, or zeros in their place, that the denoiser sees, 0 to 512: of the settings, else of the
     folder's `diffexpo.json`, else the pipeline's own.
 
     Raises:
         PolicyError: the file holds no such number.
     """
-    file = folder.path / SETTINGS_FILE
-    if model.max_sequence_length is not None or not file.is_file():
-        return default if model.max_sequence_length is None else model.max_sequence_length
+    file = folder / SETTINGS_FILE
+    if model.max_sequence_length is not None:
+        return model.max_sequence_length
+    if not file.is_file():
+        return default
     count = read_json(file).get("max_sequence_length")
     if not isinstance(count, int) or isinstance(count, bool) or not 0 <= count <= LONGEST:
         raise PolicyError(f"{file}: max_sequence_length={count!r}; expected an integer from 0 to {LONGEST}")
