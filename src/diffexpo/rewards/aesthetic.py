@@ -60,8 +60,8 @@ class AestheticReward:
         if width != self._encoder.width:
             raise RewardError(
                 f"reward {name!r}: {file} reads vectors of length {width}, but the image vectors of "
-                f"base={base!r} have length "
-                f"{self._encoder.width}; name the CLIP model that the head was trained on"
+                f"base={base!r} have length {self._encoder.width}; name the CLIP model that the head was "
+                "trained on"
             )
         self._head = [(weight.to(device), bias.to(device)) for weight, bias in self._head]
         files = [file, *model_files(name, folder), *settings_files(folder)]
@@ -89,9 +89,8 @@ def read_head(name: str, source: str, tensors: Mapping[str, Tensor]) -> list[tup
     else:
         raise RewardError(
             f"reward {name!r}: {source} holds {', '.join(sorted(tensors)[:4])}, ...; expected weight and "
-            f"bias (v1) or "
-            "layers.{0,2,4,6,7}.weight and bias (v2, sac+logos+ava1-l14-linearMSE); the ReLU head is another "
-            "model"
+            f"bias (v1) or layers.{{0,2,4,6,7}}.weight and bias (v2, sac+logos+ava1-l14-linearMSE); the ReLU "
+            "head is another model"
         )
     if head[-1][0].shape[0] != 1 or any(a[0].shape[0] != b[0].shape[1] for a, b in pairwise(head)):
         raise RewardError(

@@ -52,7 +52,7 @@ def load_rewards(
             if open_denoiser is None:
                 raise ConfigError(
                     f"reward {config.name!r}: type {config.type} judges the latents that a run draws, and "
-                    f"here are pictures only; it can be neither served nor verified alone, use it in a run"
+                    "here are pictures only; it can be neither served nor verified alone, use it in a run"
                 )
             scorers.append(scorer_type(config.name, open_denoiser(config), config.self_judge))
             continue

@@ -178,13 +178,13 @@ class ScoreCache:
         except sqlite3.DatabaseError as error:
             raise StoreError(
                 f"reward {self._name!r}: the score cache {self.path} is damaged ({error}); delete it and "
-                f"resume, its scores are asked again"
+                "resume, its scores are asked again"
             ) from error
 
     def _unusable(self, reason: object) -> StoreError:
         return StoreError(
             f"reward {self._name!r}: the score cache {self.path} cannot be used ({reason}); free space or "
-            f"correct its permissions and resume, or remove `cache` from the reward"
+            "correct its permissions and resume, or remove `cache` from the reward"
         )
 
 

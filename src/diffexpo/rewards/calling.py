@@ -207,7 +207,7 @@ class FailureBudget:
             raise ScorerStoppedError(
                 f"reward {self.name!r}: {failed} of the last {recent} images got no score, more than "
                 f"service.max_failed_fraction = {share:g} allows{last}. Correct the scorer and resume, or "
-                f"raise the limit"
+                "raise the limit"
             )
         if most is not None and self.num_failed > most:
             raise ScorerStoppedError(
@@ -249,8 +249,7 @@ def check_url(name: str, url: str) -> str:
     if parts.username or parts.password:
         raise ConfigError(
             f"reward {name!r}: its path holds a user name or password, which would be written to "
-            f"config.yaml; put the key in "
-            "an environment variable and name it in service.api_key_env"
+            "config.yaml; put the key in an environment variable and name it in service.api_key_env"
         )
     return url.rstrip("/")
 
@@ -262,7 +261,7 @@ def _read_key(name: str, variable: str | None) -> str:
     if not key:
         raise MissingError(
             f"reward {name!r}: service.api_key_env names {variable}, which is not set in the environment; "
-            f"export the key there"
+            "export the key there"
         )
     return key
 

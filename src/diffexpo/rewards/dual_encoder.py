@@ -141,7 +141,7 @@ def read_clip_model(name: str, folder: Path) -> CLIPModel:
     except LOAD_ERRORS as error:
         raise RewardError(
             f"reward {name!r}: {folder} cannot be loaded as a CLIPModel ({error}); expected the PickScore "
-            f"layout"
+            "layout"
         ) from error
     wrong = [str(key) for key in (*report["missing_keys"], *report["mismatched_keys"])]
     check_keys(name, folder, wrong, (), "CLIPModel")
@@ -227,8 +227,7 @@ def _need(name: str, folder: Path, files: Sequence[str]) -> None:
     if not any((folder / file).is_file() for file in files):
         raise MissingError(
             f"reward {name!r}: {folder / files[0]} is missing; save configuration, tokenizer and image "
-            f"processor beside the "
-            "model, or name a base that has them"
+            "processor beside the model, or name a base that has them"
         )
 
 

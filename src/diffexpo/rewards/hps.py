@@ -164,8 +164,7 @@ def _load(name: str, source: str, config: CLIPConfig, openclip: Mapping[str, Ten
     if activations != {"gelu"}:
         raise RewardError(
             f"reward {name!r}: base has activation {', '.join(sorted(activations))}; HPS stands on a CLIP "
-            f"ViT-H/14 with gelu, set "
-            f"base={HpsCard.default_base}"
+            f"ViT-H/14 with gelu, set base={HpsCard.default_base}"
         )
     model = CLIPModel(config)
     state = clip_state_dict(openclip)

@@ -238,7 +238,7 @@ def _read_tokenizer(name: str, folder: Path) -> BertTokenizer:
     if not any((folder / file).is_file() for file in ("vocab.txt", "tokenizer.json")):
         raise MissingError(
             f"reward {name!r}: {folder} holds no tokenizer (vocab.txt or tokenizer.json); set base to a copy "
-            f"of bert-base-uncased"
+            "of bert-base-uncased"
         )
     try:
         return BertTokenizer.from_pretrained(str(folder), local_files_only=True)

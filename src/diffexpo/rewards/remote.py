@@ -158,7 +158,7 @@ class RemoteReward:
         if lacking:
             raise CallFailedError(
                 f"{self._endpoint.url}/version gives no {', '.join(lacking)}; it is no scorer of this "
-                f"protocol",
+                "protocol",
                 can_retry=False,
             )
         return facts
@@ -173,8 +173,7 @@ class RemoteReward:
         if spoken != PROTOCOL:
             raise ScorerStoppedError(
                 f"reward {self.name!r}: {self._endpoint.url} speaks protocol {spoken!r}, expected "
-                f"{PROTOCOL}; run the same "
-                "version of diffexpo on both sides"
+                f"{PROTOCOL}; run the same version of diffexpo on both sides"
             )
 
     def _check_wanted(self) -> None:
@@ -184,8 +183,7 @@ class RemoteReward:
             if wanted is not None and wanted != given:
                 raise ScorerStoppedError(
                     f"reward {self.name!r}: {self._endpoint.url} serves {key} {given!r}, but service.{key} = "
-                    f"{wanted!r}; start "
-                    f"the right one or correct service.{key}"
+                    f"{wanted!r}; start the right one or correct service.{key}"
                 )
 
     def _check_same(self, reply: Mapping[str, object]) -> None:
@@ -196,10 +194,8 @@ class RemoteReward:
         if given != self._server:
             raise ScorerStoppedError(
                 f"reward {self.name!r}: {self._endpoint.url} now serves {given[0]!r} version {given[1]!r}, "
-                f"at the start it was "
-                f"{self._server[0]!r} version {self._server[1]!r}; scores of two scorers cannot be mixed: "
-                f"start the first one "
-                "again and resume"
+                f"at the start it was {self._server[0]!r} version {self._server[1]!r}; scores of two scorers "
+                "cannot be mixed: start the first one again and resume"
             )
 
 

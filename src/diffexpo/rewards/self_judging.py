@@ -98,8 +98,8 @@ class SelfJudge(ABC):
         if len(latents) != len(prompts) or tuple(latents.shape[1:]) != shape:
             raise RewardError(
                 f"reward {self.name!r}: latents of shape {tuple(latents.shape)} for {len(prompts)} prompts; "
-                f"expected "
-                f"({len(prompts)}, {', '.join(map(str, shape))}), the latents of the judge's own model"
+                f"expected ({len(prompts)}, {', '.join(map(str, shape))}), the latents of the judge's own "
+                "model"
             )
         scores = torch.empty(len(prompts), dtype=torch.float32)
         with torch.no_grad():
@@ -163,8 +163,7 @@ class ImplicitReward(SelfJudge):
         if _is_base(policy):
             raise ConfigError(
                 f"reward {name!r} (type implicit): the trained weights are those of its base, so every image "
-                f"would score 0; "
-                "expected a model that was trained on pairs, e.g. path: runs/dpo_offline"
+                "would score 0; expected a model that was trained on pairs, e.g. path: runs/dpo_offline"
             )
         self.scale = (
             f"beta/2 x (error of the base - error of the trained model), beta {settings.beta:g}, "
@@ -210,5 +209,5 @@ def _check_errors(name: str, first: Tensor, second: Tensor) -> None:
     if first.shape != second.shape or first.ndim != 2:
         raise ValueError(
             f"{name}: errors of shape {tuple(first.shape)} and {tuple(second.shape)}; expected two of one "
-            f"shape (B, K)"
+            "shape (B, K)"
         )

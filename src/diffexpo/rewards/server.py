@@ -167,8 +167,7 @@ class ScoreServer:
         if getattr(reward, "is_groupwise", False):
             raise ConfigError(
                 f"reward {reward.name!r} compares the images of a prompt with each other; a server mixes the "
-                f"images of several "
-                "requests in one batch, so it cannot serve it: use it in the run itself"
+                "images of several requests in one batch, so it cannot serve it: use it in the run itself"
             )
         self.facts = {
             "protocol": PROTOCOL,

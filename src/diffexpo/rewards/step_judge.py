@@ -162,10 +162,9 @@ class LatentStepJudge:
         if len(sample) != len(expected) or np.abs(np.subtract(sample, expected)).max() > TEXT_TOLERANCE:
             raise RewardError(
                 f"step judge {self.folder}: its text tower {self.shape.text!r} embeds {TEXT_SAMPLE!r} as "
-                f"{sample[0]:.4f}, "
-                f"{sample[1]:.4f}, ..., expected text_sample "
-                f"{', '.join(f'{value:.4f}' for value in expected[:2])}, ...: it is "
-                "not the tower that the judge was trained with; name that one, or train the judge again"
+                f"{sample[0]:.4f}, {sample[1]:.4f}, ..., expected text_sample "
+                f"{', '.join(f'{value:.4f}' for value in expected[:2])}, ...: it is not the tower that the "
+                "judge was trained with; name that one, or train the judge again"
             )
 
     def check_fits(self, latent_shape: Sequence[int], path_kind: str, key: str, model: str) -> None:
@@ -182,14 +181,13 @@ class LatentStepJudge:
             raise ConfigError(
                 f"{key} = {self.folder}: it reads latents {_by(self.shape.latent_shape)}, but {model} has "
                 f"{_by(latent_shape)}; expected a judge trained on this model's latents, or null (the "
-                f"rewards judge)"
+                "rewards judge)"
             )
         if path_kind not in self.shape.paths:
             raise ConfigError(
                 f"{key} = {self.folder}: it was trained on states of {' and '.join(self.shape.paths)} "
-                f"models, but {model} is "
-                f"a {path_kind} model; expected a judge trained on {path_kind} states, or null (the rewards "
-                f"judge)"
+                f"models, but {model} is a {path_kind} model; expected a judge trained on {path_kind} "
+                "states, or null (the rewards judge)"
             )
 
     @torch.no_grad()
@@ -212,8 +210,7 @@ class LatentStepJudge:
         if tuple(x_t.shape[1:]) != self.shape.latent_shape or len(x_t) != len(prompts):
             raise RewardError(
                 f"step judge {self.folder}: {len(x_t)} states {_by(x_t.shape[1:])} for {len(prompts)} "
-                f"prompts; expected one "
-                f"state {_by(self.shape.latent_shape)} a prompt"
+                f"prompts; expected one state {_by(self.shape.latent_shape)} a prompt"
             )
         if len(x_t) == 0:
             return torch.zeros(0)
@@ -268,8 +265,7 @@ def read_shape(folder: Path) -> StepJudgeShape:
         if kind != KIND:
             raise RewardError(
                 f"step judge {folder}: {CONFIG} is of kind {kind!r}, expected {KIND!r}; a judge of clean "
-                f"images is a reward, not "
-                "a step judge"
+                "images is a reward, not a step judge"
             )
         latent_shape = tuple(int(side) for side in values.pop("latent_shape"))
         sample = tuple(float(value) for value in values.pop("text_sample"))
@@ -284,10 +280,8 @@ def read_shape(folder: Path) -> StepJudgeShape:
     if not is_whole or any(side % shape.patch for side in latent_shape[1:]):
         raise RewardError(
             f"step judge {folder}: {CONFIG} has latent_shape {_by(latent_shape)}, patch {shape.patch}, width "
-            f"{shape.width}, hidden "
-            f"{shape.hidden}, blocks {shape.blocks}, embedding {shape.embedding}; expected whole numbers "
-            f"above 0, and height and "
-            "width of the latents divisible by patch"
+            f"{shape.width}, hidden {shape.hidden}, blocks {shape.blocks}, embedding {shape.embedding}; "
+            "expected whole numbers above 0, and height and width of the latents divisible by patch"
         )
     return shape
 
@@ -311,7 +305,7 @@ def _load_network(folder: Path, shape: StepJudgeShape) -> StepJudgeNetwork:
     except (SafetensorError, OSError, RuntimeError) as error:
         raise RewardError(
             f"step judge {folder}: {WEIGHTS} does not hold the network of {CONFIG} ({error}); copy or train "
-            f"it again"
+            "it again"
         ) from error
     return network.eval().requires_grad_(False)
 

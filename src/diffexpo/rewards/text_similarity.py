@@ -42,7 +42,7 @@ def recall(candidate: Tensor, reference: Tensor) -> Tensor:
     if len(candidate) == 0 or len(reference) == 0:
         raise RewardError(
             f"recall of {len(candidate)} candidate and {len(reference)} reference tokens; expected one of "
-            f"each at least"
+            "each at least"
         )
     x = reference / reference.norm(dim=-1, keepdim=True)
     y = candidate / candidate.norm(dim=-1, keepdim=True)
@@ -73,7 +73,7 @@ class TextSimilarity:
         if not config.is_file():
             raise MissingError(
                 f"reward {name!r}: vlm.text_encoder = {folder!r} holds no config.json; expected the folder "
-                f"of a text model"
+                "of a text model"
             )
         self._name, self._layer = name, layer
         self._clip: ClipReward | None = None

@@ -118,7 +118,7 @@ class VlmJudge:
         if vlm.mode != "caption" and "{prompt}" not in self._question:
             raise ConfigError(
                 f"reward {name!r}: vlm.question = {self._question!r} holds no {{prompt}}; the model would "
-                f"not know what to look for"
+                "not know what to look for"
             )
         self._similarity = self._text_similarity(device) if vlm.mode == "caption" else None
         self._endpoint = Endpoint(name, url, service)
@@ -215,8 +215,7 @@ class VlmJudge:
             if math.isnan(value):
                 raise CallFailedError(
                     f"neither {choices[0]} nor {choices[1]} is among the likeliest first tokens; a model "
-                    f"that thinks before it "
-                    "answers needs thinking turned off",
+                    "that thinks before it answers needs thinking turned off",
                     can_retry=False,
                 )
             return value
@@ -266,8 +265,7 @@ class VlmJudge:
         if logprobs is None:
             raise ScorerStoppedError(
                 f"reward {self.name!r}: {self._model!r} answers without log-probabilities; serve it with "
-                f"them (vLLM and SGLang "
-                "give them), or use vlm.mode = caption"
+                "them (vLLM and SGLang give them), or use vlm.mode = caption"
             )
         top = (
             content[0].get("top_logprobs")
@@ -285,7 +283,7 @@ class VlmJudge:
         except CallFailedError as error:
             raise MissingError(
                 f"reward {self.name!r}: {error}; expected an OpenAI-compatible server; its address ends in "
-                f"/v1"
+                "/v1"
             ) from None
         models = reply.get("data")
         names = (
@@ -307,7 +305,7 @@ class VlmJudge:
         if self._vlm.text_encoder is None:
             raise ConfigError(
                 f"reward {self.name!r}: vlm.mode = caption needs vlm.text_encoder, the folder of the text "
-                f"model that compares "
-                "description and prompt (emoji:judge_train, or an encoder such as deberta-xlarge-mnli)"
+                "model that compares description and prompt (emoji:judge_train, or an encoder such as "
+                "deberta-xlarge-mnli)"
             )
         return TextSimilarity(self.name, self._vlm.text_encoder, layer=self._vlm.text_layer, device=device)

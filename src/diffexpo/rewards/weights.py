@@ -95,8 +95,7 @@ def _weights_file(name: str, card: type[RewardCard], path: str | None) -> Path:
     if len(files) != 1:
         raise MissingError(
             f"reward {name!r}: {folder} holds {len(files)} .safetensors files; expected exactly one, or name "
-            f"the file; "
-            f"{obtain(card)}"
+            f"the file; {obtain(card)}"
         )
     return files[0]
 
@@ -176,11 +175,10 @@ def check_keys(
     if missing:
         raise RewardError(
             f"reward {name!r}: {source} lacks {len(missing)} {kind} weights (first: {missing[0]}); it is "
-            f"another kind of model"
+            "another kind of model"
         )
     if unexpected:
         raise RewardError(
             f"reward {name!r}: {source} has {len(unexpected)} weights that {kind} has not (first: "
-            f"{unexpected[0]}); it is "
-            "another kind of model"
+            f"{unexpected[0]}); it is another kind of model"
         )
