@@ -172,7 +172,8 @@ def read_clip_model(name: str, folder: Path) -> CLIPModel:
         )
     except LOAD_ERRORS as error:
         raise RewardError(
-            f"reward {name!r}: {folder} cannot be loaded as a CLIPModel ({error}); expected the PickScore layout"
+            f"reward {name!r}: {folder} cannot be loaded as a CLIPModel ({error}); expected the PickScore "
+            "layout"
         ) from error
     wrong = [str(key) for key in (*report["missing_keys"], *report["mismatched_keys"])]
     check_keys(name, folder, wrong, (), "CLIPModel")

@@ -1,14 +1,13 @@
 """A step-aware judge: how well what a noisy latent x_t will become fits a prompt (SPO's preference model, on
 latents).
 
-    score = scale(level) cos( text(prompt), f(x_t / r, level) ),   r = sqrt(alpha_t^2 + sigma_t^2),   level =
-    2/pi atan2(sigma_t, alpha_t)
+    score = scale(level) cos( text(prompt), f(x_t / r, level) ),
+    r = sqrt(alpha_t^2 + sigma_t^2),   level = 2/pi atan2(sigma_t, alpha_t)
 
 The caption side is the text tower of a CLIP judge, as it is; f is a small network on latents. Divided by r, a
 state of a flow model is the state of a diffusion model at the same signal-to-noise ratio, so one network
-serves both paths. Source: SPO (arXiv
-2406.04314) section 4, whose preference model is a CLIP on the decoded x0 prediction, its norms conditioned on
-the step.
+serves both paths. Source: SPO (arXiv 2406.04314) section 4, whose preference model is a CLIP on the decoded
+x0 prediction, its norms conditioned on the step.
 """
 
 from __future__ import annotations
@@ -41,7 +40,7 @@ LOWEST_LOG_SCALE, HIGHEST_LOG_SCALE = 0.0, math.log(100.0)
 
 @dataclass(frozen=True)
 class StepJudgeShape:
-    """What a step judge's config.json holds beside its kind.
+    """What a step judge's config.json holds besides its kind.
 
     `text` names the CLIP judge of the caption side (a folder, relative to the judge's own if it lies there; a
     hub id; an `emoji:` alias); `text_sample` are the first numbers of its embedding of TEXT_SAMPLE, to know
@@ -49,7 +48,7 @@ class StepJudgeShape:
     patches of `patch` latent pixels, each a token of `width` numbers.
     """
 
-    latent_shape: tuple[int, int, int]
+    latent_shape: tuple[int, ...]
     paths: tuple[str, ...]
     text: str
     text_sample: tuple[float, ...]
@@ -81,8 +80,7 @@ class StepJudgeNetwork(nn.Module):
         nn.init.constant_(self.log_scale.bias, math.log(1 / 0.07))
 
     def forward(self, x: Tensor, level: Tensor) -> tuple[Tensor, Tensor]:
-        """Unit vectors (B, D) and scales (B,) of unit-variance states x (B,C,h,w) at levels (B,) in [0,
-        1]."""
+        """Unit vectors (B, D) and scales (B,) of unit-variance states x (B,C,h,w) at levels (B,)."""
         features = level_features(level)
         condition = gelu(self.level(features))
         tokens = self.stem(x).flatten(2).transpose(1, 2) + self.place
@@ -119,8 +117,7 @@ def level_features(level: Tensor) -> Tensor:
 
 
 def noise_level(alpha_t: Tensor, sigma_t: Tensor) -> Tensor:
-    """How noisy x_t = alpha_t x0 + sigma_t eps is, in [0, 1], whatever its scale: 2/pi atan2(sigma_t,
-    alpha_t).
+    """How noisy x_t = alpha_t x0 + sigma_t eps is: 2/pi atan2(sigma_t, alpha_t), whatever its scale.
 
     Args:
         alpha_t, sigma_t: (B,), >= 0, not both 0.
@@ -233,8 +230,7 @@ class LatentStepJudge:
             )
 
     def embed_prompts(self, prompts: Sequence[str]) -> Tensor:
-        """Unit vectors (B, D) of texts; each is encoded once and alone, so its bits do not depend on the
-        others."""
+        """Unit vectors (B, D) of texts; each is encoded once and alone, so no text changes another's bits."""
         with self._in_full_precision():
             for prompt in prompts:
                 if prompt not in self._texts:
@@ -287,8 +283,7 @@ def read_shape(folder: Path) -> StepJudgeShape:
 
 
 def text_sample(clip: ClipReward) -> tuple[float, ...]:
-    """The first 8 numbers of a text tower's unit vector of TEXT_SAMPLE, rounded: a small change of the tower
-    shows."""
+    """The first 8 numbers of a text tower's vector of TEXT_SAMPLE: a small change of the tower shows."""
     return tuple(round(value, 5) for value in clip.embed_prompts([TEXT_SAMPLE])[0, :8].tolist())
 
 

@@ -275,7 +275,7 @@ class VlmJudge:
         names = [entry.get("id") for entry in entries if isinstance(entry, dict)]
         wanted = self._vlm.model
         if wanted in names or (wanted is None and len(names) == 1):
-            return str(wanted or names[0])
+            return str(names[0] if wanted is None else wanted)
         raise MissingError(
             f"reward {self.name!r}: vlm.model = {wanted!r}; {self._endpoint.url} serves "
             f"{', '.join(map(str, names[:20])) or 'none'}"
