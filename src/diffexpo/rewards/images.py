@@ -1,4 +1,4 @@
-"""Images as scorers take them: at 8 bits, officially resized, cropped, padded and normalised (no torchvision)."""
+"""Images as scorers take them: at 8 bits, resized, cropped, padded and normalised as officially done."""
 
 from __future__ import annotations
 
