@@ -13,11 +13,7 @@ _OPEN_FILES = 256
 
 
 class Places:
-    """An index of sample ids over all shards, complete stages or not; it grows with the folder.
-
-    Args:
-        root: The store's folder.
-    """
+    """An index of sample ids over all shards of a folder, complete or not; it grows with the folder."""
 
     def __init__(self, root: Path) -> None:
         self._root = root
@@ -53,11 +49,7 @@ class Places:
         return self._places.get(sample_id)
 
     def require(self, sample_id: str) -> tuple[str, int]:
-        """(samples shard, row) of a sample.
-
-        Raises:
-            StoreError: there is no such sample.
-        """
+        """`find`, of a sample that must be there."""
         place = self.find(sample_id)
         if place is None:
             raise StoreError(f"there is no sample {sample_id!r} in {self._root}; `samples()` lists them")
