@@ -26,11 +26,8 @@ def _is_like(path: Path) -> bool:
         return False
     if all((path / f"{role}s").is_dir() for role in ROLES):
         return True
-    with os.scandir(path) as entries:
-        first = next((entry.path for entry in entries if entry.is_dir()), None)
-    return first is not None and any(
-        Path(name).stem.lower() in (*ROLES, "prompt") for name in os.listdir(first)
-    )
+    first = next((folder for folder in path.iterdir() if folder.is_dir()), None)
+    return first is not None and any(file.stem.lower() in (*ROLES, "prompt") for file in first.iterdir())
 
 
 def _files(path: Path) -> list[Path]:

@@ -31,12 +31,7 @@ OFFLINE: dict[str, Format] = {
 
 
 def detect_format(path: str | Path) -> str:
-    """Name of the format that a file or folder looks like.
-
-    Raises:
-        MissingError: there is no such file or folder.
-        ImportFormatError: a run's store, or nothing that any importer knows.
-    """
+    """Name of the format that a file or folder looks like; what looks like none is an ImportFormatError."""
     path = Path(path)
     if not os.path.lexists(path):
         raise MissingError(f"offline.source: {path} does not exist; expected a preference set")
@@ -56,12 +51,7 @@ def detect_format(path: str | Path) -> str:
 
 
 def find_format(name: str, path: str | Path) -> tuple[str, Format]:
-    """The named format, or with "auto" the one that the source looks like.
-
-    Raises:
-        ConfigError: there is no format of this name.
-        MissingError, ImportFormatError: from `detect_format`.
-    """
+    """The named format, or with "auto" the one that the source looks like; no such name is a ConfigError."""
     if name == AUTO:
         name = detect_format(path)
     if name not in OFFLINE:

@@ -53,23 +53,17 @@ def verify_picture(data: bytes) -> None:
 @contextmanager
 def whole_picture(data: bytes) -> Iterator[Image.Image]:
     """The image in RGB, within the limits of `verify_picture`; while a thread uses a large one, no other
-    decodes one.
-
-    Raises:
-        ImportFormatError: the reasons of `verify_picture`. What goes wrong in the block is no damage and
-            passes as it is.
-    """
+    decodes one. What goes wrong in the block is no damage and passes as it is."""
     with ExitStack() as turn:
         with _opened(data) as image:
             turn.enter_context(_one_if_large(image))
-            picture = on_white(image)
-        yield picture
+            decoded = on_white(image)
+        yield decoded
 
 
 class _Quiet:
-    """No warnings while a thread is inside. `warnings.catch_warnings` alone is not made for several threads:
-    one that leaves would bring back what another has turned off, or keep it off for good.
-    """
+    """No warnings while a thread is inside; with `warnings.catch_warnings` alone a thread that leaves would
+    bring back what another has turned off, or keep it off for good."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -144,12 +138,9 @@ def _check_scans(count: int) -> None:
 def verify_structure(data: bytes) -> None:
     """Refuse files that are cut or too large, without decoding JPEG and PNG; WebP is decoded.
 
-    A JPEG must have segments that follow each other, a frame that can be decoded, no marks within its
-    compressed pixels and an end mark; a PNG the checksum of every chunk, IHDR first and IEND last. What
-    stands behind the end is ignored, as decoders do.
-
-    Raises:
-        ImportFormatError: the reasons of `verify_picture`.
+    A JPEG must have consecutive segments, a frame that can be decoded, no marks within its compressed pixels
+    and an end mark; a PNG the checksum of every chunk, IHDR first and IEND last. What follows the end is
+    ignored, as decoders do. The reasons are those of `verify_picture`.
     """
     if data.startswith(_JPEG):
         _check_jpeg(data)
@@ -195,9 +186,8 @@ def _check_png(data: bytes) -> None:
     for _ in range(MAX_SEGMENTS):
         end = place + 12 + int.from_bytes(data[place : place + 4], "big")
         kind = data[place + 4 : place + 8]
-        if end > len(data) or zlib.crc32(view[place + 4 : end - 4]) != int.from_bytes(
-            view[end - 4 : end], "big"
-        ):
+        checksum = int.from_bytes(view[end - 4 : end], "big")
+        if end > len(data) or zlib.crc32(view[place + 4 : end - 4]) != checksum:
             break
         has_pixels = has_pixels or kind == b"IDAT" and end > place + 12
         if kind == b"IEND" and has_pixels:

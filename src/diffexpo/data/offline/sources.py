@@ -28,9 +28,7 @@ class PictureFolder:
     def read(self, name: object, *prefixes: str) -> bytes:
         """Bytes of `root/name`, or of `root/prefix/name` for the first prefix under which it lies.
 
-        Raises:
-            ImportFormatError: with a reason: no name, a URL, a path that leaves the folder, no such file, not
-                a regular file, larger than 64 MiB.
+        What cannot be read is an ImportFormatError with a reason that can be counted.
         """
         if not isinstance(name, str) or not name.strip():
             raise ImportFormatError("no picture is named")
@@ -58,11 +56,7 @@ class PictureFolder:
 
 
 def read_regular(path: Path, most: int = MAX_PICTURE_BYTES) -> bytes:
-    """The bytes of a regular file of at most `most` bytes; never waits, as a named pipe would make one.
-
-    Raises:
-        ImportFormatError: with a reason.
-    """
+    """The bytes of a regular file of at most `most` bytes; never waits, as a named pipe would make one."""
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
         with open(descriptor, "rb") as file:
@@ -77,12 +71,8 @@ def read_regular(path: Path, most: int = MAX_PICTURE_BYTES) -> bytes:
 
 
 def find_files(path: Path, suffixes: Sequence[str], expected: str) -> list[Path]:
-    """The regular files a source means, sorted by path: itself, or those below it with one of the suffixes.
-
-    Raises:
-        MissingError: there is no such file or folder, or the folder holds none.
-        ImportFormatError: one of them is a pipe, a device or a dead link.
-    """
+    """The regular files a source means, at least one: itself, or those below it with one of the suffixes,
+    sorted by path."""
     if not os.path.lexists(path):
         raise MissingError(f"offline.source: {path} does not exist; expected {expected}")
     found = sorted(_below(path, suffixes)) if path.is_dir() else [path]
@@ -90,19 +80,15 @@ def find_files(path: Path, suffixes: Sequence[str], expected: str) -> list[Path]
         raise MissingError(f"offline.source: {path} holds no {suffixes[0]} file; expected {expected}")
     for file in found:
         if not file.is_file():
+            what = "a pipe, a device or a dead link"
             raise ImportFormatError(
-                f"{file} is not a regular file (a pipe, a device or a dead link); remove it or name another "
-                "source"
+                f"{file} is not a regular file ({what}); remove it or name another source"
             )
     return found
 
 
 def index_file(path: Path, name: str = "train.json", suffix: str = ".json") -> Path:
-    """The file that lists the pairs: the source itself, or `name` in it, or its only file with the suffix.
-
-    Raises:
-        MissingError: there is none, or there are several and none has the name.
-    """
+    """The file that lists the pairs: the source itself, or `name` in it, or its only file with the suffix."""
     if not path.is_dir():
         return find_files(path, (suffix,), f"a {suffix} file that lists pairs")[0]
     if (path / name).is_file():
