@@ -177,11 +177,7 @@ class Draws(Generic[Ref]):
         return drawn
 
     def part(self, step: int, start: int, stop: int | None) -> list[Drawn[Ref]]:
-        """Rows [start, stop) of the batch of a step, to its end where `stop` is None.
-
-        Raises:
-            ValueError: there is no such step, or its batch has no such rows.
-        """
+        """Rows [start, stop) of the batch of a step, to its end where `stop` is None."""
         drawn = self.all(max(step, 0))
         stop = len(drawn) if stop is None else stop
         if not (step >= 0 and 0 <= start < stop <= len(drawn)):

@@ -25,8 +25,8 @@ class PromptEmbeddings:
     Args:
         policy: Its `encode_prompts` is frozen and deterministic.
         prompts: Texts to encode now; others are encoded when they are first asked for.
-        max_bytes: Memory the embeddings may take; the longest unused ones make room and are encoded again on
-            demand.
+        max_bytes: Memory the embeddings may take; the least recently used ones make room and are encoded
+            again on demand.
     """
 
     def __init__(self, policy: Policy, prompts: Iterable[str] = (), *, max_bytes: int = 2 * 2**30) -> None:

@@ -51,17 +51,11 @@ class PromptList:
 
 
 def read_prompt_list(source: str | Path, format: str = "auto") -> tuple[list[Prompt], PromptReport]:
-    """The distinct prompts of a published list, and a count of what was dropped.
+    """The distinct prompts of a published list, in its order, and a count of what was dropped.
 
     Args:
         source: The file or folder that the list is given out as.
         format: A key of `PROMPT_LISTS`; "auto" goes by the ending (.txt, .jsonl, .parquet).
-    Returns:
-        (prompts, report), in the list's order.
-    Raises:
-        ConfigError: there is no such format, or the ending does not tell it.
-        MissingError: there is no such file.
-        ImportFormatError: a line that cannot be read, with file and line.
     """
     path = Path(source)
     if format == "auto":
@@ -93,8 +87,6 @@ def split_prompts(
         seed: Name of the choice.
     Returns:
         Part -> prompts, each in the list's order. A prompt stays in its part when others come or go.
-    Raises:
-        ConfigError: a share is not positive, or they sum to more than 1.
     """
     if not shares or any(share <= 0 for share in shares.values()) or sum(shares.values()) > 1 + 1e-9:
         raise ConfigError(
@@ -112,11 +104,7 @@ def split_prompts(
 
 
 def choose_categories(prompts: Sequence[Prompt], categories: Sequence[str]) -> list[Prompt]:
-    """The prompts of some categories, in order.
-
-    Raises:
-        ConfigError: a category that no prompt has; the message lists those that there are.
-    """
+    """The prompts of some categories, in order; a category that no prompt has is a ConfigError."""
     known = sorted({prompt.category for prompt in prompts})
     for name in categories:
         if name not in known:
@@ -125,12 +113,7 @@ def choose_categories(prompts: Sequence[Prompt], categories: Sequence[str]) -> l
 
 
 def write_prompts(prompts: Sequence[Prompt], target: str | Path) -> None:
-    """Write a prompt file that `load_prompts` reads back: .jsonl or .parquet whole, .txt the texts alone.
-
-    Raises:
-        ConfigError: another ending.
-        StoreError: the disk is full or read-only.
-    """
+    """Write a prompt file that `load_prompts` reads back: .jsonl or .parquet whole, .txt the texts alone."""
     path = Path(target)
     suffix = path.suffix.lower()
     if suffix not in READERS:
@@ -209,23 +192,19 @@ def _files(path: Path, pattern: str) -> list[Path]:
 
 def _pickapic(path: Path) -> Located:
     """A JSON list of texts or of objects with a `prompt` or `caption`; a text file; Parquet, or a folder of
-    it: captions alone."""
+    it, of which only the captions are read."""
     if path.is_dir() or path.suffix.lower() == ".parquet":
         for file in _files(path, "*.parquet"):
-            yield from _captions(file)
+            names = [name for name in ("prompt", "caption") if name in parquet_schema(file).names]
+            if not names:
+                raise ImportFormatError(f"{file}: column 'caption' is missing; expected Pick-a-Pic's columns")
+            yield from read_parquet(file, names[:1])
     elif path.suffix.lower() == ".json":
         for where, element in _json_list(path):
             text = element.get("prompt", element.get("caption")) if isinstance(element, dict) else element
             yield _prompt(where, text)
     else:
         yield from read_txt(path)
-
-
-def _captions(file: Path) -> Located:
-    names = [name for name in ("prompt", "caption") if name in parquet_schema(file).names]
-    if not names:
-        raise ImportFormatError(f"{file}: column 'caption' is missing; expected Pick-a-Pic's columns")
-    return read_parquet(file, names[:1])
 
 
 def _hpdv2(path: Path) -> Located:

@@ -72,7 +72,6 @@ class ScoredSource:
     """All images with a score: those of D_off's pairs and those collected so far, by weight.
 
     Args:
-        store: Where rows lie.
         hybrid: Weights by source and age, as for pairs.
         mix: Scores by reward (G, n) to one score (G, n), NaN where an image has none.
         advantages: (rewards (N,), N group numbers) to advantages (N,).
@@ -102,13 +101,9 @@ class ScoredSource:
         group the images of its prompt and size in D_off. A collected image is desirable if its advantage is
         positive; its group is its request. Images without a finite score are left out and counted.
 
-        Args:
-            iteration: t >= 1. Later collections are not read, whatever the store holds.
-        Returns:
-            Images of positive weight, by collection and group. While nothing is collected yet, D_off weighs
-            1.
-        Raises:
-            DataError: no image is left.
+        Later collections are not read, whatever the store holds. The result has images of positive weight, by
+        collection and group. While nothing is collected yet, D_off weighs 1. A DataError is raised when no
+        image is left.
         """
         collected = [k for stage, k in self.store.completed() if stage == "collect" and 1 <= k < iteration]
         refs, dropped = self._offline(), 0
@@ -209,8 +204,8 @@ class ScoredSource:
 
 def is_kept(ref: ScoredRef, keep: Keep) -> bool:
     """Whether an image is learned from."""
-    choices = {"all": True, "decided": ref.advantage != 0, "desirable": ref.desirable, "best": ref.is_best}
-    return choices[keep]
+    kept = {"all": True, "decided": ref.advantage != 0, "desirable": ref.desirable, "best": ref.is_best}
+    return kept[keep]
 
 
 @dataclass(eq=False)
@@ -218,9 +213,7 @@ class ScoredLoader:
     """Batches of images by step number, without state: any step, any order, any process.
 
     Args:
-        store: Where latents lie.
         index: Images and weights, from `ScoredSource.index`.
-        embeddings: Text side.
         batch_size: B images a step, over all processes. With whole groups about that many: B / mean size of a
             group groups.
         run_seed, iteration: Names of the random numbers.

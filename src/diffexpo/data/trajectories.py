@@ -1,9 +1,9 @@
 """The sampled trajectories of the iteration that is being trained, and the batches of transitions made of
 them.
 
-One safetensors file a unit of work lies beside the store until its iteration is trained: what a transition's
-log-prob is computed from must be what the sampler had, bit for bit. Images, rewards and final latents are in
-the store, and stay.
+One safetensors file for each unit of work is kept next to the store until its iteration is trained: what a
+transition's log-prob is computed from must be what the sampler had, bit for bit. Images, rewards and final
+latents are in the store, and stay.
 
     latents (T+1,B,C,h,w), log_probs (T,B)         of every unit
     means (T,B,C,h,w)                              where means are compared
@@ -36,11 +36,7 @@ _OPEN_FILES = 64
 
 
 class Trajectories:
-    """A folder with one file a unit of an iteration.
-
-    Args:
-        folder: Made at the first write.
-    """
+    """A folder, made at the first write, with one file for each unit of an iteration."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = Path(folder)
@@ -53,11 +49,7 @@ class Trajectories:
         write_bytes(self._path(unit), safetensors.torch.save(data))
 
     def part(self, unit: int, name: str, *place: slice) -> Tensor:
-        """A slice of a unit's tensor, from the memory-mapped file.
-
-        Raises:
-            ResumeError: the file is gone or damaged.
-        """
+        """A slice of a unit's tensor; a file that is gone or damaged is a ResumeError."""
         return self._unit(unit)[name][place]
 
     def remove(self) -> None:
@@ -122,9 +114,7 @@ class _Loader(Generic[Ref]):
     """Batches by step number, without state: passes over all rows in keyed orders.
 
     Args:
-        trajectories: Where they lie.
         refs: Transitions or pairs of them, in an order that no process changes.
-        embeddings: Text side.
         sampler: What drew them.
         batch_size: Rows a step, over all processes; whole units are taken while they fit.
         run_seed, iteration: Names of the random numbers.
