@@ -2,7 +2,7 @@
 
     write under a temporary name -> fsync -> rename -> fsync of the folder
 
-A rename is atomic, and the two fsyncs keep its order on the disk; what a killed process leaves behind is
+A rename is atomic, and the two fsyncs keep its order on the disk; what a killed process leaves is
 named `.tmp`.
 """
 

@@ -5,7 +5,7 @@ An epoch is a draw without replacement in which a row's probability is proportio
     M = floor(sum w / max w),   P(i in epoch) = M w_i / sum w        (systematic sampling over a random order)
 
 With equal weights that is a plain shuffled epoch of all rows. Each epoch's order comes from one generator
-named by (run seed, iteration, epoch), so a batch needs no history: position p = step * B + row lies in epoch
+named by (run seed, iteration, epoch), so a batch needs no history: position p = step * B + row is in epoch
 p // M at place p % M. Within a batch images of one size are consecutive, whatever order they were drawn in.
 """
 
@@ -110,7 +110,7 @@ class Epochs:
         order = generator.permutation(len(self._weights))
         if self.length == len(order):
             return order
-        # lay the shares M w / sum w (each <= 1) on a line in random order and pick what stands at u, u + 1,
+        # lay the shares M w / sum w (each <= 1) on a line in random order and pick what is at u, u + 1,
         # ..., u + M - 1
         ends = np.cumsum(self._weights[order])
         ends *= self.length / ends[-1]

@@ -98,7 +98,7 @@ def stacked(parts: Sequence[np.ndarray] | Sequence[Tensor]) -> Tensor:
     return mixed
 
 
-def encode_pictures(policy: Policy, images: Sequence[np.ndarray], batch_size: int) -> list[np.ndarray]:
+def encode_images(policy: Policy, images: Sequence[np.ndarray], batch_size: int) -> list[np.ndarray]:
     """uint8 images (H,W,3), of several sizes or one, to float32 latents (C,h,w) each; those of a size are
     encoded together in batches."""
     found: dict[int, np.ndarray] = {}

@@ -47,7 +47,7 @@ def read_manifest(path: Path) -> tuple[dict[str, Any], dict[str, dict[str, objec
     except (ValueError, KeyError, TypeError) as error:
         raise StoreError(
             f"{path} is damaged ({error!r}); restore it, or delete it and resume: finished units are kept, "
-            "it is written anew"
+            "it is written again"
         ) from error
 
 

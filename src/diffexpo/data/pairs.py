@@ -49,8 +49,8 @@ class PairSource:
             weight = offline_weight for D_off,   decay ** (newest - k) for D_k
 
         Later collections are not read, whatever the store holds. The result has pairs of positive weight, in
-        the store's order. While nothing is collected yet, D_off weighs 1 whatever `offline_weight` says: there
-        is nothing else to learn from. A DataError is raised when no pair is left.
+        the store's order. While nothing is collected yet, D_off weighs 1 whatever `offline_weight` says, as
+        there is nothing else to learn from. A DataError is raised when no pair is left.
         """
         refs = [ref for ref in self._store.pairs(view=PairRef) if ref.iteration < iteration]
         weights = hybrid_weights(self._hybrid, refs, _newest(refs))

@@ -1,4 +1,4 @@
-"""Where each sample of a store lies: the shard and row of its id, and the open file of its latents."""
+"""Where each sample of a store is: the shard and row of its id, and the open file of its latents."""
 
 from __future__ import annotations
 

@@ -22,7 +22,7 @@ Row = TypeVar("Row")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sample:
-    """One image; its latents lie in `latent_file`. docs/data.md says what each column means.
+    """One image; its latents are in `latent_file`. docs/data.md says what each column means.
 
     `iteration`, `unit` and `latent_file` may be left out of a row that is to be stored: the store sets them.
     What is None by default is not known of every image: an imported one was not drawn by an agent's batch.

@@ -76,7 +76,7 @@ class Trajectories:
 
 
 class Place(NamedTuple):
-    """Where a trajectory lies: its unit, and its row there."""
+    """Where a trajectory is stored: its unit, and its row there."""
 
     unit: int
     row: int

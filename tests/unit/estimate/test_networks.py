@@ -171,7 +171,7 @@ def test_autocast_keeps_a_copy_of_each_weight_of_a_matrix_product() -> None:
     assert 0.9 * 2 * sum(weights) < copies < 2 * sum(weights)
 
 
-def test_tiles_need_less_memory_than_whole_pictures() -> None:
+def test_tiles_need_less_memory_than_whole_images() -> None:
     whole = read_blueprint("sd15", ModelConfig(resolution=1024), architecture="sd15")
     tiled = read_blueprint("sd15", ModelConfig(resolution=1024), architecture="sd15")
     assert measure_decoder(tiled, is_tiled=True).peak < 0.5 * measure_decoder(whole).peak

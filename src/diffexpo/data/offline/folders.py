@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from diffexpo.data.offline.reading import Damage, column_names, read_rows
-from diffexpo.data.offline.sources import MAX_PICTURE_BYTES, PICTURE_SUFFIXES, printable, read_regular
+from diffexpo.data.offline.sources import IMAGE_SUFFIXES, MAX_IMAGE_BYTES, printable, read_regular
 from diffexpo.data.offline.votes import Format, Vote, skip_votes
 from diffexpo.errors import ImportFormatError, MissingError
 
@@ -38,8 +38,8 @@ def _files(path: Path) -> list[Path]:
         return sorted(file for file in files if file.is_file() and not file.is_symlink())
     if not (path / "losers").is_dir():
         raise ImportFormatError(f"{path} has winners/ but no losers/; expected both, with the same names")
-    pictures = [file for role in ROLES for file in (path / f"{role}s").iterdir() if file.is_file()]
-    return [_prompts_file(path), *sorted(pictures)]
+    images = [file for role in ROLES for file in (path / f"{role}s").iterdir() if file.is_file()]
+    return [_prompts_file(path), *sorted(images)]
 
 
 def _votes(path: Path, start: int) -> Iterator[Vote]:
@@ -52,7 +52,7 @@ def _vote(name: str, prompt: object, images: dict[str, list[Path]]) -> Vote:
     for role, found in images.items():
         if len(found) != 1:
             return Vote(name, f"two {role} pictures" if found else f"no {role} picture")
-    return Vote(name, "0", prompt, lambda side: _read(images[ROLES[side]][0], MAX_PICTURE_BYTES))
+    return Vote(name, "0", prompt, lambda side: _read(images[ROLES[side]][0], MAX_IMAGE_BYTES))
 
 
 def _read(file: Path, most: int) -> bytes:
@@ -64,7 +64,7 @@ def _read(file: Path, most: int) -> bytes:
 def _by_stem(files: Iterable[Path], *, lower: bool = False) -> dict[str, list[Path]]:
     found: dict[str, list[Path]] = {}
     for file in files:
-        if file.suffix.lower() in PICTURE_SUFFIXES:
+        if file.suffix.lower() in IMAGE_SUFFIXES:
             found.setdefault(file.stem.lower() if lower else file.stem, []).append(file)
     return found
 

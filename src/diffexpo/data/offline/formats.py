@@ -37,7 +37,7 @@ def detect_format(path: str | Path) -> str:
         raise MissingError(f"offline.source: {path} does not exist; expected a preference set")
     if path.is_dir() and (path / "manifests").is_dir():
         raise ImportFormatError(
-            f"{path} is the store of a run, which holds latents, not pictures; export its pairs first with "
+            f"{path} is the store of a run, which holds latents, not images; export its pairs first with "
             "`diffexpo data export`"
         )
     for name, form in OFFLINE.items():

@@ -13,10 +13,10 @@ from pathlib import Path
 import numpy as np
 
 from diffexpo.data.images import fit_image, nearest_size, size_name
-from diffexpo.data.latents import encode_pictures, image_sizes
+from diffexpo.data.latents import encode_images, image_sizes
 from diffexpo.data.offline.ahead import map_ahead
 from diffexpo.data.offline.formats import AUTO, find_format
-from diffexpo.data.offline.pictures import whole_picture
+from diffexpo.data.offline.image_files import whole_image
 from diffexpo.data.offline.sources import fingerprint
 from diffexpo.data.offline.votes import ImportReport, OfflinePair, read_votes
 from diffexpo.data.offline.writing import QUARANTINE, log_line
@@ -172,7 +172,7 @@ def _append_samples(
         rows.append(row)
         if name:
             counts[name] += 1
-    latents = encode_pictures(work.policy, pixels, work.batch_size)
+    latents = encode_images(work.policy, pixels, work.batch_size)
     by_id = {sample.sample_id: array for sample, array in zip(samples, latents, strict=True)}
     work.store.append_collection(ITERATION, 0, samples, by_id, unit=unit, stage=STAGE)
     return rows, dropped, dict(counts)
@@ -188,10 +188,10 @@ def _fitted_pair(pair: OfflinePair, sizes: Sequence[tuple[int, int]]) -> tuple[O
     A loser of another shape loses its borders: what is compared has one shape.
     """
     try:
-        with whole_picture(pair.winner_jpg) as image:
+        with whole_image(pair.winner_jpg) as image:
             size = nearest_size(image, sizes)
             winner = fit_image(image, *size)
-        with whole_picture(pair.loser_jpg) as image:
+        with whole_image(pair.loser_jpg) as image:
             loser = fit_image(image, *size)
     except ImportFormatError as error:
         return pair, str(error)

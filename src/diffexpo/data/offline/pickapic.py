@@ -42,7 +42,7 @@ def _layout(file: Path) -> Layout:
         if name not in schema.names:
             hint = nearest(name, schema.names)
             if name.startswith("jpg") and "image_0_url" in schema.names:
-                hint += "; this looks like a variant without pictures, get the one with them"
+                hint += "; this looks like a variant without images, get the one with them"
             raise ImportFormatError(
                 f"{file}: column {name!r} is missing; {hint}. Expected the columns {', '.join(REQUIRED)}."
             )

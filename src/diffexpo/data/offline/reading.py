@@ -225,7 +225,7 @@ def _row(batch: pa.RecordBatch, position: int) -> Record | Damage:
 
 
 def _column_size(column: pq.ColumnChunkMetaData) -> tuple[int, int, int]:
-    """(unpacked, packed, unpacked size of the dictionary): one dictionary entry can stand in every row."""
+    """(unpacked, packed, unpacked size of the dictionary): one dictionary entry can be in every row."""
     whole, packed = max(0, column.total_uncompressed_size), max(1, column.total_compressed_size)
     start = column.dictionary_page_offset if column.has_dictionary_page else None
     dictionary = max(0, column.data_page_offset - start) * whole // packed if start is not None else 0

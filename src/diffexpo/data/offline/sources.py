@@ -13,20 +13,20 @@ from pathlib import Path, PurePosixPath
 
 from diffexpo.errors import ImportFormatError, MissingError
 
-MAX_PICTURE_BYTES = 64 * 1024 * 1024
-PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
+MAX_IMAGE_BYTES = 64 * 1024 * 1024
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 _FOOTER = 2**16
 _HASHED_WHOLE = 2**26
 
 
-class PictureFolder:
+class ImageFolder:
     """Reads images that rows name by path; nothing outside the folder is ever opened."""
 
     def __init__(self, root: Path) -> None:
         self.root = root.resolve()
 
     def read(self, name: object, *prefixes: str) -> bytes:
-        """Bytes of `root/name`, or of `root/prefix/name` for the first prefix under which it lies.
+        """Bytes of `root/name`, or of `root/prefix/name` for the first prefix under which it is found.
 
         What cannot be read is an ImportFormatError with a reason that can be counted.
         """
@@ -55,7 +55,7 @@ class PictureFolder:
         return read_regular(real)
 
 
-def read_regular(path: Path, most: int = MAX_PICTURE_BYTES) -> bytes:
+def read_regular(path: Path, most: int = MAX_IMAGE_BYTES) -> bytes:
     """The bytes of a regular file of at most `most` bytes; never waits, as a named pipe would make one."""
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
@@ -135,7 +135,7 @@ def fingerprint(files: Iterable[Path], root: Path) -> dict[str, str]:
 
 
 def _file_mark(file: Path) -> str:
-    if file.suffix.lower() in PICTURE_SUFFIXES:
+    if file.suffix.lower() in IMAGE_SUFFIXES:
         return str(file.stat().st_size)
     with open(file, "rb") as stream:
         length = stream.seek(0, 2)

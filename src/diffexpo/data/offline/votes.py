@@ -18,9 +18,9 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from diffexpo.data.offline.ahead import map_ahead
-from diffexpo.data.offline.pictures import verify_picture, verify_structure
+from diffexpo.data.offline.image_files import verify_image, verify_structure
 from diffexpo.data.offline.reading import Damage, Record, column_names, parquet_length, read_rows
-from diffexpo.data.offline.sources import MAX_PICTURE_BYTES, printable, row_name
+from diffexpo.data.offline.sources import MAX_IMAGE_BYTES, printable, row_name
 from diffexpo.data.rows import is_utf8
 from diffexpo.errors import ImportFormatError, MissingError
 from diffexpo.rng import keyed_seed
@@ -287,7 +287,7 @@ def _pair_of(vote: Vote, selected: frozenset[str] | None) -> _Found:
 
 
 _VERIFIERS: dict[str, Callable[[bytes], None]] = {
-    "decode": verify_picture,
+    "decode": verify_image,
     "structure": verify_structure,
     "none": lambda data: None,
 }
@@ -353,7 +353,7 @@ def _bytes(value: object) -> bytes:
     data = value["bytes"] if isinstance(value, dict) else value
     if not isinstance(data, bytes) or not data:
         raise ImportFormatError("no bytes")
-    if len(data) > MAX_PICTURE_BYTES:
+    if len(data) > MAX_IMAGE_BYTES:
         raise ImportFormatError("picture file larger than 64 MiB")
     return data
 

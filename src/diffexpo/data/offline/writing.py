@@ -39,7 +39,7 @@ FORMAT = 1
 _GROUP_BYTES = 8 * 1024 * 1024
 _GROUP_PAIRS = 256
 _STATE = b"diffexpo_import"
-_PICTURES = ("jpg_0", "jpg_1")
+_IMAGES = ("jpg_0", "jpg_1")
 _OURS = ("pair_id", "reward_margin", "source", "confidence", "schema_version")
 SCHEMA = pa.schema([*list(EXPORT_SCHEMA)[:19], *(EXPORT_SCHEMA.field(name) for name in _OURS)])
 """The 19 columns of Pick-a-Pic v2 in its order, then ours."""
@@ -226,8 +226,8 @@ class Shard:
                     self._file,
                     SCHEMA,
                     # images are compressed already, and each differs from the others
-                    compression={name: "none" if name in _PICTURES else "zstd" for name in SCHEMA.names},
-                    use_dictionary=[name for name in SCHEMA.names if name not in _PICTURES],
+                    compression={name: "none" if name in _IMAGES else "zstd" for name in SCHEMA.names},
+                    use_dictionary=[name for name in SCHEMA.names if name not in _IMAGES],
                     write_statistics=False,
                     write_page_checksum=True,
                 )

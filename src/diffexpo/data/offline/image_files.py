@@ -37,7 +37,7 @@ _NO_IMAGE, _DAMAGED = "not an image", "truncated or damaged"
 # ---- by decoding -------------------------------------------------------------------------------------------
 
 
-def verify_picture(data: bytes) -> None:
+def verify_image(data: bytes) -> None:
     """Refuse bytes that are no whole image. Every byte is decoded, a JPEG at an eighth of its size.
 
     Raises:
@@ -51,8 +51,8 @@ def verify_picture(data: bytes) -> None:
 
 
 @contextmanager
-def whole_picture(data: bytes) -> Iterator[Image.Image]:
-    """The image in RGB, within the limits of `verify_picture`; while a thread uses a large one, no other
+def whole_image(data: bytes) -> Iterator[Image.Image]:
+    """The image in RGB, within the limits of `verify_image`; while a thread uses a large one, no other
     decodes one. What goes wrong in the block is no damage and passes as it is."""
     with ExitStack() as turn:
         with _opened(data) as image:
@@ -140,14 +140,14 @@ def verify_structure(data: bytes) -> None:
 
     A JPEG must have consecutive segments, a frame that can be decoded, no marks within its compressed pixels
     and an end mark; a PNG the checksum of every chunk, IHDR first and IEND last. What follows the end is
-    ignored, as decoders do. The reasons are those of `verify_picture`.
+    ignored, as decoders do. The reasons are those of `verify_image`.
     """
     if data.startswith(_JPEG):
         _check_jpeg(data)
     elif data.startswith(_PNG):
         _check_png(data)
     else:
-        verify_picture(data)
+        verify_image(data)
 
 
 def _check_jpeg(data: bytes) -> None:
