@@ -113,7 +113,7 @@ def verify_rewards(
         MissingError: weights that are not there.
     """
     configs = _configs(what, path, base, scale, precision)
-    shown, images = verify_images()
+    shown, images = verify_pictures()
     if pictures is not None:
         _write_pictures(pictures, shown, images)
     scorers = load_rewards(configs, resolve, _device(device))
@@ -158,7 +158,7 @@ def check_scorer(
     return report
 
 
-def verify_images() -> tuple[list[Picture], Tensor]:
+def verify_pictures() -> tuple[list[Picture], Tensor]:
     """The pictures that are scored, (16,3,64,64) in [0,1], and their prompts."""
     rows = load_rows()
     chosen = [

@@ -12,13 +12,19 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from diffexpo.assembly.verifying import KNOWN, REFERENCES, require_passed, verify_images, verify_rewards
+from diffexpo.assembly.verifying import REFERENCES, require_passed, verify_pictures, verify_rewards
 from diffexpo.cli.main import main
 from diffexpo.config.rewards import REWARDS
 from diffexpo.errors import ConfigError, DataError, MissingError, RewardError
 from tests.tiny import tiny_judge
 
 EXAMPLE = Path(__file__).parents[3] / "examples" / "official_scores.py"
+KNOWN = {
+    ("jpeg_compressibility", None): "jpeg_compressibility.json",
+    ("jpeg_incompressibility", None): "jpeg_incompressibility.json",
+    ("clip", "emoji:judge_train"): "judge_train.json",
+    ("clip", "emoji:judge_heldout"): "judge_heldout.json",
+}
 SCORER_FILE = """
 import torch
 def bright(images, prompts):
@@ -74,7 +80,7 @@ def test_every_reference_belongs_to_a_scorer() -> None:
 
 
 def test_pictures_differ_and_are_what_is_written(tmp_path: Path) -> None:
-    shown, images = verify_images()
+    shown, images = verify_pictures()
     assert len({picture.sha256 for picture in shown}) == len({picture.prompt for picture in shown}) == 16
     verify("jpeg_incompressibility", pictures=tmp_path)
     saved = np.asarray(Image.open(tmp_path / f"{shown[3].name}.png"))
@@ -151,7 +157,7 @@ def test_packages_are_called_as_they_say(tmp_path: Path, monkeypatch: pytest.Mon
     reward = SimpleNamespace(score=lambda prompt, file: -float(len(prompt)))
     monkeypatch.setitem(sys.modules, "hpsv2", SimpleNamespace(score=hps_score))
     monkeypatch.setitem(sys.modules, "ImageReward", SimpleNamespace(load=lambda name: reward))
-    shown, _ = verify_images()
+    shown, _ = verify_pictures()
     verify("jpeg_compressibility", pictures=tmp_path)
     for kind, sign in (("hpsv2.1", 1), ("imagereward", -1)):
         official_scores(monkeypatch, kind, tmp_path, tmp_path / "official.json")

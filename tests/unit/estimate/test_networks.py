@@ -171,7 +171,7 @@ def test_autocast_keeps_a_copy_of_each_weight_of_a_matrix_product() -> None:
     assert 0.9 * 2 * sum(weights) < copies < 2 * sum(weights)
 
 
-def test_tiles_need_less_memory_than_whole_images() -> None:
+def test_tiles_need_less_memory_than_whole_pictures() -> None:
     whole = read_blueprint("sd15", ModelConfig(resolution=1024), architecture="sd15")
     tiled = read_blueprint("sd15", ModelConfig(resolution=1024), architecture="sd15")
     assert measure_decoder(tiled, is_tiled=True).peak < 0.5 * measure_decoder(whole).peak
@@ -189,7 +189,7 @@ def test_operations_are_those_that_others_counted(name: str, resolution: int, te
 
 def test_resolution_decides_the_latents() -> None:
     assert emoji("diffusion").latent_shape == (8, 8, 8)
-    assert emoji("diffusion").picture_size == (64, 64)
+    assert emoji("diffusion").image_size == (64, 64)
     assert emoji("diffusion", resolution=(64, 128)).latent_shape == (8, 8, 16)
     with pytest.raises(ConfigError, match="multiples of 8"):
         emoji("diffusion", resolution=63)
