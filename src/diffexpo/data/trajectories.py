@@ -187,8 +187,8 @@ class PairTensors(NamedTuple):
     winner_x_next: Tensor
     loser_x_t: Tensor
     loser_x_next: Tensor
-    winner_log_prob: Tensor
-    loser_log_prob: Tensor
+    winner_old_log_prob: Tensor
+    loser_old_log_prob: Tensor
 
 
 @dataclass(frozen=True, slots=True)
@@ -275,19 +275,15 @@ class TransitionPairLoader(_Loader[TransitionPairRef]):
         rows = [(row, self.read(self.trajectories, row.ref)) for row in self._draws.all(step)]
         drawn, parts = zip(*sorted(rows, key=lambda entry: tuple(entry[1].winner_x_t.shape)), strict=True)
         refs = [row.ref for row in drawn]
-        tensors = PairTensors(*(_stacked(column) for column in zip(*parts, strict=True)))
+        columns = zip(PairTensors._fields, zip(*parts, strict=True), strict=True)
+        tensors: dict[str, Any] = {name: _stacked(column) for name, column in columns}
         return TrajectoryPairBatch(
-            winner_x_t=tensors.winner_x_t,
-            winner_x_next=tensors.winner_x_next,
-            loser_x_t=tensors.loser_x_t,
-            loser_x_next=tensors.loser_x_next,
-            winner_old_log_prob=tensors.winner_log_prob,
-            loser_old_log_prob=tensors.loser_log_prob,
             winner_reward=torch.tensor([ref.winner_reward for ref in refs], dtype=torch.float32),
             loser_reward=torch.tensor([ref.loser_reward for ref in refs], dtype=torch.float32),
             keys=tuple(f"{row.ref.pair_id}/{row.ref.index}@{row.epoch}" for row in drawn),
             groups=torch.tensor([row.number for row in drawn], dtype=torch.int64),
             is_grouped=self.whole_pairs,
+            **tensors,
             **self._shared(refs),
         )
 

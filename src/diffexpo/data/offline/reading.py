@@ -14,7 +14,8 @@ import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import islice
+from functools import partial
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -143,7 +144,11 @@ def _group_rows(
     number = first
     try:
         # columns of images a few rows at a time, so that the others need not be, which would take most time
-        parts = [_part_rows(parquet, group, *part) for part in _parts(metadata, columns)]
+        read = partial(parquet.iter_batches, row_groups=[group], use_threads=False)
+        parts = [
+            chain.from_iterable(map(_rows, read(batch_size=most, columns=names)))
+            for names, most in _parts(metadata, columns)
+        ]
         for pieces in zip(*parts, strict=True):
             if start <= number < end:
                 yield number, _joined(pieces)
@@ -171,13 +176,6 @@ def _parts(metadata: pq.RowGroupMetaData, columns: list[str]) -> list[tuple[list
     parts = [(names, sum(worst[name] for name in names)) for names in (narrow, wide) if names] or [([], 1)]
     # two rows at least, which cost half as much as one at a time
     return [(names, max(_MIN_ROWS, min(_BATCH_ROWS, _BATCH_BYTES // most))) for names, most in parts]
-
-
-def _part_rows(
-    parquet: pq.ParquetFile, group: int, columns: list[str], batch_rows: int
-) -> Iterator[Record | Damage]:
-    for batch in parquet.iter_batches(batch_rows, row_groups=[group], columns=columns, use_threads=False):
-        yield from _rows(batch)
 
 
 def _joined(pieces: tuple[Record | Damage, ...]) -> Record | Damage:
