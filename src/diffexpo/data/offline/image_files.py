@@ -28,7 +28,7 @@ _SEGMENT = re.compile(rb"\xff+([^\x00\xff])(..)?", re.DOTALL)
 # Within compressed pixels 0xFF is followed by zero or a restart mark; any other mark ends them.
 _NEXT_MARK = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]")
 _SCAN, _END = 0xDA, 0xD9
-_BEHIND_SCAN = frozenset((_SCAN, _END, 0xC4, 0xCC, 0xDB, 0xDC, 0xDD, *range(0xE0, 0xF0), 0xFE))
+_AFTER_SCAN = frozenset((_SCAN, _END, 0xC4, 0xCC, 0xDB, 0xDC, 0xDD, *range(0xE0, 0xF0), 0xFE))
 # Frames that can be decoded, and whether they are decoded a few lines at a time.
 _FRAMES = {0xC0: True, 0xC1: True, 0xC2: False, 0xC9: True, 0xCA: False}
 _NO_IMAGE, _DAMAGED = "not an image", "truncated or damaged"
@@ -55,10 +55,14 @@ def whole_image(data: bytes) -> Iterator[Image.Image]:
     """The image in RGB, within the limits of `verify_image`; while a thread uses a large one, no other
     decodes one. What goes wrong in the block is no damage and passes as it is."""
     with ExitStack() as turn:
-        with _opened(data) as image:
-            turn.enter_context(_one_if_large(image))
-            decoded = on_white(image)
-        yield decoded
+        yield _decoded(data, turn)
+
+
+def _decoded(data: bytes, turn: ExitStack) -> Image.Image:
+    # a function of its own, so that only the result is kept in memory while it is used
+    with _opened(data) as image:
+        turn.enter_context(_one_if_large(image))
+        return on_white(image)
 
 
 class _Quiet:
@@ -157,7 +161,7 @@ def _check_jpeg(data: bytes) -> None:
         kind = segment[1][0] if segment else 0
         if num_scans and kind == _END:
             return
-        if segment is None or segment[2] is None or (num_scans and kind not in _BEHIND_SCAN):
+        if segment is None or segment[2] is None or (num_scans and kind not in _AFTER_SCAN):
             break
         body = segment.end()
         place = body - 2 + int.from_bytes(segment[2], "big")
