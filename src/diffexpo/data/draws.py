@@ -133,8 +133,8 @@ class Draws(Generic[Ref]):
         refs: Rows, in an order that no process changes.
         weights: Sampling weights (N,), all positive; all 1 by default.
         name: Key of the generators.
-        num_rows: Rows a step, over all processes. Of units of several rows about that many are drawn:
-            num_rows / mean size of a unit units, at least one.
+        num_rows: Rows per step, over all processes. Of units of several rows as many are drawn as have about
+            that many rows, at least one.
         units: Positions of the rows that are drawn together; each alone by default.
         sizes: Image sizes by sample id, where there are several; rows of one size are then consecutive.
         sample_id: The image that gives a row its size.

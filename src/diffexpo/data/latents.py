@@ -1,4 +1,4 @@
-"""The torch side of the data: text embeddings kept once a prompt, and images to latents and back."""
+"""The torch side of the data: text embeddings kept once per prompt, and images to latents and back."""
 
 from __future__ import annotations
 

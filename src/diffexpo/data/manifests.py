@@ -64,7 +64,7 @@ def write_manifest(
     payload: Mapping[str, object],
     files: Mapping[str, Mapping[str, object]],
 ) -> None:
-    """Write it whole. An older manifest may grow; one that would lose a file is a StoreError."""
+    """Write a manifest whole. An older one may grow; one that would lose a file is a StoreError."""
     if path.exists():
         for name, entry in read_manifest(path)[1].items():
             if files.get(name) != entry:

@@ -78,9 +78,9 @@ class PairLoader:
 
     Args:
         index: Pairs and weights, from `PairSource.index`.
-        batch_size: B pairs a step, over all processes.
+        batch_size: Pairs per step, over all processes.
         run_seed, iteration: Names of the random numbers.
-        contrast_per_batch: E contrast pairs a step, drawn from the newest collection's pairs that have one;
+        contrast_per_batch: Contrast pairs per step, drawn from the newest collection's pairs that have one;
             0 is none. With no such pairs (the first iteration) batches carry none.
         sizes: Image sizes by sample id, where there are several (`Store.sizes`).
     """

@@ -209,8 +209,8 @@ class ScoredLoader:
 
     Args:
         index: Images and weights, from `ScoredSource.index`.
-        batch_size: B images a step, over all processes. With whole groups about that many: B / mean size of a
-            group groups.
+        batch_size: Images per step, over all processes; with whole groups as many groups as have about that
+            many images.
         run_seed, iteration: Names of the random numbers.
         whole_groups: Draw groups instead of images: a batch then holds all images of each of its groups.
         sizes: Image sizes by sample id, where there are several; in a batch those of one size are then

@@ -325,7 +325,7 @@ class Store:
         return find_problems(self.root)
 
     def verify(self) -> int:
-        """Recompute every SHA-256 and row count; returns the number of files; a StoreError lists problems."""
+        """Recompute every SHA-256 and row count; returns the number of files. A StoreError lists problems."""
         problems = self.problems()
         if problems:
             raise StoreError(f"{self.root} has {len(problems)} problems:\n  " + "\n  ".join(problems))

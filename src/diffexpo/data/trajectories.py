@@ -116,7 +116,7 @@ class _Loader(Generic[Ref]):
     Args:
         refs: Transitions or pairs of them, in an order that no process changes.
         sampler: What drew them.
-        batch_size: Rows a step, over all processes; whole units are taken while they fit.
+        batch_size: Rows per step, over all processes; whole units are taken while they fit.
         run_seed, iteration: Names of the random numbers.
     """
 

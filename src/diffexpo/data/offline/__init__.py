@@ -1,4 +1,4 @@
-"""Importers of offline preference sets, one format a file.
+"""Importers of offline preference sets, one file per format.
 
 votes          votes to verified pairs, what is dropped, and the contract of a format
 sources        the files and images of a set, found and read within limits

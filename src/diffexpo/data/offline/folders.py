@@ -1,6 +1,6 @@
 """Pairs as plain image files, in one of two layouts.
 
-    SET/NAME/winner.png   SET/NAME/loser.png   SET/NAME/prompt.txt           a folder a pair
+    SET/NAME/winner.png   SET/NAME/loser.png   SET/NAME/prompt.txt           one folder per pair
     SET/winners/NAME.png  SET/losers/NAME.png  SET/prompts.csv or .jsonl     columns `name` and `prompt`
 
 Images end in .jpg, .jpeg, .png or .webp.
@@ -69,7 +69,7 @@ def _by_stem(files: Iterable[Path], *, lower: bool = False) -> dict[str, list[Pa
     return found
 
 
-# ---- a folder a pair ---------------------------------------------------------------------------------------
+# ---- one folder per pair -----------------------------------------------------------------------------------
 
 
 def _pair_folders(path: Path) -> list[Path]:
@@ -129,7 +129,7 @@ def _listed(path: Path) -> Iterator[Vote]:
 
 
 FOLDERS = Format(
-    summary="a folder a pair (winner.*, loser.*, prompt.txt), or winners/, losers/ and a prompts file",
+    summary="one folder per pair (winner.*, loser.*, prompt.txt), or winners/, losers/ and a prompts file",
     is_like=_is_like,
     files=_files,
     votes=_votes,

@@ -1,4 +1,4 @@
-"""ImageRewardDB: one row an image, its rank among the images of its prompt.
+"""ImageRewardDB: one row per image, its rank among the images of its prompt.
 
 `metadata-train.parquet` (image_path, prompt_id, prompt, rank, ...) next to the unpacked `images/`, the JSON
 file of one image folder with the same keys, or the benchmark's JSON list of {id, prompt, generations,

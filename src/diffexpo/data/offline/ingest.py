@@ -48,7 +48,8 @@ def import_offline(
     """Append a preference set to the store as samples and pairs of iteration 0, source "offline".
 
     Resumable by unit and idempotent: what is in the store is not encoded again, and a second call only
-    reports. One process. Rows that could not be used are listed in the store's `quarantine.jsonl`.
+    reports. Only one process may call it. Rows that could not be used are listed in `quarantine.jsonl` of
+    the store.
 
     Args:
         path: File or folder, see `read_offline`.
@@ -58,8 +59,8 @@ def import_offline(
         limit, seed: At most this many pairs, chosen by key.
         judge: Who preferred, written in each pair.
         accepts_prompt: False for prompts that are too long; such pairs are quarantined.
-        unit_pairs: Pairs a unit.
-        batch_size: Images an encoder call.
+        unit_pairs: Pairs per unit.
+        batch_size: Images per call of the encoder.
         size: (height, width) to crop and resize to; by default what the policy draws. Where it draws several
             sizes, both images of a pair get the one that is nearest in shape to the winner.
         tick: Called after each unit.

@@ -1,8 +1,8 @@
 """Any preference set as Parquet shards in the Pick-a-Pic v2 columns: verified pairs, no model needed.
 
     FOLDER/import.json             what is imported: written first
-    FOLDER/pairs-00000.parquet     2,048 pairs or 64 MiB a shard, whichever comes first
-    FOLDER/quarantine.jsonl        one line a row that could not be used: {"row", "reason", "rows"}
+    FOLDER/pairs-00000.parquet     2,048 pairs or 64 MiB per shard, whichever comes first
+    FOLDER/quarantine.jsonl        one line for each row that could not be used: {"row", "reason", "rows"}
     FOLDER/manifest.json           counts, SHA-256 and rows of every file: written last, means complete
 
 Each shard carries, in its Parquet metadata, the counts up to its last pair and the length of quarantine.jsonl
@@ -68,7 +68,7 @@ def rewrite_pairs(
         limit, seed: At most this many pairs, chosen by key.
         check: As in `read_votes`; "structure" takes a fraction of the time and finds files that are cut. The
             run that encodes the images finds what is left.
-        shard_pairs: Pairs a shard.
+        shard_pairs: Pairs per shard.
         tick: Called with the pairs of each shard that was filled; it is written while the next is read.
     Returns:
         The report, the same whether the import ran through or was resumed.
