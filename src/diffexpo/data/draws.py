@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Generic, NamedTuple, Protocol, TypeVar
 
 import numpy as np
@@ -91,19 +92,12 @@ class Epochs:
         self._weights = weights
         # the small term keeps sums like 10 x 0.1 from losing a row to rounding
         self.length = int(np.floor(weights.sum() / weights.max() + 1e-9)) if len(weights) else 0
-        self._orders: dict[int, np.ndarray] = {}
+        self._order = lru_cache(maxsize=4)(self._draw)
 
     def take(self, start: int, stop: int) -> list[tuple[int, int]]:
         """(index, epoch) at positions [start, stop)."""
         places = (divmod(position, self.length) for position in range(start, stop))
         return [(int(self._order(epoch)[place]), epoch) for epoch, place in places]
-
-    def _order(self, epoch: int) -> np.ndarray:
-        if epoch not in self._orders:
-            if len(self._orders) >= 4:
-                self._orders.clear()
-            self._orders[epoch] = self._draw(epoch)
-        return self._orders[epoch]
 
     def _draw(self, epoch: int) -> np.ndarray:
         generator = numpy_generator(*self._name, epoch)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 from pathlib import Path
 
 from diffexpo.data.rows import SCHEMAS
@@ -19,7 +20,7 @@ class Places:
         self._root = root
         self._places: dict[str, tuple[str, int]] = {}  # sample id -> (samples shard, row)
         self._indexed: set[str] = set()
-        self._latent_files: dict[str, LatentFile] = {}
+        self._open = lru_cache(maxsize=_OPEN_FILES)(self._latents_of)
 
     def add(self, name: str, ids: Sequence[str]) -> None:
         """Enter the ids of a samples shard in the order of its rows."""
@@ -57,18 +58,16 @@ class Places:
 
     def latent_file(self, sample_id: str) -> LatentFile:
         """The open file that holds a sample's latents."""
-        name = self.require(sample_id)[0]
-        if name not in self._latent_files:
-            if len(self._latent_files) >= _OPEN_FILES:
-                self._latent_files.pop(next(iter(self._latent_files)))
-            self._latent_files[name] = LatentFile(self._root / Shard.named(name).sibling("latents").name)
-        return self._latent_files[name]
+        return self._open(self.require(sample_id)[0])
 
     def clear(self) -> None:
         """Forget everything, after files were removed."""
         self._places.clear()
         self._indexed.clear()
-        self._latent_files.clear()
+        self._open.cache_clear()
+
+    def _latents_of(self, name: str) -> LatentFile:
+        return LatentFile(self._root / Shard.named(name).sibling("latents").name)
 
     def _refresh(self) -> None:
         """Index the shards that other processes wrote meanwhile."""

@@ -267,8 +267,8 @@ def _ddpo_animals(path: Path) -> Located:
                 yield _prompt(where, text, "imagenet animals")
     elif path.stem == "activities":
         raise ImportFormatError(
-            f"{path} holds what animals do, which is no prompt; name the folder that also holds "
-            "simple_animals.txt"
+            f"{path} holds what animals do, which is no prompt; name its folder, with "
+            "simple_animals.txt in it"
         )
     else:
         for where, noun in prompt_lines(path):

@@ -16,6 +16,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass
+from functools import lru_cache
 from itertools import groupby
 from pathlib import Path
 from typing import Any, Generic, NamedTuple, Protocol, TypeVar
@@ -40,7 +41,7 @@ class Trajectories:
 
     def __init__(self, folder: Path) -> None:
         self.folder = Path(folder)
-        self._tensors: dict[int, dict[str, Tensor]] = {}
+        self._unit = lru_cache(maxsize=_OPEN_FILES)(self._read)
 
     def write(self, unit: int, tensors: Mapping[str, Tensor]) -> None:
         """Write a unit's tensors, whole or not at all; before its rows enter the store."""
@@ -54,25 +55,21 @@ class Trajectories:
 
     def remove(self) -> None:
         """Delete the folder; missing is fine."""
-        self._tensors.clear()
+        self._unit.cache_clear()
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def _path(self, unit: int) -> Path:
         return self.folder / f"unit-{unit:06d}.safetensors"
 
-    def _unit(self, unit: int) -> dict[str, Tensor]:
-        if unit not in self._tensors:
-            if len(self._tensors) >= _OPEN_FILES:
-                self._tensors.pop(next(iter(self._tensors)))
-            try:
-                with safe_open(self._path(unit), framework="pt") as file:
-                    self._tensors[unit] = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            except (OSError, SafetensorError) as error:
-                raise ResumeError(
-                    f"{self._path(unit)} cannot be read ({error}), but its images are in the store and not "
-                    "trained yet; restore it or start the run again"
-                ) from error
-        return self._tensors[unit]
+    def _read(self, unit: int) -> dict[str, Tensor]:
+        try:
+            with safe_open(self._path(unit), framework="pt") as file:
+                return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        except (OSError, SafetensorError) as error:
+            raise ResumeError(
+                f"{self._path(unit)} cannot be read ({error}), but its images are in the store and not "
+                "trained yet; restore it or start the run again"
+            ) from error
 
 
 class Place(NamedTuple):
