@@ -9,7 +9,7 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -135,26 +135,34 @@ def write_prompts(prompts: Sequence[Prompt], target: str | Path) -> None:
 # ---- readers -----------------------------------------------------------------------------------------------
 
 
-def _from_table(path: Path, *columns: str, is_tsv: bool = False) -> Iterator[tuple[str, list[str]]]:
-    """(where, cells of the named columns) of a table with a header; in a TSV quotation marks are text."""
-    for _ in prompt_lines(path):
-        pass  # refuses empty lines and what is not UTF-8, with the line
-    stream = io.StringIO(path.read_bytes().decode("utf-8-sig"), newline="")
-    tsv = csv.reader(stream, delimiter="\t", quoting=csv.QUOTE_NONE)
-    reader = tsv if is_tsv else csv.reader(stream, strict=True)
-    try:
-        header = [name.strip() for name in next(reader, [])]
-        for name in columns:
-            if name not in header:
-                raise ImportFormatError(f"{path}: column {name!r} is missing; expected {', '.join(columns)}")
-        for cells in reader:
-            where = f"{path}, line {reader.line_num}"
-            if len(cells) != len(header):
-                raise ImportFormatError(f"{where} has {len(cells)} cells; expected {len(header)}")
-            row = dict(zip(header, cells, strict=True))
-            yield where, [row[name].strip() for name in columns]
-    except csv.Error as error:
-        raise ImportFormatError(f"{path}, line {reader.line_num} is no table row ({error})") from error
+def _table(*columns: str, is_tsv: bool = False) -> Callable[[Path], Located]:
+    """A reader of tables with a header and columns for the prompt, its category and attributes; in a TSV
+    quotation marks are text."""
+
+    def read(path: Path) -> Located:
+        for _ in prompt_lines(path):
+            pass  # refuses empty lines and what is not UTF-8, with the line
+        stream = io.StringIO(path.read_bytes().decode("utf-8-sig"), newline="")
+        tsv = csv.reader(stream, delimiter="\t", quoting=csv.QUOTE_NONE)
+        reader = tsv if is_tsv else csv.reader(stream, strict=True)
+        try:
+            header = [name.strip() for name in next(reader, [])]
+            for name in columns:
+                if name not in header:
+                    expected = ", ".join(columns)
+                    raise ImportFormatError(f"{path}: column {name!r} is missing; expected {expected}")
+            for cells in reader:
+                where = f"{path}, line {reader.line_num}"
+                if len(cells) != len(header):
+                    raise ImportFormatError(f"{where} has {len(cells)} cells; expected {len(header)}")
+                row = dict(zip(header, cells, strict=True))
+                text, category, *others = (row[name].strip() for name in columns)
+                attributes = dict(zip((name.lower() for name in columns[2:]), others, strict=True))
+                yield _prompt(where, text, category, **attributes)
+        except csv.Error as error:
+            raise ImportFormatError(f"{path}, line {reader.line_num} is no table row ({error})") from error
+
+    return read
 
 
 def _prompt(
@@ -212,18 +220,6 @@ def _hpdv2(path: Path) -> Located:
         for where, element in _json_list(file):
             text = element.get("prompt") if isinstance(element, dict) else element
             yield _prompt(where, text, file.stem)
-
-
-def _partiprompts(path: Path) -> Located:
-    for where, (text, category, challenge, note) in _from_table(
-        path, "Prompt", "Category", "Challenge", "Note", is_tsv=True
-    ):
-        yield _prompt(where, text, category, challenge=challenge, note=note)
-
-
-def _drawbench(path: Path) -> Located:
-    for where, (text, category) in _from_table(path, "Prompts", "Category"):
-        yield _prompt(where, text, category)
 
 
 def _t2i_compbench(path: Path) -> Located:
@@ -287,8 +283,10 @@ PROMPT_LISTS: dict[str, PromptList] = {
     "pickapic": PromptList(
         "Pick-a-Pic captions: .txt, .json, .parquet or a folder of .parquet", _pickapic, True
     ),
-    "partiprompts": PromptList("PartiPrompts.tsv", _partiprompts),
-    "drawbench": PromptList("DrawBench as CSV with Prompts and Category", _drawbench),
+    "partiprompts": PromptList(
+        "PartiPrompts.tsv", _table("Prompt", "Category", "Challenge", "Note", is_tsv=True)
+    ),
+    "drawbench": PromptList("DrawBench as CSV with Prompts and Category", _table("Prompts", "Category")),
     "t2i_compbench": PromptList(
         "T2I-CompBench's *_val.txt and *_train.txt: a folder or one file", _t2i_compbench, True
     ),

@@ -19,7 +19,7 @@ from dataclasses import KW_ONLY, dataclass
 from functools import lru_cache
 from itertools import groupby
 from pathlib import Path
-from typing import Any, Generic, NamedTuple, Protocol, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import safetensors.torch
 import torch
@@ -92,18 +92,24 @@ class TransitionRef:
     negative: str
 
 
-class _Ref(Protocol):
-    """What the refs of both loaders share."""
+@dataclass(frozen=True, slots=True)
+class TransitionPairRef:
+    """Two transitions at one place of the sampler's grid, of which one is preferred.
 
-    @property
-    def index(self) -> int: ...
-    @property
-    def text(self) -> str: ...
-    @property
-    def negative(self) -> str: ...
+    `winner` and `loser` are trajectories; for candidates of one x_t both are the branch's row.
+    """
+
+    pair_id: str
+    index: int
+    winner: Place
+    loser: Place
+    winner_reward: float
+    loser_reward: float
+    text: str
+    negative: str
 
 
-Ref = TypeVar("Ref", bound=_Ref)
+Ref = TypeVar("Ref", TransitionRef, TransitionPairRef)
 
 
 @dataclass(eq=False)
@@ -186,23 +192,6 @@ class PairTensors(NamedTuple):
     loser_x_next: Tensor
     winner_old_log_prob: Tensor
     loser_old_log_prob: Tensor
-
-
-@dataclass(frozen=True, slots=True)
-class TransitionPairRef:
-    """Two transitions at one place of the sampler's grid, of which one is preferred.
-
-    `winner` and `loser` are trajectories; for candidates of one x_t both are the branch's row.
-    """
-
-    pair_id: str
-    index: int
-    winner: Place
-    loser: Place
-    winner_reward: float
-    loser_reward: float
-    text: str
-    negative: str
 
 
 class TransitionTensors(NamedTuple):
