@@ -32,15 +32,12 @@ def as_flow_match(scheduler: Mapping[str, object]) -> dict[str, object]:
     sigma' eps, and the network predicts eps - x0 in both. They differ in the solver, which belongs to the
     sampler and not to the model.
 
-    Args:
-        scheduler: Content of `scheduler_config.json`.
     Returns:
         Settings of a FlowMatchEulerDiscreteScheduler with `shift` = `flow_shift`, if `use_flow_sigmas` and
         `prediction_type: flow_prediction` say that these are flow levels; else the settings as they are.
     Source: diffusers' DPMSolverMultistepScheduler; SANA (arXiv 2410.10629), Flow-DPM-Solver.
     """
-    is_flow = bool(scheduler.get("use_flow_sigmas")) and scheduler.get("prediction_type") == "flow_prediction"
-    if not is_flow:
+    if not scheduler.get("use_flow_sigmas") or scheduler.get("prediction_type") != "flow_prediction":
         return dict(scheduler)
     return {
         **scheduler,
