@@ -132,9 +132,9 @@ def check_areas(shapes: tuple[Shape, ...], where: str) -> None:
         share = math.prod(shape) / first
         if abs(share - 1) > AREA_TOLERANCE:
             raise ConfigError(
-                f"model.buckets.{index} has {share:.2f} times the area of the first size: the noise levels of "
-                f"{where} follow from the area, and all images of a run are noised as those of the first size "
-                f"are; expected {lowest:g} to {highest:g} times its area (an aspect ratio such as "
+                f"model.buckets.{index} has {share:.2f} times the area of the first size: the noise levels "
+                f"of {where} follow from the area, and all images of a run are noised as those of the first "
+                f"size are; expected {lowest:g} to {highest:g} times its area (an aspect ratio such as "
                 '"3:2" keeps it)'
             )
 
