@@ -113,10 +113,12 @@ class Policy(Protocol):
     """
 
     path: DiffusionPath
-    weights: WeightSets
     latent_shape: tuple[int, int, int]
     device: torch.device
     fingerprint: str
+
+    @property
+    def weights(self) -> WeightSets: ...
 
     def encode_prompts(self, prompts: Sequence[str]) -> Conditioning: ...
     def encode_images(self, images: Tensor) -> Tensor:
