@@ -52,10 +52,8 @@ class Endpoint:
     Redirections are not followed: they would carry the key to another host. Addresses of this machine are
     reached without a proxy.
 
-    Args:
-        name: The reward, for messages.
-        url: `http://host:port` or `https://...`, with or without a path; paths are appended to it.
-        service: Deadline, time for repeated calls, name of the key's variable.
+    `url` is `http://host:port` or `https://...`, with or without a path; paths are appended to it.
+
     Raises:
         ConfigError: not such an address, or one with a password in it.
         MissingError: the key's variable is not set.
@@ -155,12 +153,7 @@ class Endpoint:
 
 
 class FailureBudget:
-    """Counts images without a score, and stops the run when they are too many.
-
-    Args:
-        name: The reward, for messages.
-        service: `max_failed_fraction` of the newest images, `max_failed` in all.
-    """
+    """Counts images without a score, and stops the run when they are too many."""
 
     def __init__(self, name: str, service: ServiceConfig) -> None:
         self.name = name

@@ -39,11 +39,7 @@ UNITS = {"raw": "cosine", "percent": "100 x cosine", "logit": "logit-scaled cosi
 class Texts:
     """Texts as tokens of one fixed length, so that a score does not depend on the other texts of its batch.
 
-    Args:
-        name: The reward's name, for messages.
-        tokenizer: Turns texts into tokens.
-        max_tokens: The fixed length; longer texts are cut and counted.
-        clean: Applied to each text before the tokenizer.
+    Texts of more than `max_tokens` are cut and counted; `clean` is applied to each before the tokenizer.
     """
 
     def __init__(

@@ -61,14 +61,10 @@ _BLOCK = re.compile(r"(visual\.)?transformer\.resblocks\.(\d+)\.(.+)")
 class HpsReward(DualEncoder):
     """cos(text, image) of the HPS checkpoints, by default times 100 as their benchmark prints it.
 
-    Args:
-        name: Name in metrics.
-        path: The checkpoint's `state_dict` as safetensors: file, folder with one, or hub id.
-        device: Where it runs.
-        base: Folder or hub id with configuration and tokenizer of CLIP ViT-H/14.
-        edition: "hpsv2" or "hpsv2.1"; says which file is meant, the networks have one architecture.
-        scale: "percent", "raw" or "logit".
-        precision: "float32", "float16" or "bfloat16", of the towers.
+    `path` is the checkpoint's `state_dict` as safetensors (a file, a folder with one, or a hub id), `base` a
+    folder or hub id with configuration and tokenizer of CLIP ViT-H/14, and `edition` says which file is
+    meant, "hpsv2" or "hpsv2.1": the networks have one architecture.
+
     Raises:
         MissingError: weights, configuration or tokenizer are missing.
         RewardError: the file is damaged, or holds the weights of another model.

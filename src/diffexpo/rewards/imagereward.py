@@ -32,8 +32,7 @@ MEAN, STD = 0.16717362830052426, 1.0333394966054072
 """Of the raw output over the training set: scores have mean 0 and standard deviation 1 there."""
 MAX_TOKENS = 35
 HEAD_WIDTH = 64
-"""Width of an attention head in every size of BLIP's towers; the number of heads is not stored in the
-weights."""
+"""Width of an attention head in BLIP's towers of any size; the weights do not tell the number of heads."""
 # Of med_config.json, BLIP's text configuration, where no such file lies beside the weights.
 MED_CONFIG = {"hidden_act": "gelu", "layer_norm_eps": 1e-12}
 MED_KEYS = ("hidden_act", "layer_norm_eps", "num_attention_heads")
@@ -57,18 +56,14 @@ _BLOCK = re.compile(r"blocks\.(\d+)\.(.+)")
 class ImageRewardScorer:
     """(head(BLIP(image, prompt)) - mean) / std, about -2 to 2.
 
-    Args:
-        name: Name in metrics.
-        path: ImageReward's state dict as safetensors: file, folder with one (and with med_config.json, if
-            there), or hub id.
-        device: Where it runs.
-        base: Folder or hub id of the tokenizer of bert-base-uncased.
-        precision: "float32", "float16" or "bfloat16", of BLIP; the head is float32.
+    `path` is ImageReward's state dict as safetensors (a file, a folder with one, or a hub id; a
+    med_config.json next to it is read), `base` a folder or hub id with the tokenizer of bert-base-uncased.
+
     Raises:
         MissingError: weights or tokenizer are missing.
         RewardError: the file is damaged, or holds the weights of another model.
-    Source: ImageReward (arXiv 2304.05977) and its code's `score`. Where we differ: it scores one image at a
-        time, this one batches; the numbers are the same.
+    Source: ImageReward (arXiv 2304.05977) and its code's `score`, which scores one image at a time; this one
+        batches, and the numbers are the same.
     """
 
     scale = "standardised reward, about -2 to 2"

@@ -40,13 +40,8 @@ class RemoteReward:
     A request that fails is sent again, with growing pauses, for `service.retry_s`; what an incomplete answer
     holds is kept. An image that got no score is NaN and counted; past the budget the run stops.
 
-    Args:
-        name: Name in metrics.
-        url: Address of the server.
-        service: Deadline, repetitions, budget, and what the server must be.
-        concurrency: Requests under way at once.
     Raises:
-        ConfigError: not an address.
+        ConfigError: `url` is no address.
         MissingError: nothing answers there, or the key is not set.
         ScorerStoppedError: it is another scorer than asked for, or speaks another protocol.
     """

@@ -55,14 +55,11 @@ class TextSimilarity:
     BERTScore recall against "The image contains {prompt}", as in DDPO, without the tokens that the tokenizer
     adds.
 
-    Args:
-        name: The reward, for messages.
-        folder: Model and tokenizer.
-        layer: Hidden layer that is compared, 0 is the embedding; None is the last. Not used by CLIP.
-        device: Where it runs, in float32.
+    `layer` is the hidden layer that is compared, 0 is the embedding and None the last; CLIP does not use it.
+
     Raises:
-        MissingError: no such folder.
-        RewardError: not a text model.
+        MissingError: there is no such folder.
+        RewardError: it holds no text model.
     """
 
     def __init__(

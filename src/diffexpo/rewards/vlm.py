@@ -88,19 +88,15 @@ def wins(first_shown: Tensor) -> Tensor:
 class VlmJudge:
     """Scores by what a vision-language model answers.
 
-    `pairwise` compares images of one prompt within one call; an image whose prompt stands there once has none
-    to be compared with and gets NaN. Asking is deterministic as far as the server is (temperature 0).
+    `pairwise` compares images of one prompt within one call; an image that is the only
+    one of its prompt gets NaN. Asking is deterministic as far as the server is (temperature 0).
 
-    Args:
-        name: Name in metrics.
-        url: Base address of the server, up to and including `/v1`.
-        service: Deadline, repetitions, budget, name of the key's variable.
-        vlm: Mode, model, question.
-        concurrency: Requests under way at once.
-        device: Where the text encoder of `caption` runs.
+    `url` is the server's base address up to and including `/v1`; the text encoder of `caption` runs on
+    `device`.
+
     Raises:
-        ConfigError: not an address, or a question without {prompt} where it is needed.
-        MissingError: nothing answers there, no such model, the key is not set, or no text encoder.
+        ConfigError: `url` is no address, or the question lacks a {prompt} that it needs.
+        MissingError: nothing answers there, or the model, the key or the text encoder is missing.
     """
 
     def __init__(
