@@ -138,9 +138,8 @@ class LatentStepJudge:
         resolve: Turns the `text` of config.json (an `emoji:` alias, say) into a folder or hub id.
         device: Where it runs.
     Raises:
-        MissingError: no such folder, a file of it or its text tower is not there.
-        RewardError: another kind of model, damaged files, or a text tower other than the one it was trained
-            with.
+        MissingError: the folder, a file of it, or its text tower is missing.
+        RewardError: it is another kind of model, damaged, or was trained with another text tower.
     """
 
     def __init__(
@@ -165,27 +164,25 @@ class LatentStepJudge:
             )
 
     def check_fits(self, latent_shape: Sequence[int], path_kind: str, key: str, model: str) -> None:
-        """Refuse a model whose states this judge cannot read.
+        """Refuse a model whose states this judge cannot read; `key` is the setting that names the judge.
 
-        Args:
-            latent_shape: (C, h, w) of the model.
-            path_kind: "vp" or "flow".
-            key, model: Setting that names the judge, and the model, for the message.
         Raises:
-            ConfigError: another latent shape, or a path it was not trained on.
+            ConfigError: it has another `latent_shape` (C, h, w), or a path that the judge was not trained on.
         """
-        if tuple(latent_shape) != self.shape.latent_shape:
-            raise ConfigError(
-                f"{key} = {self.folder}: it reads latents {_by(self.shape.latent_shape)}, but {model} has "
-                f"{_by(latent_shape)}; expected a judge trained on this model's latents, or null (the "
-                "rewards judge)"
+        own, paths = self.shape.latent_shape, self.shape.paths
+        wrong = ""
+        if tuple(latent_shape) != own:
+            wrong = (
+                f"it reads latents {_by(own)}, but {model} has {_by(latent_shape)}; expected a judge trained "
+                "on this model's latents"
             )
-        if path_kind not in self.shape.paths:
-            raise ConfigError(
-                f"{key} = {self.folder}: it was trained on states of {' and '.join(self.shape.paths)} "
-                f"models, but {model} is a {path_kind} model; expected a judge trained on {path_kind} "
-                "states, or null (the rewards judge)"
+        elif path_kind not in paths:
+            wrong = (
+                f"it was trained on states of {' and '.join(paths)} models, but {model} is a {path_kind} "
+                f"model; expected a judge trained on {path_kind} states"
             )
+        if wrong:
+            raise ConfigError(f"{key} = {self.folder}: {wrong}, or null (the rewards judge)")
 
     @torch.no_grad()
     @phase("scoring images")
