@@ -104,10 +104,8 @@ class ScoreCache:
 
     Each call opens the file again: a connection may not be taken into another thread or a forked process.
 
-    Args:
-        folder: Made if need be.
-        name: The reward, for messages; another name of the same identity finds the same scores.
-        identity: What scores depend on besides image and prompt.
+    `name` is the reward's, for messages; another name of the same identity finds the same scores.
+
     Raises:
         StoreError: the folder cannot be used, or its file is damaged.
     """

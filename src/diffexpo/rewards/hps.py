@@ -110,17 +110,13 @@ def clean_text(text: str) -> str:
 def clip_state_dict(openclip: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """An OpenCLIP state dict under the names of a CLIPModel, float32.
 
-    Args:
-        openclip: Name -> tensor, as OpenCLIP's CLIP saves it (`visual.conv1.weight`,
-            `transformer.resblocks.0.ln_1.weight`, ...).
-    Returns:
-        Name -> tensor; a fused `attn.in_proj_weight` (3W, W) becomes the weights of q_proj, k_proj and v_proj
-        in this order, and the two projections are transposed. Unknown names stay as they are.
+    A fused `attn.in_proj_weight` (3W, W) becomes the weights of q_proj, k_proj and v_proj in this order, and
+    the two projections are transposed. Unknown names stay as they are.
     """
     renamed: dict[str, Tensor] = {}
     for key, tensor in openclip.items():
         if key != "attn_mask":  # a constant of the causal text tower, not a weight
-            renamed.update(_renamed(key, tensor.float()))
+            renamed |= _renamed(key, tensor.float())
     return renamed
 
 

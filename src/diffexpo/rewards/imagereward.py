@@ -123,12 +123,11 @@ def vision_state_dict(blip: Mapping[str, Tensor]) -> dict[str, Tensor]:
     renamed = {}
     for key, tensor in blip.items():
         match = _BLOCK.fullmatch(key)
+        stem, _, last = (match[2] if match else key).rpartition(".")
         if match:
-            stem, _, last = match[2].rpartition(".")
-            renamed[f"encoder.layers.{match[1]}.{_INSIDE.get(stem, stem)}.{last}"] = tensor.float()
-            continue
-        stem, _, last = key.rpartition(".")
-        name = _TOP.get(key) or (f"{_TOP[stem]}.{last}" if stem in _TOP else key)
+            name = f"encoder.layers.{match[1]}.{_INSIDE.get(stem, stem)}.{last}"
+        else:
+            name = _TOP.get(key) or (f"{_TOP[stem]}.{last}" if stem in _TOP else key)
         renamed[name] = tensor.float()
     return renamed
 

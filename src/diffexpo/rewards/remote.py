@@ -160,10 +160,9 @@ class RemoteReward:
             )
 
     def _check_wanted(self) -> None:
-        for key, wanted, given in zip(
-            ("scorer", "version"), (self._service.scorer, self._service.version), self._server, strict=True
-        ):
-            if wanted is not None and wanted != given:
+        for key, given in zip(("scorer", "version"), self._server, strict=True):
+            wanted = getattr(self._service, key)
+            if wanted not in (None, given):
                 raise ScorerStoppedError(
                     f"reward {self.name!r}: {self._endpoint.url} serves {key} {given!r}, but service.{key} = "
                     f"{wanted!r}; start the right one or correct service.{key}"

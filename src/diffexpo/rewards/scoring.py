@@ -89,10 +89,8 @@ def num_failed(scores: Mapping[str, np.ndarray]) -> dict[str, int]:
 
 
 def check_rewards(scores: Mapping[str, np.ndarray]) -> None:
-    """Start-up self-check of the train rewards on a few images: refuse what cannot rank anything.
+    """Start-up self-check of the train rewards: refuse scores of different images that rank nothing.
 
-    Args:
-        scores: name -> scores of two or more different images.
     Raises:
         RewardError: a scorer gave no finite score at all, or the same one for every image.
     """

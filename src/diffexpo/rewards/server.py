@@ -57,13 +57,7 @@ class _Ticket:
 
 
 class Batcher:
-    """Scores tickets in batches, in one thread.
-
-    Args:
-        reward: The scorer; called from this thread only.
-        batch_size: Largest batch.
-        wait_ms: How long a batch that is not full waits for more.
-    """
+    """Scores tickets in batches, in one thread; a batch that is not full waits `wait_ms` for more."""
 
     def __init__(self, reward: Reward, batch_size: int, wait_ms: float) -> None:
         self.num_batches = 0
@@ -75,11 +69,7 @@ class Batcher:
         self._thread.start()
 
     def submit(self, tickets: Sequence[_Ticket]) -> None:
-        """Queue images; each ticket's future gets its score.
-
-        Raises:
-            RefusedError: 503, too many are waiting or the end is near.
-        """
+        """Queue images for their scores; RefusedError (503) near the end or if too many are waiting."""
         if self._is_closing:
             raise RefusedError(503, "the server is stopping")
         if self._tickets.qsize() + len(tickets) > MAX_WAITING:

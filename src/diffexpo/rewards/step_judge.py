@@ -191,13 +191,9 @@ class LatentStepJudge:
     ) -> Tensor:
         """Scores (B,) float32 on the CPU of states x_t (B,C,h,w) at a noise level for their prompts.
 
-        Args:
-            x_t: (B,C,h,w) scaled latents, alpha_t x0 + sigma_t eps.
-            alpha_t, sigma_t: Numbers or (B,), >= 0, not both 0.
-            prompts: B texts.
-        Returns:
-            scale cos, within plus or minus scale; differences between states of one prompt and level are
-            log-odds.
+        x_t is alpha_t x0 + sigma_t eps; alpha_t and sigma_t are numbers or (B,), >= 0, not both 0.
+        Differences between scores of states of one prompt and level are log-odds.
+
         Raises:
             RewardError: another latent shape, or x_t and prompts differ in number.
         """
@@ -244,7 +240,7 @@ def read_shape(folder: Path) -> StepJudgeShape:
 
     Raises:
         MissingError: no such folder, or config.json or model.safetensors is not there.
-        RewardError: config.json is no step judge's.
+        RewardError: config.json is not that of a step judge.
     """
     for name in (CONFIG, WEIGHTS):
         if not (folder / name).is_file():

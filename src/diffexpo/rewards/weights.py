@@ -70,34 +70,28 @@ def find_weights(name: str, card: type[RewardCard], path: str | None) -> Path:
             how to convert them.
         RewardError: the file is damaged, which is found before anything else is looked for.
     """
-    file = _weights_file(name, card, path)
-    with opened(name, file):
-        return file
-
-
-def _weights_file(name: str, card: type[RewardCard], path: str | None) -> Path:
+    given, problem = Path(path or "").expanduser(), ""
+    files = [given]
     if path is None:
-        raise MissingError(f"reward {name!r}: no path to {card.path_is}; {obtain(card)}")
-    given = Path(path).expanduser()
-    if given.suffix in _PICKLED:
-        raise MissingError(f"reward {name!r}: {given} is a pickled file, which is never read; {obtain(card)}")
-    if given.suffix == ".safetensors":
-        if not given.is_file():
-            raise MissingError(f"reward {name!r}: no file {given}; {obtain(card)}")
-        return given
-    folder = find_folder(name, path, key="path", patterns=["*.safetensors", "*.json"], expected=card.path_is)
-    files = sorted(folder.glob("*.safetensors"))
-    if len(files) != 1:
-        raise MissingError(
-            f"reward {name!r}: {folder} holds {len(files)} .safetensors files; expected exactly one, or name "
-            f"the file; {obtain(card)}"
-        )
-    return files[0]
+        problem = f"no path to {card.path_is}"
+    elif given.suffix in _PICKLED:
+        problem = f"{given} is a pickled file, which is never read"
+    elif given.suffix != ".safetensors":
+        patterns = ["*.safetensors", "*.json"]
+        folder = find_folder(name, path, key="path", patterns=patterns, expected=card.path_is)
+        files = sorted(folder.glob("*.safetensors"))
+        if len(files) != 1:
+            problem = f"{folder} holds {len(files)} .safetensors files; expected one, or name the file"
+    elif not given.is_file():
+        problem = f"no file {given}"
+    if problem:
+        raise MissingError(f"reward {name!r}: {problem}; {obtain(card)}")
+    with opened(name, files[0]):
+        return files[0]
 
 
 def obtain(card: type[RewardCard]) -> str:
-    """Where a type's official weights are found, under which licence, and how a pickle becomes a safetensors
-    file."""
+    """Where a type's official weights are found, their licence, and how a pickle becomes safetensors."""
     text = f"official weights: {card.source}; licence: {card.licence}"
     if card.pickled_entry is None:
         return text
@@ -177,13 +171,10 @@ def check_keys(
     name: str, source: object, missing: Sequence[str], unexpected: Sequence[str], kind: str
 ) -> None:
     """Refuse weights of another layout with a RewardError that counts the wrong keys and names the first."""
-    if missing:
-        raise RewardError(
-            f"reward {name!r}: {source} lacks {len(missing)} {kind} weights (first: {missing[0]}); it is "
-            "another kind of model"
-        )
-    if unexpected:
-        raise RewardError(
-            f"reward {name!r}: {source} has {len(unexpected)} weights that {kind} has not (first: "
-            f"{unexpected[0]}); it is another kind of model"
-        )
+    lacks = f"lacks {len(missing)} {kind} weights"
+    has = f"has {len(unexpected)} weights that {kind} has not"
+    for keys, what in ((missing, lacks), (unexpected, has)):
+        if keys:
+            raise RewardError(
+                f"reward {name!r}: {source} {what} (first: {keys[0]}); it is another kind of model"
+            )
