@@ -33,7 +33,7 @@ MEAN, STD = 0.16717362830052426, 1.0333394966054072
 MAX_TOKENS = 35
 HEAD_WIDTH = 64
 """Width of an attention head in BLIP's towers of any size; the weights do not tell the number of heads."""
-# Of med_config.json, BLIP's text configuration, where no such file lies beside the weights.
+# Of med_config.json, BLIP's text configuration, where there is no such file next to the weights.
 MED_CONFIG = {"hidden_act": "gelu", "layer_norm_eps": 1e-12}
 MED_KEYS = ("hidden_act", "layer_norm_eps", "num_attention_heads")
 
@@ -196,7 +196,7 @@ def _depth(tensors: Mapping[str, Tensor], prefix: str) -> int:
 
 
 def _med_config(name: str, folder: Path) -> dict[str, object]:
-    """Heads, activation and epsilon of the text tower from med_config.json, if it lies there."""
+    """Heads, activation and epsilon of the text tower from med_config.json, if there is one."""
     file = folder / "med_config.json"
     if not file.is_file():
         return {}

@@ -83,8 +83,7 @@ class RemoteReward:
         """Scores (B,) of images (B,3,H,W) in [0,1] for their prompts, NaN where none was obtained.
 
         Raises:
-            RewardError: images and prompts differ in number.
-            ScorerStoppedError: past the budget, or the server is no longer the scorer that it was.
+            ScorerStoppedError: past the budget, or the server now serves another scorer.
         """
         check_lengths(self.name, images, prompts)
         pngs = [png_base64(image) for image in to_bytes(images)]

@@ -119,10 +119,7 @@ def level_features(level: Tensor) -> Tensor:
 def noise_level(alpha_t: Tensor, sigma_t: Tensor) -> Tensor:
     """How noisy x_t = alpha_t x0 + sigma_t eps is: 2/pi atan2(sigma_t, alpha_t), whatever its scale.
 
-    Args:
-        alpha_t, sigma_t: (B,), >= 0, not both 0.
-    Returns:
-        (B,): 0 where there is no noise, 1 where there is no signal, 1/2 where alpha_t = sigma_t.
+    alpha_t and sigma_t are (B,), >= 0, not both 0: 0 is no noise, 1 no signal, 1/2 where alpha_t = sigma_t.
     """
     return torch.atan2(sigma_t, alpha_t) * (2 / math.pi)
 
@@ -133,10 +130,8 @@ class LatentStepJudge:
 
     Rows are independent, so a score does not depend on its batch (beyond rounding). Always float32.
 
-    Args:
-        folder: The judge's folder.
-        resolve: Turns the `text` of config.json (an `emoji:` alias, say) into a folder or hub id.
-        device: Where it runs.
+    `resolve` turns the `text` of config.json (an `emoji:` alias, say) into a folder or hub id.
+
     Raises:
         MissingError: the folder, a file of it, or its text tower is missing.
         RewardError: it is another kind of model, damaged, or was trained with another text tower.

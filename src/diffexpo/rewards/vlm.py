@@ -44,13 +44,10 @@ def choice_probability(top_logprobs: Sequence[Mapping[str, object]], choices: tu
 
         p(first) / (p(first) + p(second)),   p(choice) = sum of exp(logprob) over the tokens that spell it
 
-    Args:
-        top_logprobs: The likeliest first tokens, each {"token": text, "logprob": number}. Tokens count
-            without regard to case, spaces and punctuation around them.
-        choices: The two answers, in lower case.
-    Returns:
-        A number in [0, 1], NaN if neither answer is among the tokens. Tokens "Yes" 0.6, " yes" 0.2 and "no"
-        0.2 give 0.8.
+    `top_logprobs` are the likeliest first tokens, each {"token": text, "logprob": number}; case, and spaces
+    and punctuation around them, do not count. `choices` are in lower case. NaN if neither is among the
+    tokens; tokens "Yes" 0.6, " yes" 0.2 and "no" 0.2 give 0.8.
+
     Source: the form of VQAScore (arXiv 2404.01291, equation 1), with both answers normalised.
     """
     mass = dict.fromkeys(choices, 0.0)
@@ -73,12 +70,9 @@ def wins(first_shown: Tensor) -> Tensor:
 
         P_ij = [F_ij + (1 - F_ji)] / 2,     w_i = mean over j != i of P_ij
 
-    Args:
-        first_shown: F (n,n), F_ij the probability that i beats j when i is shown first; NaN where no answer
-            came. The diagonal is not read.
-    Returns:
-        (n,) float64 in [0, 1], NaN where an image has no answered comparison. F = [[., 0.9], [0.3, .]] gives
-        [0.8, 0.2].
+    `first_shown` is F (n,n), F_ij the probability that i beats j when i is shown first; NaN where no answer
+    came, and the diagonal is not read. Returns (n,) float64 in [0, 1], NaN where an image has no answered
+    comparison; F = [[., 0.9], [0.3, .]] gives [0.8, 0.2].
     """
     both = (first_shown.double() + 1 - first_shown.double().T) / 2
     both = both.masked_fill(torch.eye(len(both), dtype=torch.bool), torch.nan)
@@ -147,7 +141,6 @@ class VlmJudge:
         """Scores (B,) of images (B,3,H,W) in [0,1] for their prompts, NaN where none was obtained.
 
         Raises:
-            RewardError: images and prompts differ in number.
             ScorerStoppedError: past the budget, or the server gives no log-probabilities.
         """
         check_lengths(self.name, images, prompts)

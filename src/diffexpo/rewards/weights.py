@@ -39,9 +39,7 @@ _PICKLED = (".pt", ".pth", ".bin", ".ckpt")
 
 
 def find_folder(name: str, folder_or_id: str, *, key: str, patterns: Sequence[str], expected: str) -> Path:
-    """A local folder, or the files of a hub repository that match `patterns` as one.
-
-    `key` is the setting that `folder_or_id` came from, and `expected` says what it should be.
+    """A local folder, or the files of a hub repository that match `patterns`; `key` is the setting.
 
     Raises:
         MissingError: it is neither a folder nor a repository that the hub gives.
@@ -104,11 +102,7 @@ def obtain(card: type[RewardCard]) -> str:
 
 @contextmanager
 def opened(name: str, file: Path) -> Iterator[safe_open]:
-    """A safetensors file whose header fits its length; its tensors are read on demand.
-
-    Raises:
-        RewardError: the file is damaged.
-    """
+    """An open safetensors file; RewardError if it is damaged (its header does not fit its length, say)."""
     try:
         with safe_open(file, framework="pt") as tensors:
             yield tensors
@@ -125,11 +119,7 @@ def read_tensors(name: str, file: Path) -> dict[str, Tensor]:
 
 
 def read_part(name: str, folder: Path, kind: type[Part], what: str) -> Part:
-    """A tokenizer, configuration or image processor of a folder, by its class.
-
-    Raises:
-        RewardError: it cannot be read.
-    """
+    """A tokenizer, configuration or image processor of a folder; RewardError if it cannot be read."""
     try:
         return kind.from_pretrained(str(folder), local_files_only=True)
     except LOAD_ERRORS as error:
@@ -139,11 +129,7 @@ def read_part(name: str, folder: Path, kind: type[Part], what: str) -> Part:
 
 
 def fill(name: str, source: object, model: torch.nn.Module, state: Mapping[str, Tensor], kind: str) -> None:
-    """Load weights into a model that they fit exactly.
-
-    Raises:
-        RewardError: they are those of another model.
-    """
+    """Load weights into a model; RewardError unless they fit exactly."""
     own = model.state_dict()
     wrong = [key for key in own if key not in state or state[key].shape != own[key].shape]
     check_keys(name, source, wrong, [key for key in state if key not in own], kind)
