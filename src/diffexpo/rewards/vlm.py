@@ -22,12 +22,10 @@ from torch import Tensor
 
 from diffexpo.config.rewards import ServiceConfig, VlmConfig
 from diffexpo.errors import ConfigError, MissingError, ScorerStoppedError
-from diffexpo.rewards.calling import CallFailedError, Endpoint, FailureBudget, map_concurrently, png_base64
-from diffexpo.rewards.images import check_lengths, to_bytes
+from diffexpo.rewards.calling import CalledReward, CallFailedError, map_concurrently
 from diffexpo.rewards.text_similarity import TextSimilarity
 
 _log = logging.getLogger("diffexpo")
-CONCURRENCY = 8
 QUESTIONS = {
     "yes_no": 'Does this picture show "{prompt}"? Answer with yes or no only.',
     "pairwise": 'Which of the two pictures shows "{prompt}" better, and looks better? '
@@ -79,7 +77,7 @@ def wins(first_shown: Tensor) -> Tensor:
     return both.nanmean(dim=1)
 
 
-class VlmJudge:
+class VlmJudge(CalledReward):
     """Scores by what a vision-language model answers.
 
     `pairwise` compares images of one prompt within one call; an image that is the only
@@ -102,12 +100,9 @@ class VlmJudge:
         concurrency: int | None = None,
         device: torch.device | str = "cpu",
     ) -> None:
-        service, vlm = service or ServiceConfig(), vlm or VlmConfig()
-        self.name = name
-        self.num_compared = 0
-        self.num_inconsistent = 0
-        self._vlm = vlm
-        self._concurrency = concurrency or CONCURRENCY
+        super().__init__(name, url, service, concurrency)
+        self.num_compared = self.num_inconsistent = 0
+        self._vlm = vlm = vlm or VlmConfig()
         self._question = QUESTIONS[vlm.mode] if vlm.question is None else vlm.question
         if vlm.mode != "caption" and "{prompt}" not in self._question:
             raise ConfigError(
@@ -115,8 +110,6 @@ class VlmJudge:
                 "not know what to look for"
             )
         self._similarity = self._text_similarity(device) if vlm.mode == "caption" else None
-        self._endpoint = Endpoint(name, url, service)
-        self.budget = FailureBudget(name, service)
         self._model = self._find_model()
         digest = hashlib.sha256(self._question.encode()).hexdigest()[:12]
         against = f" against {self._similarity.version}" if self._similarity else ""
@@ -143,8 +136,7 @@ class VlmJudge:
         Raises:
             ScorerStoppedError: past the budget, or the server gives no log-probabilities.
         """
-        check_lengths(self.name, images, prompts)
-        pngs = [png_base64(image) for image in to_bytes(images)]
+        pngs = self._pngs(images, prompts)
         if self._vlm.mode == "pairwise":
             return self._score_groups(pngs, prompts)
         ask = self._probability if self._vlm.mode == "yes_no" else self._caption_score
@@ -252,13 +244,8 @@ class VlmJudge:
 
     def _find_model(self) -> str:
         """The model asked for, or the only one there is."""
-        try:
-            reply = self._endpoint.persist(lambda: self._endpoint.call("/models"))
-        except CallFailedError as error:
-            raise MissingError(
-                f"reward {self.name!r}: {error}; expected an OpenAI-compatible server; its address ends in "
-                "/v1"
-            ) from None
+        expected = "an OpenAI-compatible server; its address ends in /v1"
+        reply = self._first(lambda: self._endpoint.call("/models"), expected)
         models = reply.get("data")
         entries = models if isinstance(models, list) else []
         names = [entry.get("id") for entry in entries if isinstance(entry, dict)]
