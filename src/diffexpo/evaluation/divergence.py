@@ -33,10 +33,6 @@ from diffexpo.types import Conditioning, Policy
 FLOW_NOISE_LEVEL = 0.7
 
 
-def _nothing() -> None:
-    pass
-
-
 @phase("drawing images")
 @torch.no_grad()
 def path_kl(
@@ -48,7 +44,7 @@ def path_kl(
     sampler: SamplerConfig,
     noise: NoiseSource,
     *,
-    tick: Callable[[], None] = _nothing,
+    tick: Callable[[], None] = lambda: None,
 ) -> Tensor:
     """KL between the chains of two versions along a path of the first, one path an image.
 
