@@ -82,8 +82,7 @@ class SuiteResult:
 
 @dataclass(frozen=True)
 class PairExample:
-    """A collected pair as the report shows it. `rule` says why it was chosen; images are file names in the
-    folder of pairs.json."""
+    """A collected pair, chosen by `rule`, as the report shows it; images are files next to pairs.json."""
 
     pair_id: str
     iteration: int
@@ -160,10 +159,10 @@ def load_suite(folder: Path) -> SuiteResult:
     try:
         fields = json.loads(path.read_text(encoding="utf-8"))
         fields["prompts"] = tuple(Prompt(**prompt) for prompt in fields["prompts"])
-        fields["prompt_index"] = np.array(fields["prompt_index"], dtype=np.int64)
-        fields["image_index"] = np.array(fields["image_index"], dtype=np.int64)
-        fields["scores"] = {name: _array(values) for name, values in fields["scores"].items()}
-        fields["kl"] = [math.nan if value is None else value for value in fields["kl"]]
+        for name in ("prompt_index", "image_index"):
+            fields[name] = np.array(fields[name], dtype=np.int64)
+        fields["scores"] = {name: np.array(_floats(values)) for name, values in fields["scores"].items()}
+        fields["kl"] = _floats(fields["kl"])
         rows = range(len(fields["prompt_index"]))
         fields["images"] = np.stack([read_image(_image_path(folder, row)) for row in rows])
         return SuiteResult(**fields)
@@ -194,8 +193,7 @@ def choose_pair_examples(pairs: Sequence[Pair]) -> list[tuple[str, Pair]]:
 def save_pair_examples(
     run_dir: Path, iteration: int, examples: Sequence[tuple[PairExample, np.ndarray, np.ndarray]]
 ) -> Path:
-    """Add an iteration's example pairs (example, winner (H,W,3) uint8, loser) to `<run>/eval/pairs`; writing
-    again replaces them."""
+    """Write an iteration's example pairs (example, winner (H,W,3) uint8, loser) to `<run>/eval/pairs`."""
     folder = run_dir / "eval" / "pairs"
     folder.mkdir(parents=True, exist_ok=True)
     rows = [row for row in _read_json(folder / "pairs.json", []) if row["iteration"] != iteration]
@@ -208,9 +206,8 @@ def save_pair_examples(
             row[side] = {name: _number(value) for name, value in row[side].items()}
         rows.append(row)
     rows.sort(key=lambda row: row["iteration"])
-    path = folder / "pairs.json"
-    write_json(path, rows)
-    return path
+    write_json(folder / "pairs.json", rows)
+    return folder / "pairs.json"
 
 
 def read_metrics(path: Path) -> list[Json]:
@@ -259,9 +256,8 @@ def load_run(run_dir: Path) -> RunRecord:
     """
     config_path = run_dir / "config.yaml"
     if not config_path.exists():
-        raise MissingError(
-            f"{run_dir} is not a run folder: {config_path} does not exist; give the folder of `diffexpo run`"
-        )
+        advice = "give the folder of `diffexpo run`"
+        raise MissingError(f"{run_dir} is not a run folder: {config_path} does not exist; {advice}")
     config = yaml.safe_load(config_path.read_text(encoding="utf-8")) or {}
     problems: list[str] = []
     suites: dict[str, SuiteResult] = {}
@@ -309,5 +305,5 @@ def _number(value: float | None) -> float | None:
     return float(value) if value is not None and math.isfinite(value) else None
 
 
-def _array(values: Sequence[float | None]) -> np.ndarray:
-    return np.array([math.nan if value is None else value for value in values], dtype=np.float64)
+def _floats(values: Sequence[float | None]) -> list[float]:
+    return [math.nan if value is None else float(value) for value in values]
