@@ -18,7 +18,7 @@ from diffexpo.config import RunConfig
 from diffexpo.config.citations import citations
 from diffexpo.config.families import FAMILIES, find_checkpoint
 from diffexpo.config.papers import bibtex
-from diffexpo.evaluation.grid import picture_grid, save_grid
+from diffexpo.evaluation.grid import image_grid, save_grid
 from diffexpo.evaluation.records import RunRecord, load_run
 from diffexpo.evaluation.summary import Summary, summarise
 from diffexpo.evaluation.templates import template
@@ -140,8 +140,8 @@ def _write_grid(record: RunRecord, summary: Summary, config: RunConfig, path: Pa
     if base is None or last is None:
         return False
     count = min(config.evaluation.grid_prompts, len(base.prompts), len(last.prompts))
-    rows = [[base.picture(index), last.picture(index)] for index in range(count)]
+    rows = [[base.image_of(index), last.image_of(index)] for index in range(count)]
     labels = [prompt.text for prompt in base.prompts[:count]]
     side = max(128, min(256, base.images.shape[1]))
-    save_grid(path, picture_grid(rows, labels, ["base", config.name], tile=side))
+    save_grid(path, image_grid(rows, labels, ["base", config.name], tile=side))
     return True

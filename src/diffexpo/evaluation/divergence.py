@@ -155,5 +155,11 @@ def _moments(
     if path.kind == "vp":
         return step_moments(path, replace(step, eta=1.0), prediction, x)
     largest = grid[1].sigma_t if len(grid) > 1 else 0.5
-    sigmas = {"sigma": step.sigma_t, "sigma_next": step.sigma_s, "sigma_max": largest}
-    return flow_sde_transition(x, prediction, noise_level=FLOW_NOISE_LEVEL, **sigmas)
+    return flow_sde_transition(
+        x,
+        prediction,
+        sigma=step.sigma_t,
+        sigma_next=step.sigma_s,
+        noise_level=FLOW_NOISE_LEVEL,
+        sigma_max=largest,
+    )

@@ -12,7 +12,7 @@ import diffexpo
 from diffexpo.config import read_resolved
 from diffexpo.config.citations import citations
 from diffexpo.errors import DiffexpoError
-from diffexpo.evaluation.grid import data_uri, picture_grid, save_grid
+from diffexpo.evaluation.grid import data_uri, image_grid, save_grid
 from diffexpo.evaluation.records import Json, RunRecord, read_image
 from diffexpo.evaluation.summary import BASELINE, Summary
 from diffexpo.evaluation.verdict import equal_cost, give_verdict
@@ -75,7 +75,7 @@ def _grid(record: RunRecord, summary: Summary) -> list[Json]:
         for name in versions:
             suite = record.suites[name]
             same = next((i for i, other in enumerate(suite.prompts) if other.id == prompt.id), None)
-            image = None if same is None else suite.picture(same)
+            image = None if same is None else suite.image_of(same)
             row.append(image)
             if image is not None:
                 at = np.flatnonzero((suite.prompt_index == same) & (suite.image_index == 0))[0]
@@ -84,7 +84,7 @@ def _grid(record: RunRecord, summary: Summary) -> list[Json]:
                 pictures.append({"label": label(name), "uri": data_uri(image), "score": shown})
         cards.append({"prompt": prompt.text, "category": prompt.category, "pictures": pictures})
         rows.append(row)
-    sheet = picture_grid(rows, [card["prompt"] for card in cards], [label(name) for name in versions])
+    sheet = image_grid(rows, [card["prompt"] for card in cards], [label(name) for name in versions])
     save_grid(record.run_dir / "eval" / "grid.png", sheet)
     return cards
 

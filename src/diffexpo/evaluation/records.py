@@ -75,9 +75,9 @@ class SuiteResult:
         """Prompt id of each row."""
         return [self.prompts[index].id for index in self.prompt_index]
 
-    def picture(self, prompt: int, image: int = 0) -> np.ndarray:
+    def image_of(self, prompt: int, index: int = 0) -> np.ndarray:
         """Image (H,W,3) uint8 of the prompt-th prompt."""
-        return self.images[np.flatnonzero((self.prompt_index == prompt) & (self.image_index == image))[0]]
+        return self.images[np.flatnonzero((self.prompt_index == prompt) & (self.image_index == index))[0]]
 
 
 @dataclass(frozen=True)

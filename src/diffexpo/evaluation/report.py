@@ -177,9 +177,7 @@ def _baseline_mark(axes: Axes, values: dict[str, Estimate], x: Sequence[int]) ->
 # ---- evaluated versions -----------------------------------------------------------------------------------
 
 
-def _reward_figure(
-    axes: Axes, summary: Summary, scorer: str | None, colour: str, marker: str, kind: str
-) -> str:
+def _reward(axes: Axes, summary: Summary, scorer: str | None, colour: str, marker: str, kind: str) -> str:
     if scorer is None:
         raise Absent(f"No {kind} was scored in the evaluation, so there is no reward curve for it.")
     if not summary.rewards.get(scorer):
@@ -199,11 +197,11 @@ def _reward_figure(
 
 
 def _heldout(axes: Axes, record: RunRecord, summary: Summary) -> str:
-    return _reward_figure(axes, summary, summary.judge, BLUE, "o", "held-out judge")
+    return _reward(axes, summary, summary.judge, BLUE, "o", "held-out judge")
 
 
 def _train_reward(axes: Axes, record: RunRecord, summary: Summary) -> str:
-    return _reward_figure(axes, summary, summary.train_reward, ORANGE, "s", "train reward")
+    return _reward(axes, summary, summary.train_reward, ORANGE, "s", "train reward")
 
 
 def _win_rate(axes: Axes, record: RunRecord, summary: Summary) -> str:
@@ -349,7 +347,7 @@ Curve = tuple[str, str, str, str]
 
 
 def _lines_by_iteration(
-    axes: Axes, record: RunRecord, curves: Sequence[Curve], ylabel: str, absent: str
+    axes: Axes, record: RunRecord, curves: Sequence[Curve], ylabel: str, absent: str, is_share: bool = False
 ) -> str:
     said = []
     for (name, label, colour, marker), dash in zip(curves, ("-", "--", "-.", ":"), strict=False):
@@ -363,6 +361,8 @@ def _lines_by_iteration(
     _iterations(axes, "collecting iteration")
     axes.set_ylabel(ylabel)
     axes.legend()
+    if is_share:
+        axes.set_ylim(-0.05, 1.05)
     return "; ".join(said)
 
 
@@ -372,9 +372,7 @@ def _tau(axes: Axes, record: RunRecord, summary: Summary) -> str:
         ("rollout/negative_prompt_fraction", "images with a negative prompt", ORANGE, "s"),
     )
     absent = "No collecting iteration is in metrics.jsonl, so nothing explored yet."
-    said = _lines_by_iteration(axes, record, curves, "share", absent)
-    axes.set_ylim(-0.05, 1.05)
-    return said
+    return _lines_by_iteration(axes, record, curves, "share", absent, is_share=True)
 
 
 def _who_won(axes: Axes, record: RunRecord, summary: Summary) -> str:
@@ -385,9 +383,8 @@ def _who_won(axes: Axes, record: RunRecord, summary: Summary) -> str:
     negatives = [("pairs/winner_from_negative", "winners: with negative prompt", GREEN, "^")]
     curves = agents * summary.method.has_agents + negatives * summary.method.has_negatives
     absent = "No pairing line is in metrics.jsonl, so nobody has won yet."
-    said = _lines_by_iteration(axes, record, curves, "share of pairs", absent)
+    said = _lines_by_iteration(axes, record, curves, "share of pairs", absent, is_share=True)
     axes.axhline(0.5, color=GREY, linestyle="--", linewidth=1.0)
-    axes.set_ylim(-0.05, 1.05)
     return said
 
 

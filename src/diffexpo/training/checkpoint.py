@@ -129,7 +129,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     try:
         return safetensors.torch.load(Path(path).read_bytes())
     except (OSError, SafetensorError) as error:
-        raise ResumeError(f"{path} cannot be read ({error}); restore it or start the run anew") from error
+        raise ResumeError(f"{path} cannot be read ({error}); restore it or start the run again") from error
 
 
 def _serialise(tensors: Mapping[str, Tensor]) -> bytes:
