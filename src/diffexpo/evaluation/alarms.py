@@ -7,7 +7,7 @@ missing and raises no alarm. The thresholds are constants here, which the docume
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from diffexpo.online.improved_pairs import IDENTITY, UNRELATED
@@ -82,10 +82,10 @@ def check_alarms(history: History) -> list[Alarm]:
     found: list[Alarm] = []
     trained = [item for item in history.snapshots if item.iteration > 0]
     for item in history.snapshots:
-        if item.iteration > 0:
-            for check in (_errors_rise, _no_learning, _skipped, _improvement):
-                found += check(item)
-        found += _flat_rewards(item)
+        of_training = [_errors_rise, _no_learning, _skipped, _improvement] if item.iteration > 0 else []
+        for check in (*of_training, _flat_rewards):
+            where = f"iteration {item.iteration}: "
+            found += (replace(alarm, message=where + alarm.message) for alarm in check(item))
     if trained:
         found += [*_worse(trained[-1], history), *_budget(trained[-1], history), *_idle_kl(trained)]
         base = next((item for item in history.snapshots if item.iteration == 0), None)
@@ -100,10 +100,7 @@ def _errors_rise(item: Snapshot) -> Iterator[Alarm]:
     loser = _rise(item.loser_error, item.loser_reference_error)
     if winner is None or loser is None or min(winner, loser) <= ERROR_RISE:
         return
-    seen = (
-        f"iteration {item.iteration}: the error on winners rose by {winner:.0%} and on losers by {loser:.0%} "
-        "over the reference"
-    )
+    seen = f"the error on winners rose by {winner:.0%} and on losers by {loser:.0%} over the reference"
     advice = (
         "Lower training.learning_rate or raise algorithm.beta (both by 3 to 10 times); or set "
         "algorithm.sft_weight > 0."
@@ -126,17 +123,14 @@ def _rise(error: float | None, reference: float | None) -> float | None:
 def _no_learning(item: Snapshot) -> Iterator[Alarm]:
     accuracy = item.implicit_accuracy
     if accuracy is not None and accuracy <= LEARNING_ACCURACY:
-        seen = (
-            f"iteration {item.iteration}: implicit accuracy ended at {accuracy:.3f}, no better than a coin."
-        )
+        seen = f"implicit accuracy ended at {accuracy:.3f}, no better than a coin."
         advice = "Train longer, raise training.learning_rate, or check that winners truly differ."
         yield Alarm("no_learning", "note", seen, advice)
 
 
 def _skipped(item: Snapshot) -> Iterator[Alarm]:
     if item.skipped_steps:
-        counts = f"{item.skipped_steps} optimiser step(s)"
-        seen = f"iteration {item.iteration}: {counts} were skipped for a non-finite loss or gradient."
+        seen = f"{item.skipped_steps} optimiser step(s) were skipped for a non-finite loss or gradient."
         advice = "Lower training.learning_rate, or use float32 or bf16 instead of fp16."
         yield Alarm("skipped_steps", "warning", seen, advice)
 
@@ -146,10 +140,8 @@ def _improvement(item: Snapshot) -> Iterator[Alarm]:
     distance = item.improved_distance
     if distance is None:
         return
-    seen = (
-        f"iteration {item.iteration}: improved images lie {distance:.3f} times as far from their losers as "
-        "losers of different prompts do"
-    )
+    far = f"{distance:.3f} times as far from their losers"
+    seen = f"improved images lie {far} as losers of different prompts do"
     if distance < IDENTITY:
         seen += f" (below {IDENTITY:g}): they are their losers again, and such pairs teach nothing."
         advice = (
@@ -166,20 +158,16 @@ def _improvement(item: Snapshot) -> Iterator[Alarm]:
 
 
 def _flat_rewards(item: Snapshot) -> Iterator[Alarm]:
-    where = f"iteration {item.iteration}:"
     if item.reward_std is not None and item.reward_std == 0.0:
-        seen = f"{where} all collected images got the same reward, so none is better than another."
-        yield Alarm(
-            "zero_variance", "critical", seen, "Check the scorer and that the pictures are not blank."
-        )
+        seen = "all collected images got the same reward, so none is better than another."
+        advice = "Check the scorer and that the pictures are not blank."
+        yield Alarm("zero_variance", "critical", seen, advice)
     if item.groups and item.dropped_ties is not None and item.dropped_ties / item.groups > TIE_SHARE:
-        counts = f"{item.dropped_ties} of {item.groups} prompts"
-        seen = f"{where} {counts} gave a tie, from which nothing is learned."
+        seen = f"{item.dropped_ties} of {item.groups} prompts gave a tie, from which nothing is learned."
         remedies = "draw more images a prompt, or raise exploration (negatives, guidance)."
         yield Alarm("many_ties", "warning", seen, f"Lower pairing.min_margin, {remedies}")
     if item.images and item.images_failed is not None and item.images_failed / item.images > FAILED_SHARE:
-        counts = f"{item.images_failed} of {item.images} images"
-        seen = f"{where} scoring failed for {counts}; they were left out."
+        seen = f"scoring failed for {item.images_failed} of {item.images} images; they were left out."
         yield Alarm("scorer_failures", "warning", seen, "Look at the scorer's own messages in log.txt.")
 
 
