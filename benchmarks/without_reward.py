@@ -58,7 +58,7 @@ from diffexpo.config.rewards import SelfJudgeConfig, read_card
 from diffexpo.config.schema import SamplerConfig
 from diffexpo.data.latents import PromptEmbeddings
 from diffexpo.data.store import Store
-from diffexpo.evaluation.grid import picture_grid, to_uint8
+from diffexpo.evaluation.grid import image_grid, to_uint8
 from diffexpo.evaluation.metrics import bootstrap_mean, vendi_score, win_rate
 from diffexpo.evaluation.suites import choose_prompts
 from diffexpo.online.stages.improve import double_guidance_of, improve_latents, improver_sampler
@@ -861,7 +861,7 @@ def draw_pictures(runs: Path, seed: int, count: int, path: Path) -> None:
         _, policy, draw = drawer(Job(arm, seed, runs, (), Sizes()))
         columns.append(to_uint8(policy.decode_latents(draw(prompts, keys)).cpu().numpy()))
     rows = [list(row) for row in zip(*columns, strict=True)]
-    picture_grid(rows, [prompt.text for prompt in prompts], list(SHOWN.values()), tile=112).save(
+    image_grid(rows, [prompt.text for prompt in prompts], list(SHOWN.values()), tile=112).save(
         path, optimize=True
     )
 

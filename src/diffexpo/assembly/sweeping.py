@@ -19,7 +19,7 @@ from diffexpo.data.latents import PromptEmbeddings
 from diffexpo.data.rows import Preference, Sample
 from diffexpo.data.store import Store
 from diffexpo.diffusion.guidance import DoubleGuidance
-from diffexpo.evaluation.grid import picture_grid, save_grid
+from diffexpo.evaluation.grid import image_grid, save_grid
 from diffexpo.files import write_json
 from diffexpo.online.improved_pairs import relative_distance
 from diffexpo.online.stages.improve import improve_latents, improver_sampler
@@ -84,7 +84,7 @@ def sweep(
             )
     rows = [[column[index] for column in columns] for index in range(len(losers))]
     folder = run_dir / "eval"
-    save_grid(folder / SWEEP_PICTURE, picture_grid(rows, texts, labels))
+    save_grid(folder / SWEEP_PICTURE, image_grid(rows, texts, labels))
     write_json(folder / SWEEP_NUMBERS, {"prompts": texts, "cells": numbers})
     lines = [
         f"text {cell['text_scale']:g}, image {cell['image_scale']:g}: relative distance "

@@ -1,13 +1,13 @@
-"""Warnings a person should read before trusting a run. Each states what was seen and what to do about it.
+"""Warnings to read before trusting a run: each states what was seen and what to do about it.
 
-The input is a `History`: one entry per evaluated iteration (entry 0 is the base model). What is unknown is
-None or missing and raises no alarm. Thresholds are constants here, and the documentation lists them.
+The input is a `History`: one entry per evaluated iteration (0 is the base model). What is unknown is None or
+missing and raises no alarm. The thresholds are constants here, which the documentation lists.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from diffexpo.online.improved_pairs import IDENTITY, UNRELATED
@@ -78,20 +78,14 @@ class History:
 
 
 def check_alarms(history: History) -> list[Alarm]:
-    """All alarms that a history raises, the critical ones first.
-
-    Args:
-        history: What is known of each iteration.
-    Returns:
-        Alarms ordered by severity; empty if nothing looks wrong, which is not a proof that all is well.
-    """
+    """All alarms that a history raises, the critical ones first; none is no proof that all is well."""
     found: list[Alarm] = []
     trained = [item for item in history.snapshots if item.iteration > 0]
     for item in history.snapshots:
-        if item.iteration > 0:
-            for check in (_errors_rise, _no_learning, _skipped, _improvement):
-                found += check(item)
-        found += _flat_rewards(item)
+        of_training = [_errors_rise, _no_learning, _skipped, _improvement] if item.iteration > 0 else []
+        for check in (*of_training, _flat_rewards):
+            where = f"iteration {item.iteration}: "
+            found += (replace(alarm, message=where + alarm.message) for alarm in check(item))
     if trained:
         found += [*_worse(trained[-1], history), *_budget(trained[-1], history), *_idle_kl(trained)]
         base = next((item for item in history.snapshots if item.iteration == 0), None)
@@ -102,46 +96,41 @@ def check_alarms(history: History) -> list[Alarm]:
 
 
 def _errors_rise(item: Snapshot) -> Iterator[Alarm]:
-    errors = (item.winner_error, item.winner_reference_error, item.loser_error, item.loser_reference_error)
-    if any(value is None for value in errors) or min(errors[1], errors[3]) <= 0:
+    winner = _rise(item.winner_error, item.winner_reference_error)
+    loser = _rise(item.loser_error, item.loser_reference_error)
+    if winner is None or loser is None or min(winner, loser) <= ERROR_RISE:
         return
-    winner, loser = item.winner_error / errors[1] - 1, item.loser_error / errors[3] - 1
-    if min(winner, loser) <= ERROR_RISE:
-        return
-    seen = (
-        f"iteration {item.iteration}: the error on winners rose by {winner:.0%} and on losers by {loser:.0%} "
-        "over the reference"
-    )
+    seen = f"the error on winners rose by {winner:.0%} and on losers by {loser:.0%} over the reference"
     advice = (
         "Lower training.learning_rate or raise algorithm.beta (both by 3 to 10 times); or set "
         "algorithm.sft_weight > 0."
     )
-    if item.implicit_accuracy is not None and item.implicit_accuracy > COLLAPSE_ACCURACY:
+    accuracy = item.implicit_accuracy
+    if accuracy is not None and accuracy > COLLAPSE_ACCURACY:
         seen += (
-            f", while implicit accuracy is {item.implicit_accuracy:.2f}: the model tells the pairs apart by "
-            "forgetting how to denoise both of them (collapse)."
+            f", while implicit accuracy is {accuracy:.2f}: the model tells the pairs apart by forgetting how "
+            "to denoise both of them (collapse)."
         )
         yield Alarm("collapse", "critical", seen, advice)
     else:
         yield Alarm("errors_rise", "warning", seen + ": it denoises both worse.", advice)
 
 
+def _rise(error: float | None, reference: float | None) -> float | None:
+    return None if error is None or reference is None or reference <= 0 else error / reference - 1
+
+
 def _no_learning(item: Snapshot) -> Iterator[Alarm]:
     accuracy = item.implicit_accuracy
     if accuracy is not None and accuracy <= LEARNING_ACCURACY:
-        seen = (
-            f"iteration {item.iteration}: implicit accuracy ended at {accuracy:.3f}, no better than a coin."
-        )
+        seen = f"implicit accuracy ended at {accuracy:.3f}, no better than a coin."
         advice = "Train longer, raise training.learning_rate, or check that winners truly differ."
         yield Alarm("no_learning", "note", seen, advice)
 
 
 def _skipped(item: Snapshot) -> Iterator[Alarm]:
     if item.skipped_steps:
-        seen = (
-            f"iteration {item.iteration}: {item.skipped_steps} optimiser step(s) were skipped for a "
-            "non-finite loss or gradient."
-        )
+        seen = f"{item.skipped_steps} optimiser step(s) were skipped for a non-finite loss or gradient."
         advice = "Lower training.learning_rate, or use float32 or bf16 instead of fp16."
         yield Alarm("skipped_steps", "warning", seen, advice)
 
@@ -151,10 +140,8 @@ def _improvement(item: Snapshot) -> Iterator[Alarm]:
     distance = item.improved_distance
     if distance is None:
         return
-    seen = (
-        f"iteration {item.iteration}: improved images lie {distance:.3f} times as far from their losers as "
-        "losers of different prompts do"
-    )
+    far = f"{distance:.3f} times as far from their losers"
+    seen = f"improved images lie {far} as losers of different prompts do"
     if distance < IDENTITY:
         seen += f" (below {IDENTITY:g}): they are their losers again, and such pairs teach nothing."
         advice = (
@@ -162,41 +149,33 @@ def _improvement(item: Snapshot) -> Iterator[Alarm]:
         )
         yield Alarm("improver_identity", "critical", seen, advice)
     if distance > UNRELATED:
-        seen += (
-            f" (above {UNRELATED:g}): they have nothing to do with their losers, so the pairs show no "
-            "improvement of them."
-        )
+        verdict = "they have nothing to do with their losers, so the pairs show no improvement of them."
         advice = (
             "Raise algorithm.improver.image_scale, raise the share of the task reconstruct, or train the "
             "improvement model longer."
         )
-        yield Alarm("improver_unrelated", "warning", seen, advice)
+        yield Alarm("improver_unrelated", "warning", f"{seen} (above {UNRELATED:g}): {verdict}", advice)
 
 
 def _flat_rewards(item: Snapshot) -> Iterator[Alarm]:
-    where = f"iteration {item.iteration}:"
     if item.reward_std is not None and item.reward_std == 0.0:
-        seen = f"{where} all collected images got the same reward, so none is better than another."
+        seen = "all collected images got the same reward, so none is better than another."
         advice = "Check the scorer and that the pictures are not blank."
         yield Alarm("zero_variance", "critical", seen, advice)
     if item.groups and item.dropped_ties is not None and item.dropped_ties / item.groups > TIE_SHARE:
-        counts = f"{item.dropped_ties} of {item.groups} prompts"
-        seen = f"{where} {counts} gave a tie, from which nothing is learned."
-        advice = (
-            "Lower pairing.min_margin, draw more images a prompt, or raise exploration (negatives, guidance)."
-        )
-        yield Alarm("many_ties", "warning", seen, advice)
+        seen = f"{item.dropped_ties} of {item.groups} prompts gave a tie, from which nothing is learned."
+        remedies = "draw more images a prompt, or raise exploration (negatives, guidance)."
+        yield Alarm("many_ties", "warning", seen, f"Lower pairing.min_margin, {remedies}")
     if item.images and item.images_failed is not None and item.images_failed / item.images > FAILED_SHARE:
-        counts = f"{item.images_failed} of {item.images} images"
-        seen = f"{where} scoring failed for {counts}; they were left out."
+        seen = f"scoring failed for {item.images_failed} of {item.images} images; they were left out."
         yield Alarm("scorer_failures", "warning", seen, "Look at the scorer's own messages in log.txt.")
 
 
 def _over_optimised(base: Snapshot, last: Snapshot, history: History) -> Iterator[Alarm]:
-    rewards = (base.train_reward, last.train_reward, base.heldout_reward, last.heldout_reward)
-    if None in rewards:
+    if not (base.train_reward and last.train_reward and base.heldout_reward and last.heldout_reward):
         return
-    train, last_train, heldout, last_heldout = (reward[0] for reward in rewards)
+    train, last_train = base.train_reward[0], last.train_reward[0]
+    heldout, last_heldout = base.heldout_reward[0], last.heldout_reward[0]
     if last_train <= train or last_heldout >= heldout:
         return
     sure = last.heldout_reward[2] < heldout or (last.win_rate is not None and last.win_rate[2] < 0.5)
@@ -240,16 +219,21 @@ def _budget(last: Snapshot, history: History) -> Iterator[Alarm]:
 
 
 def _idle_kl(trained: Sequence[Snapshot]) -> Iterator[Alarm]:
-    known = [item for item in trained if item.kl is not None and item.heldout_reward is not None]
+    known = [
+        (item.iteration, item.kl, item.heldout_reward)
+        for item in trained
+        if item.kl is not None and item.heldout_reward is not None
+    ]
     if len(known) < 2:
         return
-    best, last = max(known, key=lambda item: item.heldout_reward[0]), known[-1]
-    if last.kl > KL_GROWTH * best.kl and last.heldout_reward[2] < best.heldout_reward[0]:
+    best, best_kl, best_reward = max(known, key=lambda row: row[2][0])
+    _, kl, reward = known[-1]
+    if kl > KL_GROWTH * best_kl and reward[2] < best_reward[0]:
         seen = (
-            f"since iteration {best.iteration} the KL to the base grew from {best.kl:.3g} to {last.kl:.3g} "
-            "nats per image and the held-out reward fell."
+            f"since iteration {best} the KL to the base grew from {best_kl:.3g} to {kl:.3g} nats per image "
+            "and the held-out reward fell."
         )
-        advice = f"Iteration {best.iteration} is the better model; stop there."
+        advice = f"Iteration {best} is the better model; stop there."
         yield Alarm("kl_without_return", "warning", seen, advice)
 
 

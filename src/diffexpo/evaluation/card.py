@@ -1,5 +1,4 @@
-"""The model card of an export: README.md with the front matter that the hub reads, and a sheet of images
-before and after.
+"""The model card of an export: README.md with the front matter that the hub reads, and a sheet of images.
 
 Everything in it comes from the run's files: settings, the evaluation's numbers with their intervals, images
 chosen by rule. It says what was not measured.
@@ -19,7 +18,7 @@ from diffexpo.config import RunConfig
 from diffexpo.config.citations import citations
 from diffexpo.config.families import FAMILIES, find_checkpoint
 from diffexpo.config.papers import bibtex
-from diffexpo.evaluation.grid import picture_grid, save_grid
+from diffexpo.evaluation.grid import image_grid, save_grid
 from diffexpo.evaluation.records import RunRecord, load_run
 from diffexpo.evaluation.summary import Summary, summarise
 from diffexpo.evaluation.templates import template
@@ -37,8 +36,8 @@ SCHEDULERS = {
 
 @dataclass(frozen=True)
 class Exported:
-    """What lies in the folder: kind, name of the pipeline's class, files by name, components that are loaded
-    as None, the arguments of the pipeline's call, and the folder or hub id of the base model."""
+    """What lies in the folder: `left_out` components are loaded as None, `arguments` are of the pipeline's
+    call, `base` is the base model's folder or hub id."""
 
     kind: str
     pipeline_class: str
@@ -49,13 +48,8 @@ class Exported:
 
 
 def write_card(run_dir: Path, folder: Path, config: RunConfig, exported: Exported) -> Path:
-    """Write README.md and, if the run was evaluated, before_after.png.
+    """Write README.md to the export's folder and, if the run was evaluated, before_after.png.
 
-    Args:
-        run_dir: The run.
-        folder: Where the export lies.
-        config: Its settings.
-        exported: What was exported.
     Returns:
         Path of the card. Its Python block loads the export in plain diffusers when run in its folder.
     """
@@ -80,14 +74,12 @@ def write_card(run_dir: Path, folder: Path, config: RunConfig, exported: Exporte
         citations=found,
         entries="\n\n".join(bibtex(one.work) for one in found.known),
     )
-    path = folder / CARD
-    path.write_text(text, encoding="utf-8")
-    return path
+    (folder / CARD).write_text(text, encoding="utf-8")
+    return folder / CARD
 
 
 def licence_of(path: str) -> str | None:
-    """Identifier or name of the base model's licence, as far as its name tells; `licence_of("x/sd15")` is
-    "creativeml-openrail-m"."""
+    """The base model's licence as far as its name tells: "creativeml-openrail-m" of "x/sd15"."""
     if path.startswith("emoji:"):
         return EMBEDDED_LICENCE
     found = find_checkpoint(path)
@@ -148,8 +140,8 @@ def _write_grid(record: RunRecord, summary: Summary, config: RunConfig, path: Pa
     if base is None or last is None:
         return False
     count = min(config.evaluation.grid_prompts, len(base.prompts), len(last.prompts))
-    rows = [[base.picture(index), last.picture(index)] for index in range(count)]
+    rows = [[base.image_of(index), last.image_of(index)] for index in range(count)]
     labels = [prompt.text for prompt in base.prompts[:count]]
     side = max(128, min(256, base.images.shape[1]))
-    save_grid(path, picture_grid(rows, labels, ["base", config.name], tile=side))
+    save_grid(path, image_grid(rows, labels, ["base", config.name], tile=side))
     return True

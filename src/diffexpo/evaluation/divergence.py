@@ -33,10 +33,6 @@ from diffexpo.types import Conditioning, Policy
 FLOW_NOISE_LEVEL = 0.7
 
 
-def _nothing() -> None:
-    pass
-
-
 @phase("drawing images")
 @torch.no_grad()
 def path_kl(
@@ -48,7 +44,7 @@ def path_kl(
     sampler: SamplerConfig,
     noise: NoiseSource,
     *,
-    tick: Callable[[], None] = _nothing,
+    tick: Callable[[], None] = lambda: None,
 ) -> Tensor:
     """KL between the chains of two versions along a path of the first, one path an image.
 
@@ -71,7 +67,8 @@ def path_kl(
     Source: EXPO figure 5 (KL axis); ancestral form: DPOK (2023), lemma 4.2; flow form: Flow-GRPO (2025),
         section 4.2, there per element and without the division by its own variance.
     """
-    grid = sampler_grid(policy.path, _chain(policy.path), sampler.steps, 1.0)
+    chain = "flow_euler" if policy.path.kind == "flow" else "ddpm"
+    grid = sampler_grid(policy.path, chain, sampler.steps, 1.0)
     guidance = sampler.guidance if negative is not None else 1.0
     x = noise.draw().to(policy.device)
     total = torch.zeros(len(x), dtype=torch.float64)
@@ -95,10 +92,9 @@ def path_kl(
 def kl_estimator(path: Path, sampler: SamplerConfig) -> str:
     """The estimator in words, to be printed with its number."""
     guided = f"guidance {sampler.guidance:g}" if sampler.guidance != 1.0 else "no guidance"
+    kernel = "ancestral DDPM kernel, last noiseless step left out"
     if path.kind == "flow":
         kernel = f"Flow-GRPO SDE at noise level {FLOW_NOISE_LEVEL:g}"
-    else:
-        kernel = "ancestral DDPM kernel, last noiseless step left out"
     return f"path KL per image ({kernel}; {sampler.steps} steps, {guided})"
 
 
@@ -114,11 +110,10 @@ def elbo_kl(
     *,
     levels: int = 16,
 ) -> Tensor:
-    """Difference of two versions' variational bounds on images of the first: a cheap stand-in for the KL
-    without chains.
+    """Difference of two versions' variational bounds on images of the first: cheap, without chains.
 
-        sum_k 1/2 (snr(t_k-1) - snr(t_k)) [ ||x0_ref(x_t) - x0||^2 - ||x0_version(x_t) - x0||^2 ],  snr =
-        alpha_t^2 / sigma_t^2
+        sum_k 1/2 (snr(t_k-1) - snr(t_k)) [ ||x0_ref(x_t) - x0||^2 - ||x0_version(x_t) - x0||^2 ]
+        snr = alpha_t^2 / sigma_t^2
 
     Args:
         policy: The model; no guidance is used.
@@ -140,9 +135,8 @@ def elbo_kl(
     total = torch.zeros(len(x0), dtype=torch.float64)
     for k in range(1, levels + 1):
         t = edges[k].expand(len(x0))
-        eps = torch.stack(
-            [torch.randn(x0.shape[1:], generator=torch_generator(*noise_key, k, b)) for b in range(len(x0))]
-        )
+        generators = [torch_generator(*noise_key, k, b) for b in range(len(x0))]
+        eps = torch.stack([torch.randn(x0.shape[1:], generator=generator) for generator in generators])
         scales = policy.path.alpha_sigma(t)
         x_t = add_noise(x0, eps.to(x0), *scales)
         errors = []
@@ -153,10 +147,6 @@ def elbo_kl(
             errors.append((guess - x0.double()).square().flatten(1).sum(dim=1).cpu())
         total += 0.5 * (snr[k - 1] - snr[k]) * (errors[0] - errors[1])
     return total
-
-
-def _chain(path: Path) -> str:
-    return "flow_euler" if path.kind == "flow" else "ddpm"
 
 
 def _moments(

@@ -1,4 +1,4 @@
-"""Images: labelled grids and small encodings for the report. Pillow and NumPy only."""
+"""Labelled grids of images and small encodings for the report, with Pillow and NumPy alone."""
 
 from __future__ import annotations
 
@@ -17,14 +17,13 @@ _PAD = 6
 
 
 def to_uint8(images: np.ndarray) -> np.ndarray:
-    """Images (N,3,H,W) in [0,1] to 8-bit (N,H,W,3), rounded to nearest: the same images are saved,
-    shown and judged."""
+    """Images (N,3,H,W) in [0,1] to 8-bit (N,H,W,3), rounded to nearest, as saved, shown and judged."""
     if images.ndim != 4 or images.shape[1] != 3:
         raise DataError(f"images of shape {images.shape}; expected (N, 3, H, W)")
     return np.rint(np.clip(images, 0.0, 1.0) * 255.0).astype(np.uint8).transpose(0, 2, 3, 1)
 
 
-def picture_grid(
+def image_grid(
     rows: Sequence[Sequence[np.ndarray | None]],
     row_labels: Sequence[str],
     column_labels: Sequence[str],
@@ -42,10 +41,8 @@ def picture_grid(
         An RGB image of width columns * (tile + 6) + 6.
     """
     if len(rows) != len(row_labels) or any(len(row) != len(column_labels) for row in rows):
-        raise DataError(
-            f"picture grid: {len(rows)} rows, {len(row_labels)} row labels, {len(column_labels)} column "
-            f"labels"
-        )
+        labels = f"{len(row_labels)} row labels, {len(column_labels)} column labels"
+        raise DataError(f"image grid: {len(rows)} rows, {labels}")
     font = ImageFont.load_default(size=13)
     line = 20
     width = len(column_labels) * (tile + _PAD) + _PAD
@@ -53,12 +50,12 @@ def picture_grid(
     draw = ImageDraw.Draw(sheet)
     for column, label in enumerate(column_labels):
         draw.text((_PAD + column * (tile + _PAD), 2), _fit(draw, label, tile, font), fill="black", font=font)
-    for index, (pictures, label) in enumerate(zip(rows, row_labels, strict=True)):
+    for index, (images, label) in enumerate(zip(rows, row_labels, strict=True)):
         top = line + index * (tile + line + _PAD)
         draw.text((_PAD, top + 2), _fit(draw, label, width - 2 * _PAD, font), fill="#444444", font=font)
-        for column, picture in enumerate(pictures):
-            if picture is not None:
-                small = Image.fromarray(picture).resize((tile, tile), Image.Resampling.LANCZOS)
+        for column, image in enumerate(images):
+            if image is not None:
+                small = Image.fromarray(image).resize((tile, tile), Image.Resampling.LANCZOS)
                 sheet.paste(small, (_PAD + column * (tile + _PAD), top + line))
     return sheet
 
@@ -70,10 +67,9 @@ def save_grid(path: Path, sheet: Image.Image) -> Path:
     return path
 
 
-def data_uri(picture: np.ndarray, *, side: int = 224) -> str:
-    """An image (H,W,3) uint8 as a data URI: PNG if small already, else JPEG shrunk so that no side exceeds
-    `side`."""
-    image = Image.fromarray(picture)
+def data_uri(array: np.ndarray, *, side: int = 224) -> str:
+    """An image (H,W,3) uint8 as a data URI: PNG if small already, else JPEG with no side above `side`."""
+    image = Image.fromarray(array)
     buffer = io.BytesIO()
     if max(image.size) <= 96:
         image.save(buffer, format="PNG", optimize=True)

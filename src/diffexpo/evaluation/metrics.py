@@ -1,8 +1,7 @@
-"""The numbers of a comparison: win rate, means with intervals, Vendi score, Bradley-Terry strengths. NumPy
-only.
+"""The numbers of a comparison, with NumPy alone: win rate, means with intervals, Vendi score, Bradley-Terry.
 
-Every interval is a percentile bootstrap over *prompts* (clusters): images of one prompt are
-similar, so resampling single images would understate the uncertainty.
+Every interval is a percentile bootstrap over *prompts* (clusters): images of one prompt are similar, so
+resampling single images would understate the uncertainty.
 """
 
 from __future__ import annotations
@@ -22,8 +21,7 @@ _CHUNK = 2_000_000
 
 @dataclass(frozen=True)
 class WinRate:
-    """How often a beats b. `rate`, `low`, `high` are in [0, 1]; `wins`, `ties`, `losses` count image
-    pairs."""
+    """How often a beats b: `rate`, `low`, `high` in [0, 1]; `wins`, `ties`, `losses` count image pairs."""
 
     rate: float
     low: float
@@ -57,8 +55,7 @@ def win_rate(
     resamples: int = 10000,
     seed: int = 0,
 ) -> WinRate:
-    """Share of comparisons that a wins, ties counting one half, averaged within a prompt first and then over
-    prompts.
+    """Share of comparisons that a wins, ties counting one half: the mean over prompts of their means.
 
         rate = mean_p mean_{i in p} [ 1(a_i > b_i) + 1/2 1(a_i = b_i) ]
 
@@ -71,18 +68,15 @@ def win_rate(
     Returns:
         A WinRate. a > b everywhere gives rate 1; win_rate(b, a).rate is 1 - win_rate(a, b).rate. If every
         prompt is won (or lost) the bootstrap has no spread, so the exact binomial bound 0.025**(1/prompts)
-        replaces its inner end. `p_value` is the exact two-sided sign test over prompts (tied prompts left
-        out).
+        replaces its inner end. `p_value` is the exact two-sided sign test over prompts without tied ones.
     Raises:
         DataError: shapes differ, or no row is finite.
     """
     left, right = np.asarray(a, dtype=np.float64).reshape(-1), np.asarray(b, dtype=np.float64).reshape(-1)
     labels = _labels(prompts, len(left))
     if len(left) != len(right):
-        raise DataError(
-            f"win_rate: a has {len(left)} scores and b has {len(right)}; score the same prompts and seeds "
-            f"for both"
-        )
+        counts = f"a has {len(left)} scores and b has {len(right)}"
+        raise DataError(f"win_rate: {counts}; score the same prompts and seeds for both")
     finite = np.isfinite(left) & np.isfinite(right)
     if not finite.any():
         raise DataError("win_rate: no row has a finite score in both a and b; check the scorer")
@@ -124,11 +118,7 @@ def sign_test(wins: int, losses: int) -> float:
 
 
 def bootstrap_mean(
-    values: ArrayLike,
-    clusters: Sequence[Hashable] | None = None,
-    *,
-    resamples: int = 10000,
-    seed: int = 0,
+    values: ArrayLike, clusters: Sequence[Hashable] | None = None, *, resamples: int = 10000, seed: int = 0
 ) -> tuple[float, float, float]:
     """Mean over clusters of their means, with its 95% percentile bootstrap interval over clusters.
 
@@ -152,35 +142,30 @@ def bootstrap_mean(
 
 
 def vendi_score(embeddings: ArrayLike, q: float = 1.0) -> float:
-    """Effective number of different items: the exponential of the entropy of the similarity matrix's
-    spectrum.
+    """Effective number of different items: the exponentiated entropy of the similarity matrix's spectrum.
 
-        K = cosine Gram matrix / n,  VS_q = exp( log(sum_i lambda_i^q) / (1 - q) ),  VS_1 = exp(-sum_i
-        lambda_i log lambda_i)
+        K = cosine Gram matrix / n with eigenvalues l_i
+        VS_q = exp( log(sum_i l_i^q) / (1 - q) ),  VS_1 = exp(-sum_i l_i log l_i)
 
     Args:
         embeddings: Features (n, d), one row an item; rows are normalised to length 1 here.
         q: Order >= 0: small orders weigh rare items more, `inf` gives 1 / max lambda.
     Returns:
-        A number in [1, n]: n equal rows give 1, n orthogonal rows give n. It is bounded by n, so report n
-            with it.
+        A number in [1, n]: n equal rows give 1, n orthogonal rows give n. Report n with it.
     Raises:
         DataError: not a (n, d) array of finite numbers, a row of zeros, or q < 0.
     Source: Friedman and Dieng, "The Vendi Score" (2023), definition 3.1; order q: Pasarkar and Dieng (2024).
     """
     rows = np.asarray(embeddings, dtype=np.float64)
     if rows.ndim != 2 or rows.size == 0 or not np.isfinite(rows).all():
-        raise DataError(
-            f"vendi_score: embeddings of shape {rows.shape}; expected finite numbers of shape (n, d)"
-        )
+        expected = "expected finite numbers of shape (n, d)"
+        raise DataError(f"vendi_score: embeddings of shape {rows.shape}; {expected}")
     if q < 0 or math.isnan(q):
         raise DataError(f"vendi_score: q = {q}; expected an order >= 0")
     norms = np.linalg.norm(rows, axis=1, keepdims=True)
     if (norms == 0).any():
-        raise DataError(
-            "vendi_score: an embedding is all zeros, so its cosine similarity is undefined; check the "
-            "embedder"
-        )
+        undefined = "an embedding is all zeros, so its cosine similarity is undefined"
+        raise DataError(f"vendi_score: {undefined}; check the embedder")
     rows = rows / norms
     gram = rows @ rows.T if rows.shape[0] <= rows.shape[1] else rows.T @ rows
     values = np.linalg.eigvalsh(gram / rows.shape[0])
@@ -237,8 +222,7 @@ def bradley_terry(
 
 
 def best_of_n_kl(n: ArrayLike) -> np.ndarray:
-    """KL to the base of best-of-n sampling (an upper bound, exact without ties): log n - (n - 1) / n nats; 0
-    at n = 1."""
+    """KL of best-of-n sampling to the base in nats, exact without ties: log n - (n - 1) / n, at most."""
     count = np.asarray(n, dtype=np.float64)
     return np.log(count) - (count - 1.0) / count
 
@@ -271,8 +255,7 @@ def _interval(means: np.ndarray, resamples: int, seed: int) -> tuple[float, floa
 
 
 def _check_strongly_connected(table: np.ndarray) -> None:
-    """Every player must reach every other along wins; reachability by repeated squaring of the boolean
-    table."""
+    """Every player must reach every other along wins (repeated squaring of the boolean table)."""
     reach = (table > 0) | np.eye(len(table), dtype=bool)
     for _ in range(max(1, math.ceil(math.log2(len(table) + 1)))):
         reach = (reach.astype(np.float64) @ reach.astype(np.float64)) > 0
@@ -281,6 +264,5 @@ def _check_strongly_connected(table: np.ndarray) -> None:
     winners = [i for i in range(len(table)) if not reach[:, i].all()]
     raise DataError(
         f"bradley_terry: the wins do not connect all players both ways (nobody outside reaches player(s) "
-        f"{winners}), "
-        "so no finite strengths maximise the likelihood; add comparisons or set prior > 0"
+        f"{winners}), so no finite strengths maximise the likelihood; add comparisons or set prior > 0"
     )

@@ -1,4 +1,4 @@
-"""The parts of the report's page other than its figures: cards with images, tables, commands."""
+"""Everything on the report's page except its figures: cards with images, tables, commands."""
 
 from __future__ import annotations
 
@@ -7,19 +7,18 @@ from pathlib import Path
 
 import numpy as np
 import yaml
-from PIL import Image
 
 import diffexpo
 from diffexpo.config import read_resolved
 from diffexpo.config.citations import citations
 from diffexpo.errors import DiffexpoError
-from diffexpo.evaluation.grid import data_uri, picture_grid, save_grid
-from diffexpo.evaluation.records import Json, RunRecord
+from diffexpo.evaluation.grid import data_uri, image_grid, save_grid
+from diffexpo.evaluation.records import Json, RunRecord, read_image
 from diffexpo.evaluation.summary import BASELINE, Summary
 from diffexpo.evaluation.verdict import equal_cost, give_verdict
 from diffexpo.evaluation.wording import Method
 
-PAGE_PICTURES = 24
+MAX_CARDS = 24
 KEPT = ("groups", "count", "dropped_ties", "dropped_nan", "margin_mean")
 ORIGINS = ("winner_from_exploration", "winner_from_negative")
 
@@ -67,13 +66,16 @@ def _grid(record: RunRecord, summary: Summary) -> list[Json]:
         return []
     first = record.suites[versions[0]]
     wanted = int(record.config.get("evaluation", {}).get("grid_prompts", 8))
-    cards, rows, label = [], [], summary.method.label
-    for prompt in first.prompts[: min(wanted, PAGE_PICTURES)]:
-        pictures, row = [], []
+    label = summary.method.label
+    cards: list[Json] = []
+    rows: list[list[np.ndarray | None]] = []
+    for prompt in first.prompts[: min(wanted, MAX_CARDS)]:
+        pictures: list[Json] = []
+        row: list[np.ndarray | None] = []
         for name in versions:
             suite = record.suites[name]
             same = next((i for i, other in enumerate(suite.prompts) if other.id == prompt.id), None)
-            image = None if same is None else suite.picture(same)
+            image = None if same is None else suite.image_of(same)
             row.append(image)
             if image is not None:
                 at = np.flatnonzero((suite.prompt_index == same) & (suite.image_index == 0))[0]
@@ -82,7 +84,7 @@ def _grid(record: RunRecord, summary: Summary) -> list[Json]:
                 pictures.append({"label": label(name), "uri": data_uri(image), "score": shown})
         cards.append({"prompt": prompt.text, "category": prompt.category, "pictures": pictures})
         rows.append(row)
-    sheet = picture_grid(rows, [card["prompt"] for card in cards], [label(name) for name in versions])
+    sheet = image_grid(rows, [card["prompt"] for card in cards], [label(name) for name in versions])
     save_grid(record.run_dir / "eval" / "grid.png", sheet)
     return cards
 
@@ -92,7 +94,7 @@ def _pairs(record: RunRecord, method: Method) -> list[Json]:
     folder = record.run_dir / "eval" / "pairs"
     names = {} if method.has_pairs else {"winner": "best", "loser": "worst"}
     cards = []
-    for example in record.examples[:PAGE_PICTURES]:
+    for example in record.examples[:MAX_CARDS]:
         sides = []
         for side in ("winner", "loser"):
             path = folder / str(vars(example)[f"{side}_image"])
@@ -100,7 +102,7 @@ def _pairs(record: RunRecord, method: Method) -> list[Json]:
             sides.append(
                 {
                     "side": names.get(side, side),
-                    "uri": data_uri(_read_picture(path)) if path.is_file() else "",
+                    "uri": data_uri(read_image(path)) if path.is_file() else "",
                     "agent": vars(example)[f"{side}_agent"] if method.has_agents else "",
                     "negative": vars(example)[f"{side}_negative"],
                     "scores": ", ".join(f"{name} {value:.2f}" for name, value in scores if value is not None),
@@ -108,11 +110,6 @@ def _pairs(record: RunRecord, method: Method) -> list[Json]:
             )
         cards.append({"example": example, "sides": sides})
     return cards
-
-
-def _read_picture(path: Path) -> np.ndarray:
-    with Image.open(path) as image:
-        return np.asarray(image.convert("RGB"))
 
 
 def pairing_rows(metrics: Sequence[Json]) -> list[Json]:

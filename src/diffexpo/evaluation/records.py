@@ -1,5 +1,4 @@
-"""What an evaluation leaves on disk and the report reads: the run folder's reader side. Imports without
-torch.
+"""The files that an evaluation leaves in a run folder and the report reads. Imports without torch.
 
     <run>/config.yaml         resolved configuration
     <run>/env.json            versions and machine, any JSON object
@@ -21,6 +20,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import yaml
@@ -31,7 +31,7 @@ from diffexpo.errors import DataError, MissingError
 from diffexpo.files import write_json
 from diffexpo.types import Prompt
 
-Json = dict[str, object]
+Json = dict[str, Any]
 PAIR_RULES = ("first", "median margin", "largest margin")
 
 
@@ -61,7 +61,7 @@ class SuiteResult:
     embedder: str = ""
     kl: list[float] = field(default_factory=list)
     kl_estimator: str = ""
-    sampler: dict[str, object] = field(default_factory=dict)
+    sampler: Json = field(default_factory=dict)
     seed: int = 0
     seconds: float = 0.0
     network_evaluations: int = 0
@@ -75,15 +75,14 @@ class SuiteResult:
         """Prompt id of each row."""
         return [self.prompts[index].id for index in self.prompt_index]
 
-    def picture(self, prompt: int, image: int = 0) -> np.ndarray:
+    def image_of(self, prompt: int, index: int = 0) -> np.ndarray:
         """Image (H,W,3) uint8 of the prompt-th prompt."""
-        return self.images[np.flatnonzero((self.prompt_index == prompt) & (self.image_index == image))[0]]
+        return self.images[np.flatnonzero((self.prompt_index == prompt) & (self.image_index == index))[0]]
 
 
 @dataclass(frozen=True)
 class PairExample:
-    """A collected pair as the report shows it. `rule` says why it was chosen; images are file names in the
-    folder of pairs.json."""
+    """A collected pair, chosen by `rule`, as the report shows it; images are files next to pairs.json."""
 
     pair_id: str
     iteration: int
@@ -121,29 +120,22 @@ class RunRecord:
 
 
 def save_suite(result: SuiteResult, folder: Path) -> Path:
-    """Write images as PNG, then suite.json (its existence means complete).
+    """Write images as PNG, then suite.json (its existence means complete), to `<run>/eval/<version>`.
 
-    Args:
-        result: What `Evaluation.run` returned.
-        folder: `<run>/eval/<version>`; made if it does not exist.
     Returns:
         The folder. `load_suite` gives back an equal result, images bit for bit.
     """
-    pictures = folder / "images"
-    pictures.mkdir(parents=True, exist_ok=True)
+    (folder / "images").mkdir(parents=True, exist_ok=True)
     for row, image in enumerate(result.images):
-        Image.fromarray(image).save(pictures / f"{row:05d}.png")
-    payload: Json = {
-        name: value
-        for name, value in vars(result).items()
-        if name not in ("images", "scores", "prompts", "prompt_index", "image_index")
+        Image.fromarray(image).save(_image_path(folder, row))
+    arrays = ("images", "scores", "prompts", "prompt_index", "image_index")
+    payload = {name: value for name, value in vars(result).items() if name not in arrays} | {
+        "prompts": [vars(prompt) | {"attributes": dict(prompt.attributes)} for prompt in result.prompts],
+        "prompt_index": result.prompt_index.tolist(),
+        "image_index": result.image_index.tolist(),
+        "scores": {name: [_number(value) for value in values] for name, values in result.scores.items()},
+        "kl": [_number(value) for value in result.kl],
     }
-    payload["prompts"] = [asdict_prompt(prompt) for prompt in result.prompts]
-    payload["prompt_index"] = [int(value) for value in result.prompt_index]
-    payload["image_index"] = [int(value) for value in result.image_index]
-    payload["scores"] = {name: [_number(value) for value in values] for name, values in result.scores.items()}
-    payload["sampler"] = dict(result.sampler)
-    payload["kl"] = [_number(value) for value in result.kl]
     write_json(folder / "suite.json", payload)
     return folder
 
@@ -162,56 +154,46 @@ def load_suite(folder: Path) -> SuiteResult:
     """
     path = folder / "suite.json"
     if not path.exists():
-        raise MissingError(
-            f"{path} does not exist: the evaluation of {folder.name!r} did not finish; run `diffexpo run "
-            f"--resume`"
-        )
+        reason = f"the evaluation of {folder.name!r} did not finish; run `diffexpo run --resume`"
+        raise MissingError(f"{path} does not exist: {reason}")
     try:
         fields = json.loads(path.read_text(encoding="utf-8"))
         fields["prompts"] = tuple(Prompt(**prompt) for prompt in fields["prompts"])
-        fields["prompt_index"] = np.array(fields["prompt_index"], dtype=np.int64)
-        fields["image_index"] = np.array(fields["image_index"], dtype=np.int64)
-        fields["scores"] = {name: _array(values) for name, values in fields["scores"].items()}
-        fields["kl"] = [math.nan if value is None else value for value in fields["kl"]]
-        pictures = [
-            np.asarray(Image.open(_picture(folder, row)).convert("RGB"))
-            for row in range(len(fields["prompt_index"]))
-        ]
-        fields["images"] = np.stack(pictures)
+        for name in ("prompt_index", "image_index"):
+            fields[name] = np.array(fields[name], dtype=np.int64)
+        fields["scores"] = {name: np.array(_floats(values)) for name, values in fields["scores"].items()}
+        fields["kl"] = _floats(fields["kl"])
+        rows = range(len(fields["prompt_index"]))
+        fields["images"] = np.stack([read_image(_image_path(folder, row)) for row in rows])
         return SuiteResult(**fields)
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise DataError(
-            f"{folder}: not a complete evaluation ({error}); delete the folder and run `diffexpo run "
-            f"--resume`"
-        ) from error
+        advice = "delete the folder and run `diffexpo run --resume`"
+        raise DataError(f"{folder}: not a complete evaluation ({error}); {advice}") from error
+
+
+def read_image(path: Path) -> np.ndarray:
+    """An image file as (H,W,3) uint8."""
+    with Image.open(path) as image:
+        return np.asarray(image.convert("RGB"))
 
 
 def choose_pair_examples(pairs: Sequence[Pair]) -> list[tuple[str, Pair]]:
-    """Pick pairs by rule, not by hand: the first, the median margin, the largest margin.
-
-    Args:
-        pairs: Pairs of one iteration in store order.
-    Returns:
-        Up to three (rule, pair), without repeats; empty for no pairs.
-    """
+    """Up to three (rule, pair) of one iteration's pairs in store order, without repeats: chosen by rule."""
     if not pairs:
         return []
-    # Pairs of people and of folders have none.
+    # Pairs of people and of folders have no margin.
     margins = {pair.pair_id: -math.inf if pair.margin is None else pair.margin for pair in pairs}
     ordered = sorted(pairs, key=lambda pair: (margins[pair.pair_id], pair.pair_id))
-    chosen, seen = [], set()
+    chosen: dict[str, tuple[str, Pair]] = {}
     for rule, pair in zip(PAIR_RULES, (pairs[0], ordered[len(ordered) // 2], ordered[-1]), strict=True):
-        if pair.pair_id not in seen:
-            seen.add(pair.pair_id)
-            chosen.append((rule, pair))
-    return chosen
+        chosen.setdefault(pair.pair_id, (rule, pair))
+    return list(chosen.values())
 
 
 def save_pair_examples(
     run_dir: Path, iteration: int, examples: Sequence[tuple[PairExample, np.ndarray, np.ndarray]]
 ) -> Path:
-    """Add an iteration's example pairs (example, winner (H,W,3) uint8, loser) to `<run>/eval/pairs`; writing
-    again replaces them."""
+    """Write an iteration's example pairs (example, winner (H,W,3) uint8, loser) to `<run>/eval/pairs`."""
     folder = run_dir / "eval" / "pairs"
     folder.mkdir(parents=True, exist_ok=True)
     rows = [row for row in _read_json(folder / "pairs.json", []) if row["iteration"] != iteration]
@@ -224,9 +206,8 @@ def save_pair_examples(
             row[side] = {name: _number(value) for name, value in row[side].items()}
         rows.append(row)
     rows.sort(key=lambda row: row["iteration"])
-    path = folder / "pairs.json"
-    write_json(path, rows)
-    return path
+    write_json(folder / "pairs.json", rows)
+    return folder / "pairs.json"
 
 
 def read_metrics(path: Path) -> list[Json]:
@@ -258,8 +239,13 @@ def series(lines: Iterable[Json], name: str, phase: str | None = None) -> list[t
     for line in lines:
         value = line.get(name)
         if isinstance(value, (int, float)) and math.isfinite(value) and phase in (None, line.get("phase")):
-            found.append((int(line.get("iteration") or 0), float(value)))
+            found.append((iteration_of(line), float(value)))
     return found
+
+
+def iteration_of(line: Json) -> int:
+    """The iteration that a line of metrics.jsonl belongs to; 0 for none."""
+    return int(line.get("iteration") or 0)
 
 
 def load_run(run_dir: Path) -> RunRecord:
@@ -270,9 +256,8 @@ def load_run(run_dir: Path) -> RunRecord:
     """
     config_path = run_dir / "config.yaml"
     if not config_path.exists():
-        raise MissingError(
-            f"{run_dir} is not a run folder: {config_path} does not exist; give the folder of `diffexpo run`"
-        )
+        advice = "give the folder of `diffexpo run`"
+        raise MissingError(f"{run_dir} is not a run folder: {config_path} does not exist; {advice}")
     config = yaml.safe_load(config_path.read_text(encoding="utf-8")) or {}
     problems: list[str] = []
     suites: dict[str, SuiteResult] = {}
@@ -296,16 +281,6 @@ def load_run(run_dir: Path) -> RunRecord:
     )
 
 
-def asdict_prompt(prompt: Prompt) -> Json:
-    """A prompt as a JSON object; `Prompt(**asdict_prompt(p)) == p`."""
-    return {
-        "id": prompt.id,
-        "text": prompt.text,
-        "category": prompt.category,
-        "attributes": dict(prompt.attributes),
-    }
-
-
 def _version_order(folder: Path) -> tuple[int, int, str]:
     if folder.name == "base":
         return (0, 0, "")
@@ -313,11 +288,11 @@ def _version_order(folder: Path) -> tuple[int, int, str]:
     return (1, int(number), "") if kind == "iteration" and number.isdigit() else (2, 0, folder.name)
 
 
-def _picture(folder: Path, row: int) -> Path:
+def _image_path(folder: Path, row: int) -> Path:
     return folder / "images" / f"{row:05d}.png"
 
 
-def _read_json(path: Path, absent: object) -> object:
+def _read_json(path: Path, absent: Any) -> Any:
     if not path.exists():
         return absent
     try:
@@ -330,5 +305,5 @@ def _number(value: float | None) -> float | None:
     return float(value) if value is not None and math.isfinite(value) else None
 
 
-def _array(values: Sequence[float | None]) -> np.ndarray:
-    return np.array([math.nan if value is None else value for value in values], dtype=np.float64)
+def _floats(values: Sequence[float | None]) -> list[float]:
+    return [math.nan if value is None else float(value) for value in values]

@@ -1,8 +1,8 @@
 """report.html: one self-contained page that says whether the model got better, made from a run's files alone.
 
-The only file that plots (`page.py` makes the rest of the page). Figures are inline SVG whose colours are CSS
-variables, so they follow light and dark mode; a figure whose data are absent becomes a sentence that says
-why, and a figure that the run's method does not have is left out.
+Only this file plots; `page.py` makes the rest of the page. Figures are inline SVG whose colours are CSS
+variables, so that they follow light and dark mode. A figure without data becomes a sentence that says why;
+a figure that the run's method does not have is left out.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -100,7 +101,7 @@ def _has(name: str, record: RunRecord, method: Method) -> bool:
 
 
 @functools.cache
-def _style() -> dict[str, object]:
+def _style() -> dict[Any, Any]:
     return dict(matplotlib.rc_params_from_file(HERE / "figures.mplstyle", use_default_template=False))
 
 
@@ -123,7 +124,9 @@ def _draw(name: str, figure: Plot, record: RunRecord, summary: Summary) -> Drawi
 def _fit(canvas: Figure, axes: Axes, margin: float = 0.02) -> None:
     """Let the axes with all their labels fill the figure. This measures once; matplotlib's own layouts
     measure and draw everything twice."""
-    outer, inner = axes.get_tightbbox().transformed(canvas.transFigure.inverted()), axes.get_position()
+    box, inner = axes.get_tightbbox(), axes.get_position()
+    assert box is not None
+    outer = box.transformed(canvas.transFigure.inverted())
     corner = (inner.x0 - outer.x0 + margin, inner.y0 - outer.y0 + margin)
     size = (inner.width - outer.width + 1 - 2 * margin, inner.height - outer.height + 1 - 2 * margin)
     axes.set_position((*corner, *size))
@@ -156,55 +159,49 @@ def _spread(estimate: Estimate) -> list[list[float]]:
     return [[mean - low], [high - mean]]
 
 
-def _columns(points: Sequence[tuple[int, Estimate]]) -> tuple[list[int], np.ndarray, np.ndarray, np.ndarray]:
-    """Iterations, means, lower and upper ends."""
-    mean, low, high = (np.array([estimate[k] for _, estimate in points]) for k in range(3))
-    return [number for number, _ in points], mean, low, high
+def _by_iteration(values: dict[str, Estimate]) -> tuple[list[int], np.ndarray, np.ndarray, np.ndarray]:
+    """Iterations in order without the baseline, with their means, lower and upper ends."""
+    numbers = {0 if name == "base" else int(name.split("-")[1]): name for name in values if name != BASELINE}
+    x = sorted(numbers)
+    mean, low, high = (np.array([values[numbers[number]][k] for number in x]) for k in range(3))
+    return x, mean, low, high
 
 
-def _by_iteration(values: dict[str, Estimate]) -> list[tuple[int, Estimate]]:
-    numbers = {name: 0 if name == "base" else int(name.split("-")[1]) for name in values if name != BASELINE}
-    return sorted((number, values[name]) for name, number in numbers.items())
-
-
-def _baseline_mark(axes: Axes, values: dict[str, Estimate], points: Sequence[tuple[int, Estimate]]) -> None:
-    """Offline DPO beside the last iterate."""
+def _baseline_mark(axes: Axes, values: dict[str, Estimate], x: Sequence[int]) -> None:
+    """Offline DPO next to the last iterate."""
     if BASELINE in values:
-        at, look = (points[-1][0] if points else 0) + 0.15, {"color": RED, "marker": "D", "capsize": 3}
-        spread = _spread(values[BASELINE])
-        axes.errorbar([at], [values[BASELINE][0]], yerr=spread, label="offline DPO", **look)
+        at, mean, spread = (x[-1] if x else 0) + 0.15, values[BASELINE][0], _spread(values[BASELINE])
+        axes.errorbar([at], [mean], yerr=spread, label="offline DPO", color=RED, marker="D", capsize=3)
 
 
 # ---- evaluated versions -----------------------------------------------------------------------------------
 
 
-def _reward_figure(
-    axes: Axes, summary: Summary, scorer: str | None, colour: str, marker: str, kind: str
-) -> str:
+def _reward(axes: Axes, summary: Summary, scorer: str | None, colour: str, marker: str, kind: str) -> str:
     if scorer is None:
         raise Absent(f"No {kind} was scored in the evaluation, so there is no reward curve for it.")
     if not summary.rewards.get(scorer):
         raise Absent(f"{scorer} has no finite score in any evaluation, so there is no curve.")
-    points = _by_iteration(summary.rewards[scorer])
-    x, mean, low, high = _columns(points)
+    x, mean, low, high = _by_iteration(summary.rewards[scorer])
     axes.plot(x, mean, color=colour, marker=marker, label=summary.method.name)
-    if len(points) == 1:
+    if len(x) == 1:
         axes.errorbar(x, mean, yerr=[mean - low, high - mean], color=colour, capsize=3)
     else:
         axes.fill_between(x, low, high, color=colour, alpha=0.2, linewidth=0)
-    _baseline_mark(axes, summary.rewards[scorer], points)
+    _baseline_mark(axes, summary.rewards[scorer], x)
     _iterations(axes)
     axes.set_ylabel(f"mean {scorer}")
     axes.legend()
-    return f"{scorer} by iteration: " + "; ".join(f"{number}: {value[0]:.3g}" for number, value in points)
+    listed = "; ".join(f"{number}: {value:.3g}" for number, value in zip(x, mean, strict=True))
+    return f"{scorer} by iteration: {listed}"
 
 
 def _heldout(axes: Axes, record: RunRecord, summary: Summary) -> str:
-    return _reward_figure(axes, summary, summary.judge, BLUE, "o", "held-out judge")
+    return _reward(axes, summary, summary.judge, BLUE, "o", "held-out judge")
 
 
 def _train_reward(axes: Axes, record: RunRecord, summary: Summary) -> str:
-    return _reward_figure(axes, summary, summary.train_reward, ORANGE, "s", "train reward")
+    return _reward(axes, summary, summary.train_reward, ORANGE, "s", "train reward")
 
 
 def _win_rate(axes: Axes, record: RunRecord, summary: Summary) -> str:
@@ -212,13 +209,12 @@ def _win_rate(axes: Axes, record: RunRecord, summary: Summary) -> str:
         needed = "a held-out judge, the base model's evaluation and at least one iterate"
         raise Absent(f"No win rate: it needs {needed}.")
     estimates = {name: win.interval for name, win in summary.wins.items()}
-    points = _by_iteration(estimates)
+    x, mean, low, high = _by_iteration(estimates)
     axes.axhline(0.5, color=GREY, linestyle="--", linewidth=1.2, label="no difference")
-    if points:
-        x, mean, low, high = _columns(points)
+    if x:
         spread, name = [mean - low, high - mean], summary.method.name
         axes.errorbar(x, mean, yerr=spread, color=BLUE, marker="o", capsize=3, label=name)
-    _baseline_mark(axes, estimates, points)
+    _baseline_mark(axes, estimates, x)
     _iterations(axes, "iteration")
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.0%}"))
     axes.set_ylabel("win rate vs base")
@@ -232,22 +228,18 @@ def _frontier(axes: Axes, record: RunRecord, summary: Summary) -> str:
     rewards, label = summary.rewards.get(summary.judge or "", {}), summary.method.label
     shared = [name for name in rewards if name in summary.kl]
     if not shared or "base" not in rewards:
-        raise Absent(
-            "No reward-KL curve: the KL was not measured (evaluation.kl_prompts is 0) or no judge scored the "
-            "images."
-        )
+        reason = "the KL was not measured (evaluation.kl_prompts is 0) or no judge scored the images"
+        raise Absent(f"No reward-KL curve: {reason}.")
     kl = {"base": (0.0, 0.0, 0.0)} | {name: summary.kl[name] for name in shared if name != BASELINE}
     path = {name: estimate[0] for name, estimate in kl.items()}
     axes.plot(list(path.values()), [rewards[name][0] for name in path], color=BLUE, linewidth=1.2)
     for name, distance in (kl | {name: summary.kl[name] for name in shared if name == BASELINE}).items():
         colour, marker = (RED, "D") if name == BASELINE else (BLUE, "o")
-        at, look = (distance[0], rewards[name][0]), {"color": colour, "marker": marker, "capsize": 2}
-        bars = {"xerr": _spread(distance), "yerr": _spread(rewards[name])}
-        axes.errorbar([at[0]], [at[1]], **bars, **look, elinewidth=0.9)
-        axes.annotate(label(name), at, textcoords="offset points", xytext=(6, -12), fontsize=8)
+        x, y, xerr, yerr = distance[0], rewards[name][0], _spread(distance), _spread(rewards[name])
+        axes.errorbar([x], [y], yerr, xerr, color=colour, marker=marker, capsize=2, elinewidth=0.9)
+        axes.annotate(label(name), (x, y), textcoords="offset points", xytext=(6, -12), fontsize=8)
     axes.margins(x=0.14)
-    axes.set_xlabel("KL to the base (nats per image)")
-    axes.set_ylabel(f"mean {summary.judge}")
+    axes.set(xlabel="KL to the base (nats per image)", ylabel=f"mean {summary.judge}")
     return "Held-out reward against KL: " + "; ".join(
         f"{label(name)} at {distance:.3g} nats: {rewards[name][0]:.3g}" for name, distance in path.items()
     )
@@ -255,13 +247,12 @@ def _frontier(axes: Axes, record: RunRecord, summary: Summary) -> str:
 
 def _vendi(axes: Axes, record: RunRecord, summary: Summary) -> str:
     if not summary.vendi:
-        raise Absent(
-            "No Vendi score: evaluation.vendi_prompts is 0, vendi_images is 1, or no embedder was given."
-        )
+        reason = "evaluation.vendi_prompts is 0, vendi_images is 1, or no embedder was given"
+        raise Absent(f"No Vendi score: {reason}.")
     label = summary.method.label
     for index, (name, estimate) in enumerate(summary.vendi.items()):
-        look = {"color": {"base": GREY, BASELINE: RED}.get(name, BLUE), "width": 0.6, "ecolor": TEXT}
-        axes.bar(index, estimate[0], yerr=_spread(estimate), capsize=3, **look)
+        colour, spread = {"base": GREY, BASELINE: RED}.get(name, BLUE), _spread(estimate)
+        axes.bar(index, estimate[0], 0.6, yerr=spread, capsize=3, color=colour, ecolor=TEXT)
     limit = max(suite.vendi_images for suite in record.suites.values())
     axes.axhline(limit, color=TEXT, linestyle=":", linewidth=1.2)
     axes.text(-0.4, limit, f"maximum {limit}", va="bottom", fontsize=8)
@@ -287,41 +278,43 @@ def _training(record: RunRecord, name: str) -> tuple[np.ndarray, np.ndarray, lis
     y = np.array([value for _, value in series(lines, name, "train")])
     starts = [i for i in range(1, len(lines)) if lines[i].get("iteration") != lines[i - 1].get("iteration")]
     edges = np.linspace(0, len(y), min(len(y), MAX_POINTS) + 1).astype(int)
-    binned = (np.array([values[a:b].mean() for a, b in pairwise(edges)]) for values in (x, y))
-    return *binned, starts
+    bins = [slice(a, b) for a, b in pairwise(edges)]
+    return np.array([x[part].mean() for part in bins]), np.array([y[part].mean() for part in bins]), starts
 
 
-def _curve(axes: Axes, record: RunRecord, name: str, label: str) -> tuple[np.ndarray, list[int]]:
-    """Draw one metric: its values, and where iterations begin."""
+Level = tuple[float, str, str, str]
+"""A horizontal line: value, colour, dash, label."""
+
+
+def _curve(axes: Axes, record: RunRecord, name: str, label: str, ylabel: str, *levels: Level) -> np.ndarray:
+    """Draw one metric of the optimiser steps with horizontal lines; returns its values."""
     x, y, starts = _training(record, f"train/{name}")
     axes.plot(x, y, color=BLUE, linewidth=1.3, label=label)
-    return y, starts
+    for value, colour, dash, meaning in levels:
+        axes.axhline(value, color=colour, linestyle=dash, linewidth=1.2, label=meaning)
+    _steps(axes, starts, ylabel)
+    return y
 
 
 def _steps(axes: Axes, starts: Sequence[int], ylabel: str) -> None:
     for start in starts:
         axes.axvline(start + 0.5, color=LINE, linewidth=1.2)
-    axes.set_xlabel("optimiser step (vertical lines: new iteration)")
-    axes.set_ylabel(ylabel)
+    axes.set(xlabel="optimiser step (vertical lines: new iteration)", ylabel=ylabel)
     axes.legend()
 
 
 def _loss(axes: Axes, record: RunRecord, summary: Summary) -> str:
-    y, starts = _curve(axes, record, "loss", "loss")
     start = summary.method.start_loss
-    if start is not None:
-        axes.axhline(start, color=GREY, linestyle="--", linewidth=1.2, label=f"ln 2 = {start:.3f}")
-    _steps(axes, starts, "loss" if start is None else "preference loss")
+    levels = [] if start is None else [(start, GREY, "--", f"ln 2 = {start:.3f}")]
+    y = _curve(axes, record, "loss", "loss", "loss" if start is None else "preference loss", *levels)
     meaning = "" if start is None else "; ln 2 is where policy and reference are equal"
     return f"Training loss from {y[0]:.3f} to {y[-1]:.3f}{meaning}."
 
 
 def _accuracy(axes: Axes, record: RunRecord, summary: Summary) -> str:
-    y, starts = _curve(axes, record, "implicit_accuracy", "implicit accuracy")
-    axes.axhline(0.5, color=GREY, linestyle="--", linewidth=1.2, label="coin flip")
-    axes.axhline(0.9, color=RED, linestyle=":", linewidth=1.2, label="alarm level")
+    levels = (0.5, GREY, "--", "coin flip"), (0.9, RED, ":", "alarm level")
+    y = _curve(axes, record, "implicit_accuracy", "implicit accuracy", "share ranked right", *levels)
     axes.set_ylim(min(0.4, y.min()), 1.0)
-    _steps(axes, starts, "share ranked right")
     return f"Implicit accuracy from {y[0]:.2f} to {y[-1]:.2f}; one half is a coin flip."
 
 
@@ -331,8 +324,8 @@ def _errors(axes: Axes, record: RunRecord, summary: Summary) -> str:
         x, own, starts = _training(record, f"train/{side}_error")
         _, reference, _ = _training(record, f"train/{side}_reference_error")
         if len(own) != len(reference) or (reference <= 0).any():
-            unequal = "Policy and reference errors in metrics.jsonl do not belong to the same steps"
-            raise Absent(f"{unequal}, so no ratio is drawn.")
+            reason = "Policy and reference errors in metrics.jsonl do not belong to the same steps"
+            raise Absent(f"{reason}, so no ratio is drawn.")
         change = 100 * (own / reference - 1)
         axes.plot(x, change, color=colour, linestyle=dash, linewidth=1.3, label=f"{side}s")
         said.append(f"{side} {change[-1]:+.1f}%")
@@ -342,9 +335,8 @@ def _errors(axes: Axes, record: RunRecord, summary: Summary) -> str:
 
 
 def _clipping(axes: Axes, record: RunRecord, summary: Summary) -> str:
-    y, starts = _curve(axes, record, "clip_fraction", "beyond the clip range")
+    y = _curve(axes, record, "clip_fraction", "beyond the clip range", "share of the batch")
     axes.set_ylim(-0.02, 1.02)
-    _steps(axes, starts, "share of the batch")
     return f"Share of ratios beyond the clip range from {y[0]:.2f} to {y[-1]:.2f}."
 
 
@@ -355,7 +347,7 @@ Curve = tuple[str, str, str, str]
 
 
 def _lines_by_iteration(
-    axes: Axes, record: RunRecord, curves: Sequence[Curve], ylabel: str, absent: str
+    axes: Axes, record: RunRecord, curves: Sequence[Curve], ylabel: str, absent: str, is_share: bool = False
 ) -> str:
     said = []
     for (name, label, colour, marker), dash in zip(curves, ("-", "--", "-.", ":"), strict=False):
@@ -369,6 +361,8 @@ def _lines_by_iteration(
     _iterations(axes, "collecting iteration")
     axes.set_ylabel(ylabel)
     axes.legend()
+    if is_share:
+        axes.set_ylim(-0.05, 1.05)
     return "; ".join(said)
 
 
@@ -378,9 +372,7 @@ def _tau(axes: Axes, record: RunRecord, summary: Summary) -> str:
         ("rollout/negative_prompt_fraction", "images with a negative prompt", ORANGE, "s"),
     )
     absent = "No collecting iteration is in metrics.jsonl, so nothing explored yet."
-    said = _lines_by_iteration(axes, record, curves, "share", absent)
-    axes.set_ylim(-0.05, 1.05)
-    return said
+    return _lines_by_iteration(axes, record, curves, "share", absent, is_share=True)
 
 
 def _who_won(axes: Axes, record: RunRecord, summary: Summary) -> str:
@@ -391,9 +383,8 @@ def _who_won(axes: Axes, record: RunRecord, summary: Summary) -> str:
     negatives = [("pairs/winner_from_negative", "winners: with negative prompt", GREEN, "^")]
     curves = agents * summary.method.has_agents + negatives * summary.method.has_negatives
     absent = "No pairing line is in metrics.jsonl, so nobody has won yet."
-    said = _lines_by_iteration(axes, record, curves, "share of pairs", absent)
+    said = _lines_by_iteration(axes, record, curves, "share of pairs", absent, is_share=True)
     axes.axhline(0.5, color=GREY, linestyle="--", linewidth=1.0)
-    axes.set_ylim(-0.05, 1.05)
     return said
 
 
@@ -419,14 +410,12 @@ def _kept(axes: Axes, record: RunRecord, summary: Summary) -> str:
     failed = ("dropped_nan", "dropped: no score", RED, "xx")
     for name, label, colour, hatch in (kept, ties, failed):
         values = np.array([float(row[name] or 0) for row in rows])
-        look = {"color": colour, "hatch": hatch, "edgecolor": LINE, "linewidth": 0, "width": 0.6}
-        axes.bar(x, values, bottom=below, label=label, **look)
+        axes.bar(x, values, 0.6, below, label=label, color=colour, hatch=hatch, edgecolor=LINE, linewidth=0)
         below += values
     axes.set_xticks(x, [str(row["iteration"]) for row in rows])
     axes.set_ylim(0, below.max() * 1.35)
     axes.grid(axis="x", visible=False)
-    axes.set_xlabel("collecting iteration")
-    axes.set_ylabel("prompts")
+    axes.set(xlabel="collecting iteration", ylabel="prompts")
     axes.legend(ncols=3, loc="upper center", columnspacing=1.0, handlelength=1.2)
     return "Pairs kept: " + ", ".join(str(row["count"]) for row in rows)
 

@@ -41,10 +41,6 @@ class Embedder(NamedTuple):
     name: str
 
 
-def _nothing() -> None:
-    pass
-
-
 def describe_scorer(scorer: Scorer) -> str:
     """What a suite keeps of a scorer: its version and its unit."""
     return f"{scorer.version}; {scorer.scale}"
@@ -101,7 +97,7 @@ class Evaluation:
         if len(set(names)) != len(names):
             raise DataError(f"evaluation scorers are named {names}; expected different names")
 
-    def run(self, version: str, tick: Tick = _nothing, *, name: str | None = None) -> SuiteResult:
+    def run(self, version: str, tick: Tick = lambda: None, *, name: str | None = None) -> SuiteResult:
         """Draw, judge and measure one version.
 
         Args:

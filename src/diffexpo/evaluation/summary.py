@@ -14,7 +14,7 @@ from diffexpo.config import RunConfig
 from diffexpo.errors import DataError, DiffexpoError
 from diffexpo.evaluation.alarms import Alarm, History, Snapshot, check_alarms
 from diffexpo.evaluation.metrics import WinRate, bootstrap_mean, win_rate
-from diffexpo.evaluation.records import Json, RunRecord, SuiteResult, series
+from diffexpo.evaluation.records import Json, RunRecord, SuiteResult, iteration_of, series
 from diffexpo.evaluation.wording import BASELINE, Method, describe_method
 from diffexpo.online.cost import BACKWARD, sampling_cost, training_cost
 
@@ -63,8 +63,7 @@ class Conflict:
 
 @dataclass(frozen=True)
 class Improvement:
-    """What an improvement model made of an iteration's images: see the metrics `improve/*`; None where not
-    measured."""
+    """What an improvement model made of an iteration's images (metrics `improve/*`); None: not measured."""
 
     iteration: int
     images: float | None
@@ -111,13 +110,10 @@ class Summary:
 
 
 def summarise(record: RunRecord) -> Summary:
-    """Everything the report states in numbers.
+    """Everything the report states in numbers, from a run's files, complete or not.
 
-    Args:
-        record: The run's files, complete or not.
     Returns:
-        A Summary; what cannot be computed is None or missing, with a sentence in `problems` where a file is
-        at fault.
+        What cannot be computed is None or missing, with a sentence in `problems` where a file is at fault.
     """
     suites, iterations = record.suites, record.iterations
     roles = next(iter(suites.values())).roles if suites else {}
@@ -156,55 +152,45 @@ def summarise(record: RunRecord) -> Summary:
 
 def build_history(record: RunRecord, summary: Summary) -> History:
     """What the alarms look at, one snapshot an iteration (0: base)."""
-    numbers = sorted(
-        {0} | {int(line.get("iteration") or 0) for line in record.metrics} | set(record.iterations)
-    )
-    snapshots = tuple(_snapshot(record, summary, number) for number in numbers)
+    numbers = {0, *map(iteration_of, record.metrics), *record.iterations}
+    snapshots = tuple(_snapshot(record, summary, number) for number in sorted(numbers))
     return History(snapshots, restraint=summary.method.restraint, has_offline=summary.method.has_offline)
 
 
 def cost_rows(metrics: Sequence[Json], config: Json, suites: dict[str, SuiteResult]) -> list[CostRow]:
-    """Cost by phase: the recorded `cost/*`, `time/*` and `mem/*`; evaluations that were not recorded follow
-    from what was done."""
+    """Recorded cost by phase; evaluations that were not recorded follow from what was done."""
     rows = []
     for phase in ("improver", "collect", "improve", "pair", "train", "evaluate"):
         names = (phase, "train_summary") if phase == "train" else (phase,)
         lines = [line for line in metrics if line.get("phase") in names]
-        peaks = [value for _, value in series(lines, "mem/peak_gib")]
-        peak = max(peaks, default=None)
+        peak = max(_values(lines, "mem/peak_gib"), default=None)
         if phase == "evaluate" and suites:
             done = suites.values()
-            spent = (
-                sum(suite.network_evaluations for suite in done),
-                sum(len(suite.images) for suite in done),
-            )
-            rows.append(CostRow(phase, *spent, sum(suite.seconds for suite in done), peak))
+            evaluations: float | None = sum(suite.network_evaluations for suite in done)
+            images: float | None = sum(len(suite.images) for suite in done)
+            rows.append(CostRow(phase, evaluations, images, sum(suite.seconds for suite in done), peak))
         elif lines:
-            forwards, backwards = (
-                _total(lines, f"cost/{kind}_evaluations") for kind in ("network", "backward")
-            )
-            images = _total(lines, "rollout/images")
-            if forwards is None:
+            images, evaluations = _total(lines, "rollout/images"), _total(lines, "cost/network_evaluations")
+            if evaluations is None:
                 evaluations = _derived_cost(phase, lines, images, config)
             else:
-                evaluations = forwards + BACKWARD * (backwards or 0.0)
+                evaluations += BACKWARD * (_total(lines, "cost/backward_evaluations") or 0.0)
             rows.append(CostRow(phase, evaluations, images, _total(lines, f"time/{phase}_s"), peak))
     return rows
 
 
 def _derived_cost(phase: str, lines: Sequence[Json], images: float | None, config: Json) -> float | None:
     """Evaluations of the collected images, or of the optimiser steps of a loss on pairs of images."""
-    method = describe_method(config)
-    steps = Counter(int(line.get("iteration") or 0) for line in lines if line.get("phase") == "train")
-    trains_on_pairs = phase == "train" and steps and method.has_pairs and not method.is_rollout
-    if not trains_on_pairs and (phase != "collect" or images is None):
-        return None
     try:
         settings = RunConfig.model_validate(config)
     except (ValueError, DiffexpoError):  # settings of another version of this package
         return None
-    if phase == "collect":
+    if phase == "collect" and images is not None:
         return sampling_cost(settings, int(images))
+    method = describe_method(config)
+    steps = Counter(iteration_of(line) for line in lines if line.get("phase") == "train")
+    if phase != "train" or not steps or not method.has_pairs or method.is_rollout:
+        return None
     done = sum(count * training_cost(settings, iteration) for iteration, count in steps.items())
     return done / settings.training.steps
 
@@ -213,18 +199,16 @@ CONFLICT = "rollout/conflict/"
 
 
 def conflict_rows(metrics: Sequence[Json]) -> list[Conflict]:
-    """One row for each collection and couple of scorers, in the order of the file; empty where one scorer
-    ranks alone."""
+    """One row for each collection and couple of scorers, in the file's order; none where one ranks alone."""
     rows = []
     for line in metrics:
-        couples = {
-            name.removeprefix(CONFLICT).rpartition("/")[0] for name in line if name.startswith(CONFLICT)
-        }
+        couples = {name.rpartition("/")[0] for name in line if name.startswith(CONFLICT)}
         for couple in sorted(couples):
-            first, _, second = couple.partition(":")
-            names = (f"{CONFLICT}{couple}/{what}" for what in ("rank_correlation", "disagreement"))
-            measured = [_first([line], name) for name in names]
-            rows.append(Conflict(int(line.get("iteration") or 0), first, second, *measured))
+            first, _, second = couple.removeprefix(CONFLICT).partition(":")
+            correlation, disagreement = (
+                _first([line], f"{couple}/{what}") for what in ("rank_correlation", "disagreement")
+            )
+            rows.append(Conflict(iteration_of(line), first, second, correlation, disagreement))
     return rows
 
 
@@ -238,8 +222,8 @@ def improvement_rows(metrics: Sequence[Json]) -> list[Improvement]:
             if name.startswith("improve/reward/") and name.endswith("/gain") and value is not None
         }
         names = ("images", "relative_distance", "feature_cosine", "feature_cosine_unrelated")
-        measured = [_first([line], f"improve/{name}") for name in names]
-        rows.append(Improvement(int(line.get("iteration") or 0), *measured, gains))
+        measured = {name: _first([line], f"improve/{name}") for name in names}
+        rows.append(Improvement(iteration_of(line), gains=gains, **measured))
     return rows
 
 
@@ -254,13 +238,10 @@ def _measure(summary: Summary, name: str, suite: SuiteResult, bootstrap: Bootstr
     for scorer, values in suite.scores.items():
         mine = values[suite.scored]
         if np.isfinite(mine).any():
-            estimate = bootstrap_mean(mine, list(ids), **bootstrap)
-            summary.rewards.setdefault(scorer, {})[name] = estimate
-        if not np.isfinite(mine).all():
-            failed = int((~np.isfinite(mine)).sum())
-            summary.problems.append(
-                f"{name}: {scorer} could not score {failed} of {len(mine)} images; they are left out."
-            )
+            summary.rewards.setdefault(scorer, {})[name] = bootstrap_mean(mine, list(ids), **bootstrap)
+        if failed := int((~np.isfinite(mine)).sum()):
+            counts = f"{failed} of {len(mine)} images"
+            summary.problems.append(f"{name}: {scorer} could not score {counts}; they are left out.")
     if len(suite.kl) and np.isfinite(suite.kl).any():
         summary.kl[name] = bootstrap_mean(suite.kl, **bootstrap)
     if suite.vendi:
@@ -275,11 +256,9 @@ def _compare(
         return None
     left, right = (_by_key(suites[version], summary.judge) for version in (name, other))
     shared = [key for key in left if key in right]
-    if len(shared) < max(len(left), len(right)):
-        summary.problems.append(
-            f"{name} and {other} share {len(shared)} of {max(len(left), len(right))} images; only those "
-            f"are compared."
-        )
+    if len(shared) < (most := max(len(left), len(right))):
+        counts = f"{name} and {other} share {len(shared)} of {most} images"
+        summary.problems.append(f"{counts}; only those are compared.")
     scores = ([side[key] for key in shared] for side in (left, right))
     try:
         return win_rate(*scores, prompts=[prompt for prompt, _ in shared], **bootstrap)
@@ -308,7 +287,7 @@ def _vendi_change(base: SuiteResult, last: SuiteResult, bootstrap: Bootstrap) ->
 def _snapshot(record: RunRecord, summary: Summary, number: int) -> Snapshot:
     name = "base" if number == 0 else f"iteration-{number}"
     wins = summary.wins.get(name)
-    lines = [line for line in record.metrics if int(line.get("iteration") or 0) == number]
+    lines = [line for line in record.metrics if iteration_of(line) == number]
     rewards = record.config.get("rewards", [])
     ranked = [reward["name"] for reward in rewards if reward.get("role", "train") == "train"]
     stds, failed = (
@@ -333,24 +312,26 @@ def _snapshot(record: RunRecord, summary: Summary, number: int) -> Snapshot:
     )
 
 
+def _values(lines: Sequence[Json], name: str) -> list[float]:
+    return [value for _, value in series(lines, name)]
+
+
 def _first(lines: Sequence[Json], name: str) -> float | None:
-    return next((value for _, value in series(lines, name)), None)
+    return next(iter(_values(lines, name)), None)
 
 
 def _last(lines: Sequence[Json], name: str) -> int | None:
-    found = series(lines, name)
-    return int(found[-1][1]) if found else None
+    found = _values(lines, name)
+    return int(found[-1]) if found else None
 
 
 def _total(lines: Sequence[Json], name: str) -> float | None:
-    found = [value for _, value in series(lines, name)]
+    found = _values(lines, name)
     return sum(found) if found else None
 
 
 def _method_cost(rows: Sequence[CostRow]) -> float | None:
-    """Evaluations of the method itself: collecting and training, without evaluation; None where one of them
-    is not known."""
-    spent = [row for row in rows if row.phase in ("collect", "train")]
-    if not spent or any(row.evaluations is None for row in spent):
-        return None
-    return sum(row.evaluations for row in spent)
+    """Evaluations of collecting and training, without evaluating; None where one of them is not known."""
+    spent = [row.evaluations for row in rows if row.phase in ("collect", "train")]
+    known = [evaluations for evaluations in spent if evaluations is not None]
+    return sum(known) if known and len(known) == len(spent) else None

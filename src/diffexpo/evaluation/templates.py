@@ -44,7 +44,7 @@ def seconds(value: float | None) -> str:
 
 @functools.cache
 def template(name: str) -> Template:
-    """A template, compiled once per process; HTML is escaped, and a name that is not given is an error."""
+    """A template, compiled once per process; HTML is escaped, and an unknown name is an error."""
     environment = Environment(
         loader=FileSystemLoader(HERE),
         autoescape=name.endswith(".html.j2"),

@@ -31,13 +31,10 @@ class Verdict:
 def give_verdict(summary: Summary) -> Verdict:
     """Say whether the last iterate is better than the base, at what price, and how offline DPO compares.
 
-    Args:
-        summary: Numbers of the run.
-    Returns:
-        A Verdict; `undecided` whenever one half lies inside the 95% interval, `unknown` if nothing can be
-        compared.
+    The verdict is `undecided` if one half lies inside the 95% interval, `unknown` if nothing can be compared.
     """
-    win, tiles = summary.wins.get(summary.final or ""), _tiles(summary)
+    final, tiles = summary.final or "", _tiles(summary)
+    win = summary.wins.get(final)
     if win is None:
         return Verdict("unknown", "No verdict yet", [_why_unknown(summary)], tiles)
     title = {
@@ -45,7 +42,7 @@ def give_verdict(summary: Summary) -> Verdict:
         "worse": "Not better: worse than the base model",
         "undecided": "Undecided: no clear difference to the base model",
     }[win.verdict]
-    version, (rate, low, high) = summary.method.label(summary.final), map(percent, win.interval)
+    version, (rate, low, high) = summary.method.label(final), map(percent, win.interval)
     first = (
         f"On {win.num_prompts} prompts never trained on, the held-out judge {summary.judge} (also never "
         f"trained on) prefers the images of {version} to the base's in {rate} of comparisons, 95% interval "
@@ -54,32 +51,24 @@ def give_verdict(summary: Summary) -> Verdict:
     )
     sentences = [first]
     if win.verdict == "undecided":
-        sentences.append(
-            "The interval contains 50%, so this evaluation cannot tell which is better; more prompts narrow "
-            "it."
-        )
+        undecided = "The interval contains 50%, so this evaluation cannot tell which is better"
+        sentences.append(f"{undecided}; more prompts narrow it.")
     sentences.append(_price(summary))
     if summary.compares_offline:
         sentences.append(_baseline_sentence(summary))
     if not summary.is_finished and summary.planned_iterations is not None:
-        sentences.append(
-            f"This is {summary.final.replace('-', ' ')} of {summary.planned_iterations} planned: the run is "
-            "not finished."
-        )
+        done = f"This is {final.replace('-', ' ')} of {summary.planned_iterations} planned"
+        sentences.append(f"{done}: the run is not finished.")
     return Verdict(win.verdict, title, sentences, tiles)
 
 
 def _why_unknown(summary: Summary) -> str:
     if summary.final is None:
-        return (
-            "No iterate has been evaluated yet, so there is nothing to compare. Continue the run with "
-            "diffexpo run --resume."
-        )
+        reason = "No iterate has been evaluated yet, so there is nothing to compare."
+        return f"{reason} Continue the run with diffexpo run --resume."
     if summary.judge is None:
-        return (
-            "No held-out judge is configured (evaluation.judges), so no win rate can be stated. Train "
-            "rewards cannot replace it."
-        )
+        reason = "No held-out judge is configured (evaluation.judges), so no win rate can be stated."
+        return f"{reason} Train rewards cannot replace it."
     return "The base model or the judge's scores are missing from eval/, so no win rate can be stated."
 
 
@@ -92,10 +81,10 @@ def _price(summary: Summary) -> str:
             words = "no clear change of diversity"
         interval = f"{signed(mean)} (95% {signed(low)} to {signed(high)})"
         parts.append(f"diversity (Vendi score) changed by {interval}: {words}")
-    kl = summary.kl.get(summary.final or "")
-    if kl is not None:
-        mean, low, high = map(digits, kl)
-        parts.append(f"the distance to the base is {mean} nats per image (95% {low} to {high}; path KL)")
+    if kl := summary.kl.get(summary.final or ""):
+        distance, nearest, farthest = map(digits, kl)
+        interval = f"95% {nearest} to {farthest}; path KL"
+        parts.append(f"the distance to the base is {distance} nats per image ({interval})")
     return "What it cost: " + "; ".join(parts) + "." if parts else "Diversity and KL were not measured."
 
 

@@ -1,5 +1,4 @@
-"""What the report of a run may speak of: the method's name, what it learns from and which parts it has, from
-the settings alone."""
+"""What the report of a run may speak of: the method's name, its data and parts, from the settings alone."""
 
 from __future__ import annotations
 

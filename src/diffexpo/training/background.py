@@ -1,4 +1,4 @@
-"""A call that runs in a thread of its own while the main thread draws, or at once."""
+"""A call that runs at once or in a thread of its own while the main thread draws."""
 
 from __future__ import annotations
 

@@ -1,14 +1,16 @@
 """Split one global batch into shares of processes and micro-batches, without changing its mean.
 
-This file is agnostic to batch contents. A batch is a frozen dataclass; its fields are tensors, conditionings
-and tuples with one row for each of `keys`, or None; a field that is marked with `ROWS_OF` has one row for
-each of the names in another field (the contrast pairs of a batch of pairs). Numbers and flags go with every
-part. Rows of several shapes (`MixedRows`) are cut so that each micro-batch has one shape; that changes no
-mean, because factors count rows.
+Nothing here knows what a batch means. A batch is a frozen dataclass whose fields are tensors, conditionings
+and tuples with one row for each of `keys`, or None; a field marked with `ROWS_OF` has one row for each name
+in another field (the contrast pairs of a batch of pairs). Numbers and flags go with every part. Rows of
+several shapes (`MixedRows`) are cut so that each micro-batch has one shape; this changes no mean, because
+factors count rows.
 """
 
 from __future__ import annotations
 
+from bisect import bisect_right
+from collections.abc import Sequence
 from dataclasses import fields, replace
 from typing import Any, TypeVar
 
@@ -28,15 +30,13 @@ def split_batch(batch: AnyBatch, start: int, stop: int) -> AnyBatch:
 
     Args:
         batch: B rows.
-        start: First row, 0 <= start <= stop.
-        stop: One past the last row, <= B.
+        start, stop: First row and one past the last, 0 <= start <= stop <= B.
     Returns:
-        stop - start rows; without contrast pairs if the slice of them is empty. split_batch(b, 0, len(b))
-        equals b.
+        stop - start rows, without contrast pairs if their slice is empty; split_batch(b, 0, len(b)) equals b.
     """
     assert 0 <= start <= stop <= len(batch)
     total = max(1, len(batch))
-    changes: dict[str, object] = {}
+    changes: dict[str, Any] = {}
     for entry in fields(batch):
         value, names = getattr(batch, entry.name), entry.metadata.get(ROWS_OF)
         if names is None:
@@ -61,8 +61,8 @@ def micro_batches(batch: AnyBatch, size: int, rank: int = 0, world: int = 1) -> 
     Args:
         batch: The global batch of B rows.
         size: Most rows in a micro-batch; a group that is larger stands alone.
-        rank: This process, 0 <= rank < world; it takes the contiguous rows rank B / world .. (rank + 1) B /
-            world - 1, or the nearest borders of groups.
+        rank: This process, 0 <= rank < world. It takes the rows from rank B / world up to (rank + 1) B /
+            world, or up to the nearest borders of groups.
         world: Number of processes.
     Returns:
         (micro-batch, factor) in order; without contrast pairs the factors are rows / B and sum to 1 over all
@@ -71,8 +71,7 @@ def micro_batches(batch: AnyBatch, size: int, rank: int = 0, world: int = 1) -> 
     total = len(batch)
     borders, cuts = group_borders(batch), shape_borders(batch)
     first, last = (_border_before(borders, place) for place in process_share(total, rank, world))
-    parts = []
-    start = first
+    parts, start = [], first
     while start < last:
         stop = _border_before(borders, min(start + size, last))
         if stop <= start:
@@ -85,7 +84,8 @@ def micro_batches(batch: AnyBatch, size: int, rank: int = 0, world: int = 1) -> 
 
 def shape_borders(batch: Batch) -> list[int]:
     """Rows at which a batch must be cut because another shape begins, there or among its contrast pairs."""
-    total, cuts = len(batch), set()
+    total = len(batch)
+    cuts: set[int] = set()
     for entry in fields(batch):
         value, names = getattr(batch, entry.name), entry.metadata.get(ROWS_OF)
         if isinstance(value, MixedRows):
@@ -96,7 +96,7 @@ def shape_borders(batch: Batch) -> list[int]:
 
 
 def _weighted(batch: AnyBatch, part: AnyBatch) -> tuple[AnyBatch, float]:
-    """The part with its factor, and with the weights that make up for an uneven share of contrast pairs."""
+    """The part with its factor, and with weights that make up for an uneven share of contrast pairs."""
     total, extra = len(batch), len(getattr(batch, "contrast_keys", ()))
     share = len(getattr(part, "contrast_keys", ()))
     if not share or share * total == len(part) * extra:
@@ -105,16 +105,17 @@ def _weighted(batch: AnyBatch, part: AnyBatch) -> tuple[AnyBatch, float]:
     return replace(part, weight=weight * (len(part) * extra / (total * share))), share / extra
 
 
-def group_borders(batch: Batch) -> list[int] | None:
-    """Where a batch may be cut, 0 and B included; None: anywhere. Rows of a group are consecutive."""
-    if not getattr(batch, "is_grouped", False):
-        return None
-    changes = (batch.groups[1:] != batch.groups[:-1]).nonzero().flatten() + 1
+def group_borders(batch: Batch) -> Sequence[int]:
+    """Where a batch may be cut, 0 and B included. Rows of a group are consecutive."""
+    groups: Tensor | None = getattr(batch, "groups", None)
+    if groups is None or not getattr(batch, "is_grouped", False):
+        return range(len(batch) + 1)
+    changes = (groups[1:] != groups[:-1]).nonzero().flatten() + 1
     return [0, *changes.tolist(), len(batch)]
 
 
-def _border_before(borders: list[int] | None, place: int) -> int:
-    return place if borders is None else max(border for border in borders if border <= place)
+def _border_before(borders: Sequence[int], place: int) -> int:
+    return borders[bisect_right(borders, place) - 1]
 
 
 def process_share(total: int, rank: int, world: int) -> tuple[int, int]:
@@ -126,7 +127,7 @@ def move_batch(batch: AnyBatch, device: torch.device) -> AnyBatch:
     """The batch on a device; the same object if it is there already."""
     if device_of(batch) == device:
         return batch
-    moved = {
+    moved: dict[str, Any] = {
         entry.name: value.to(device)
         for entry in fields(batch)
         if isinstance(value := getattr(batch, entry.name), (Tensor, Conditioning))

@@ -40,7 +40,7 @@ class Checkpoint:
 def save_checkpoint(
     folder: Path, tensors: Mapping[str, Mapping[str, Tensor]], state: Mapping[str, Any], *, keep: int = KEEP
 ) -> Path:
-    """Write a checkpoint behind the existing ones and remove all but the newest `keep`.
+    """Write a checkpoint after the existing ones and remove all but the newest `keep`.
 
     Args:
         folder: Where checkpoints live; made if missing. One writer at a time (the run lock sees to it).
@@ -78,14 +78,9 @@ def save_checkpoint(
 
 
 def load_latest(folder: Path, warn: Callable[[str], None] | None = None) -> Checkpoint | None:
-    """The newest checkpoint that is whole.
+    """The newest checkpoint that is whole; None if there is none (training then starts at step 0).
 
-    Args:
-        folder: Where checkpoints live; may be missing.
-        warn: Gets one line for each checkpoint that is passed over; default: the log.
-    Returns:
-        The checkpoint, or None if there is no valid one (training then starts at step 0 and ends with the
-        same weights).
+    `warn` gets one line for each checkpoint that is passed over; by default the log does.
     """
     report = warn or logging.getLogger("diffexpo").warning
     for path in reversed(_checkpoints(Path(folder))):
@@ -115,7 +110,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
 
 
 def remove_checkpoints(folder: Path) -> None:
-    """Remove a folder of checkpoints that nobody needs any more; missing is fine."""
+    """Remove a folder of checkpoints that nobody needs any more; it may be missing."""
     shutil.rmtree(folder, ignore_errors=True)
 
 
@@ -137,7 +132,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     try:
         return safetensors.torch.load(Path(path).read_bytes())
     except (OSError, SafetensorError) as error:
-        raise ResumeError(f"{path} cannot be read ({error}); restore it or start the run anew") from error
+        raise ResumeError(f"{path} cannot be read ({error}); restore it or start the run again") from error
 
 
 def _serialise(tensors: Mapping[str, Tensor]) -> bytes:

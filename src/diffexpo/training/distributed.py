@@ -22,8 +22,7 @@ LAUNCHER_VARIABLES = ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 
 @dataclass(frozen=True)
 class World:
-    """This process among `size`. `World()` is the single process. Every method is collective: all ranks call
-    it."""
+    """This process among `size`; `World()` is a single one. All ranks must call every method."""
 
     rank: int = 0
     size: int = 1
@@ -93,7 +92,8 @@ def start_world(processes: int | None = None, device: str = "auto") -> World:
             f"start with `torchrun --nproc-per-node {processes} -m diffexpo ...`"
         )
     if announced == 1:
-        return World(device=_single_device(device))
+        found = "cuda" if torch.cuda.is_available() else "cpu"
+        return World(device=torch.device(found if device == "auto" else device))
     missing = [name for name in LAUNCHER_VARIABLES if name not in os.environ]
     if missing:
         raise ConfigError(
@@ -102,10 +102,8 @@ def start_world(processes: int | None = None, device: str = "auto") -> World:
         )
     state = PartialState(cpu=device == "cpu" or not torch.cuda.is_available())
     if state.num_processes != announced:
-        raise ConfigError(
-            f"WORLD_SIZE={announced} but {state.num_processes} processes are running; "
-            "start all with one torchrun command"
-        )
+        running = f"{state.num_processes} processes are running"
+        raise ConfigError(f"WORLD_SIZE={announced} but {running}; start all with one torchrun command")
     return World(state.process_index, state.num_processes, state.device)
 
 
@@ -113,9 +111,3 @@ def stop_world(world: World) -> None:
     """Leave the process group (nothing to do for a single process)."""
     if world.size > 1:
         PartialState().destroy_process_group()
-
-
-def _single_device(device: str) -> torch.device:
-    if device != "auto":
-        return torch.device(device)
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")

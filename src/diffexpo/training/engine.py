@@ -1,25 +1,24 @@
-"""The optimiser loop of one iteration: exact means over any split, one host synchronisation a step, resume at
-the step.
+"""The optimiser loop of an iteration: exact means over any split, one synchronisation a step, resume by step.
 
     gradient of a step = sum over processes and micro-batches of factor * gradient(micro-batch's mean loss)
 
 with factors that add up to the mean over the whole global batch. Nothing here knows diffusion: the loss is
-the algorithm's, and every random number in it is keyed by (run seed, iteration, "train", step, pair), never
-by order.
+the algorithm's, and its random numbers are keyed by (run seed, iteration, "train", step, pair), never by
+order.
 """
 
 from __future__ import annotations
 
-import hashlib
-import logging
 import math
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import KW_ONLY, dataclass, field
 from pathlib import Path
 from typing import Protocol
 
 import torch
 from torch import Tensor
+from torch.nn import Parameter
 
 from diffexpo.config.schema import TrainingConfig
 from diffexpo.errors import Interrupted, ResumeError, TrainingError
@@ -46,15 +45,7 @@ from diffexpo.training.optimizer import (
 )
 from diffexpo.training.progress import Progress, TrainReport, check_identity
 from diffexpo.training.selfcheck import check_start
-from diffexpo.types import (
-    Algorithm,
-    Batch,
-    FollowsSteps,
-    LearnsInParts,
-    LossOutput,
-    MeasuresBatch,
-    Policy,
-)
+from diffexpo.types import Algorithm, Batch, FollowsSteps, LearnsInParts, LossOutput, MeasuresBatch, Policy
 
 OLD = "old"
 AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -66,6 +57,7 @@ class Loader(Protocol):
     def batch(self, step: int) -> Batch: ...
 
 
+@dataclass(eq=False)
 class Engine:
     """Trains a policy's "current" weights with an algorithm, one iteration at a time.
 
@@ -80,30 +72,19 @@ class Engine:
         warn: Gets lines that a person should see; default: the log.
     """
 
-    def __init__(
-        self,
-        policy: Policy,
-        algorithm: Algorithm,
-        settings: TrainingConfig,
-        metrics: MetricsWriter,
-        *,
-        world: World | None = None,
-        initial_loss: float | None = None,
-        warn: Callable[[str], None] | None = None,
-    ) -> None:
-        self.policy = policy
-        self.algorithm = algorithm
-        self.settings = settings
-        self.metrics = metrics
-        self.world = world or World()
-        self.initial_loss = initial_loss
-        self.warn = warn or logging.getLogger("diffexpo").warning
-        self._stopped: Interrupted | None = None
+    policy: Policy
+    algorithm: Algorithm
+    settings: TrainingConfig
+    metrics: MetricsWriter
+    _: KW_ONLY
+    world: World = field(default_factory=World)
+    initial_loss: float | None = None
+    warn: Callable[[str], None] | None = None
+    _stopped: Interrupted | None = field(default=None, init=False)
 
     @property
     def micro_steps(self) -> int:
-        """Micro-batches (calls of `tick`) per optimiser step on this process; about, where groups stay
-        whole."""
+        """Micro-batches (calls of `tick`) of a step on this process; roughly so where groups stay whole."""
         first, last = process_share(self.settings.batch_size, self.world.rank, self.world.size)
         return math.ceil((last - first) / self.settings.micro_batch_size)
 
@@ -161,22 +142,18 @@ class Engine:
                 self._save(run, checkpoint_dir)
             # No process may leave, and be missed by the launcher, while rank 0 is still saving.
             self.world.barrier()
-            raise Interrupted(
-                f"{interrupted} (iteration {iteration}, step {run.step} of {steps})"
-            ) from interrupted
+            where = f"(iteration {iteration}, step {run.step} of {steps})"
+            raise Interrupted(f"{interrupted} {where}") from interrupted
         finally:
-            for parameter in run.parameters.values():
-                parameter.grad = None
+            run.optimizer.zero_grad()
         if run.average is not None:
-            self.policy.weights.load(
-                "current", {name: value.cpu() for name, value in run.average.tensors.items()}
-            )
+            averaged = {name: value.cpu() for name, value in run.average.tensors.items()}
+            self.policy.weights.load("current", averaged)
         state = optimizer_tensors(run.optimizer, run.parameters)
         return TrainReport(steps, run.skipped, run.resumed_from, run.tail_means(), state)
 
     def self_check(self, batch: Batch, noise_key: tuple[str | int, ...]) -> None:
-        """Check the start of an iteration on as many micro-batches of `batch` as it takes (see
-        `selfcheck.check_start`)."""
+        """Check the start of an iteration on as many micro-batches as it takes (`selfcheck.check_start`)."""
         parts = micro_batches(batch, self.settings.micro_batch_size)
         check_start(
             self.policy,
@@ -189,13 +166,12 @@ class Engine:
         )
 
     def _take_step(self, run: Progress, batch: Batch, tick: Callable[[], None]) -> None:
-        """One optimiser step: gradients over all micro-batches and processes, finite check, clip, update,
-        metrics line."""
+        """One optimiser step: gradients of all processes, finite check, clip, update, metrics line."""
         noise_key = (run.run_seed, run.iteration, "train", run.step)
         # Losses are keyed; this is for networks that draw from torch's own generator all the same (dropout).
         torch.manual_seed(keyed_seed(*noise_key, "global", self.world.rank))
         sums = self._accumulate(run, batch, noise_key, tick)
-        gradients = [parameter.grad for parameter in run.parameters.values()]
+        gradients = [_gradient(parameter) for parameter in run.parameters.values()]
         self.world.all_reduce_sum(gradients)
         norm = torch.nn.utils.get_total_norm(gradients)
         values, grad_norm = self._merge(sums, norm)
@@ -221,8 +197,7 @@ class Engine:
         else:
             run.skipped += 1
             run.bad_in_a_row += 0 if run.scale.reject() else 1
-        for parameter in run.parameters.values():
-            parameter.grad = None
+        run.optimizer.zero_grad()
         run.step += 1
         if self.world.rank == 0:
             line = values | {
@@ -250,8 +225,7 @@ class Engine:
     def _accumulate(
         self, run: Progress, batch: Batch, noise_key: tuple[str | int, ...], tick: Callable[[], None]
     ) -> list[tuple[str, Tensor, float]]:
-        """Gradients of this process's micro-batches; returns (metric, sum, count) still on the device:
-        nothing waits here."""
+        """Gradients of this process's micro-batches; (metric, sum, count) stay on the device: no waiting."""
         world, settings = self.world, self.settings
         if self.algorithm.settings.measures_batch and isinstance(self.algorithm, MeasuresBatch):
             batch = self._measured(self.algorithm, batch, noise_key)
@@ -264,9 +238,6 @@ class Engine:
                 sums.append(("train/loss", output.loss.detach() * factor, 0.0))
                 sums.extend((name, *value) for name, value in output.metrics.items() if name != "train/loss")
             self._tick(tick)
-        for parameter in run.parameters.values():
-            if parameter.grad is None:
-                parameter.grad = torch.zeros_like(parameter)
         return sums
 
     def _losses(self, part: Batch, noise_key: tuple[str | int, ...]) -> Iterator[LossOutput]:
@@ -279,14 +250,13 @@ class Engine:
         outputs = self.algorithm.loss_in_parts(self.policy, part, noise_key)
         while True:
             with self.autocast():
-                output = next(outputs, None)
-            if output is None:
+                found = next(outputs, None)
+            if found is None:
                 return
-            yield output
+            yield found
 
     def _measured(self, algorithm: MeasuresBatch, batch: Batch, noise_key: tuple[str | int, ...]) -> Batch:
-        """The batch with the number that its loss needs of all its rows, whichever micro-batch or process
-        they are in."""
+        """The batch with the number that its loss needs of all its rows, in whichever process they are."""
         world, size = self.world, self.settings.micro_batch_size
         parts = []
         # A process without rows takes part in the sum all the same: it measures one row and adds nothing.
@@ -330,8 +300,7 @@ class Engine:
         dtype = AUTOCAST.get(self.settings.mixed_precision)
         if dtype is None:
             return nullcontext()
-        # Without the cache of casted weights: one made in the reference's no_grad pass would cut the
-        # gradient.
+        # No cache of cast weights: one made in the reference's no_grad pass would cut the gradient.
         return torch.autocast(self.policy.device.type, dtype=dtype, cache_enabled=False)
 
     def _begin(
@@ -361,8 +330,7 @@ class Engine:
             average=Average(parameters, settings.ema_decay) if settings.ema_decay > 0 else None,
             scale=LossScale.for_precision(settings.mixed_precision),
         )
-        for parameter in parameters.values():
-            parameter.grad = None
+        run.optimizer.zero_grad()
         if checkpoint is not None:
             run.restore(checkpoint)
         elif optimizer_state:
@@ -370,8 +338,7 @@ class Engine:
         return run
 
     def _set_old_policy(self, checkpoint: Checkpoint | None) -> None:
-        """The old policy starts as what drew the newest images, the current one; in mid-iteration it is the
-        checkpoint's."""
+        """The old policy starts as the current one, which drew the newest images, or as the checkpoint's."""
         if not self.algorithm.settings.needs_old_policy:
             return
         if checkpoint is None:
@@ -379,10 +346,8 @@ class Engine:
         elif OLD in checkpoint.tensors:
             self.policy.weights.load(OLD, checkpoint.tensors[OLD])
         else:
-            raise ResumeError(
-                f"{checkpoint.path} has no old policy, which the algorithm needs; resume with the "
-                f"configuration that wrote it"
-            )
+            missing = f"{checkpoint.path} has no old policy, which the algorithm needs"
+            raise ResumeError(f"{missing}; resume with the configuration that wrote it")
 
     def _find_checkpoint(self, folder: Path, resume: bool) -> Checkpoint | None:
         """Rank 0 chooses; the others read the same one."""
@@ -400,11 +365,7 @@ class Engine:
         """All processes must start from the same weights; else their updates would drift apart unseen."""
         if self.world.size == 1:
             return
-        digest = hashlib.sha256()
-        for name, tensor in sorted(self.policy.weights.state("current").items()):
-            digest.update(name.encode())
-            digest.update(tensor.contiguous().view(-1).view(torch.uint8).numpy())
-        if len(set(self.world.gather_objects([digest.hexdigest()]))) > 1:
+        if len(set(self.world.gather_objects([self.policy.weights.fingerprint("current")]))) > 1:
             raise TrainingError(
                 "the processes start from different weights; give all of them the same model and run folder"
             )
@@ -416,3 +377,10 @@ class Engine:
             tensors = {name: self.policy.weights.state(name) for name in versions} | run.tensors()
             save_checkpoint(Path(folder), tensors, run.state())
         run.saved_at = run.step
+
+
+def _gradient(parameter: Parameter) -> Tensor:
+    """The parameter's gradient; zeros where no micro-batch of this process reached it."""
+    if parameter.grad is None:
+        parameter.grad = torch.zeros_like(parameter)
+    return parameter.grad

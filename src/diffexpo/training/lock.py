@@ -1,5 +1,4 @@
-"""One process at a time in a run folder: an operating-system lock, so that a killed holder leaves nothing to
-clean up."""
+"""One process at a time in a run folder: a lock of the system, so a killed holder leaves nothing behind."""
 
 from __future__ import annotations
 
@@ -9,7 +8,6 @@ import os
 import socket
 import time
 from pathlib import Path
-from types import TracebackType
 from typing import Self
 
 from diffexpo.errors import RunLockedError
@@ -37,27 +35,20 @@ class RunLock:
         descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o644)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            holder = _describe(os.pread(descriptor, 4096, 0))
-            os.close(descriptor)
-            raise RunLockedError(
-                f"run folder {self.path.parent} is in use by {holder}; wait for it to end, stop it, or "
-                "choose another folder"
-            ) from None
         except OSError as error:
+            what = f"cannot be locked ({error.strerror}); put it on a file system with file locks"
+            if isinstance(error, BlockingIOError):
+                holder = _describe(os.pread(descriptor, 4096, 0))
+                what = f"is in use by {holder}; wait for it to end, stop it, or choose another folder"
             os.close(descriptor)
-            raise RunLockedError(
-                f"run folder {self.path.parent} cannot be locked ({error.strerror}); put it on a file system "
-                "with file locks"
-            ) from error
+            raise RunLockedError(f"run folder {self.path.parent} {what}") from error
         text = json.dumps({"pid": os.getpid(), "host": socket.gethostname(), "since": time.strftime("%F %T")})
         os.ftruncate(descriptor, 0)
         os.pwrite(descriptor, text.encode(), 0)
         self._descriptor = descriptor
 
     def release(self) -> None:
-        """Give the lock back. The file stays: removing it would let two processes lock two different
-        files."""
+        """Give the lock back. The file stays, else two processes could lock two different files."""
         if self._descriptor is not None:
             os.ftruncate(self._descriptor, 0)
             os.close(self._descriptor)
@@ -67,9 +58,7 @@ class RunLock:
         self.acquire()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *raised: object) -> None:
         self.release()
 
 

@@ -42,33 +42,26 @@ class MetricsWriter:
         """
         if not self.active:
             return
-        record = {
-            "iteration": iteration,
-            "step": step,
-            "phase": phase,
-            "wall_s": round(time.monotonic() - self._start, 3),
-        }
-        record.update({name: _finite(value) for name, value in values.items()})
+        since = round(time.monotonic() - self._start, 3)
+        record: dict[str, object] = {"iteration": iteration, "step": step, "phase": phase, "wall_s": since}
+        for name, value in values.items():
+            record[name] = value if value is None or math.isfinite(value) else None
         line = json.dumps(record, allow_nan=False) + "\n"
         try:
             with self.path.open("ab", buffering=0) as file:
                 file.write(line.encode())
         except OSError as error:
-            raise DiffexpoError(
-                f"cannot write {self.path}: {error.strerror}; free space and continue with `diffexpo run "
-                "--resume`"
-            ) from error
+            advice = "free space and continue with `diffexpo run --resume`"
+            raise DiffexpoError(f"cannot write {self.path}: {error.strerror}; {advice}") from error
 
     def write_once(self, iteration: int, phase: str, values: Mapping[str, float | None]) -> None:
-        """Append a line for a whole phase unless the file has one, so that a repeated stage does not appear
-        twice."""
+        """Append a line for a whole phase unless the file has one (of a stage that is repeated)."""
         if self.active and (iteration, phase) not in self._once:
             self.write(iteration, None, phase, values)
             self._once.add((iteration, phase))
 
     def rewind(self, iteration: int, step: int, phase: str = "train") -> int:
-        """Cut the file before the first line of (iteration, phase) with a later step: those steps will be
-        done again.
+        """Cut the file before the first line of (iteration, phase) with a later step: those are done again.
 
         Args:
             iteration: Iteration that is being trained.
@@ -80,17 +73,13 @@ class MetricsWriter:
         if not self.active:
             return 0
         lines = self.path.read_bytes().splitlines(keepends=True)
-        kept = 0
-        for line in lines:
+        for number, line in enumerate(lines):
             record = json.loads(line)
             if record["iteration"] == iteration and record["phase"] == phase and record["step"] > step:
-                break
-            kept += len(line)
-        removed = len(lines) - self.path.read_bytes()[:kept].count(b"\n")
-        if removed:
-            os.truncate(self.path, kept)
-            self._scan()
-        return removed
+                os.truncate(self.path, sum(map(len, lines[:number])))
+                self._scan()
+                return len(lines) - number
+        return 0
 
     def sync(self) -> None:
         """Force the lines to the disk (before a checkpoint that counts on them)."""
@@ -118,8 +107,7 @@ def read_metrics(path: Path) -> list[dict[str, float | str | None]]:
 
 
 def _whole_lines(data: bytes) -> int:
-    """Length of the part that consists of complete JSON lines (a crash can tear the tail, or leave zeros
-    there)."""
+    """Length of the complete JSON lines at the start: a crash can tear the tail, or leave zeros there."""
     length = 0
     for line in data.splitlines(keepends=True):
         if not line.endswith(b"\n"):
@@ -130,7 +118,3 @@ def _whole_lines(data: bytes) -> int:
             break
         length += len(line)
     return length
-
-
-def _finite(value: float | None) -> float | None:
-    return value if value is None or math.isfinite(value) else None

@@ -1,5 +1,4 @@
-"""The optimiser of one iteration, with its state as named tensors: AdamW, warm-up, an average of the weights
-and the loss scale."""
+"""The optimiser of one iteration: AdamW with its state as named tensors, warm-up, average and loss scale."""
 
 from __future__ import annotations
 
@@ -19,17 +18,16 @@ OptimizerState = Mapping[str, Mapping[str, Tensor]]
 
 
 def make_optimizer(parameters: Iterable[Parameter], settings: TrainingConfig) -> torch.optim.AdamW:
-    """A fresh AdamW. The fused form takes one pass over the state and is bit-reproducible, because it works
-    element by element."""
+    """A fresh AdamW. The fused form works element by element, so it is bit-reproducible."""
     # AdamW refuses an empty list; the start-up check says the same in words that help.
-    parameters = list(parameters) or [torch.zeros(0, requires_grad=True)]
+    trained = list(parameters) or [Parameter(torch.zeros(0))]
     return torch.optim.AdamW(
-        parameters,
+        trained,
         lr=settings.learning_rate,
         betas=(settings.adam_beta1, settings.adam_beta2),
         eps=settings.adam_epsilon,
         weight_decay=settings.weight_decay,
-        fused=all(parameter.device.type in FUSED_DEVICES for parameter in parameters),
+        fused=all(parameter.device.type in FUSED_DEVICES for parameter in trained),
     )
 
 
@@ -52,23 +50,19 @@ def learning_rate(step: int, steps: int, settings: TrainingConfig) -> float:
 def optimizer_tensors(
     optimizer: torch.optim.AdamW, parameters: Mapping[str, Parameter]
 ) -> dict[str, dict[str, Tensor]]:
-    """AdamW's state by kind (`adamw_step`, `adamw_exp_avg`, `adamw_exp_avg_sq`) and parameter name; empty
-    before the first step."""
-    kinds = ("step", "exp_avg", "exp_avg_sq")
+    """AdamW's state by kind and parameter name; empty before the first step."""
     return {
         f"adamw_{kind}": {
             name: optimizer.state[parameter][kind]
             for name, parameter in parameters.items()
             if parameter in optimizer.state
         }
-        for kind in kinds
+        for kind in ("step", "exp_avg", "exp_avg_sq")
     }
 
 
 def load_optimizer(
-    optimizer: torch.optim.AdamW,
-    parameters: Mapping[str, Parameter],
-    tensors: Mapping[str, Mapping[str, Tensor]],
+    optimizer: torch.optim.AdamW, parameters: Mapping[str, Parameter], tensors: OptimizerState
 ) -> None:
     """Put saved state back.
 
@@ -94,8 +88,7 @@ def load_optimizer(
 
 
 class Average:
-    """Exponential moving average of the trained tensors: average <- decay * average + (1 - decay) *
-    current."""
+    """Moving average of the trained tensors: average <- decay * average + (1 - decay) * current."""
 
     def __init__(self, parameters: Mapping[str, Parameter], decay: float) -> None:
         self.decay = decay
@@ -112,8 +105,7 @@ class Average:
 
 @dataclass
 class LossScale:
-    """Keeps float16 gradients in range: halved after an overflow, doubled after `interval` good steps. 1 when
-    not in use."""
+    """Keeps float16 gradients in range: halved after an overflow, doubled after `interval` good steps."""
 
     value: float = 1.0
     is_dynamic: bool = False
@@ -131,8 +123,7 @@ class LossScale:
             self.value, self.good_steps = self.value * 2.0, 0
 
     def reject(self) -> bool:
-        """Count a step that was not finite. True if a smaller scale may cure it, so that it is no sign of
-        trouble."""
+        """Count a step that was not finite. True if a smaller scale may cure it."""
         self.good_steps = 0
         if not self.is_dynamic or self.value <= 1.0:
             return False

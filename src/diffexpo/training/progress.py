@@ -1,5 +1,4 @@
-"""Everything that changes while an iteration is trained, the part of it that a checkpoint holds, and the
-report at the end."""
+"""What changes while an iteration is trained, the part of it in checkpoints, and the report at the end."""
 
 from __future__ import annotations
 
@@ -13,13 +12,7 @@ from torch.nn import Parameter
 
 from diffexpo.errors import ResumeError
 from diffexpo.training.checkpoint import Checkpoint
-from diffexpo.training.optimizer import (
-    Average,
-    LossScale,
-    OptimizerState,
-    load_optimizer,
-    optimizer_tensors,
-)
+from diffexpo.training.optimizer import Average, LossScale, OptimizerState, load_optimizer, optimizer_tensors
 
 TAIL = 50
 
@@ -60,16 +53,9 @@ class Progress:
 
     def state(self) -> dict[str, Any]:
         """The JSON part of a checkpoint."""
-        return {
-            "iteration": self.iteration,
-            "step": self.step,
-            "run_seed": self.run_seed,
-            "skipped": self.skipped,
-            "bad_in_a_row": self.bad_in_a_row,
-            "loss_scale": self.scale.value,
-            "good_steps": self.scale.good_steps,
-            "tail": list(self.tail),
-        }
+        names = ("iteration", "step", "run_seed", "skipped", "bad_in_a_row")
+        scale = {"loss_scale": self.scale.value, "good_steps": self.scale.good_steps}
+        return {name: getattr(self, name) for name in names} | scale | {"tail": list(self.tail)}
 
     def tensors(self) -> dict[str, dict[str, Tensor]]:
         """The tensors of a checkpoint other than the weights."""

@@ -1,5 +1,4 @@
-"""Cheap checks before the first step of an iteration; each finds a fault that would otherwise waste the
-run."""
+"""Cheap checks before the first step of an iteration: each finds a fault that would waste the run."""
 
 from __future__ import annotations
 
@@ -26,15 +25,13 @@ def check_start(
     autocast: Callable[[], AbstractContextManager[None]],
     is_exact: bool,
 ) -> None:
-    """Check that something is trained, that against itself the model has margin 0, and that gradients arrive
-    everywhere.
+    """Check that something is trained, that gradients reach all of it, and that the margin is 0 at the start.
 
     Args:
         policy: Policy about to be trained.
         algorithm: Its method.
-        parts: Micro-batches of the first step, at least one. The first shows margin and loss; the others are
-            taken only while the gradient has not arrived everywhere, because a few rows may happen to teach
-            nothing (equal rewards).
+        parts: Micro-batches of the first step, at least one. The first shows margin and loss; others are
+            taken only while some module has no gradient, as a few rows may teach nothing (equal rewards).
         noise_key: As in the first step.
         initial_loss: What the loss must be when current and reference agree (ln 2 for Diffusion-DPO's
             sigmoid); None: unknown.
@@ -95,11 +92,8 @@ def check_gradients(gradients: dict[str, Tensor | None]) -> None:
 
 
 def unreached_modules(gradients: dict[str, Tensor | None]) -> list[str]:
-    """Trained modules without a gradient that is not zero.
-
-    A low-rank pair counts as one module: at the start its up matrix (B) is 0, so that its down matrix (A)
-    rightly has gradient 0.
-    """
+    """Trained modules whose gradient is zero or missing. A low-rank pair counts as one module: at the start
+    its up matrix (B) is 0, so that its down matrix (A) rightly has gradient 0."""
     reached: dict[str, bool] = {}
     for name, gradient in gradients.items():
         module = trained_module(name)
@@ -110,8 +104,7 @@ def unreached_modules(gradients: dict[str, Tensor | None]) -> list[str]:
 
 
 def trained_module(name: str) -> str:
-    """The module a trained tensor belongs to: the adapted layer of a low-rank matrix, else the tensor
-    itself."""
+    """The module of a trained tensor: the adapted layer of a low-rank matrix, else the tensor itself."""
     for marker in (".lora_A.", ".lora_B."):
         if marker in name:
             return name.split(marker)[0]
@@ -147,8 +140,7 @@ def check_loss(loss: Tensor, expected: float | None, is_exact: bool) -> None:
 
 
 def _same_state(weights: WeightSets, first: str, second: str) -> bool:
-    """Whether two versions predict the same; if the second is in half precision, it must hold what autocast
-    makes of the first."""
+    """Whether two versions agree, where a second in half precision holds the first as autocast rounds it."""
     ours, theirs = weights.state(first), weights.state(second)
     return ours.keys() == theirs.keys() and all(
         torch.equal(ours[name].to(theirs[name].dtype), theirs[name]) for name in ours

@@ -1,12 +1,11 @@
-"""Ctrl-C and SIGTERM set a flag that inner loops check, so that a run stops within one unit of work and can
-be resumed."""
+"""Ctrl-C and SIGTERM set a flag that inner loops check: a run stops within one unit of work, resumable."""
 
 from __future__ import annotations
 
 import os
 import signal
 import time
-from types import FrameType, TracebackType
+from types import FrameType
 from typing import Any, Self
 
 from diffexpo.errors import EXIT_INTERRUPTED, Interrupted
@@ -39,9 +38,7 @@ class StopSignal:
             self._previous[number] = signal.signal(number, self._handle)
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *raised: object) -> None:
         for number, handler in self._previous.items():
             signal.signal(number, handler)
         self._previous.clear()
@@ -53,10 +50,8 @@ class StopSignal:
             Interrupted: a signal has arrived since the block was entered.
         """
         if self.received is not None:
-            raise Interrupted(
-                f"stopped by {self.received}; everything so far is saved, continue with `diffexpo run "
-                "--resume`"
-            )
+            saved = "everything so far is saved, continue with `diffexpo run --resume`"
+            raise Interrupted(f"stopped by {self.received}; {saved}")
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         now = time.monotonic()

@@ -1,4 +1,4 @@
-"""A complete run folder made of arithmetic: coloured pictures, plausible curves. The report cannot tell it from a real one."""
+"""A complete run folder made of arithmetic: coloured images, plausible curves. The report cannot tell it from a real one."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def make_prompts(count: int) -> tuple[Prompt, ...]:
 def make_suite(
     name: str, *, shift: float, kl: float = 0.0, vendi: float = 4.0, count: int = 48, judge: bool = True
 ) -> SuiteResult:
-    """`shift` moves the held-out scores; pictures get brighter with it."""
+    """`shift` moves the held-out scores; images get brighter with it."""
     prompts = make_prompts(count)
     noise = numpy_generator(0, "scores").normal(size=count)
     own = numpy_generator(0, "own", name).normal(size=count)
@@ -180,7 +180,7 @@ def make_run(root: Path, *, baseline_shift: float = 0.5) -> Path:
 
 
 def make_examples(run_dir: Path) -> None:
-    pictures = make_suite("pairs", shift=0.6).images
+    images = make_suite("pairs", shift=0.6).images
     for iteration in (1, 2):
         pairs = [pair_row(f"{iteration}-{i}", "w", "l", margin=0.3 + (i * 7 % 11) / 4) for i in range(9)]
         examples = []
@@ -197,5 +197,5 @@ def make_examples(run_dir: Path) -> None:
                 winner_scores={"judge_train": 22.4},
                 loser_scores={"judge_train": 20.1},
             )
-            examples.append((example, pictures[index], pictures[index + 9]))
+            examples.append((example, images[index], images[index + 9]))
         save_pair_examples(run_dir, iteration, examples)

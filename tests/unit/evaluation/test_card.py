@@ -124,7 +124,7 @@ def test_licence_is_that_of_the_base(path: str, licence: str, name: str | None, 
     assert licence_of(path) in card
 
 
-def test_the_card_tells_numbers_with_intervals_and_shows_pictures_by_rule(tmp_path: Path) -> None:
+def test_the_card_tells_numbers_with_intervals_and_shows_images_by_rule(tmp_path: Path) -> None:
     folder, _, _ = exported_run(tmp_path, tiny_diffusion(tmp_path / "model"), "full", "ddim")
     card = (folder / CARD).read_text()
     assert re.search(r"\| `judge_heldout`[^|]*\| no \| [\d.]+ \[[\d.]+, [\d.]+\] \| [\d.]+ \[", card)

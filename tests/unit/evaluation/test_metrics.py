@@ -45,7 +45,7 @@ def test_ties_count_one_half() -> None:
     assert win_rate([1.0, 1.0], [1.0, 0.0], resamples=50).rate == 0.75
 
 
-def test_prompts_count_alike_however_many_images_they_have() -> None:
+def test_prompts_count_the_same_however_many_images_they_have() -> None:
     a, b = [1, 1, 1, 1, 0], [0, 0, 0, 0, 1]
     assert win_rate(a, b, prompts=["x"] * 4 + ["y"], resamples=50).rate == 0.5
     assert win_rate(a, b, resamples=50).rate == 0.8

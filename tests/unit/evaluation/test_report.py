@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 from diffexpo.errors import DataError, MissingError
-from diffexpo.evaluation.grid import data_uri, picture_grid, to_uint8
+from diffexpo.evaluation.grid import data_uri, image_grid, to_uint8
 from diffexpo.evaluation.records import (
     choose_pair_examples,
     load_run,
@@ -264,13 +264,13 @@ def test_example_pairs_follow_the_rule_and_can_be_written_twice(tmp_path: Path) 
     assert [example for example in before if example.iteration == 1] == after
 
 
-def test_pictures_are_rounded_labelled_and_encoded() -> None:
+def test_images_are_rounded_labelled_and_encoded() -> None:
     images = np.array([0.0, 0.4999, 1.2, -3.0]).reshape(4, 1, 1, 1).repeat(3, axis=1)
     assert to_uint8(images)[:, 0, 0, 0].tolist() == [0, 127, 255, 0]
     red = np.zeros((8, 8, 3), dtype=np.uint8) + np.array([255, 0, 0], dtype=np.uint8)
-    sheet = np.asarray(picture_grid([[red, None]], ["a very long prompt " * 9], ["base", "EXPO"], tile=64))
+    sheet = np.asarray(image_grid([[red, None]], ["a very long prompt " * 9], ["base", "EXPO"], tile=64))
     assert (sheet == [255, 0, 0]).all(axis=2).sum() == 64 * 64
     assert data_uri(red).startswith("data:image/png")
     assert data_uri(np.zeros((512, 512, 3), dtype=np.uint8)).startswith("data:image/jpeg")
     with pytest.raises(DataError, match="row labels"):
-        picture_grid([[red]], [], ["base"])
+        image_grid([[red]], [], ["base"])

@@ -94,13 +94,13 @@ def test_same_noise_for_every_version_and_rows_in_order() -> None:
     assert base.network_evaluations == 16 * 6
 
 
-def test_a_picture_does_not_depend_on_the_other_prompts() -> None:
+def test_an_image_does_not_depend_on_the_other_prompts() -> None:
     policy = make_policy()
     whole = evaluated(policy, "base", PROMPTS, SETTINGS, [Redness()], 7)
     part = evaluated(policy, "base", PROMPTS[3:5], SETTINGS, [Redness()], 7, batch_size=3)
     other = evaluated(policy, "base", PROMPTS[3:5], SETTINGS, [Redness()], 8)
     for image in range(2):
-        gap = part.picture(0, image).astype(int) - whole.picture(3, image).astype(int)
+        gap = part.image_of(0, image).astype(int) - whole.image_of(3, image).astype(int)
         assert np.abs(gap).max() <= 1
     assert not np.array_equal(part.images, other.images)
 
@@ -135,8 +135,8 @@ class InOrder(Redness):
         return scores
 
 
-def test_judging_beside_drawing_gives_what_judging_behind_it_gives() -> None:
-    serial, beside = (
+def test_judging_while_drawing_gives_what_judging_afterwards_gives() -> None:
+    serial, overlapped = (
         evaluated(
             make_policy(),
             "moved",
@@ -153,7 +153,7 @@ def test_judging_beside_drawing_gives_what_judging_behind_it_gives() -> None:
     assert serial.scores["redness"].max() > 5, "six batches were counted"
     for name, value in vars(serial).items():
         if name != "seconds":
-            np.testing.assert_equal(vars(beside)[name], value)
+            np.testing.assert_equal(vars(overlapped)[name], value)
 
 
 @pytest.mark.parametrize("overlap", [True, False])
@@ -219,12 +219,12 @@ def test_what_stops_a_judge_is_raised_and_an_interruption_leaves_no_judge_at_wor
     assert not any(thread.name == "scoring" for thread in threading.enumerate())
 
 
-def test_judges_see_the_eight_bit_picture() -> None:
+def test_judges_see_the_eight_bit_image() -> None:
     judge = Redness()
     result = evaluated(make_policy(), "base", PROMPTS, SETTINGS, [judge], 0)
     seen = torch.cat(judge.seen)
     assert torch.equal(seen * 255, torch.round(seen * 255))
-    # A mean over 64 pixels in float32, each rounded by 6e-8: 4e-6 if all round alike.
+    # A mean over 64 pixels in float32, each rounded by 6e-8: 4e-6 if all round the same way.
     assert result.scores["redness"] == pytest.approx(result.images[..., 0].mean(axis=(1, 2)) / 255, abs=4e-6)
 
 

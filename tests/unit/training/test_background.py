@@ -1,4 +1,4 @@
-"""A call beside the main thread gives what a call at once gives, whatever it raises."""
+"""A call in a thread of its own gives what a call at once gives, whatever it raises."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from diffexpo.training.background import Background
 
 @pytest.mark.parametrize("in_background", [True, False])
 def test_the_result_is_that_of_the_call_in_the_thread_that_was_asked_for(in_background):
-    call = Background(threading.current_thread, name="beside", in_background=in_background)
+    call = Background(threading.current_thread, name="extra", in_background=in_background)
     assert (call.result() is not threading.current_thread()) == in_background
-    assert call.result().name == ("beside" if in_background else threading.current_thread().name)
+    assert call.result().name == ("extra" if in_background else threading.current_thread().name)
     assert not call.result().is_alive() or not in_background
 
 
@@ -23,7 +23,7 @@ def test_what_the_call_raises_is_raised_with_its_result(error, in_background):
     def fail() -> None:
         raise error
 
-    call = Background(fail, name="beside", in_background=in_background)
+    call = Background(fail, name="extra", in_background=in_background)
     call.wait()
     with pytest.raises(type(error)):
         call.result()
@@ -31,7 +31,7 @@ def test_what_the_call_raises_is_raised_with_its_result(error, in_background):
 
 def test_waiting_ends_when_the_call_does():
     may_end, ended = threading.Event(), []
-    call = Background(lambda: ended.append(may_end.wait(5)), name="beside")
+    call = Background(lambda: ended.append(may_end.wait(5)), name="extra")
     assert not ended
     may_end.set()
     call.wait()

@@ -3,6 +3,7 @@ difference."""
 
 from __future__ import annotations
 
+import hashlib
 import math
 import sys
 from collections.abc import Callable, Iterator, Mapping
@@ -68,6 +69,10 @@ class TinyWeights:
     def state(self, name: str) -> dict[str, Tensor]:
         values = self.trainable() if name == "current" else self.versions[name]
         return {key: value.detach().clone() for key, value in values.items()}
+
+    def fingerprint(self, name: str) -> str:
+        values = self.state(name).values()
+        return hashlib.sha256(b"".join(value.numpy().tobytes() for value in values)).hexdigest()
 
     def load(self, name: str, state: Mapping[str, Tensor]) -> None:
         if name != "current":
