@@ -243,30 +243,6 @@ def _sizes(config: Run) -> list[str]:
     return problems
 
 
-def check_flow(config: Run, kind: str) -> None:
-    """Refuse samplers that do not fit the model, which is known only once it is loaded.
-
-    Args:
-        config: The settings of the run.
-        kind: "vp" (noise-predicting diffusion) or "flow" (rectified flow).
-    Returns:
-        None; `check_flow(config, "flow")` passes if every sampler in use is flow_euler or flow_sde.
-    Raises:
-        ConfigError: names the key, the value and the samplers that fit.
-    """
-    used = [("evaluation.sampler.name", config.evaluation.sampler.name)]
-    if config.algorithm.collects(config):
-        used.insert(0, ("explore.sampler.name", config.explore.sampler.name))
-    fitting = "flow_euler or flow_sde" if kind == "flow" else "ddpm, ddim or dpmpp"
-    problems = [
-        f"{key} = {name} does not fit {config.model.path}, a {kind} model: expected {fitting}"
-        for key, name in used
-        if name.startswith("flow") != (kind == "flow")
-    ]
-    if problems:
-        raise ConfigError("\n".join(problems))
-
-
 def config_notes(config: Run) -> list[str]:
     """What is allowed but worth knowing before spending time, one sentence each."""
     training, explore = config.training, config.explore
