@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from inspect import get_annotations
-from typing import Annotated, TypeVar, Union
+from typing import TYPE_CHECKING, Annotated, TypeVar, Union
 
 from pydantic import BeforeValidator, Field
 
@@ -70,10 +70,13 @@ def _named(value: object) -> object:
     return value
 
 
-AlgorithmConfig = Annotated[
-    Annotated[Union[METHODS], Field(discriminator="type")],  # noqa: UP007 (a tuple of classes)
-    BeforeValidator(_named),
-]
+if TYPE_CHECKING:
+    AlgorithmConfig = MethodConfig
+else:
+    AlgorithmConfig = Annotated[
+        Annotated[Union[METHODS], Field(discriminator="type")],  # noqa: UP007 (a tuple of classes)
+        BeforeValidator(_named),
+    ]
 """Settings of any method in `METHODS`, told apart by `type`."""
 
 
