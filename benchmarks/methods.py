@@ -34,7 +34,7 @@ from matplotlib import pyplot
 
 ROOT = Path(__file__).resolve().parent.parent
 METHODS = (
-    "sft", "raft", "dpo_offline", "dpo_online", "diffusion_kto", "mapo", "spin", "rwr", "diffusion_nft", "awm", "dgpo", "expo",
+    "sft", "raft", "dpo_offline", "dpo_online", "diffusion_kto", "mapo", "orpo", "spin", "rwr", "diffusion_nft", "awm", "dgpo", "expo",
     "ddpo", "ddpo_compressibility", "dpok", "d3po", "spo", "spo_compressibility", "prdp", "flow_grpo", "expo_flow",
 )  # fmt: skip
 EVALUATION = ("evaluation.every_iteration=false", "baseline.offline_dpo=false")

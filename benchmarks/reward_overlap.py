@@ -23,7 +23,7 @@ import os
 import platform
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -37,7 +37,7 @@ from diffexpo.data.latents import PromptEmbeddings
 from diffexpo.data.store import Store
 from diffexpo.online.agents import Agent
 from diffexpo.online.explore import Request
-from diffexpo.online.units import Drawing, Scoring, collect, latents_of_unit, make_units
+from diffexpo.online.units import Drawing, collect, latents_of_unit, make_units
 from diffexpo.policies.base import load_policy
 from diffexpo.rewards.clip import ClipReward
 from diffexpo.rewards.jpeg import JpegIncompressibility
@@ -45,10 +45,11 @@ from diffexpo.rewards.python_file import PythonFileReward
 from diffexpo.rewards.remote import RemoteReward
 from diffexpo.rewards.scoring import score_images
 from diffexpo.rewards.server import ScoreServer
-from diffexpo.types import Prompt, Reward
+from diffexpo.training.background import Background
+from diffexpo.types import Drawn, Prompt, Reward
 
 BATCH, UNITS, COVER = 4, 10, 1.4
-WAIT = Scoring.wait
+WAIT = Background.wait
 SCORER = """\
 import time
 
@@ -74,7 +75,7 @@ class World:
         return Drawing(
             self.policy,
             self.embeddings,
-            lambda images, prompts: score_images([scorer], images, prompts),
+            lambda drawn, prompts: score_images([scorer], drawn.images, prompts),
             SamplerConfig(name="ddim", steps=steps, eta=1.0, guidance=4.0),
             False,
             0,
@@ -97,21 +98,21 @@ class World:
         waited: list[float] = []
         drawing = self.drawing(scorer, steps)
 
-        def timed(images: torch.Tensor, prompts: Sequence[str]) -> dict[str, np.ndarray]:
+        def timed(drawn: Drawn, prompts: Sequence[str]) -> Mapping[str, np.ndarray]:
             began = time.monotonic()
-            scores = score_images([scorer], images, prompts)
+            scores = score_images([scorer], drawn.images, prompts)
             spent.append(time.monotonic() - began)
             return scores
 
         drawing = replace(drawing, score=timed)
 
-        def timed_wait(scoring: Scoring) -> None:
+        def timed_wait(scoring: Background[Mapping[str, np.ndarray]]) -> None:
             began = time.monotonic()
             WAIT(scoring)
             waited.append(time.monotonic() - began)
 
         store = Store(folder)
-        Scoring.wait = timed_wait  # type: ignore[method-assign]
+        Background.wait = timed_wait  # type: ignore[method-assign]
         began = time.monotonic()
         collect(drawing, self.units, store, rank=0, size=1, tick=lambda: None, overlap=overlap)
         seconds = time.monotonic() - began

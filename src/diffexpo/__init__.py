@@ -23,10 +23,10 @@ _HOME = {
     "Path": "diffexpo.diffusion",
     "prediction_error": "diffexpo.diffusion",
     "sample": "diffexpo.diffusion",
-    "diffusion_dpo_loss": "diffexpo.algorithms",
-    "exploration_bonus": "diffexpo.algorithms",
-    "expo_loss": "diffexpo.algorithms",
-    "simpo_loss": "diffexpo.algorithms",
+    "diffusion_dpo_loss": "diffexpo.algorithms.diffusion_dpo",
+    "exploration_bonus": "diffexpo.algorithms.expo",
+    "expo_loss": "diffexpo.algorithms.expo",
+    "simpo_loss": "diffexpo.algorithms.diffusion_dpo",
     "load_policy": "diffexpo.policies.base",
     "load_rewards": "diffexpo.rewards.base",
     "Store": "diffexpo.data.store",
@@ -44,7 +44,7 @@ def __getattr__(name: str) -> object:
         raise AttributeError(
             f"module 'diffexpo' has no attribute {name!r}; it has {', '.join(sorted(_HOME))}"
         )
-    return vars(import_module(_HOME[name]))[name]
+    return getattr(import_module(_HOME[name]), name)
 
 
 def __dir__() -> list[str]:

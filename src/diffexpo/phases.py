@@ -12,7 +12,7 @@ PHASES = (
     "loading the model",
     "scoring images",
     "encoding prompts",
-    "encoding pictures",
+    "encoding images",
     "decoding images",
     "training",
     "drawing images",

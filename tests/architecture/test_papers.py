@@ -14,8 +14,6 @@ ROOT = Path(__file__).resolve().parents[2]
 SOURCE = ROOT / "src" / "diffexpo"
 PAGE = ROOT / "docs" / "papers.md"
 TEXT = PAGE.read_text(encoding="utf-8")
-# Methods whose file has another name.
-FILES = {"improvement_dpo": "algorithms/improvement.py"}
 ROWS = [line for line in TEXT.splitlines() if line.startswith("| ") and not line.startswith("| Paper")]
 
 
@@ -45,7 +43,7 @@ def test_a_row_names_what_exists(row):
 
 
 def test_every_method_file_is_in_a_row():
-    files = {FILES.get(name, f"algorithms/{name}.py") for name in METHOD_BY_NAME}
+    files = {f"algorithms/{name}.py" for name in METHOD_BY_NAME}
     assert not {file for file in files if not (SOURCE / file).is_file()}
     assert not {file for file in files if f"`{file}`" not in TEXT}
 

@@ -37,6 +37,7 @@ LOSSES = {
     "automatic beta": ("diffusion_dpo", {"beta": 5000.0, "auto_beta": True}),
     "spin": ("spin", {}),
     "mapo": ("mapo", {}),
+    "orpo": ("orpo", {"weight": 2.0}),
 }
 
 

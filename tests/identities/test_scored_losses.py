@@ -1,4 +1,4 @@
-"""What must hold exactly of SFT, RWR, SPIN, KTO, MaPO, NFT, AWM, DGPO and the safeguards."""
+"""What must hold exactly of SFT, RWR, SPIN, KTO, MaPO, ORPO, NFT, AWM, DGPO and the safeguards."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ from diffexpo.algorithms.diffusion_nft import (
     old_policy_decay,
 )
 from diffexpo.algorithms.mapo import SERIES_BELOW, mapo_loss, mapo_score
+from diffexpo.algorithms.orpo import orpo_loss, orpo_margin
 from diffexpo.algorithms.rwr import rwr_weights
 from diffexpo.algorithms.safeguards import auto_beta, safeguard_scale, safeguarded_loser
 from diffexpo.algorithms.sft import sft_loss
@@ -318,6 +319,87 @@ def test_mapo_refuses() -> None:
     for wrong in ({"beta": 0.0}, {"num_train_timesteps": 0}, {"shift": 0.0}):
         with pytest.raises(ValueError, match=next(iter(wrong))):
             mapo_loss(w, l_, **{"beta": 0.1} | wrong)
+
+
+# ORPO
+
+
+def test_orpo_of_equal_errors_and_its_check_value() -> None:
+    w, l_ = errors(2)
+    for beta in (1e-3, 1.0, 5000.0):
+        torch.testing.assert_close(
+            orpo_loss(w, w, beta=beta, weight=0.1), sft_loss(w) + 0.1 * LN2, rtol=1e-15, atol=0
+        )
+    single = torch.tensor([0.1, 0.2], dtype=torch.float64)
+    assert float(orpo_loss(single[:1], single[1:], beta=1.0, weight=0.1)) == pytest.approx(
+        0.1388672, abs=5e-8
+    )
+    assert orpo_loss(w, l_, beta=1.0, weight=0.1).dtype == torch.float64
+
+
+@pytest.mark.parametrize("beta", [1e-2, 1.0, 30.0])
+def test_orpo_lowers_the_winners_error_and_raises_the_losers(beta: float) -> None:
+    w, l_ = errors(2)
+    for first, second in ((w, l_), (l_, w), (w, w)):
+        winner, loser = trained(first, second)
+        orpo_loss(winner, loser, beta=beta, weight=0.1).sum().backward()
+        # By finite differences, in the direction in which a step goes.
+        step = 1e-6
+        for leaf, moved in ((winner, (first + step, second)), (loser, (first, second + step))):
+            back = tuple(2 * at - to for at, to in zip((first, second), moved, strict=True))
+            rise = orpo_loss(*moved, beta=beta, weight=0.1) - orpo_loss(*back, beta=beta, weight=0.1)
+            torch.testing.assert_close(leaf.grad, rise / (2 * step), rtol=1e-6, atol=1e-8)
+        assert (winner.grad > 1).all() and (loser.grad < 0).all()
+
+
+def test_orpo_swapping_winner_and_loser_negates_the_margin_and_its_gradient() -> None:
+    w, l_ = errors(2)
+
+    def odds_part(winner: Tensor, loser: Tensor) -> Tensor:
+        return orpo_loss(winner, loser, beta=2.0, weight=1.0) - winner
+
+    margin = orpo_margin(w, l_, beta=2.0)
+    torch.testing.assert_close(orpo_margin(l_, w, beta=2.0), -margin, rtol=1e-13, atol=0)
+    torch.testing.assert_close(odds_part(l_, w) - odds_part(w, l_), margin, rtol=1e-12, atol=0)
+    # Of equal errors the two slopes of the odds-ratio part cancel.
+    winner, loser = trained(w, w)
+    odds_part(winner, loser).sum().backward()
+    torch.testing.assert_close(winner.grad, -loser.grad, rtol=1e-12, atol=0)
+    # The slopes of both orders add up to the margin's own, with opposite signs.
+    one, other = trained(w, l_), trained(l_, w)
+    odds_part(*one).sum().backward()
+    odds_part(*other).sum().backward()
+    whole = slope(lambda e: orpo_margin(e, l_, beta=2.0), w)
+    torch.testing.assert_close(other[1].grad - one[0].grad, whole, rtol=1e-12, atol=0)
+
+
+def test_orpo_margin_of_small_and_of_large_errors() -> None:
+    w, l_ = errors(2)
+    small = orpo_margin(1e-9 * w, 1e-9 * l_, beta=1.0)
+    torch.testing.assert_close(small, torch.log(l_ / w), rtol=1e-8, atol=1e-10)
+    large = orpo_margin(w, l_, beta=5000.0)
+    torch.testing.assert_close(large, 5000 * (l_ - w), rtol=1e-12, atol=0)
+    # Then the loss is that of SimPO with twice the beta, beside the winner's error.
+    limit = w + 0.1 * simpo_loss(w, l_, beta=10000.0, gamma=0.0)
+    torch.testing.assert_close(orpo_loss(w, l_, beta=5000.0, weight=0.1), limit, rtol=1e-12, atol=0)
+
+
+def test_orpo_keeps_the_margin_in_float32_and_counts_an_error_of_0_as_rounding() -> None:
+    for scale in (1e-10, 1e-4, 1.0, 1e5):
+        w, l_ = errors(2)
+        w, l_ = (scale * error for error in (w, l_))
+        single = orpo_margin(w.float(), l_.float(), beta=1.0).double()
+        torch.testing.assert_close(single, orpo_margin(w, l_, beta=1.0), rtol=1e-4, atol=1e-5)
+    zero, one = torch.zeros(1), torch.ones(1)
+    assert float(orpo_margin(zero, zero, beta=1.0)) == 0
+    assert float(orpo_margin(zero, one, beta=1.0)) > 30 and float(orpo_margin(one, zero, beta=1.0)) < -30
+
+
+def test_orpo_refuses() -> None:
+    w, l_ = errors(2)
+    for wrong in ({"beta": 0.0}, {"beta": -1.0}, {"weight": 0.0}):
+        with pytest.raises(ValueError, match=next(iter(wrong))):
+            orpo_loss(w, l_, **{"beta": 1.0, "weight": 0.1} | wrong)
 
 
 # DiffusionNFT
@@ -668,6 +750,8 @@ def losses() -> dict[str, tuple[Callable[..., Tensor], str]]:
         "sft": (sft_loss, "pr"),
         "spin": (lambda *e: spin_loss(*e, beta=5000.0), "pprr"),
         "mapo": (lambda *e: mapo_loss(*e, beta=0.1), "pp"),
+        "orpo": (lambda *e: orpo_loss(*e, beta=1.0, weight=0.1), "pp"),
+        "orpo sharp": (lambda *e: orpo_loss(*e, beta=5000.0, weight=0.1), "pp"),
         "dgpo": (lambda e, er, a: dgpo_loss(e, er, a * advantage, groups, beta=5000.0), "prr"),
         "dgpo clipped": (
             lambda e, er, old: dgpo_loss(

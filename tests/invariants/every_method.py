@@ -44,6 +44,7 @@ METHODS: dict[str, tuple[dict[str, object], dict[str, object], dict[str, object]
         {"type": "spin", "beta": 30.0},
         {"hybrid": {"decay": 0.0, "offline_weight": 0.0}, "explore": {"agents": 1}},
     ),
+    "orpo": (ODE, {"type": "orpo", "weight": 1.0}, {}),
     "mapo": (ODE, {"type": "mapo", "num_train_timesteps": 30}, {}),
     "sft": (ODE, {"type": "sft"}, NO_OFFLINE),
     "diffusion_kto": (DDIM, {"type": "diffusion_kto", "beta": 30.0}, {}),

@@ -3,7 +3,8 @@
 One collection of four prompts with four images each. How many images (or pairs of them) of each prompt are learned from:
 
     method                    told apart   all equal   one failed   one left   counted as
-    expo, dpo, mapo, d3po     1            0           1            0          pairs/dropped_ties, pairs/dropped_nan
+    expo, dpo, mapo, orpo     1            0           1            0          pairs/dropped_ties, pairs/dropped_nan
+    d3po                      1            0           1            0          pairs/dropped_ties, pairs/dropped_nan
     spin                      4            4           4            4          no score decides
     sft (best)                1            1           1            1          the loader's line; the first of equal ones is best
     diffusion_kto             4            0           3            0          the loader's line
@@ -45,7 +46,7 @@ from diffexpo.online.units import group_rows
 from diffexpo.policies.toy import ToyPolicy
 from diffexpo.training.engine import Engine
 from diffexpo.training.metrics import MetricsWriter, read_metrics
-from diffexpo.types import Batch, PairBatch
+from diffexpo.types import Batch, Drawn
 from tests.invariants.every_method import DDIM, METHODS, SDE
 from tests.learning.toy import PATHS, PROMPTS, make_loop
 from tests.unit.algorithms import methods, trajectories
@@ -63,6 +64,7 @@ LEARNED = {
     "expo": (1, 0, 1, 0),
     "diffusion_dpo": (1, 0, 1, 0),
     "mapo": (1, 0, 1, 0),
+    "orpo": (1, 0, 1, 0),
     "d3po": (1, 0, 1, 0),
     "spin": (4, 4, 4, 4),
     "sft": (1, 1, 1, 1),
@@ -76,7 +78,7 @@ LEARNED = {
     "flow_grpo": (4, 0, 3, 0),
     "prdp": (6, 6, 3, 0),
 }
-COUNTED_AS_PAIRS = ("expo", "diffusion_dpo", "mapo", "d3po")
+COUNTED_AS_PAIRS = ("expo", "diffusion_dpo", "mapo", "orpo", "d3po")
 TEACHES_NOTHING = np.array([[0.1] * 4, [0.5] * 4, [0.9] * 4, [0.3] * 4])
 
 
@@ -134,7 +136,7 @@ def learned_images(name: str, loop: Loop) -> tuple[list[Batch], set[str]]:
             pair(loop, 1)
         loader, _ = batches_of(loop, 1)
     else:
-        if loop.engine.algorithm.batch_type is PairBatch:
+        if loop.config.algorithm.has_pairs:
             pair(loop, 1)
         loader = batches_of(loop, 2).loader
     batches = [loader.batch(step) for step in range(40)]
@@ -211,7 +213,7 @@ def test_images_that_nothing_is_known_of_have_advantage_0(name: str, tmp_path: P
 # ---- no prompt teaches anything --------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["expo", "diffusion_dpo", "mapo"])
+@pytest.mark.parametrize("name", ["expo", "diffusion_dpo", "mapo", "orpo"])
 def test_only_ties_leave_no_pairs(name: str, tmp_path: Path) -> None:
     loop = make_collected(name, TEACHES_NOTHING, tmp_path)
     pair(loop, 1)
@@ -263,8 +265,8 @@ def test_candidates_that_are_tied_or_failed_make_no_pair(tmp_path: Path) -> None
     loop.prompts = PROMPTS[:3]
     tied, failed, told_apart = (prompt.text for prompt in PROMPTS[:3])
 
-    def score(images: torch.Tensor, texts: list[str]) -> dict[str, np.ndarray]:
-        values = images[:, 0].mean(dim=(1, 2)).double().numpy().copy()
+    def score(drawn: Drawn, texts: list[str]) -> dict[str, np.ndarray]:
+        values = drawn.images[:, 0].mean(dim=(1, 2)).double().numpy().copy()
         values[[text == tied for text in texts]] = 0.5
         values[[text == failed for text in texts]] = NAN
         return {"near": values}

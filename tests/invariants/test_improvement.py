@@ -7,16 +7,23 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from safetensors.numpy import load_file
+from torch import Tensor
 
 from diffexpo import assembly
+from diffexpo.assembly import runs
 from diffexpo.cli.progress import Console
 from diffexpo.config import RunConfig, load_config
 from diffexpo.data.store import Store
 from diffexpo.errors import ConfigError, MissingError
-from diffexpo.online import improve
-from diffexpo.online.cost import run_cost
+from diffexpo.online.cost import run_cost, sampling_cost, training_cost
+from diffexpo.online.loop import Loop, Stage, schedule
+from diffexpo.online.stages import STAGES
+from diffexpo.policies.unet import UNetPolicy
+from diffexpo.training.engine import Engine
 from diffexpo.training.metrics import read_metrics
+from diffexpo.types import Conditioning
 from tests.invariants.conftest import SIGKILL, in_two_processes, kill_when, pair_rows, run_arguments, weights
 from tests.tiny import tiny_flow
 from tests.world import base_weights, distance
@@ -116,6 +123,55 @@ def test_the_cost_is_what_the_stages_say(truth: Path, world: Path) -> None:
     cost = run_cost(config)
     assert spent == cost.total
     assert cost.sampling == 2 * 8 * 3 + 2 * 8 * 2 * 3 and cost.training == 6 * 4 * 3 + 2 * 4 * 4 * 8
+
+
+SCALES = {
+    "three predictions a step": [],
+    "one prediction a step": ["algorithm.improver.text_scale=1", "algorithm.improver.image_scale=1"],
+    "offline pairs join": ["hybrid.offline_weight=0.5"],
+}
+
+
+@pytest.mark.parametrize("settings", SCALES.values(), ids=SCALES.keys())
+def test_every_call_of_both_denoisers_is_declared(
+    settings: list[str], world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The checks before a first step, and evaluation, are what no method declares."""
+    found: dict[tuple[str, int], int] = {}
+    evaluations, predict = 0, UNetPolicy.predict
+
+    def counting(policy: UNetPolicy, x_t: Tensor, t: Tensor, conditioning: Conditioning) -> Tensor:
+        nonlocal evaluations
+        evaluations += len(x_t) * (3 if torch.is_grad_enabled() else 1)
+        return predict(policy, x_t, t, conditioning)
+
+    def counted(name: str, stage: Stage) -> Stage:
+        def do(loop: Loop, iteration: int) -> None:
+            before = evaluations
+            stage(loop, iteration)
+            found[name, iteration] = evaluations - before
+
+        return do
+
+    monkeypatch.setattr(UNetPolicy, "predict", counting)
+    monkeypatch.setattr(Engine, "self_check", lambda engine, batch, noise_key: None)
+    monkeypatch.setattr(runs, "STAGES", {name: counted(name, stage) for name, stage in STAGES.items()})
+    config = run(world, tmp_path / "run", *settings)
+    card, explore = config.algorithm, config.explore
+    images = explore.prompts_per_iteration * card.images_of_prompt(config)
+    declared = {
+        "improver": card.stage_costs(config, 0)["training"],
+        "collect": sampling_cost(config, images),
+        "improve": card.stage_costs(config, images)["drawing"],
+        "pair": 0,
+    }
+    assert found == {
+        (stage, t): training_cost(config, t) if stage == "train" else declared[stage]
+        for stage, t in schedule(config)
+        if stage != "evaluate"
+    }
+    assert min(declared[stage] for stage in ("improver", "collect", "improve")) > 0
+    assert sum(found.values()) == run_cost(config).total
 
 
 MOMENTS = {
@@ -234,7 +290,7 @@ def test_flow_models_are_improved_alike(world: Path, tmp_path: Path) -> None:
         "evaluation.sampler.name=flow_euler",
         "explore.iterations=2",
     )
-    assert improve.schedule(config)[0] == ("improver", 0)
+    assert schedule(config)[0] == ("improver", 0)
     assert len(Store(folder / "store", create=False).pairs(1)) == 8
     losses = [row["train/loss"] for row in lines(folder) if row["phase"] == "train"]
     assert len(losses) == 4 and all(loss is not None for loss in losses)

@@ -86,7 +86,7 @@ def test_micro_batches_do_not_change_the_result(name: str, tmp_path: Path) -> No
             assert one[metric] == pytest.approx(other[metric], rel=2e-3, abs=2e-4), metric
 
 
-@pytest.mark.parametrize("name", ["diffusion_dpo", "spin", "mapo"])
+@pytest.mark.parametrize("name", ["diffusion_dpo", "spin", "mapo", "orpo"])
 def test_two_passes_do_not_change_the_result(name: str, tmp_path: Path) -> None:
     joint = train(name, tmp_path / "joint")
     halves = train(name, tmp_path / "halves", micro=4, training={"pair_gradient": "two_pass"})
@@ -166,6 +166,7 @@ RUNS = {
     "diffusion_kto": ["algorithm.type=diffusion_kto"],
     "rwr": ["algorithm.type=rwr", "algorithm.temperature=0.3", "offline.source=null"],
     "mapo": ["algorithm.type=mapo", "training.pair_gradient=two_pass"],
+    "orpo": ["algorithm.type=orpo", "training.pair_gradient=two_pass"],
     "diffusion_nft": ["algorithm.type=diffusion_nft", "algorithm.old_decay=1", *OWN],
     "awm": ["algorithm.type=awm", "algorithm.kl_weight=0.1", *OWN],
     "dgpo": ["algorithm.type=dgpo", "algorithm.clip_range=0.1"],
@@ -202,14 +203,14 @@ def test_a_method_runs_whole(name: str, world: Path, tmp_path: Path) -> None:
     base = load_file(world / "model" / "unet" / "diffusion_pytorch_model.safetensors")
     assert any(np.abs(base[key] - value).max() > 0 for key, value in weights[-1].items())
     trained = [row for row in read_metrics(folder / "metrics.jsonl") if row["phase"] == "train"]
-    first = 1 if name in ("sft", "diffusion_kto", "mapo", "dgpo") else 2
+    first = 1 if name in ("sft", "diffusion_kto", "mapo", "orpo", "dgpo") else 2
     assert sorted({row["iteration"] for row in trained}) == list(range(first, last + 1))
     assert all(row["train/loss"] is not None and row["train/skipped_steps"] == 0 for row in trained)
     assert json.loads((folder / "status.json").read_text())["state"] == "finished"
     assert (folder / "report.html").stat().st_size > 10_000
 
 
-@pytest.mark.parametrize("name", ["diffusion_kto", "rwr", "diffusion_nft", "awm", "dgpo", "spin"])
+@pytest.mark.parametrize("name", ["orpo", "diffusion_kto", "rwr", "diffusion_nft", "awm", "dgpo", "spin"])
 def test_flow_models_learn_by_the_same_methods(name: str, world: Path, tmp_path: Path) -> None:
     flow = [
         f"model.path={tiny_flow(tmp_path / 'flow')}",

@@ -72,7 +72,7 @@ def fail_in_encoding(policy: Policy) -> None:
 @pytest.mark.parametrize(
     ("fault", "phase", "advice"),
     [
-        (fail_in_encoding, "encoding pictures", "model.vae_slicing=true"),
+        (fail_in_encoding, "encoding images", "model.vae_slicing=true"),
         (fail_in_reading, "encoding prompts", "tuning.kind=lora"),
         (fail_in_drawing, "drawing images", "explore.batch_size=2"),
         (fail_in_decoding, "decoding images", "model.vae_slicing=true"),

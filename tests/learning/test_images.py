@@ -24,6 +24,7 @@ METHODS: dict[str, dict[str, object]] = {
     "raft": {"algorithm": {"type": "sft"}, "offline": {"source": None}},
     "diffusion_kto": {"algorithm": {"type": "diffusion_kto", "beta": 5.0}},
     "rwr": {"algorithm": {"type": "rwr", "temperature": 0.02}, "offline": {"source": None}},
+    "orpo": {"algorithm": {"type": "orpo", "weight": 1.0}},
     "mapo": {"algorithm": {"type": "mapo", "num_train_timesteps": 10}},
     "diffusion_nft": {"algorithm": {"type": "diffusion_nft", "advantage_clip": 1.5}, **OWN},
     "awm": {"algorithm": {"type": "awm", "clip_range": 0.2}, **OWN},

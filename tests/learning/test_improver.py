@@ -6,11 +6,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from diffexpo.config.methods.improver import ImproverConfig
 from torch import Tensor
 
 from diffexpo.algorithms import Improvement
-from diffexpo.config.schema import ModelConfig, SamplerConfig, TrainingConfig, TuningConfig
+from diffexpo.config.schema import ImproverConfig, ModelConfig, SamplerConfig, TrainingConfig, TuningConfig
 from diffexpo.diffusion import DoubleGuidance, NoiseSource, sample_double_guided
 from diffexpo.policies.base import load_policy
 from diffexpo.policies.improver import Improver, make_improver

@@ -115,18 +115,18 @@ def test_a_method_learns(sampler, algorithm, tmp_path):
 def test_a_blind_reward_teaches_nothing(tmp_path):
     loop = make_toy("vp", DDPO, tmp_path)
     chance = torch.Generator().manual_seed(0)
-    loop.score = lambda images, texts: {"near": torch.randn(len(texts), generator=chance).numpy()}
+    loop.score = lambda drawn, texts: {"near": torch.randn(len(texts), generator=chance).numpy()}
     before = draw(loop.policy, "base")
     run_loop(loop, {**STAGES, "evaluate": lambda loop, iteration: None})
     assert (draw(loop.policy, "current").mean(dim=0) - before.mean(dim=0)).abs().max() < 0.5
 
 
 def test_equal_rewards_leave_the_policy_as_it_is(tmp_path):
-    def by_prompt(images, texts):
+    def by_prompt(drawn, texts):
         level = {text: float(place) for place, text in enumerate(sorted(set(texts)))}
         return {"near": torch.tensor([level[text] for text in texts]).numpy()}
 
-    def equal(images, texts):
+    def equal(drawn, texts):
         return {"near": torch.ones(len(texts)).numpy()}
 
     for name, algorithm, score in (("grpo", {**GRPO, "kl": "exact"}, by_prompt), ("ddpo", DDPO, equal)):
@@ -154,8 +154,8 @@ def test_failed_rewards_are_left_out_and_counted(tmp_path):
         loop = make_toy("vp", algorithm, tmp_path / name, iterations=1)
         plain = loop.score
 
-        def score(images, texts, plain=plain):
-            found = plain(images, texts)["near"].copy()
+        def score(drawn, texts, plain=plain):
+            found = plain(drawn, texts)["near"].copy()
             found[::4] = float("nan")
             return {"near": found}
 

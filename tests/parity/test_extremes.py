@@ -37,7 +37,7 @@ HUGE = {"latent": 1e4, "error": 2e4, "log-prob": 1e4, "ratio": 4e8, "advantage":
 SMALL = {"latent": 0.1, "error": 1.0, "log-prob": -1.0, "ratio": 1.0, "advantage": -5.0, "share": 0.0}
 # No tensors of numbers go in: their tests are in tests/identities and tests/unit.
 OF_NUMBERS = {"mix_grpo_window", "old_policy_decay", "spo_min_margin"}
-WITHOUT_FORMULAS = ("diffexpo.algorithms.improvement",)
+WITHOUT_FORMULAS = ("diffexpo.algorithms.improvement_dpo",)
 
 
 def roles_of(name: str) -> list[str]:
@@ -101,7 +101,7 @@ def test_every_function_of_the_methods_is_derived() -> None:
     public = {
         name
         for name, function in inspect.getmembers(algorithms, inspect.isfunction)
-        if name in algorithms.__all__ and function.__module__ not in WITHOUT_FORMULAS
+        if function.__module__ not in WITHOUT_FORMULAS
     }
     assert public - OF_NUMBERS == {name.split(" ")[0] for name in CASES} & public
     assert len(CASES) == sum(len(module.CASES) for module in MODULES), "two cases have one name"

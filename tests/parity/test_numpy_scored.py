@@ -19,6 +19,7 @@ from diffexpo.algorithms import (
     diffusion_kto,
     diffusion_nft,
     mapo,
+    orpo,
     rwr,
     safeguards,
     sft,
@@ -34,7 +35,7 @@ from tests.parity.oracle import (
     logsig,
 )
 
-MODULES = (awm, dgpo, diffusion_kto, diffusion_nft, mapo, rwr, safeguards, sft, spin)
+MODULES = (awm, dgpo, diffusion_kto, diffusion_nft, mapo, orpo, rwr, safeguards, sft, spin)
 # No tensors: tests/identities/test_scored_losses.py.
 ELSEWHERE = {"old_policy_decay"}
 
@@ -102,6 +103,21 @@ def mapo_case(shift: float, steps: int) -> Case:
     return Case(
         lambda w, l_: mapo.mapo_loss(w, l_, beta=0.5, shift=shift, num_train_timesteps=steps),
         lambda w, l_: w - 0.5 * logsig(steps * (phi(w, shift) - phi(l_, shift))),
+        "ee",
+        (0, 1),
+    )
+
+
+def log_odds_ratio(winner: Array, loser: Array, beta: float) -> Array:
+    """From the likelihoods themselves."""
+    odds = [p / (1 - p) for p in (np.exp(-beta * winner), np.exp(-beta * loser))]
+    return np.log(odds[0]) - np.log(odds[1])
+
+
+def orpo_case(beta: float) -> Case:
+    return Case(
+        lambda w, l_: orpo.orpo_loss(w, l_, beta=beta, weight=0.3),
+        lambda w, l_: w - 0.3 * logsig(log_odds_ratio(w, l_, beta)),
         "ee",
         (0, 1),
     )
@@ -255,6 +271,14 @@ CASES = {
     "mapo_margin": Case(
         lambda w, l_: mapo.mapo_margin(w, l_, shift=4.0, num_train_timesteps=10),
         lambda w, l_: 10 * (phi(w, 4.0) - phi(l_, 4.0)),
+        "ee",
+        (0, 1),
+    ),
+    "orpo_loss": orpo_case(1.0),
+    "orpo_loss sharp": orpo_case(40.0),
+    "orpo_margin": Case(
+        lambda w, l_: orpo.orpo_margin(w, l_, beta=3.0),
+        lambda w, l_: log_odds_ratio(w, l_, 3.0),
         "ee",
         (0, 1),
     ),

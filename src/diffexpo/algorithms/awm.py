@@ -56,8 +56,9 @@ def awm_loss(
     Source: Advantage Weighted Matching (arXiv 2509.25050), authors' code, `loss_type` exp_first: a ratio for
         each time, not one for the mean over times.
     """
-    settings = {"weighting": weighting, "power": power}
-    log_prob, old_log_prob = awm_log_prob(error, t, **settings), awm_log_prob(error_old, t, **settings)
+    log_prob, old_log_prob = (
+        awm_log_prob(e, t, weighting=weighting, power=power) for e in (error, error_old)
+    )
     return ppo_clip_loss(log_prob, old_log_prob, advantage, clip_range=clip_range)
 
 
@@ -115,9 +116,19 @@ class Awm(ScoredMethod):
         current = images.predict(policy, "current")
         error, error_old = images.error(current), images.error(images.predict(policy, "old"))
         advantage = batch.advantages.clamp(-settings.advantage_clip, settings.advantage_clip)
-        shape = {"weighting": settings.weighting, "power": settings.power}
-        loss = awm_loss(error, error_old, advantage, images.t, clip_range=settings.clip_range, **shape)
-        log_prob, old_log_prob = (awm_log_prob(e.detach(), images.t, **shape) for e in (error, error_old))
+        weighting, power = settings.weighting, settings.power
+        loss = awm_loss(
+            error,
+            error_old,
+            advantage,
+            images.t,
+            clip_range=settings.clip_range,
+            weighting=weighting,
+            power=power,
+        )
+        log_prob, old_log_prob = (
+            awm_log_prob(e.detach(), images.t, weighting=weighting, power=power) for e in (error, error_old)
+        )
         moved = probability_ratio(log_prob, old_log_prob) - 1
         # Beyond the range in the direction in which the advantage pushes: there the gradient ends.
         is_clipped = torch.where(advantage > 0, moved, -moved) > settings.clip_range

@@ -150,8 +150,8 @@ class DiffusionDpo(PairMethod):
     def losses_of_errors(self, errors: PairErrors, batch: PairBatch) -> tuple[Tensor, Metrics]:
         """Loss (B,) of each pair with the anchor on winners, and the metrics of the errors."""
         settings = self.settings
-        guarded = isinstance(errors, SafeguardedErrors)
-        loser = safeguarded_loser(errors.loser, errors.loser_scale) if guarded else errors.loser
+        scale = errors.loser_scale if isinstance(errors, SafeguardedErrors) else None
+        loser = errors.loser if scale is None else safeguarded_loser(errors.loser, scale)
         offset = self._offset(batch, errors.winner)
         if settings.kind == "simpo":
             beta = settings.beta
@@ -160,13 +160,13 @@ class DiffusionDpo(PairMethod):
             margin = 0.5 * beta * (errors.loser - errors.winner)
         else:
             beta = self._beta(batch, errors)
-            margin = pair_margin(errors.winner, loser, errors.winner_ref, errors.loser_ref, beta=beta)
+            margin = pair_margin(*replace(errors, loser=loser).four, beta=beta)
             per_pair = _loss_of_logit(margin - offset, settings.kind, settings.label_smoothing)
         if settings.sft_weight > 0:
             per_pair = per_pair + settings.sft_weight * errors.winner
         metrics = error_metrics(errors, margin, beta)
-        if guarded:
-            metrics["train/loser_gradient_scale"] = (errors.loser_scale.sum(), len(errors.loser_scale))
+        if scale is not None:
+            metrics["train/loser_gradient_scale"] = (scale.sum(), len(scale))
         if settings.auto_beta:
             metrics["train/beta"] = (margin.new_tensor(beta), 1)
         return per_pair, metrics
@@ -182,8 +182,8 @@ class DiffusionDpo(PairMethod):
         references: tuple[Tensor | None, Tensor | None] = (None, None)
         if self.settings.needs_reference:
             references = reference_errors(policy, batch.winner, batch.loser, draw, conditioning)
-        errors = (difference.square().flatten(1).mean(dim=1) for difference in (winner, loser))
-        return SafeguardedErrors(*errors, *references, scale)
+        e_w, e_l = (difference.square().flatten(1).mean(dim=1) for difference in (winner, loser))
+        return SafeguardedErrors(e_w, e_l, *references, loser_scale=scale)
 
     def measure(self, policy: Policy, batch: PairBatch, noise_key: NoiseKey) -> Tensor:
         """(sum of |h| at beta 1, number of pairs), for the automatic beta."""
@@ -191,7 +191,7 @@ class DiffusionDpo(PairMethod):
             errors = measure_errors(
                 policy, batch.winner, batch.loser, *self.situation(policy, batch, noise_key)
             )
-            margin = pair_margin(*_four(errors), beta=1.0).to(torch.float64)
+            margin = pair_margin(*errors.four, beta=1.0).to(torch.float64)
         return torch.stack([margin.abs().sum(), margin.new_tensor(len(margin))])
 
     def with_measured(self, batch: PairBatch, sums: Tensor) -> PairBatch:
@@ -206,7 +206,7 @@ class DiffusionDpo(PairMethod):
             return self.settings.beta
         if batch.measured is not None:
             return batch.measured
-        return self._suited_beta(pair_margin(*_four(errors), beta=1.0))
+        return self._suited_beta(pair_margin(*errors.four, beta=1.0))
 
     def _suited_beta(self, margins_per_beta: Tensor) -> float:
         settings = self.settings
@@ -239,7 +239,3 @@ def pair_differences(
     )
     difference = images.predict(policy, "current") - at_least_float32(images.target)
     return difference[: len(winner)], difference[len(winner) :]
-
-
-def _four(errors: PairErrors) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
-    return errors.winner, errors.loser, errors.winner_ref, errors.loser_ref

@@ -190,4 +190,5 @@ class DiffusionKto(ScoredMethod):
 
 
 def _both_errors(policy: Policy, images: NoisyImages) -> tuple[Tensor, Tensor]:
-    return tuple(images.error(images.predict(policy, version)) for version in ("current", "reference"))
+    current, reference = (images.predict(policy, version) for version in ("current", "reference"))
+    return images.error(current), images.error(reference)

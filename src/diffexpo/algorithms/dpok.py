@@ -166,9 +166,10 @@ class ValueNetwork(nn.Module):
     ) -> None:
         super().__init__()
         # The precision of `value_inputs`, whatever torch's default is.
-        self.first = nn.utils.skip_init(nn.Linear, num_inputs, width, dtype=torch.float32)
-        self.second = nn.utils.skip_init(nn.Linear, width, width, dtype=torch.float32)
-        self.last = nn.utils.skip_init(nn.Linear, width, 1, dtype=torch.float32)
+        self.first, self.second, self.last = (
+            nn.Linear(*sizes, dtype=torch.float32, device="meta").to_empty(device="cpu")
+            for sizes in ((num_inputs, width), (width, width), (width, 1))
+        )
         for layer in (self.first, self.second, self.last):
             deviation = 0.0 if layer is self.last else layer.in_features**-0.5
             nn.init.normal_(layer.weight, std=deviation, generator=generator)

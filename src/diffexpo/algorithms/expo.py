@@ -153,10 +153,9 @@ class Expo:
         return batch.explored, batch.main, draw, batch.contrast_conditioning
 
     def _bonus(self, errors: PairErrors) -> tuple[Tensor, Metrics]:
-        four = (errors.winner, errors.loser, errors.winner_ref, errors.loser_ref)
         beta = self.settings.bonus_beta
-        bonus = exploration_bonus(*four, beta=beta)
-        margin = pair_margin(*four, beta=beta).detach()
+        bonus = exploration_bonus(*errors.four, beta=beta)
+        margin = pair_margin(*errors.four, beta=beta).detach()
         return bonus, {
             "train/bonus": (bonus.detach().sum(), len(bonus)),
             "train/bonus_margin": (margin.sum(), len(bonus)),

@@ -107,7 +107,8 @@ class Mapo(PairMethod):
     def losses_of_errors(self, errors: PairErrors, batch: PairBatch) -> tuple[Tensor, Metrics]:
         """MaPO loss of each pair and the metrics of the errors."""
         settings = self.settings
-        scale = {"shift": settings.shift, "num_train_timesteps": settings.num_train_timesteps}
-        loss = mapo_loss(errors.winner, errors.loser, beta=settings.beta, **scale)
-        margin = mapo_margin(errors.winner, errors.loser, **scale)
+        shift, steps = settings.shift, settings.num_train_timesteps
+        both = (errors.winner, errors.loser)
+        loss = mapo_loss(*both, beta=settings.beta, shift=shift, num_train_timesteps=steps)
+        margin = mapo_margin(*both, shift=shift, num_train_timesteps=steps)
         return loss, error_metrics(errors, margin, settings.beta)

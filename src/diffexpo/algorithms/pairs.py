@@ -39,6 +39,12 @@ class PairErrors:
     winner_ref: Tensor | None
     loser_ref: Tensor | None
 
+    @property
+    def four(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """All four, of a method whose card names the reference."""
+        assert self.winner_ref is not None and self.loser_ref is not None
+        return self.winner, self.loser, self.winner_ref, self.loser_ref
+
 
 Objective = Callable[[PairErrors], tuple[Tensor, Metrics]]
 

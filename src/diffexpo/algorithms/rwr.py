@@ -54,8 +54,10 @@ def rwr_weights(
     _check(rewards, kind, temperature, percentile)
     rewards = at_least_float32(rewards.detach())
     if kind == "exponential":
+        assert temperature is not None
         return len(rewards) * torch.softmax(rewards / temperature, dim=0)
     # The rank above which samples lie; interpolating between two rewards would keep the very same samples.
+    assert percentile is not None
     rank = math.ceil(percentile * (len(rewards) - 1) / 100)
     kept = (rewards >= rewards.sort().values[rank]).to(rewards)
     return kept * (len(rewards) / kept.sum())

@@ -48,6 +48,7 @@ class Spin(PairMethod):
 
     def losses_of_errors(self, errors: PairErrors, batch: PairBatch) -> tuple[Tensor, Metrics]:
         """Self-play loss of each couple and the metrics of the errors."""
-        four = (errors.winner, errors.loser, errors.winner_ref, errors.loser_ref)
         beta = self.settings.beta
-        return spin_loss(*four, beta=beta), error_metrics(errors, pair_margin(*four, beta=beta), beta)
+        return spin_loss(*errors.four, beta=beta), error_metrics(
+            errors, pair_margin(*errors.four, beta=beta), beta
+        )

@@ -251,10 +251,10 @@ def plan(config: RunConfig) -> list[tuple[str, str]]:
 
 def _size_plan(config: RunConfig) -> str:
     """The sizes that pictures may have, and which of them images are drawn at."""
-    from diffexpo.estimate.resources import picture_sizes
+    from diffexpo.estimate.resources import image_sizes
 
     try:
-        sizes = picture_sizes(config)
+        sizes = image_sizes(config)
     except (MissingError, PolicyError) as error:
         return f"not known: {error}"
     drawn = {

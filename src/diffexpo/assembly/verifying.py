@@ -84,6 +84,7 @@ class VerifyReport:
         return [(picture, prompt, round(own, 4), round(other, 4)) for picture, prompt, own, other in columns]
 
 
+# Many parameters because each is an option of the command.
 def verify_rewards(
     what: str,
     *,

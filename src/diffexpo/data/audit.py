@@ -72,14 +72,12 @@ def trace(root: Path, pair_id: str, sample: Callable[[str], Sample]) -> Lineage:
         StoreError: the pair is in no shard, or one of its samples is not in the store.
     """
     shard, pair = _find_pair(root, pair_id)
-    names = (pair.winner_id, pair.loser_id, pair.explored_id, pair.main_id)
-    winner, loser, explored, main = (None if name is None else sample(name) for name in names)
+    winner, loser = sample(pair.winner_id), sample(pair.loser_id)
+    explored, main = (None if name is None else sample(name) for name in (pair.explored_id, pair.main_id))
     known = [one for one in (winner, loser, explored, main) if one is not None]
     files = {shard.name}
     for one in known:
-        latents = Shard.parse(one.latent_file)
-        assert latents is not None, one.latent_file  # the store itself named it
-        files |= {latents.name, latents.sibling("samples").name}
+        files |= {one.latent_file, Shard.named(one.latent_file).sibling("samples").name}
     weights = {one.agent: one.weights for one in known}
     described = {name: _provenance(root, name) for name in sorted(files)}
     return Lineage(pair, winner, loser, explored, main, weights, described)
@@ -96,8 +94,7 @@ def _find_pair(root: Path, pair_id: str) -> tuple[Shard, Pair]:
 
 def _provenance(root: Path, name: str) -> dict[str, object]:
     """The manifest that names a shard (None while its stage is not complete) and what it says of it."""
-    shard = Shard.parse(name)
-    assert shard is not None, name  # names come from the store's own listing
+    shard = Shard.named(name)
     entry = manifest_files(root, shard.stage, shard.iteration).get(name)
     if entry is None:
         return {"manifest": None}

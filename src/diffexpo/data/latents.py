@@ -1,13 +1,15 @@
-"""The torch side of the data: text embeddings kept once a prompt, and pictures to latents and back."""
+"""The torch side of the data: text embeddings kept once a prompt, and images to latents and back."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from diffexpo.data.draws import positions_by
 from diffexpo.types import Conditioning, HasBuckets, HoldsTextEncoders, MixedRows, Policy
 
 Size = tuple[int, int]
@@ -67,47 +69,47 @@ class PromptEmbeddings:
 
 
 def image_size(policy: Policy) -> tuple[int, int]:
-    """(height, width) of the pictures a policy draws, found by decoding one zero latent."""
+    """(height, width) of the images a policy draws, found by decoding one zero latent."""
     with torch.no_grad():
         image = policy.decode_latents(torch.zeros(1, *policy.latent_shape, device=policy.device))
     return int(image.shape[-2]), int(image.shape[-1])
 
 
 def latent_shapes(policy: Policy) -> tuple[tuple[int, int, int], ...]:
-    """Shapes of the latents of a run's pictures, the first is `policy.latent_shape`; one unless the model has
+    """Shapes of the latents of a run's images, the first is `policy.latent_shape`; one unless the model has
     buckets."""
     return policy.latent_shapes if isinstance(policy, HasBuckets) else (policy.latent_shape,)
 
 
 def image_sizes(policy: Policy) -> tuple[Size, ...]:
-    """(height, width) of the pictures of each shape of `latent_shapes`."""
+    """(height, width) of the images of each shape of `latent_shapes`."""
     height, width = image_size(policy)
     first, *others = latent_shapes(policy)
     scale = height // first[1], width // first[2]
     return (height, width), *((shape[1] * scale[0], shape[2] * scale[1]) for shape in others)
 
 
-def stacked(parts: Sequence[np.ndarray]) -> Tensor | MixedRows:
-    """Arrays of one shape each as the rows of a batch: a tensor where all have one shape."""
-    tensors = tuple(torch.from_numpy(part) for part in parts)
-    return tensors[0] if len(tensors) == 1 else MixedRows(tensors)
+def stacked(parts: Sequence[np.ndarray] | Sequence[Tensor]) -> Tensor:
+    """Arrays of one shape each as the rows of a batch: `MixedRows` where there are several shapes, which only
+    the whole batch of a step holds, never what a loss sees.
+    """
+    tensors = [part if isinstance(part, Tensor) else torch.from_numpy(part) for part in parts]
+    mixed: Any = tensors[0] if len(tensors) == 1 else MixedRows(tuple(tensors))
+    return mixed
 
 
-def encode_pictures(policy: Policy, pictures: Sequence[np.ndarray], batch_size: int) -> list[np.ndarray]:
-    """uint8 pictures (H,W,3), of several sizes or one, to float32 latents (C,h,w) each; those of a size in
-    batches together."""
-    places: dict[tuple[int, ...], list[int]] = {}
-    for place, picture in enumerate(pictures):
-        places.setdefault(picture.shape, []).append(place)
+def encode_pictures(policy: Policy, images: Sequence[np.ndarray], batch_size: int) -> list[np.ndarray]:
+    """uint8 images (H,W,3), of several sizes or one, to float32 latents (C,h,w) each; those of a size are
+    encoded together in batches."""
     found: dict[int, np.ndarray] = {}
-    for chosen in places.values():
-        latents = encode_pixels(policy, np.stack([pictures[place] for place in chosen]), batch_size)
+    for chosen in positions_by(images, lambda image: image.shape):
+        latents = encode_pixels(policy, np.stack([images[place] for place in chosen]), batch_size)
         found |= zip(chosen, latents, strict=True)
-    return [found[place] for place in range(len(pictures))]
+    return [found[place] for place in range(len(images))]
 
 
 def encode_pixels(policy: Policy, pixels: np.ndarray, batch_size: int) -> np.ndarray:
-    """uint8 pictures (N,H,W,3) to float32 latents (N,C,h,w), in batches from the front."""
+    """uint8 images (N,H,W,3) to float32 latents (N,C,h,w), in batches from the front."""
     latents: list[Tensor] = []
     for start in range(0, len(pixels), batch_size):
         part = torch.from_numpy(pixels[start : start + batch_size]).permute(0, 3, 1, 2).float() / 255
@@ -117,7 +119,7 @@ def encode_pixels(policy: Policy, pixels: np.ndarray, batch_size: int) -> np.nda
 
 
 def pixel_decoder(policy: Policy, batch_size: int = 16) -> Callable[[np.ndarray], np.ndarray]:
-    """A function from latents (N,C,h,w) to uint8 pictures (N,H,W,3), e.g. for `export_pairs`."""
+    """A function from latents (N,C,h,w) to uint8 images (N,H,W,3), e.g. for `export_pairs`."""
 
     def decode(latents: np.ndarray) -> np.ndarray:
         parts = []

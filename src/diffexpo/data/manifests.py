@@ -9,6 +9,7 @@ import math
 import re
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -36,7 +37,7 @@ def list_manifests(root: Path) -> list[tuple[str, int]]:
     )
 
 
-def read_manifest(path: Path) -> tuple[dict[str, object], dict[str, dict[str, object]]]:
+def read_manifest(path: Path) -> tuple[dict[str, Any], dict[str, dict[str, object]]]:
     """(payload, file name -> {"sha256", "rows", "bytes"}).
 
     Raises:
@@ -52,8 +53,8 @@ def read_manifest(path: Path) -> tuple[dict[str, object], dict[str, dict[str, ob
         return dict(body["payload"]), dict(body["files"])
     except (ValueError, KeyError, TypeError) as error:
         raise StoreError(
-            f"{path} is damaged ({error!r}); restore it, or delete it and resume: finished units are "
-            "kept, it is written anew"
+            f"{path} is damaged ({error!r}); restore it, or delete it and resume: finished units are kept, "
+            "it is written anew"
         ) from error
 
 

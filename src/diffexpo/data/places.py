@@ -30,8 +30,8 @@ class Places:
         for position, sample_id in enumerate(ids):
             if sample_id in self._places:
                 raise StoreError(
-                    f"sample {sample_id!r} is in both {self._places[sample_id][0]} and {name}; delete "
-                    "one and resume"
+                    f"sample {sample_id!r} is in both {self._places[sample_id][0]} and {name}; delete one "
+                    "and resume"
                 )
             self._places[sample_id] = (name, position)
         self._indexed.add(name)
@@ -42,8 +42,8 @@ class Places:
         for sample_id in ids:
             if sample_id in self._places:
                 raise StoreError(
-                    f"sample {sample_id!r} is in the store already ({self._places[sample_id][0]}); ids "
-                    "are unique"
+                    f"sample {sample_id!r} is in the store already ({self._places[sample_id][0]}); ids are "
+                    "unique"
                 )
 
     def find(self, sample_id: str) -> tuple[str, int] | None:
@@ -67,11 +67,9 @@ class Places:
         """The open file that holds a sample's latents."""
         name = self.require(sample_id)[0]
         if name not in self._latent_files:
-            shard = Shard.parse(name)
-            assert shard is not None, name  # names come from the store's own listing
             if len(self._latent_files) >= _OPEN_FILES:
                 self._latent_files.pop(next(iter(self._latent_files)))
-            self._latent_files[name] = LatentFile(self._root / shard.sibling("latents").name)
+            self._latent_files[name] = LatentFile(self._root / Shard.named(name).sibling("latents").name)
         return self._latent_files[name]
 
     def clear(self) -> None:

@@ -12,12 +12,15 @@ import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from diffexpo.data.offline.reading import parquet_schema
 from diffexpo.data.prompts import (
+    READERS,
+    Located,
     PromptReport,
     check_text,
     distinct_prompts,
@@ -34,7 +37,6 @@ from diffexpo.files import replacing
 from diffexpo.rng import keyed_uniform
 from diffexpo.types import Prompt
 
-Located = Iterator[tuple[str, Prompt]]
 _LARGEST = 256 * 1024 * 1024
 _IMAGENET_ANIMALS = 398
 
@@ -65,19 +67,16 @@ def read_prompt_list(source: str | Path, format: str = "auto") -> tuple[list[Pro
     if format == "auto":
         format = {".txt": "text", ".jsonl": "jsonl", ".parquet": "parquet"}.get(path.suffix.lower(), "")
         if not format:
-            raise ConfigError(
-                f"{path}: its ending does not tell the format; name one with --format: "
-                f"{', '.join(PROMPT_LISTS)}"
-            )
+            names = ", ".join(PROMPT_LISTS)
+            raise ConfigError(f"{path}: its ending does not tell the format; name one with --format: {names}")
     if format not in PROMPT_LISTS:
         raise ConfigError(f"prompt format {format!r} is unknown; expected one of {', '.join(PROMPT_LISTS)}")
     if path.is_dir() and not PROMPT_LISTS[format].is_folder_too:
-        raise MissingError(
-            f"{path} is a folder; the format {format} is one file: {PROMPT_LISTS[format].summary}"
-        )
+        summary = PROMPT_LISTS[format].summary
+        raise MissingError(f"{path} is a folder; the format {format} is one file: {summary}")
     if not path.is_dir():
         require_file(path, "the prompt list")
-        # of Parquet only the captions are read, whatever pictures lie beside them
+        # of Parquet only the captions are read, whatever images it holds as well
         if path.stat().st_size > _LARGEST and path.suffix.lower() != ".parquet":
             raise ImportFormatError(f"{path} is larger than 256 MiB; expected a list of prompts")
     return distinct_prompts(PROMPT_LISTS[format].read(path), f"{path}")
@@ -134,7 +133,7 @@ def write_prompts(prompts: Sequence[Prompt], target: str | Path) -> None:
     """
     path = Path(target)
     suffix = path.suffix.lower()
-    if suffix not in (".txt", ".jsonl", ".parquet"):
+    if suffix not in READERS:
         raise ConfigError(f"{path} ends in {path.suffix!r}; expected .jsonl, .parquet or .txt")
     records = [
         {"prompt": p.text, "id": p.id, **({"category": p.category} if p.category else {}), **p.attributes}
@@ -142,9 +141,9 @@ def write_prompts(prompts: Sequence[Prompt], target: str | Path) -> None:
     ]
     with replacing(path) as temporary:
         if suffix == ".parquet":
-            names = list(dict.fromkeys(["prompt", "id", *(name for record in records for name in record)]))
-            columns = [pa.array([record.get(name) for record in records], pa.string()) for name in names]
-            pq.write_table(pa.Table.from_arrays(columns, names=names), temporary)
+            names = dict.fromkeys(["prompt", "id", *(name for record in records for name in record)])
+            schema = pa.schema([(name, pa.string()) for name in names])
+            pq.write_table(pa.Table.from_pylist(records, schema), temporary)
         else:
             lines = [r["prompt"] if suffix == ".txt" else json.dumps(r, ensure_ascii=False) for r in records]
             temporary.write_bytes("".join(f"{line}\n" for line in lines).encode())
@@ -153,14 +152,13 @@ def write_prompts(prompts: Sequence[Prompt], target: str | Path) -> None:
 # ---- readers -----------------------------------------------------------------------------------------------
 
 
-def _from_table(
-    path: Path, delimiter: str, quoting: int, columns: tuple[str, ...]
-) -> Iterator[tuple[str, list[str]]]:
-    """(where, cells of the named columns) of a table with a header."""
+def _from_table(path: Path, *columns: str, is_tsv: bool = False) -> Iterator[tuple[str, list[str]]]:
+    """(where, cells of the named columns) of a table with a header; in a TSV quotation marks are text."""
     for _ in prompt_lines(path):
         pass  # refuses empty lines and what is not UTF-8, with the line
     stream = io.StringIO(path.read_bytes().decode("utf-8-sig"), newline="")
-    reader = csv.reader(stream, delimiter=delimiter, quoting=quoting, strict=quoting != csv.QUOTE_NONE)
+    tsv = csv.reader(stream, delimiter="\t", quoting=csv.QUOTE_NONE)
+    reader = tsv if is_tsv else csv.reader(stream, strict=True)
     try:
         header = [name.strip() for name in next(reader, [])]
         for name in columns:
@@ -188,7 +186,7 @@ def _prompt(
     return where, Prompt(id or prompt_id(text.strip()), text.strip(), category, kept)
 
 
-def _json_list(path: Path) -> Iterator[tuple[str, object]]:
+def _json_list(path: Path) -> list[tuple[str, Any]]:
     try:
         elements = json.loads(path.read_bytes().decode("utf-8-sig"))
     except UnicodeDecodeError as error:
@@ -197,8 +195,7 @@ def _json_list(path: Path) -> Iterator[tuple[str, object]]:
         raise ImportFormatError(f"{path} is not JSON ({error}); expected a list of prompts") from error
     if not isinstance(elements, list):
         raise ImportFormatError(f"{path} is a JSON {type(elements).__name__}; expected a list of prompts")
-    for number, element in enumerate(elements):
-        yield f"{path}, element {number}", element
+    return [(f"{path}, element {number}", element) for number, element in enumerate(elements)]
 
 
 def _files(path: Path, pattern: str) -> list[Path]:
@@ -239,14 +236,14 @@ def _hpdv2(path: Path) -> Located:
 
 
 def _partiprompts(path: Path) -> Located:
-    # quotation marks in it are part of the prompts
-    columns = ("Prompt", "Category", "Challenge", "Note")
-    for where, (text, category, challenge, note) in _from_table(path, "\t", csv.QUOTE_NONE, columns):
+    for where, (text, category, challenge, note) in _from_table(
+        path, "Prompt", "Category", "Challenge", "Note", is_tsv=True
+    ):
         yield _prompt(where, text, category, challenge=challenge, note=note)
 
 
 def _drawbench(path: Path) -> Located:
-    for where, (text, category) in _from_table(path, ",", csv.QUOTE_MINIMAL, ("Prompts", "Category")):
+    for where, (text, category) in _from_table(path, "Prompts", "Category"):
         yield _prompt(where, text, category)
 
 
@@ -262,11 +259,8 @@ def _geneval(path: Path) -> Located:
     for where, record in json_records(path, expected):
         if not isinstance(record.get("tag"), str):
             raise ImportFormatError(f"{where} is {str(record)[:60]!r}; expected an object {expected}")
-        checks = {
-            name: json.dumps(record[name], sort_keys=True)
-            for name in ("include", "exclude")
-            if record.get(name)
-        }
+        names = [name for name in ("include", "exclude") if record.get(name)]
+        checks = {name: json.dumps(record[name], sort_keys=True) for name in names}
         yield _prompt(where, record.get("prompt"), str(record["tag"]), **checks)
 
 
@@ -280,28 +274,26 @@ def _imagereward(path: Path) -> Located:
 
 
 def _ddpo_animals(path: Path) -> Located:
-    """Animals as "a cat"; with activities.txt beside simple_animals.txt in a folder, "a cat riding a
-    bike"."""
-    if not path.is_dir():
-        if path.stem == "imagenet_classes":
-            for number, (where, text) in enumerate(prompt_lines(path)):
-                if number < _IMAGENET_ANIMALS:  # the classes that are animals come first
-                    yield _prompt(where, text, "imagenet animals")
-            return
-        if path.stem == "activities":
-            raise ImportFormatError(
-                f"{path} holds what animals do, which is no prompt; name its folder, with simple_animals.txt "
-                f"beside it"
-            )
+    """Animals as "a cat"; of a folder with simple_animals.txt and activities.txt, "a cat riding a bike"."""
+    if path.is_dir():
+        for name in ("simple_animals.txt", "activities.txt"):
+            require_file(path / name, "the prompt list")
+        activities = [text for _, text in prompt_lines(path / "activities.txt")]
+        for where, noun in prompt_lines(path / "simple_animals.txt"):
+            for activity in activities:
+                yield _prompt(where, f"{_with_article(noun)} {activity}", activity, animal=noun)
+    elif path.stem == "imagenet_classes":
+        for number, (where, text) in enumerate(prompt_lines(path)):
+            if number < _IMAGENET_ANIMALS:  # the classes that are animals come first
+                yield _prompt(where, text, "imagenet animals")
+    elif path.stem == "activities":
+        raise ImportFormatError(
+            f"{path} holds what animals do, which is no prompt; name the folder that also holds "
+            "simple_animals.txt"
+        )
+    else:
         for where, noun in prompt_lines(path):
             yield _prompt(where, _with_article(noun), "animals")
-        return
-    for name in ("simple_animals.txt", "activities.txt"):
-        require_file(path / name, "the prompt list")
-    activities = [text for _, text in prompt_lines(path / "activities.txt")]
-    for where, noun in prompt_lines(path / "simple_animals.txt"):
-        for activity in activities:
-            yield _prompt(where, f"{_with_article(noun)} {activity}", activity, animal=noun)
 
 
 def _with_article(noun: str) -> str:

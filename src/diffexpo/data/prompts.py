@@ -9,7 +9,7 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,10 +19,11 @@ import pyarrow.parquet as pq
 from diffexpo.errors import ImportFormatError, MissingError
 from diffexpo.types import Prompt
 
-SUFFIXES = (".txt", ".jsonl", ".parquet")
 SHIPPED = ("first_tries",)
 _ASSETS = Path(__file__).resolve().parent.parent / "assets" / "prompts"
 _CHUNK = 256
+Located = Iterator[tuple[str, Prompt]]
+"""(where, prompt) couples; `where` names file and line in messages."""
 
 
 @dataclass(frozen=True)
@@ -55,14 +56,9 @@ def read_prompts(source_path: str | Path, key: str = "prompts.source") -> tuple[
     """
     path = Path(source_path)
     require_file(path, key)
-    readers: dict[str, Callable[[Path], Iterator[tuple[str, Prompt]]]] = {
-        ".txt": read_txt,
-        ".jsonl": read_jsonl,
-        ".parquet": read_parquet,
-    }
-    if path.suffix.lower() not in readers:
-        raise ImportFormatError(f"{key}: {path} ends in {path.suffix!r}; expected {', '.join(SUFFIXES)}")
-    return distinct_prompts(readers[path.suffix.lower()](path), f"{key}: {path}")
+    if path.suffix.lower() not in READERS:
+        raise ImportFormatError(f"{key}: {path} ends in {path.suffix!r}; expected {', '.join(READERS)}")
+    return distinct_prompts(READERS[path.suffix.lower()](path), f"{key}: {path}")
 
 
 def require_file(path: Path, key: str) -> None:
@@ -74,15 +70,12 @@ def require_file(path: Path, key: str) -> None:
     if not path.is_file():
         near = difflib.get_close_matches(path.name, [p.name for p in path.parent.glob("*")], 1)
         hint = f" Did you mean {path.parent / near[0]}?" if near and not path.is_dir() else ""
-        raise MissingError(f"{key}: there is no file {path}; expected one of {', '.join(SUFFIXES)}.{hint}")
+        raise MissingError(f"{key}: there is no file {path}; expected one of {', '.join(READERS)}.{hint}")
 
 
-def distinct_prompts(located: Iterable[tuple[str, Prompt]], what: str) -> tuple[list[Prompt], PromptReport]:
+def distinct_prompts(located: Located, what: str) -> tuple[list[Prompt], PromptReport]:
     """The prompts without repetitions of a text, and a count of what was dropped.
 
-    Args:
-        located: (where, prompt) pairs.
-        what: The source, for messages.
     Raises:
         ImportFormatError: an id that names two prompts, or no prompt at all.
     """
@@ -95,9 +88,8 @@ def distinct_prompts(located: Iterable[tuple[str, Prompt]], what: str) -> tuple[
             continue
         if texts_by_id.setdefault(prompt.id, prompt.text) != prompt.text:
             raise ImportFormatError(
-                f"{where}: id {prompt.id!r} belongs to another prompt already "
-                f"({texts_by_id[prompt.id]!r}); ids name random numbers "
-                "and must be unique"
+                f"{where}: id {prompt.id!r} belongs to another prompt already ({texts_by_id[prompt.id]!r}); "
+                "ids name random numbers and must be unique"
             )
         kept[prompt.text] = prompt
     if not kept:
@@ -143,13 +135,13 @@ def prompt_id(text: str) -> str:
     return f"p-{hashlib.blake2b(text.encode(), digest_size=6).hexdigest()}"
 
 
-def read_txt(path: Path) -> Iterator[tuple[str, Prompt]]:
+def read_txt(path: Path) -> Located:
     """(where, prompt) of every line."""
     for where, line in prompt_lines(path):
         yield where, Prompt(prompt_id(line), line)
 
 
-def read_jsonl(path: Path) -> Iterator[tuple[str, Prompt]]:
+def read_jsonl(path: Path) -> Located:
     """(where, prompt) of every JSON line."""
     for where, record in json_records(path, f"such as {_EXAMPLE}"):
         yield where, _from_record(where, record)
@@ -169,17 +161,13 @@ def json_records(path: Path, expected: str) -> Iterator[tuple[str, dict[str, obj
         yield where, record
 
 
-def read_parquet(path: Path, only: Sequence[str] = ()) -> Iterator[tuple[str, Prompt]]:
+def read_parquet(path: Path, only: Sequence[str] = ()) -> Located:
     """(where, prompt) of every row; of all text columns or some."""
     try:
         with pq.ParquetFile(path) as file:
-            texts = [
-                field.name for field in file.schema_arrow if str(field.type) in ("string", "large_string")
-            ]
-            rows = (
-                row for batch in file.iter_batches(columns=list(only) or texts) for row in batch.to_pylist()
-            )
-            for number, record in enumerate(rows):
+            texts = [f.name for f in file.schema_arrow if str(f.type) in ("string", "large_string")]
+            batches = file.iter_batches(columns=list(only) or texts)
+            for number, record in enumerate(row for batch in batches for row in batch.to_pylist()):
                 where = f"{path}, row {number}"
                 yield where, _from_record(where, record)
     except (pa.ArrowException, OSError, ValueError) as error:
@@ -201,8 +189,7 @@ def check_text(where: str, *texts: object) -> None:
         except UnicodeEncodeError as error:
             raise ImportFormatError(
                 f"{where} holds half a surrogate pair at character {error.start + 1}, which is no text; "
-                f"write the "
-                "character itself"
+                "write the character itself"
             ) from error
 
 
@@ -220,18 +207,15 @@ def _from_record(where: str, record: Mapping[str, object]) -> Prompt:
         if not isinstance(record.get(key) or "", str):
             raise ImportFormatError(f"{where}: {key!r} is {record[key]!r}; expected text")
     check_text(where, text, record.get("id"), record.get("category"))
-    attributes = {
-        key: value
-        for key, value in record.items()
-        if key not in (name, "id", "category") and isinstance(value, str)
-    }
+    others = {key: value for key, value in record.items() if key not in (name, "id", "category")}
+    attributes = {key: value for key, value in others.items() if isinstance(value, str)}
     text = text.strip()
     return Prompt(
         str(record.get("id") or prompt_id(text)), text, str(record.get("category") or ""), attributes
     )
 
 
-def prompt_lines(path: Path) -> Iterable[tuple[str, str]]:
+def prompt_lines(path: Path) -> Iterator[tuple[str, str]]:
     """(where, text) of every line; only LF and CRLF end lines, because prompts may hold other separators."""
     data = path.read_bytes()
     if b"\0" in data:
@@ -247,9 +231,17 @@ def prompt_lines(path: Path) -> Iterable[tuple[str, str]]:
             text = line.decode("utf-8").strip()
         except UnicodeDecodeError as error:
             raise ImportFormatError(
-                f"{where} is not UTF-8 (byte {line[error.start]:#04x} at column {error.start + 1}); save "
-                "the file as UTF-8"
+                f"{where} is not UTF-8 (byte {line[error.start]:#04x} at column {error.start + 1}); save the "
+                "file as UTF-8"
             ) from error
         if not text:
             raise ImportFormatError(f"{where} is empty; expected a prompt on every line, so delete the line")
         yield where, text
+
+
+READERS: dict[str, Callable[[Path], Located]] = {
+    ".txt": read_txt,
+    ".jsonl": read_jsonl,
+    ".parquet": read_parquet,
+}
+"""Readers of prompt files by ending."""

@@ -51,6 +51,16 @@ class Sample:
     width: int | None = None
 
     @property
+    def scores(self) -> Mapping[str, float]:
+        """`rewards`; empty if the image was never scored."""
+        return self.rewards or {}
+
+    @property
+    def place(self) -> tuple[int, int]:
+        """(size of the batch that it was drawn in, its position there); (1, 0) if it was not drawn."""
+        return self.batch_size or 1, self.batch_position or 0
+
+    @property
     def noise_key(self) -> list[str | int]:
         """`seed_key` parsed: the name of the image's noise; empty if it was not drawn."""
         return json.loads(self.seed_key or "[]")
@@ -206,16 +216,12 @@ def _check(value: object, field: pa.Field, filled: Mapping[str, object], label: 
         if field.nullable:
             return None
         raise StoreError(f"{label}: column {field.name!r} is missing; it must hold {_EXPECTED[kind]}")
-    if kind == "string" and isinstance(value, str) and _is_unicode(value):
+    if kind == "string" and isinstance(value, str) and is_utf8(value):
         return _check_json(value, field.name, label) if field.name in _JSON_COLUMNS else value
-    if (
-        kind == "int64"
-        and isinstance(value, Integral)
-        and not isinstance(value, bool)
-        and -(2**63) <= value < 2**63
-    ):
+    is_bool = isinstance(value, bool)
+    if kind == "int64" and isinstance(value, Integral) and not is_bool and -(2**63) <= int(value) < 2**63:
         return int(value)
-    if kind == "double" and isinstance(value, Real) and not isinstance(value, bool):
+    if kind == "double" and isinstance(value, Real) and not is_bool:
         return float(value)
     if kind.startswith("map") and isinstance(value, Mapping):
         return [_check_entry(name, number, label) for name, number in value.items()]
@@ -241,9 +247,12 @@ def _check_json(text: str, name: str, label: str) -> str:
     return text
 
 
-def _is_unicode(text: str) -> bool:
+def is_utf8(text: str) -> bool:
+    """Whether a file can hold a text; half of a surrogate pair, as which bytes that are not UTF-8 are read,
+    fits in none.
+    """
     try:
         text.encode()
-    except UnicodeEncodeError:  # half of a surrogate pair: no file format can hold it
+    except UnicodeEncodeError:
         return False
     return True

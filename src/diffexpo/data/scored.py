@@ -1,27 +1,25 @@
-r"""Which scored images an iteration learns from, and the batch of any step: the sibling of `pairs`, without
-pairs.
+r"""Which scored images an iteration learns from, and the batch of any step (see `draws`).
 
     advantage of an image = how much better its reward is than those of all images of its prompt and
     collection
 
 An image's advantage is computed over its whole group when the index is made, so it does not depend on which
-batch, process or micro-batch the image falls into. Drawing is that of pairs: epochs by weight without
-replacement, keyed by (run seed, iteration, epoch), so `batch(step)` needs no history.
+batch, process or micro-batch the image falls into.
 """
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import KW_ONLY, dataclass, field, replace
 from typing import Literal
 
 import numpy as np
 import torch
 
 from diffexpo.config.schema import HybridConfig
+from diffexpo.data.draws import Draws, Index, hybrid_weights, positions_by
 from diffexpo.data.latents import PromptEmbeddings, stacked
-from diffexpo.data.pairs import Epochs, hybrid_weight
 from diffexpo.data.rows import Preference
 from diffexpo.data.store import Store
 from diffexpo.errors import DataError
@@ -63,21 +61,13 @@ class ScoredRef:
 
 
 @dataclass(frozen=True)
-class ScoredIndex:
-    """Images with their sampling weights, all positive; the images of a group stand behind each other."""
+class ScoredIndex(Index[ScoredRef]):
+    """Images with their sampling weights, all positive; the images of a group are consecutive."""
 
-    refs: tuple[ScoredRef, ...]
-    weights: np.ndarray
     dropped_failed: int = 0
 
-    def __len__(self) -> int:
-        return len(self.refs)
 
-    def prompts(self) -> list[str]:
-        """Distinct prompts, in order."""
-        return list(dict.fromkeys(ref.prompt for ref in self.refs))
-
-
+@dataclass(eq=False)
 class ScoredSource:
     """All images with a score: those of D_off's pairs and those collected so far, by weight.
 
@@ -91,31 +81,19 @@ class ScoredSource:
         desirable_fraction: Share of desirable images in the draw; None leaves it as it is.
         weigh: Rewards (n,) of scored images to the weights (n,) of their losses; None: all 1.
         weigh_scope: What `weigh` is called with: the images of one prompt, or all of a collection.
-        sizes: Picture sizes by sample id, where there are several (`Store.sizes`).
+        sizes: Image sizes by sample id, where there are several (`Store.sizes`).
     """
 
-    def __init__(
-        self,
-        store: Store,
-        hybrid: HybridConfig,
-        mix: Mix,
-        advantages: Advantages,
-        *,
-        keep: Keep = "all",
-        desirable_fraction: float | None = None,
-        weigh: Weigh | None = None,
-        weigh_scope: Literal["prompt", "global"] = "prompt",
-        sizes: Mapping[str, tuple[int, int]] | None = None,
-    ) -> None:
-        self._store = store
-        self._hybrid = hybrid
-        self._mix = mix
-        self._advantages = advantages
-        self._keep = keep
-        self._desirable_fraction = desirable_fraction
-        self._weigh = weigh
-        self._weigh_scope = weigh_scope
-        self._sizes = sizes or {}
+    store: Store
+    hybrid: HybridConfig
+    mix: Mix
+    advantages: Advantages
+    _: KW_ONLY
+    keep: Keep = "all"
+    desirable_fraction: float | None = None
+    weigh: Weigh | None = None
+    weigh_scope: Literal["prompt", "global"] = "prompt"
+    sizes: Mapping[str, tuple[int, int]] = field(default_factory=dict)
 
     def index(self, iteration: int) -> ScoredIndex:
         """Images that iteration t trains on: those of D_off and of the collections 1 .. t-1.
@@ -132,7 +110,7 @@ class ScoredSource:
         Raises:
             DataError: no image is left.
         """
-        collected = [k for stage, k in self._store.completed() if stage == "collect" and 1 <= k < iteration]
+        collected = [k for stage, k in self.store.completed() if stage == "collect" and 1 <= k < iteration]
         refs, dropped = self._offline(), 0
         for k in sorted(collected):
             found = self._collected(k)
@@ -140,16 +118,13 @@ class ScoredSource:
             refs += [ref for ref in found if np.isfinite(ref.reward)]
         refs = self._weighed(refs)
         newest = max(collected, default=None)
-        weights = np.array(
-            [hybrid_weight(self._hybrid, ref.source, ref.iteration, newest) for ref in refs], dtype=np.float64
-        )
-        kept = [i for i, ref in enumerate(refs) if weights[i] > 0 and is_kept(ref, self._keep)]
+        weights = hybrid_weights(self.hybrid, refs, newest)
+        kept = [i for i, ref in enumerate(refs) if weights[i] > 0 and is_kept(ref, self.keep)]
         if not kept:
             raise DataError(
                 f"iteration {iteration} has no images to train on ({len(refs)} scored in the store, "
-                f"{dropped} failed; "
-                f"none kept of positive weight, keep is {self._keep!r}): set offline.source, or check the "
-                f"rewards"
+                f"{dropped} failed; none kept of positive weight, keep is {self.keep!r}): set "
+                "offline.source, or check the rewards"
             )
         chosen, counted = _without_weightless([refs[i] for i in kept])
         return ScoredIndex(chosen, self._balanced(chosen, weights[kept][counted]), dropped)
@@ -158,14 +133,14 @@ class ScoredSource:
         won: Counter[str] = Counter()
         seen: Counter[str] = Counter()
         prompts: dict[str, str] = {}
-        for pair in self._store.pairs(source="offline", view=Preference):
+        for pair in self.store.pairs(source="offline", view=Preference):
             for name in (pair.winner_id, pair.loser_id):
                 seen[name] += 1
                 prompts[name] = pair.prompt
             won[pair.winner_id] += 1
         # Images of one group share noise in some methods, so they share a size; the pairs of a prompt may
         # have several.
-        groups = {name: (prompt, self._sizes.get(name)) for name, prompt in prompts.items()}
+        groups = {name: (prompt, self.sizes.get(name)) for name, prompt in prompts.items()}
         numbers = {group: number for number, group in enumerate(dict.fromkeys(groups.values()))}
         names = sorted(prompts, key=lambda name: (numbers[groups[name]], name))
         refs = [
@@ -178,7 +153,7 @@ class ScoredSource:
         return self._with_advantages(refs)
 
     def _collected(self, iteration: int) -> list[ScoredRef]:
-        samples = self._store.samples(iteration, view=_Scored)
+        samples = self.store.samples(iteration, view=_Scored)
         groups: dict[int, list[_Scored]] = {}
         for sample in sorted(samples, key=lambda sample: (sample.group, sample.sample_id)):
             groups.setdefault(sample.group, []).append(sample)
@@ -188,7 +163,7 @@ class ScoredSource:
             )
             for name in (samples[0].rewards if samples else ())
         }
-        mixed = self._mix(scores)
+        mixed = self.mix(scores)
         refs = []
         for number, group, values in zip(groups, groups.values(), mixed, strict=True):
             best = int(np.nanargmax(values)) if np.isfinite(values).any() else -1
@@ -204,45 +179,41 @@ class ScoredSource:
     def _with_advantages(self, refs: list[ScoredRef]) -> list[ScoredRef]:
         if not refs:
             return []
-        advantages = self._advantages(np.array([ref.reward for ref in refs]), [ref.group for ref in refs])
+        advantages = self.advantages(np.array([ref.reward for ref in refs]), [ref.group for ref in refs])
         return [replace(ref, advantage=float(value)) for ref, value in zip(refs, advantages, strict=True)]
 
     def _weighed(self, refs: list[ScoredRef]) -> list[ScoredRef]:
-        """The images with the weights of their losses, over each whole scope; images of a group stand behind
-        each other."""
-        if self._weigh is None:
+        """The images with the weights of their losses, computed over each whole scope; images of a group stay
+        consecutive."""
+        if self.weigh is None:
             return refs
-        scope = (lambda ref: ref.group) if self._weigh_scope == "prompt" else (lambda ref: ref.iteration)
+        scope = (lambda ref: ref.group) if self.weigh_scope == "prompt" else (lambda ref: ref.iteration)
         weighed = []
-        for group in _groups(tuple(refs), scope):
+        for group in positions_by(refs, scope):
             rewards = np.array([refs[i].reward for i in group], dtype=np.float64)
             weighed += [
                 replace(refs[i], weight=float(weight))
-                for i, weight in zip(group, self._weigh(rewards), strict=True)
+                for i, weight in zip(group, self.weigh(rewards), strict=True)
             ]
         return weighed
 
     def _balanced(self, refs: tuple[ScoredRef, ...], weights: np.ndarray) -> np.ndarray:
         """Weights under which desirable images have their share of the draw (if both kinds are there)."""
         desirable = np.array([ref.desirable for ref in refs])
-        if self._desirable_fraction is None or desirable.all() or not desirable.any():
+        if self.desirable_fraction is None or desirable.all() or not desirable.any():
             return weights
-        share = np.where(desirable, self._desirable_fraction, 1 - self._desirable_fraction)
+        share = np.where(desirable, self.desirable_fraction, 1 - self.desirable_fraction)
         total = np.where(desirable, weights[desirable].sum(), weights[~desirable].sum())
         return weights * share / total
 
 
 def is_kept(ref: ScoredRef, keep: Keep) -> bool:
     """Whether an image is learned from."""
-    choices = {
-        "all": True,
-        "decided": ref.advantage != 0,
-        "desirable": ref.desirable,
-        "best": ref.is_best,
-    }
+    choices = {"all": True, "decided": ref.advantage != 0, "desirable": ref.desirable, "best": ref.is_best}
     return choices[keep]
 
 
+@dataclass(eq=False)
 class ScoredLoader:
     """Batches of images by step number, without state: any step, any order, any process.
 
@@ -250,92 +221,67 @@ class ScoredLoader:
         store: Where latents lie.
         index: Images and weights, from `ScoredSource.index`.
         embeddings: Text side.
-        batch_size: B images a step, over all processes. With whole groups: about so many, B / mean size of a
+        batch_size: B images a step, over all processes. With whole groups about that many: B / mean size of a
             group groups.
         run_seed, iteration: Names of the random numbers.
         whole_groups: Draw groups instead of images: a batch then holds all images of each of its groups.
-        sizes: Picture sizes by sample id, where there are several; a batch then holds those of one size
-            behind each other.
+        sizes: Image sizes by sample id, where there are several; in a batch those of one size are then
+            consecutive.
     """
 
-    def __init__(
-        self,
-        store: Store,
-        index: ScoredIndex,
-        embeddings: PromptEmbeddings,
-        *,
-        batch_size: int,
-        run_seed: int,
-        iteration: int,
-        whole_groups: bool = False,
-        sizes: Mapping[str, tuple[int, int]] | None = None,
-    ) -> None:
-        self._store = store
-        self._sizes = sizes or {}
-        self._index = index
-        self._embeddings = embeddings
-        self._whole_groups = whole_groups
-        self.batch_size = batch_size
-        self.size = len(index)
-        self._units = _groups(index.refs) if whole_groups else [[i] for i in range(len(index))]
-        self._units_per_batch = max(1, batch_size * len(self._units) // len(index))
-        self._epochs = Epochs(
-            np.array([index.weights[unit[0]] for unit in self._units]), (run_seed, iteration, "batch")
+    store: Store
+    index: ScoredIndex
+    embeddings: PromptEmbeddings
+    _: KW_ONLY
+    batch_size: int
+    run_seed: int
+    iteration: int
+    whole_groups: bool = False
+    sizes: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        refs = self.index.refs
+        self.size = len(refs)
+        self._draws = Draws(
+            refs,
+            self.index.weights,
+            (self.run_seed, self.iteration, "batch"),
+            self.batch_size,
+            units=positions_by(refs, lambda ref: ref.group) if self.whole_groups else None,
+            sizes=self.sizes,
+            sample_id=lambda ref: ref.sample_id,
         )
 
     def describe(self) -> str:
         """One line for a person: how many images from where."""
-        refs = self._index.refs
-        counts = Counter(ref.source for ref in refs)
-        parts = ", ".join(f"{count} {source}" for source, count in sorted(counts.items()))
-        failed = self._index.dropped_failed
+        failed = self.index.dropped_failed
         return (
-            f"{self.size} images ({parts}; {sum(ref.desirable for ref in refs)} desirable"
-            f"{f'; {failed} without a score left out' if failed else ''})"
+            f"{self.size} images ({self.index.by_source()}; {sum(ref.desirable for ref in self.index.refs)} "
+            f"desirable{f'; {failed} without a score left out' if failed else ''})"
         )
 
     def batch(self, step: int, start: int = 0, stop: int | None = None) -> ScoredBatch:
         """Rows [start, stop) of the batch of a step (from 0), the whole batch by default; reads only those
-        latents."""
-        drawn = self._draw(step)
-        stop = len(drawn) if stop is None else stop
-        if not (step >= 0 and 0 <= start < stop <= len(drawn)):
-            raise ValueError(
-                f"rows [{start}, {stop}) of step {step}: its batch has {len(drawn)} rows and steps count "
-                f"from 0"
-            )
-        part = drawn[start:stop]
-        refs = [self._index.refs[i] for i, _, _ in part]
-        return ScoredBatch(
-            latents=stacked(self._store.stretches([ref.sample_id for ref in refs])),
-            conditioning=self._embeddings.select([ref.prompt for ref in refs]),
-            keys=tuple(f"{ref.sample_id}@{epoch}" for ref, (_, epoch, _) in zip(refs, part, strict=True)),
-            rewards=torch.tensor([ref.reward for ref in refs], dtype=torch.float32),
-            advantages=torch.tensor([ref.advantage for ref in refs], dtype=torch.float32),
-            groups=torch.tensor([group for _, _, group in part], dtype=torch.int64),
-            desirable=torch.tensor([ref.desirable for ref in refs]),
-            weight=None
-            if refs[0].weight is None
-            else torch.tensor([ref.weight for ref in refs], dtype=torch.float32),
-            is_grouped=self._whole_groups,
-        )
-
-    def _draw(self, step: int) -> list[tuple[int, int, int]]:
-        """(image, epoch, group number) of each row of a step's batch.
+        latents.
 
         Whole groups are numbered by their place in the sequence of draws: a group that is drawn twice for one
         batch counts as two.
         """
-        first = step * self._units_per_batch
-        units = self._epochs.take(first, first + self._units_per_batch) if step >= 0 else []
-        rows = [
-            (i, epoch, first + place if self._whole_groups else self._index.refs[i].group)
-            for place, (unit, epoch) in enumerate(units)
-            for i in self._units[unit]
-        ]
-        if self._sizes:
-            rows.sort(key=lambda row: self._sizes.get(self._index.refs[row[0]].sample_id, (0, 0)))
-        return rows
+        part = self._draws.part(step, start, stop)
+        refs = [row.ref for row in part]
+        groups = [row.number if self.whole_groups else row.ref.group for row in part]
+        has_weights = refs[0].weight is not None
+        return ScoredBatch(
+            latents=stacked(self.store.stretches([ref.sample_id for ref in refs])),
+            conditioning=self.embeddings.select([ref.prompt for ref in refs]),
+            keys=tuple(f"{row.ref.sample_id}@{row.epoch}" for row in part),
+            rewards=torch.tensor([ref.reward for ref in refs], dtype=torch.float32),
+            advantages=torch.tensor([ref.advantage for ref in refs], dtype=torch.float32),
+            groups=torch.tensor(groups, dtype=torch.int64),
+            desirable=torch.tensor([ref.desirable for ref in refs]),
+            weight=torch.tensor([ref.weight for ref in refs], dtype=torch.float32) if has_weights else None,
+            is_grouped=self.whole_groups,
+        )
 
 
 def _without_weightless(refs: list[ScoredRef]) -> tuple[tuple[ScoredRef, ...], np.ndarray]:
@@ -351,12 +297,3 @@ def _without_weightless(refs: list[ScoredRef]) -> tuple[tuple[ScoredRef, ...], n
         return tuple(refs), counted
     chosen = (ref for ref, counts in zip(refs, counted, strict=True) if counts)
     return tuple(replace(ref, weight=share * float(ref.weight or 0)) for ref in chosen), counted
-
-
-def _groups(
-    refs: tuple[ScoredRef, ...], number: Callable[[ScoredRef], int] = lambda ref: ref.group
-) -> list[list[int]]:
-    groups: dict[int, list[int]] = {}
-    for i, ref in enumerate(refs):
-        groups.setdefault(number(ref), []).append(i)
-    return list(groups.values())

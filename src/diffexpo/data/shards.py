@@ -14,9 +14,11 @@ import io
 import json
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -77,19 +79,20 @@ class Shard:
         return Shard(kind, self.stage, self.iteration, self.rank, self.unit)
 
     @staticmethod
+    def named(name: str) -> Shard:
+        """The shard of a file name that the store itself has listed or written."""
+        shard = Shard.parse(name)
+        assert shard is not None, name
+        return shard
+
+    @staticmethod
     def parse(name: str) -> Shard | None:
         """The shard a file name means, or None when it is not a shard's."""
         match = _NAME.fullmatch(name)
         if match is None:
             return None
-        kind = match["kind"]
-        return Shard(
-            kind,
-            match["stage"] or _HOME[kind],
-            int(match["iteration"]),
-            int(match["rank"]),
-            int(match["unit"]),
-        )
+        iteration, rank, unit = (int(match[name]) for name in ("iteration", "rank", "unit"))
+        return Shard(match["kind"], match["stage"] or _HOME[match["kind"]], iteration, rank, unit)
 
 
 def list_shards(
@@ -138,15 +141,10 @@ class LatentFile:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        try:
-            self._file = safe_open(str(path), framework="numpy")
-        except FileNotFoundError as error:
-            raise StoreError(
-                f"{path} is missing although its samples are in the store; {_advice(path)}"
-            ) from error
-        except (SafetensorError, OSError) as error:
-            raise StoreError(f"{path} is truncated or damaged ({error}); {_advice(path)}") from error
-        self._names = frozenset(self._file.keys())
+        with _damage(path, "is missing although its samples are in the store"):
+            file: Any = safe_open(str(path), framework="numpy")
+        self._file = file
+        self._names = frozenset(file.keys())
 
     def names(self) -> frozenset[str]:
         """Sample ids in the file."""
@@ -182,52 +180,52 @@ def read_rows(path: Path, schema: pa.Schema, columns: list[str] | None = None) -
     Raises:
         StoreError: the file is missing, damaged, or does not hold the store's columns.
     """
-    try:
-        with pq.ParquetFile(path, page_checksum_verification=True) as file:
-            stored = file.schema_arrow
-            absent = [field.name for field in schema if field.name not in stored.names]
-            missing = [name for name in absent if name not in LATER_COLUMNS]
-            wrong = [f.name for f in schema if f.name in stored.names and stored.field(f.name).type != f.type]
-            if missing or wrong:
-                raise StoreError(
-                    f"{path} does not hold the store's columns (missing: {', '.join(missing) or 'none'}; "
-                    "of another type: "
-                    f"{', '.join(wrong) or 'none'}): it was written by another version or by something "
-                    f"else; {_advice(path)}"
-                )
-            wanted = list(columns or schema.names)
-            table = file.read([name for name in wanted if name not in absent])
-            for name in (name for name in wanted if name in absent):
-                nulls = pa.nulls(file.metadata.num_rows, schema.field(name).type)
-                table = table.append_column(schema.field(name), nulls)
-            return table.select(wanted)
-    except FileNotFoundError as error:
-        raise StoreError(f"{path} is missing; {_advice(path)}") from error
-    except (pa.ArrowException, OSError) as error:
-        raise StoreError(f"{path} is truncated or damaged ({error}); {_advice(path)}") from error
+    with _damage(path), pq.ParquetFile(path, page_checksum_verification=True) as file:
+        stored = file.schema_arrow
+        absent = [field.name for field in schema if field.name not in stored.names]
+        missing = [name for name in absent if name not in LATER_COLUMNS]
+        wrong = [f.name for f in schema if f.name in stored.names and stored.field(f.name).type != f.type]
+        if missing or wrong:
+            raise StoreError(
+                f"{path} does not hold the store's columns (missing: {', '.join(missing) or 'none'}; of "
+                f"another type: {', '.join(wrong) or 'none'}): it was written by another version or by "
+                f"something else; {_advice(path)}"
+            )
+        wanted = list(columns or schema.names)
+        table = file.read([name for name in wanted if name not in absent])
+        for name in (name for name in wanted if name in absent):
+            nulls = pa.nulls(file.metadata.num_rows, schema.field(name).type)
+            table = table.append_column(schema.field(name), nulls)
+        return table.select(wanted)
 
 
-def read_header(path: Path) -> tuple[int, str, dict[str, object]]:
+def read_header(path: Path) -> tuple[int, str, dict[str, Any]]:
     """Row count, SHA-256 of the unit's latents file ("" without one) and note of a Parquet shard."""
-    try:
+    with _damage(path):
         metadata = pq.read_metadata(path)
-    except FileNotFoundError as error:
-        raise StoreError(f"{path} is missing; {_advice(path)}") from error
-    except (pa.ArrowException, OSError) as error:
-        raise StoreError(f"{path} is truncated or damaged ({error}); {_advice(path)}") from error
     pairs = metadata.metadata or {}
     return metadata.num_rows, pairs.get(_LATENTS_HASH, b"").decode(), json.loads(pairs.get(_NOTE, b"{}"))
+
+
+@contextmanager
+def _damage(path: Path, missing: str = "is missing") -> Iterator[None]:
+    """Turns what a reader raises on a file that is gone or damaged into one clear error."""
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise StoreError(f"{path} {missing}; {_advice(path)}") from error
+    except (pa.ArrowException, SafetensorError, OSError) as error:
+        raise StoreError(f"{path} is truncated or damaged ({error}); {_advice(path)}") from error
 
 
 def _advice(path: Path) -> str:
     shard = Shard.parse(path.name)
     if shard is None:
         return "restore it from a copy"
-    manifest = f"manifests/{shard.stage}-{shard.iteration:04d}.json"
     if shard.stage == "label":
         return "restore it from a copy: it holds people's answers"
     return (
         f"restore it from a copy, or delete it, {shard.sibling(STAGE_KINDS[shard.stage][-1]).name} and "
-        f"{manifest} (and what "
-        "was made from them later) and resume: the unit is made anew"
+        f"manifests/{shard.stage}-{shard.iteration:04d}.json (and what was made from them later) and resume: "
+        "the unit is made again"
     )

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any, overload
 
 import numpy as np
 import pyarrow as pa
@@ -90,8 +91,8 @@ class Store:
         array = np.asarray(latents)
         if len(array) != len(samples):
             raise StoreError(
-                f"{len(samples)} samples came with latents of shape {array.shape}; the first axis must "
-                "count them"
+                f"{len(samples)} samples came with latents of shape {array.shape}; the first axis must count "
+                "them"
             )
         check_kind(samples, "samples")
         by_id = {sample.sample_id: array[i] for i, sample in enumerate(samples)}
@@ -203,13 +204,13 @@ class Store:
         removed = []
         for path in sorted([*self.root.iterdir(), *(self.root / "manifests").glob(f"*{TEMPORARY}")]):
             name = path.name.removesuffix(TEMPORARY)
-            shard = Shard.parse(name)
-            ours = (
-                (shard.stage, shard.iteration) == (stage, iteration)
-                if shard
+            found = Shard.parse(name)
+            is_own = (
+                (found.stage, found.iteration) == (stage, iteration)
+                if found
                 else name == f"{stage}-{iteration:04d}.json"
             )
-            if ours and path.name not in kept:
+            if is_own and path.name not in kept:
                 path.unlink()
                 removed.append(path.name)
         self._places.clear()
@@ -228,7 +229,7 @@ class Store:
         probe = Shard(kind, stage, iteration, 0, unit).name.replace("-r00-", "-r*-")
         return next(self.root.glob(probe), None) is not None
 
-    def manifest(self, stage: str, iteration: int) -> dict[str, object]:
+    def manifest(self, stage: str, iteration: int) -> dict[str, Any]:
         """The payload a stage was completed with.
 
         Raises:
@@ -245,7 +246,7 @@ class Store:
         """(stage, iteration) of every manifest, by iteration."""
         return list_manifests(self.root)
 
-    def note(self, iteration: int, unit: int, *, stage: str) -> dict[str, object]:
+    def note(self, iteration: int, unit: int, *, stage: str) -> dict[str, Any]:
         """The note a unit's pairs were written with."""
         shards = [s for s in list_shards(self.root, "pairs", stage, iteration) if s.unit == unit]
         if not shards:
@@ -254,7 +255,11 @@ class Store:
 
     # ---- reading -------------------------------------------------------------------------------------------
 
-    def samples(self, iteration: int | None = None, view: type[Row] = Sample) -> list[Row]:
+    @overload
+    def samples(self, iteration: int | None = None) -> list[Sample]: ...
+    @overload
+    def samples(self, iteration: int | None = None, *, view: type[Row]) -> list[Row]: ...
+    def samples(self, iteration: int | None = None, *, view: type[Any] = Sample) -> list[Any]:
         """Samples of complete stages, by iteration and unit.
 
         Args:
@@ -265,9 +270,15 @@ class Store:
         """
         return to_rows(self._table("samples", self._named_shards("samples", iteration), view), view)
 
+    @overload
+    def pairs(self, iteration: int | None = None, source: str | None = None) -> list[Pair]: ...
+    @overload
     def pairs(
-        self, iteration: int | None = None, source: str | None = None, view: type[Row] = Pair
-    ) -> list[Row]:
+        self, iteration: int | None = None, source: str | None = None, *, view: type[Row]
+    ) -> list[Row]: ...
+    def pairs(
+        self, iteration: int | None = None, source: str | None = None, *, view: type[Any] = Pair
+    ) -> list[Any]:
         """Pairs of complete stages, by iteration and unit; as `samples`, optionally of one source (offline,
         online, human).
         """
@@ -305,8 +316,8 @@ class Store:
             raise StoreError(
                 f"latents of {sample_ids[len(stretches[0])]!r} are {other.dtype} {other.shape}, those of "
                 f"{sample_ids[0]!r} are {stretches[0].dtype} {stretches[0].shape[1:]}; samples of one size "
-                f"are expected here "
-                "(without model.buckets a store belongs to one model: import or collect into a new run)"
+                "are expected here (without model.buckets a store belongs to one model: import or collect "
+                "into a new run)"
             )
         return stretches[0]
 
@@ -325,8 +336,8 @@ class Store:
             if array.ndim != first.ndim or array.shape[0] != first.shape[0] or array.dtype != first.dtype:
                 raise StoreError(
                     f"latents of {sample_id!r} are {array.dtype} {array.shape}, those of {sample_ids[0]!r} "
-                    f"are {first.dtype} "
-                    f"{first.shape}; a store belongs to one model: import or collect into a new run"
+                    f"are {first.dtype} {first.shape}; a store belongs to one model: import or collect into "
+                    "a new run"
                 )
             if not stretches or stretches[-1][0].shape != array.shape:
                 stretches.append([])
@@ -378,8 +389,7 @@ class Store:
             if iteration is not None and not self.is_complete(stage, number):
                 raise StoreError(
                     f"{stage} {number} is not complete: {manifest_path(self.root, stage, number)} is "
-                    "missing. Resume the run to finish "
-                    "it; `collected()` reads finished units."
+                    "missing. Resume the run to finish it; `collected()` reads finished units."
                 )
         return [shard for shard in shards if shard.name in complete[(shard.stage, shard.iteration)]]
 
@@ -412,8 +422,7 @@ class Store:
         ):
             raise StoreError(
                 f"unit {shard.unit} of {shard.stage} {shard.iteration} is in the store already; ask "
-                "unit_done() and skip it, or "
-                "call discard_incomplete() when the stage starts"
+                "unit_done() and skip it, or call discard_incomplete() when the stage starts"
             )
 
     def _check_pair(self, pair: Pair) -> None:
@@ -423,8 +432,8 @@ class Store:
             sample_id = getattr(pair, column)
             if sample_id is not None and self._places.find(sample_id) is None:
                 raise StoreError(
-                    f"pair {pair.pair_id!r}: {column} {sample_id!r} is not a sample of {self.root}; "
-                    "append samples first"
+                    f"pair {pair.pair_id!r}: {column} {sample_id!r} is not a sample of {self.root}; append "
+                    "samples first"
                 )
 
     def _check_units(self, stage: str, iteration: int, shards: Sequence[Shard]) -> None:

@@ -5,33 +5,32 @@ One safetensors file a unit of work lies beside the store until its iteration is
 log-prob is computed from must be what the sampler had, bit for bit. Images, rewards and final latents are in
 the store, and stay.
 
-    latents (T+1,B,C,h,w), log_probs (T,B)               of every unit; means (T,B,C,h,w) where they are
-    compared branch_x_t, branch_winner, branch_loser (R,C,h,w), branch_log_probs, branch_scores (R,2),
-    branch_index, branch_row (R,)
-                                                         of units whose steps were branched into candidates
+    latents (T+1,B,C,h,w), log_probs (T,B)         of every unit
+    means (T,B,C,h,w)                              where means are compared
+    branch_x_t, branch_winner, branch_loser (R,C,h,w), branch_log_probs, branch_scores (R,2),
+    branch_index, branch_row (R,)                  of units whose steps were branched into candidates
 """
 
 from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from itertools import groupby
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
-import numpy as np
 import safetensors.torch
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from diffexpo.config.schema import SamplerConfig
-from diffexpo.data.latents import PromptEmbeddings
-from diffexpo.data.pairs import Epochs
+from diffexpo.data.draws import Draws, positions_by
+from diffexpo.data.latents import PromptEmbeddings, stacked
 from diffexpo.errors import ResumeError
 from diffexpo.files import write_bytes
-from diffexpo.types import Conditioning, MixedRows, TrajectoryBatch, TrajectoryPairBatch
+from diffexpo.types import TrajectoryBatch, TrajectoryPairBatch
 
 _OPEN_FILES = 64
 
@@ -79,8 +78,7 @@ class Trajectories:
             except (OSError, SafetensorError) as error:
                 raise ResumeError(
                     f"{self._path(unit)} cannot be read ({error}), but its images are in the store and not "
-                    f"trained yet; "
-                    "restore it or start the run anew"
+                    "trained yet; restore it or start the run again"
                 ) from error
         return self._tensors[unit]
 
@@ -105,68 +103,90 @@ class TransitionRef:
     negative: str
 
 
-class TransitionLoader:
-    """Batches of transitions by step number, without state: passes over all of them in keyed orders.
+class _Ref(Protocol):
+    """What the refs of both loaders share."""
+
+    @property
+    def index(self) -> int: ...
+    @property
+    def text(self) -> str: ...
+    @property
+    def negative(self) -> str: ...
+
+
+Ref = TypeVar("Ref", bound=_Ref)
+
+
+@dataclass(eq=False)
+class _Loader(Generic[Ref]):
+    """Batches by step number, without state: passes over all rows in keyed orders.
 
     Args:
         trajectories: Where they lie.
-        refs: Transitions, in an order that no process changes.
+        refs: Transitions or pairs of them, in an order that no process changes.
         embeddings: Text side.
         sampler: What drew them.
-        batch_size: Transitions a step, over all processes.
+        batch_size: Rows a step, over all processes; whole units are taken while they fit.
         run_seed, iteration: Names of the random numbers.
-        needs_means: Batches carry `old_mean`.
     """
 
-    def __init__(
-        self,
-        trajectories: Trajectories,
-        refs: Sequence[TransitionRef],
-        embeddings: PromptEmbeddings,
-        sampler: SamplerConfig,
-        *,
-        batch_size: int,
-        run_seed: int,
-        iteration: int,
-        needs_means: bool = False,
-    ) -> None:
-        self._trajectories = trajectories
-        self._refs = tuple(refs)
-        self._embeddings = embeddings
-        self._sampler = sampler
-        self._needs_means = needs_means
-        self.batch_size = batch_size
-        self.size = len(self._refs)
-        self._epochs = Epochs(np.ones(self.size), (run_seed, iteration, "batch"))
+    trajectories: Trajectories
+    refs: Sequence[Ref]
+    embeddings: PromptEmbeddings
+    sampler: SamplerConfig
+    _: KW_ONLY
+    batch_size: int
+    run_seed: int
+    iteration: int
+
+    def __post_init__(self) -> None:
+        self.refs = tuple(self.refs)
+        self.size = len(self.refs)
+        key = (self.run_seed, self.iteration, "batch")
+        self._draws = Draws(self.refs, None, key, self.batch_size, units=self._units())
+
+    def _units(self) -> list[list[int]] | None:
+        return None
+
+    def _shared(self, refs: Sequence[Ref]) -> dict[str, Any]:
+        """The fields that both kinds of batches have."""
+        select, is_guided = self.embeddings.select, self.sampler.guidance != 1.0
+        return {
+            "index": torch.tensor([ref.index for ref in refs], dtype=torch.int64),
+            "conditioning": select([ref.text for ref in refs]),
+            "sampler": self.sampler,
+            "negative_conditioning": select([ref.negative for ref in refs]) if is_guided else None,
+        }
+
+
+@dataclass(eq=False)
+class TransitionLoader(_Loader[TransitionRef]):
+    """Batches of transitions; with `needs_means` they carry `old_mean`."""
+
+    needs_means: bool = False
 
     def describe(self) -> str:
         """One line for a person: how many transitions of how many images."""
-        images = len({ref.sample_id for ref in self._refs})
+        images = len({ref.sample_id for ref in self.refs})
         return f"{self.size} transitions of {images} images"
 
     def batch(self, step: int) -> TrajectoryBatch:
         """The batch of a step (from 0); reads only its transitions."""
-        drawn = self._epochs.take(step * self.batch_size, (step + 1) * self.batch_size)
-        refs = [self._refs[i] for i, _ in drawn]
-        both = [transition(self._trajectories, ref.place, ref.index) for ref in refs]
-        order = _by_shape([part.x_t for part in both])
-        drawn, refs, both = ([rows[i] for i in order] for rows in (drawn, refs, both))
-        means = None
-        if self._needs_means:
-            means = _stacked([row_of(self._trajectories, "means", ref.place, ref.index) for ref in refs])
+        read = [
+            (row, transition(self.trajectories, row.ref.place, row.ref.index))
+            for row in self._draws.all(step)
+        ]
+        drawn, parts = zip(*sorted(read, key=lambda entry: tuple(entry[1].x_t.shape)), strict=True)
+        refs = [row.ref for row in drawn]
+        means = [row_of(self.trajectories, "means", r.place, r.index) for r in refs if self.needs_means]
         return TrajectoryBatch(
-            x_t=_stacked([part.x_t for part in both]),
-            x_next=_stacked([part.x_next for part in both]),
-            index=torch.tensor([ref.index for ref in refs], dtype=torch.int64),
-            old_log_prob=torch.cat([part.log_prob for part in both]),
+            x_t=_stacked([part.x_t for part in parts]),
+            x_next=_stacked([part.x_next for part in parts]),
+            old_log_prob=torch.cat([part.log_prob for part in parts]),
             advantages=torch.tensor([ref.advantage for ref in refs], dtype=torch.float32),
-            conditioning=self._embeddings.select([ref.text for ref in refs]),
-            keys=tuple(
-                f"{ref.sample_id}/{ref.index}@{epoch}" for ref, (_, epoch) in zip(refs, drawn, strict=True)
-            ),
-            sampler=self._sampler,
-            negative_conditioning=_negative(self._embeddings, self._sampler, [ref.negative for ref in refs]),
-            old_mean=means,
+            keys=tuple(f"{row.ref.sample_id}/{row.ref.index}@{row.epoch}" for row in drawn),
+            old_mean=_stacked(means) if self.needs_means else None,
+            **self._shared(refs),
         )
 
 
@@ -198,85 +218,6 @@ class TransitionPairRef:
     negative: str
 
 
-class TransitionPairLoader:
-    """Batches of pairs of transitions by step number, without state: passes over all of them in keyed orders.
-
-    Args:
-        trajectories: Where they lie.
-        refs: Pairs of transitions, in an order that no process changes.
-        embeddings: Text side.
-        sampler: What drew them.
-        batch_size: Pairs of transitions a step, over all processes; whole groups are taken while they fit.
-        run_seed, iteration: Names of the random numbers.
-        read: Gives the tensors of a pair; default: of two trajectories.
-        whole_pairs: All steps of a pair of trajectories enter a batch together; `refs` then holds them behind
-            each other.
-    """
-
-    def __init__(
-        self,
-        trajectories: Trajectories,
-        refs: Sequence[TransitionPairRef],
-        embeddings: PromptEmbeddings,
-        sampler: SamplerConfig,
-        *,
-        batch_size: int,
-        run_seed: int,
-        iteration: int,
-        read: Callable[[Trajectories, TransitionPairRef], PairTensors] | None = None,
-        whole_pairs: bool = False,
-    ) -> None:
-        self._trajectories = trajectories
-        self._refs = tuple(refs)
-        self._embeddings = embeddings
-        self._sampler = sampler
-        self._read = read or read_two_trajectories
-        self._whole_pairs = whole_pairs
-        self.batch_size = batch_size
-        self.size = len(self._refs)
-        self._units = _by_pair(self._refs) if whole_pairs else [[i] for i in range(self.size)]
-        self._units_per_batch = max(1, batch_size * len(self._units) // max(1, self.size))
-        self._epochs = Epochs(np.ones(len(self._units)), (run_seed, iteration, "batch"))
-
-    def describe(self) -> str:
-        """One line for a person: how many pairs of transitions, of how many pairs."""
-        pairs = len({ref.pair_id for ref in self._refs})
-        return f"{self.size} pairs of transitions ({pairs} preferences)"
-
-    def batch(self, step: int) -> TrajectoryPairBatch:
-        """The batch of a step (from 0); reads only its transitions."""
-        first = step * self._units_per_batch
-        drawn = [
-            (i, epoch, first + number)
-            for number, (unit, epoch) in enumerate(self._epochs.take(first, first + self._units_per_batch))
-            for i in self._units[unit]
-        ]
-        refs = [self._refs[i] for i, _, _ in drawn]
-        rows = [self._read(self._trajectories, ref) for ref in refs]
-        order = _by_shape([row.winner_x_t for row in rows])
-        drawn, refs, rows = ([entries[i] for i in order] for entries in (drawn, refs, rows))
-        tensors = PairTensors(*(_stacked(column) for column in zip(*rows, strict=True)))
-        return TrajectoryPairBatch(
-            winner_x_t=tensors.winner_x_t,
-            winner_x_next=tensors.winner_x_next,
-            loser_x_t=tensors.loser_x_t,
-            loser_x_next=tensors.loser_x_next,
-            index=torch.tensor([ref.index for ref in refs], dtype=torch.int64),
-            winner_old_log_prob=tensors.winner_log_prob,
-            loser_old_log_prob=tensors.loser_log_prob,
-            winner_reward=torch.tensor([ref.winner_reward for ref in refs], dtype=torch.float32),
-            loser_reward=torch.tensor([ref.loser_reward for ref in refs], dtype=torch.float32),
-            conditioning=self._embeddings.select([ref.text for ref in refs]),
-            keys=tuple(
-                f"{ref.pair_id}/{ref.index}@{epoch}" for ref, (_, epoch, _) in zip(refs, drawn, strict=True)
-            ),
-            sampler=self._sampler,
-            negative_conditioning=_negative(self._embeddings, self._sampler, [ref.negative for ref in refs]),
-            groups=torch.tensor([number for _, _, number in drawn], dtype=torch.int64),
-            is_grouped=self._whole_pairs,
-        )
-
-
 class TransitionTensors(NamedTuple):
     """A transition, each tensor with one row."""
 
@@ -287,11 +228,10 @@ class TransitionTensors(NamedTuple):
 
 def transition(trajectories: Trajectories, place: Place, index: int) -> TransitionTensors:
     """One step of a trajectory as it was recorded."""
-    ends = trajectories.part(place.unit, "latents", slice(index, index + 2), slice(place.row, place.row + 1))
-    log_prob = trajectories.part(
-        place.unit, "log_probs", slice(index, index + 1), slice(place.row, place.row + 1)
-    )
-    return TransitionTensors(ends[0], ends[1], log_prob[0])
+    here = slice(place.row, place.row + 1)
+    ends = trajectories.part(place.unit, "latents", slice(index, index + 2), here)
+    log_prob = row_of(trajectories, "log_probs", place, index)
+    return TransitionTensors(ends[0], ends[1], log_prob)
 
 
 def row_of(trajectories: Trajectories, name: str, place: Place, index: int) -> Tensor:
@@ -322,28 +262,49 @@ def read_branch(trajectories: Trajectories, ref: TransitionPairRef) -> PairTenso
     )
 
 
-def _by_shape(rows: Sequence[Tensor]) -> list[int]:
-    """Places of one-row tensors, those of one shape behind each other; as they are where all have one
-    shape."""
-    return sorted(range(len(rows)), key=lambda place: tuple(rows[place].shape))
+@dataclass(eq=False)
+class TransitionPairLoader(_Loader[TransitionPairRef]):
+    """Batches of pairs of transitions.
+
+    Args:
+        read: Gives the tensors of a pair.
+        whole_pairs: All steps of a pair of trajectories enter a batch together; in `refs` they are then
+            consecutive.
+    """
+
+    read: Callable[[Trajectories, TransitionPairRef], PairTensors] = read_two_trajectories
+    whole_pairs: bool = False
+
+    def describe(self) -> str:
+        """One line for a person: how many pairs of transitions, of how many pairs."""
+        pairs = len({ref.pair_id for ref in self.refs})
+        return f"{self.size} pairs of transitions ({pairs} preferences)"
+
+    def batch(self, step: int) -> TrajectoryPairBatch:
+        """The batch of a step (from 0); reads only its transitions."""
+        rows = [(row, self.read(self.trajectories, row.ref)) for row in self._draws.all(step)]
+        drawn, parts = zip(*sorted(rows, key=lambda entry: tuple(entry[1].winner_x_t.shape)), strict=True)
+        refs = [row.ref for row in drawn]
+        tensors = PairTensors(*(_stacked(column) for column in zip(*parts, strict=True)))
+        return TrajectoryPairBatch(
+            winner_x_t=tensors.winner_x_t,
+            winner_x_next=tensors.winner_x_next,
+            loser_x_t=tensors.loser_x_t,
+            loser_x_next=tensors.loser_x_next,
+            winner_old_log_prob=tensors.winner_log_prob,
+            loser_old_log_prob=tensors.loser_log_prob,
+            winner_reward=torch.tensor([ref.winner_reward for ref in refs], dtype=torch.float32),
+            loser_reward=torch.tensor([ref.loser_reward for ref in refs], dtype=torch.float32),
+            keys=tuple(f"{row.ref.pair_id}/{row.ref.index}@{row.epoch}" for row in drawn),
+            groups=torch.tensor([row.number for row in drawn], dtype=torch.int64),
+            is_grouped=self.whole_pairs,
+            **self._shared(refs),
+        )
+
+    def _units(self) -> list[list[int]] | None:
+        return positions_by(self.refs, lambda ref: ref.pair_id) if self.whole_pairs else None
 
 
-def _stacked(rows: Sequence[Tensor]) -> Tensor | MixedRows:
+def _stacked(rows: Sequence[Tensor]) -> Tensor:
     """One-row tensors as the rows of a batch, in their order."""
-    if all(row.shape == rows[0].shape for row in rows):
-        return torch.cat(list(rows))
-    parts = [list(part) for _, part in groupby(rows, key=lambda row: row.shape)]
-    return MixedRows(tuple(torch.cat(part) for part in parts))
-
-
-def _by_pair(refs: tuple[TransitionPairRef, ...]) -> list[list[int]]:
-    units: dict[str, list[int]] = {}
-    for i, ref in enumerate(refs):
-        units.setdefault(ref.pair_id, []).append(i)
-    return list(units.values())
-
-
-def _negative(
-    embeddings: PromptEmbeddings, sampler: SamplerConfig, texts: Sequence[str]
-) -> Conditioning | None:
-    return embeddings.select(texts) if sampler.guidance != 1.0 else None
+    return stacked([torch.cat(list(part)) for _, part in groupby(rows, key=lambda row: row.shape)])

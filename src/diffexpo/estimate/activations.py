@@ -46,7 +46,7 @@ RAISED = (functional.group_norm, functional.layer_norm, functional.softmax, torc
 
 @dataclass(frozen=True)
 class Activations:
-    """Bytes beside weights, gradients and inputs, see the head of this file."""
+    """Bytes besides weights, gradients and inputs, see the head of this file."""
 
     held: int
     peak: int
@@ -60,7 +60,7 @@ def measure_denoiser(
     autocast: torch.dtype | None = None,
     gradient_checkpointing: bool = False,
 ) -> Activations:
-    """Activations of the denoiser.
+    """Activations of the denoiser, in proportion to the rows but for autocast's copies of weights.
 
     Args:
         blueprint: Its parameters that ask for a gradient get one.
@@ -68,9 +68,6 @@ def measure_denoiser(
         has_gradient: Forward and backward, or forward alone.
         autocast: Precision of autocast; None is off.
         gradient_checkpointing: Blocks are computed again in the backward pass.
-    Returns:
-        Activations. Without autocast they are in proportion to the rows; casts of weights do not grow with
-        them.
     """
     network = blueprint.denoiser
     mode = _Substitutes(autocast)
@@ -88,13 +85,12 @@ def measure_decoder(blueprint: Blueprint, *, is_tiled: bool = False) -> Activati
     vae = blueprint.networks["vae"]
     (vae.enable_tiling if is_tiled else vae.disable_tiling)()
     latents = torch.empty(1, vae.config.latent_channels, *blueprint.latent_shape[1:], device="meta")
-    return _measure(vae.decode, {"z": latents}, _Substitutes(None), False, owner=vae)
+    return _measure(vae, {"z": latents}, _Substitutes(None), False, vae.decode)
 
 
 def forward_flops(blueprint: Blueprint) -> int:
     """Floating-point operations of the denoiser's forward on one row, a multiplication and an addition
-    counting two; 0.80e12 for SD 1.5 at 512 pixels.
-    """
+    counting two; 0.80e12 for SD 1.5 at 512 pixels."""
     mode = _Substitutes(None)
     with mode, FlopCounterMode(display=False) as counter, torch.no_grad():
         blueprint.denoiser(**denoiser_inputs(blueprint, 1), return_dict=False)
@@ -102,15 +98,14 @@ def forward_flops(blueprint: Blueprint) -> int:
 
 
 def _measure(
-    run: Callable[..., Any],
+    network: nn.Module,
     inputs: Mapping[str, Any],
     mode: _Substitutes,
     has_gradient: bool,
-    owner: nn.Module | None = None,
+    run: Callable[..., Any] | None = None,
 ) -> Activations:
-    ledger = Ledger()
-    network = owner if owner is not None else run
-    gradients = []
+    """Activations of a network, or of a method of it."""
+    ledger, gradients = Ledger(), []
     for tensor in (*network.parameters(), *network.buffers(), *tree_leaves(inputs)):
         if isinstance(tensor, Tensor):
             ledger.leave_out(tensor)
@@ -120,7 +115,7 @@ def _measure(
                 gradients.append(tensor)
     with ledger, torch.set_grad_enabled(has_gradient):
         with mode:
-            output = run(**inputs, return_dict=False)[0]
+            output = (run or network)(**inputs, return_dict=False)[0]
         held = ledger.live
         if has_gradient:
             output.float().square().mean().backward()
@@ -198,15 +193,16 @@ class _Substitutes(TorchFunctionMode):
     ) -> Any:
         kwargs = kwargs or {}
         if func is functional.scaled_dot_product_attention:
-            given = dict(zip(("query", "key", "value"), args, strict=False)) | kwargs
-            query, key, value = (self._to(given[name], self.autocast) for name in ("query", "key", "value"))
+            names = ("query", "key", "value")
+            given = dict(zip(names, args, strict=False)) | kwargs
+            query, key, value = (self._to(given[name], self.autocast) for name in names)
             # Scores and their product with the values.
             self.attention_flops += 2 * query.numel() * key.shape[-2] + 2 * query.numel() * value.shape[-2]
             return _FusedAttention.apply(query, key, value)
-        if self.autocast is not None and func in LOWER:
-            return func(*self._all(args, self.autocast), **self._all(kwargs, self.autocast))
-        if self.autocast is not None and func in RAISED:
-            return func(*self._all(args, torch.float32), **self._all(kwargs, torch.float32))
+        dtype = self.autocast if func in LOWER else torch.float32 if func in RAISED else None
+        if self.autocast is not None and dtype is not None:
+            args = tuple(self._to(value, dtype) for value in args)
+            kwargs = {name: self._to(value, dtype) for name, value in kwargs.items()}
         return func(*args, **kwargs)
 
     def checkpointed(self, block: Callable[..., Any], *inputs: Any) -> Any:
@@ -218,11 +214,6 @@ class _Substitutes(TorchFunctionMode):
                 return block(*values)
 
         return checkpoint(run, *inputs, use_reentrant=False, preserve_rng_state=False)
-
-    def _all(self, values: Any, dtype: torch.dtype) -> Any:
-        if isinstance(values, dict):
-            return {name: self._to(value, dtype) for name, value in values.items()}
-        return tuple(self._to(value, dtype) for value in values)
 
     def _to(self, value: Any, dtype: torch.dtype | None) -> Any:
         if dtype is None or not isinstance(value, Tensor) or not value.is_floating_point():

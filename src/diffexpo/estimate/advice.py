@@ -3,7 +3,8 @@ message of an allocation that failed for what helps in that phase."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import re
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -28,7 +29,7 @@ class Change:
     price: str
 
 
-Steps = Callable[[RunConfig], Iterator[Change]]
+Steps = Callable[[RunConfig], Iterable[Change]]
 
 
 @dataclass(frozen=True)
@@ -71,60 +72,52 @@ def is_on_cpu(config: RunConfig) -> bool:
 # ---- steps -------------------------------------------------------------------------------------------------
 
 
-def _always(key: str, value: str, price: str) -> Steps:
-    """Set `group.key` unless it has the value."""
-    group, name = key.split(".")
+def _if(applies: Callable[[RunConfig], bool], setting: str, price: str) -> Steps:
+    """One setting, where it applies."""
 
     def steps(config: RunConfig) -> Iterator[Change]:
-        if str(getattr(getattr(config, group), name)).lower() != value:
-            yield Change((f"{key}={value}",), price)
+        if applies(config):
+            yield Change((setting,), price)
 
     return steps
 
 
-def _batches(sizes: tuple[int, ...], price: str) -> Steps:
-    """Fewer images in a network call: the first of the sizes that is smaller."""
-
-    def steps(config: RunConfig) -> Iterator[Change]:
-        smaller = [size for size in sizes if size < config.explore.batch_size]
-        yield from (Change((f"explore.batch_size={size}",), price) for size in smaller)
-
-    return steps
+def _always(setting: str, price: str) -> Steps:
+    """One setting `group.name=value`, unless it has the value."""
+    group, name, value = re.split("[.=]", setting)
+    return _if(lambda config: str(getattr(getattr(config, group), name)).lower() != value, setting, price)
 
 
-def _first(steps: Steps) -> Steps:
-    """The first step alone."""
+def _autocast(kind: str) -> Steps:
+    def applies(config: RunConfig) -> bool:
+        return config.training.mixed_precision == "no" and config.tuning.kind == kind
 
-    def first(config: RunConfig) -> Iterator[Change]:
-        yield from list(steps(config))[:1]
-
-    return first
+    return _if(applies, "training.mixed_precision=bf16", "rounding; faster")
 
 
-def _half_batch(config: RunConfig) -> Iterator[Change]:
-    if config.explore.batch_size > 1:
-        price = "slower drawing; pictures are rounded by their batch"
-        yield Change((f"explore.batch_size={config.explore.batch_size // 2}",), price)
+def _smaller(setting: str, sizes: Callable[[RunConfig], Iterable[int]], price: str) -> Steps:
+    """A setting with each of the sizes in turn."""
+    return lambda config: (Change((f"{setting}={size}",), price) for size in sizes(config))
 
 
-def _micro_batches(config: RunConfig) -> Iterator[Change]:
+def _batches(*sizes: int, steps: int | None = None) -> Callable[[RunConfig], Iterable[int]]:
+    """Those of the sizes that mean fewer images in a network call than now, the first few of them."""
+    return lambda config: [size for size in sizes if size < config.explore.batch_size][:steps]
+
+
+def _half_batch(config: RunConfig) -> Iterable[int]:
+    return [config.explore.batch_size // 2] if config.explore.batch_size > 1 else []
+
+
+def _micro_batches(config: RunConfig) -> list[int]:
+    """Sizes of a micro-batch below today's that divide the batch, largest first."""
     training = config.training
-    for size in range(training.micro_batch_size - 1, 0, -1):
-        if training.batch_size % size == 0:
-            yield Change((f"training.micro_batch_size={size}",), "same result up to rounding, slower")
+    return [size for size in range(training.micro_batch_size - 1, 0, -1) if training.batch_size % size == 0]
 
 
-def _half_micro_batch(config: RunConfig) -> Iterator[Change]:
+def _half_micro_batch(config: RunConfig) -> Iterable[int]:
     half = config.training.micro_batch_size // 2
-    fitting = [size for size in range(1, half + 1) if config.training.batch_size % size == 0]
-    if fitting:
-        yield Change((f"training.micro_batch_size={fitting[-1]}",), "same result up to rounding, slower")
-
-
-def _two_passes(config: RunConfig) -> Iterator[Change]:
-    if could_learn_in_two_passes(config):
-        price = "same result up to rounding, one more forward pass"
-        yield Change(("training.pair_gradient=two_pass",), price)
+    return [size for size in _micro_batches(config) if size <= half][:1]
 
 
 def _scorers(config: RunConfig) -> Iterator[Change]:
@@ -146,66 +139,68 @@ def _half_reference(config: RunConfig) -> Iterator[Change]:
         yield Change((f"tuning.reference_dtype={AUTOCAST_TYPES[autocast]}",), "same result")
 
 
-def _parked_copies(config: RunConfig) -> Iterator[Change]:
-    if config.tuning.kind == "full" and config.tuning.reference_device == "same":
-        price = "same result; moves the denoiser for each pass of the reference"
-        yield Change(("tuning.reference_device=cpu",), price)
-
-
-def _autocast(kind: str) -> Steps:
-    def steps(config: RunConfig) -> Iterator[Change]:
-        if config.training.mixed_precision == "no" and config.tuning.kind == kind:
-            yield Change(("training.mixed_precision=bf16",), "rounding; faster")
-
-    return steps
-
-
 def _half_weights(config: RunConfig) -> Iterator[Change]:
     """Adapters on a frozen base in half precision, whatever is trained today."""
     if config.tuning.kind == "full":
         lora = ("tuning.kind=lora", "model.dtype=bfloat16", "training.mixed_precision=bf16")
-        own = (
-            f"tuning.{name}={value}"
-            for name, value in WITHOUT_COPIES.items()
-            if getattr(config.tuning, name) != value
-        )
+        plain = WITHOUT_COPIES.items()
+        own = (f"tuning.{name}={value}" for name, value in plain if getattr(config.tuning, name) != value)
         price = "trains adapters on a half-precision base; takes a larger learning rate"
         yield Change((*lora, *own), price)
     elif config.model.dtype == "float32":
         yield Change(("model.dtype=bfloat16",), "the frozen networks in half precision")
 
 
-_TILES = "pictures above the autoencoder's own size change a little"
+_IMAGES = ("decoding images", "encoding images")
+_MICRO_BATCH, _ROUNDING = "training.micro_batch_size", "same result up to rounding, slower"
 SAVINGS = (
+    Saving(_always("model.vae_slicing=true", "same result up to rounding"), _IMAGES),
     Saving(
-        _always("model.vae_slicing", "true", "same result up to rounding"),
-        ("decoding images", "encoding pictures"),
-    ),
-    Saving(
-        _always("explore.overlap_scoring", "false", "same result, slower where scoring takes long"),
+        _always("explore.overlap_scoring=false", "same result, slower where scoring takes long"),
         (*DRAWING, "scoring images"),
         is_counted=False,
     ),
-    Saving(_first(_batches((16, 8, 4), "slower drawing")), ()),
+    Saving(_smaller("explore.batch_size", _batches(16, 8, 4, steps=1), "slower drawing"), ()),
     Saving(
-        _always("training.gradient_checkpointing", "true", "same result, a third more compute in training"),
+        _always("training.gradient_checkpointing=true", "same result, a third more compute in training"),
         ("training",),
     ),
-    Saving(_micro_batches, ()),
-    Saving(_half_micro_batch, ("training",), is_counted=False),
-    Saving(_two_passes, ("training",)),
-    Saving(_batches((4, 1), "much slower drawing"), ()),
-    Saving(_half_batch, (*DRAWING, "scoring images"), is_counted=False),
-    Saving(_always("explore.merge_lora", "false", "rounding; slower drawing"), DRAWING, is_counted=False),
+    Saving(_smaller(_MICRO_BATCH, _micro_batches, _ROUNDING), ()),
+    Saving(_smaller(_MICRO_BATCH, _half_micro_batch, _ROUNDING), ("training",), is_counted=False),
+    Saving(
+        _if(
+            could_learn_in_two_passes,
+            "training.pair_gradient=two_pass",
+            "same result up to rounding, one more forward pass",
+        ),
+        ("training",),
+    ),
+    Saving(_smaller("explore.batch_size", _batches(4, 1), "much slower drawing"), ()),
+    Saving(
+        _smaller("explore.batch_size", _half_batch, "slower drawing; images are rounded by their batch"),
+        (*DRAWING, "scoring images"),
+        is_counted=False,
+    ),
+    Saving(_always("explore.merge_lora=false", "rounding; slower drawing"), DRAWING, is_counted=False),
     Saving(_scorers, ("scoring images", *LOADING)),
     Saving(_half_reference, (*WEIGHTS, "scoring images"), helps_cpu=False),
-    Saving(_parked_copies, (*WEIGHTS, "scoring images"), helps_cpu=False),
+    Saving(
+        _if(
+            lambda config: config.tuning.kind == "full" and config.tuning.reference_device == "same",
+            "tuning.reference_device=cpu",
+            "same result; moves the denoiser for each pass of the reference",
+        ),
+        (*WEIGHTS, "scoring images"),
+        helps_cpu=False,
+    ),
     Saving(_autocast("lora"), ("training",)),
     Saving(_autocast("full"), ("training",), is_counted=False),
     Saving(_half_weights, WEIGHTS),
-    Saving(_always("model.vae_tiling", "true", _TILES), ("decoding images", "encoding pictures")),
     Saving(
-        _always("model.drop_t5", "true", "Stable Diffusion 3 only: text is understood less well"),
+        _always("model.vae_tiling=true", "images above the autoencoder's own size change a little"), _IMAGES
+    ),
+    Saving(
+        _always("model.drop_t5=true", "Stable Diffusion 3 only: text is understood less well"),
         ("encoding prompts", *LOADING),
     ),
 )

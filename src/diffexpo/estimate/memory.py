@@ -80,7 +80,7 @@ def peak_bytes(items: Sequence[Item]) -> int:
 
 
 def fits(total: int, gib: float) -> bool:
-    """Whether `total` bytes fit on a device of `gib` GiB beside its context and what its allocator cannot
+    """Whether `total` bytes fit on a device of `gib` GiB besides its context and what its allocator cannot
     use."""
     return total + CONTEXT <= USABLE * gib * GIB
 
@@ -131,7 +131,7 @@ def drawing_items(
     rows_per_image: int,
     forward: PerRow,
     decoder: PerRow,
-    picture: int,
+    image: int,
     is_sliced: bool,
     moved: int = 0,
     merged: int = 0,
@@ -143,7 +143,7 @@ def drawing_items(
         rows_per_image: Rows of one image: 2 with guidance, 3 with double guidance.
         forward: Most bytes alive in the denoiser's pass without gradient.
         decoder: The same of the autoencoder's decoder.
-        picture: Bytes of one decoded image.
+        image: Bytes of one decoded image.
         is_sliced: Images are decoded one at a time.
         moved: Bytes of a frozen version that is on the device while it draws, and while an evaluation decodes
             what it drew.
@@ -152,7 +152,7 @@ def drawing_items(
         Items of the phases "draw" and "decode".
     """
     rows = images * rows_per_image
-    decoded = decoder.at(1 if is_sliced else images) + (images * picture if is_sliced else 0)
+    decoded = decoder.at(1 if is_sliced else images) + (images * image if is_sliced else 0)
     items = [
         Item("activations, drawing", f"{rows} rows", forward.at(rows), "draw"),
         Item("activations, decoding", f"{images} images", decoded, "decode"),

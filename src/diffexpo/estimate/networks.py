@@ -99,8 +99,8 @@ class Sizes:
     components: tuple[Component, ...]
     trained: int
     latent_shape: tuple[int, int, int]
-    picture_size: tuple[int, int]
-    picture_sizes: tuple[tuple[int, int], ...]
+    image_size: tuple[int, int]
+    image_sizes: tuple[tuple[int, int], ...]
     denoiser: Component
     lowered: int
     merged: int
@@ -112,9 +112,9 @@ class Sizes:
         return FLOAT32 * channels * height * width
 
     @property
-    def picture(self) -> int:
+    def image(self) -> int:
         """Bytes of one decoded image."""
-        return FLOAT32 * 3 * self.picture_size[0] * self.picture_size[1]
+        return FLOAT32 * 3 * self.image_size[0] * self.image_size[1]
 
 
 def sizes_of(config: RunConfig, architecture: str | None) -> Sizes:
@@ -134,8 +134,8 @@ def _read_sizes(key: Key) -> Sizes:
         components=components,
         trained=trained,
         latent_shape=blueprint.latent_shape,
-        picture_size=blueprint.picture_size,
-        picture_sizes=blueprint.picture_sizes,
+        image_size=blueprint.image_size,
+        image_sizes=blueprint.image_sizes,
         denoiser=next(part for part in components if part.name == blueprint.denoiser_name),
         lowered=lowered_bytes(blueprint.denoiser, torch.bfloat16),
         merged=merged_bytes(blueprint),

@@ -3,9 +3,9 @@ read."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from diffexpo.config import RunConfig
 from diffexpo.errors import ConfigError
@@ -21,11 +21,7 @@ from diffexpo.estimate.memory import (
     peak_bytes,
     training_items,
 )
-from diffexpo.estimate.method import (
-    draws,
-    training_shape,
-    versions,
-)
+from diffexpo.estimate.method import draws, training_shape, versions
 from diffexpo.estimate.networks import Sizes, activations, decoding, flops, scorer_bytes, sizes_of
 from diffexpo.online.cost import Cost, run_cost
 
@@ -97,21 +93,18 @@ class Computing:
 
 
 def estimate(config: RunConfig, *, architecture: str | None = None) -> Estimate:
-    """What a run will take.
+    """What a run will take: memory of the device by item and phase, bytes on disk, network evaluations.
 
     Args:
         config: Its settings.
         architecture: A name of `config.families.checkpoints()` to take in place of what `model.path` says.
-    Returns:
-        Memory of the device by item and phase, bytes on disk, network evaluations.
     Raises:
         MissingError: the model is no folder and its name tells no known architecture.
         PolicyError: a family or a configuration that cannot be built.
     """
     sizes = sizes_of(config, architecture)
-    notes = [*_scorer_notes(config), *_data_notes(config)]
-    memory = [*_held(config, sizes), *_phases(config, sizes)]
-    return Estimate(sizes.source, tuple(memory), tuple(_disk(config, sizes)), run_cost(config), tuple(notes))
+    memory, disk = (*_held(config, sizes), *_phases(config, sizes)), tuple(_disk(config, sizes))
+    return Estimate(sizes.source, memory, disk, run_cost(config), tuple(_notes(config)))
 
 
 def computing(config: RunConfig, *, architecture: str | None = None) -> Computing:
@@ -120,9 +113,9 @@ def computing(config: RunConfig, *, architecture: str | None = None) -> Computin
     return Computing(each, run_cost(config).total * each / SUSTAINED / 3600)
 
 
-def picture_sizes(config: RunConfig) -> tuple[tuple[int, int], ...]:
+def image_sizes(config: RunConfig) -> tuple[tuple[int, int], ...]:
     """(height, width) in pixels of every size that a run's images may have, the first one first."""
-    return sizes_of(config, None).picture_sizes
+    return sizes_of(config, None).image_sizes
 
 
 def disk_items(config: RunConfig, *, architecture: str | None = None) -> list[Item]:
@@ -138,11 +131,11 @@ def advise(
     Settings are added in the order of their price until the run fits; then each that is not needed is left
     out again.
     """
-    found = []
+    now, found = estimate(config, architecture=architecture).total, []
     for gib in cards:
         steps = list(counted_savings(config))
         chosen: list[Change] = []
-        total = estimate(config, architecture=architecture).total
+        total = now
         while not fits(total, gib) and steps:
             chosen.append(steps.pop(0))
             total = _total_with(config, chosen, architecture)
@@ -180,7 +173,7 @@ def _held(config: RunConfig, sizes: Sizes) -> Iterator[Item]:
 
 
 def _copies(config: RunConfig, sizes: Sizes) -> Iterator[Item]:
-    """Frozen copies that stay on the device beside the denoiser, which is "current"."""
+    """Frozen copies that stay on the device besides the denoiser, which is "current"."""
     if config.tuning.reference_device == "cpu":
         return
     names = [name for name in versions(config) if name != "current"]
@@ -227,7 +220,7 @@ def _phases(config: RunConfig, sizes: Sizes) -> Iterator[Item]:
         rows_per_image=rows,
         forward=forward,
         decoder=PerRow(decoder.peak),
-        picture=sizes.picture,
+        image=sizes.image,
         is_sliced=config.model.vae_slicing,
         moved=moved_in_drawing,
         merged=sizes.merged if config.explore.merge_lora else 0,
@@ -254,14 +247,14 @@ def _disk(config: RunConfig, sizes: Sizes) -> Iterator[Item]:
     kept = 3 + (training.ema_decay > 0) + algorithm.needs_old_policy
     # The newest two stay, and a third is being written.
     yield Item("checkpoints of an iteration", "3", 3 * kept * trained)
-    pictures = _evaluated_pictures(config)
-    yield Item("evaluation pictures", f"{pictures:,}", int(pictures * sizes.picture / FLOAT32 * PNG_SHARE))
+    images = _evaluated_images(config)
+    yield Item("evaluation images", f"{images:,}", int(images * sizes.image / FLOAT32 * PNG_SHARE))
     is_lora = config.tuning.kind == "lora"
     whole = sum(part.bytes for part in sizes.components)
     yield Item("export", "LoRA, twice" if is_lora else "whole pipeline", 2 * trained if is_lora else whole)
 
 
-def _evaluated_pictures(config: RunConfig) -> int:
+def _evaluated_images(config: RunConfig) -> int:
     evaluation, iterations = config.evaluation, config.explore.iterations
     versions = 1 + (iterations if evaluation.every_iteration else 1) + config.baseline.offline_dpo
     extra = evaluation.vendi_prompts * max(0, evaluation.vendi_images - evaluation.images_per_prompt)
@@ -273,9 +266,13 @@ def _evaluated_pictures(config: RunConfig) -> int:
 
 def _total_with(config: RunConfig, changes: list[Change], architecture: str | None) -> int:
     values = config.model_dump(mode="json")
-    for change in changes:
-        for setting in change.settings:
-            _set(values, *setting.split("="))
+    for setting in (setting for change in changes for setting in change.settings):
+        path, text = setting.split("=")
+        *groups, last = path.split(".")
+        target: Any = values
+        for name in groups:
+            target = target[int(name)] if isinstance(target, list) else target[name]
+        target[last] = {"true": True, "false": False}.get(text, int(text) if text.isdigit() else text)
     # Adapters take the place of smaller copies, which are then left out as not needed.
     if values["tuning"]["kind"] == "lora":
         values["tuning"].update(WITHOUT_COPIES)
@@ -285,24 +282,13 @@ def _total_with(config: RunConfig, changes: list[Change], architecture: str | No
         return 2**62
 
 
-def _set(values: Mapping[str, object], path: str, text: str) -> None:
-    *groups, last = path.split(".")
-    target: object = values
-    for name in groups:
-        target = target[int(name)] if isinstance(target, list) else target[name]
-    target[last] = {"true": True, "false": False}.get(text, int(text) if text.isdigit() else text)
-
-
 # ---- notes -------------------------------------------------------------------------------------------------
 
 
-def _scorer_notes(config: RunConfig) -> Iterator[str]:
+def _notes(config: RunConfig) -> Iterator[str]:
     for scorer in (*config.rewards, *config.evaluation.judges):
         if scorer_bytes(scorer) is None:
             yield f"scorer {scorer.name} ({scorer.path}): size not known, not counted"
-
-
-def _data_notes(config: RunConfig) -> Iterator[str]:
     if config.offline.source is not None and config.offline.limit is None:
         yield (
             "offline.limit is null: how many offline pairs there are is not known, their latents are not "

@@ -17,7 +17,8 @@ class Method:
     """A run's method as its report describes it.
 
     `has_pairs`: it learns from pairs of images. `has_agents`: two agents draw. `is_ranked`: rewards order
-    what was drawn. `start_loss`: the loss where policy and reference agree, None if that is no fixed number.
+    what was drawn. `has_reference`: the loss looks at a reference. `start_loss`: the loss where policy and
+    reference agree, None if that is no fixed number.
     """
 
     type: str
@@ -30,6 +31,7 @@ class Method:
     has_offline: bool
     has_rewards: bool
     is_ranked: bool
+    has_reference: bool
     is_rollout: bool
     collects: bool
     compares_offline: bool
@@ -68,6 +70,7 @@ def describe_method(config: Json) -> Method:
         has_offline=has_offline,
         has_rewards=bool(config.get("rewards", True)),
         is_ranked=card.is_ranked,
+        has_reference=card.needs_reference,
         is_rollout=is_rollout,
         collects=collects,
         compares_offline=is_planned or (has_pairs and has_offline and collects),

@@ -18,8 +18,6 @@ from collections.abc import Hashable, Sequence
 import numpy as np
 from numpy.typing import ArrayLike
 
-from diffexpo.errors import ResumeError
-
 GROUP_STD_FLOOR = 1e-4
 PROMPT_STD_FLOOR = 1e-6
 
@@ -76,7 +74,7 @@ class PerPromptStats:
             raise ValueError(f"PerPromptStats: min_count is {min_count}; expected 0 or more")
         self.buffer_size = buffer_size
         self.min_count = min_count
-        self._rewards: dict[str, deque[float]] = {}
+        self._rewards: dict[Hashable, deque[float]] = {}
 
     def update(self, prompts: Sequence[str], rewards: ArrayLike) -> np.ndarray:
         """Append a batch, then return its advantages.
@@ -100,36 +98,6 @@ class PerPromptStats:
             mean, std = batch if len(known) < self.min_count else _mean_and_std(list(known))
             advantages[members] = (rewards[members] - mean) / (std + PROMPT_STD_FLOOR)
         return np.where(np.isfinite(rewards), advantages, np.nan)
-
-    def state_dict(self) -> dict[str, list]:
-        """What a resumed run needs, as JSON can hold it: prompts and, in the same order, their rewards."""
-        return {
-            "prompts": list(self._rewards),
-            "rewards": [list(known) for known in self._rewards.values()],
-        }
-
-    def load(self, state: dict[str, list]) -> None:
-        """Replace the rewards by those of `state_dict`; later updates equal those of the uninterrupted run.
-
-        Raises:
-            ResumeError: the state does not fit together, or holds more rewards than the buffer.
-        """
-        prompts, rewards = state["prompts"], state["rewards"]
-        if len(prompts) != len(rewards):
-            raise ResumeError(
-                f"per-prompt rewards: {len(prompts)} prompts and {len(rewards)} lists of rewards; expected "
-                "as many; the checkpoint is damaged"
-            )
-        longest = max(map(len, rewards), default=0)
-        if longest > self.buffer_size:
-            raise ResumeError(
-                f"per-prompt rewards: a prompt has {longest}, but buffer_size is {self.buffer_size}; resume "
-                "with the buffer_size of the run"
-            )
-        self._rewards = {
-            prompt: deque(map(float, known), maxlen=self.buffer_size)
-            for prompt, known in zip(prompts, rewards, strict=True)
-        }
 
 
 def _checked(

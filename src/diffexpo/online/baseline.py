@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from diffexpo.config.methods.data import ValueBaseline
-from diffexpo.data.pairs import Epochs
+from diffexpo.data.draws import Epochs
 from diffexpo.data.trajectories import Trajectories, TransitionRef, row_of
 from diffexpo.diffusion.transitions import Transition
 from diffexpo.online.loop import Loop
@@ -61,7 +61,7 @@ def baseline_advantages(
     )
     network = _fit(loop, iteration, method, settings, inputs, rewards)
     with torch.no_grad():
-        values = torch.cat([network(part) for part in inputs.split(CHUNK)])
+        values = torch.cat([network(part) for part in torch.split(inputs, CHUNK)])
     loss = float(method.value_loss(values, rewards).mean())
     advantages = (rewards - values).tolist()
     changed = [replace(ref, advantage=value) for ref, value in zip(refs, advantages, strict=True)]
@@ -99,7 +99,8 @@ def _fit(
     for step in range(settings.steps):
         rows = [i for i, _ in epochs.take(step * size, (step + 1) * size)]
         optimizer.zero_grad()
-        method.value_loss(network(inputs[rows]), rewards[rows]).mean().backward()
+        loss = method.value_loss(network(inputs[rows]), rewards[rows]).mean()
+        torch.autograd.backward(loss)
         optimizer.step()
     if loop.world.rank == 0:
         tensors = {f"v/{name}": value for name, value in network.state_dict().items()}

@@ -16,9 +16,9 @@ from diffexpo.online.units import group_rows
 
 def stack_rewards(groups: Sequence[Sequence[Sample]]) -> dict[str, np.ndarray]:
     """Rewards of G groups of n samples each: name -> (G, n)."""
-    names = list(groups[0][0].rewards)
+    names = list(groups[0][0].scores)
     return {
-        name: np.array([[sample.rewards[name] for sample in group] for group in groups], dtype=np.float64)
+        name: np.array([[sample.scores[name] for sample in group] for group in groups], dtype=np.float64)
         for name in names
     }
 

@@ -150,8 +150,8 @@ def gain_metrics(pairs: Sequence[tuple[int, Sample, Sample]]) -> dict[str, float
     """For every reward the mean of winner minus loser and the share of winners above their loser (ties
     1/2)."""
     metrics: dict[str, float] = {}
-    for name in pairs[0][1].rewards if pairs else ():
-        gaps = np.array([winner.rewards[name] - loser.rewards[name] for _, winner, loser in pairs])
+    for name in pairs[0][1].scores if pairs else ():
+        gaps = np.array([winner.scores[name] - loser.scores[name] for _, winner, loser in pairs])
         gaps = gaps[np.isfinite(gaps)]
         better = (gaps > 0) + 0.5 * (gaps == 0)
         metrics[f"improve/reward/{name}/gain"] = float(gaps.mean()) if gaps.size else float("nan")

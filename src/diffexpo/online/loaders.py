@@ -237,7 +237,7 @@ def _branches(loop: Loop, iteration: int, sampler: SamplerConfig) -> list[Transi
     trajectories = trajectories_of(loop, iteration)
     by_unit: dict[int, dict[int, Sample]] = {}
     for sample in loop.store.samples(iteration):
-        by_unit.setdefault(sample.unit, {})[sample.batch_position] = sample
+        by_unit.setdefault(sample.unit, {})[sample.place[1]] = sample
     refs = []
     for unit, samples in sorted(by_unit.items()):
         index, position, scores = (
@@ -252,7 +252,7 @@ def _branches(loop: Loop, iteration: int, sampler: SamplerConfig) -> list[Transi
 
 
 def _place(sample: Sample) -> Place:
-    return Place(sample.unit, sample.batch_position)
+    return Place(sample.unit, sample.place[1])
 
 
 LOADERS: dict[type, Callable[[Loop, int], Batches]] = {

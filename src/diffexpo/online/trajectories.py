@@ -123,7 +123,7 @@ def check_replay(loop: Loop, iteration: int) -> None:
     """
     policy, settings, trajectories = loop.policy, loop.config.training, trajectories_of(loop, iteration)
     samples = [sample for sample in loop.store.samples(iteration) if sample.unit == 0]
-    samples.sort(key=lambda sample: sample.batch_position)
+    samples.sort(key=lambda sample: sample.place)
     texts, negatives = zip(*map(texts_of_row, samples), strict=True)
     sampler = iteration_sampler(loop, iteration)
     random = random_steps(loop, sampler)

@@ -253,7 +253,7 @@ def redraw(policy: Policy, embeddings: PromptEmbeddings, stored: Sample, tick: T
         raise StoreError(
             f"sample {stored.sample_id} has no seed: it was imported, not drawn, and cannot be regenerated"
         )
-    size, position = stored.batch_size, stored.batch_position
+    size, position = stored.place
     settings = stored.sampler_settings
     settings.pop("append_negatives")
     settings.pop(MERGED, None)
@@ -305,8 +305,8 @@ def group_rows(samples: Sequence[Sample]) -> list[list[Sample]]:
     """Candidates of each request in a fixed order (by group, then sample id), whatever order shards were
     written in."""
     groups: dict[int, list[Sample]] = {}
-    for candidate in sorted(samples, key=lambda candidate: (candidate.group, candidate.sample_id)):
-        groups.setdefault(candidate.group, []).append(candidate)
+    for candidate in sorted(samples, key=lambda candidate: (candidate.group or 0, candidate.sample_id)):
+        groups.setdefault(candidate.group or 0, []).append(candidate)
     return list(groups.values())
 
 

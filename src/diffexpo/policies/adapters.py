@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import itertools
 import logging
 import math
 import warnings
@@ -11,6 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
+from diffusers import ModelMixin
 from peft import LoraConfig, inject_adapter_in_model
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
@@ -18,16 +20,7 @@ from torch import Tensor, nn
 from diffexpo.config.schema import LoraConfig as LoraSettings
 from diffexpo.diffusion.kernels import at_least_float32
 from diffexpo.errors import PolicyError
-from diffexpo.policies.states import (
-    BASE,
-    CURRENT,
-    REFERENCE,
-    StandIn,
-    check_state,
-    fingerprint_state,
-    refuse_base,
-    unknown_version,
-)
+from diffexpo.policies.states import BASE, CURRENT, REFERENCE, Versions, check_state, fingerprint_state
 from diffexpo.rng import torch_generator
 
 _log = logging.getLogger("diffexpo")
@@ -42,7 +35,7 @@ class _Running:
     folded: Mapping[str, Tensor] | None = None
 
 
-class LoraWeightSets(StandIn):
+class LoraWeightSets(Versions):
     """Versions as named peft adapters on one frozen base; the base itself is "all adapters off".
 
     No second model is held: "base" (and "reference", until something is copied onto it) runs the frozen
@@ -61,7 +54,7 @@ class LoraWeightSets(StandIn):
     kind = "lora"
 
     def __init__(
-        self, network: nn.Module, settings: LoraSettings, seed: int, targets: tuple[str, ...]
+        self, network: ModelMixin, settings: LoraSettings, seed: int, targets: tuple[str, ...]
     ) -> None:
         check_targets(network, targets)
         self.network = network
@@ -70,9 +63,8 @@ class LoraWeightSets(StandIn):
         self.alpha = settings.rank if settings.alpha is None else settings.alpha
         self.target_modules = targets
         self._seed = seed
-        # The adapter behind each version; None is "all adapters off". ModuleDict keys clash with its methods:
-        # hence the prefix.
-        self._adapters: dict[str, str | None] = {BASE: None, REFERENCE: None}
+        # The adapter of each version; None is "all adapters off".
+        self._versions: dict[str, str | None] = {BASE: None, REFERENCE: None}
         network.requires_grad_(False)
         self._layers: dict[str, LoraLayer] = {}
         self._active = _Running(CURRENT)
@@ -81,9 +73,6 @@ class LoraWeightSets(StandIn):
         self._originals: list[tuple[nn.Parameter, Tensor]] = []
         self._add(CURRENT)
         self.load(CURRENT, self._initial_state())
-
-    def names(self) -> list[str]:
-        return sorted(self._adapters)
 
     @contextmanager
     def use(self, name: str, *, merged: bool = False) -> Iterator[None]:
@@ -100,15 +89,15 @@ class LoraWeightSets(StandIn):
                 convolution).
         """
         name = self._stand_in or name
-        adapter = self._adapter(name)
-        previous, is_folded = self._active, merged and adapter is not None
+        previous, adapter = self._active, self._adapter(name)
+        to_fold = adapter if merged else None
         try:
-            if is_folded:
+            if to_fold is not None:
                 self._merged.append(name)
-            self._activate(_Running(name, self._fold(adapter) if is_folded else None))
+            self._activate(_Running(name, None if to_fold is None else self._fold(to_fold)))
             yield
         finally:
-            if is_folded:
+            if to_fold is not None:
                 self._merged.remove(name)
             self._activate(previous)
 
@@ -124,19 +113,16 @@ class LoraWeightSets(StandIn):
             return
         if adapter is None and target != CURRENT:
             self._remove(target)
-            self._adapters[target] = None
+            self._versions[target] = None
             return
         self.load(target, self.state(source))
 
     def drop(self, name: str) -> None:
         """Forget a version; "reference" falls back to the base."""
-        self._adapter(name)
-        self._refuse_change(name)
-        if name in (CURRENT, self._active.name):
-            raise PolicyError(f"weights {name!r}: in use, cannot be dropped")
+        self._refuse_drop(name, self._active.name)
         self._remove(name)
         if name == REFERENCE:
-            self._adapters[REFERENCE] = None
+            self._versions[REFERENCE] = None
 
     def trainable(self) -> dict[str, nn.Parameter]:
         """Parameters of "current" by name, e.g. `mid_block...to_q.lora_A.weight`."""
@@ -152,7 +138,7 @@ class LoraWeightSets(StandIn):
         """Make or overwrite a version from tensors whose names and shapes match exactly."""
         self._refuse_change(name)
         check_state(name, state, self.trainable())
-        if self._adapters.get(name) is None:
+        if self._versions.get(name) is None:
             self._add(name)
         with torch.no_grad():
             for key, parameter in self._parameters(name).items():
@@ -163,12 +149,11 @@ class LoraWeightSets(StandIn):
         return fingerprint_state(self.state(name))
 
     def _adapter(self, name: str) -> str | None:
-        if name not in self._adapters:
-            raise unknown_version(name, self.names())
-        return self._adapters[name]
+        self._check_known(name)
+        return self._versions[name]
 
     def _refuse_change(self, name: str) -> None:
-        refuse_base(name)
+        super()._refuse_change(name)
         if name in self._merged:
             raise PolicyError(
                 f"weights {name!r}: runs merged, and would go on with the values it had; change it after "
@@ -176,12 +161,12 @@ class LoraWeightSets(StandIn):
             )
 
     def _add(self, name: str) -> None:
+        # Without the prefix a name could clash with a method of ModuleDict.
         adapter = f"version_{name.replace('.', '_')}"
         # peft initialises from the global generator; the values are overwritten, its state must not move.
         with torch.random.fork_rng(), warnings.catch_warnings():
-            warnings.filterwarnings(
-                "ignore", message="Already found a `peft_config` attribute"
-            )  # as intended
+            # As intended.
+            warnings.filterwarnings("ignore", message="Already found a `peft_config` attribute")
             try:
                 inject_adapter_in_model(self.peft_config(self.alpha), self.network, adapter)
             except ValueError as error:
@@ -192,17 +177,16 @@ class LoraWeightSets(StandIn):
             path: layer for path, layer in self.network.named_modules() if isinstance(layer, LoraLayer)
         }
         for layer in self._layers.values():
-            # Half-precision factors would lose their updates; peft casts the layer's input to the factors'
-            # type.
+            # Half-precision factors would lose their updates; peft casts the layer's input to their type.
             layer.lora_A[adapter].float()
             layer.lora_B[adapter].float()
-        self._adapters[name] = adapter
+        self._versions[name] = adapter
         self.network.eval()
         self._freeze()
         self._activate(self._active)
 
     def _remove(self, name: str) -> None:
-        adapter = self._adapters.pop(name, None)
+        adapter = self._versions.pop(name, None)
         if adapter is not None:
             for layer in self._layers.values():
                 layer.delete_adapter(adapter)
@@ -215,13 +199,13 @@ class LoraWeightSets(StandIn):
         reaches it."""
         for layer in self._layers.values():
             layer.set_adapter([], inference_mode=True)
-        if CURRENT in self._adapters:
+        if CURRENT in self._versions:
             for parameter in self._parameters(CURRENT).values():
                 parameter.requires_grad_(True)
 
     def _activate(self, running: _Running) -> None:
         self._put_back()
-        adapter = None if running.folded is not None else self._adapters[running.name]
+        adapter = None if running.folded is not None else self._versions[running.name]
         active = [] if adapter is None else [adapter]
         for layer in self._layers.values():
             # What `set_adapter` ends with. All of it walks through every factor of every version, and
@@ -234,14 +218,13 @@ class LoraWeightSets(StandIn):
     def _fold(self, adapter: str) -> dict[str, Tensor]:
         """The weight of every adapted module with an adapter's update in it."""
         self._put_back()
-        folded = {}
-        with torch.no_grad(), torch.autocast(self._device.type, enabled=False):
+        folded, device = {}, next(self.network.parameters()).device
+        with torch.no_grad(), torch.autocast(device.type, enabled=False):
             for path, layer in self._layers.items():
                 _refuse_unfoldable(path, layer.get_base_layer())
                 weight = layer.get_base_layer().weight
                 factors = layer.lora_B[adapter].weight, layer.lora_A[adapter].weight
-                # A convolution's update is the product of its factors as matrices too: B has kernels of size
-                # 1.
+                # A convolution's update is the product of matrices too: B has kernels of size 1.
                 update = (factors[0].flatten(1) @ factors[1].flatten(1)).reshape(weight.shape)
                 whole = at_least_float32(weight) + layer.scaling[adapter] * update
                 folded[path] = torch.empty_like(weight).copy_(whole)
@@ -259,17 +242,13 @@ class LoraWeightSets(StandIn):
             weight.data = original
         self._originals = []
 
-    @property
-    def _device(self) -> torch.device:
-        return next(self.network.parameters()).device
-
     def _parameters(self, name: str) -> dict[str, nn.Parameter]:
-        adapter = self._adapters[name]
-        found: dict[str, nn.Parameter] = {}
-        for path, layer in self._layers.items():
-            found[f"{path}.lora_A.weight"] = layer.lora_A[adapter].weight
-            found[f"{path}.lora_B.weight"] = layer.lora_B[adapter].weight
-        return found
+        adapter = self._versions[name]
+        return {
+            f"{path}.{factor}.weight": getattr(layer, factor)[adapter].weight
+            for path, layer in self._layers.items()
+            for factor in ("lora_A", "lora_B")
+        }
 
     def _initial_state(self) -> dict[str, Tensor]:
         state: dict[str, Tensor] = {}
@@ -281,7 +260,7 @@ class LoraWeightSets(StandIn):
             state[key] = value
         return state
 
-    def prepare_networks(self, prepare: Callable[[nn.Module], object]) -> None:
+    def prepare_networks(self, prepare: Callable[[ModelMixin], object]) -> None:
         """Apply a change of layout or execution to the network, which all versions share."""
         prepare(self.network)
 
@@ -302,15 +281,9 @@ def _refuse_unfoldable(path: str, module: nn.Module) -> None:
 
 
 def check_targets(network: nn.Module, targets: tuple[str, ...]) -> None:
-    """Refuse LoRA targets that match no module, naming what exists.
-
-    Raises:
-        PolicyError: none of the endings is found.
-    """
-    names = [name for name, _ in network.named_modules() if name]
-    bound = {
-        target: any(name == target or name.endswith(f".{target}") for name in names) for target in targets
-    }
+    """Raise PolicyError if no LoRA target matches a module, naming what exists."""
+    names = [f".{name}" for name, _ in network.named_modules() if name]
+    bound = {target: any(name.endswith(f".{target}") for name in names) for target in targets}
     if not any(bound.values()):
         endings = {
             ending
@@ -318,12 +291,8 @@ def check_targets(network: nn.Module, targets: tuple[str, ...]) -> None:
             if isinstance(module, (nn.Linear, nn.Conv2d))
             for ending in (name.rsplit(".", 1)[-1], ".".join(name.split(".")[-2:]))
         }
-        near = [
-            match
-            for target in targets
-            for match in difflib.get_close_matches(target, endings, n=3, cutoff=0.4)
-        ]
-        shown = list(dict.fromkeys(near)) or sorted(endings)[:8]
+        near = (difflib.get_close_matches(target, endings, n=3, cutoff=0.4) for target in targets)
+        shown = list(dict.fromkeys(itertools.chain(*near))) or sorted(endings)[:8]
         raise PolicyError(
             f"tuning.lora.target_modules={list(targets)}: no module of {type(network).__name__} has such a "
             f"name; nearest existing names: {', '.join(shown)}"

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import torch
-from diffusers import AutoencoderKL
-from torch import Tensor, nn
+from diffusers import ModelMixin
+from torch import Tensor
 
 from diffexpo.config.schema import ModelConfig
 from diffexpo.errors import PolicyError
@@ -14,13 +14,13 @@ from diffexpo.errors import PolicyError
 DECODE_BATCH = 16
 
 
-def vae_factor(vae: nn.Module) -> int:
+def vae_factor(vae: ModelMixin) -> int:
     """Pixels per latent in each direction; 8 for Stable Diffusion."""
     widths = vae.config.get("block_out_channels") or vae.config["encoder_block_out_channels"]
     return 2 ** (len(widths) - 1)
 
 
-def use_slices_and_tiles(vae: nn.Module, model: ModelConfig) -> None:
+def use_slices_and_tiles(vae: ModelMixin, model: ModelConfig) -> None:
     """Decode one image at a time, or each in tiles, as `model.vae_slicing` and `model.vae_tiling` say."""
     if model.vae_slicing:
         vae.enable_slicing()
@@ -28,19 +28,11 @@ def use_slices_and_tiles(vae: nn.Module, model: ModelConfig) -> None:
         vae.enable_tiling()
 
 
-def decode_with(vae: nn.Module, latents: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+def decode_with(vae: ModelMixin, latents: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
     """Scaled latents (B,C,h,w) to float32 images (B,3,H,W) clamped to [0, 1].
 
-    Args:
-        vae: The autoencoder.
-        latents: What was drawn.
-        dtype: Type of the denoiser that drew them. In half precision a value beyond its range spoils an
-            image, so the latents are checked here, once a batch; in float32 an image that is not finite is
-            excluded where it is scored.
-    Returns:
-        The images.
-    Raises:
-        PolicyError: a half-precision denoiser gave values that are not finite.
+    Latents of a half-precision denoiser (`dtype`) are checked: a value beyond its range spoils an image. In
+    float32 an image that is not finite is excluded where it is scored.
     """
     if dtype != torch.float32:
         check_finite(latents, dtype)
@@ -63,12 +55,12 @@ def check_finite(latents: Tensor, dtype: torch.dtype) -> None:
         others = "bfloat16 (its range is that of float32) or float32" if dtype == torch.float16 else "float32"
         raise PolicyError(
             f"model.dtype={name}: the denoiser gave values that are not finite in {int(spoilt.sum())} of "
-            f"{len(latents)} pictures; expected finite latents. Set model.dtype to {others}; if it persists "
+            f"{len(latents)} images; expected finite latents. Set model.dtype to {others}; if it persists "
             "there, training has diverged: lower training.learning_rate or algorithm.beta"
         )
 
 
-def encode_with(vae: AutoencoderKL, images: Tensor) -> Tensor:
+def encode_with(vae: ModelMixin, images: Tensor) -> Tensor:
     """Images (B,3,H,W) in [0,1] to scaled latents (B,C,h,w), posterior mean (no random number)."""
     shift = vae.config.shift_factor or 0.0
     with torch.no_grad():

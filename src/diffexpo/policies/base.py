@@ -17,7 +17,7 @@ from diffexpo.policies.loading import (
     read_model_folder,
     resolve_folder,
 )
-from diffexpo.policies.sizes import bucket_shapes, check_areas
+from diffexpo.policies.sizes import Shape, bucket_shapes, check_areas
 from diffexpo.policies.speed import apply_speed_settings
 
 # Parts of pipeline class names that tell another task.
@@ -44,8 +44,7 @@ def load_policy(
     """Load a base model and put trainable weights on it.
 
     Args:
-        model: Revision, variant, resolution, precision, device, memory and speed.
-        tuning: LoRA or full fine-tuning.
+        model, tuning: The settings.
         folder_or_id: A diffusers folder or hub id (aliases are resolved by the caller).
         seed: Run seed; keys the LoRA factors.
         gradient_checkpointing: Recompute activations in the backward pass.
@@ -73,19 +72,19 @@ def load_policy(
             f"{', '.join(FAMILIES)}{_other_task(folder.pipeline_class)}"
         )
     _refuse_text_settings(card, model)
-    ask = Loading.of(folder, model, tuning, seed=seed, gradient_checkpointing=gradient_checkpointing)
+    ask = Loading(card, folder, model, tuning, seed, gradient_checkpointing)
+    # Damaged files are named before anything is loaded.
+    _ = ask.files
     # Only this family's code is imported: each brings networks of its own, and importing them all takes a
     # second.
-    policy = import_module(f"diffexpo.policies.{card.name}").load(ask)
+    policy: FamilyPolicy = import_module(f"diffexpo.policies.{card.name}").load(ask)
     use_slices_and_tiles(policy.vae, model)
     apply_speed_settings(model, policy.weights, policy.device)
     policy.latent_shapes = _shapes(folder, model, policy)
     return policy
 
 
-def _shapes(
-    folder: ModelFolder, model: ModelConfig, policy: FamilyPolicy
-) -> tuple[tuple[int, int, int], ...]:
+def _shapes(folder: ModelFolder, model: ModelConfig, policy: FamilyPolicy) -> tuple[Shape, ...]:
     """Shapes of the latents of all sizes of a run's images; see `Policy` and `HasBuckets`."""
     if not model.buckets:
         return (policy.latent_shape,)

@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from diffusers import ModelMixin
 from peft import LoraConfig, inject_adapter_in_model
 from peft.tuners.lora import LoraLayer
-from torch import Tensor, nn
+from torch import Tensor
 
 from diffexpo.config.families import FAMILIES, Family
 from diffexpo.config.schema import ModelConfig, TuningConfig
@@ -22,8 +23,8 @@ from diffexpo.policies.autoencoder import vae_factor
 from diffexpo.policies.family import class_of
 from diffexpo.policies.frozen import tensors_of
 from diffexpo.policies.loading import DTYPES, ModelFolder, component_folder, read_json
-from diffexpo.policies.sizes import bucket_shapes, latent_size, patch_of
-from diffexpo.policies.t5 import SETTINGS_FILE
+from diffexpo.policies.sizes import Shape, bucket_shapes, latent_size, patch_of
+from diffexpo.policies.text import read_sequence_length
 from diffexpo.policies.weights import inert_parameters
 
 Described = Mapping[str, tuple[str, Mapping[str, object]]]
@@ -32,8 +33,7 @@ Described = Mapping[str, tuple[str, Mapping[str, object]]]
 
 @dataclass(frozen=True)
 class Component:
-    """What one network occupies: number of parameters, and bytes of parameters and buffers in their
-    precision."""
+    """What one network occupies: parameters, and bytes of parameters and buffers in their precision."""
 
     name: str
     parameters: int
@@ -48,31 +48,31 @@ class Blueprint:
     Args:
         card: Its family's.
         source: Where the settings come from, in words.
-        networks: Component name -> network.
+        networks: By component.
         dtype: Precision of denoiser and text encoders; the autoencoder is always float32.
         latent_shape: (C, h, w) of one latent, the largest where images have several sizes.
         text_tokens: Length of the text that the denoiser sees.
-        picture_sizes: (height, width) of all sizes in pixels, the first one first.
+        image_sizes: (height, width) of all sizes in pixels, the first one first.
     """
 
     card: Family
     source: str
-    networks: Mapping[str, nn.Module]
+    networks: Mapping[str, ModelMixin]
     dtype: torch.dtype
-    latent_shape: tuple[int, int, int]
+    latent_shape: Shape
     text_tokens: int
-    picture_sizes: tuple[tuple[int, int], ...] = ()
+    image_sizes: tuple[tuple[int, int], ...] = ()
 
     @property
     def denoiser_name(self) -> str:
         return self.card.denoiser[0]
 
     @property
-    def denoiser(self) -> nn.Module:
+    def denoiser(self) -> ModelMixin:
         return self.networks[self.denoiser_name]
 
     @property
-    def picture_size(self) -> tuple[int, int]:
+    def image_size(self) -> tuple[int, int]:
         """(height, width) in pixels."""
         factor = vae_factor(self.networks["vae"])
         return self.latent_shape[1] * factor, self.latent_shape[2] * factor
@@ -83,7 +83,7 @@ class Blueprint:
             Component(
                 name,
                 sum(parameter.numel() for parameter in network.parameters()),
-                network_bytes(network),
+                sum(tensor.nbytes for tensor in tensors_of(network)),
                 str(next(network.parameters()).dtype).removeprefix("torch."),
             )
             for name, network in self.networks.items()
@@ -96,15 +96,15 @@ def read_described(index: ModelFolder, card: Family) -> Described:
     for name in card.parts:
         if name in (*card.text_encoders,)[1:] and not index.has(name):
             continue
-        class_name = str((index.index.get(name) or [None, name])[1])
-        found[name] = (class_name, read_json(component_folder(index, name) / "config.json"))
+        settings = read_json(component_folder(index, name) / "config.json")
+        found[name] = (index.index[name][1], settings)
     return found
 
 
 def make_blueprint(
     card: Family, described: Described, model: ModelConfig, where: str, source: str
 ) -> Blueprint:
-    """The networks of a base model.
+    """Every network of a base model on the meta device, in its precision.
 
     Args:
         card: Of its family.
@@ -112,8 +112,6 @@ def make_blueprint(
         model: Precision, resolution and text encoders.
         where: The model, for messages; a folder may say how many tokens of text it was trained with.
         source: Where the settings come from, in words.
-    Returns:
-        Every network on the meta device, in its precision.
     Raises:
         PolicyError: a configuration that its class refuses.
         ConfigError: a size that the model cannot draw.
@@ -124,29 +122,32 @@ def make_blueprint(
         for name in card.parts
         if name in described and name not in dropped
     }
-    denoiser, vae = networks[card.denoiser[0]], networks["vae"]
+    denoiser, vae, folder = networks[card.denoiser[0]], networks["vae"], Path(where).expanduser()
     factor = vae_factor(vae)
     # Where no file names a size the pipeline's default is 1024 pixels (FLUX).
     sample = denoiser.config.get("sample_size") or 1024 // factor
     size = latent_size(sample, vae, where, model.resolution, patch_of(card, denoiser))
     shape = (vae.config.latent_channels, *size)
     shapes = bucket_shapes(card, denoiser, shape, factor, model, where)
+    text_tokens = card.text_tokens and read_sequence_length(folder, model, card.text_tokens)
+    if card.has_clip_states:
+        text_tokens += networks["text_encoder"].config.max_position_embeddings
     dtype = DTYPES[model.dtype]
     for name, network in networks.items():
         network.to(torch.float32 if name == "vae" else dtype).eval().requires_grad_(False)
     return Blueprint(
-        card,
-        source,
-        networks,
-        dtype,
-        max(shapes, key=math.prod),
-        _text_tokens(card, networks, model, Path(where).expanduser()),
-        tuple((height * factor, width * factor) for _, height, width in shapes),
+        card=card,
+        source=source,
+        networks=networks,
+        dtype=dtype,
+        latent_shape=max(shapes, key=math.prod),
+        text_tokens=text_tokens,
+        image_sizes=tuple((height * factor, width * factor) for _, height, width in shapes),
     )
 
 
 def denoiser_inputs(blueprint: Blueprint, rows: int) -> dict[str, Any]:
-    """Arguments of the denoiser's forward for so many rows: shapes without values."""
+    """Arguments of the denoiser's forward for a number of rows: shapes without values."""
 
     def empty(*shape: int, dtype: torch.dtype = blueprint.dtype) -> Tensor:
         return torch.empty(rows, *shape, device="meta", dtype=dtype)
@@ -158,18 +159,10 @@ def denoiser_inputs(blueprint: Blueprint, rows: int) -> dict[str, Any]:
     return {**inputs, "timestep": empty(dtype=torch.float32)}
 
 
-def network_bytes(network: nn.Module) -> int:
-    """Bytes of parameters and buffers."""
-    return sum(tensor.numel() * tensor.element_size() for tensor in tensors_of(network))
-
-
 def make_trainable(blueprint: Blueprint, tuning: TuningConfig) -> int:
-    """Ask for gradients as a run would: of float32 LoRA factors on the frozen denoiser, or of the denoiser
-    itself.
+    """Ask for gradients as a run would, in place: of float32 LoRA factors on the frozen denoiser, or of the
+    denoiser itself.
 
-    Args:
-        blueprint: Changed in place.
-        tuning: LoRA or full fine-tuning.
     Returns:
         Number of trained elements; 6,377,472 for rank 32 on SD 1.5.
     Raises:
@@ -196,15 +189,11 @@ def make_trainable(blueprint: Blueprint, tuning: TuningConfig) -> int:
 
 def merged_bytes(blueprint: Blueprint) -> int:
     """Bytes of the weights that adapters are folded into, after `make_trainable`; 0 without adapters."""
-    weights = [
-        layer.get_base_layer().weight
-        for layer in blueprint.denoiser.modules()
-        if isinstance(layer, LoraLayer)
-    ]
-    return sum(weight.numel() * weight.element_size() for weight in weights)
+    layers = (layer for layer in blueprint.denoiser.modules() if isinstance(layer, LoraLayer))
+    return sum(layer.get_base_layer().weight.nbytes for layer in layers)
 
 
-def build_network(name: str, class_name: str, settings: Mapping[str, object]) -> nn.Module:
+def build_network(name: str, class_name: str, settings: Mapping[str, object]) -> ModelMixin:
     """A network on the meta device, as its configuration describes it."""
     known = sorted({found for card in FAMILIES.values() for found in card.parts.values()})
     if class_name not in known:
@@ -217,15 +206,3 @@ def build_network(name: str, class_name: str, settings: Mapping[str, object]) ->
             return network_class(network_class.config_class.from_dict(dict(settings)))
     except (TypeError, ValueError, KeyError) as error:
         raise PolicyError(f"{name}: {class_name} refuses its config.json ({error})") from error
-
-
-def _text_tokens(card: Family, networks: Mapping[str, nn.Module], model: ModelConfig, folder: Path) -> int:
-    """Tokens of text that the denoiser sees."""
-    length = 0
-    if card.text_tokens:
-        settings, chosen = folder / SETTINGS_FILE, model.max_sequence_length
-        if chosen is None and settings.is_file():
-            chosen = read_json(settings).get("max_sequence_length")
-        length = card.text_tokens if chosen is None else int(chosen)
-    clip = networks["text_encoder"].config.max_position_embeddings if card.has_clip_states else 0
-    return clip + length

@@ -7,23 +7,15 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
+from diffusers import ModelMixin
 from torch import Tensor, nn
 
 from diffexpo.errors import PolicyError
 from diffexpo.policies.frozen import lower_precision, moved_to
-from diffexpo.policies.states import (
-    BASE,
-    CURRENT,
-    REFERENCE,
-    StandIn,
-    check_state,
-    fingerprint_state,
-    refuse_base,
-    unknown_version,
-)
+from diffexpo.policies.states import BASE, CURRENT, REFERENCE, Versions, check_state, fingerprint_state
 
 
-class CopyWeightSets(StandIn):
+class CopyWeightSets(Versions):
     """Versions as whole copies of the network, for full fine-tuning.
 
     "base" is a frozen copy made at once (everything else may change "current"). Frozen versions never change
@@ -36,8 +28,7 @@ class CopyWeightSets(StandIn):
 
     Args:
         network: The denoiser; every parameter becomes trainable except the inert ones.
-        inert: Name prefixes of parameters that the family's forward pass computes and discards: no gradient
-            can reach them.
+        inert: Name prefixes of parameters that no gradient can reach.
         reference_dtype: Of the tensors of "reference" that autocast casts. In half precision that version
             runs under autocast of the same type only, where it predicts the same bits as in float32; it
             cannot be copied from.
@@ -62,7 +53,7 @@ class CopyWeightSets(StandIn):
         self._parks_copies = parks_copies
         self._device = next(network.parameters()).device
         self._lowered: nn.Module | None = None
-        self._preparations: list[Callable[[nn.Module], object]] = []
+        self._preparations: list[Callable[[ModelMixin], object]] = []
         for parameter in self._parameters(network).values():
             parameter.requires_grad_(True)
         self.base_module = base
@@ -71,12 +62,9 @@ class CopyWeightSets(StandIn):
         self._settle(base)
 
     @property
-    def network(self) -> nn.Module:
+    def network(self) -> ModelMixin:
         """The module that runs now."""
         return self._versions[self._active]
-
-    def names(self) -> list[str]:
-        return sorted(self._versions)
 
     @contextmanager
     def use(self, name: str, *, merged: bool = False) -> Iterator[None]:
@@ -102,7 +90,7 @@ class CopyWeightSets(StandIn):
     def copy(self, source: str, target: str) -> None:
         """Make or overwrite `target` with the values of `source`, exactly."""
         module = self._module(source)
-        refuse_base(target)
+        self._refuse_change(target)
         if source == target:
             return
         if module is self._lowered:
@@ -117,10 +105,7 @@ class CopyWeightSets(StandIn):
 
     def drop(self, name: str) -> None:
         """Forget a version; "reference" falls back to the base."""
-        self._module(name)
-        refuse_base(name)
-        if name in (CURRENT, self._active):
-            raise PolicyError(f"weights {name!r}: in use, cannot be dropped")
+        self._refuse_drop(name, self._active)
         del self._versions[name]
         if name == REFERENCE:
             self._versions[REFERENCE] = self.base_module
@@ -139,16 +124,15 @@ class CopyWeightSets(StandIn):
 
     def load(self, name: str, state: Mapping[str, Tensor]) -> None:
         """Make or overwrite a version from tensors whose names and shapes match exactly."""
-        refuse_base(name)
+        self._refuse_change(name)
         check_state(name, state, self.trainable())
         module = self._versions.get(name)
         shared = sum(other is module for other in self._versions.values()) > 1
         if module is None or shared:
             # From the pristine base, not from "current": a training library may have wrapped the latter's
             # forward.
-            module = self._versions[name] = self._made_from(
-                self.base_module, is_lowered=self._is_lowered(name)
-            )
+            module = self._made_from(self.base_module, is_lowered=self._is_lowered(name))
+            self._versions[name] = module
         self._refuse_moved(name, module)
         with torch.no_grad():
             for key, parameter in self._parameters(module).items():
@@ -158,7 +142,7 @@ class CopyWeightSets(StandIn):
         """sha256 of a version's parameters."""
         return fingerprint_state(self.state(name))
 
-    def prepare_networks(self, prepare: Callable[[nn.Module], object]) -> None:
+    def prepare_networks(self, prepare: Callable[[ModelMixin], object]) -> None:
         """Apply a change of layout or execution to every version, those made later included."""
         for module in {id(module): module for module in self._versions.values()}.values():
             prepare(module)
@@ -168,8 +152,7 @@ class CopyWeightSets(StandIn):
         return {name: value for name, value in module.named_parameters() if not name.startswith(self._inert)}
 
     def _module(self, name: str) -> nn.Module:
-        if name not in self._versions:
-            raise unknown_version(name, self.names())
+        self._check_known(name)
         module = self._versions[name]
         if self._is_lowered(name) and module is not self._lowered:
             # What was copied here is shared with a version in float32 until the reference is asked for.

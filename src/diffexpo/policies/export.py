@@ -11,9 +11,7 @@ agree), with the adapter's configuration and the usual `modelspec.*` and `ss_*` 
     adapter_model.safetensors, adapter_config.json
                                        families whose pipeline loads no LoRA (PixArt): for `peft.PeftModel`
 
-A policy that is exported has `folder` (whose `model_index.json` names pipeline and components), `weights`,
-`vae`, `path`, `latent_shape`, `fingerprint`, `dtype` and `device`. What its pipeline's call needs beyond
-prompt, size, steps, guidance and generator stands on the family's card.
+What a pipeline's call needs beyond prompt, size, steps, guidance and generator stands on the family's card.
 """
 
 from __future__ import annotations
@@ -30,17 +28,17 @@ from typing import Any
 
 import diffusers
 import torch
-from diffusers import DiffusionPipeline
+from diffusers import DiffusionPipeline, ModelMixin
 from peft import PeftModel
 from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from diffexpo.errors import PolicyError
 from diffexpo.phases import phase
 from diffexpo.policies.autoencoder import vae_factor
 from diffexpo.policies.family import FamilyPolicy
 from diffexpo.policies.loading import LOAD_ERRORS
-from diffexpo.policies.t5 import SETTINGS_FILE
+from diffexpo.policies.text import SETTINGS_FILE
 from diffexpo.policies.weights import LoraWeightSets, fingerprint_state
 
 LORA_FILE = "pytorch_lora_weights.safetensors"
@@ -52,60 +50,34 @@ PEFT_FILE, PEFT_CONFIG = "adapter_model.safetensors", "adapter_config.json"
 TOLERANCE = 1e-5
 PROBE_PROMPT = "a photo"
 STEPS, GUIDANCE = 2, 3.0
-Pipeline = DiffusionPipeline
+Exported = tuple[list[Path], dict[str, object], Mapping[str, Tensor]]
+"""Files, differences and the tensors that were written."""
 _log = logging.getLogger("diffexpo")
 
 
 @phase("exporting")
 def export_policy(policy: FamilyPolicy, version: str, folder: Path) -> dict[str, object]:
-    """Export a version as its tuning kind says: LoRA files or a whole pipeline folder. See `export_lora`,
-    `export_full`."""
-    if policy.weights.kind == "lora":
-        return export_lora(policy, version, folder)
-    return export_full(policy, version, folder)
-
-
-def export_lora(policy: FamilyPolicy, version: str, folder: Path) -> dict[str, object]:
-    """Write the LoRA files of the family and compare a fresh plain-diffusers pipeline that loads each.
+    """Export a version as its tuning kind says: LoRA files or a whole pipeline folder.
 
     Args:
-        policy: A policy with LoRA weights.
-        version: Which version.
+        policy: The policy.
+        version: Which version of its weights.
         folder: Where to; made if absent.
     Returns:
-        kind, version, `file` and `files`, sha256 of the tensors, base fingerprint, and the largest relative
-        differences `forward_difference` and `image_difference` over all files (0 when alpha / rank is a power
-        of two).
+        kind, version, `file` (of a whole pipeline the folder) and `files`, sha256 of the tensors, base
+        fingerprint, and the largest relative differences `forward_difference` and `image_difference` between
+        the policy and a fresh plain-diffusers pipeline (0 when alpha / rank is a power of two).
     Raises:
-        PolicyError: not a LoRA policy, or the reloaded model differs; then no file stays.
+        PolicyError: the reloaded model differs, and then no LoRA file stays; the base model's own folder.
     """
     weights = policy.weights
-    if not isinstance(weights, LoraWeightSets):
-        raise PolicyError(
-            "export_lora: the policy has no adapters (tuning.kind=full); expected tuning.kind=lora"
-        )
-    scale = weights.alpha / weights.rank
-    tensors = {
-        name: (tensor * scale if ".lora_B." in name else tensor).contiguous()
-        for name, tensor in weights.state(version).items()
-    }
-    header = _header(policy, version, tensors)
-    folder.mkdir(parents=True, exist_ok=True)
-    has_loader = hasattr(_pipeline_class(policy), "load_lora_weights")
-    write = _write_lora if has_loader else _write_peft
-    files = [write(policy, tensors, header, folder)]
-    fresh = _pipeline_from(policy, policy.folder.path)
-    attach_lora(fresh, folder)
-    try:
-        report = _compare(policy, version, fresh, files[0])
-    except PolicyError:
-        files[0].unlink()
-        raise
-    if policy.card.has_kohya_file:
-        kohya = _export_kohya(policy, version, tensors, header, fresh, folder)
-        files += [kohya] if kohya is not None else []
+    if isinstance(weights, LoraWeightSets):
+        kind, export = "lora", _export_lora(policy, weights, version, folder)
+    else:
+        kind, export = "full", _export_full(policy, version, folder)
+    files, report, tensors = export
     return {
-        "kind": "lora",
+        "kind": kind,
         "version": version,
         "file": str(files[0]),
         "files": [str(file) for file in files],
@@ -114,20 +86,32 @@ def export_lora(policy: FamilyPolicy, version: str, folder: Path) -> dict[str, o
     }
 
 
-def export_full(policy: FamilyPolicy, version: str, folder: Path) -> dict[str, object]:
-    """Write the whole pipeline with a version's denoiser, reload it in plain diffusers and compare.
+def _export_lora(policy: FamilyPolicy, weights: LoraWeightSets, version: str, folder: Path) -> Exported:
+    """Write the LoRA files of the family and compare a fresh plain-diffusers pipeline that loads each."""
+    scale = weights.alpha / weights.rank
+    tensors = {
+        name: (tensor * scale if ".lora_B." in name else tensor).contiguous()
+        for name, tensor in weights.state(version).items()
+    }
+    header = _header(policy, weights, version, tensors)
+    folder.mkdir(parents=True, exist_ok=True)
+    has_loader = hasattr(_pipeline_class(policy), "load_lora_weights")
+    file = (_write_lora if has_loader else _write_peft)(policy, weights, tensors, header, folder)
+    fresh = _pipeline_from(policy, policy.folder.path)
+    attach_lora(fresh, folder)
+    try:
+        report = _compare(policy, version, fresh, file)
+    except PolicyError:
+        file.unlink()
+        raise
+    kohya = (
+        _export_kohya(policy, version, tensors, header, fresh, folder) if policy.card.has_kohya_file else []
+    )
+    return [file, *kohya], report, tensors
 
-    Args:
-        policy: A policy with full fine-tuning.
-        version: Which version.
-        folder: Where to; made if absent.
-    Returns:
-        As `export_lora`; `file` is the folder.
-    Raises:
-        PolicyError: a LoRA policy, or the reloaded model differs.
-    """
-    if policy.weights.kind != "full":
-        raise PolicyError("export_full: the policy trains adapters (tuning.kind=lora); use export_lora")
+
+def _export_full(policy: FamilyPolicy, version: str, folder: Path) -> Exported:
+    """Write the whole pipeline with a version's denoiser, reload it in plain diffusers and compare."""
     if folder.resolve() == policy.folder.path.resolve():
         raise PolicyError(f"{folder}: is the base model's own folder; export to another one")
     pipeline = _pipeline_from(policy, policy.folder.path)
@@ -138,17 +122,10 @@ def export_full(policy: FamilyPolicy, version: str, folder: Path) -> dict[str, o
     if settings.is_file():
         shutil.copy(settings, folder / SETTINGS_FILE)
     report = _compare(policy, version, _pipeline_from(policy, folder), folder, pipeline)
-    return {
-        "kind": "full",
-        "version": version,
-        "file": str(folder),
-        "files": [str(folder)],
-        **report,
-        "sha256": fingerprint_state(policy.weights.state(version)),
-    }
+    return [folder], report, policy.weights.state(version)
 
 
-def attach_lora(pipeline: Pipeline, folder: Path) -> None:
+def attach_lora(pipeline: DiffusionPipeline, folder: Path) -> None:
     """Load an exported LoRA into a plain pipeline: by the pipeline's own loader, or by peft where it has
     none."""
     if (folder / PEFT_FILE).is_file() and not (folder / LORA_FILE).is_file():
@@ -162,8 +139,7 @@ def call_arguments(policy: FamilyPolicy) -> dict[str, object]:
     """What the pipeline's call needs besides prompt, size, steps, guidance and generator."""
     card = policy.card
     length = {"max_sequence_length": policy.sequence_length} if card.text_tokens else {}
-    size = dict(zip(("height", "width"), _image_size(policy), strict=True)) if card.call_needs_size else {}
-    return {**length, **card.call, **size}
+    return {**length, **card.call, **(_image_size(policy) if card.call_needs_size else {})}
 
 
 def kohya_tensors(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -171,11 +147,6 @@ def kohya_tensors(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
     `down_blocks.0.to_q.lora_A.weight` -> `lora_unet_down_blocks_0_to_q.lora_down.weight`, and one `.alpha` a
     module, equal to the rank because the scale is in the factors.
-
-    Args:
-        tensors: Factors by their name in the UNet, scale folded in.
-    Returns:
-        Three tensors a module.
     """
     renamed: dict[str, Tensor] = {}
     for name, tensor in tensors.items():
@@ -193,32 +164,42 @@ def kohya_tensors(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _write_lora(
-    policy: FamilyPolicy, tensors: Mapping[str, Tensor], header: Mapping[str, str], folder: Path
+    policy: FamilyPolicy,
+    weights: LoraWeightSets,
+    tensors: Mapping[str, Tensor],
+    header: Mapping[str, str],
+    folder: Path,
 ) -> Path:
     """By the pipeline class's own `save_lora_weights`, which prefixes the names."""
     component = policy.card.denoiser[0]
-    adapter = policy.weights.peft_config(policy.weights.rank).to_dict()
-
-    def write(layers: Mapping[str, Tensor], file: str) -> None:
-        described = {f"{component}.{key}": _plain(value) for key, value in adapter.items()}
-        metadata = {**header, "lora_adapter_metadata": json.dumps(described, sort_keys=True)}
-        save_file(dict(layers), file, metadata=metadata)
-
-    layers = {f"{component}_lora_layers": dict(tensors)}
-    _pipeline_class(policy).save_lora_weights(str(folder), save_function=write, **layers)
+    described = {f"{component}.{key}": value for key, value in _adapter(weights).items()}
+    metadata = {**header, "lora_adapter_metadata": json.dumps(described, sort_keys=True)}
+    _pipeline_class(policy).save_lora_weights(
+        str(folder),
+        save_function=lambda layers, file: save_file(dict(layers), file, metadata=metadata),
+        **{f"{component}_lora_layers": dict(tensors)},
+    )
     return folder / LORA_FILE
 
 
 def _write_peft(
-    policy: FamilyPolicy, tensors: Mapping[str, Tensor], header: Mapping[str, str], folder: Path
+    policy: FamilyPolicy,
+    weights: LoraWeightSets,
+    tensors: Mapping[str, Tensor],
+    header: Mapping[str, str],
+    folder: Path,
 ) -> Path:
     """In peft's own layout."""
-    adapter = policy.weights.peft_config(policy.weights.rank).to_dict()
-    described = {key: _plain(value) for key, value in adapter.items()} | {"inference_mode": True}
+    described = _adapter(weights) | {"inference_mode": True}
     (folder / PEFT_CONFIG).write_text(json.dumps(described, indent=2, sort_keys=True), encoding="utf-8")
     named = {f"base_model.model.{name}": tensor for name, tensor in tensors.items()}
     save_file(named, folder / PEFT_FILE, metadata=dict(header))
     return folder / PEFT_FILE
+
+
+def _adapter(weights: LoraWeightSets) -> dict[str, object]:
+    """peft's settings, the scale being in the tensors already."""
+    return {key: _plain(value) for key, value in weights.peft_config(weights.rank).to_dict().items()}
 
 
 def _export_kohya(
@@ -226,61 +207,54 @@ def _export_kohya(
     version: str,
     tensors: Mapping[str, Tensor],
     header: Mapping[str, str],
-    fresh: Pipeline,
+    fresh: DiffusionPipeline,
     folder: Path,
-) -> Path | None:
+) -> list[Path]:
     """The file for ComfyUI, if diffusers reads it as the same model; else no file and a warning."""
     file = folder / KOHYA_FILE
-    module = {"ss_network_module": "networks.lora"}
-    save_file(kohya_tensors(tensors), file, metadata={**header, **module})
+    save_file(kohya_tensors(tensors), file, metadata={**header, "ss_network_module": "networks.lora"})
     try:
         fresh.unload_lora_weights()
         fresh.load_lora_weights(str(folder), weight_name=KOHYA_FILE)
         _compare(policy, version, fresh, file)
     except (*LOAD_ERRORS, PolicyError) as error:
         file.unlink()
-        _log.warning(
-            "%s is not written: diffusers does not read it as the same model (%s); take %s",
-            file,
-            error,
-            LORA_FILE,
-        )
-        return None
-    return file
+        why = "diffusers does not read it as the same model"
+        _log.warning("%s is not written: %s (%s); take %s", file, why, error, LORA_FILE)
+        return []
+    return [file]
 
 
-def _header(policy: FamilyPolicy, version: str, tensors: Mapping[str, Tensor]) -> dict[str, str]:
-    height, width = _image_size(policy)
-    architecture, base_version = _architecture(policy)
+def _header(
+    policy: FamilyPolicy, weights: LoraWeightSets, version: str, tensors: Mapping[str, Tensor]
+) -> dict[str, str]:
+    size, card = _image_size(policy), policy.card
+    text_width = weights.network.config.get("cross_attention_dim")
+    architecture, base_version = card.export_names_by_text_width.get(text_width, card.export_names)
     return {
         "format": "pt",
         "modelspec.sai_model_spec": "1.0.1",
         "modelspec.architecture": f"{architecture}/lora",
         "modelspec.implementation": "diffusers",
         "modelspec.title": f"{policy.folder.path.name} {version}",
-        "modelspec.resolution": f"{width}x{height}",
+        "modelspec.resolution": f"{size['width']}x{size['height']}",
         "modelspec.date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d"),
         "modelspec.description": "Preference-aligned LoRA made by diffexpo",
         "modelspec.prediction_type": policy.path.prediction_type,
         "modelspec.hash_sha256": fingerprint_state(tensors),
         "ss_base_model_version": base_version,
         "ss_network_module": "peft.lora",
-        "ss_network_dim": str(policy.weights.rank),
+        "ss_network_dim": str(weights.rank),
         # The scale is inside the tensors already.
-        "ss_network_alpha": str(policy.weights.rank),
+        "ss_network_alpha": str(weights.rank),
         "ss_training_comment": f"base weights sha256 {policy.fingerprint}",
     }
 
 
-def _architecture(policy: FamilyPolicy) -> tuple[str, str]:
-    card = policy.card
-    width = policy.weights.network.config.get("cross_attention_dim")
-    return card.export_names_by_text_width.get(width, card.export_names)
-
-
-def _image_size(policy: FamilyPolicy) -> tuple[int, int]:
+def _image_size(policy: FamilyPolicy) -> dict[str, int]:
+    """Height and width in pixels, as a pipeline's call takes them."""
     factor = vae_factor(policy.vae)
-    return policy.latent_shape[1] * factor, policy.latent_shape[2] * factor
+    return {"height": policy.latent_shape[1] * factor, "width": policy.latent_shape[2] * factor}
 
 
 def _plain(value: object) -> object:
@@ -304,11 +278,11 @@ def left_out(policy: FamilyPolicy) -> tuple[str, ...]:
     return tuple(dict.fromkeys([*absent, *policy.left_out, *checkers]))
 
 
-def _pipeline_class(policy: FamilyPolicy) -> type[Pipeline]:
+def _pipeline_class(policy: FamilyPolicy) -> type[DiffusionPipeline]:
     return getattr(diffusers, policy.folder.pipeline_class)
 
 
-def _pipeline_from(policy: FamilyPolicy, folder: Path) -> Pipeline:
+def _pipeline_from(policy: FamilyPolicy, folder: Path) -> DiffusionPipeline:
     """A fresh plain-diffusers pipeline of the folder, as any user would load it."""
     settings: dict[str, Any] = dict.fromkeys(left_out(policy))
     # The denoiser's precision for all, except components that the family holds in another.
@@ -332,10 +306,14 @@ def _pipeline_from(policy: FamilyPolicy, folder: Path) -> Pipeline:
 
 
 def _compare(
-    policy: FamilyPolicy, version: str, fresh: Pipeline, where: Path, ours: Pipeline | None = None
+    policy: FamilyPolicy,
+    version: str,
+    fresh: DiffusionPipeline,
+    where: Path,
+    ours: DiffusionPipeline | None = None,
 ) -> dict[str, object]:
-    """The first network call and the image of two steps: ours with the version against the reloaded
-    pipeline.
+    """Compare the first network call and the image of two steps of `ours`, with the version, and of the
+    reloaded pipeline.
 
     `ours` has the base model's other components; None: those of `fresh`, which an adapter leaves as they are
     on disk.
@@ -345,7 +323,7 @@ def _compare(
     """
     name = policy.card.denoiser[0]
     if ours is None:
-        ours = type(fresh)(**_components(fresh, name))
+        ours = type(fresh)(**_components(fresh))
     ours.set_progress_bar_config(disable=True)
     with torch.no_grad(), policy.weights.use(version):
         setattr(ours, name, policy.weights.network)
@@ -373,14 +351,11 @@ def _compare(
     }
 
 
-def _components(pipeline: Pipeline, denoiser: str) -> dict[str, Any]:
-    """What the pipeline's class is made of, the denoiser left for later."""
-    settings = {
-        name: value
-        for name, value in pipeline.config.items()
-        if not name.startswith("_") and isinstance(value, bool)
-    }
-    return settings | pipeline.components | {denoiser: getattr(pipeline, denoiser)}
+def _components(pipeline: DiffusionPipeline) -> dict[str, Any]:
+    """What the pipeline's class is made of."""
+    items = pipeline.config.items()
+    settings = {name: value for name, value in items if isinstance(value, bool) and not name.startswith("_")}
+    return settings | pipeline.components
 
 
 def _is_exact_scale(policy: FamilyPolicy) -> bool:
@@ -388,7 +363,7 @@ def _is_exact_scale(policy: FamilyPolicy) -> bool:
     return not isinstance(weights, LoraWeightSets) or math.frexp(weights.alpha / weights.rank)[0] == 0.5
 
 
-def _refuse_other_weights(policy: FamilyPolicy, version: str, network: nn.Module, where: Path) -> None:
+def _refuse_other_weights(policy: FamilyPolicy, version: str, network: ModelMixin, where: Path) -> None:
     """Raise PolicyError unless the reloaded network holds the version's tensors bit for bit."""
     saved = network.state_dict()
     for name, value in policy.weights.state(version).items():
@@ -396,14 +371,13 @@ def _refuse_other_weights(policy: FamilyPolicy, version: str, network: nn.Module
             raise PolicyError(f"{where}: {name} differs after reloading; do not use the file, check the disk")
 
 
-def _draw(pipeline: Pipeline, policy: FamilyPolicy) -> tuple[Tensor, Tensor]:
+def _draw(pipeline: DiffusionPipeline, policy: FamilyPolicy) -> tuple[Tensor, Tensor]:
     """The denoiser's first output, and a two-step image (3, H, W) in [0, 1], with guidance, from noise of a
     fixed seed."""
     outputs: list[Tensor] = []
     hook = getattr(pipeline, policy.card.denoiser[0]).register_forward_hook(
         lambda module, inputs, output: outputs.append(output[0].detach().float().cpu())
     )
-    height, width = _image_size(policy)
     try:
         images = pipeline(
             PROBE_PROMPT,
@@ -411,7 +385,7 @@ def _draw(pipeline: Pipeline, policy: FamilyPolicy) -> tuple[Tensor, Tensor]:
             guidance_scale=GUIDANCE,
             generator=torch.Generator("cpu").manual_seed(0),
             output_type="pt",
-            **{"height": height, "width": width, **call_arguments(policy)},
+            **{**_image_size(policy), **call_arguments(policy)},
         ).images
     finally:
         hook.remove()

@@ -5,18 +5,21 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path as FilePath
 from typing import Any, TypeVar
 
 import diffusers
 import torch
 import transformers
-from torch import Tensor, nn
+from diffusers import ModelMixin
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from diffexpo.config.families import FAMILIES, Family
 from diffexpo.config.schema import ModelConfig, TuningConfig
 from diffexpo.diffusion.path import Path as DiffusionPath
-from diffexpo.errors import PolicyError
+from diffexpo.errors import ConfigError, MissingError, PolicyError
 from diffexpo.phases import phase
 from diffexpo.policies.autoencoder import decode_with, encode_with
 from diffexpo.policies.loading import (
@@ -30,13 +33,12 @@ from diffexpo.policies.loading import (
     read_json,
     weight_files,
 )
-from diffexpo.policies.sizes import latent_size, patch_of
-from diffexpo.policies.text import move_modules
+from diffexpo.policies.sizes import Shape, latent_size, patch_of
+from diffexpo.policies.text import LONGEST, count_tokens, load_tokenizer, move_modules, read_sequence_length
 from diffexpo.policies.weights import CopyWeightSets, LoraWeightSets, make_weights
 from diffexpo.types import Conditioning
 
 AnyPolicy = TypeVar("AnyPolicy", bound="FamilyPolicy")
-Shape = tuple[int, int, int]
 Empty = Callable[..., Tensor]
 """Makes a tensor without values from a shape without the batch."""
 Inputs = dict[str, Any]
@@ -47,17 +49,21 @@ Inputs = dict[str, Any]
 class FamilyPolicy(ABC):
     """A model that can denoise, in parts. See `diffexpo.types.Policy`.
 
-    A family adds its text encoders as fields and says how it encodes one prompt and how it predicts.
+    A family says how it encodes one prompt and how its denoiser is called.
     """
 
     folder: ModelFolder
     path: DiffusionPath
     weights: LoraWeightSets | CopyWeightSets
-    vae: nn.Module
+    vae: ModelMixin
+    text_encoders: tuple[PreTrainedModel, ...]
+    tokenizers: tuple[PreTrainedTokenizerBase, ...]
     latent_shape: Shape
     fingerprint: str
     dtype: torch.dtype
     device: torch.device
+    sequence_length: int
+    latent_shapes: tuple[Shape, ...] = ()
 
     @property
     def card(self) -> Family:
@@ -68,6 +74,11 @@ class FamilyPolicy(ABC):
     def default_guidance(self) -> float | None:
         """The pipeline's own scale of classifier-free guidance, where another is worth a warning."""
         return self.card.default_guidance
+
+    @property
+    def text_encoder(self) -> PreTrainedModel:
+        """The first text encoder."""
+        return self.text_encoders[0]
 
     @property
     def max_tokens(self) -> int:
@@ -84,23 +95,27 @@ class FamilyPolicy(ABC):
         """Components that are held in another precision than the denoiser where plain diffusers draws."""
         return {}
 
+    def count_tokens(self, prompts: Sequence[str]) -> list[int]:
+        """Tokens of each prompt, marks included; above `max_tokens` it would be cut."""
+        return count_tokens(self.tokenizers, prompts)
+
     @phase("encoding prompts")
     def encode_prompts(self, prompts: Sequence[str]) -> Conditioning:
         """What the denoiser is told of each prompt.
 
-        Each distinct text runs alone, so that its bits never depend on the texts beside it.
+        Each distinct text runs alone, so that its bits never depend on the others.
         """
-        move_modules(self.text_modules(), self.device)
-        encoded = {prompt: self.encode_prompt(prompt) for prompt in dict.fromkeys(prompts)}
+        move_modules(self.text_encoders, self.device)
+        encoded = {prompt: Conditioning(self.encode_prompt(prompt)) for prompt in dict.fromkeys(prompts)}
         return Conditioning.concatenate([encoded[prompt] for prompt in prompts])
 
     def release_text_encoders(self) -> None:
         """Put the text encoders into main memory until the next text is to be encoded."""
-        move_modules(self.text_modules(), torch.device("cpu"))
+        move_modules(self.text_encoders, torch.device("cpu"))
 
-    @phase("encoding pictures")
+    @phase("encoding images")
     def encode_images(self, images: Tensor) -> Tensor:
-        """Images (B,3,H,W) in [0,1] to scaled latents (B,C,h,w), of an autoencoder with a distribution."""
+        """Images (B,3,H,W) in [0,1] to scaled latents (B,C,h,w)."""
         return encode_with(self.vae, images)
 
     @phase("decoding images")
@@ -108,49 +123,34 @@ class FamilyPolicy(ABC):
         """Scaled latents (B,C,h,w) to float32 images (B,3,H,W) in [0,1]."""
         return decode_with(self.vae, latents, self.dtype)
 
-    def on_device(self, tensor: Tensor) -> Tensor:
-        """A tensor where the denoiser runs, in its type."""
-        return tensor.to(self.device, self.dtype)
+    def predict(self, x_t: Tensor, t: Tensor, conditioning: Conditioning) -> Tensor:
+        """The network's own output for x_t (B,C,h,w) at t (B,), in x_t's type."""
+        told = conditioning.to(self.device, self.dtype).tensors
+        latents = x_t.to(self.device, self.dtype)
+        return self.denoise(latents, self.path.timestep(t).to(self.device), told).to(x_t.dtype)
 
     @abstractmethod
-    def text_modules(self) -> list[nn.Module]:
-        """The text encoders in use."""
-
-    @abstractmethod
-    def encode_prompt(self, prompt: str) -> Conditioning:
+    def encode_prompt(self, prompt: str) -> Mapping[str, Tensor]:
         """What the denoiser is told of one prompt, a batch of one; the encoders are on the device."""
 
+    @abstractmethod
+    def denoise(self, latents: Tensor, timestep: Tensor, told: Mapping[str, Tensor]) -> Tensor:
+        """The network's output (B,C,h,w), of latents and texts on the device in its type."""
 
-def class_of(name: str) -> type:
+
+def class_of(name: str) -> Any:
     """A network's class by its name in diffusers or transformers."""
     return getattr(diffusers, name, None) or getattr(transformers, name)
 
 
-def read_path(
-    folder: ModelFolder,
-    kind: str,
-    change: Callable[[Mapping[str, object]], Mapping[str, object]] = dict,
-    **settings: Any,
-) -> DiffusionPath:
-    """The noise path of the folder's scheduler.
+@dataclass(frozen=True)
+class Parts:
+    """The networks and tokenizers of a folder, frozen and in eval mode."""
 
-    Args:
-        folder: The model.
-        kind: "vp" or "flow", as the family expects.
-        change: What the family's pipeline does to the scheduler's settings when it loads; nothing by default.
-        settings: Of `DiffusionPath.from_scheduler_config`: `image_tokens` where the shift may follow from the
-            image's size, `lowest_level` of a pipeline that gives the scheduler its own list of levels.
-    Raises:
-        PolicyError: a scheduler of the other kind (a flow scheduler beside a UNet, say), or one that is not
-            reproduced here.
-    """
-    config_file = component_folder(folder, "scheduler") / "scheduler_config.json"
-    path = DiffusionPath.from_scheduler_config(change(read_json(config_file)), **settings)
-    if path.kind != kind:
-        raise PolicyError(
-            f"{config_file}: describes a {path.kind!r} path, expected {kind!r} for a {folder.pipeline_class}"
-        )
-    return path
+    tokenizers: tuple[PreTrainedTokenizerBase, ...]
+    text_encoders: tuple[PreTrainedModel, ...]
+    denoiser: ModelMixin
+    vae: ModelMixin
 
 
 @dataclass(frozen=True)
@@ -163,81 +163,146 @@ class Loading:
     tuning: TuningConfig
     seed: int
     gradient_checkpointing: bool
-    device: torch.device
-    dtype: torch.dtype
-
-    @staticmethod
-    def of(
-        folder: ModelFolder,
-        model: ModelConfig,
-        tuning: TuningConfig,
-        *,
-        seed: int,
-        gradient_checkpointing: bool,
-    ) -> Loading:
-        """With the card that the folder's pipeline class names, on the device and in the type asked for."""
-        return Loading(
-            FAMILIES[folder.pipeline_class],
-            folder,
-            model,
-            tuning,
-            seed,
-            gradient_checkpointing,
-            choose_device(model.device),
-            DTYPES[model.dtype],
-        )
 
     @property
     def where(self) -> str:
         """The model, for messages."""
         return str(self.folder.path)
 
-    def files(self, without: Sequence[str] = ()) -> list[FilePath]:
-        """The weight files of all components but some, checked to be whole."""
-        components = [name for name in self.card.parts if name not in without]
-        files = [
-            file
-            for component in components
-            for file in weight_files(component_folder(self.folder, component), self.folder.variant)
-        ]
+    @cached_property
+    def device(self) -> torch.device:
+        return choose_device(self.model.device)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return DTYPES[self.model.dtype]
+
+    @cached_property
+    def sequence_length(self) -> int:
+        """Tokens of T5, or of what stands in its place, that the denoiser sees."""
+        own = self.card.text_tokens
+        return own and read_sequence_length(self.folder.path, self.model, own)
+
+    @property
+    def without(self) -> tuple[str, ...]:
+        """Components that are left out: optional ones that are not wanted, or that the folder does not
+        have."""
+        is_there = self.card.optional and self.folder.has(self.card.optional[0])
+        return () if is_there and not self.model.drop_t5 else self.card.optional
+
+    @cached_property
+    def files(self) -> list[FilePath]:
+        """The weight files of all components in use, checked to be whole."""
+        files: list[FilePath] = []
+        for component in self.card.parts:
+            if component in self.without:
+                continue
+            try:
+                files += weight_files(component_folder(self.folder, component), self.folder.variant)
+            except MissingError as error:
+                if component not in self.card.optional:
+                    raise
+                raise MissingError(f"{error}, or leave T5 out with model.drop_t5=true") from error
         check_weight_files(files)
         return files
 
-    def network(self, component: str, dtype: torch.dtype | None = None) -> Any:
-        """A network of the folder, by default in the denoiser's type."""
-        found = class_of(self.card.parts[component])
-        return load_module(found, self.folder, component, dtype or self.dtype, self.device)
+    def error(self, message: str) -> PolicyError:
+        """An error that names the model."""
+        return PolicyError(f"{self.where}: {message}")
 
-    def denoiser(self) -> Any:
-        """The network that is trained."""
-        return self.network(self.card.denoiser[0])
+    def unfitting(self, message: str) -> PolicyError:
+        """An error about components that do not fit each other."""
+        return self.error(f"{message}; the components belong to different models")
 
-    def autoencoder(self) -> Any:
-        """The autoencoder, in float32: in half precision it overflows for known models."""
-        return self.network("vae", torch.float32)
-
-    def latent_size(
-        self, sample_size: int | Sequence[int] | None, denoiser: nn.Module, vae: nn.Module
-    ) -> Any:
-        """(h, w) of the latents in `model.resolution`, or in the checkpoint's own size."""
-        patch = patch_of(self.card, denoiser)
-        return latent_size(sample_size, vae, self.where, self.model.resolution, patch)
-
-    def policy(
+    def path(
         self,
-        policy_class: type[AnyPolicy],
-        files: Sequence[FilePath],
-        denoiser: nn.Module,
-        **fields: Any,
-    ) -> AnyPolicy:
+        kind: str,
+        change: Callable[[Mapping[str, object]], Mapping[str, object]] = dict,
+        **settings: Any,
+    ) -> DiffusionPath:
+        """The noise path of the folder's scheduler.
+
+        Args:
+            kind: "vp" or "flow", as the family expects.
+            change: What the family's pipeline does to the scheduler's settings when it loads.
+            settings: Of `DiffusionPath.from_scheduler_config`: `image_tokens` where the shift may follow from
+                the image's size, `lowest_level` of a pipeline that gives the scheduler its own list of
+                levels.
+        Raises:
+            PolicyError: a scheduler of the other kind (a flow scheduler for a UNet, say), or one that is not
+                reproduced here.
+        """
+        file = component_folder(self.folder, "scheduler") / "scheduler_config.json"
+        path = DiffusionPath.from_scheduler_config(change(read_json(file)), **settings)
+        if path.kind != kind:
+            raise PolicyError(
+                f"{file}: describes a {path.kind!r} path, expected {kind!r} for a {self.card.pipeline}"
+            )
+        return path
+
+    def network(self, component: str, dtype: torch.dtype) -> Any:
+        """A network of the folder."""
+        found = class_of(self.card.parts[component])
+        return load_module(found, self.folder, component, dtype, self.device)
+
+    def parts(self, text_dtype: torch.dtype | None = None) -> Parts:
+        """All networks and tokenizers, the autoencoder in float32: in half precision it overflows for known
+        models.
+
+        Args:
+            text_dtype: Of the text encoders; None is the denoiser's.
+        Raises:
+            ConfigError: no token of T5 is read.
+            MissingError: a component or a file of it is not there.
+            PolicyError: damaged files, or a tokenizer of another model.
+        """
+        names = {name: kind for name, kind in self.card.text_encoders.items() if name not in self.without}
+        if "T5EncoderModel" in names.values() and self.sequence_length < 1:
+            raise ConfigError(
+                f"model.max_sequence_length={self.sequence_length}: T5 would read nothing; expected 1 to "
+                f"{LONGEST} (zero tokens in T5's place are model.drop_t5=true, for Stable Diffusion 3)"
+            )
+        tokenizers, encoders = [], []
+        for name, kind in names.items():
+            component = name.replace("text_encoder", "tokenizer")
+            tokenizers.append(load_tokenizer(self.folder, component, kind))
+            encoders.append(self.network(name, text_dtype or self.dtype))
+            count, known = len(tokenizers[-1]), encoders[-1].config.vocab_size
+            if "CLIP" not in kind and count > known:
+                raise self.unfitting(f"{component} has {count} tokens, {name} knows {known}")
+        denoiser = self.network(self.card.denoiser[0], self.dtype)
+        return Parts(tuple(tokenizers), tuple(encoders), denoiser, self.network("vae", torch.float32))
+
+    def latent_shape(self, parts: Parts, own: int | Sequence[int] | None = None) -> Shape:
+        """(C, h, w) of the latents in `model.resolution`, else in the checkpoint's `own` size in latents,
+        which by default the denoiser's file says."""
+        patch, sample_size = patch_of(self.card, parts.denoiser), parts.denoiser.config.get("sample_size")
+        size = latent_size(own or sample_size, parts.vae, self.where, self.model.resolution, patch)
+        return (parts.vae.config.latent_channels, *size)
+
+    def check_channels(self, parts: Parts) -> None:
+        """Raise PolicyError unless the denoiser takes and gives the autoencoder's channels."""
+        config, channels = parts.denoiser.config, parts.vae.config.latent_channels
+        if not config.in_channels == config.out_channels == channels:
+            raise self.error(
+                f"the denoiser takes {config.in_channels} and gives {config.out_channels} channels, the "
+                f"autoencoder has {channels}; expected all equal (inpainting and editing models are not "
+                "supported)"
+            )
+
+    def policy(self, policy_class: type[AnyPolicy], parts: Parts, **fields: Any) -> AnyPolicy:
         """The policy, with trainable weights on the denoiser."""
         if self.gradient_checkpointing:
-            denoiser.enable_gradient_checkpointing()
+            parts.denoiser.enable_gradient_checkpointing()
         return policy_class(
             folder=self.folder,
-            weights=make_weights(denoiser, self.tuning, self.seed, self.card),
-            fingerprint=fingerprint_files(files, self.folder.path),
+            weights=make_weights(parts.denoiser, self.tuning, self.seed, self.card),
+            vae=parts.vae,
+            text_encoders=parts.text_encoders,
+            tokenizers=parts.tokenizers,
+            fingerprint=fingerprint_files(self.files, self.folder.path),
             dtype=self.dtype,
             device=self.device,
+            sequence_length=self.sequence_length,
             **fields,
         )

@@ -3,25 +3,21 @@ schnell."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
-from diffusers import AutoencoderKL, FluxTransformer2DModel
 from diffusers.configuration_utils import FrozenDict
-from torch import Tensor, nn
-from transformers import CLIPTextModel, CLIPTokenizer
+from torch import Tensor
 
-from diffexpo.config.families.flux import CARD
-from diffexpo.errors import PolicyError
 from diffexpo.policies.autoencoder import vae_factor
-from diffexpo.policies.family import Empty, FamilyPolicy, Inputs, Loading, Shape, read_path
-from diffexpo.policies.loading import ModelFolder, read_json
-from diffexpo.policies.t5 import T5Text, load_t5, read_sequence_length
-from diffexpo.policies.text import load_tokenizer, tokenize
-from diffexpo.types import Conditioning
+from diffexpo.policies.family import Empty, FamilyPolicy, Inputs, Loading, Parts
+from diffexpo.policies.loading import read_json
+from diffexpo.policies.sizes import Shape
+from diffexpo.policies.text import count_tokens, encode_text
 
-PATCH = CARD.patch
+# Latents of a token in each direction.
+PATCH = 2
 # The pipeline's own size, in latents: no file of the transformer names one. The autoencoder's does (1024
 # pixels, the same).
 LATENT_SIDE = 128
@@ -37,49 +33,37 @@ class FluxPolicy(FamilyPolicy):
     leaves it off.
     """
 
-    text_encoder: CLIPTextModel
-    tokenizer: CLIPTokenizer
-    t5: T5Text
     guidance_embedding: float | None
 
-    @property
-    def sequence_length(self) -> int:
-        """T5's full text reaches the network; CLIP's pooled vector covers only its beginning."""
-        return self.t5.length
-
     def count_tokens(self, prompts: Sequence[str]) -> list[int]:
-        """T5's tokens of each prompt, the end mark included; above `max_tokens` the text would be cut."""
-        return self.t5.count_tokens(prompts)
+        """T5's tokens of each prompt, the end mark included; above `max_tokens` the text would be cut. CLIP's
+        pooled vector covers only its beginning."""
+        return count_tokens(self.tokenizers[1:], prompts)
 
-    def text_modules(self) -> list[nn.Module]:
-        return [self.text_encoder, self.t5.encoder]
+    def encode_prompt(self, prompt: str) -> Mapping[str, Tensor]:
+        (clip, t5), (clip_tokenizer, t5_tokenizer) = self.text_encoders, self.tokenizers
+        pooled = encode_text(clip_tokenizer, clip, prompt)[0].pooler_output
+        output, _ = encode_text(t5_tokenizer, t5, prompt, self.sequence_length)
+        return {"t5_states": output[0], "pooled_projections": pooled}
 
-    def encode_prompt(self, prompt: str) -> Conditioning:
-        tokens = tokenize(self.tokenizer, prompt)
-        with torch.no_grad():
-            pooled = self.text_encoder(tokens.input_ids.to(self.device)).pooler_output
-        return Conditioning({"t5_states": self.t5.encode(prompt)[0], "pooled_projections": pooled})
-
-    def predict(self, x_t: Tensor, t: Tensor, conditioning: Conditioning) -> Tensor:
-        """The transformer's velocity for x_t (B,C,h,w) at t (B,), in x_t's type."""
-        height, width = x_t.shape[-2:]
-        states = self.on_device(conditioning.tensors["t5_states"])
-        guidance = None
+    def denoise(self, latents: Tensor, timestep: Tensor, told: Mapping[str, Tensor]) -> Tensor:
+        height, width = latents.shape[-2:]
+        states, guidance = told["t5_states"], None
         if self.guidance_embedding is not None:
-            guidance = torch.full((len(x_t),), self.guidance_embedding, device=self.device)
+            guidance = torch.full((len(latents),), self.guidance_embedding, device=self.device)
         velocity = self.weights.network(
-            hidden_states=packed(self.on_device(x_t)),
+            hidden_states=packed(latents),
             # In half precision the pipeline rounds the timestep before it divides by 1000; the network
             # multiplies again.
-            timestep=self.on_device(self.path.timestep(t)) / 1000,
+            timestep=timestep.to(self.dtype) / 1000,
             guidance=guidance,
-            pooled_projections=self.on_device(conditioning.tensors["pooled_projections"]),
+            pooled_projections=told["pooled_projections"],
             encoder_hidden_states=states,
             txt_ids=torch.zeros(states.shape[1], 3, device=self.device, dtype=self.dtype),
             img_ids=image_positions(height, width, self.device).to(self.dtype),
             return_dict=False,
         )[0]
-        return unpacked(velocity, height, width).to(x_t.dtype)
+        return unpacked(velocity, height, width)
 
 
 def packed(latents: Tensor) -> Tensor:
@@ -110,60 +94,39 @@ def image_positions(height: int, width: int, device: torch.device | None = None)
 
 def load(ask: Loading) -> FluxPolicy:
     """Load a FluxPipeline folder by components (image encoder and feature extractor are left out)."""
-    folder = ask.folder
     # Refused before anything is loaded; the shift is known once the image's size is.
-    read_path(folder, "flow", image_tokens=1)
-    files = ask.files()
-    tokenizer = load_tokenizer(folder, "tokenizer")
-    length = read_sequence_length(folder, ask.model, ask.card.text_tokens)
-    text_encoder = ask.network("text_encoder")
-    t5 = load_t5(ask, ("text_encoder_2", "tokenizer_2"), length)
-    transformer, vae = ask.denoiser(), ask.autoencoder()
-    _check_fit(ask.where, transformer, vae, text_encoder, t5)
-    height, width = ask.latent_size(_own_side(folder, vae), transformer, vae)
+    ask.path("flow", image_tokens=1)
+    parts = ask.parts()
+    _check_fit(ask, parts)
+    pixels = read_json(ask.folder.path / "vae" / "config.json").get("sample_size")
+    shape = ask.latent_shape(
+        parts, pixels // vae_factor(parts.vae) if isinstance(pixels, int) else LATENT_SIDE
+    )
     return ask.policy(
         FluxPolicy,
-        files,
-        transformer,
+        parts,
         # The pipeline gives its scheduler a list that ends at 1 / steps.
-        path=read_path(folder, "flow", image_tokens=height * width // PATCH**2, lowest_level="steps"),
-        vae=vae,
-        text_encoder=text_encoder,
-        tokenizer=tokenizer,
-        t5=t5,
-        latent_shape=(vae.config.latent_channels, height, width),
-        guidance_embedding=ask.model.guidance_embedding if transformer.config.guidance_embeds else None,
+        path=ask.path("flow", image_tokens=shape[1] * shape[2] // PATCH**2, lowest_level="steps"),
+        latent_shape=shape,
+        guidance_embedding=ask.model.guidance_embedding if parts.denoiser.config.guidance_embeds else None,
     )
 
 
-def _own_side(folder: ModelFolder, vae: AutoencoderKL) -> int:
-    """Side of the checkpoint's own images in latents."""
-    pixels = read_json(folder.path / "vae" / "config.json").get("sample_size")
-    return pixels // vae_factor(vae) if isinstance(pixels, int) else LATENT_SIDE
-
-
-def _check_fit(
-    where: str,
-    transformer: FluxTransformer2DModel,
-    vae: AutoencoderKL,
-    text_encoder: CLIPTextModel,
-    t5: T5Text,
-) -> None:
+def _check_fit(ask: Loading, parts: Parts) -> None:
     """Raise PolicyError unless the transformer takes what the others give."""
-    config = transformer.config
-    token = PATCH**2 * vae.config.latent_channels
-    if (config.in_channels, transformer.proj_out.out_features) != (token, token):
-        raise PolicyError(
-            f"{where}: the transformer takes {config.in_channels} and gives "
-            f"{transformer.proj_out.out_features} channels a token, 2 x 2 latents of the autoencoder are "
-            f"{token}; expected all equal (filling and editing models are not supported)"
+    config, given = parts.denoiser.config, parts.denoiser.proj_out.out_features
+    token = PATCH**2 * parts.vae.config.latent_channels
+    if not config.in_channels == given == token:
+        raise ask.error(
+            f"the transformer takes {config.in_channels} and gives {given} channels a token, 2 x 2 latents "
+            f"of the autoencoder are {token}; expected all equal (filling and editing models are not "
+            "supported)"
         )
-    given = (text_encoder.config.hidden_size, t5.encoder.config.d_model)
-    taken = (config.pooled_projection_dim, config.joint_attention_dim)
-    if given != taken:
-        raise PolicyError(
-            f"{where}: the text encoders give pooled {given[0]} and states {given[1]}, the transformer takes "
-            f"{taken[0]} and {taken[1]}; the components belong to different models"
+    pooled, width = parts.text_encoders[0].config.hidden_size, parts.text_encoders[1].config.d_model
+    if (pooled, width) != (config.pooled_projection_dim, config.joint_attention_dim):
+        raise ask.unfitting(
+            f"the text encoders give pooled {pooled} and states {width}, the transformer takes "
+            f"{config.pooled_projection_dim} and {config.joint_attention_dim}"
         )
 
 

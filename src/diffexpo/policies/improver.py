@@ -10,12 +10,13 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
 
 import torch
+from diffusers import ModelMixin
 from torch import Tensor, nn
-from torch.nn.functional import conv2d
 
 from diffexpo.config.families import Family
 from diffexpo.config.schema import TuningConfig
@@ -24,7 +25,7 @@ from diffexpo.errors import PolicyError
 from diffexpo.policies.family import FamilyPolicy, class_of
 from diffexpo.policies.loading import ModelFolder, load_module, read_json, read_model_folder
 from diffexpo.policies.sd3 import SD3Policy
-from diffexpo.policies.t5 import SETTINGS_FILE
+from diffexpo.policies.text import SETTINGS_FILE
 from diffexpo.policies.unet import UNetPolicy
 from diffexpo.policies.weights import fingerprint_state, make_weights
 from diffexpo.types import Conditioning, Policy
@@ -33,7 +34,7 @@ IMPROVER_FILE = "improver.json"
 FORMAT = 1
 CONDITION_SCALE = 1.0
 FULL = TuningConfig(kind="full")
-BESIDE_THE_DENOISER = ("scheduler", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2", "vae")
+WITH_THE_DENOISER = ("scheduler", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2", "vae")
 
 
 class WidenedConv2d(nn.Conv2d):
@@ -48,13 +49,13 @@ class WidenedConv2d(nn.Conv2d):
 
     def forward(self, both: Tensor) -> Tensor:
         """Convolution of the latent's channels with bias, plus that of the image's."""
-        own, geometry = self.own_channels, (self.stride, self.padding, self.dilation, self.groups)
-        latent = conv2d(both[:, :own], self.weight[:, :own].contiguous(), self.bias, *geometry)
-        return latent + conv2d(both[:, own:], self.weight[:, own:].contiguous(), None, *geometry)
+        own = self.own_channels
+        latent = self._conv_forward(both[:, :own], self.weight[:, :own].contiguous(), self.bias)
+        return latent + self._conv_forward(both[:, own:], self.weight[:, own:].contiguous(), None)
 
 
 class TakesImage:
-    """Puts the image condition behind the noisy latents, in front of a family's own `predict`."""
+    """Puts the image condition after the noisy latents, and calls a family's own `predict`."""
 
     condition_scale: float = CONDITION_SCALE
 
@@ -87,14 +88,11 @@ def make_improver(policy: Policy, *, gradient_checkpointing: bool = False) -> Im
     Raises:
         PolicyError: the family has no improvement model.
     """
-    component, network_class = _denoiser_of(policy)
-    network = load_module(network_class, policy.folder, component, torch.float32, policy.device)
-    channels = policy.latent_shape[0]
-    plain = input_convolution(network, policy.card)
-    wide = widen(plain, channels, torch.cat([plain.weight, torch.zeros_like(plain.weight)], dim=1))
-    network.set_submodule(policy.card.input_convolution, wide)
-    network.register_to_config(in_channels=2 * channels, out_channels=channels)
-    return _improver_of(policy, network, gradient_checkpointing)
+    family = _supported(policy)
+    network, plain = _read_denoiser(family.folder, family)
+    wide = widen(plain, torch.cat([plain.weight, torch.zeros_like(plain.weight)], dim=1))
+    network.register_to_config(in_channels=wide.in_channels, out_channels=plain.in_channels)
+    return _improver_of(family, network, wide, gradient_checkpointing)
 
 
 def load_improver(folder: Path, policy: Policy, *, gradient_checkpointing: bool = False) -> Improver:
@@ -110,76 +108,61 @@ def load_improver(folder: Path, policy: Policy, *, gradient_checkpointing: bool 
         MissingError: a file is not there.
         PolicyError: no improvement model, or one of other latents or texts.
     """
-    settings = read_json(folder / IMPROVER_FILE)
+    settings, family = read_json(folder / IMPROVER_FILE), _supported(policy)
     if settings.get("format") != FORMAT:
         raise PolicyError(
             f"{folder / IMPROVER_FILE}: format is {settings.get('format')!r}, this version reads {FORMAT}; "
             "train it again"
         )
-    for key, module in _shared_modules(policy).items():
+    for key, module in _shared_modules(family).items():
         if settings.get(key) != fingerprint_state(module.state_dict()):
             raise PolicyError(
-                f"{folder}: the improvement model was trained with another {key} than {policy.folder.path} "
+                f"{folder}: the improvement model was trained with another {key} than {family.folder.path} "
                 "has; expected a model of the same autoencoder and text encoders"
             )
-    component, network_class = _denoiser_of(policy)
-    index = read_model_folder(folder)
-    network = load_module(
-        network_class, ModelFolder(folder, index.index, None), component, torch.float32, policy.device
-    )
-    channels = policy.latent_shape[0]
-    plain = input_convolution(network, policy.card)
+    network, plain = _read_denoiser(read_model_folder(folder), family)
+    channels = family.latent_shape[0]
     if plain.in_channels != 2 * channels:
         raise PolicyError(
-            f"{folder / component}: takes {plain.in_channels} channels; expected {2 * channels}, latents and "
-            f"an image of {channels} each"
+            f"{folder / family.card.denoiser[0]}: takes {plain.in_channels} channels; expected "
+            f"{2 * channels}, latents and an image of {channels} each"
         )
-    network.set_submodule(policy.card.input_convolution, widen(plain, channels, plain.weight))
-    improver = _improver_of(policy, network, gradient_checkpointing)
-    improver.condition_scale = float(settings["condition_scale"])  # type: ignore[arg-type]
+    improver = _improver_of(family, network, widen(plain, plain.weight), gradient_checkpointing)
+    improver.condition_scale = float(settings["condition_scale"])
     return improver
 
 
 def save_improver(improver: Improver, folder: Path) -> Path:
-    """Write an improvement model as a diffusers folder: the widened denoiser, and the base's other components
-    as they are.
+    """Write an improvement model as a diffusers folder: the widened denoiser with the "current" weights, and
+    the base's other components as they are. What an interrupted call left in the folder is replaced.
 
-    Args:
-        improver: Its "current" weights are written.
-        folder: Where to; what an interrupted call left there is replaced.
-    Returns:
-        The folder. The denoiser loads in plain diffusers; `improver.json` says what its further channels
-        expect.
+    The denoiser loads in plain diffusers; `improver.json` says what its further channels expect.
     """
-    component, _ = _denoiser_of(improver)
-    base = improver.folder
+    component, base = improver.card.denoiser[0], improver.folder
     folder.mkdir(parents=True, exist_ok=True)
-    for name in BESIDE_THE_DENOISER:
+    for name in WITH_THE_DENOISER:
         if base.has(name):
             shutil.copytree(base.path / name, folder / name, dirs_exist_ok=True)
     kept = {key: value for key, value in base.index.items() if key.startswith("_") or key == component}
-    kept |= {name: base.index[name] for name in BESIDE_THE_DENOISER if base.has(name)}
+    kept |= {name: base.index[name] for name in WITH_THE_DENOISER if base.has(name)}
     _write_json(folder / "model_index.json", kept)
     if (base.path / SETTINGS_FILE).is_file():
         shutil.copy(base.path / SETTINGS_FILE, folder / SETTINGS_FILE)
     with improver.weights.use("current"):
         improver.weights.network.save_pretrained(str(folder / component), safe_serialization=True)
     facts = {key: fingerprint_state(module.state_dict()) for key, module in _shared_modules(improver).items()}
-    settings = {
-        "format": FORMAT,
-        "condition": "clean scaled latents",
-        "condition_scale": improver.condition_scale,
-    }
-    _write_json(folder / IMPROVER_FILE, {**settings, **facts, "base": improver.fingerprint})
+    scale = {"condition": "clean scaled latents", "condition_scale": improver.condition_scale}
+    content = {"format": FORMAT, **scale, **facts, "base": improver.fingerprint}
+    _write_json(folder / IMPROVER_FILE, content)
     return folder
 
 
-def input_convolution(network: nn.Module, card: Family) -> nn.Conv2d:
+def input_convolution(network: ModelMixin, card: Family) -> nn.Conv2d:
     """The convolution that reads latents: a UNet's first one, a transformer's patch embedding."""
     return network.get_submodule(card.input_convolution)
 
 
-def widen(plain: nn.Conv2d, own_channels: int, weight: Tensor) -> WidenedConv2d:
+def widen(plain: nn.Conv2d, weight: Tensor) -> WidenedConv2d:
     """A widened convolution with the given weight (out, 2C, k, k) and the plain one's bias and geometry."""
     # Without the random initial values, which would move the global generator.
     wide = nn.utils.skip_init(
@@ -194,7 +177,7 @@ def widen(plain: nn.Conv2d, own_channels: int, weight: Tensor) -> WidenedConv2d:
         device=plain.weight.device,
         dtype=plain.weight.dtype,
     )
-    wide.own_channels = own_channels
+    wide.own_channels = weight.shape[1] // 2
     with torch.no_grad():
         wide.weight.copy_(weight)
         if plain.bias is not None:
@@ -202,18 +185,27 @@ def widen(plain: nn.Conv2d, own_channels: int, weight: Tensor) -> WidenedConv2d:
     return wide
 
 
-def _denoiser_of(policy: Policy) -> tuple[str, type]:
-    """Component folder of the denoiser, and its class."""
-    card = policy.card if isinstance(policy, FamilyPolicy) else None
-    if card is None or not card.input_convolution:
+def _supported(policy: Policy) -> FamilyPolicy:
+    """The policy, if there is an improvement model of its family."""
+    if not isinstance(policy, FamilyPolicy) or not policy.card.input_convolution:
         raise PolicyError(
             f"{type(policy).__name__}: there is no improvement model of this family; expected a model in the "
             "layout of Stable Diffusion 1.x or 3"
         )
-    return card.denoiser[0], class_of(card.denoiser[1])
+    return policy
 
 
-def _improver_of(policy: FamilyPolicy, network: nn.Module, gradient_checkpointing: bool) -> Improver:
+def _read_denoiser(folder: ModelFolder, policy: FamilyPolicy) -> tuple[ModelMixin, nn.Conv2d]:
+    """The denoiser of a folder in float32, and its convolution that reads latents."""
+    component, class_name = policy.card.denoiser
+    network = load_module(class_of(class_name), folder, component, torch.float32, policy.device)
+    return network, input_convolution(network, policy.card)
+
+
+def _improver_of(
+    policy: FamilyPolicy, network: ModelMixin, wide: WidenedConv2d, gradient_checkpointing: bool
+) -> Improver:
+    network.set_submodule(policy.card.input_convolution, wide)
     if gradient_checkpointing:
         network.enable_gradient_checkpointing()
     shared = {field.name: getattr(policy, field.name) for field in fields(policy)}
@@ -221,10 +213,10 @@ def _improver_of(policy: FamilyPolicy, network: nn.Module, gradient_checkpointin
     return (UNetImprover if isinstance(policy, UNetPolicy) else SD3Improver)(**shared)
 
 
-def _shared_modules(policy: Policy) -> dict[str, nn.Module]:
+def _shared_modules(policy: FamilyPolicy) -> dict[str, nn.Module]:
     """What latents and texts mean: autoencoder and text encoders, by their names in `improver.json`."""
-    return {"autoencoder": policy.vae, "text_encoder": nn.ModuleList(policy.text_modules())}
+    return {"autoencoder": policy.vae, "text_encoder": nn.ModuleList(policy.text_encoders)}
 
 
-def _write_json(file: Path, content: dict[str, object]) -> None:
+def _write_json(file: Path, content: Mapping[str, object]) -> None:
     file.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

@@ -10,8 +10,10 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
+from diffusers import ModelMixin
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import (
     GatedRepoError,
@@ -36,7 +38,7 @@ class ModelFolder:
     """A diffusers pipeline on disk: its folder, its model_index.json and which weight files count."""
 
     path: Path
-    index: Mapping[str, object]
+    index: Mapping[str, Any]
     variant: str | None
 
     @property
@@ -51,14 +53,8 @@ class ModelFolder:
 
 def resolve_folder(folder_or_id: str, *, revision: str | None = None, variant: str | None = None) -> Path:
     """The local folder of a model: itself when it exists, else a hub download of configs, tokenizers and
-    safetensors.
+    safetensors of the chosen variant.
 
-    Args:
-        folder_or_id: A folder, or a hub id `owner/name`.
-        revision: Hub branch, tag or commit.
-        variant: Hub file variant such as `fp16`; other variants are not downloaded.
-    Returns:
-        An existing folder.
     Raises:
         MissingError: neither a folder nor a hub model that can be reached; a gated model without access; no
             such revision.
@@ -69,7 +65,7 @@ def resolve_folder(folder_or_id: str, *, revision: str | None = None, variant: s
         if revision is not None:
             raise ConfigError(
                 f"model.revision={revision}: {folder} is a local folder, which has one state only; expected "
-                f"null, or a hub id in model.path"
+                "null, or a hub id in model.path"
             )
         return folder
     if not re.fullmatch(r"[\w][\w.-]*/[\w][\w.-]*", folder_or_id):
@@ -77,24 +73,18 @@ def resolve_folder(folder_or_id: str, *, revision: str | None = None, variant: s
             f"model.path={folder_or_id!r}: no such folder; expected a diffusers folder, a hub id "
             "`owner/name` or an embedded model (`emoji:diffusion`, `emoji:flow`)"
         )
-    allowed, ignored = download_patterns(variant)
+    allow, ignore = download_patterns(variant)
     try:
         return Path(
-            snapshot_download(
-                folder_or_id, revision=revision, allow_patterns=allowed, ignore_patterns=ignored
-            )
+            snapshot_download(folder_or_id, revision=revision, allow_patterns=allow, ignore_patterns=ignore)
         )
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         raise MissingError(_why_not_there(folder_or_id, revision, error)) from error
 
 
 def download_patterns(variant: str | None) -> tuple[list[str], list[str]]:
-    """File patterns of a hub model that are fetched, and those that are not though they fit.
-
-    Args:
-        variant: File variant of the weights; None is the plain one.
-    Returns:
-        (allowed, ignored): configurations, tokenizers and the component folders' safetensors of that variant.
+    """Patterns (allowed, ignored) of a hub model's files: configurations, tokenizers and the component
+    folders' safetensors of the variant (None: the plain one) are fetched.
     """
     weights = f"*/*.{variant}*.safetensors" if variant else "*/*.safetensors"
     others = [] if variant else [f"*.{name}*.safetensors" for name in OTHER_VARIANTS]
@@ -103,26 +93,28 @@ def download_patterns(variant: str | None) -> tuple[list[str], list[str]]:
 
 def _why_not_there(name: str, revision: str | None, error: Exception) -> str:
     """What the hub's refusal means and what to do about it."""
-    said = " ".join(str(error).split())
-    if isinstance(error, GatedRepoError):
-        return (
-            f"model.path={name!r}: a gated model, and this account has no access; accept its licence on "
-            f"https://huggingface.co/{name} and log in with `hf auth login` (or set HF_TOKEN)"
-        )
     if isinstance(error, RevisionNotFoundError):
         return (
             f"model.revision={revision!r}: {name!r} has no such branch, tag or commit; expected one that its "
             "page on the hub lists, or null for the newest"
         )
-    if isinstance(error, RepositoryNotFoundError):
-        return (
-            f"model.path={name!r}: not a local folder, and the hub has no such model or hides it from this "
-            "account; check the spelling, or log in with `hf auth login` if it is private"
+    if isinstance(error, GatedRepoError):
+        why = (
+            "a gated model, and this account has no access; accept its licence on "
+            f"https://huggingface.co/{name} and log in with `hf auth login` (or set HF_TOKEN)"
         )
-    return (
-        f"model.path={name!r}: not a local folder, and the hub did not give it ({said}); check "
-        "the spelling, the network, or download it and name the folder"
-    )
+    elif isinstance(error, RepositoryNotFoundError):
+        why = (
+            "not a local folder, and the hub has no such model or hides it from this account; check the "
+            "spelling, or log in with `hf auth login` if it is private"
+        )
+    else:
+        said = " ".join(str(error).split())
+        why = (
+            f"not a local folder, and the hub did not give it ({said}); check the spelling, the network, or "
+            "download it and name the folder"
+        )
+    return f"model.path={name!r}: {why}"
 
 
 def read_model_folder(folder: Path, variant: str | None = None) -> ModelFolder:
@@ -140,7 +132,7 @@ def read_model_folder(folder: Path, variant: str | None = None) -> ModelFolder:
     return ModelFolder(folder, read_json(index_file), variant)
 
 
-def read_json(file: Path) -> dict[str, object]:
+def read_json(file: Path) -> dict[str, Any]:
     """A JSON object from a file of the model folder."""
     if not file.is_file():
         raise MissingError(
@@ -162,10 +154,9 @@ def component_folder(model: ModelFolder, component: str) -> Path:
         MissingError: the index or the disk lacks it.
     """
     folder = model.path / component
-    if not model.has(component) or not folder.is_dir():
-        where = (
-            "model_index.json does not name it" if not model.has(component) else f"{folder} does not exist"
-        )
+    is_named = model.has(component)
+    if not is_named or not folder.is_dir():
+        where = f"{folder} does not exist" if is_named else "model_index.json does not name it"
         raise MissingError(
             f"{model.path}: component {component!r} is missing ({where}); a {model.pipeline_class} needs it, "
             "save the whole pipeline with `save_pretrained`"
@@ -214,23 +205,20 @@ def fingerprint_files(files: Sequence[Path], root: Path) -> str:
     for file in sorted(files):
         digest.update(f"{file.relative_to(root).as_posix()}\n".encode())
         with file.open("rb") as stream:
-            while block := stream.read(1 << 20):
-                digest.update(block)
+            hashlib.file_digest(stream, lambda: digest)
     return digest.hexdigest()
 
 
 def load_module(
-    module_class: type, model: ModelFolder, component: str, dtype: torch.dtype, device: torch.device
-) -> torch.nn.Module:
-    """One network of the folder: frozen, in eval mode, every weight from the file.
+    module_class: type[ModelMixin],
+    model: ModelFolder,
+    component: str,
+    dtype: torch.dtype,
+    device: torch.device,
+) -> ModelMixin:
+    """One network of the folder, of a diffusers or transformers class: frozen, in eval mode, every weight
+    from the file.
 
-    Args:
-        module_class: A diffusers or transformers model class.
-        model: The folder.
-        component: Subfolder name.
-        dtype, device: Where and how to hold it.
-    Returns:
-        The module; no parameter asks for a gradient.
     Raises:
         MissingError: component or weights are not there.
         PolicyError: damaged file, or weights that do not fit the configuration.

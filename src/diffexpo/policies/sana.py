@@ -11,17 +11,14 @@ from functools import cached_property
 import torch
 from diffusers import SanaPipeline
 from diffusers.configuration_utils import FrozenDict
-from torch import Tensor, nn
-from transformers import Gemma2Model, GemmaTokenizerFast
+from torch import Tensor
 
-from diffexpo.errors import ConfigError, PolicyError
+from diffexpo.errors import ConfigError
 from diffexpo.phases import phase
-from diffexpo.policies.family import Empty, FamilyPolicy, Inputs, Loading, Shape, read_path
+from diffexpo.policies.family import Empty, FamilyPolicy, Inputs, Loading
 from diffexpo.policies.pixart import prepared
-from diffexpo.policies.sizes import latent_shape_of
-from diffexpo.policies.t5 import LONGEST, read_sequence_length
-from diffexpo.policies.text import check_vocabulary, count_tokens, load_tokenizer, tokenize
-from diffexpo.types import Conditioning
+from diffexpo.policies.sizes import Shape
+from diffexpo.policies.text import LONGEST, encode_text
 
 # The start mark and the instruction's last token come first: with fewer tokens nothing of a prompt is read.
 FEWEST = 3
@@ -74,10 +71,6 @@ class SanaPolicy(FamilyPolicy):
     alone, as the pipeline's negative prompt does.
     """
 
-    text_encoder: Gemma2Model
-    tokenizer: GemmaTokenizerFast
-    sequence_length: int
-
     @cached_property
     def instruction(self) -> str:
         """What stands before every prompt."""
@@ -86,7 +79,7 @@ class SanaPolicy(FamilyPolicy):
     @cached_property
     def _hidden(self) -> int:
         """Tokens of the instruction that the network does not see: all but the first and the last."""
-        return len(self.tokenizer.encode(self.instruction)) - 2 if self.instruction else 0
+        return len(self.tokenizers[0].encode(self.instruction)) - 2 if self.instruction else 0
 
     @property
     def component_dtypes(self) -> dict[str, torch.dtype]:
@@ -95,11 +88,8 @@ class SanaPolicy(FamilyPolicy):
     def count_tokens(self, prompts: Sequence[str]) -> list[int]:
         """Tokens of each prompt, the start mark and the instruction's last one included; above `max_tokens`
         it would be cut."""
-        counts = count_tokens(self.tokenizer, [self._text(prompt) for prompt in prompts])
+        counts = super().count_tokens([self._text(prompt) for prompt in prompts])
         return [count - self._hidden_in(prompt) for count, prompt in zip(counts, prompts, strict=True)]
-
-    def text_modules(self) -> list[nn.Module]:
-        return [self.text_encoder]
 
     def _text(self, prompt: str) -> str:
         return self.instruction + prepared(prompt) if prompt else ""
@@ -107,17 +97,13 @@ class SanaPolicy(FamilyPolicy):
     def _hidden_in(self, prompt: str) -> int:
         return self._hidden if prompt else 0
 
-    def encode_prompt(self, prompt: str) -> Conditioning:
-        tokens = tokenize(self.tokenizer, self._text(prompt), self.max_tokens + self._hidden_in(prompt))
-        mask = tokens.attention_mask.to(self.device)
-        with torch.no_grad():
-            states = self.text_encoder(tokens.input_ids.to(self.device), attention_mask=mask)[0]
+    def encode_prompt(self, prompt: str) -> Mapping[str, Tensor]:
+        text, length = self._text(prompt), self.max_tokens + self._hidden_in(prompt)
+        output, mask = encode_text(self.tokenizers[0], self.text_encoder, text, length, is_masked=True)
         seen = [0, *range(1 - self.max_tokens, 0)]
-        return Conditioning(
-            {"encoder_hidden_states": states[:, seen], "encoder_attention_mask": mask[:, seen]}
-        )
+        return {"encoder_hidden_states": output[0][:, seen], "encoder_attention_mask": mask[:, seen]}
 
-    @phase("encoding pictures")
+    @phase("encoding images")
     def encode_images(self, images: Tensor) -> Tensor:
         """Images (B,3,H,W) in [0,1] to scaled latents (B,C,h,w). This autoencoder gives latents and no
         distribution."""
@@ -126,65 +112,41 @@ class SanaPolicy(FamilyPolicy):
             latents = self.vae.encode(pixels, return_dict=False)[0]
         return latents * self.vae.config.scaling_factor
 
-    def predict(self, x_t: Tensor, t: Tensor, conditioning: Conditioning) -> Tensor:
-        """The transformer's velocity for x_t (B,C,h,w) at t (B,), in x_t's type."""
+    def denoise(self, latents: Tensor, timestep: Tensor, told: Mapping[str, Tensor]) -> Tensor:
         network = self.weights.network
-        velocity = network(
-            self.on_device(x_t),
-            encoder_hidden_states=self.on_device(conditioning.tensors["encoder_hidden_states"]),
-            encoder_attention_mask=conditioning.tensors["encoder_attention_mask"].to(self.device),
-            # As the scheduler gives it: float32 before the network's own unit.
-            timestep=self.path.timestep(t).float().to(self.device) * network.config.timestep_scale,
-            return_dict=False,
-        )[0]
-        # Contiguous: with patches of one latent the output is a view in another order.
-        return velocity.to(x_t.dtype).contiguous()
+        # As the scheduler gives it: float32 before the network's own unit.
+        time = timestep.float() * network.config.timestep_scale
+        # With patches of one latent the output is a view in another order.
+        return network(latents, timestep=time, return_dict=False, **told)[0].contiguous()
 
 
 def load(ask: Loading) -> SanaPolicy:
     """Load a SanaPipeline folder by components."""
-    length = read_sequence_length(ask.folder, ask.model, ask.card.text_tokens)
-    if length < FEWEST:
+    if ask.sequence_length < FEWEST:
         raise ConfigError(
-            f"model.max_sequence_length={length}: the start mark and the end of the pipeline's instruction "
-            f"take two tokens, so nothing of a prompt would be read; expected {FEWEST} to {LONGEST}"
+            f"model.max_sequence_length={ask.sequence_length}: the start mark and the end of the pipeline's "
+            "instruction take two tokens, so nothing of a prompt would be read; expected "
+            f"{FEWEST} to {LONGEST}"
         )
-    path, files = read_path(ask.folder, "flow", as_flow_match), ask.files()
-    tokenizer = load_tokenizer(ask.folder, "tokenizer", "GemmaTokenizerFast", needs_file="tokenizer.json")
+    path, parts = ask.path("flow", as_flow_match), ask.parts(text_dtype(ask.dtype))
     # As the pipeline has it: Gemma's own padding stands before the text.
-    tokenizer.padding_side = "right"
-    encoder = ask.network("text_encoder", text_dtype(ask.dtype))
-    transformer, vae = ask.denoiser(), ask.autoencoder()
-    config = transformer.config
+    parts.tokenizers[0].padding_side = "right"
+    config, width = parts.denoiser.config, parts.text_encoders[0].config.hidden_size
     if config.guidance_embeds:
-        raise PolicyError(
-            f"{ask.where}: transformer.guidance_embeds=true, so the network is also fed a guidance scale "
-            "(a distilled model); expected a transformer that takes latents, time and text, as in a "
-            f"{ask.card.pipeline}"
+        raise ask.error(
+            "transformer.guidance_embeds=true, so the network is also fed a guidance scale (a distilled "
+            f"model); expected a transformer that takes latents, time and text, as in a {ask.card.pipeline}"
         )
-    if encoder.config.hidden_size != config.caption_channels:
-        raise PolicyError(
-            f"{ask.where}: the text encoder gives states of {encoder.config.hidden_size}, the transformer "
-            f"takes {config.caption_channels}; the components belong to different models"
+    if width != config.caption_channels:
+        raise ask.unfitting(
+            f"the text encoder gives states of {width}, the transformer takes {config.caption_channels}"
         )
-    check_vocabulary(ask.folder, tokenizer, encoder, ("the tokenizer", "the text encoder"))
-    return ask.policy(
-        SanaPolicy,
-        files,
-        transformer,
-        path=path,
-        vae=vae,
-        text_encoder=encoder,
-        tokenizer=tokenizer,
-        sequence_length=length,
-        latent_shape=latent_shape_of(
-            config, vae, ask.where, resolution=ask.model.resolution, patch=config.patch_size
-        ),
-    )
+    ask.check_channels(parts)
+    return ask.policy(SanaPolicy, parts, path=path, latent_shape=ask.latent_shape(parts))
 
 
 def text_dtype(dtype: torch.dtype) -> torch.dtype:
-    """Precision of Gemma beside a denoiser of `dtype`: its values go beyond float16's range, for which
+    """Precision of Gemma for a denoiser of `dtype`: its values go beyond float16's range, for which
     bfloat16 stands in.
 
     Source: the example of diffusers' SanaPipeline, which moves the text encoder to bfloat16.

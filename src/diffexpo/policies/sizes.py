@@ -5,8 +5,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import Any
 
-from torch import nn
+from diffusers import ModelMixin
 
 from diffexpo.config.families import Family
 from diffexpo.config.schema import ModelConfig
@@ -19,57 +20,38 @@ Size = tuple[int, int]
 AREA_TOLERANCE = 0.2
 
 
-def patch_of(card: Family, network: nn.Module) -> int:
+def patch_of(card: Family, network: ModelMixin) -> int:
     """Latents that a denoiser takes together in each direction: 1 for UNets."""
     return card.patch or int(network.config.get("patch_size") or 1)
 
 
-def latent_shape_of(
-    config: Mapping[str, object],
-    vae: nn.Module,
-    where: str,
-    *,
-    resolution: int | Size | None = None,
-    patch: int = 1,
-) -> Shape:
-    """(C, h, w) of the denoiser's latents, checked against the autoencoder.
-
-    Args:
-        config: The denoiser's: `in_channels`, `out_channels`, `sample_size`.
-        vae: Its channels and the factor between pixels and latents.
-        where: The model, for messages.
-        resolution: `model.resolution` in pixels; None takes the denoiser's `sample_size`.
-        patch: Latents that the denoiser takes together in each direction; 1 for UNets.
-    Returns:
-        The shape; 512 pixels of SD 1.5 are (4, 64, 64).
-    Raises:
-        PolicyError: channel counts differ (an inpainting or editing model), or no size is known.
-        ConfigError: the resolution does not divide into whole latents and patches.
-    """
-    channels = config["in_channels"]
-    if channels != config["out_channels"] or channels != vae.config.latent_channels:
-        raise PolicyError(
-            f"{where}: the denoiser takes {channels} and gives {config['out_channels']} channels, the "
-            f"autoencoder has {vae.config.latent_channels}; expected all equal (inpainting and editing "
-            "models are not supported)"
-        )
-    return (channels, *latent_size(config.get("sample_size"), vae, where, resolution, patch))
-
-
 def latent_size(
     sample_size: int | Sequence[int] | None,
-    vae: nn.Module,
+    vae: ModelMixin,
     where: str,
     resolution: int | Size | None,
-    patch: int = 1,
+    patch: int,
 ) -> Size:
-    """(h, w) in latents; see `latent_shape_of`."""
+    """(h, w) of latents: of `model.resolution` in pixels, else the denoiser's `sample_size`.
+
+    Args:
+        sample_size: In latents; one number for squares.
+        vae: The factor between pixels and latents.
+        where: The model, for messages.
+        resolution: In pixels; None takes `sample_size`.
+        patch: Latents that the denoiser takes together in each direction.
+    Returns:
+        The size; 512 pixels of SD 1.5 are (64, 64).
+    Raises:
+        PolicyError: no size is known.
+        ConfigError: the resolution does not divide into whole latents and patches.
+    """
     if resolution is None:
         if sample_size is None:
             raise PolicyError(
                 f"{where}: the denoiser's config.json has no sample_size; set model.resolution (pixels)"
             )
-        height, width = (sample_size,) * 2 if isinstance(sample_size, int) else tuple(sample_size)
+        height, width = (sample_size,) * 2 if isinstance(sample_size, int) else sample_size
         return height, width
     factor = vae_factor(vae)
     height, width = checked_size(resolution, factor * patch, where)
@@ -77,12 +59,9 @@ def latent_size(
 
 
 def checked_size(size: int | Size, multiple: int, where: str, key: str = "model.resolution") -> Size:
-    """(height, width) in pixels, which must be multiples of a number.
+    """(height, width) in pixels, which must be multiples of `multiple`, for the setting `key` of the model
+    `where`.
 
-    Args:
-        size: One number for squares, or (height, width).
-        multiple: Pixels of a latent times latents of a patch.
-        where, key: Model and setting, for messages.
     Raises:
         ConfigError: it does not divide into whole latents and patches; names the nearest size that does.
     """
@@ -113,9 +92,10 @@ def size_of_aspect(aspect: str, area: int, multiple: int) -> Size:
 
 
 def bucket_shapes(
-    card: Family, network: nn.Module, latent_shape: Shape, factor: int, model: ModelConfig, where: str
+    card: Family, network: ModelMixin, latent_shape: Shape, factor: int, model: ModelConfig, where: str
 ) -> tuple[Shape, ...]:
-    """Shapes of the latents of all sizes that a run's pictures may have, `latent_shape` first.
+    """Shapes of the latents of all sizes that a run's images may have: `latent_shape`, then those of
+    `model.buckets`.
 
     Args:
         card, network: The denoiser, for its patches and its table of positions.
@@ -146,18 +126,18 @@ def bucket_shapes(
     return tuple((channels, height // factor, width // factor) for height, width in sizes)
 
 
-def check_positions(config: Mapping[str, object], patches: Size, key: str = "model.resolution") -> None:
-    """Refuse a picture with more patches in a direction than the denoiser's table has positions, if it has
+def check_positions(config: Mapping[str, Any], patches: Size, key: str = "model.resolution") -> None:
+    """Refuse an image with more patches in a direction than the denoiser's table has positions, if it has
     one.
 
     Raises:
         ConfigError: says how many there are.
     """
     known = config.get("pos_embed_max_size")
-    if known is not None and max(patches) > int(known):
+    if known is not None and max(patches) > known:
         raise ConfigError(
             f"{key}: gives {patches[0]} x {patches[1]} patches, and the transformer knows positions for "
-            f"{known} in each direction; expected a smaller picture"
+            f"{known} in each direction; expected a smaller image"
         )
 
 
@@ -174,7 +154,7 @@ def check_areas(shapes: tuple[Shape, ...], where: str) -> None:
         if abs(share - 1) > AREA_TOLERANCE:
             raise ConfigError(
                 f"model.buckets.{index} has {share:.2f} times the area of the first size: the noise levels "
-                f"of {where} follow from the area, and all pictures of a run are noised as those of the "
+                f"of {where} follow from the area, and all images of a run are noised as those of the "
                 f"first size are; expected {1 - AREA_TOLERANCE:g} to "
                 f'{1 + AREA_TOLERANCE:g} times its area (an aspect ratio such as "3:2" keeps it)'
             )

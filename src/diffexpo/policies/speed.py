@@ -18,12 +18,8 @@ MAX_GRAPHS = 64
 def apply_speed_settings(
     model: ModelConfig, weights: LoraWeightSets | CopyWeightSets, device: torch.device
 ) -> None:
-    """Memory layout and compilation, as the configuration says.
+    """Memory layout and compilation of all versions, as the configuration says.
 
-    Args:
-        model: `channels_last`, `compile`.
-        weights: The denoiser's versions; later ones are treated alike.
-        device: Where the model runs.
     Raises:
         ConfigError: channels-last for a network without convolutions in its blocks; compilation on the CPU,
             or of a network that repeats no block.
@@ -42,11 +38,9 @@ def apply_speed_settings(
 
 
 def compile_blocks(weights: LoraWeightSets | CopyWeightSets, backend: str = "inductor") -> None:
-    """Compile the blocks that the denoiser repeats, of every version.
+    """Compile the blocks that the denoiser repeats, of every version; the backend "eager" traces without
+    generating code.
 
-    Args:
-        weights: The denoiser's versions.
-        backend: torch.compile's; "eager" traces without generating code.
     Raises:
         ConfigError: the network names no repeated blocks.
     """

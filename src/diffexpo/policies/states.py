@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -30,11 +31,6 @@ def check_state(name: str, state: Mapping[str, Tensor], own: Mapping[str, Tensor
             )
 
 
-def unknown_version(name: str, names: Iterable[str]) -> PolicyError:
-    """The error that names the versions there are."""
-    return PolicyError(f"weights {name!r}: no such version; expected one of {', '.join(names)}")
-
-
 def fingerprint_state(state: Mapping[str, Tensor]) -> str:
     """sha256 over names, types, shapes and bytes of tensors, in sorted order."""
     digest = hashlib.sha256()
@@ -45,16 +41,14 @@ def fingerprint_state(state: Mapping[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
-def refuse_base(name: str) -> None:
-    """Raise PolicyError if "base" is to be changed."""
-    if name == BASE:
-        raise PolicyError("weights 'base': never changes; write to another version")
+class Versions:
+    """What both kinds of weight sets share. One version may stand in for all others for a while."""
 
-
-class StandIn:
-    """What both kinds of weight sets share: one version may stand in for all others for a while."""
-
+    _versions: dict[str, Any]
     _stand_in: str | None = None
+
+    def names(self) -> list[str]:
+        return sorted(self._versions)
 
     @contextmanager
     def standing_in(self, name: str) -> Iterator[None]:
@@ -64,3 +58,18 @@ class StandIn:
             yield
         finally:
             self._stand_in = previous
+
+    def _check_known(self, name: str) -> None:
+        if name not in self._versions:
+            known = ", ".join(self.names())
+            raise PolicyError(f"weights {name!r}: no such version; expected one of {known}")
+
+    def _refuse_change(self, name: str) -> None:
+        if name == BASE:
+            raise PolicyError("weights 'base': never changes; write to another version")
+
+    def _refuse_drop(self, name: str, running: str) -> None:
+        self._check_known(name)
+        self._refuse_change(name)
+        if name in (CURRENT, running):
+            raise PolicyError(f"weights {name!r}: in use, cannot be dropped")

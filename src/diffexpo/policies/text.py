@@ -1,42 +1,52 @@
-"""What text encoders of all families share: reading tokenizers, counting tokens, encoding with CLIP, and
-moving the encoders out of the device's memory."""
+"""Text encoders of all families: their tokenizers, what they say of a text, and how much of it a denoiser
+sees."""
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
 
 import torch
 import transformers
 from torch import Tensor, nn
-from transformers import BatchEncoding, CLIPTokenizer, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from diffexpo.config.schema import ModelConfig
 from diffexpo.errors import MissingError, PolicyError
-from diffexpo.policies.loading import LOAD_ERRORS, ModelFolder, component_folder
+from diffexpo.policies.loading import LOAD_ERRORS, ModelFolder, component_folder, read_json
 
-Tokenizer = PreTrainedTokenizerBase
+# A folder trained with another number of T5 tokens than its pipeline's default says so:
+# {"max_sequence_length": 0}.
+SETTINGS_FILE = "diffexpo.json"
+LONGEST = 512
+TOKENIZERS = {"T5EncoderModel": "T5TokenizerFast", "Gemma2Model": "GemmaTokenizerFast"}
+"""Class of a text encoder -> class of its tokenizer, where that is not CLIP's."""
 
 
-def load_tokenizer(
-    model: ModelFolder, component: str, class_name: str = "CLIPTokenizer", *, needs_file: str = ""
-) -> Tokenizer:
-    """A tokenizer of the folder.
+def load_tokenizer(model: ModelFolder, component: str, encoder_class: str) -> PreTrainedTokenizerBase:
+    """The tokenizer of a text encoder, from its tokenizer.json unless it is CLIP's.
 
-    Args:
-        model: The folder.
-        component: Subfolder name.
-        class_name: A tokenizer class of transformers.
-        needs_file: A file that must be there. Without this check transformers would hand out an empty
-            tokenizer for some classes.
     Raises:
-        MissingError: the component or the file is not there.
+        MissingError: component, file or package is not there.
         PolicyError: its files cannot be read.
     """
     folder = component_folder(model, component)
-    if needs_file and not (folder / needs_file).is_file():
-        raise MissingError(
-            f"{folder / needs_file}: file is missing; the model folder is incomplete, copy or download it "
-            "again"
-        )
+    class_name = TOKENIZERS.get(encoder_class, "CLIPTokenizer")
+    # Without a file transformers would hand out an empty tokenizer of some classes.
+    if class_name != "CLIPTokenizer" and not (folder / "tokenizer.json").is_file():
+        if class_name != "T5TokenizerFast" or not (folder / "spiece.model").is_file():
+            raise MissingError(
+                f"{folder / 'tokenizer.json'}: file is missing; the model folder is incomplete, copy or "
+                "download it again"
+            )
+        if importlib.util.find_spec("sentencepiece") is None:
+            raise MissingError(
+                f"{folder}: holds spiece.model and no tokenizer.json; expected tokenizer.json. Install the "
+                "package sentencepiece, or make the file once where it is installed: "
+                "T5TokenizerFast.from_pretrained(folder).save_pretrained(folder)"
+            )
     try:
         return getattr(transformers, class_name).from_pretrained(str(folder), local_files_only=True)
     except (*LOAD_ERRORS, ImportError) as error:
@@ -45,59 +55,58 @@ def load_tokenizer(
         ) from error
 
 
-def check_vocabulary(
-    folder: ModelFolder, tokenizer: Tokenizer, encoder: nn.Module, names: tuple[str, str]
-) -> None:
-    """Refuse a tokenizer of another model; `names` say in words what tokenizer and encoder are.
-
-    Raises:
-        PolicyError: it has tokens that the encoder does not know.
-    """
-    if len(tokenizer) > encoder.config.vocab_size:
-        raise PolicyError(
-            f"{folder.path}: {names[0]} has {len(tokenizer)} tokens, {names[1]} knows "
-            f"{encoder.config.vocab_size}; the components belong to different models"
-        )
-
-
-def count_tokens(tokenizers: Tokenizer | Sequence[Tokenizer], prompts: Sequence[str]) -> list[int]:
-    """Length of each prompt in tokens, start and end marks included, before any truncation; of several
-    tokenizers the largest number counts."""
+def count_tokens(tokenizers: Sequence[PreTrainedTokenizerBase], prompts: Sequence[str]) -> list[int]:
+    """Length of each prompt in tokens, start and end marks included, before any truncation; the largest
+    number of all tokenizers."""
     if not prompts:
         return []
-    several = tokenizers if isinstance(tokenizers, Sequence) else [tokenizers]
-    ids = [tokenizer(list(prompts), truncation=False, verbose=False).input_ids for tokenizer in several]
+    ids = [tokenizer(list(prompts), truncation=False, verbose=False).input_ids for tokenizer in tokenizers]
     return [max(map(len, of_prompt)) for of_prompt in zip(*ids, strict=True)]
 
 
-def tokenize(tokenizer: Tokenizer, prompt: str, length: int | None = None) -> BatchEncoding:
-    """One prompt's tokens and mask, (1, length): the rest is cut, less is padded; by default the tokenizer's
-    own length."""
-    return tokenizer(
-        [prompt],
+def encode_text(
+    tokenizer: PreTrainedTokenizerBase,
+    encoder: PreTrainedModel,
+    text: str,
+    length: int | None = None,
+    *,
+    is_masked: bool = False,
+    **options: Any,
+) -> tuple[Any, Tensor]:
+    """The encoder's output for one text, and the mask (1, length) int64 of its tokens, 0 for padding.
+
+    Args:
+        tokenizer, encoder: Of one component.
+        text: The rest is cut, less is padded.
+        length: Number of tokens; None is the tokenizer's own.
+        is_masked: The encoder does not look at the padding; otherwise padding is text like any other.
+        options: Of the encoder's forward.
+    """
+    tokens = tokenizer(
+        [text],
         padding="max_length",
         max_length=tokenizer.model_max_length if length is None else length,
         truncation=True,
         return_tensors="pt",
-    )
+    ).to(encoder.device)
+    mask = tokens.attention_mask
+    with torch.no_grad():
+        return encoder(tokens.input_ids, attention_mask=mask if is_masked else None, **options), mask
 
 
 def clip_states(
-    tokenizers: Sequence[CLIPTokenizer],
-    encoders: Sequence[nn.Module],
+    tokenizers: Sequence[PreTrainedTokenizerBase],
+    encoders: Sequence[PreTrainedModel],
     prompt: str,
-    device: torch.device,
     length: int | None = None,
 ) -> tuple[Tensor, list[Tensor]]:
     """Penultimate states (1, length, sum of widths) of CLIP encoders, and the first output of each."""
-    states, first = [], []
-    for tokenizer, encoder in zip(tokenizers, encoders, strict=True):
-        tokens = tokenize(tokenizer, prompt, length)
-        with torch.no_grad():
-            output = encoder(tokens.input_ids.to(device), output_hidden_states=True)
-        states.append(output.hidden_states[-2])
-        first.append(output[0])
-    return torch.cat(states, dim=-1), first
+    outputs = [
+        encode_text(tokenizer, encoder, prompt, length, output_hidden_states=True)[0]
+        for tokenizer, encoder in zip(tokenizers, encoders, strict=True)
+    ]
+    states = torch.cat([output.hidden_states[-2] for output in outputs], dim=-1)
+    return states, [output[0] for output in outputs]
 
 
 def move_modules(modules: Iterable[nn.Module], device: torch.device) -> None:
@@ -105,3 +114,21 @@ def move_modules(modules: Iterable[nn.Module], device: torch.device) -> None:
     for module in modules:
         if next(module.parameters()).device != device:
             module.to(device)
+
+
+def read_sequence_length(folder: Path, model: ModelConfig, default: int) -> int:
+    """Tokens of T5, or zeros in their place, that the denoiser sees, 0 to 512: of the settings, else of the
+    folder's `diffexpo.json`, else the pipeline's own.
+
+    Raises:
+        PolicyError: the file holds no such number.
+    """
+    file = folder / SETTINGS_FILE
+    if model.max_sequence_length is not None:
+        return model.max_sequence_length
+    if not file.is_file():
+        return default
+    count = read_json(file).get("max_sequence_length")
+    if not isinstance(count, int) or isinstance(count, bool) or not 0 <= count <= LONGEST:
+        raise PolicyError(f"{file}: max_sequence_length={count!r}; expected an integer from 0 to {LONGEST}")
+    return count

@@ -7,7 +7,7 @@ copied or loaded onto it.
 
 from __future__ import annotations
 
-from torch import nn
+from diffusers import ModelMixin
 
 from diffexpo.config.families import Family
 from diffexpo.config.families.card import LORA_TARGETS
@@ -21,7 +21,7 @@ __all__ = ["CopyWeightSets", "LoraWeightSets", "fingerprint_state", "inert_param
 
 
 def make_weights(
-    network: nn.Module, tuning: TuningConfig, seed: int, card: Family | None = None
+    network: ModelMixin, tuning: TuningConfig, seed: int, card: Family | None = None
 ) -> LoraWeightSets | CopyWeightSets:
     """Adapters or copies on a denoiser, as the tuning kind says.
 
@@ -43,6 +43,6 @@ def make_weights(
     )
 
 
-def inert_parameters(card: Family, network: nn.Module) -> tuple[str, ...]:
+def inert_parameters(card: Family, network: ModelMixin) -> tuple[str, ...]:
     """Names of a denoiser's parameters that no gradient can reach, or that change nothing."""
     return card.inert_parameters(network.config, (name for name, _ in network.named_parameters()))

@@ -1,10 +1,10 @@
-"""LAION's aesthetic predictors: a linear map (v1) or a stack of linear maps (v2) on a CLIP image vector of
-length 1."""
+"""LAION's aesthetic predictors: one linear map (v1) or a stack (v2) on a CLIP image vector of length 1."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from itertools import pairwise
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -23,7 +23,7 @@ from diffexpo.rewards.images import check_lengths
 from diffexpo.rewards.weights import find_folder, find_weights, fingerprint, read_tensors, settings_files
 
 
-class AestheticReward:
+class AestheticReward(DualEncoder):
     """head(image / |image|), a rating of about 1 to 10; prompts are not read.
 
     Args:
@@ -33,8 +33,8 @@ class AestheticReward:
         base: CLIPModel folder or hub id that the head was trained on (v2: OpenAI CLIP ViT-L/14).
         precision: "float32", "float16" or "bfloat16", of the image tower.
     Raises:
-        MissingError: head or model are not there.
-        RewardError: damaged file, another head, or one of another width than the model's vectors.
+        MissingError: head or model are missing.
+        RewardError: the file is damaged, or its head is another one or does not fit the model's vectors.
     Source: LAION aesthetic predictor v1 and v2 ("improved aesthetic predictor"), their inference code.
         Images go through the image processor of the CLIP folder; where the longer side is cropped by an odd
         number of pixels the official v2 script may crop one pixel further.
@@ -49,21 +49,19 @@ class AestheticReward:
         base: str,
         precision: str = "float32",
     ) -> None:
-        self.name = name
         file = find_weights(name, AestheticCard, path)
-        self._head = read_head(name, str(file), read_tensors(name, file))
-        self.scale = f"rating, about 1 to 10 (v{2 if len(self._head) > 1 else 1})"
+        head = read_head(name, file)
+        self.scale = f"rating, about 1 to 10 (v{2 if len(head) > 1 else 1})"
         folder = find_folder(name, base, key="base", patterns=MODEL_FILES, expected=AestheticCard.base_is)
-        prepare = read_processor(name, folder)
-        self._encoder = DualEncoder(name, read_clip_model(name, folder), None, prepare, device, precision)
-        width = self._head[0][0].shape[1]
-        if width != self._encoder.width:
+        prepare, model = read_processor(name, folder), read_clip_model(name, folder)
+        width, own = head[0][0].shape[1], int(model.config.projection_dim)
+        if width != own:
             raise RewardError(
                 f"reward {name!r}: {file} reads vectors of length {width}, but the image vectors of "
-                f"base={base!r} have length "
-                f"{self._encoder.width}; name the CLIP model that the head was trained on"
+                f"base={base!r} have length {own}; name the CLIP model that the head was trained on"
             )
-        self._head = [(weight.to(device), bias.to(device)) for weight, bias in self._head]
+        super().__init__(name, model, None, prepare, device=device, precision=precision)
+        self._head = [(weight.to(device), bias.to(device)) for weight, bias in head]
         files = [file, *model_files(name, folder), *settings_files(folder)]
         self.version = fingerprint(files, {"precision": precision})
 
@@ -72,15 +70,16 @@ class AestheticReward:
         check_lengths(self.name, images, prompts)
         if len(images) == 0:
             return torch.zeros(0)
-        return apply_stack(self._encoder.embed_images(images), self._head).cpu()
+        return apply_stack(self.embed_images(images), self._head).cpu()
 
 
-def read_head(name: str, source: str, tensors: Mapping[str, Tensor]) -> list[tuple[Tensor, Tensor]]:
+def read_head(name: str, file: Path) -> list[tuple[Tensor, Tensor]]:
     """(weight, bias) of every map of a head.
 
     Raises:
         RewardError: the tensors are neither v1's nor v2's.
     """
+    tensors = read_tensors(name, file)
     v2 = {f"layers.{place}.{kind}" for place in STACK for kind in ("weight", "bias")}
     if tensors.keys() == {"weight", "bias"}:
         head = [(tensors["weight"].float(), tensors["bias"].float())]
@@ -88,13 +87,10 @@ def read_head(name: str, source: str, tensors: Mapping[str, Tensor]) -> list[tup
         head = read_stack(tensors, "layers.")
     else:
         raise RewardError(
-            f"reward {name!r}: {source} holds {', '.join(sorted(tensors)[:4])}, ...; expected weight and "
-            f"bias (v1) or "
-            "layers.{0,2,4,6,7}.weight and bias (v2, sac+logos+ava1-l14-linearMSE); the ReLU head is another "
-            "model"
+            f"reward {name!r}: {file} holds {', '.join(sorted(tensors)[:4])}, ...; expected weight and "
+            f"bias (v1) or layers.{{0,2,4,6,7}}.weight and bias (v2, sac+logos+ava1-l14-linearMSE); the ReLU "
+            "head is another model"
         )
     if head[-1][0].shape[0] != 1 or any(a[0].shape[0] != b[0].shape[1] for a, b in pairwise(head)):
-        raise RewardError(
-            f"reward {name!r}: the maps of {source} do not fit one behind the other to one number"
-        )
+        raise RewardError(f"reward {name!r}: the maps of {file} do not follow one another to one number")
     return head

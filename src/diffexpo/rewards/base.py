@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from importlib import import_module
 from pathlib import Path
@@ -39,12 +40,9 @@ def load_rewards(
         MissingError: model, file or function is not there.
         RewardError: a model that is not what the type needs.
     """
-    names = [config.name for config in configs]
-    for name in names:
-        if names.count(name) > 1:
-            raise ConfigError(
-                f"rewards: name {name!r} is used {names.count(name)} times; names must be unique"
-            )
+    for name, count in Counter(config.name for config in configs).items():
+        if count > 1:
+            raise ConfigError(f"rewards: name {name!r} is used {count} times; names must be unique")
     scorers: list[Reward] = []
     for config in configs:
         scorer_type = scorer_class(type(config))
@@ -52,7 +50,7 @@ def load_rewards(
             if open_denoiser is None:
                 raise ConfigError(
                     f"reward {config.name!r}: type {config.type} judges the latents that a run draws, and "
-                    f"here are pictures only; it can be neither served nor verified alone, use it in a run"
+                    "here are images only; it can be neither served nor verified alone, use it in a run"
                 )
             scorers.append(scorer_type(config.name, open_denoiser(config), config.self_judge))
             continue
@@ -72,18 +70,13 @@ def scorer_class(card: type[RewardCard]) -> Any:
 
 
 def _cached(scorer: Reward, config: RewardCard, device: torch.device | str) -> Reward:
-    """The scorer with its cache. One that names what its scores depend on is asked image by image; a network
-    runs here, on this device."""
+    """The scorer with its cache. One with an `identity` is asked image by image; others are networks here."""
     folder = Path(str(config.cache)).expanduser()
     identity = getattr(scorer, "identity", None)
     if identity is not None:
         return CachedReward(scorer, folder, identity)
-    kind = torch.device(device).type  # not which of several: alike, they give the same bits
+    kind = torch.device(device).type  # not which of several: those of one name give the same bits
     here = f"{kind} {torch.cuda.get_device_name(device)}" if kind == "cuda" else kind
     facts = {"type": config.type, "version": scorer.version, "scale": scorer.scale}
-    return CachedReward(
-        scorer,
-        folder,
-        facts | {"device": here, "threads": str(torch.get_num_threads()), "torch": torch.__version__},
-        by_batch=True,
-    )
+    facts |= {"device": here, "threads": str(torch.get_num_threads()), "torch": torch.__version__}
+    return CachedReward(scorer, folder, facts, by_batch=True)

@@ -1,5 +1,4 @@
-"""Scores that were paid for once: kept on disk by image, prompt and scorer, so that the same question is not
-asked again.
+"""Scores that were paid for once: kept on disk by image, prompt and scorer, and not asked for again.
 
     FOLDER/scores.sqlite    scorers(identity, facts), scores(identity, question, score, mark)
 
@@ -60,12 +59,9 @@ class CachedReward:
     def __init__(
         self, reward: Reward, folder: Path, identity: Mapping[str, str], *, by_batch: bool = False
     ) -> None:
-        self.name = reward.name
-        self.version = reward.version
-        self.scale = reward.scale
+        self.name, self.version, self.scale = reward.name, reward.version, reward.scale
         self.reward = reward
-        self.num_hits = 0
-        self.num_misses = 0
+        self.num_hits = self.num_misses = 0
         self.cache = ScoreCache(folder, reward.name, identity)
         self._by_batch = by_batch
 
@@ -106,7 +102,7 @@ def cached(scorers: Iterable[Reward]) -> list[CachedReward]:
 class ScoreCache:
     """The scores of one identity in a folder.
 
-    Each call opens the file anew: a connection may not be taken into another thread or a forked process.
+    Each call opens the file again: a connection may not be taken into another thread or a forked process.
 
     Args:
         folder: Made if need be.
@@ -130,8 +126,8 @@ class ScoreCache:
                 file.execute("INSERT OR IGNORE INTO scorers VALUES (?, ?)", (self._identity, facts))
 
     def find(self, keys: Sequence[str]) -> dict[str, float]:
-        """Those of the keys that have a score, what other processes have added by now included. Scores that
-        do not fit their mark are counted and forgotten."""
+        """Those of the keys that have a score by now, from any process. Scores that do not fit their mark are
+        counted and forgotten."""
         found: dict[str, float] = {}
         refused = []
         with self._opened() as file:
@@ -146,18 +142,14 @@ class ScoreCache:
                 file.executemany("DELETE FROM scores WHERE identity = ? AND question = ?", refused)
         if refused:
             self.num_refused += len(refused)
-            _log.warning(
-                "reward %r: %d scores of %s are no scores of this scorer (changed or copied); they are left "
-                "out and asked again",
-                self._name,
-                len(refused),
-                self.path,
+            text = (
+                "reward %r: %d scores of %s are not this scorer's (changed or copied); they are asked again"
             )
+            _log.warning(text, self._name, len(refused), self.path)
         return found
 
     def add(self, scores: Mapping[str, float]) -> None:
-        """Keep finite scores; they are on the disk when this returns. Of two scores of one key the first
-        counts."""
+        """Write finite scores to the disk; of two scores of one key the first counts."""
         rows = [(self._identity, key, score, self._mark(key, score)) for key, score in scores.items()]
         if rows:
             with self._opened() as file:
@@ -178,13 +170,13 @@ class ScoreCache:
         except sqlite3.DatabaseError as error:
             raise StoreError(
                 f"reward {self._name!r}: the score cache {self.path} is damaged ({error}); delete it and "
-                f"resume, its scores are asked again"
+                "resume, its scores are asked again"
             ) from error
 
     def _unusable(self, reason: object) -> StoreError:
         return StoreError(
             f"reward {self._name!r}: the score cache {self.path} cannot be used ({reason}); free space or "
-            f"correct its permissions and resume, or remove `cache` from the reward"
+            "correct its permissions and resume, or remove `cache` from the reward"
         )
 
 
@@ -197,6 +189,6 @@ def question_key(image: np.ndarray, prompt: str) -> str:
 
 
 def batch_keys(keys: Sequence[str]) -> list[str]:
-    """Names of the rows of a batch, of which each depends on all keys and their order."""
+    """Names of the rows of a batch, each of which depends on all keys and their order."""
     batch = hashlib.sha256("\n".join(keys).encode()).hexdigest()
     return [hashlib.sha256(f"{batch} {row}".encode()).hexdigest() for row in range(len(keys))]

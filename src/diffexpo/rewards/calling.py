@@ -13,7 +13,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import TypeVar
+from typing import NoReturn, TypeVar
 from urllib.parse import urlsplit
 
 import httpx2
@@ -43,16 +43,14 @@ class CallFailedError(RewardError):
         self, reason: str, *, can_retry: bool, is_refused_input: bool = False, wait_s: float = 0.0
     ) -> None:
         super().__init__(reason)
-        self.can_retry = can_retry
-        self.is_refused_input = is_refused_input
-        self.wait_s = wait_s
+        self.can_retry, self.is_refused_input, self.wait_s = can_retry, is_refused_input, wait_s
 
 
 class Endpoint:
     """A server that answers JSON.
 
     Redirections are not followed: they would carry the key to another host. Addresses of this machine are
-        reached without a proxy.
+    reached without a proxy.
 
     Args:
         name: The reward, for messages.
@@ -69,11 +67,8 @@ class Endpoint:
         self.num_retries = 0
         self._timeout_s, self._retry_s = service.timeout_s, service.retry_s
         self._key = _read_key(name, service.api_key_env)
-        headers = {
-            "Accept": "application/json",
-            "Accept-Encoding": "identity",
-            "Content-Type": "application/json",
-        }
+        json_type = "application/json"
+        headers = {"Accept": json_type, "Accept-Encoding": "identity", "Content-Type": json_type}
         if self._key:
             headers["Authorization"] = f"Bearer {self._key}"
         self._client = httpx2.Client(
@@ -106,11 +101,8 @@ class Endpoint:
                 f"{self.url}{path} gave no answer ({type(error).__name__}: {self._redacted(error)})",
                 can_retry=True,
             ) from None
-        try:
-            reply = json.loads(text)
-        except (ValueError, RecursionError):
-            reply = None
-        if not isinstance(reply, dict):
+        reply = _object(text)
+        if reply is None:
             raise CallFailedError(
                 f"{self.url}{path} answered {self._redacted(text)[:80]!r}, which is no JSON object",
                 can_retry=True,
@@ -180,11 +172,7 @@ class FailureBudget:
         self._lock = threading.Lock()
 
     def add(self, num_asked: int, num_failed: int, reason: str = "") -> None:
-        """Count images; `reason` is why the failed ones failed.
-
-        Raises:
-            ScorerStoppedError: past the budget.
-        """
+        """Count images, then `check`; `reason` is why the failed ones failed."""
         with self._lock:
             self.num_asked += num_asked
             self.num_failed += num_failed
@@ -194,7 +182,7 @@ class FailureBudget:
         self.check()
 
     def check(self) -> None:
-        """Nothing, or stop.
+        """Stop the run if too many images failed.
 
         Raises:
             ScorerStoppedError: past the budget.
@@ -202,18 +190,17 @@ class FailureBudget:
         with self._lock:
             recent, failed = len(self._recent), sum(self._recent)
         share, most = self._service.max_failed_fraction, self._service.max_failed
-        last = f"; the last one: {self._reason}" if self._reason else ""
         if recent >= BUDGET_FROM and failed > share * recent:
-            raise ScorerStoppedError(
-                f"reward {self.name!r}: {failed} of the last {recent} images got no score, more than "
-                f"service.max_failed_fraction = {share:g} allows{last}. Correct the scorer and resume, or "
-                f"raise the limit"
-            )
+            self._stop(f"{failed} of the last {recent}", f"max_failed_fraction = {share:g}")
         if most is not None and self.num_failed > most:
-            raise ScorerStoppedError(
-                f"reward {self.name!r}: {self.num_failed} of {self.num_asked} images got no score, more than "
-                f"service.max_failed = {most} allows{last}. Correct the scorer and resume, or raise the limit"
-            )
+            self._stop(f"{self.num_failed} of {self.num_asked}", f"max_failed = {most}")
+
+    def _stop(self, failed: str, limit: str) -> NoReturn:
+        last = f"; the last one: {self._reason}" if self._reason else ""
+        raise ScorerStoppedError(
+            f"reward {self.name!r}: {failed} images got no score, more than service.{limit} allows{last}. "
+            "Correct the scorer and resume, or raise the limit"
+        )
 
 
 def map_concurrently(
@@ -237,7 +224,7 @@ def check_url(name: str, url: str) -> str:
     """The address without a slash at its end.
 
     Raises:
-        ConfigError: not http or https, no host, a password, or a part that belongs behind the path.
+        ConfigError: not http or https, no host, a password, or a query or fragment.
     """
     try:
         parts = urlsplit(url)
@@ -249,8 +236,7 @@ def check_url(name: str, url: str) -> str:
     if parts.username or parts.password:
         raise ConfigError(
             f"reward {name!r}: its path holds a user name or password, which would be written to "
-            f"config.yaml; put the key in "
-            "an environment variable and name it in service.api_key_env"
+            "config.yaml; put the key in an environment variable and name it in service.api_key_env"
         )
     return url.rstrip("/")
 
@@ -262,7 +248,7 @@ def _read_key(name: str, variable: str | None) -> str:
     if not key:
         raise MissingError(
             f"reward {name!r}: service.api_key_env names {variable}, which is not set in the environment; "
-            f"export the key there"
+            "export the key there"
         )
     return key
 
@@ -281,10 +267,16 @@ def _read(response: httpx2.Response, deadline: float, most: int) -> bytes:
 
 def _shorten(text: str) -> str:
     """The message inside an error body, on one line."""
+    reply = _object(text)
+    inner = text if reply is None else reply.get("error", text)
+    message = inner.get("message", inner) if isinstance(inner, dict) else inner
+    return " ".join(str(message).split())[:300]
+
+
+def _object(text: str | bytes) -> dict[str, object] | None:
+    """The JSON object of a text; None if it is none."""
     try:
         reply = json.loads(text)
     except (ValueError, RecursionError):
-        reply = None
-    inner = reply.get("error", text) if isinstance(reply, dict) else text
-    message = inner.get("message", inner) if isinstance(inner, dict) else inner
-    return " ".join(str(message).split())[:300]
+        return None
+    return reply if isinstance(reply, dict) else None

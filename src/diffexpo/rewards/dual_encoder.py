@@ -1,5 +1,4 @@
-"""A CLIPModel as two functions to unit vectors; CLIP score, PickScore, HPS and the aesthetic predictors stand
-on it."""
+"""A CLIPModel as a scorer: CLIP score, PickScore, HPS and the aesthetic predictors stand on it."""
 
 from __future__ import annotations
 
@@ -10,14 +9,21 @@ from pathlib import Path
 
 import torch
 from PIL import Image
-from safetensors import SafetensorError
 from torch import Tensor
-from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel, CLIPTokenizer
+from transformers import (
+    BatchEncoding,
+    CLIPConfig,
+    CLIPImageProcessorPil,
+    CLIPModel,
+    CLIPTokenizer,
+    PreTrainedTokenizerBase,
+)
 from transformers.utils import logging as transformers_logging
 
 from diffexpo.errors import MissingError, RewardError
+from diffexpo.phases import phase
 from diffexpo.rewards.images import check_lengths, to_bytes
-from diffexpo.rewards.weights import PRECISIONS, check_header, check_keys
+from diffexpo.rewards.weights import LOAD_ERRORS, PRECISIONS, check_keys, opened, read_part
 
 _log = logging.getLogger("diffexpo")
 if "TRANSFORMERS_VERBOSITY" not in os.environ:
@@ -27,22 +33,64 @@ if "TRANSFORMERS_VERBOSITY" not in os.environ:
 # The patterns leave out the copies of other libraries that lie in many CLIP repositories.
 MODEL_FILES = ("model*.safetensors", "*.json", "*.txt")
 SETTINGS_FILES = ("*.json", "*.txt")
-LOAD_ERRORS = (OSError, ValueError, RuntimeError, TypeError, KeyError, SafetensorError)
+UNITS = {"raw": "cosine", "percent": "100 x cosine", "logit": "logit-scaled cosine"}
 
 
-class DualEncoder:
-    """Unit vectors of images and texts.
-
-    Rows are independent: texts are padded to a fixed length, so a vector does not depend on its batch beyond
-    rounding. The towers run in `precision`, projections and normalisation in float32.
+class Texts:
+    """Texts as tokens of one fixed length, so that a score does not depend on the other texts of its batch.
 
     Args:
         name: The reward's name, for messages.
+        tokenizer: Turns texts into tokens.
+        max_tokens: The fixed length; longer texts are cut and counted.
+        clean: Applied to each text before the tokenizer.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        tokenizer: PreTrainedTokenizerBase,
+        max_tokens: int,
+        clean: Callable[[str], str] = str,
+    ) -> None:
+        self._name, self._tokenizer, self._max_tokens, self._clean = name, tokenizer, max_tokens, clean
+        self.cut: set[str] = set()
+
+    def tokens(self, prompts: Sequence[str]) -> BatchEncoding:
+        """Token ids and attention masks of texts."""
+        return self._tokenizer(
+            [self._clean(prompt) for prompt in prompts],
+            padding="max_length",
+            max_length=self._max_tokens,
+            truncation=True,
+            return_tensors="pt",
+        )
+
+    def note_cut(self, prompts: Sequence[str]) -> list[str]:
+        """Count the prompts that are too long; the new ones among them, sorted."""
+        unknown = sorted(set(prompts) - self.cut)
+        if not unknown:
+            return []
+        ids = self._tokenizer([self._clean(prompt) for prompt in unknown], verbose=False).input_ids
+        new = [prompt for prompt, own in zip(unknown, ids, strict=True) if len(own) > self._max_tokens]
+        self.cut.update(new)
+        return new
+
+
+class DualEncoder:
+    """Scores by the cosine of a text's and an image's vector, in one of three units.
+
+    Rows are independent: the text of row i meets the image of row i only. The towers run in `precision`,
+    projections and normalisation in float32.
+
+    Args:
+        name: Name in metrics.
         model: A CLIPModel; its towers are moved and cast.
-        tokenizer: Its tokenizer.
+        tokenizer: Its tokenizer; None where prompts are not read.
         prepare: Images (B,3,H,W) in [0,1] to pixel values.
         device: Where it runs.
         precision: A key of `PRECISIONS`.
+        unit: A key of `UNITS`.
         clean: Applied to each text before the tokenizer.
     """
 
@@ -52,44 +100,39 @@ class DualEncoder:
         model: CLIPModel,
         tokenizer: CLIPTokenizer | None,
         prepare: Callable[[Tensor], Tensor],
+        *,
         device: torch.device | str,
-        precision: str = "float32",
+        precision: str,
+        unit: str = "raw",
         clean: Callable[[str], str] = str,
     ) -> None:
         self.name = name
-        self._dtype = PRECISIONS[precision]
+        self._unit, self._dtype, self._prepare = unit, PRECISIONS[precision], prepare
         self._model = model.to(device).eval().requires_grad_(False)
         for tower in (model.vision_model, model.text_model):
             tower.to(self._dtype)
-        self._tokenizer, self._prepare, self._clean = tokenizer, prepare, clean
-        self._max_tokens = model.config.text_config.max_position_embeddings
+        self._max_tokens = int(model.config.text_config.max_position_embeddings)
+        self._texts: Texts | None = None
         if tokenizer is not None:
             self._max_tokens = min(tokenizer.model_max_length, self._max_tokens)
-        self._cut: set[str] = set()
-
-    @property
-    def width(self) -> int:
-        """Length of the vectors."""
-        return int(self._model.config.projection_dim)
+            self._texts = Texts(name, tokenizer, self._max_tokens, clean)
 
     @property
     def num_cut_prompts(self) -> int:
         """Distinct prompts so far that were longer than the text encoder takes and were cut."""
-        return len(self._cut)
+        return len(self._texts.cut) if self._texts else 0
 
-    def logit_scale(self) -> Tensor:
-        """exp of the stored logarithm, scalar."""
-        return self._model.logit_scale.float().exp()
-
-    def cosines(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
-        """cos(text, image) (B,) of each row."""
+    def score(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
+        """Scores (B,) of images (B,3,H,W) in [0,1] for their prompts."""
         check_lengths(self.name, images, prompts)
         if len(images) == 0:
-            return torch.zeros(0, device=self._model.device)
-        return (self.embed_prompts(prompts) * self.embed_images(images)).sum(dim=-1)
+            return torch.zeros(0)
+        factor = {"raw": 1.0, "percent": 100.0, "logit": self._model.logit_scale.float().exp()}[self._unit]
+        return (factor * (self.embed_prompts(prompts) * self.embed_images(images)).sum(dim=-1)).cpu()
 
+    @phase("scoring images")
     def embed_images(self, images: Tensor) -> Tensor:
-        """Unit vectors (B, D) of images (B,3,H,W) in [0,1]; also what the Vendi score measures."""
+        """Unit vectors (B, D) of images (B,3,H,W) in [0,1]."""
         pixels = self._prepare(images).to(self._model.device, self._dtype)
         with torch.no_grad():
             pooled = self._model.vision_model(pixel_values=pixels).pooler_output
@@ -97,13 +140,11 @@ class DualEncoder:
 
     def embed_prompts(self, prompts: Sequence[str]) -> Tensor:
         """Unit vectors (B, D) of texts; each distinct text runs once."""
-        assert self._tokenizer is not None  # only scorers that read no prompt have none
+        assert self._texts is not None  # only scorers that read no prompt have none
         distinct = list(dict.fromkeys(prompts))
-        texts = [self._clean(prompt) for prompt in distinct]
-        self._count_cut(distinct, texts)
-        tokens = self._tokenizer(
-            texts, padding="max_length", max_length=self._max_tokens, truncation=True, return_tensors="pt"
-        ).to(self._model.device)
+        for prompt in self._texts.note_cut(distinct):
+            _log.warning("reward %r: prompt cut to %d tokens: %.60r", self.name, self._max_tokens, prompt)
+        tokens = self._texts.tokens(distinct).to(self._model.device)
         with torch.no_grad():
             pooled = self._model.text_model(
                 input_ids=tokens.input_ids, attention_mask=tokens.attention_mask
@@ -112,22 +153,13 @@ class DualEncoder:
         rows = {prompt: row for row, prompt in enumerate(distinct)}
         return vectors[[rows[prompt] for prompt in prompts]]
 
-    def _count_cut(self, prompts: Sequence[str], texts: Sequence[str]) -> None:
-        lengths = [len(ids) for ids in self._tokenizer(list(texts), verbose=False).input_ids]
-        too_long = {
-            prompt for prompt, length in zip(prompts, lengths, strict=True) if length > self._max_tokens
-        }
-        for prompt in sorted(too_long - self._cut):
-            _log.warning("reward %r: prompt cut to %d tokens: %.60r", self.name, self._max_tokens, prompt)
-        self._cut |= too_long
-
 
 def read_clip_model(name: str, folder: Path) -> CLIPModel:
     """A CLIPModel of a folder, float32.
 
     Raises:
-        MissingError: no safetensors weights.
-        RewardError: damaged, or another kind of model.
+        MissingError: there are no safetensors weights.
+        RewardError: they are damaged, or those of another kind of model.
     """
     model_files(name, folder)
     try:
@@ -141,7 +173,7 @@ def read_clip_model(name: str, folder: Path) -> CLIPModel:
     except LOAD_ERRORS as error:
         raise RewardError(
             f"reward {name!r}: {folder} cannot be loaded as a CLIPModel ({error}); expected the PickScore "
-            f"layout"
+            "layout"
         ) from error
     wrong = [str(key) for key in (*report["missing_keys"], *report["mismatched_keys"])]
     check_keys(name, folder, wrong, (), "CLIPModel")
@@ -161,60 +193,29 @@ def model_files(name: str, folder: Path) -> list[Path]:
             f"reward {name!r}: {folder} holds no model.safetensors (pickled `.bin` files are not read)"
         )
     for file in files:
-        check_header(name, file)
+        with opened(name, file):
+            pass
     return files
 
 
 def read_clip_config(name: str, folder: Path) -> CLIPConfig:
-    """Sizes and activations of a CLIPModel folder.
-
-    Raises:
-        MissingError: no config.json.
-        RewardError: not the configuration of a CLIPModel.
-    """
-    _need(name, folder, ("config.json",))
-    try:
-        config = CLIPConfig.from_pretrained(str(folder), local_files_only=True)
-    except LOAD_ERRORS as error:
-        raise RewardError(
-            f"reward {name!r}: {folder / 'config.json'} is no CLIPModel configuration ({error})"
-        ) from error
-    return config
+    """Sizes and activations of a CLIPModel folder."""
+    _need(name, folder, "config.json")
+    return read_part(name, folder, CLIPConfig, "CLIPModel configuration")
 
 
 def read_tokenizer(name: str, folder: Path) -> CLIPTokenizer:
-    """The tokenizer of a folder.
-
-    Raises:
-        MissingError: its files are not there.
-        RewardError: they cannot be read.
-    """
-    _need(name, folder, ("tokenizer_config.json",))
-    try:
-        return CLIPTokenizer.from_pretrained(str(folder), local_files_only=True)
-    except LOAD_ERRORS as error:
-        raise RewardError(
-            f"reward {name!r}: the tokenizer of {folder} cannot be read ({error}); copy it again"
-        ) from error
+    """The tokenizer of a CLIPModel folder."""
+    _need(name, folder, "tokenizer_config.json")
+    return read_part(name, folder, CLIPTokenizer, "tokenizer")
 
 
 def read_processor(name: str, folder: Path) -> Callable[[Tensor], Tensor]:
-    """A function from images (B,3,H,W) in [0,1] to pixel values, as the folder's image processor says,
-    through PIL.
-
-    Raises:
-        MissingError: its file is not there.
-        RewardError: it cannot be read.
-    """
+    """A function from images (B,3,H,W) in [0,1] to pixel values, by the folder's image processor and PIL."""
     # Newer libraries keep the image processor's settings inside processor_config.json.
-    _need(name, folder, ("preprocessor_config.json", "processor_config.json"))
-    try:
-        # The class is named because CLIPImageProcessor means another backend where torchvision is installed.
-        processor = CLIPImageProcessorPil.from_pretrained(str(folder), local_files_only=True)
-    except LOAD_ERRORS as error:
-        raise RewardError(
-            f"reward {name!r}: the image processor of {folder} cannot be read ({error}); copy it again"
-        ) from error
+    _need(name, folder, "preprocessor_config.json", "processor_config.json")
+    # The class is named because CLIPImageProcessor means another backend where torchvision is installed.
+    processor = read_part(name, folder, CLIPImageProcessorPil, "image processor")
 
     def prepare(images: Tensor) -> Tensor:
         pil_images = [Image.fromarray(pixels) for pixels in to_bytes(images)]
@@ -223,12 +224,12 @@ def read_processor(name: str, folder: Path) -> Callable[[Tensor], Tensor]:
     return prepare
 
 
-def _need(name: str, folder: Path, files: Sequence[str]) -> None:
+def _need(name: str, folder: Path, *files: str) -> None:
+    """Refuse a folder that holds none of these files."""
     if not any((folder / file).is_file() for file in files):
         raise MissingError(
             f"reward {name!r}: {folder / files[0]} is missing; save configuration, tokenizer and image "
-            f"processor beside the "
-            "model, or name a base that has them"
+            "processor beside the model, or name a base that has them"
         )
 
 

@@ -27,8 +27,7 @@ def apply_stack(vectors: Tensor, stack: Sequence[tuple[Tensor, Tensor]]) -> Tens
 
 
 def read_stack(tensors: Mapping[str, Tensor], prefix: str) -> list[tuple[Tensor, Tensor]]:
-    """(weight, bias) of the maps `{prefix}{place}` that LAION's and ImageReward's heads consist of,
-    float32."""
+    """(weight, bias) of each map `{prefix}{place}`, float32."""
     return [
         (tensors[f"{prefix}{place}.weight"].float(), tensors[f"{prefix}{place}.bias"].float())
         for place in STACK

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import html
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -13,11 +15,16 @@ from transformers import CLIPConfig, CLIPModel
 from diffexpo.config.rewards import REWARDS
 from diffexpo.config.rewards.hps import HpsCard
 from diffexpo.errors import RewardError
-from diffexpo.rewards.clip import UNITS, scaled
-from diffexpo.rewards.dual_encoder import SETTINGS_FILES, DualEncoder, read_clip_config, read_tokenizer
+from diffexpo.rewards.dual_encoder import (
+    SETTINGS_FILES,
+    UNITS,
+    DualEncoder,
+    read_clip_config,
+    read_tokenizer,
+)
 from diffexpo.rewards.images import longest_side_pad
 from diffexpo.rewards.weights import (
-    check_keys,
+    fill,
     find_folder,
     find_weights,
     fingerprint,
@@ -51,7 +58,7 @@ _INSIDE = {
 _BLOCK = re.compile(r"(visual\.)?transformer\.resblocks\.(\d+)\.(.+)")
 
 
-class HpsReward:
+class HpsReward(DualEncoder):
     """cos(text, image) of the HPS checkpoints, by default times 100 as their benchmark prints it.
 
     Args:
@@ -59,12 +66,12 @@ class HpsReward:
         path: The checkpoint's `state_dict` as safetensors: file, folder with one, or hub id.
         device: Where it runs.
         base: Folder or hub id with configuration and tokenizer of CLIP ViT-H/14.
-        edition: "hpsv2" or "hpsv2.1"; says which file is meant, the networks are alike.
+        edition: "hpsv2" or "hpsv2.1"; says which file is meant, the networks have one architecture.
         scale: "percent", "raw" or "logit".
         precision: "float32", "float16" or "bfloat16", of the towers.
     Raises:
-        MissingError: weights, configuration or tokenizer are not there.
-        RewardError: damaged file, or weights of another model.
+        MissingError: weights, configuration or tokenizer are missing.
+        RewardError: the file is damaged, or holds the weights of another model.
     Source: HPSv2 (arXiv 2306.09341) and its code's score function. Where we differ: an image whose longest
         side has the network's size already is padded too, antialiasing is always on, and broken encodings in
         prompts (mojibake) are not repaired.
@@ -81,43 +88,26 @@ class HpsReward:
         scale: str = "percent",
         precision: str = "float32",
     ) -> None:
-        self.name = name
-        self.scale, self._unit = f"{UNITS[scale]} ({edition})", scale
+        self.scale = f"{UNITS[scale]} ({edition})"
         file = find_weights(name, REWARDS[edition], path)
         folder = find_folder(name, base, key="base", patterns=SETTINGS_FILES, expected=HpsCard.base_is)
-        config = read_clip_config(name, folder)
-        tokenizer = read_tokenizer(name, folder)
-        model = _load(name, str(file), config, read_tensors(name, file))
-        size = int(config.vision_config.image_size)
-        self._encoder = DualEncoder(
+        config, tokenizer = read_clip_config(name, folder), read_tokenizer(name, folder)
+        super().__init__(
             name,
-            model,
+            _load(name, file, config),
             tokenizer,
-            lambda images: longest_side_pad(images, size),
-            device,
-            precision,
+            partial(longest_side_pad, size=int(config.vision_config.image_size)),
+            device=device,
+            precision=precision,
+            unit=scale,
             clean=clean_text,
         )
         settings = {"scale": scale, "precision": precision, "edition": edition}
         self.version = fingerprint([file, *settings_files(folder)], settings)
 
-    @property
-    def num_cut_prompts(self) -> int:
-        """Distinct prompts so far that were longer than the text encoder takes and were cut."""
-        return self._encoder.num_cut_prompts
-
-    def score(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
-        """Scores (B,) of images (B,3,H,W) in [0,1] for their prompts."""
-        return scaled(self._encoder.cosines(images, prompts), self._unit, self._encoder.logit_scale()).cpu()
-
-    def embed_images(self, images: Tensor) -> Tensor:
-        """Unit vectors (B, D) of images (B,3,H,W) in [0,1]."""
-        return self._encoder.embed_images(images)
-
 
 def clean_text(text: str) -> str:
-    """HTML entities resolved twice and ends stripped, as OpenCLIP's tokenizer does before it splits a
-    text."""
+    """HTML entities resolved twice and ends stripped, as OpenCLIP's tokenizer does first."""
     return html.unescape(html.unescape(text)).strip()
 
 
@@ -159,18 +149,14 @@ def _renamed(key: str, tensor: Tensor) -> dict[str, Tensor]:
     return {f"{block}.{_INSIDE.get(stem, stem)}.{last}": tensor}
 
 
-def _load(name: str, source: str, config: CLIPConfig, openclip: Mapping[str, Tensor]) -> CLIPModel:
+def _load(name: str, file: Path, config: CLIPConfig) -> CLIPModel:
+    openclip = read_tensors(name, file)
     activations = {config.text_config.hidden_act, config.vision_config.hidden_act}
     if activations != {"gelu"}:
         raise RewardError(
             f"reward {name!r}: base has activation {', '.join(sorted(activations))}; HPS stands on a CLIP "
-            f"ViT-H/14 with gelu, set "
-            f"base={HpsCard.default_base}"
+            f"ViT-H/14 with gelu, set base={HpsCard.default_base}"
         )
     model = CLIPModel(config)
-    state = clip_state_dict(openclip)
-    own = model.state_dict()
-    wrong = [key for key in own if key not in state or state[key].shape != own[key].shape]
-    check_keys(name, source, wrong, [key for key in state if key not in own], "HPS (of the base's sizes)")
-    model.load_state_dict(state)
+    fill(name, file, model, clip_state_dict(openclip), "HPS (of the base's sizes)")
     return model

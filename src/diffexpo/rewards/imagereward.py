@@ -1,5 +1,4 @@
-"""ImageReward: BLIP looks at image and prompt together, a head turns its first text vector into one
-number."""
+"""ImageReward: BLIP reads image and prompt together, a head turns its first text vector into a number."""
 
 from __future__ import annotations
 
@@ -14,15 +13,17 @@ from transformers import BertTokenizer, BlipTextConfig, BlipTextModel, BlipVisio
 
 from diffexpo.config.rewards.imagereward import ImageRewardCard
 from diffexpo.errors import MissingError, RewardError
-from diffexpo.rewards.dual_encoder import LOAD_ERRORS, SETTINGS_FILES
+from diffexpo.rewards.dual_encoder import SETTINGS_FILES, Texts
 from diffexpo.rewards.heads import STACK, apply_stack, read_stack
 from diffexpo.rewards.images import check_lengths, shortest_side_crop
 from diffexpo.rewards.weights import (
     PRECISIONS,
     check_keys,
+    fill,
     find_folder,
     find_weights,
     fingerprint,
+    read_part,
     read_tensors,
     settings_files,
 )
@@ -35,6 +36,7 @@ HEAD_WIDTH = 64
 weights."""
 # Of med_config.json, BLIP's text configuration, where no such file lies beside the weights.
 MED_CONFIG = {"hidden_act": "gelu", "layer_norm_eps": 1e-12}
+MED_KEYS = ("hidden_act", "layer_norm_eps", "num_attention_heads")
 
 _VISION, _TEXT, _HEAD = "blip.visual_encoder.", "blip.text_encoder.", "mlp.layers."
 _TOP = {
@@ -63,8 +65,8 @@ class ImageRewardScorer:
         base: Folder or hub id of the tokenizer of bert-base-uncased.
         precision: "float32", "float16" or "bfloat16", of BLIP; the head is float32.
     Raises:
-        MissingError: weights or tokenizer are not there.
-        RewardError: damaged file, or weights of another model.
+        MissingError: weights or tokenizer are missing.
+        RewardError: the file is damaged, or holds the weights of another model.
     Source: ImageReward (arXiv 2304.05977) and its code's `score`. Where we differ: it scores one image at a
         time, this one batches; the numbers are the same.
     """
@@ -85,23 +87,22 @@ class ImageRewardScorer:
         folder = find_folder(
             name, base, key="base", patterns=SETTINGS_FILES, expected=ImageRewardCard.base_is
         )
-        self._tokenizer = _read_tokenizer(name, folder)
+        tokenizer = _read_tokenizer(name, folder)
         self._dtype, self._device = PRECISIONS[precision], torch.device(device)
-        tensors = read_tensors(name, file)
-        self._vision, self._text, head = _load(name, str(file), tensors, _med_config(name, file.parent))
+        self._vision, self._text, head = _load(name, file)
         for tower in (self._vision, self._text):
             tower.to(self._device, self._dtype).eval().requires_grad_(False)
         self._head = [(weight.to(device), bias.to(device)) for weight, bias in head]
         self._size = int(self._vision.config.image_size)
-        self._max_tokens = min(MAX_TOKENS, int(self._text.config.max_position_embeddings))
-        self._cut: set[str] = set()
+        longest = min(MAX_TOKENS, int(self._text.config.max_position_embeddings))
+        self._texts = Texts(name, tokenizer, longest)
         files = [file, *settings_files(*dict.fromkeys((file.parent, folder)))]
         self.version = fingerprint(files, {"precision": precision})
 
     @property
     def num_cut_prompts(self) -> int:
         """Distinct prompts so far that were longer than 35 tokens and were cut."""
-        return len(self._cut)
+        return len(self._texts.cut)
 
     def score(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
         """Scores (B,) of images (B,3,H,W) in [0,1] for their prompts."""
@@ -109,15 +110,8 @@ class ImageRewardScorer:
         if len(images) == 0:
             return torch.zeros(0)
         pixels = shortest_side_crop(images, self._size).to(self._device, self._dtype)
-        # Padded to the full length in any case: a score does not depend on the other prompts of its batch.
-        tokens = self._tokenizer(
-            list(prompts),
-            padding="max_length",
-            truncation=True,
-            max_length=self._max_tokens,
-            return_tensors="pt",
-        ).to(self._device)
-        self._count_cut(prompts)
+        self._texts.note_cut(prompts)
+        tokens = self._texts.tokens(prompts).to(self._device)
         with torch.no_grad():
             patches = self._vision(pixel_values=pixels).last_hidden_state
             states = self._text(
@@ -127,12 +121,6 @@ class ImageRewardScorer:
                 is_decoder=False,
             ).last_hidden_state
             return ((apply_stack(states[:, 0].float(), self._head) - MEAN) / STD).cpu()
-
-    def _count_cut(self, prompts: Sequence[str]) -> None:
-        distinct = sorted(set(prompts) - self._cut)
-        if distinct:
-            lengths = [len(ids) for ids in self._tokenizer(distinct, verbose=False).input_ids]
-            self._cut |= {p for p, length in zip(distinct, lengths, strict=True) if length > self._max_tokens}
 
 
 def vision_state_dict(blip: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -154,10 +142,10 @@ def _below(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
 
 
-def _load(
-    name: str, source: str, tensors: Mapping[str, Tensor], med_config: Mapping[str, object]
-) -> tuple[BlipVisionModel, BlipTextModel, list[tuple[Tensor, Tensor]]]:
+def _load(name: str, file: Path) -> tuple[BlipVisionModel, BlipTextModel, list[tuple[Tensor, Tensor]]]:
     """Both towers and the head; sizes are read off the tensors."""
+    tensors = read_tensors(name, file)
+    med_config = _med_config(name, file.parent)
     needed = [
         f"{_VISION}pos_embed",
         f"{_VISION}patch_embed.proj.weight",
@@ -168,13 +156,13 @@ def _load(
         f"{_TEXT}encoder.layer.0.crossattention.self.key.weight",
         *(f"{_HEAD}{place}.{kind}" for place in STACK for kind in ("weight", "bias")),
     ]
-    check_keys(name, source, [key for key in needed if key not in tensors], (), "ImageReward")
+    check_keys(name, file, [key for key in needed if key not in tensors], (), "ImageReward")
     vision = BlipVisionModel(_vision_config(tensors))
-    _fill(name, source, vision, vision_state_dict(_below(tensors, _VISION)))
+    fill(name, file, vision, vision_state_dict(_below(tensors, _VISION)), "ImageReward")
     text = BlipTextModel(_text_config(tensors, med_config), add_pooling_layer=False)
     own = _below(tensors, _TEXT)
     own.pop("embeddings.position_ids", None)  # 0, 1, 2, ...: a constant that older libraries saved
-    _fill(name, source, text, {key: tensor.float() for key, tensor in own.items()})
+    fill(name, file, text, {key: tensor.float() for key, tensor in own.items()}, "ImageReward")
     return vision, text, read_stack(tensors, _HEAD)
 
 
@@ -205,19 +193,12 @@ def _text_config(tensors: Mapping[str, Tensor], med_config: Mapping[str, object]
         num_hidden_layers=_depth(tensors, f"{_TEXT}encoder.layer."),
         max_position_embeddings=tensors[f"{_TEXT}embeddings.position_embeddings.weight"].shape[0],
         is_decoder=True,  # the class's word for "has cross-attention"; the mask stays bidirectional
-        **{key: settings[key] for key in ("hidden_act", "layer_norm_eps", "num_attention_heads")},
+        **{key: settings[key] for key in MED_KEYS},
     )
 
 
 def _depth(tensors: Mapping[str, Tensor], prefix: str) -> int:
     return 1 + max(int(key.removeprefix(prefix).split(".")[0]) for key in tensors if key.startswith(prefix))
-
-
-def _fill(name: str, source: str, model: torch.nn.Module, state: Mapping[str, Tensor]) -> None:
-    own = model.state_dict()
-    wrong = [key for key in own if key not in state or state[key].shape != own[key].shape]
-    check_keys(name, source, wrong, [key for key in state if key not in own], "ImageReward")
-    model.load_state_dict(state)
 
 
 def _med_config(name: str, folder: Path) -> dict[str, object]:
@@ -227,9 +208,7 @@ def _med_config(name: str, folder: Path) -> dict[str, object]:
         return {}
     try:
         found = json.loads(file.read_text(encoding="utf-8"))
-        return {
-            key: found[key] for key in ("hidden_act", "layer_norm_eps", "num_attention_heads") if key in found
-        }
+        return {key: found[key] for key in MED_KEYS if key in found}
     except (ValueError, TypeError) as error:
         raise RewardError(f"reward {name!r}: {file} is not BLIP's text configuration ({error})") from error
 
@@ -238,11 +217,6 @@ def _read_tokenizer(name: str, folder: Path) -> BertTokenizer:
     if not any((folder / file).is_file() for file in ("vocab.txt", "tokenizer.json")):
         raise MissingError(
             f"reward {name!r}: {folder} holds no tokenizer (vocab.txt or tokenizer.json); set base to a copy "
-            f"of bert-base-uncased"
+            "of bert-base-uncased"
         )
-    try:
-        return BertTokenizer.from_pretrained(str(folder), local_files_only=True)
-    except LOAD_ERRORS as error:
-        raise RewardError(
-            f"reward {name!r}: the tokenizer of {folder} cannot be read ({error}); copy it again"
-        ) from error
+    return read_part(name, folder, BertTokenizer, "tokenizer")

@@ -1,5 +1,4 @@
-"""Images as scorers take them: at 8 bits, and as the official resize, crop, padding and normalisation make
-them, without torchvision."""
+"""Images as scorers take them: at 8 bits, resized, cropped, padded and normalised as officially done."""
 
 from __future__ import annotations
 
@@ -28,11 +27,7 @@ def quantise(images: Tensor) -> Tensor:
 
 
 def check_lengths(name: str, images: Tensor, prompts: Sequence[str]) -> None:
-    """Refuse images without prompts of their own.
-
-    Raises:
-        RewardError: images and prompts differ in number.
-    """
+    """Raise RewardError if images and prompts differ in number."""
     if len(images) != len(prompts):
         raise RewardError(f"reward {name!r}: {len(images)} images but {len(prompts)} prompts")
 

@@ -30,7 +30,7 @@ def mix_rewards(
         global: as zscore, with mean and std over all candidates of all prompts at hand
 
     With one reward all kinds return it unscaled (negated if its weight is negative), so that margins are in
-    its own units. `pareto` orders as `zscore`; ask `dominates` whether a pair is kept.
+    its own units. `pareto` orders as `zscore`; `dominance` says which pairs are kept.
 
     Args:
         scores: name -> (G, n), NaN where scoring failed.
@@ -52,26 +52,14 @@ def mix_rewards(
 
 
 def dominance(scores: Mapping[str, np.ndarray], weights: Mapping[str, float]) -> np.ndarray:
-    """(G, n, n) bool: candidate i is strictly better than j under every reward (by the sign of its
-    weight).
-    """
-    stacked, signs = _stack(scores, weights)
-    directed = np.sign(signs)[:, None, None] * stacked
+    """(G, n, n) bool: candidate i is strictly better than j under every reward, by the sign of its weight."""
+    directed = _directed(scores, weights)
     # Comparisons with NaN are False: a candidate without a score neither wins nor loses.
-    return (directed[:, :, :, None] > directed[:, :, None, :]).all(axis=0)
-
-
-def dominates(
-    scores: Mapping[str, np.ndarray], weights: Mapping[str, float], winner: np.ndarray, loser: np.ndarray
-) -> np.ndarray:
-    """(G,) bool: winner (G,) beats loser (G,), candidate indices, under every reward of its prompt."""
-    groups = np.arange(len(winner))
-    return dominance(scores, weights)[groups, np.asarray(winner), np.asarray(loser)]
+    return np.all(directed[:, :, :, None] > directed[:, :, None, :], axis=0)
 
 
 def uncertainty(scores: Mapping[str, np.ndarray]) -> np.ndarray:
-    """Disagreement of the scorers: population std over scorers of their per-prompt z-scores, (G, n), NaN
-    where one is NaN.
+    """Population std over scorers of their per-prompt z-scores, (G, n), NaN where one is NaN.
 
     Raises:
         RewardError: fewer than two scorers.
@@ -113,7 +101,7 @@ def conflicts(
 def disagreements(
     scores: Mapping[str, np.ndarray], weights: Mapping[str, float] | None = None
 ) -> dict[tuple[str, str], float]:
-    """Share of the couples of candidates of one prompt that two scorers order oppositely.
+    """Share of a prompt's pairs of candidates that two scorers order oppositely.
 
         share = #{i < j: (a_i - a_j) (b_i - b_j) < 0} / #{i < j: (a_i - a_j) (b_i - b_j) != 0}
 
@@ -125,7 +113,7 @@ def disagreements(
     """
     found: dict[tuple[str, str], float] = {}
     for first, second, pair in _couples(scores, weights):
-        # Each couple stands twice, with both signs turned, so the share is that over i < j.
+        # Each pair occurs twice, with both signs turned, so the share is that over i < j.
         products = np.prod(pair[..., :, None] - pair[..., None, :], axis=0)
         decided = int((products > 0).sum() + (products < 0).sum())
         found[first, second] = float((products < 0).sum() / decided) if decided else float("nan")
@@ -133,8 +121,7 @@ def disagreements(
 
 
 def conflict_metrics(scores: Mapping[str, np.ndarray], weights: Mapping[str, float]) -> dict[str, float]:
-    """`rollout/conflict/<a>:<b>/rank_correlation` and `.../disagreement` of every two scorers, for the
-    metrics.
+    """The metrics `rollout/conflict/<a>:<b>/rank_correlation` and `.../disagreement` of every two scorers.
 
     Args:
         scores: name -> (G, n).
@@ -142,15 +129,11 @@ def conflict_metrics(scores: Mapping[str, np.ndarray], weights: Mapping[str, flo
     Returns:
         Metric name -> value; empty with one scorer, or where nothing is decided.
     """
-    signs = {name: weights.get(name, 1.0) for name in scores}
-    measured = {
-        "rank_correlation": conflicts(scores, signs),
-        "disagreement": disagreements(scores, signs),
-    }
+    measures = {"rank_correlation": conflicts, "disagreement": disagreements}
     return {
         f"rollout/conflict/{first}:{second}/{what}": value
-        for what, values in measured.items()
-        for (first, second), value in values.items()
+        for what, measure in measures.items()
+        for (first, second), value in measure(scores, weights).items()
         if np.isfinite(value)
     }
 
@@ -159,10 +142,15 @@ def _couples(
     scores: Mapping[str, np.ndarray], weights: Mapping[str, float] | None
 ) -> Iterator[tuple[str, str, np.ndarray]]:
     """Every two scorers with their directed scores (2, G, n), NaN where either has none."""
-    for first, second in itertools.combinations(scores, 2):
-        both = {name: scores[name] for name in (first, second)}
-        stacked, signs = _stack(both, {name: (weights or {}).get(name, 1.0) for name in both})
-        yield first, second, np.sign(signs)[:, None, None] * stacked
+    for couple in itertools.combinations(scores, 2):
+        signs = {name: (weights or {}).get(name, 1.0) for name in couple}
+        yield *couple, _directed({name: scores[name] for name in couple}, signs)
+
+
+def _directed(scores: Mapping[str, np.ndarray], weights: Mapping[str, float]) -> np.ndarray:
+    """Scores (K, G, n) turned so that higher is better."""
+    stacked, signs = _stack(scores, weights)
+    return np.sign(signs)[:, None, None] * stacked
 
 
 def _stack(scores: Mapping[str, np.ndarray], weights: Mapping[str, float]) -> tuple[np.ndarray, np.ndarray]:
@@ -188,9 +176,7 @@ def _stack(scores: Mapping[str, np.ndarray], weights: Mapping[str, float]) -> tu
 
 
 def _zscores(stacked: np.ndarray, axes: tuple[int, ...] = (2,)) -> np.ndarray:
-    """Per reward and prompt (or over all prompts: axes 1 and 2), over the candidates that have a score; what
-    is constant becomes all 0.
-    """
+    """Z-scores per reward and prompt (axes 1 and 2: over all prompts); what is constant becomes all 0."""
     usable = np.isfinite(stacked)
     count = np.maximum(usable.sum(axis=axes, keepdims=True), 1)
     mean = np.where(usable, stacked, 0.0).sum(axis=axes, keepdims=True) / count

@@ -7,44 +7,13 @@ import importlib.util
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from types import TracebackType
 
 import torch
 from torch import Tensor
 
-from diffexpo.errors import ConfigError, DiffexpoError, MissingError, RewardError
+from diffexpo.errors import ConfigError, MissingError, RewardError
 from diffexpo.rewards.calling import map_concurrently
-
-
-class BlameCode:
-    """Turns whatever foreign code raises into a RewardError that names it; its classes cannot be known
-    beforehand.
-
-    Args:
-        where: Whose code.
-        advice: What to do.
-    """
-
-    def __init__(self, where: str, advice: str = "correct the function") -> None:
-        self.where = where
-        self.advice = advice
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> bool:
-        if not isinstance(error, Exception) or isinstance(error, DiffexpoError):
-            return False
-        line = ""
-        # a syntax error names its line itself; the frames are those of whoever reads the file
-        while trace is not None and not isinstance(error, SyntaxError):
-            line = f" (line {trace.tb_lineno} of {Path(trace.tb_frame.f_code.co_filename).name})"
-            trace = trace.tb_next
-        raise RewardError(
-            f"{self.where} raised {type(error).__name__}: {error}{line}; {self.advice}"
-        ) from error
+from diffexpo.rewards.foreign import blame
 
 
 class PythonFileReward:
@@ -58,7 +27,7 @@ class PythonFileReward:
         name: Name in metrics.
         path: `file.py:function`.
         concurrency: Calls under way at once, each with its share of a batch; with more than one the function
-            must be safe to call from several threads and score each image by itself.
+            must be thread-safe and score each image by itself.
     Raises:
         ConfigError: the path has no `:function`.
         MissingError: no such file or function.
@@ -97,15 +66,13 @@ class PythonFileReward:
         images, texts = images.detach().float().cpu(), list(prompts)
         size = max(-(-len(texts) // self._concurrency), 1)
         parts = [slice(start, start + size) for start in range(0, len(texts), size)] or [slice(0, 0)]
-        return torch.cat(
-            map_concurrently(
-                lambda part: self._score_part(images[part], texts[part]), parts, self._concurrency
-            )
+        scores = map_concurrently(
+            lambda part: self._score_part(images[part], texts[part]), parts, self._concurrency
         )
+        return torch.cat(scores)
 
     def _score_part(self, images: Tensor, prompts: list[str]) -> Tensor:
-        """What one call of the function gives."""
-        with BlameCode(self._where):
+        with blame(self._where):
             result = self._function(images, prompts)
         try:
             scores = torch.as_tensor(result, dtype=torch.float32).detach().cpu()
@@ -128,13 +95,11 @@ def _load_function(name: str, file: Path, function_name: str) -> Callable[[Tenso
     assert spec is not None and spec.loader is not None  # a .py path always has a loader
     module = importlib.util.module_from_spec(spec)
     sys.modules[module_name] = module  # dataclasses inside the file look themselves up there
-    with BlameCode(f"reward {name!r}: importing {file}"):
+    with blame(f"reward {name!r}: importing {file}"):
         spec.loader.exec_module(module)
     function = vars(module).get(function_name)
     if not callable(function):
-        names = sorted(
-            key for key, value in vars(module).items() if callable(value) and not key.startswith("_")
-        )
+        names = sorted(key for key, value in vars(module).items() if callable(value) and key[0] != "_")
         raise MissingError(
             f"reward {name!r}: {file} has no function {function_name!r}; it defines "
             f"{', '.join(names) or 'none'}"

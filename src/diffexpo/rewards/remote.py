@@ -16,7 +16,6 @@ import hashlib
 import logging
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -31,14 +30,8 @@ PROTOCOL = 1
 CONCURRENCY = 8
 
 
-@dataclass(frozen=True)
-class _Question:
-    id: str
-    prompt: str
-    image: str
-
-    def payload(self) -> dict[str, str]:
-        return {"id": self.id, "prompt": self.prompt, "image": self.image}
+Question = dict[str, str]
+"""One image as the protocol asks for it: id, prompt and image."""
 
 
 class RemoteReward:
@@ -101,20 +94,20 @@ class RemoteReward:
         check_lengths(self.name, images, prompts)
         pngs = [png_base64(image) for image in to_bytes(images)]
         questions = [
-            _Question(_id(position, png, prompt), prompt, png)
+            {"id": _id(position, png, prompt), "prompt": prompt, "image": png}
             for position, (png, prompt) in enumerate(zip(pngs, prompts, strict=True))
         ]
         size = self._service.images_per_request
         parts = [questions[start : start + size] for start in range(0, len(questions), size)]
         found: dict[str, float] = {}
-        for scores in map_concurrently(self._score_part, parts, self._concurrency):
-            found |= scores
+        for part in map_concurrently(self._score_part, parts, self._concurrency):
+            found |= part
         scores = torch.tensor(
-            [found.get(question.id, math.nan) for question in questions], dtype=torch.float32
+            [found.get(question["id"], math.nan) for question in questions], dtype=torch.float32
         )
         return torch.where(torch.isfinite(scores), scores, torch.nan)
 
-    def _score_part(self, questions: Sequence[_Question]) -> dict[str, float]:
+    def _score_part(self, questions: Sequence[Question]) -> dict[str, float]:
         """Scores by id of one request's images; those that stay without one are missing."""
         self.budget.check()
         found: dict[str, float] = {}
@@ -130,21 +123,16 @@ class RemoteReward:
             _log.warning(
                 "reward %r: %s; %d images stay without a score", self.name, error, len(questions) - len(found)
             )
-        self.budget.add(
-            len(questions),
-            sum(math.isnan(found.get(question.id, math.nan)) for question in questions),
-            reason,
-        )
+        num_failed = sum(math.isnan(found.get(question["id"], math.nan)) for question in questions)
+        self.budget.add(len(questions), num_failed, reason)
         return found
 
-    def _ask(self, questions: Sequence[_Question], found: dict[str, float]) -> None:
+    def _ask(self, questions: Sequence[Question], found: dict[str, float]) -> None:
         """One request for what is not found yet."""
-        missing = [question for question in questions if question.id not in found]
-        reply = self._endpoint.call(
-            "/score", {"protocol": PROTOCOL, "items": [question.payload() for question in missing]}
-        )
+        missing = [question for question in questions if question["id"] not in found]
+        reply = self._endpoint.call("/score", {"protocol": PROTOCOL, "items": missing})
         self._check_same(reply)
-        scores = _read_scores(reply.get("scores"), {question.id for question in missing})
+        scores = _read_scores(reply.get("scores"), {question["id"] for question in missing})
         found.update(scores)
         if len(scores) < len(missing):
             raise CallFailedError(
@@ -158,7 +146,7 @@ class RemoteReward:
         if lacking:
             raise CallFailedError(
                 f"{self._endpoint.url}/version gives no {', '.join(lacking)}; it is no scorer of this "
-                f"protocol",
+                "protocol",
                 can_retry=False,
             )
         return facts
@@ -173,8 +161,7 @@ class RemoteReward:
         if spoken != PROTOCOL:
             raise ScorerStoppedError(
                 f"reward {self.name!r}: {self._endpoint.url} speaks protocol {spoken!r}, expected "
-                f"{PROTOCOL}; run the same "
-                "version of diffexpo on both sides"
+                f"{PROTOCOL}; run the same version of diffexpo on both sides"
             )
 
     def _check_wanted(self) -> None:
@@ -184,8 +171,7 @@ class RemoteReward:
             if wanted is not None and wanted != given:
                 raise ScorerStoppedError(
                     f"reward {self.name!r}: {self._endpoint.url} serves {key} {given!r}, but service.{key} = "
-                    f"{wanted!r}; start "
-                    f"the right one or correct service.{key}"
+                    f"{wanted!r}; start the right one or correct service.{key}"
                 )
 
     def _check_same(self, reply: Mapping[str, object]) -> None:
@@ -196,10 +182,8 @@ class RemoteReward:
         if given != self._server:
             raise ScorerStoppedError(
                 f"reward {self.name!r}: {self._endpoint.url} now serves {given[0]!r} version {given[1]!r}, "
-                f"at the start it was "
-                f"{self._server[0]!r} version {self._server[1]!r}; scores of two scorers cannot be mixed: "
-                f"start the first one "
-                "again and resume"
+                f"at the start it was {self._server[0]!r} version {self._server[1]!r}; scores of two scorers "
+                "cannot be mixed: start the first one again and resume"
             )
 
 

@@ -1,6 +1,4 @@
-"""Many images through many scorers: quantised once, in batches; a failure is a NaN that is counted, never a
-number.
-"""
+"""Many images through many scorers: quantised once, in batches; a failure is a NaN, never a number."""
 
 from __future__ import annotations
 
@@ -47,13 +45,10 @@ def score_drawn(
         RewardError: prompts differ in number from what was drawn.
         ScorerStoppedError: a scorer cannot go on, such as a server that stays away.
     """
-    inputs = {
-        "latents": drawn.latents,
-        "images": None if drawn.images is None else quantise(drawn.images),
-    }
+    images = None if drawn.images is None else quantise(drawn.images)
     scores = {}
     for scorer in scorers:
-        read = inputs["latents" if reads_latents(scorer) else "images"]
+        read = drawn.latents if reads_latents(scorer) else images
         assert read is not None  # the caller knows its scorers
         if len(read) != len(prompts):
             raise RewardError(
@@ -66,12 +61,8 @@ def score_drawn(
             tick()
     for name, count in num_failed(scores).items():
         if count:
-            _log.warning(
-                "reward %r gave no finite score for %d of %d images; they are excluded",
-                name,
-                count,
-                len(prompts),
-            )
+            text = "reward %r gave no finite score for %d of %d images; they are excluded"
+            _log.warning(text, name, count, len(prompts))
     return scores
 
 
@@ -133,9 +124,7 @@ def _score_batch(scorer: Reward, inputs: Tensor, prompts: Sequence[str]) -> np.n
         if len(prompts) == 1:
             _log.warning("%s", error)
             return np.full(1, np.nan, dtype=np.float32)
-        rows = range(len(prompts))
-        return np.concatenate(
-            [_score_batch(scorer, inputs[row : row + 1], prompts[row : row + 1]) for row in rows]
-        )
+        rows = [slice(row, row + 1) for row in range(len(prompts))]
+        return np.concatenate([_score_batch(scorer, inputs[row], prompts[row]) for row in rows])
     scores = scores.detach().float().cpu()
     return torch.where(torch.isfinite(scores), scores, torch.nan).numpy()

@@ -31,8 +31,7 @@ KEPT_PROMPTS = 64
 
 
 def implicit_scores(errors: Tensor, base_errors: Tensor, *, beta: float) -> Tensor:
-    """Implicit reward of images under a model that was trained on pairs, beta/2 mean_k (base_errors -
-    errors).
+    """Implicit reward of images under a model trained on pairs, beta/2 mean_k (base_errors - errors).
 
     Args:
         errors: (B,K) mean squared prediction errors of the trained model at K draws of noise and time.
@@ -76,10 +75,8 @@ class SelfJudge(ABC):
     reads = "latents"
 
     def __init__(self, name: str, policy: Policy, settings: SelfJudgeConfig) -> None:
-        """`policy`: the judge's own; a run that trains or draws beside it must not switch its weights."""
-        self.name = name
-        self.policy = policy
-        self.settings = settings
+        """`policy`: the judge's own; a run that trains or draws besides must not switch its weights."""
+        self.name, self.policy, self.settings = name, policy, settings
         self._rows: dict[str, Conditioning] = {}
 
     @property
@@ -98,8 +95,8 @@ class SelfJudge(ABC):
         if len(latents) != len(prompts) or tuple(latents.shape[1:]) != shape:
             raise RewardError(
                 f"reward {self.name!r}: latents of shape {tuple(latents.shape)} for {len(prompts)} prompts; "
-                f"expected "
-                f"({len(prompts)}, {', '.join(map(str, shape))}), the latents of the judge's own model"
+                f"expected ({len(prompts)}, {', '.join(map(str, shape))}), the latents of the judge's own "
+                "model"
             )
         scores = torch.empty(len(prompts), dtype=torch.float32)
         with torch.no_grad():
@@ -120,10 +117,9 @@ class SelfJudge(ABC):
         return f"t in [{low:g}, {high:g}]"
 
     def _draw(self, prompt: str) -> NoiseDraw:
-        settings, shape = self.settings, tuple(self.policy.latent_shape)
-        names = [str(number) for number in range(settings.draws)]
-        key = ("self-judge", prompt)
-        return NoiseDraw.keyed(names, key, self.policy.path, shape, settings.timestep_range)
+        names = [str(number) for number in range(self.settings.draws)]
+        key, shape = ("self-judge", prompt), tuple(self.policy.latent_shape)
+        return NoiseDraw.keyed(names, key, self.policy.path, shape, self.settings.timestep_range)
 
     def _errors(self, version: str, latents: Tensor, draw: NoiseDraw, text: str) -> Tensor:
         """Errors (1,K) of one image (1,C,h,w) at all draws, in one call."""
@@ -144,8 +140,7 @@ class SelfJudge(ABC):
 
 
 class ImplicitReward(SelfJudge):
-    """The implicit reward of a model that was trained on pairs (DPO and its like) against the model it
-    started from.
+    """The implicit reward of a model trained on pairs (by DPO, say) against the model it started from.
 
     The trained model is a given, finished one, not the run's current weights. Those would judge by what they
     are being trained to prefer: pairs that they rank carry the sign of their own margin, so the loss would
@@ -163,8 +158,7 @@ class ImplicitReward(SelfJudge):
         if _is_base(policy):
             raise ConfigError(
                 f"reward {name!r} (type implicit): the trained weights are those of its base, so every image "
-                f"would score 0; "
-                "expected a model that was trained on pairs, e.g. path: runs/dpo_offline"
+                "would score 0; expected a model that was trained on pairs, e.g. path: runs/dpo_offline"
             )
         self.scale = (
             f"beta/2 x (error of the base - error of the trained model), beta {settings.beta:g}, "
@@ -210,5 +204,5 @@ def _check_errors(name: str, first: Tensor, second: Tensor) -> None:
     if first.shape != second.shape or first.ndim != 2:
         raise ValueError(
             f"{name}: errors of shape {tuple(first.shape)} and {tuple(second.shape)}; expected two of one "
-            f"shape (B, K)"
+            "shape (B, K)"
         )

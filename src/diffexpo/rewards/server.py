@@ -1,8 +1,8 @@
 """Serves a scorer over HTTP with the standard library alone: the other side of `remote.py`.
 
-Each request has a thread; one thread scores. Images of requests that arrive within a few milliseconds
-of each other are scored in one batch. The server reads JSON and PNG only, and listens on this machine only
-unless told otherwise.
+Each request has a thread; one thread scores. Images of requests that arrive within a few milliseconds of each
+other are scored in one batch. The server reads JSON and PNG only, and listens on this machine only unless
+told otherwise.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ import queue
 import threading
 import time
 from collections.abc import Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from types import TracebackType
 from typing import Self
 
 import numpy as np
@@ -27,7 +27,7 @@ import torch
 from PIL import Image
 
 from diffexpo.errors import ConfigError, DiffexpoError, RewardError
-from diffexpo.rewards.python_file import BlameCode
+from diffexpo.rewards.foreign import blame
 from diffexpo.rewards.remote import PROTOCOL
 from diffexpo.rewards.scoring import score_images
 from diffexpo.types import Reward
@@ -53,9 +53,7 @@ class _Ticket:
 
     image: np.ndarray
     prompt: str
-    score: float = math.nan
-    error: str = ""
-    is_done: threading.Event = field(default_factory=threading.Event)
+    score: Future[float] = field(default_factory=Future)
 
 
 class Batcher:
@@ -77,7 +75,7 @@ class Batcher:
         self._thread.start()
 
     def submit(self, tickets: Sequence[_Ticket]) -> None:
-        """Queue images; each one's event is set when it is scored.
+        """Queue images; each ticket's future gets its score.
 
         Raises:
             RefusedError: 503, too many are waiting or the end is near.
@@ -102,8 +100,7 @@ class Batcher:
             until = math.inf
             while len(batch) < self._batch_size:
                 try:
-                    timeout = None if not batch else max(until - time.monotonic(), 0.0)
-                    ticket = self._tickets.get(timeout=timeout)
+                    ticket = self._tickets.get(timeout=max(until - time.monotonic(), 0.0) if batch else None)
                 except queue.Empty:
                     break
                 if ticket is None:
@@ -120,20 +117,21 @@ class Batcher:
         stacked = torch.from_numpy(np.stack([ticket.image for ticket in tickets]))
         images = stacked.permute(0, 3, 1, 2).float() / 255
         prompts = [ticket.prompt for ticket in tickets]
+        failure: DiffexpoError | None = None
         try:
             # One bad request must not end the server, whatever the scorer raises.
-            with BlameCode(f"reward {self._reward.name!r}", "correct the scorer"):
+            with blame(f"reward {self._reward.name!r}", "correct the scorer"):
                 scores = score_images([self._reward], images, prompts, batch_size=self._batch_size)
-            for ticket, score in zip(tickets, scores[self._reward.name].tolist(), strict=True):
-                ticket.score = score
         except DiffexpoError as error:
             _log.error("%s", error)
-            for ticket in tickets:
-                ticket.error = str(error)
+            failure = error
         self.num_batches += 1
         self.num_images += len(tickets)
-        for ticket in tickets:
-            ticket.is_done.set()
+        for row, ticket in enumerate(tickets):
+            if failure is None:
+                ticket.score.set_result(float(scores[self._reward.name][row]))
+            else:
+                ticket.score.set_exception(failure)
 
 
 class ScoreServer:
@@ -167,16 +165,10 @@ class ScoreServer:
         if getattr(reward, "is_groupwise", False):
             raise ConfigError(
                 f"reward {reward.name!r} compares the images of a prompt with each other; a server mixes the "
-                f"images of several "
-                "requests in one batch, so it cannot serve it: use it in the run itself"
+                "images of several requests in one batch, so it cannot serve it: use it in the run itself"
             )
-        self.facts = {
-            "protocol": PROTOCOL,
-            "name": reward.name,
-            "type": kind,
-            "version": reward.version,
-            "scale": reward.scale,
-        }
+        told = {"name": reward.name, "type": kind, "version": reward.version, "scale": reward.scale}
+        self.facts: dict[str, object] = {"protocol": PROTOCOL, **told}
         try:
             self._server = _Server((host, port), handler or ScoreHandler)
         except OSError as error:
@@ -212,9 +204,7 @@ class ScoreServer:
         self.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.stop()
 
     def close(self) -> None:
@@ -288,8 +278,7 @@ class ScoreHandler(BaseHTTPRequestHandler):
         return request
 
     def score(self, request: dict[str, object]) -> dict[str, object]:
-        """Scores of the items; null for an image that cannot be read or scored, with the reason in
-        `errors`."""
+        """Scores of the items; null for an image without one, with the reason in `errors`."""
         items = _check_items(request.get("items"))
         errors: dict[str, str] = {}
         tickets: dict[str, _Ticket] = {}
@@ -299,21 +288,14 @@ class ScoreHandler(BaseHTTPRequestHandler):
             except _IMAGE_ERRORS as error:
                 errors[item["id"]] = f"not a PNG that can be read ({error})"
         self.server.batcher.submit(list(tickets.values()))
-        for ticket in tickets.values():
-            ticket.is_done.wait()
-        failed = [ticket.error for ticket in tickets.values() if ticket.error]
-        if failed:
-            raise RefusedError(500, f"the scorer failed: {failed[0]}")
-        scores = {key: None if math.isnan(ticket.score) else ticket.score for key, ticket in tickets.items()}
+        try:
+            found = {key: ticket.score.result() for key, ticket in tickets.items()}
+        except DiffexpoError as error:
+            raise RefusedError(500, f"the scorer failed: {error}") from None
+        scores = {key: None if math.isnan(score) else score for key, score in found.items()}
         errors |= {key: "the scorer gave no finite number" for key, score in scores.items() if score is None}
-        facts = self.server.facts
-        return {
-            "protocol": PROTOCOL,
-            "name": facts["name"],
-            "version": facts["version"],
-            "scores": {item["id"]: scores.get(item["id"]) for item in items},
-            "errors": errors,
-        }
+        facts = {key: self.server.facts[key] for key in ("protocol", "name", "version")}
+        return {**facts, "scores": {item["id"]: scores.get(item["id"]) for item in items}, "errors": errors}
 
     def reply(self, status: int, body: dict[str, object]) -> None:
         """Send a JSON object."""
@@ -329,7 +311,7 @@ class ScoreHandler(BaseHTTPRequestHandler):
         self.wfile.write(payload)
 
     def log_message(self, format: str, *arguments: object) -> None:
-        """Requests are no news."""
+        """Requests are logged for debugging only."""
         _log.debug(format, *arguments)
 
 
@@ -353,11 +335,11 @@ def decode_png(text: str) -> np.ndarray:
 def _check_items(items: object) -> list[dict[str, str]]:
     if not isinstance(items, list) or not items:
         raise RefusedError(400, "items is not a list of images")
-    for item in items:
-        if not isinstance(item, dict) or not all(
-            isinstance(item.get(key), str) for key in ("id", "prompt", "image")
-        ):
-            raise RefusedError(400, "an item lacks id, prompt or image (each a string)")
+    keys = ("id", "prompt", "image")
+    if not all(
+        isinstance(item, dict) and all(isinstance(item.get(key), str) for key in keys) for item in items
+    ):
+        raise RefusedError(400, "an item lacks id, prompt or image (each a string)")
     if len({item["id"] for item in items}) < len(items):
         raise RefusedError(400, "two items have one id")
     return items

@@ -1,14 +1,13 @@
 """A step-aware judge: how well what a noisy latent x_t will become fits a prompt (SPO's preference model, on
 latents).
 
-    score = scale(level) cos( text(prompt), f(x_t / r, level) ),   r = sqrt(alpha_t^2 + sigma_t^2),   level =
-    2/pi atan2(sigma_t, alpha_t)
+    score = scale(level) cos( text(prompt), f(x_t / r, level) ),
+    r = sqrt(alpha_t^2 + sigma_t^2),   level = 2/pi atan2(sigma_t, alpha_t)
 
 The caption side is the text tower of a CLIP judge, as it is; f is a small network on latents. Divided by r, a
 state of a flow model is the state of a diffusion model at the same signal-to-noise ratio, so one network
-serves both paths. Source: SPO (arXiv
-2406.04314) section 4, whose preference model is a CLIP on the decoded x0 prediction, its norms conditioned on
-the step.
+serves both paths. Source: SPO (arXiv 2406.04314) section 4, whose preference model is a CLIP on the decoded
+x0 prediction, its norms conditioned on the step.
 """
 
 from __future__ import annotations
@@ -41,7 +40,7 @@ LOWEST_LOG_SCALE, HIGHEST_LOG_SCALE = 0.0, math.log(100.0)
 
 @dataclass(frozen=True)
 class StepJudgeShape:
-    """What a step judge's config.json holds beside its kind.
+    """What a step judge's config.json holds besides its kind.
 
     `text` names the CLIP judge of the caption side (a folder, relative to the judge's own if it lies there; a
     hub id; an `emoji:` alias); `text_sample` are the first numbers of its embedding of TEXT_SAMPLE, to know
@@ -49,7 +48,7 @@ class StepJudgeShape:
     patches of `patch` latent pixels, each a token of `width` numbers.
     """
 
-    latent_shape: tuple[int, int, int]
+    latent_shape: tuple[int, ...]
     paths: tuple[str, ...]
     text: str
     text_sample: tuple[float, ...]
@@ -81,8 +80,7 @@ class StepJudgeNetwork(nn.Module):
         nn.init.constant_(self.log_scale.bias, math.log(1 / 0.07))
 
     def forward(self, x: Tensor, level: Tensor) -> tuple[Tensor, Tensor]:
-        """Unit vectors (B, D) and scales (B,) of unit-variance states x (B,C,h,w) at levels (B,) in [0,
-        1]."""
+        """Unit vectors (B, D) and scales (B,) of unit-variance states x (B,C,h,w) at levels (B,)."""
         features = level_features(level)
         condition = gelu(self.level(features))
         tokens = self.stem(x).flatten(2).transpose(1, 2) + self.place
@@ -119,8 +117,7 @@ def level_features(level: Tensor) -> Tensor:
 
 
 def noise_level(alpha_t: Tensor, sigma_t: Tensor) -> Tensor:
-    """How noisy x_t = alpha_t x0 + sigma_t eps is, in [0, 1], whatever its scale: 2/pi atan2(sigma_t,
-    alpha_t).
+    """How noisy x_t = alpha_t x0 + sigma_t eps is: 2/pi atan2(sigma_t, alpha_t), whatever its scale.
 
     Args:
         alpha_t, sigma_t: (B,), >= 0, not both 0.
@@ -162,10 +159,9 @@ class LatentStepJudge:
         if len(sample) != len(expected) or np.abs(np.subtract(sample, expected)).max() > TEXT_TOLERANCE:
             raise RewardError(
                 f"step judge {self.folder}: its text tower {self.shape.text!r} embeds {TEXT_SAMPLE!r} as "
-                f"{sample[0]:.4f}, "
-                f"{sample[1]:.4f}, ..., expected text_sample "
-                f"{', '.join(f'{value:.4f}' for value in expected[:2])}, ...: it is "
-                "not the tower that the judge was trained with; name that one, or train the judge again"
+                f"{sample[0]:.4f}, {sample[1]:.4f}, ..., expected text_sample "
+                f"{', '.join(f'{value:.4f}' for value in expected[:2])}, ...: it is not the tower that the "
+                "judge was trained with; name that one, or train the judge again"
             )
 
     def check_fits(self, latent_shape: Sequence[int], path_kind: str, key: str, model: str) -> None:
@@ -182,14 +178,13 @@ class LatentStepJudge:
             raise ConfigError(
                 f"{key} = {self.folder}: it reads latents {_by(self.shape.latent_shape)}, but {model} has "
                 f"{_by(latent_shape)}; expected a judge trained on this model's latents, or null (the "
-                f"rewards judge)"
+                "rewards judge)"
             )
         if path_kind not in self.shape.paths:
             raise ConfigError(
                 f"{key} = {self.folder}: it was trained on states of {' and '.join(self.shape.paths)} "
-                f"models, but {model} is "
-                f"a {path_kind} model; expected a judge trained on {path_kind} states, or null (the rewards "
-                f"judge)"
+                f"models, but {model} is a {path_kind} model; expected a judge trained on {path_kind} "
+                "states, or null (the rewards judge)"
             )
 
     @torch.no_grad()
@@ -212,8 +207,7 @@ class LatentStepJudge:
         if tuple(x_t.shape[1:]) != self.shape.latent_shape or len(x_t) != len(prompts):
             raise RewardError(
                 f"step judge {self.folder}: {len(x_t)} states {_by(x_t.shape[1:])} for {len(prompts)} "
-                f"prompts; expected one "
-                f"state {_by(self.shape.latent_shape)} a prompt"
+                f"prompts; expected one state {_by(self.shape.latent_shape)} a prompt"
             )
         if len(x_t) == 0:
             return torch.zeros(0)
@@ -236,8 +230,7 @@ class LatentStepJudge:
             )
 
     def embed_prompts(self, prompts: Sequence[str]) -> Tensor:
-        """Unit vectors (B, D) of texts; each is encoded once and alone, so its bits do not depend on the
-        others."""
+        """Unit vectors (B, D) of texts; each is encoded once and alone, so no text changes another's bits."""
         with self._in_full_precision():
             for prompt in prompts:
                 if prompt not in self._texts:
@@ -268,8 +261,7 @@ def read_shape(folder: Path) -> StepJudgeShape:
         if kind != KIND:
             raise RewardError(
                 f"step judge {folder}: {CONFIG} is of kind {kind!r}, expected {KIND!r}; a judge of clean "
-                f"images is a reward, not "
-                "a step judge"
+                "images is a reward, not a step judge"
             )
         latent_shape = tuple(int(side) for side in values.pop("latent_shape"))
         sample = tuple(float(value) for value in values.pop("text_sample"))
@@ -284,17 +276,14 @@ def read_shape(folder: Path) -> StepJudgeShape:
     if not is_whole or any(side % shape.patch for side in latent_shape[1:]):
         raise RewardError(
             f"step judge {folder}: {CONFIG} has latent_shape {_by(latent_shape)}, patch {shape.patch}, width "
-            f"{shape.width}, hidden "
-            f"{shape.hidden}, blocks {shape.blocks}, embedding {shape.embedding}; expected whole numbers "
-            f"above 0, and height and "
-            "width of the latents divisible by patch"
+            f"{shape.width}, hidden {shape.hidden}, blocks {shape.blocks}, embedding {shape.embedding}; "
+            "expected whole numbers above 0, and height and width of the latents divisible by patch"
         )
     return shape
 
 
 def text_sample(clip: ClipReward) -> tuple[float, ...]:
-    """The first 8 numbers of a text tower's unit vector of TEXT_SAMPLE, rounded: a small change of the tower
-    shows."""
+    """The first 8 numbers of a text tower's vector of TEXT_SAMPLE: a small change of the tower shows."""
     return tuple(round(value, 5) for value in clip.embed_prompts([TEXT_SAMPLE])[0, :8].tolist())
 
 
@@ -311,7 +300,7 @@ def _load_network(folder: Path, shape: StepJudgeShape) -> StepJudgeNetwork:
     except (SafetensorError, OSError, RuntimeError) as error:
         raise RewardError(
             f"step judge {folder}: {WEIGHTS} does not hold the network of {CONFIG} ({error}); copy or train "
-            f"it again"
+            "it again"
         ) from error
     return network.eval().requires_grad_(False)
 

@@ -13,16 +13,15 @@ import threading
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor
 from transformers import AutoModel, AutoTokenizer
 
 from diffexpo.errors import MissingError, RewardError
 from diffexpo.rewards.clip import ClipReward
+from diffexpo.rewards.weights import LOAD_ERRORS
 
 # What DDPO compares the description with.
 REFERENCE = "The image contains {prompt}"
-_LOAD_ERRORS = (OSError, ValueError, RuntimeError, TypeError, KeyError, SafetensorError)
 
 
 def recall(candidate: Tensor, reference: Tensor) -> Tensor:
@@ -42,7 +41,7 @@ def recall(candidate: Tensor, reference: Tensor) -> Tensor:
     if len(candidate) == 0 or len(reference) == 0:
         raise RewardError(
             f"recall of {len(candidate)} candidate and {len(reference)} reference tokens; expected one of "
-            f"each at least"
+            "each at least"
         )
     x = reference / reference.norm(dim=-1, keepdim=True)
     y = candidate / candidate.norm(dim=-1, keepdim=True)
@@ -73,7 +72,7 @@ class TextSimilarity:
         if not config.is_file():
             raise MissingError(
                 f"reward {name!r}: vlm.text_encoder = {folder!r} holds no config.json; expected the folder "
-                f"of a text model"
+                "of a text model"
             )
         self._name, self._layer = name, layer
         self._clip: ClipReward | None = None
@@ -88,7 +87,7 @@ class TextSimilarity:
             self._model = AutoModel.from_pretrained(
                 str(config.parent), dtype=torch.float32, use_safetensors=True, local_files_only=True
             )
-        except _LOAD_ERRORS as error:
+        except LOAD_ERRORS as error:
             raise RewardError(
                 f"reward {name!r}: vlm.text_encoder = {folder!r} cannot be loaded as a text model ({error})"
             ) from error
@@ -99,7 +98,8 @@ class TextSimilarity:
                 f"reward {name!r}: vlm.text_layer = {layer}, but {folder!r} has {depth} layers; choose one "
                 f"of 0 to {depth}"
             )
-        self.version = f"{self._model.config.model_type} layer {depth if layer is None else layer} of {config.parent.name}"
+        used = depth if layer is None else layer
+        self.version = f"{self._model.config.model_type} layer {used} of {config.parent.name}"
 
     def compare(self, description: str, prompt: str) -> float:
         """Similarity, at most 1."""
@@ -107,9 +107,10 @@ class TextSimilarity:
             if self._clip is not None:
                 vectors = self._clip.embed_prompts([description, prompt])
                 return float((vectors[0] * vectors[1]).sum())
-            return float(
-                recall(self._tokens(description), self._tokens(REFERENCE.replace("{prompt}", prompt)))
+            said, wanted = (
+                self._tokens(text) for text in (description, REFERENCE.replace("{prompt}", prompt))
             )
+            return float(recall(said, wanted))
 
     def _tokens(self, text: str) -> Tensor:
         """Vectors (N,D) of the text's own tokens."""

@@ -30,8 +30,8 @@ _log = logging.getLogger("diffexpo")
 CONCURRENCY = 8
 QUESTIONS = {
     "yes_no": 'Does this picture show "{prompt}"? Answer with yes or no only.',
-    "pairwise": 'Which of the two pictures shows "{prompt}" better, and looks better? Answer with 1 for the first or 2 for the '
-    "second only.",
+    "pairwise": 'Which of the two pictures shows "{prompt}" better, and looks better? '
+    "Answer with 1 for the first or 2 for the second only.",
     "caption": "What is going on in this image? Answer in one short sentence.",
 }
 CHOICES = {"yes_no": ("yes", "no"), "pairwise": ("1", "2")}
@@ -57,8 +57,12 @@ def choice_probability(top_logprobs: Sequence[Mapping[str, object]], choices: tu
     for entry in top_logprobs:
         token, logprob = entry.get("token"), entry.get("logprob")
         word = token.strip(_AROUND).casefold() if isinstance(token, str) else ""
-        is_number = isinstance(logprob, int | float) and not isinstance(logprob, bool)
-        if word in mass and is_number and logprob <= 0:
+        if (
+            word in mass
+            and isinstance(logprob, int | float)
+            and not isinstance(logprob, bool)
+            and logprob <= 0
+        ):
             mass[word] += math.exp(logprob)
     total = sum(mass.values())
     return mass[choices[0]] / total if total > 0 else math.nan
@@ -118,7 +122,7 @@ class VlmJudge:
         if vlm.mode != "caption" and "{prompt}" not in self._question:
             raise ConfigError(
                 f"reward {name!r}: vlm.question = {self._question!r} holds no {{prompt}}; the model would "
-                f"not know what to look for"
+                "not know what to look for"
             )
         self._similarity = self._text_similarity(device) if vlm.mode == "caption" else None
         self._endpoint = Endpoint(name, url, service)
@@ -138,16 +142,10 @@ class VlmJudge:
 
     @property
     def identity(self) -> dict[str, str]:
-        """What scores depend on besides image and prompt. What model an address serves under a name is
-        known to it alone."""
+        """What scores depend on besides image and prompt. Only the server knows what a model's name means."""
         asked = {name: str(getattr(self._vlm, name)) for name in ("top_logprobs", "max_tokens")}
-        return {
-            "type": "vlm",
-            "version": self.version,
-            "scale": self.scale,
-            "url": self._endpoint.url,
-            **asked,
-        }
+        facts = {"type": "vlm", "version": self.version, "scale": self.scale, "url": self._endpoint.url}
+        return facts | asked
 
     def score(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
         """Scores (B,) of images (B,3,H,W) in [0,1] for their prompts, NaN where none was obtained.
@@ -170,7 +168,7 @@ class VlmJudge:
         message = self._ask([png], prompt, {"max_tokens": self._vlm.max_tokens}).get("message")
         text = message.get("content") if isinstance(message, dict) else None
         if not isinstance(text, str) or not text.strip():
-            raise CallFailedError(f"the model described the picture as {text!r}", can_retry=False)
+            raise CallFailedError(f"the model described the image as {text!r}", can_retry=False)
         return text.strip()
 
     def _score_groups(self, pngs: Sequence[str], prompts: Sequence[str]) -> Tensor:
@@ -178,11 +176,11 @@ class VlmJudge:
         for row, prompt in enumerate(prompts):
             groups.setdefault(prompt, []).append(row)
         orders = [pair for rows in groups.values() for pair in itertools.permutations(rows, 2)]
-        answers = map_concurrently(
-            lambda pair: self._probability([pngs[pair[0]], pngs[pair[1]]], prompts[pair[0]]),
-            orders,
-            self._concurrency,
-        )
+
+        def ask(pair: tuple[int, int]) -> float:
+            return self._probability([pngs[row] for row in pair], prompts[pair[0]])
+
+        answers = map_concurrently(ask, orders, self._concurrency)
         first_shown = torch.full((len(prompts), len(prompts)), torch.nan, dtype=torch.float64)
         for (shown_first, shown_second), answer in zip(orders, answers, strict=True):
             first_shown[shown_first, shown_second] = answer
@@ -194,16 +192,13 @@ class VlmJudge:
         upper = torch.triu(torch.isfinite(first_shown + first_shown.T), diagonal=1)
         forward, backward = first_shown[upper], first_shown.T[upper]
         changed = ((forward > 0.5) & (backward > 0.5)) | ((forward < 0.5) & (backward < 0.5))
+        compared, inconsistent = len(forward), int(changed.sum())
         with self._lock:
-            self.num_compared += len(forward)
-            self.num_inconsistent += int(changed.sum())
-        if 2 * int(changed.sum()) > len(forward):
-            _log.warning(
-                "reward %r: %d of %d comparisons name another winner when the pictures change places",
-                self.name,
-                int(changed.sum()),
-                len(forward),
-            )
+            self.num_compared += compared
+            self.num_inconsistent += inconsistent
+        if 2 * inconsistent > compared:
+            text = "reward %r: %d of %d comparisons name another winner when the images change places"
+            _log.warning(text, self.name, inconsistent, compared)
 
     def _probability(self, pngs: Sequence[str], prompt: str) -> float:
         """Probability of the first choice."""
@@ -215,8 +210,7 @@ class VlmJudge:
             if math.isnan(value):
                 raise CallFailedError(
                     f"neither {choices[0]} nor {choices[1]} is among the likeliest first tokens; a model "
-                    f"that thinks before it "
-                    "answers needs thinking turned off",
+                    "that thinks before it answers needs thinking turned off",
                     can_retry=False,
                 )
             return value
@@ -229,8 +223,7 @@ class VlmJudge:
         return self._counted(lambda: similarity.compare(self.describe(pngs[0], prompt), prompt))
 
     def _counted(self, attempt: Callable[[], float]) -> float:
-        """The result of an attempt that is repeated while that may help; NaN, counted, if it never
-        succeeds."""
+        """The result of an attempt that is repeated while that may help; NaN, counted, if all fail."""
         self.budget.check()
         try:
             value = self._endpoint.persist(attempt)
@@ -245,15 +238,9 @@ class VlmJudge:
         """The first choice of the answer to one question about one or two images."""
         shown = [{"type": "image_url", "image_url": {"url": f"data:image/png;base64,{png}"}} for png in pngs]
         text = {"type": "text", "text": self._question.replace("{prompt}", prompt)}
-        reply = self._endpoint.call(
-            "/chat/completions",
-            {
-                "model": self._model,
-                "messages": [{"role": "user", "content": [*shown, text]}],
-                "temperature": 0,
-                **settings,
-            },
-        )
+        messages = [{"role": "user", "content": [*shown, text]}]
+        asked = {"model": self._model, "messages": messages, "temperature": 0}
+        reply = self._endpoint.call("/chat/completions", asked | dict(settings))
         choices = reply.get("choices")
         if not isinstance(choices, list) or not choices or not isinstance(choices[0], dict):
             raise CallFailedError("the answer holds no choices", can_retry=True)
@@ -262,18 +249,14 @@ class VlmJudge:
     def _first_token(self, choice: Mapping[str, object]) -> list[Mapping[str, object]]:
         """The likeliest first tokens of an answer."""
         logprobs = choice.get("logprobs")
-        content = logprobs.get("content") if isinstance(logprobs, dict) else None
         if logprobs is None:
             raise ScorerStoppedError(
                 f"reward {self.name!r}: {self._model!r} answers without log-probabilities; serve it with "
-                f"them (vLLM and SGLang "
-                "give them), or use vlm.mode = caption"
+                "them (vLLM and SGLang give them), or use vlm.mode = caption"
             )
-        top = (
-            content[0].get("top_logprobs")
-            if isinstance(content, list) and content and isinstance(content[0], dict)
-            else None
-        )
+        content = logprobs.get("content") if isinstance(logprobs, dict) else None
+        first = content[0] if isinstance(content, list) and content else None
+        top = first.get("top_logprobs") if isinstance(first, dict) else None
         if not isinstance(top, list):
             raise CallFailedError("the answer holds no top_logprobs", can_retry=True)
         return [entry for entry in top if isinstance(entry, dict)]
@@ -285,19 +268,14 @@ class VlmJudge:
         except CallFailedError as error:
             raise MissingError(
                 f"reward {self.name!r}: {error}; expected an OpenAI-compatible server; its address ends in "
-                f"/v1"
+                "/v1"
             ) from None
         models = reply.get("data")
-        names = (
-            [entry.get("id") for entry in models if isinstance(entry, dict)]
-            if isinstance(models, list)
-            else []
-        )
+        entries = models if isinstance(models, list) else []
+        names = [entry.get("id") for entry in entries if isinstance(entry, dict)]
         wanted = self._vlm.model
-        if wanted in names:
-            return str(wanted)
-        if wanted is None and len(names) == 1:
-            return str(names[0])
+        if wanted in names or (wanted is None and len(names) == 1):
+            return str(names[0] if wanted is None else wanted)
         raise MissingError(
             f"reward {self.name!r}: vlm.model = {wanted!r}; {self._endpoint.url} serves "
             f"{', '.join(map(str, names[:20])) or 'none'}"
@@ -307,7 +285,7 @@ class VlmJudge:
         if self._vlm.text_encoder is None:
             raise ConfigError(
                 f"reward {self.name!r}: vlm.mode = caption needs vlm.text_encoder, the folder of the text "
-                f"model that compares "
-                "description and prompt (emoji:judge_train, or an encoder such as deberta-xlarge-mnli)"
+                "model that compares description and prompt (emoji:judge_train, or an encoder such as "
+                "deberta-xlarge-mnli)"
             )
         return TextSimilarity(self.name, self._vlm.text_encoder, layer=self._vlm.text_layer, device=device)

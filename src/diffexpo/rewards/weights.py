@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
+from transformers import CLIPConfig, CLIPImageProcessorPil, PreTrainedTokenizerBase
 
 from diffexpo.config.rewards import RewardCard
 from diffexpo.errors import MissingError, RewardError
 
+Part = TypeVar("Part", bound=PreTrainedTokenizerBase | CLIPConfig | CLIPImageProcessorPil)
+LOAD_ERRORS = (OSError, ValueError, RuntimeError, TypeError, KeyError, SafetensorError)
 PRECISIONS = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 # What decides a score besides the weights: configuration, tokenizer, image processor.
 SETTINGS = (
@@ -34,18 +39,12 @@ _PICKLED = (".pt", ".pth", ".bin", ".ckpt")
 
 
 def find_folder(name: str, folder_or_id: str, *, key: str, patterns: Sequence[str], expected: str) -> Path:
-    """A local folder, or a hub repository's files as one.
+    """A local folder, or the files of a hub repository that match `patterns` as one.
 
-    Args:
-        name: The reward's name, for messages.
-        folder_or_id: Folder, or hub id `owner/name`.
-        key: The setting it came from.
-        patterns: Files that are fetched from the hub.
-        expected: What it should be, in words.
-    Returns:
-        An existing folder.
+    `key` is the setting that `folder_or_id` came from, and `expected` says what it should be.
+
     Raises:
-        MissingError: neither a folder nor a repository that the hub gives.
+        MissingError: it is neither a folder nor a repository that the hub gives.
     """
     folder = Path(folder_or_id).expanduser()
     if folder.is_dir():
@@ -62,22 +61,18 @@ def find_folder(name: str, folder_or_id: str, *, key: str, patterns: Sequence[st
 
 
 def find_weights(name: str, card: type[RewardCard], path: str | None) -> Path:
-    """The one safetensors file of a scorer whose official weights are a pickle that its user converts.
+    """The one safetensors file of a type whose official weights are a pickle that its user converts.
 
-    Args:
-        name: The reward's name, for messages.
-        card: Of its type.
-        path: A `.safetensors` file, a folder with exactly one, or the hub id of such a repository.
-    Returns:
-        An existing file.
+    `path` is a `.safetensors` file, a folder with exactly one, or the hub id of such a repository.
+
     Raises:
-        MissingError: nothing there, or a pickled file; the message says where the weights are found and how
-            to convert them.
+        MissingError: there is nothing, or a pickled file; the message says where the weights are found and
+            how to convert them.
         RewardError: the file is damaged, which is found before anything else is looked for.
     """
     file = _weights_file(name, card, path)
-    check_header(name, file)
-    return file
+    with opened(name, file):
+        return file
 
 
 def _weights_file(name: str, card: type[RewardCard], path: str | None) -> Path:
@@ -95,8 +90,7 @@ def _weights_file(name: str, card: type[RewardCard], path: str | None) -> Path:
     if len(files) != 1:
         raise MissingError(
             f"reward {name!r}: {folder} holds {len(files)} .safetensors files; expected exactly one, or name "
-            f"the file; "
-            f"{obtain(card)}"
+            f"the file; {obtain(card)}"
         )
     return files[0]
 
@@ -114,42 +108,56 @@ def obtain(card: type[RewardCard]) -> str:
     )
 
 
+@contextmanager
+def opened(name: str, file: Path) -> Iterator[safe_open]:
+    """A safetensors file whose header fits its length; its tensors are read on demand.
+
+    Raises:
+        RewardError: the file is damaged.
+    """
+    try:
+        with safe_open(file, framework="pt") as tensors:
+            yield tensors
+    except (SafetensorError, OSError) as error:
+        raise RewardError(
+            f"reward {name!r}: {file} is a damaged safetensors file ({error}); copy or download it again"
+        ) from error
+
+
 def read_tensors(name: str, file: Path) -> dict[str, Tensor]:
-    """Every tensor of a safetensors file.
+    """Every tensor of a safetensors file."""
+    with opened(name, file) as tensors:
+        return {key: tensors.get_tensor(key) for key in tensors.keys()}  # noqa: SIM118 - no mapping, it only has keys()
+
+
+def read_part(name: str, folder: Path, kind: type[Part], what: str) -> Part:
+    """A tokenizer, configuration or image processor of a folder, by its class.
 
     Raises:
-        RewardError: the file is damaged.
+        RewardError: it cannot be read.
     """
     try:
-        with safe_open(file, framework="pt") as tensors:
-            return {key: tensors.get_tensor(key) for key in tensors.keys()}  # noqa: SIM118 - no mapping, it only has keys()
-    except (SafetensorError, OSError) as error:
-        raise damaged(name, file, error) from error
+        return kind.from_pretrained(str(folder), local_files_only=True)
+    except LOAD_ERRORS as error:
+        raise RewardError(
+            f"reward {name!r}: the {what} of {folder} cannot be read ({error}); copy it again"
+        ) from error
 
 
-def check_header(name: str, file: Path) -> None:
-    """Refuse a safetensors file whose header does not fit its length, without reading the tensors.
+def fill(name: str, source: object, model: torch.nn.Module, state: Mapping[str, Tensor], kind: str) -> None:
+    """Load weights into a model that they fit exactly.
 
     Raises:
-        RewardError: the file is damaged.
+        RewardError: they are those of another model.
     """
-    try:
-        with safe_open(file, framework="pt") as tensors:
-            tensors.keys()
-    except (SafetensorError, OSError) as error:
-        raise damaged(name, file, error) from error
-
-
-def damaged(name: str, file: Path, error: Exception) -> RewardError:
-    """What to say of a file that cannot be read."""
-    return RewardError(
-        f"reward {name!r}: {file} is a damaged safetensors file ({error}); copy or download it again"
-    )
+    own = model.state_dict()
+    wrong = [key for key in own if key not in state or state[key].shape != own[key].shape]
+    check_keys(name, source, wrong, [key for key in state if key not in own], kind)
+    model.load_state_dict(state)
 
 
 def fingerprint(files: Sequence[Path], settings: Mapping[str, object]) -> str:
-    """sha256 over the names and contents of files and over settings: two scorers that may score differently
-    differ in it."""
+    """SHA-256 of files (names and contents) and settings: scorers that may score differently differ in it."""
     digest = hashlib.sha256()
     for file in files:
         digest.update(f"{file.name}\n".encode())
@@ -168,19 +176,14 @@ def settings_files(*folders: Path) -> list[Path]:
 def check_keys(
     name: str, source: object, missing: Sequence[str], unexpected: Sequence[str], kind: str
 ) -> None:
-    """Refuse weights of another layout.
-
-    Raises:
-        RewardError: names how many keys lack or are too many, and the first.
-    """
+    """Refuse weights of another layout with a RewardError that counts the wrong keys and names the first."""
     if missing:
         raise RewardError(
             f"reward {name!r}: {source} lacks {len(missing)} {kind} weights (first: {missing[0]}); it is "
-            f"another kind of model"
+            "another kind of model"
         )
     if unexpected:
         raise RewardError(
             f"reward {name!r}: {source} has {len(unexpected)} weights that {kind} has not (first: "
-            f"{unexpected[0]}); it is "
-            "another kind of model"
+            f"{unexpected[0]}); it is another kind of model"
         )

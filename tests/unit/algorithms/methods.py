@@ -20,6 +20,7 @@ SETTINGS: dict[str, dict[str, object]] = {
     "diffusion_dpo": {"beta": 30.0},
     "spin": {"beta": 30.0},
     "mapo": {"num_train_timesteps": 30},
+    "orpo": {"beta": 3.0, "weight": 2.0},
     "sft": {},
     "rwr": {"temperature": 0.5},
     "diffusion_kto": {"beta": 30.0},
@@ -27,7 +28,7 @@ SETTINGS: dict[str, dict[str, object]] = {
     "awm": {"kl_weight": 0.5, "clip_range": 0.1, "weighting": "ghuber"},
     "dgpo": {"beta": 30.0, "clip_range": 0.1},
 }
-ON_PAIRS = ("diffusion_dpo", "spin", "mapo")
+ON_PAIRS = ("diffusion_dpo", "spin", "mapo", "orpo")
 ON_IMAGES = tuple(name for name in SETTINGS if name not in ON_PAIRS)
 
 

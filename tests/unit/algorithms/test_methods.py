@@ -23,6 +23,7 @@ from diffexpo.algorithms import (
     nft_loss,
     nft_optimality,
     old_policy_decay,
+    orpo_loss,
     pair_margin,
     rwr_weights,
     safeguard_scale,
@@ -181,10 +182,11 @@ def test_methods_on_pairs_feed_their_pure_function(name: str, kind: str) -> None
         "diffusion_dpo": lambda: diffusion_dpo_loss(*four, beta=30.0),
         "spin": lambda: spin_loss(*four, beta=30.0),
         "mapo": lambda: mapo_loss(*four[:2], beta=0.1, num_train_timesteps=30),
+        "orpo": lambda: orpo_loss(*four[:2], beta=3.0, weight=2.0),
     }[name]()
     output = make(name, policy).loss(policy, batch, KEY)
     torch.testing.assert_close(output.loss, (batch.weight * expected).mean(), rtol=BOUND, atol=BOUND)
-    assert ("train/winner_reference_error" in output.metrics) is (name != "mapo")
+    assert ("train/winner_reference_error" in output.metrics) is (name not in ("mapo", "orpo"))
 
 
 @pytest.mark.parametrize("kind", PATHS)
@@ -306,7 +308,7 @@ def test_an_old_policy_that_was_never_set_is_missed(name: str) -> None:
         make(name, policy).loss(policy, make_batch(name, policy), KEY)
 
 
-@pytest.mark.parametrize("name", ON_IMAGES + ("spin", "mapo"))
+@pytest.mark.parametrize("name", ON_IMAGES + ("spin", "mapo", "orpo"))
 def test_empty_prompts_need_a_conditioning(name: str) -> None:
     from diffexpo.algorithms import ALGORITHMS
 

@@ -12,13 +12,19 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from diffexpo.assembly.verifying import KNOWN, REFERENCES, require_passed, verify_pictures, verify_rewards
+from diffexpo.assembly.verifying import REFERENCES, require_passed, verify_pictures, verify_rewards
 from diffexpo.cli.main import main
 from diffexpo.config.rewards import REWARDS
 from diffexpo.errors import ConfigError, DataError, MissingError, RewardError
 from tests.tiny import tiny_judge
 
 EXAMPLE = Path(__file__).parents[3] / "examples" / "official_scores.py"
+KNOWN = {
+    ("jpeg_compressibility", None): "jpeg_compressibility.json",
+    ("jpeg_incompressibility", None): "jpeg_incompressibility.json",
+    ("clip", "emoji:judge_train"): "judge_train.json",
+    ("clip", "emoji:judge_heldout"): "judge_heldout.json",
+}
 SCORER_FILE = """
 import torch
 def bright(images, prompts):

@@ -22,13 +22,8 @@ QUICK = [f"paper/{name}_sd15" for name in ("expo_i", "expo_ii", "expo_ii_m", "dp
 def test_recipe_loads_and_plans_without_the_model(name: str, tmp_path: Path) -> None:
     config = load_config([name], [], {}).config
     assert config.name == name.rpartition("/")[2]
-    samplers = (config.explore.sampler, config.evaluation.sampler)
-    assert (
-        len(
-            {sampler.name.startswith("flow") for sampler in samplers[not config.algorithm.collects(config) :]}
-        )
-        == 1
-    )
+    collected = [config.explore.sampler] if config.algorithm.collects(config) else []
+    assert len({sampler.name.startswith("flow") for sampler in (config.evaluation.sampler, *collected)}) == 1
     rows = dict(plan(config))
     assert "network evaluations" in rows["cost"] and "GiB" in rows["disk"]
 

@@ -12,9 +12,10 @@ from PIL import Image
 
 from diffexpo.config.schema import HybridConfig
 from diffexpo.data.export import export_pairs
-from diffexpo.data.images import decode_image, fit_image, nearest_size
+from diffexpo.data.images import fit_image, nearest_size
 from diffexpo.data.latents import PromptEmbeddings, encode_pictures, image_sizes, pixel_decoder
 from diffexpo.data.offline.ingest import import_offline
+from diffexpo.data.offline.pictures import whole_picture
 from diffexpo.data.pairs import PairLoader, PairSource
 from diffexpo.data.scored import ScoredLoader, ScoredSource
 from diffexpo.data.statistics import summarise_store
@@ -85,7 +86,8 @@ def test_a_pair_has_the_size_of_its_winner_and_a_loser_loses_its_borders(
         for side, name in (("jpg_0", "winner_id"), ("jpg_1", "loser_id")):
             sample = store.sample(getattr(pair, name))
             assert (sample.height, sample.width) == size
-            fitted = fit_image(decode_image(rows[number][side]), *size)
+            with whole_picture(rows[number][side]) as image:
+                fitted = fit_image(image, *size)
             expected = fitted.transpose(2, 0, 1).astype(np.float32) / 255 * 2 - 1
             np.testing.assert_array_equal(store.latent(getattr(pair, name)), expected)
     assert store.sizes() == {row.sample_id: (row.height, row.width) for row in store.samples(0)}
@@ -198,9 +200,11 @@ def test_batches_hold_pairs_of_one_size_behind_each_other(store: Store, policy: 
     plain = PairLoader(store, index, PromptEmbeddings(policy), batch_size=8, run_seed=0, iteration=1)
     for step in range(3):
         batch = loader.batch(step)
-        drawn = [ref for ref, _ in loader.refs(step).pairs]
+        drawn = [row.ref for row in loader.refs(step).pairs]
         # The same pairs as without an order, and no shape twice.
-        assert sorted(batch.keys) == sorted(f"{ref.pair_id}@{epoch}" for ref, epoch in plain.refs(step).pairs)
+        assert sorted(batch.keys) == sorted(
+            f"{row.ref.pair_id}@{row.epoch}" for row in plain.refs(step).pairs
+        )
         assert isinstance(batch.winner, MixedRows) and len(batch.winner.parts) == 3
         assert batch.winner.borders == batch.loser.borders
         for row, ref in enumerate(drawn):

@@ -12,7 +12,7 @@ from PIL import Image
 
 from diffexpo.data.export import EXPORT_SCHEMA, export_pairs
 from diffexpo.data.latents import pixel_decoder
-from diffexpo.data.offline.pickapic import read_pickapic
+from diffexpo.data.offline.formats import read_pickapic
 from diffexpo.data.store import Store
 from diffexpo.errors import DataError
 

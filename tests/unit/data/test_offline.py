@@ -12,8 +12,8 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from diffexpo.data.offline.formats import read_pickapic
 from diffexpo.data.offline.ingest import import_offline
-from diffexpo.data.offline.pickapic import read_pickapic
 from diffexpo.data.offline.votes import ImportReport
 from diffexpo.data.store import Store
 from diffexpo.errors import ImportFormatError, Interrupted, MissingError, StoreError

@@ -12,7 +12,7 @@ import torch
 from diffexpo.config.schema import HybridConfig
 from diffexpo.data.latents import PromptEmbeddings
 from diffexpo.data.offline.ingest import import_offline
-from diffexpo.data.pairs import Epochs, PairLoader, PairSource
+from diffexpo.data.pairs import PairLoader, PairSource
 from diffexpo.data.store import Store
 from diffexpo.errors import DataError
 from tests.rows import latents_of, pair_row
@@ -84,7 +84,7 @@ def test_parts_and_shards_add_up_to_the_batch(store: Store) -> None:
 def test_a_part_reads_only_its_own_latents(store: Store, tmp_path: Path) -> None:
     loader = make_loader(store)
     draw = loader.refs(0)
-    wanted = {ref.winner_id for ref, _ in draw.pairs[:2]} | {ref.loser_id for ref, _ in draw.pairs[:2]}
+    wanted = {name for row in draw.pairs[:2] for name in (row.ref.winner_id, row.ref.loser_id)}
     kept = {str(store.sample(name).latent_file) for name in wanted}
     for path in store.root.glob("latents-*"):
         if path.name not in kept:
@@ -140,28 +140,6 @@ def test_weights_follow_age_and_source(store: Store, write_votes, policy: Letter
     }  # fmt: skip
     assert weights(4, offline_weight=0.0, decay=0.0) == {("online", 3): {1.0}}
     assert weights(1, offline_weight=0.0) == {("offline", 0): {1.0}}  # nothing else to learn from yet
-
-
-def test_weights_are_exact_frequencies_without_replacement() -> None:
-    weights = np.array([1.0] * 30 + [0.5] * 40 + [0.05] * 20)
-    epochs = Epochs(weights, (0, "test"))
-    assert epochs.length == 51
-    rounds = 4000
-    drawn = np.array([index for index, _ in epochs.take(0, rounds * 51)]).reshape(rounds, 51)
-    assert all(len(set(epoch)) == 51 for epoch in drawn[:500])
-    counts = np.bincount(drawn.ravel(), minlength=90) / rounds
-    for group, share in ((slice(0, 30), 1.0), (slice(30, 70), 0.5), (slice(70, 90), 0.05)):
-        error = np.sqrt(share * (1 - share) / rounds / (group.stop - group.start)) + 1e-12
-        assert abs(counts[group].mean() - share) < 4 * error
-        assert np.abs(counts[group] - share).max() < 5 * np.sqrt(share * (1 - share) / rounds) + 1e-12
-    first = np.bincount(drawn[:, 0], minlength=90) / rounds * 51  # no position prefers a kind
-    assert abs(first[:30].mean() - 1.0) < 0.1
-
-
-@pytest.mark.parametrize("weight", [0.1, 0.7, 1 / 3, 1e-30, 1e30])
-def test_equal_weights_lose_no_pair_to_rounding(weight: float) -> None:
-    epochs = Epochs(np.full(10, weight), (0, "test"))
-    assert sorted(index for index, _ in epochs.take(10, 20)) == list(range(10))
 
 
 def test_a_batch_larger_than_an_epoch_repeats_pairs_under_new_keys(store: Store) -> None:

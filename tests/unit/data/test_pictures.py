@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import random
+import struct
 import time
 import zlib
 from collections.abc import Callable
@@ -16,8 +17,16 @@ import pytest
 from PIL import Image
 
 from diffexpo.data.offline import rewrite_pairs
-from diffexpo.data.offline.pictures import MAX_SCANS, MAX_SEGMENTS, verify_picture, verify_structure
+from diffexpo.data.offline.pictures import (
+    MAX_SCANS,
+    MAX_SEGMENTS,
+    verify_picture,
+    verify_structure,
+    whole_picture,
+)
 from diffexpo.errors import ImportFormatError, StoreError
+
+from .conftest import jpeg
 
 FILES = {
     "jpeg": {"format": "JPEG"},
@@ -238,3 +247,34 @@ def test_an_import_by_structure_writes_what_one_by_decoding_writes(tmp_path: Pat
         assert (tmp_path / "decode" / name).read_bytes() == (tmp_path / "structure" / name).read_bytes()
     with pytest.raises(StoreError, match="check differ"):
         rewrite_pairs(tmp_path / "set.parquet", tmp_path / "decode")
+
+
+def png_header(width: int, height: int) -> bytes:
+    """A PNG that claims a size and holds almost nothing."""
+    chunks = [
+        (b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)),
+        (b"IDAT", zlib.compress(b"\0")),
+        (b"IEND", b""),
+    ]
+    body = b"".join(
+        struct.pack(">I", len(d)) + n + d + struct.pack(">I", zlib.crc32(n + d)) for n, d in chunks
+    )
+    return b"\x89PNG\r\n\x1a\n" + body
+
+
+@pytest.mark.parametrize(
+    ("data", "why"),
+    [
+        (b"", "not an image"),
+        (b"this is not an image", "not an image"),
+        (jpeg("x")[:10], "not an image"),
+        (jpeg("x", size=(64, 64))[:800], "truncated or damaged"),
+        (png_header(8, 8), "truncated or damaged"),
+        (png_header(8193, 8192), "more than 64 megapixels"),
+        (png_header(12000, 12000), "more than 64 megapixels"),
+        (png_header(60000, 60000), "more than 64 megapixels"),
+    ],
+)
+def test_what_is_no_image_is_refused_with_a_reason(data: bytes, why: str) -> None:
+    with pytest.raises(ImportFormatError, match=f"^{why}$"), whole_picture(data):
+        pass

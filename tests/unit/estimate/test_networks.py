@@ -189,7 +189,7 @@ def test_operations_are_those_that_others_counted(name: str, resolution: int, te
 
 def test_resolution_decides_the_latents() -> None:
     assert emoji("diffusion").latent_shape == (8, 8, 8)
-    assert emoji("diffusion").picture_size == (64, 64)
+    assert emoji("diffusion").image_size == (64, 64)
     assert emoji("diffusion", resolution=(64, 128)).latent_shape == (8, 8, 16)
     with pytest.raises(ConfigError, match="multiples of 8"):
         emoji("diffusion", resolution=63)

@@ -115,7 +115,7 @@ def test_every_advised_setting_is_accepted_and_new(phase: str | None, sets: tupl
     for change in advised:
         assert change.price and config(*sets, *change.settings) != before
     if not advised:
-        assert phase in ("exporting", "encoding pictures")
+        assert phase in ("exporting", "encoding images")
 
 
 def test_the_first_advice_for_training_can_be_set_at_once() -> None:

@@ -14,12 +14,13 @@ import yaml
 
 from diffexpo.config import config_to_yaml, load_config
 from diffexpo.config.methods import METHOD_BY_NAME
+from diffexpo.config.schema import TrainingConfig
 from diffexpo.evaluation.alarms import History, check_alarms
 from diffexpo.evaluation.records import load_run, read_metrics
 from diffexpo.evaluation.report import write_report
 from diffexpo.evaluation.summary import summarise
 from diffexpo.evaluation.verdict import give_verdict
-from diffexpo.evaluation.wording import RESTRAINTS, describe_method
+from diffexpo.evaluation.wording import describe_method
 from tests.unit.evaluation.synthetic_run import make_run, write_lines
 from tests.unit.evaluation.test_alarms import BASE
 from tests.unit.evaluation.test_report import Page
@@ -132,6 +133,15 @@ def test_images_with_scores_are_best_and_worst_not_winners_of_pairs(kto: tuple[s
     assert "fig-accuracy" in drawn and not drawn & {"fig-errors", "fig-kept", "fig-who_won", "fig-tau"}
 
 
+@pytest.mark.parametrize("recipe", ["emoji/orpo", "emoji/dpo_online"])
+def test_accuracy_is_explained_by_a_reference_only_where_there_is_one(recipe: str, tmp_path: Path) -> None:
+    run_dir = turn_into(make_run(tmp_path), recipe)
+    rewrite_metrics(run_dir, ("train", "train_summary"), ("train/loss", "train/implicit_accuracy"), "main")
+    text = read(run_dir)[2]
+    assert ("Share of pairs whose winner gained more on the reference" in text) is (recipe != "emoji/orpo")
+    assert ("There is no reference" in text) is (recipe == "emoji/orpo")
+
+
 def test_expo_with_one_agent_and_no_negative_prompts_has_no_one_to_compare(tmp_path: Path) -> None:
     run_dir = turn_into(make_run(tmp_path), "emoji/expo_one_agent", "explore.negatives.source=null")
     rewrite_metrics(
@@ -170,8 +180,9 @@ def test_every_method_is_described_without_another_ones_words(kind: str) -> None
     assert "agent" not in texts and method.label("iteration-2") == f"{method.name} 2"
     assert method.has_pairs or PAIRS.search(texts) is None
     assert method.story.endswith(".") and method.first_iterate.endswith(".")
-    restraint = RESTRAINTS.get(kind, "").rpartition(".")[2]
-    assert not restraint or restraint in METHOD_BY_NAME[kind].model_fields
+    group, _, setting = method.restraint.split()[-1].partition(".")
+    groups = {"algorithm": METHOD_BY_NAME[kind], "training": TrainingConfig}
+    assert setting in groups[group].model_fields
 
 
 @pytest.mark.parametrize(
@@ -183,6 +194,7 @@ def test_every_method_is_described_without_another_ones_words(kind: str) -> None
         ({"type": "diffusion_dpo", "sft_weight": 0.1}, None),
         ({"type": "d3po"}, math.log(2)),
         ({"type": "mapo"}, None),
+        ({"type": "orpo"}, None),
         ({"type": "ddpo"}, None),
     ],
 )

@@ -1,10 +1,8 @@
-import json
 from collections import defaultdict
 
 import numpy as np
 import pytest
 
-from diffexpo.errors import ResumeError
 from diffexpo.online import PerPromptStats, group_advantages
 from diffexpo.rng import numpy_generator
 
@@ -190,7 +188,6 @@ def test_below_min_count_the_whole_batch_is_the_measure():
 def test_the_buffer_forgets():
     stats = PerPromptStats(buffer_size=2, min_count=1)
     stats.update(["a"] * 5, [100.0, -3.0, 7.0, 1.0, 3.0])
-    assert stats.state_dict() == {"prompts": ["a"], "rewards": [[1.0, 3.0]]}
     assert stats.update(["a"], [5.0])[0] == pytest.approx(1 / (1 + 1e-6), rel=1e-14)
 
 
@@ -198,7 +195,8 @@ def test_prompts_without_spread_and_failed_rewards():
     stats = PerPromptStats(buffer_size=4, min_count=2)
     ours = stats.update(["a", "a", "a", "b", "b"], [0.1, 0.1, 0.1, NAN, 2.0])
     assert ours[:3].tolist() == [0.0, 0.0, 0.0] and np.isnan(ours[3]) and ours[4] > 0
-    assert stats.state_dict()["rewards"] == [[0.1, 0.1, 0.1], [2.0]]
+    # The failed reward of "b" was not remembered: its second is measured against 2 and itself.
+    assert stats.update(["b"], [4.0])[0] == pytest.approx(1 / (1 + 1e-6), rel=1e-14)
     assert np.isnan(stats.update(["c"], [NAN])).all()
     assert stats.update(["d"], [3.0]).tolist() == [0.0], "a batch of one is its own mean"
 
@@ -207,29 +205,3 @@ def test_integer_rewards_are_not_truncated():
     ours = PerPromptStats(4, 1).update(["a", "a", "a"], np.array([1, 2, 4]))
     np.testing.assert_array_equal(ours, PerPromptStats(4, 1).update(["a", "a", "a"], [1.0, 2.0, 4.0]))
     assert (np.abs(ours) % 1 > 0.05).all()
-
-
-def test_resume_is_exact():
-    batches = [batch(seed) for seed in range(10)]
-    whole = PerPromptStats(8, 4)
-    expected = [whole.update(*one) for one in batches]
-    first = PerPromptStats(8, 4)
-    for one in batches[:5]:
-        first.update(*one)
-    state = first.state_dict()
-    resumed = PerPromptStats(8, 4)
-    resumed.update(["stale"], [1.0])
-    resumed.load(json.loads(json.dumps(state, allow_nan=False)))
-    for one, truth in zip(batches[5:], expected[5:], strict=True):
-        np.testing.assert_array_equal(resumed.update(*one), truth)
-    assert resumed.state_dict() == whole.state_dict()
-    assert state == json.loads(json.dumps(state)), "the state is a copy: later updates must not reach it"
-    first.update(*batches[5])
-    assert state != first.state_dict()
-
-
-def test_a_state_that_does_not_fit_is_refused():
-    with pytest.raises(ResumeError, match="a prompt has 3, but buffer_size is 2"):
-        PerPromptStats(2, 1).load({"prompts": ["a"], "rewards": [[1.0, 2.0, 3.0]]})
-    with pytest.raises(ResumeError, match="2 prompts and 1 lists"):
-        PerPromptStats(2, 1).load({"prompts": ["a", "b"], "rewards": [[1.0]]})

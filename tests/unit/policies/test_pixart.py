@@ -182,7 +182,7 @@ def test_what_does_not_fit(sigma: Path, broken: Path, tmp_path: Path) -> None:
     build_pixart(
         tmp_path / "alpha", 0, use_additional_conditions=True, num_attention_heads=6, cross_attention_dim=48
     )
-    refuse(tmp_path / "alpha", PolicyError, "also fed the picture's size.*expected a PixArt-Sigma")
+    refuse(tmp_path / "alpha", PolicyError, "also fed the image's size.*expected a PixArt-Sigma")
     build_sd3(tmp_path / "sd3", 0, has_t5=True)
     replace(broken, "text_encoder", tmp_path / "sd3" / "text_encoder_3")
     refuse(broken, PolicyError, "gives states of 64, the transformer takes 32")

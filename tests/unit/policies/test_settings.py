@@ -85,7 +85,7 @@ def test_an_overflow_in_half_precision_says_what_to_do(diffusion_folder: Path) -
     latents = torch.zeros(3, *policy.latent_shape)
     latents[1, 0, 0, 0] = torch.inf
     with pytest.raises(
-        PolicyError, match="model.dtype=float16.*in 1 of 3 pictures.*Set model.dtype to bfloat16"
+        PolicyError, match="model.dtype=float16.*in 1 of 3 images.*Set model.dtype to bfloat16"
     ):
         policy.decode_latents(latents)
 

@@ -64,7 +64,7 @@ def test_sizes_are_those_that_were_named_and_the_first_one_first(folder: Callabl
     assert latent_shapes(load(folder("sd15"))) == ((4, 8, 8),)
     model = ModelConfig(buckets=((12, 20), "1:2"))
     blueprint = read_blueprint(str(folder("sd15")), model)
-    assert blueprint.picture_sizes == image_sizes(policy) and blueprint.latent_shape == (4, 11, 6)
+    assert blueprint.image_sizes == image_sizes(policy) and blueprint.latent_shape == (4, 11, 6)
 
 
 @pytest.mark.parametrize("name", BUILDERS)

@@ -11,7 +11,6 @@ from diffexpo.rewards.mixture import (
     conflicts,
     disagreements,
     dominance,
-    dominates,
     mix_rewards,
     uncertainty,
 )
@@ -120,8 +119,6 @@ def test_pareto_needs_every_reward() -> None:
     expected = np.zeros((1, 4, 4), dtype=bool)
     expected[0, 2, 0] = expected[0, 2, 1] = True
     np.testing.assert_array_equal(dominance(scores, {"a": 1.0, "b": -1.0}), expected)
-    assert dominates(scores, EQUAL, np.array([1]), np.array([0])).tolist() == [True]
-    assert dominates(scores, EQUAL, np.array([2]), np.array([0])).tolist() == [False]
 
 
 def test_dominance_is_a_strict_order_and_agrees_with_the_mixture() -> None:

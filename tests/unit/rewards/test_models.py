@@ -280,7 +280,7 @@ def test_aesthetic_refuses_what_does_not_fit(configs: dict[str, RewardCard], tmp
     save_file(with_relu, tmp_path / "relu.safetensors")
     refuse(lambda: build(tmp_path / "relu.safetensors"), RewardError, "the ReLU head is another model")
     apart = changed(aesthetic_checkpoint(tmp_path, WIDTH, 2), tmp_path, layers__4__weight=torch.zeros(5, 5))
-    refuse(lambda: build(apart), RewardError, "do not fit one behind the other")
+    refuse(lambda: build(apart), RewardError, "do not follow one another")
 
 
 def test_pickscore_needs_its_processor(configs: dict[str, RewardCard], tmp_path: Path) -> None:

@@ -10,16 +10,10 @@ import re
 from diffexpo.config.families import flux, pixart, sana, sd3, sdxl, unet
 from diffexpo.config.families.card import Checkpoint, Family
 
+__all__ = ["FAMILIES", "Checkpoint", "Family", "checkpoints", "family_of_name", "find_checkpoint"]
+
 FAMILIES: dict[str, Family] = {
-    card.pipeline: card
-    for card in (
-        unet.CARD,
-        sdxl.CARD,
-        sd3.CARD,
-        flux.CARD,
-        pixart.CARD,
-        sana.CARD,
-    )
+    module.CARD.pipeline: module.CARD for module in (unet, sdxl, sd3, flux, pixart, sana)
 }
 """Pipeline class -> card. Names are looked for from the last card to the first: theirs are narrower."""
 

@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
+from typing import Any
 
 # The attention's projections, where adapters go unless the settings or the family say otherwise.
 LORA_TARGETS = ("to_q", "to_k", "to_v", "to_out.0")
@@ -98,7 +99,7 @@ class Family:
         """Component -> class of every network: text encoders, denoiser, autoencoder."""
         return {**self.text_encoders, self.denoiser[0]: self.denoiser[1], "vae": self.autoencoder}
 
-    def inert_parameters(self, config: Mapping[str, object], names: Iterable[str]) -> tuple[str, ...]:
+    def inert_parameters(self, config: Mapping[str, Any], names: Iterable[str]) -> tuple[str, ...]:
         """Names of a denoiser's inert parameters, given its configuration and the names of all."""
         if self.inert_unless and config.get(self.inert_unless) is not None:
             return ()

@@ -25,6 +25,7 @@ from diffexpo.config.methods.expo import ExpoConfig
 from diffexpo.config.methods.flow_grpo import FlowGrpoConfig
 from diffexpo.config.methods.improvement_dpo import ImprovementDpoConfig
 from diffexpo.config.methods.mapo import MapoConfig
+from diffexpo.config.methods.orpo import OrpoConfig
 from diffexpo.config.methods.prdp import PrdpConfig
 from diffexpo.config.methods.rwr import RwrConfig
 from diffexpo.config.methods.sft import SftConfig
@@ -39,6 +40,7 @@ METHODS: tuple[type[MethodConfig], ...] = (
     SpinConfig,
     ImprovementDpoConfig,
     MapoConfig,
+    OrpoConfig,
     SftConfig,
     DiffusionKtoConfig,
     RwrConfig,
@@ -52,7 +54,6 @@ METHODS: tuple[type[MethodConfig], ...] = (
     PrdpConfig,
     FlowGrpoConfig,
 )
-DEFAULT_METHOD = "expo"
 
 
 def name_of(method: type[MethodConfig]) -> str:
@@ -60,6 +61,7 @@ def name_of(method: type[MethodConfig]) -> str:
     return str(method.model_fields["type"].default)
 
 
+DEFAULT_METHOD = name_of(ExpoConfig)
 METHOD_BY_NAME: dict[str, type[MethodConfig]] = {name_of(method): method for method in METHODS}
 
 
@@ -82,7 +84,7 @@ else:
 
 def default_method() -> MethodConfig:
     """The default method with its defaults."""
-    return METHOD_BY_NAME[DEFAULT_METHOD]()
+    return ExpoConfig()
 
 
 def same_meaning(first: type[MethodConfig], second: type[MethodConfig], name: str) -> bool:

@@ -8,10 +8,12 @@ report and citations ask the card.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import ClassVar, Literal, Protocol
+from typing import ClassVar, Literal
+
+from pydantic import Field
 
 from diffexpo.config.methods.data import Branches, Data, Pairs, TransitionPairs
-from diffexpo.config.rewards import RewardCard
+from diffexpo.config.rewards import RewardConfig, read_card
 from diffexpo.config.schema import (
     BaselineConfig,
     EvaluationConfig,
@@ -34,24 +36,6 @@ Work = tuple[str, str | None]
 
 ONLINE = ("train", "evaluate", "collect", "pair")
 """Stages of an iteration that learns from what the iterations before it collected."""
-
-
-class Run(Protocol):
-    """The settings of a run, as a card sees them."""
-
-    model: ModelConfig
-    tuning: TuningConfig
-    prompts: PromptConfig
-    explore: ExploreConfig
-    rewards: tuple[RewardCard, ...]
-    mixture: MixtureConfig
-    pairing: PairingConfig
-    offline: OfflineConfig
-    hybrid: HybridConfig
-    algorithm: MethodConfig
-    training: TrainingConfig
-    evaluation: EvaluationConfig
-    baseline: BaselineConfig
 
 
 class MethodConfig(Section):
@@ -216,3 +200,28 @@ class MethodConfig(Section):
     def plan(self, run: Run) -> Mapping[str, str]:
         """What its own stages do, in words, by stage."""
         return {}
+
+
+class Run(Section):
+    """The settings of a run, as cards see them; `RunConfig` chooses among the methods."""
+
+    name: str = Field(default="expo", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    """Run name; the default folder is `runs/<name>`."""
+    seed: int = Field(default=0, ge=0, lt=2**63)
+    """The one seed. Every random number is keyed by it and by what it is for."""
+    model: ModelConfig = ModelConfig()
+    tuning: TuningConfig = TuningConfig()
+    prompts: PromptConfig = PromptConfig()
+    explore: ExploreConfig = ExploreConfig()
+    rewards: tuple[RewardConfig, ...] = (
+        read_card(name="judge_train", type="clip", path="emoji:judge_train"),
+    )
+    """Scorers of images: those with `role: train` rank them."""
+    mixture: MixtureConfig = MixtureConfig()
+    pairing: PairingConfig = PairingConfig()
+    offline: OfflineConfig = OfflineConfig()
+    hybrid: HybridConfig = HybridConfig()
+    algorithm: MethodConfig
+    training: TrainingConfig = TrainingConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+    baseline: BaselineConfig = BaselineConfig()

@@ -22,16 +22,8 @@ class AestheticCard(NetworkCard):
     )
     licence: ClassVar[str] = "v2 Apache-2.0, v1 MIT"
     pickled_entry: ClassVar[str | None] = ""
+    parameters: ClassVar[int | None] = VIT_L_PARAMETERS
+    score_range: ClassVar[tuple[float, float] | None] = (0.0, 11.0)
     papers: ClassVar[tuple[str, ...]] = ("schuhmann2022laion", "radford2021clip")
 
     type: Literal["aesthetic"] = "aesthetic"
-
-    @property
-    def num_parameters(self) -> int:
-        """Of CLIP ViT-L/14; the head is small."""
-        return VIT_L_PARAMETERS
-
-    @property
-    def usual_range(self) -> tuple[float, float]:
-        """A little more than the scale of the ratings."""
-        return (0.0, 11.0)

@@ -1,8 +1,8 @@
 """What every reward's card has: its settings and, as class variables and properties, what is known of it
 before anything is loaded. Imports without torch.
 
-All types take the same settings, so that lists of rewards read alike and resolved files are complete; a type
-refuses those that it does not read. Settings of one type alone are fields of its own class.
+All types take the same settings, so that resolved files are complete; a type refuses those that it does not
+read.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ GROUPS = {
 
 
 class Run(Protocol):
-    """What a card asks of a run's settings, which stand above this file (`diffexpo.config.run`)."""
+    """What a card asks of a run's settings (`diffexpo.config.run`)."""
 
     model: Any
     explore: Any
@@ -79,6 +79,12 @@ class RewardCard(Section):
     """Groups of `GROUPS` that it reads."""
     is_sized_by_files: ClassVar[bool] = False
     """The size of its network is that of the safetensors files in the folder `path`, where there are any."""
+    parameters: ClassVar[int | None] = 0
+    """Parameters of the network that it holds here; None where that is not known."""
+    score_range: ClassVar[tuple[float, float] | None] = None
+    """Where scores of images that fit their prompts lie; wide, a first sign that something is wrong."""
+    never_cached: ClassVar[str] = ""
+    """Why scores may not be kept, as the predicate of a sentence; "" where they may."""
     score_slack: ClassVar[float] = 0.0
     """Relative difference from known scores that another version of a library may cause."""
 
@@ -130,18 +136,9 @@ class RewardCard(Section):
     @classmethod
     def facts(cls) -> dict[str, object]:
         """What `diffexpo rewards list --json` says of the type."""
-        return {
-            "what": cls.what,
-            "unit": cls.unit,
-            "path": cls.path_is,
-            "default_path": cls.default_path,
-            "base": cls.base_is,
-            "default_base": cls.default_base,
-            "scales": cls.scales,
-            "has_weights": cls.has_weights,
-            "where": cls.source,
-            "licence": cls.licence,
-        }
+        names = "what unit path_is default_path base_is default_base scales has_weights source licence"
+        shown = {"path_is": "path", "base_is": "base", "source": "where"}
+        return {shown.get(name, name): getattr(cls, name) for name in names.split()}
 
     @classmethod
     def needs(cls) -> str:
@@ -185,17 +182,17 @@ class RewardCard(Section):
     @property
     def why_uncached(self) -> str:
         """Why scores may not be kept, as the end of a message on `cache`; "" where they may."""
-        return ""
+        return f": type {self.type} {self.never_cached}; remove cache" if self.never_cached else ""
 
     @property
     def num_parameters(self) -> int | None:
-        """Parameters of the network that it holds here; None where that is not known."""
-        return 0
+        """`parameters`, of these settings."""
+        return self.parameters
 
     @property
     def usual_range(self) -> tuple[float, float] | None:
-        """Where scores of images that fit their prompts lie; wide, a first sign that something is wrong."""
-        return None
+        """`score_range`, of these settings."""
+        return self.score_range
 
     @property
     def known_scores(self) -> str | None:

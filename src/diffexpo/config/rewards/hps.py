@@ -19,16 +19,12 @@ class HpsCard(ClipLikeCard):
     scales: ClassVar[tuple[str, ...]] = ("percent", "raw", "logit")
     licence: ClassVar[str] = "Apache-2.0"
     pickled_entry: ClassVar[str | None] = "['state_dict']"
+    parameters: ClassVar[int | None] = VIT_H_PARAMETERS
     papers: ClassVar[tuple[str, ...]] = ("wu2023hpsv2",)
 
     def arguments(self, resolve: Callable[[str], str], device: object) -> dict[str, object]:
         """With the edition, which says whose weights are meant."""
         return super().arguments(resolve, device) | {"edition": self.type}
-
-    @property
-    def num_parameters(self) -> int:
-        """Of CLIP ViT-H/14."""
-        return VIT_H_PARAMETERS
 
 
 class Hpsv2Card(HpsCard):

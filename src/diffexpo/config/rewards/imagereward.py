@@ -21,16 +21,8 @@ class ImageRewardCard(NetworkCard):
     )
     licence: ClassVar[str] = "Apache-2.0"
     pickled_entry: ClassVar[str | None] = ""
+    parameters: ClassVar[int | None] = 447_000_000  # both towers, about
+    score_range: ClassVar[tuple[float, float] | None] = (-4.0, 4.0)
     papers: ClassVar[tuple[str, ...]] = ("xu2023imagereward",)
 
     type: Literal["imagereward"] = "imagereward"
-
-    @property
-    def num_parameters(self) -> int:
-        """Of both towers of BLIP, about."""
-        return 447_000_000
-
-    @property
-    def usual_range(self) -> tuple[float, float]:
-        """About twice what is usual."""
-        return (-4.0, 4.0)

@@ -13,11 +13,7 @@ class JpegCard(RewardCard):
     papers: ClassVar[tuple[str, ...]] = ("black2024ddpo",)
     # JPEG sizes move a little with the library inside Pillow.
     score_slack: ClassVar[float] = 2e-2
-
-    @property
-    def why_uncached(self) -> str:
-        """There is nothing to save."""
-        return f": type {self.type} costs less than looking a score up; remove cache"
+    never_cached: ClassVar[str] = "costs less than looking a score up"
 
     @property
     def known_scores(self) -> str | None:
@@ -31,13 +27,9 @@ class JpegCompressibilityCard(JpegCard):
     scorer: ClassVar[str] = "JpegCompressibility"
     what: ClassVar[str] = "- JPEG size; reads no prompt"
     unit: ClassVar[str] = "negative kB"
+    score_range: ClassVar[tuple[float, float] | None] = (-30.0, -0.3)
 
     type: Literal["jpeg_compressibility"] = "jpeg_compressibility"
-
-    @property
-    def usual_range(self) -> tuple[float, float]:
-        """Of small images."""
-        return (-30.0, -0.3)
 
 
 class JpegIncompressibilityCard(JpegCard):
@@ -46,10 +38,6 @@ class JpegIncompressibilityCard(JpegCard):
     scorer: ClassVar[str] = "JpegIncompressibility"
     what: ClassVar[str] = "+ JPEG size; reads no prompt"
     unit: ClassVar[str] = "kB"
+    score_range: ClassVar[tuple[float, float] | None] = (0.3, 30.0)
 
     type: Literal["jpeg_incompressibility"] = "jpeg_incompressibility"
-
-    @property
-    def usual_range(self) -> tuple[float, float]:
-        """Of small images."""
-        return (0.3, 30.0)

@@ -11,7 +11,7 @@ class OcrCard(RewardCard):
     """Text that is asked for against text that is read."""
 
     scorer: ClassVar[str] = "OcrReward"
-    what: ClassVar[str] = "the text in quotes in the prompt against the text read in the picture"
+    what: ClassVar[str] = "the text in quotes in the prompt against the text read in the image"
     unit: ClassVar[str] = "1 - edit distance / length, 0 to 1"
     source: ClassVar[str] = 'pip install "diffexpo[ocr]" (models inside)'
     licence: ClassVar[str] = "rapidocr and its models Apache-2.0"

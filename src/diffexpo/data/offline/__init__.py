@@ -10,8 +10,7 @@ summary        what a set holds
 ingest         any set into a run's store, every image encoded once (the torch side)
 """
 
-from diffexpo.data.offline.formats import OFFLINE, detect_format, read_offline
-from diffexpo.data.offline.pickapic import read_pickapic
+from diffexpo.data.offline.formats import OFFLINE, detect_format, read_offline, read_pickapic
 from diffexpo.data.offline.votes import ImportReport, OfflinePair
 from diffexpo.data.offline.writing import rewrite_pairs, verify_rewritten
 

@@ -57,6 +57,7 @@ def map_ahead(
                     failure = error
                 else:
                     size = weight(item)
+                    result: Callable[[], Result]
                     result = pool.submit(function, item).result if size else partial(function, item)
                     waiting.append((size, result))
                     held += size

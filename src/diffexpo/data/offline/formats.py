@@ -11,7 +11,7 @@ from diffexpo.data.offline.hpd import HPDV2, HPDV3
 from diffexpo.data.offline.imagerewarddb import IMAGEREWARDDB
 from diffexpo.data.offline.pickapic import EXPORTED, PICKAPIC
 from diffexpo.data.offline.tables import TABLE
-from diffexpo.data.offline.votes import Format, ImportReport, OfflinePair, read_votes
+from diffexpo.data.offline.votes import Check, Format, ImportReport, OfflinePair, read_votes
 from diffexpo.data.offline.webdataset import WEBDATASET
 from diffexpo.errors import ConfigError, ImportFormatError, MissingError
 
@@ -92,5 +92,17 @@ def read_offline(
     """
     report = ImportReport() if report is None else report
     form = find_format(format, path)[1]
-    check = "decode" if check_images else "none"
+    check: Check = "decode" if check_images else "none"
     yield from read_votes(form, Path(path), report, check=check, limit=limit, seed=seed)
+
+
+def read_pickapic(
+    path: str | Path,
+    report: ImportReport | None = None,
+    *,
+    check_images: bool = True,
+    limit: int | None = None,
+    seed: int = 0,
+) -> Iterator[OfflinePair]:
+    """`read_offline` of Parquet in the Pick-a-Pic columns: a `.parquet` file, or a folder that holds some."""
+    return read_offline(path, report, format="pickapic", check_images=check_images, limit=limit, seed=seed)

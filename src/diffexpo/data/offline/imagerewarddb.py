@@ -72,10 +72,7 @@ def _rankings(file: Path, columns: Sequence[str], start: int) -> Iterator[tuple[
         if len(group.paths) == 1:
             yield group.first, Damage("the only picture of its prompt")
         else:
-            yield (
-                group.first,
-                {"prompt": group.prompt, "generations": group.paths, "ranking": group.ranks},
-            )
+            yield (group.first, {"prompt": group.prompt, "generations": group.paths, "ranking": group.ranks})
 
 
 def _layout(file: Path) -> Layout:

@@ -72,7 +72,7 @@ def import_offline(
     sizes = image_sizes(policy) if size is None else (size,)
     source = Path(path)
     name, form = find_format(format, source)
-    origin = {
+    origin: dict[str, object] = {
         "files": fingerprint(form.files(source), source),
         "format": name,
         "policy": policy.fingerprint,
@@ -249,6 +249,6 @@ def _refuse_other(stored: object, origin: Mapping[str, object], store: Store) ->
         changed = [name for name in {**origin, **known} if known.get(name) != origin.get(name)]
         raise StoreError(
             f"{store.root} holds another offline set: {', '.join(changed)} differ (stored "
-            f"{known.get(changed[0])!r}, now "
-            f"{origin.get(changed[0])!r}); a store keeps its offline pairs, so start a new run"
+            f"{known.get(changed[0])!r}, now {origin.get(changed[0])!r}); a store keeps its offline pairs, "
+            "so start a new run"
         )

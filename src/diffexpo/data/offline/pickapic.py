@@ -15,15 +15,7 @@ import pyarrow as pa
 from diffexpo.data.export import SCHEMA_VERSION
 from diffexpo.data.offline.reading import Record, nearest, parquet_rows, parquet_schema
 from diffexpo.data.offline.sources import find_files, has_suffix
-from diffexpo.data.offline.votes import (
-    ImportReport,
-    Layout,
-    OfflinePair,
-    Vote,
-    read_votes,
-    row_format,
-    verdict_of_labels,
-)
+from diffexpo.data.offline.votes import Layout, Vote, row_format, verdict_of_labels
 from diffexpo.errors import ImportFormatError
 
 REQUIRED = ("caption", "jpg_0", "jpg_1", "label_0", "label_1")
@@ -38,20 +30,6 @@ _TYPES = {
     "jpg": "binary (the file's bytes)",
     "label": "a number (1, 0, or 0.5 for a tie)",
 }
-
-
-def read_pickapic(
-    path: str | Path,
-    report: ImportReport | None = None,
-    *,
-    check_images: bool = True,
-    limit: int | None = None,
-    seed: int = 0,
-) -> Iterator[OfflinePair]:
-    """`read_offline` of Parquet in the Pick-a-Pic columns: a `.parquet` file, or a folder that holds some."""
-    report = ImportReport() if report is None else report
-    check = "decode" if check_images else "none"
-    yield from read_votes(PICKAPIC, Path(path), report, check=check, limit=limit, seed=seed)
 
 
 def _find(path: Path) -> list[Path]:
@@ -151,8 +129,8 @@ def _layout_of_ours(file: Path) -> Layout:
     version = row.get("schema_version") if isinstance(row, dict) else None
     if version is not None and (not isinstance(version, int) or version > SCHEMA_VERSION):
         raise ImportFormatError(
-            f"{file} has schema_version {version!r}, this version reads {SCHEMA_VERSION}; "
-            "use the version that wrote it"
+            f"{file} has schema_version {version!r}, this version reads {SCHEMA_VERSION}; use the version "
+            "that wrote it"
         )
     return layout
 

@@ -12,9 +12,11 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager, nullco
 
 from PIL import Image
 
-from diffexpo.data.images import FORMATS, MAX_PIXELS, decode_image
+from diffexpo.data.images import on_white
 from diffexpo.errors import ImportFormatError
 
+FORMATS = ("JPEG", "PNG", "WEBP")
+MAX_PIXELS = 64 * 1024 * 1024
 MAX_BUFFERED_PIXELS = 16 * 1024 * 1024
 MAX_SCANS = 100
 MAX_SEGMENTS = 100_000
@@ -50,7 +52,7 @@ def verify_picture(data: bytes) -> None:
 
 @contextmanager
 def whole_picture(data: bytes) -> Iterator[Image.Image]:
-    """`decode_image` within the limits of `verify_picture`; while a thread uses a large image, no other
+    """The image in RGB, within the limits of `verify_picture`; while a thread uses a large one, no other
     decodes one.
 
     Raises:
@@ -60,7 +62,7 @@ def whole_picture(data: bytes) -> Iterator[Image.Image]:
     with ExitStack() as turn:
         with _opened(data) as image:
             turn.enter_context(_one_if_large(image))
-            picture = decode_image(data)
+            picture = on_white(image)
         yield picture
 
 
@@ -84,7 +86,7 @@ class _Quiet:
         with self._lock:
             self._num_inside -= 1
             if self._num_inside == 0:
-                self._caught.__exit__(*error)
+                self._caught.__exit__(None, None, None)
 
 
 _QUIET = _Quiet()

@@ -21,7 +21,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from diffexpo.data.offline.sources import is_utf8
+from diffexpo.data.rows import is_utf8
 from diffexpo.errors import ImportFormatError
 
 MAX_LINE = 2**20
@@ -298,7 +298,7 @@ def csv_header(file: Path) -> list[str]:
     """
     with open(file, encoding="utf-8-sig", errors="surrogateescape", newline="") as stream:
         try:
-            header = next(_csv_reader(file, stream), [])
+            header: list[str] = next(_csv_reader(file, stream), [])
         except (csv.Error, _TooLong) as error:
             raise ImportFormatError(f"{file} has no readable header line ({error}); is it CSV?") from error
     names = [name.strip() for name in header]
@@ -394,7 +394,8 @@ class _JsonText:
     def peek(self) -> str:
         """The next character that is not white space; "" at the end."""
         while True:
-            self._at = _SPACE.match(self._text, self._at).end()
+            space = _SPACE.match(self._text, self._at)
+            self._at = space.end() if space else self._at
             if self._at < len(self._text) or not self._grow(_CHUNK):
                 return self._text[self._at : self._at + 1]
 

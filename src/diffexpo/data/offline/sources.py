@@ -91,8 +91,8 @@ def find_files(path: Path, suffixes: Sequence[str], expected: str) -> list[Path]
     for file in found:
         if not file.is_file():
             raise ImportFormatError(
-                f"{file} is not a regular file (a pipe, a device or a dead link); remove it or "
-                "name another source"
+                f"{file} is not a regular file (a pipe, a device or a dead link); remove it or name another "
+                "source"
             )
     return found
 
@@ -132,15 +132,6 @@ def row_name(root: Path, file: Path, number: object) -> str:
 def printable(text: str) -> str:
     """The text with what cannot be written in UTF-8 as escapes."""
     return text.encode(errors="backslashreplace").decode()
-
-
-def is_utf8(text: str) -> bool:
-    """Whether a text can be written: bytes that were not UTF-8 are read as lone surrogates, which cannot."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 def fingerprint(files: Iterable[Path], root: Path) -> dict[str, str]:

@@ -13,13 +13,15 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from functools import partial
+from itertools import combinations
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from diffexpo.data.offline.ahead import map_ahead
 from diffexpo.data.offline.pictures import verify_picture, verify_structure
 from diffexpo.data.offline.reading import Damage, Record, column_names, parquet_length, read_rows
-from diffexpo.data.offline.sources import MAX_PICTURE_BYTES, is_utf8, printable, row_name
+from diffexpo.data.offline.sources import MAX_PICTURE_BYTES, printable, row_name
+from diffexpo.data.rows import is_utf8
 from diffexpo.errors import ImportFormatError, MissingError
 from diffexpo.rng import keyed_seed
 
@@ -370,8 +372,9 @@ def _text(value: object) -> str | None:
 
 
 def _number(value: object) -> float | None:
-    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    return float(value) if is_number and math.isfinite(value) else None
+    if isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value):
+        return float(value)
+    return None
 
 
 # ---- verdicts ----------------------------------------------------------------------------------------------
@@ -381,7 +384,7 @@ def verdict_of_labels(first: object, second: object) -> str:
     """The verdict of two labels: 1/0, 0/1, or 0.5/0.5 for a tie; both empty is unlabelled."""
     if first in (None, "") and second in (None, ""):
         return "unlabelled"
-    known = {(1.0, 0.0): "0", (0.0, 1.0): "1", (0.5, 0.5): "tie"}
+    known: dict[tuple[float, ...], str] = {(1.0, 0.0): "0", (0.0, 1.0): "1", (0.5, 0.5): "tie"}
     try:
         labels = [float(value) for value in (first, second) if isinstance(value, (int, float, str))]
     except (ValueError, OverflowError):
@@ -429,12 +432,15 @@ def votes_of_ranking(
         yield Vote(row, reason)
         return
     assert isinstance(ranks, (list, tuple)) and isinstance(paths, list)  # what _ranking_problem has checked
-    for i in range(len(paths)):
-        for j in range(i + 1, len(paths)):
-            verdict = "tie" if ranks[i] == ranks[j] else "0" if ranks[i] < ranks[j] else "1"
-            name = row if len(paths) == 2 else f"{row}/{i}-{j}"
-            pair = (paths[i], paths[j])
-            yield Vote(name, verdict, caption, lambda side, pair=pair: read(pair[side]), uids=pair)
+    for i, j in combinations(range(len(paths)), 2):
+        verdict = "tie" if ranks[i] == ranks[j] else "0" if ranks[i] < ranks[j] else "1"
+        name = row if len(paths) == 2 else f"{row}/{i}-{j}"
+        pair = (paths[i], paths[j])
+        yield Vote(name, verdict, caption, partial(_read_side, read, pair), uids=pair)
+
+
+def _read_side(read: Callable[[object], bytes], paths: tuple[object, object], side: int) -> bytes:
+    return read(paths[side])
 
 
 def _ranking_problem(ranks: object, paths: object) -> str:

@@ -79,7 +79,7 @@ def _members(file: Path) -> Iterator[tuple[str, bytes | Damage]]:
                 if member.offset <= last or member.size < 0:
                     raise tarfile.ReadError("a member points backwards")
                 last = member.offset
-                tar.members.clear()  # it keeps every member otherwise
+                vars(tar)["members"].clear()  # it keeps every member otherwise
                 if not member.isdir():
                     yield member.name, _contents(tar, member, size)
             except (tarfile.TarError, OSError, ValueError, OverflowError, EOFError, RecursionError):

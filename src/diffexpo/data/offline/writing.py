@@ -249,6 +249,7 @@ class Shard:
 
     def _close(self, state: bytes) -> None:
         with _refusal(self.path):
+            assert self._writer is not None and self._file is not None  # its rows were written first
             self._writer.add_key_value_metadata({_STATE: state})
             self._writer.close()
             self._file.close()
@@ -265,7 +266,7 @@ def _refusal(path: Path) -> Iterator[None]:
     except OSError as error:
         raise StoreError(
             f"could not write {path}: {error.strerror or error}. Whole shards are kept: free space and "
-            f"repeat the import."
+            "repeat the import."
         ) from error
 
 
@@ -313,8 +314,8 @@ def _begin(folder: Path, source: Path, origin: Mapping[str, object]) -> None:
     if changed:
         raise StoreError(
             f"{folder} holds another import: {', '.join(changed)} differ (there {known.get(changed[0])!r}, "
-            f"now {origin[changed[0]]!r}); name a new folder, or give the settings "
-            "that this one was begun with"
+            f"now {origin[changed[0]]!r}); name a new folder, or give the settings that this one was begun "
+            "with"
         )
 
 

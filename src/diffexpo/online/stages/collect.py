@@ -6,6 +6,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from typing import Any
 
 import numpy as np
 
@@ -121,16 +122,16 @@ def draw_images(
         extra = measure(groups)
         conflicts = dict(loop.ranking.conflicts(stack_rewards(groups)))
         drawn = collection_metrics(rows, first_ranked(config))
-        payload = {"explore/tau": rate} | drawn | conflicts | dict(extra)
+        payload: dict[str, float] = {"explore/tau": rate} | drawn | conflicts | dict(extra)
         payload["cost/network_evaluations"] = sampling_cost(config, len(rows))
         payload["time/collect_s"] = time.monotonic() - began
         loop.metrics.write_once(iteration, "collect", payload)
         loop.store.write_manifest("collect", iteration, payload)
-        for name, share in conflicts.items():
+        for name, disagreement in conflicts.items():
             couple, _, what = name.removeprefix("rollout/conflict/").rpartition("/")
             if what == "disagreement":
                 loop.console.line(
-                    f"iteration {iteration}: rewards {couple} order {share:.0%} of image couples oppositely"
+                    f"iteration {iteration}: rewards {couple} order {disagreement:.0%} of image couples oppositely"
                 )
     loop.world.barrier()
 
@@ -143,8 +144,8 @@ def aspect_shares(loop: Loop) -> list[float]:
         return [1.0]
     if aspect == "uniform":
         return [1.0] * count
-    pairs = loop.store.manifest("offline", 0)["report"]["sizes"]
-    return [float(pairs.get(size_name(*size), 0)) for size in image_sizes(loop.policy)]
+    report: Any = loop.store.manifest("offline", 0)["report"]
+    return [float(report["sizes"].get(size_name(*size), 0)) for size in image_sizes(loop.policy)]
 
 
 def first_ranked(config: RunConfig) -> str | None:
@@ -159,9 +160,9 @@ def collection_metrics(samples: Sequence[Sample], ranked: str | None = None) -> 
     metrics["rollout/negative_prompt_fraction"] = float(
         np.mean([bool(sample.negative_prompt) for sample in samples])
     )
-    names = list(samples[0].rewards)
+    names = list(samples[0].scores)
     for name in names:
-        values = np.array([sample.rewards[name] for sample in samples], dtype=np.float64)
+        values = np.array([sample.scores[name] for sample in samples], dtype=np.float64)
         good = np.isfinite(values)
         metrics[f"rollout/reward/{name}/mean"] = float(values[good].mean()) if good.any() else float("nan")
         metrics[f"rollout/reward/{name}/std"] = float(values[good].std()) if good.any() else float("nan")
@@ -169,7 +170,7 @@ def collection_metrics(samples: Sequence[Sample], ranked: str | None = None) -> 
     shown = ranked if ranked in names else next(iter(names), "")
     for agent in dict.fromkeys(sample.agent for sample in samples if names):
         own = np.array(
-            [sample.rewards[shown] for sample in samples if sample.agent == agent], dtype=np.float64
+            [sample.scores[shown] for sample in samples if sample.agent == agent], dtype=np.float64
         )
         metrics[f"rollout/agent/{agent}/reward"] = (
             float(np.nanmean(own)) if np.isfinite(own).any() else float("nan")

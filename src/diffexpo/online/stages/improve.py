@@ -184,7 +184,7 @@ def redraw_improved(
 
     The batch is filled to its old size, as in `collect.redraw`.
     """
-    size, position = winner.batch_size, winner.batch_position
+    size, position = winner.place
     settings = winner.sampler_settings
     scales = DoubleGuidance(settings.pop("image_scale"), settings.pop("text_scale"))
     keys, texts = [winner.noise_key] * size, [winner.prompt] * size
@@ -210,7 +210,7 @@ def units_of(samples: Sequence[Sample]) -> list[tuple[int, list[Sample]]]:
     """(unit, its samples in the order of the batch) by number: winners are drawn in the batches of their
     losers."""
     units: dict[int, list[Sample]] = {}
-    for sample in sorted(samples, key=lambda sample: (sample.unit, sample.batch_position)):
+    for sample in sorted(samples, key=lambda sample: (sample.unit, sample.place)):
         units.setdefault(sample.unit, []).append(sample)
     return list(units.items())
 
@@ -229,7 +229,8 @@ def measure(loop: Loop, iteration: int) -> dict[str, float]:
     # A spread of the whole iteration, not its front.
     chosen = pairs[:: max(1, len(pairs) // MEASURED_PAIRS)][:MEASURED_PAIRS]
     winner, loser = (
-        torch.from_numpy(store.latents([pair[side].sample_id for pair in chosen])) for side in (1, 2)
+        torch.from_numpy(store.latents([sample.sample_id for sample in samples]))
+        for samples in ([pair[1] for pair in chosen], [pair[2] for pair in chosen])
     )
     prompts = [winner.prompt for _, winner, _ in chosen]
     distance, relative = relative_distance(winner, loser, prompts)
@@ -287,7 +288,7 @@ def _noise_key(seed: int, loser: Sample) -> tuple[str | int, ...]:
 
 
 def _features(policy: Policy, embed: Callable[[Tensor], Tensor], latents: Tensor) -> Tensor:
-    parts = [embed(policy.decode_latents(part)).double() for part in latents.split(64)]
+    parts = [embed(policy.decode_latents(part)).double() for part in torch.split(latents, 64)]
     return torch.nn.functional.normalize(torch.cat(parts), dim=1)
 
 

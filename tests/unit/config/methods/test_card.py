@@ -26,7 +26,7 @@ CLASSES = {
     for cls in dict.fromkeys(descendants(MethodConfig))
     if cls.__module__.startswith("diffexpo.") and not cls.model_fields["type"].is_required()
 }
-NAMES = """expo diffusion_dpo spin mapo sft diffusion_kto rwr diffusion_nft awm dgpo ddpo dpok d3po spo prdp
+NAMES = """expo diffusion_dpo spin mapo orpo sft diffusion_kto rwr diffusion_nft awm dgpo ddpo dpok d3po spo prdp
 flow_grpo improvement_dpo"""
 
 

@@ -1,0 +1,25 @@
+"""ORPO: settings and facts."""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+from diffexpo.config.methods.bases import ForwardConfig
+from diffexpo.config.section import Positive
+
+
+class OrpoConfig(ForwardConfig):
+    """ORPO (arXiv 2403.07691): supervised fine-tuning on winners and an odds ratio, without a reference."""
+
+    type: Literal["orpo"] = "orpo"
+    """The training method."""
+    beta: Positive = 1.0
+    """Scale of the error e in the likelihood p = exp(-beta e). At 1 the supervised term is -log p, as in the
+    paper. Below 1/e the margin is log(e_l / e_w) whatever beta is; above, it is beta (e_l - e_w). Not the
+    beta of Diffusion-DPO."""
+    weight: Positive = 0.1
+    """lambda, the weight of the odds-ratio term beside the winner's error (the paper: 0.1 for its largest
+    model)."""
+
+    title: ClassVar[str] = "ORPO"
+    papers: ClassVar[tuple[str, ...]] = ("hong2024orpo",)

@@ -1,0 +1,191 @@
+r"""Which rows make up the batch of any step, for every kind of data.
+
+An epoch is a draw without replacement in which a row's probability is proportional to its weight, exactly:
+
+    M = floor(sum w / max w),   P(i in epoch) = M w_i / sum w        (systematic sampling over a random order)
+
+With equal weights that is a plain shuffled epoch of all rows. Each epoch's order comes from one generator
+named by (run seed, iteration, epoch), so a batch needs no history: position p = step * B + row lies in epoch
+p // M at place p % M. Within a batch images of one size are consecutive, whatever order they were drawn in.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Generic, NamedTuple, Protocol, TypeVar
+
+import numpy as np
+
+from diffexpo.config.schema import HybridConfig
+from diffexpo.rng import numpy_generator
+
+
+class _Collected(Protocol):
+    """What the refs of pairs and of images share."""
+
+    @property
+    def iteration(self) -> int: ...
+    @property
+    def source(self) -> str: ...
+    @property
+    def prompt(self) -> str: ...
+
+
+Ref = TypeVar("Ref")
+CollectedRef = TypeVar("CollectedRef", bound=_Collected)
+
+
+@dataclass(frozen=True)
+class Index(Generic[CollectedRef]):
+    """Rows to learn from with their sampling weights, all positive."""
+
+    refs: tuple[CollectedRef, ...]
+    weights: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.refs)
+
+    def prompts(self) -> list[str]:
+        """Distinct prompts, in order."""
+        return list(dict.fromkeys(ref.prompt for ref in self.refs))
+
+    def by_source(self) -> str:
+        """How many rows come from where, e.g. "4 offline, 8 online"."""
+        counts = Counter(ref.source for ref in self.refs)
+        return ", ".join(f"{count} {source}" for source, count in sorted(counts.items()))
+
+
+def hybrid_weights(hybrid: HybridConfig, refs: Sequence[_Collected], newest: int | None) -> np.ndarray:
+    """Sampling weights of rows, `newest` being the last collection (None: there is none).
+
+    weight = offline_weight for D_off,   decay ** (newest - k) for D_k,   1 while nothing is collected
+    """
+    if newest is None:
+        return np.ones(len(refs))
+    off, decay = hybrid.offline_weight, hybrid.decay
+    weights = [off if ref.source == "offline" else decay ** (newest - ref.iteration) for ref in refs]
+    return np.array(weights, dtype=np.float64)
+
+
+def positions_by(rows: Iterable[Ref], key: Callable[[Ref], Hashable]) -> list[list[int]]:
+    """Positions of rows of the same key, in the order in which the keys first appear."""
+    groups: dict[Hashable, list[int]] = {}
+    for i, row in enumerate(rows):
+        groups.setdefault(key(row), []).append(i)
+    return list(groups.values())
+
+
+class Epochs:
+    """An endless, randomly addressable sequence of indices: epoch after epoch, each drawn by weight without
+    replacement.
+
+    Args:
+        weights: Positive, (N,); only their ratios matter.
+        name: Key of the generators; epoch e uses (*name, e).
+    """
+
+    def __init__(self, weights: np.ndarray, name: tuple[str | int, ...]) -> None:
+        self._name = name
+        self._weights = weights
+        # the small term keeps sums like 10 x 0.1 from losing a row to rounding
+        self.length = int(np.floor(weights.sum() / weights.max() + 1e-9)) if len(weights) else 0
+        self._orders: dict[int, np.ndarray] = {}
+
+    def take(self, start: int, stop: int) -> list[tuple[int, int]]:
+        """(index, epoch) at positions [start, stop)."""
+        places = (divmod(position, self.length) for position in range(start, stop))
+        return [(int(self._order(epoch)[place]), epoch) for epoch, place in places]
+
+    def _order(self, epoch: int) -> np.ndarray:
+        if epoch not in self._orders:
+            if len(self._orders) >= 4:
+                self._orders.clear()
+            self._orders[epoch] = self._draw(epoch)
+        return self._orders[epoch]
+
+    def _draw(self, epoch: int) -> np.ndarray:
+        generator = numpy_generator(*self._name, epoch)
+        order = generator.permutation(len(self._weights))
+        if self.length == len(order):
+            return order
+        # lay the shares M w / sum w (each <= 1) on a line in random order and pick what stands at u, u + 1,
+        # ..., u + M - 1
+        ends = np.cumsum(self._weights[order])
+        ends *= self.length / ends[-1]
+        points = generator.random() + np.arange(self.length)
+        return order[np.minimum(np.searchsorted(ends, points, side="right"), len(order) - 1)]
+
+
+class Drawn(NamedTuple, Generic[Ref]):
+    """A row of a batch: what it is, the epoch of its draw, and the draw's number in the whole sequence."""
+
+    ref: Ref
+    epoch: int
+    number: int
+
+
+class Draws(Generic[Ref]):
+    """The rows of the batch of any step, in any order, in any process.
+
+    Args:
+        refs: Rows, in an order that no process changes.
+        weights: Sampling weights (N,), all positive; all 1 by default.
+        name: Key of the generators.
+        num_rows: Rows a step, over all processes. Of units of several rows about that many are drawn:
+            num_rows / mean size of a unit units, at least one.
+        units: Positions of the rows that are drawn together; each alone by default.
+        sizes: Image sizes by sample id, where there are several; rows of one size are then consecutive.
+        sample_id: The image that gives a row its size.
+    """
+
+    def __init__(
+        self,
+        refs: Sequence[Ref],
+        weights: np.ndarray | None,
+        name: tuple[str | int, ...],
+        num_rows: int,
+        *,
+        units: Sequence[Sequence[int]] | None = None,
+        sizes: Mapping[str, tuple[int, int]] | None = None,
+        sample_id: Callable[[Ref], str] = lambda ref: "",
+    ) -> None:
+        self._refs = refs
+        self._units = units
+        self._per_batch = num_rows if units is None else max(1, num_rows * len(units) // max(1, len(refs)))
+        weights = np.ones(len(refs)) if weights is None else weights
+        self._epochs = Epochs(weights if units is None else weights[[unit[0] for unit in units]], name)
+        self._sizes = sizes
+        self._sample_id = sample_id
+
+    @property
+    def epoch_length(self) -> int:
+        """M, the number of units in an epoch; all of them with equal weights."""
+        return self._epochs.length
+
+    def all(self, step: int) -> list[Drawn[Ref]]:
+        """All rows of the batch of a step, from 0."""
+        first = step * self._per_batch
+        drawn = [
+            Drawn(self._refs[i], epoch, first + place)
+            for place, (unit, epoch) in enumerate(self._epochs.take(first, first + self._per_batch))
+            for i in ((unit,) if self._units is None else self._units[unit])
+        ]
+        if sizes := self._sizes:
+            drawn.sort(key=lambda row: sizes.get(self._sample_id(row.ref), (0, 0)))
+        return drawn
+
+    def part(self, step: int, start: int, stop: int | None) -> list[Drawn[Ref]]:
+        """Rows [start, stop) of the batch of a step, to its end where `stop` is None.
+
+        Raises:
+            ValueError: there is no such step, or its batch has no such rows.
+        """
+        drawn = self.all(max(step, 0))
+        stop = len(drawn) if stop is None else stop
+        if not (step >= 0 and 0 <= start < stop <= len(drawn)):
+            raise ValueError(
+                f"rows [{start}, {stop}) of step {step}: a batch has {len(drawn)} rows and steps count from 0"
+            )
+        return drawn[start:stop]
