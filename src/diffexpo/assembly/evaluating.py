@@ -144,8 +144,9 @@ def vendi_embedder(judges: Sequence[Scorer]) -> Embedder:
     """Image features for the Vendi score: those of the first judge that has an image encoder, else 32x32
     pixels."""
     for judge in judges:
-        if getattr(judge, "has_image_features", False):
-            return Embedder(judge.embed_images, f"{judge.name} image features")
+        embed = getattr(judge, "embed_images", None)
+        if embed is not None and getattr(judge, "has_image_features", False):
+            return Embedder(embed, f"{judge.name} image features")
     return Embedder(pixel_features, "32x32 pixels")
 
 

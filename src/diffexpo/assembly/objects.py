@@ -24,6 +24,7 @@ from diffexpo.online.loop import Console, Loop, Ranking
 from diffexpo.online.self_play import data_prompts
 from diffexpo.phases import phase
 from diffexpo.policies.base import load_policy
+from diffexpo.policies.family import FamilyPolicy
 from diffexpo.rewards.base import load_rewards
 from diffexpo.rewards.mixture import conflict_metrics, dominance, mix_rewards, uncertainty
 from diffexpo.rewards.scoring import check_rewards, score_drawn
@@ -111,7 +112,7 @@ def make_engine(
     )
 
 
-def build_policy(config: RunConfig) -> Policy:
+def build_policy(config: RunConfig) -> FamilyPolicy:
     """The base model with trainable weights on it."""
     policy = load_policy(
         config.model,
@@ -140,9 +141,9 @@ def build_step_judge(config: RunConfig, policy: Policy) -> LatentStepJudge | Non
     return judge
 
 
-def warn_of_guidance(config: RunConfig, policy: Policy, console: Console) -> None:
+def warn_of_guidance(config: RunConfig, policy: FamilyPolicy, console: Console) -> None:
     """Say where classifier-free guidance is on for a model that its own pipeline runs without it (FLUX)."""
-    default = getattr(policy, "default_guidance", None)
+    default = policy.default_guidance
     for group, sampler in (
         ("explore", config.explore.sampler),
         ("evaluation", config.evaluation.sampler),
@@ -156,7 +157,7 @@ def warn_of_guidance(config: RunConfig, policy: Policy, console: Console) -> Non
             )
 
 
-def build_prompts(config: RunConfig, policy: Policy, console: Console) -> list[Prompt]:
+def build_prompts(config: RunConfig, policy: FamilyPolicy, console: Console) -> list[Prompt]:
     """Training prompts, without those that are too long for the encoder (counted)."""
     prompts = named_prompts(config.prompts.source, "prompts.source")
     limit = config.prompts.max_tokens or policy.max_tokens
@@ -201,7 +202,7 @@ def build_ranking(config: RunConfig) -> Ranking:
 
 
 def import_pairs(
-    config: RunConfig, policy: Policy, store: Store, console: Console, stop: StopSignal, world: World
+    config: RunConfig, policy: FamilyPolicy, store: Store, console: Console, stop: StopSignal, world: World
 ) -> None:
     """D_off into the store as iteration 0, each image encoded once."""
     # Rank 0's answer is everybody's: see `online.loop.is_complete`.

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -60,7 +61,8 @@ def sweep(
     embeddings = PromptEmbeddings(policy, ["", *texts])
     keys = [(config.seed, "sweep", loser.sample_id) for loser in losers]
     before = _look(policy, scorers, latents, texts)
-    columns, labels, numbers = [before[0]], ["loser"], []
+    columns, labels = [before[0]], ["loser"]
+    numbers: list[dict[str, Any]] = []
     for text_scale in text_scales:
         for image_scale in image_scales:
             scales = DoubleGuidance(image_scale, text_scale)

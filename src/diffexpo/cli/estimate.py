@@ -70,8 +70,8 @@ def _print(found: Estimate, compute: Computing, console: Console) -> None:
     console.table(f"memory ({found.source})", ["what", "count", "when", "GiB"], rows)
     console.line(f"  largest at once {_gib(found.total)} GiB (always, and the largest other phase)")
     console.line()
-    rows = [(item.what, item.count, _gib(item.bytes)) for item in found.disk]
-    console.table("disk", ["what", "count", "GiB"], rows)
+    files = [(item.what, item.count, _gib(item.bytes)) for item in found.disk]
+    console.table("disk", ["what", "count", "GiB"], files)
     console.line(f"  in all {_gib(found.on_disk)} GiB")
     console.line()
     cost = found.cost

@@ -153,9 +153,9 @@ def _data(config: RunConfig) -> Uses:
     source = config.offline.source
     if source is not None and not source.startswith(EMBEDDED):
         form = str(vars(config.offline).get("format") or "")
-        key = OFFLINE_FORMATS.get(form, "kirstain2023pickapic" if form in ("", "auto", "pickapic") else None)
-        what = "data or layout of the offline pairs" if key else "offline pairs"
-        yield f"{what} {source}", key
+        work = OFFLINE_FORMATS.get(form, "kirstain2023pickapic" if form in ("", "auto", "pickapic") else None)
+        what = "data or layout of the offline pairs" if work else "offline pairs"
+        yield f"{what} {source}", work
 
 
 def _named_files(config: RunConfig) -> Iterator[str]:

@@ -211,7 +211,7 @@ class _Merged:
                 self._note_dropped(path, before, after, group[name])
             self._forget(path)
             del group[name]
-        for name, value in new().model_dump(mode="json").items():
+        for name, value in new.model_validate({}).model_dump(mode="json").items():
             if name not in group:
                 group[name] = value
                 self._record(f"{CHOICE}.{name}", value, DEFAULT)

@@ -120,7 +120,7 @@ def _data(config: Run) -> list[str]:
 
 def _negatives(config: Run) -> list[str]:
     explore = config.explore
-    problems = []
+    problems: list[str] = []
     if not negatives_are_on(config):
         return problems
     if explore.negatives.mode == "cfg" and explore.sampler.guidance <= 1:
