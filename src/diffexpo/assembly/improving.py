@@ -79,7 +79,7 @@ def restore_improver(config: RunConfig, run_dir: Path, store: Store, policy: Pol
     if config.algorithm.improvement is None:
         raise ConfigError(
             f"{run_dir}: algorithm.type = {config.algorithm.type} has no improvement model; expected a run "
-            f"of improvement_dpo"
+            "of improvement_dpo"
         )
     if not store.is_complete("improver", 0):
         raise MissingError(

@@ -151,9 +151,8 @@ def warn_of_guidance(config: RunConfig, policy: FamilyPolicy, console: Console) 
         if default is not None and sampler.guidance != default:
             console.warning(
                 f"{group}.sampler.guidance = {sampler.guidance:g}: the model's own pipeline draws with "
-                f"{default:g}, which is "
-                f"no classifier-free guidance and half the cost; set it to {default:g} unless you mean true "
-                f"guidance"
+                f"{default:g}, which is no classifier-free guidance and half the cost; set it to {default:g} "
+                "unless you mean true guidance"
             )
 
 
@@ -165,7 +164,7 @@ def build_prompts(config: RunConfig, policy: FamilyPolicy, console: Console) -> 
     if not kept:
         raise ConfigError(
             f"prompts.source = {config.prompts.source}: all {len(prompts)} prompts exceed {limit} tokens, "
-            f"none is left; shorten them"
+            "none is left; shorten them"
             + ("" if config.prompts.max_tokens is None else ", or raise prompts.max_tokens")
         )
     if dropped:

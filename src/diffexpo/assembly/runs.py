@@ -239,8 +239,8 @@ def plan(config: RunConfig) -> list[tuple[str, str]]:
         (
             "data",
             (
-                f"{cost.images:,} images drawn, {cost.pairs_trained:,} {unit} trained, {cost.optimizer_steps:,} "
-                f"steps"
+                f"{cost.images:,} images drawn, {cost.pairs_trained:,} {unit} trained, "
+                f"{cost.optimizer_steps:,} steps"
             ),
         )
     )

@@ -209,7 +209,7 @@ def require_passed(reports: Sequence[VerifyReport]) -> None:
     if failed:
         raise RewardError(
             f"{', '.join(sorted(failed))}: a check failed (above); do not train on this reward before it is "
-            f"understood"
+            "understood"
         )
 
 
@@ -220,8 +220,7 @@ def _configs(
         if path or base or scale or precision != "float32":
             raise ConfigError(
                 f"{what!r} is no type of reward ({', '.join(REWARDS)}), and a recipe brings its own "
-                f"settings: leave out "
-                "--path, --base, --scale and --precision, or name a type"
+                "settings: leave out --path, --base, --scale and --precision, or name a type"
             )
         near = difflib.get_close_matches(what, REWARDS, 1, cutoff=0.8)
         if near and not Path(what).exists():
@@ -276,8 +275,7 @@ def _prompt_matters(own: np.ndarray, other: np.ndarray) -> list[Finding]:
         Finding(
             state,
             f"own prompt above another picture's for {share:.0%} of the pictures, at least "
-            f"{SHARE_RIGHT:.0%}; "
-            f"mean {np.nanmean(own):.4g} and {np.nanmean(other):.4g}",
+            f"{SHARE_RIGHT:.0%}; mean {np.nanmean(own):.4g} and {np.nanmean(other):.4g}",
         )
     ]
 

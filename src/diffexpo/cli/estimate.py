@@ -81,8 +81,7 @@ def _print(found: Estimate, compute: Computing, console: Console) -> None:
     )
     console.line(
         f"{compute.flops / 1e12:.3g} TFLOP each: {compute.hours:,.3g} GPU-hours at {compute.rate / 1e12:.0f} "
-        f"TFLOP/s, "
-        "scoring and evaluation apart"
+        "TFLOP/s, scoring and evaluation apart"
     )
     for note in found.notes:
         console.warning(note)
