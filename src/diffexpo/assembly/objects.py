@@ -33,15 +33,14 @@ from diffexpo.training.distributed import World
 from diffexpo.training.engine import Engine
 from diffexpo.training.metrics import MetricsWriter
 from diffexpo.training.signals import StopSignal
-from diffexpo.types import Algorithm, Policy, Prompt
+from diffexpo.types import Policy, Prompt
 
 
 def build_loop(config: RunConfig, run_dir: Path, console: Console, stop: StopSignal, world: World) -> Loop:
     """Every object of a run, with offline data imported."""
     policy = build_policy(config)
     put_start(config, run_dir, policy, world)
-    # Samplers that do not fit the model, or have no density where one is needed, are refused before anything
-    # is spent.
+    # Samplers that do not fit the model, or lack a needed density, are refused before anything is spent.
     for sampler in (config.explore.sampler, config.evaluation.sampler):
         sampler_transitions(policy.path, sampler)
     if config.algorithm.draws_first:
@@ -63,8 +62,7 @@ def build_loop(config: RunConfig, run_dir: Path, console: Console, stop: StopSig
         prompts = data_prompts(store)  # own images have to stand against data of the same prompt
     embeddings = PromptEmbeddings(policy, [""])
     metrics = MetricsWriter(run_dir / "metrics.jsonl", active=world.rank == 0)
-    algorithm = ALGORITHMS[config.algorithm.type](config.algorithm, embeddings.select([""]))
-    engine = make_engine(config, policy, algorithm, metrics, world, console)
+    engine = make_engine(config, policy, embeddings, metrics, world, console)
     improving = None
     if config.algorithm.improvement is not None:
         from diffexpo.assembly.improving import build_improving
@@ -95,12 +93,13 @@ def build_loop(config: RunConfig, run_dir: Path, console: Console, stop: StopSig
 def make_engine(
     config: RunConfig,
     policy: Policy,
-    algorithm: Algorithm,
+    embeddings: PromptEmbeddings,
     metrics: MetricsWriter,
     world: World,
     console: Console,
 ) -> Engine:
-    """The engine of a run."""
+    """The engine that trains a run's policy by its method."""
+    algorithm = ALGORITHMS[config.algorithm.type](config.algorithm, embeddings.select([""]))
     return Engine(
         policy,
         algorithm,
@@ -144,10 +143,7 @@ def build_step_judge(config: RunConfig, policy: Policy) -> LatentStepJudge | Non
 def warn_of_guidance(config: RunConfig, policy: FamilyPolicy, console: Console) -> None:
     """Say where classifier-free guidance is on for a model that its own pipeline runs without it (FLUX)."""
     default = policy.default_guidance
-    for group, sampler in (
-        ("explore", config.explore.sampler),
-        ("evaluation", config.evaluation.sampler),
-    ):
+    for group, sampler in (("explore", config.explore.sampler), ("evaluation", config.evaluation.sampler)):
         if default is not None and sampler.guidance != default:
             console.warning(
                 f"{group}.sampler.guidance = {sampler.guidance:g}: the model's own pipeline draws with "

@@ -1,5 +1,4 @@
-"""The models behind rewards that judge latents: a run or export that was trained on pairs, or a base
-model."""
+"""The models behind rewards that judge latents: a run or export trained on pairs, or a base model."""
 
 from __future__ import annotations
 

@@ -1,5 +1,4 @@
-"""Where training starts when it is not the base: the weights that another run, or another model of the same
-shape, ended with."""
+"""Where training starts if not at the base: the weights of another run, or of a model of the same shape."""
 
 from __future__ import annotations
 

@@ -98,8 +98,7 @@ def sweep(
 
 
 def losers_to_show(store: Store, count: int) -> list[Sample]:
-    """One image each of `count` prompts of the newest collection; before that, losers of the offline
-    pairs."""
+    """An image of each of `count` prompts of the newest collection; before that, losers of offline pairs."""
     collected = [iteration for stage, iteration in store.completed() if stage == "collect"]
     if collected:
         samples = store.collected(collected[-1])
@@ -121,6 +120,6 @@ def _offline_losers(store: Store, count: int) -> list[str]:
 def _look(
     policy: Policy, scorers: Sequence[Scorer], latents: Tensor, texts: Sequence[str]
 ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-    """Pictures (N,H,W,3) uint8 and scores of latents."""
+    """Images (N,H,W,3) uint8 and scores of latents."""
     images = policy.decode_latents(latents)
     return to_bytes(images), score_drawn(scorers, Drawn(latents, images), texts)
