@@ -43,8 +43,7 @@ class Citation:
 
 @dataclass(frozen=True)
 class Citations:
-    """What to cite, in the order method, sampler, model, rewards, data, metrics; and what only its user can
-    cite."""
+    """What to cite, in the order of the rules below, and what only its user can cite."""
 
     known: tuple[Citation, ...]
     unknown: tuple[str, ...]
@@ -159,14 +158,11 @@ def _data(config: RunConfig) -> Uses:
 
 
 def _named_files(config: RunConfig) -> Iterator[str]:
-    """What settings name that may be embedded; the negative prompts were written here and need no
-    citation."""
+    """What settings name that may be embedded; the negative prompts are our own and need no citation."""
+    yield from (config.model.path, config.prompts.source, config.evaluation.prompts)
     scorers = [*config.rewards, *config.evaluation.judges]
-    paths = [config.model.path, config.prompts.source, config.evaluation.prompts, config.offline.source]
-    paths += config.algorithm.named_files
-    for path in [*paths, *(scorer.path for scorer in scorers)]:
-        if path is not None:
-            yield path
+    others = [config.offline.source, *config.algorithm.named_files, *(scorer.path for scorer in scorers)]
+    yield from (path for path in others if path is not None)
 
 
 def _metrics(config: RunConfig) -> Uses:
