@@ -21,7 +21,7 @@ import safetensors.torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from diffexpo.errors import ResumeError
+from diffexpo.errors import ResumeError, StoreError
 from diffexpo.files import TEMPORARY, put, replacing, write_bytes
 
 KEEP = 2

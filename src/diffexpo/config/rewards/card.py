@@ -33,9 +33,12 @@ GROUPS = {
 class Run(Protocol):
     """What a card asks of a run's settings (`diffexpo.config.run`)."""
 
-    model: Any
-    explore: Any
-    algorithm: Any
+    @property
+    def model(self) -> Any: ...
+    @property
+    def explore(self) -> Any: ...
+    @property
+    def algorithm(self) -> Any: ...
 
 
 class RewardCard(Section):
