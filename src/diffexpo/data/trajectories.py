@@ -136,7 +136,7 @@ class _Loader(Generic[Ref]):
         self.refs = tuple(self.refs)
         self.size = len(self.refs)
         key = (self.run_seed, self.iteration, "batch")
-        self._draws = Draws(self.refs, None, key, self.batch_size, units=self._units())
+        self._draws: Draws[Ref] = Draws(self.refs, None, key, self.batch_size, units=self._units())
 
     def _units(self) -> list[list[int]] | None:
         return None
