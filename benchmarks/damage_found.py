@@ -19,10 +19,10 @@ from pathlib import Path
 
 from PIL import Image
 
-from diffexpo.data.offline.pictures import verify_picture, verify_structure
+from diffexpo.data.offline.image_files import verify_image, verify_structure
 from diffexpo.errors import ImportFormatError
 
-CHECKS: dict[str, Callable[[bytes], None]] = {"decode": verify_picture, "structure": verify_structure}
+CHECKS: dict[str, Callable[[bytes], None]] = {"decode": verify_image, "structure": verify_structure}
 FORMATS = {
     "baseline JPEG": {"format": "JPEG", "quality": 90},
     "progressive JPEG": {"format": "JPEG", "quality": 90, "progressive": True},

@@ -8,11 +8,29 @@ Networks are measured on the meta device: no weights, no accelerator; a few minu
 
 from __future__ import annotations
 
+import re
+import shlex
 import sys
 
-from diffexpo.config import list_recipes, load_config
-from diffexpo.config.recipes import card_settings
+from diffexpo.config import find_recipe, list_recipes, load_config
 from diffexpo.estimate.resources import estimate
+
+
+def card_settings(name: str) -> dict[int, list[str] | None]:
+    """What the header of a recipe says for one GPU.
+
+    Args:
+        name: As `find_recipe`.
+    Returns:
+        Memory of the card in GB -> settings to put with `--set`, none if the recipe fits as it is; None where
+        it does not fit.
+    """
+    text = re.sub(r"\n#     +", " ", find_recipe(name).read_text(encoding="utf-8"))
+    found: dict[int, list[str] | None] = {}
+    for card, what in re.findall(r"^#   (\d+) GB: (.*)$", text, re.MULTILINE):
+        settings = [word for word in shlex.split(what) if "=" in word]
+        found[int(card)] = None if what.startswith("does not fit") else settings
+    return found
 
 
 def main() -> int:

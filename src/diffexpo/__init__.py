@@ -44,7 +44,7 @@ def __getattr__(name: str) -> object:
         raise AttributeError(
             f"module 'diffexpo' has no attribute {name!r}; it has {', '.join(sorted(_HOME))}"
         )
-    return vars(import_module(_HOME[name]))[name]
+    return getattr(import_module(_HOME[name]), name)
 
 
 def __dir__() -> list[str]:

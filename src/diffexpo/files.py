@@ -2,7 +2,7 @@
 
     write under a temporary name -> fsync -> rename -> fsync of the folder
 
-A rename is atomic, and the two fsyncs keep its order on the disk; what a killed process leaves behind is
+A rename is atomic, and the two fsyncs keep its order on the disk; what a killed process leaves is
 named `.tmp`.
 """
 
@@ -27,10 +27,8 @@ _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """A temporary path for the block to write a file or to make a folder at; it becomes `path` at the end of
-    the block and is removed at an exception.
-
-    Raises:
-        StoreError: the file system refused (full, read-only, ...); what was at `path` is untouched.
+    the block and is removed at an exception. Where the file system refuses (full, read-only, ...), a
+    StoreError is raised and `path` is untouched.
     """
     temporary = path.with_name(path.name + TEMPORARY)
     try:
@@ -47,11 +45,8 @@ def replacing(path: Path) -> Iterator[Path]:
         _sync(path.parent)
     except OSError as error:
         _remove(temporary)
-        advice = (
-            "free space and resume"
-            if error.errno in _FULL
-            else "check the disk and its permissions, then resume"
-        )
+        is_full = error.errno in _FULL
+        advice = "free space and resume" if is_full else "check the disk and its permissions, then resume"
         raise StoreError(
             f"could not write {path}: {error.strerror or error}. Nothing stored before is lost: {advice}."
         ) from error

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
     import torch
@@ -113,10 +113,12 @@ class Policy(Protocol):
     """
 
     path: DiffusionPath
-    weights: WeightSets
     latent_shape: tuple[int, int, int]
     device: torch.device
     fingerprint: str
+
+    @property
+    def weights(self) -> WeightSets: ...
 
     def encode_prompts(self, prompts: Sequence[str]) -> Conditioning: ...
     def encode_images(self, images: Tensor) -> Tensor:
@@ -360,8 +362,13 @@ class Algorithm(Protocol):
 
     settings: MethodConfig
 
-    def loss(self, policy: Policy, batch: Batch, noise_key: tuple[str | int, ...]) -> LossOutput:
-        """Loss of a micro-batch: the mean over its rows of `weight` times the row's loss."""
+    def __init__(self, settings: Any, empty: Conditioning) -> None:
+        """`empty`: one-row conditioning of the empty prompt."""
+        ...
+
+    def loss(self, policy: Policy, batch: Any, noise_key: tuple[str | int, ...]) -> LossOutput:
+        """Loss of a micro-batch, of the kind that the card says: the mean over its rows of `weight` times the
+        row's loss."""
         ...
 
 

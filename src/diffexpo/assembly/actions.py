@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -27,6 +28,7 @@ from diffexpo.online.loop import Loop
 from diffexpo.online.stages.improve import redraw_improved
 from diffexpo.online.units import redraw, was_merged
 from diffexpo.policies.export import call_arguments, export_policy, left_out
+from diffexpo.policies.family import FamilyPolicy
 from diffexpo.rewards.images import to_bytes
 from diffexpo.training.checkpoint import read_tensors
 from diffexpo.types import Policy
@@ -51,7 +53,7 @@ def inspect(run_dir: Path, pair_id: str | None) -> dict[str, object]:
     }
 
 
-def open_run(run_dir: Path) -> tuple[RunConfig, Store, Policy]:
+def open_run(run_dir: Path) -> tuple[RunConfig, Store, FamilyPolicy]:
     """Configuration, store and base model of an existing run."""
     config = read_resolved(run_dir / "config.yaml").config
     return config, Store(run_dir / "store", create=False), build_policy(config)
@@ -87,7 +89,7 @@ def regenerate(run_dir: Path, sample_id: str, out: Path) -> dict[str, object]:
     iteration = sample.iteration - (sample.agent == "main")
     origin = sample.improved_from
     if origin is None:
-        drawer = policy
+        drawer: Policy = policy
         load_weights(run_dir, policy, iteration, "current")
     else:
         drawer = restore_improver(config, run_dir, store, policy)
@@ -124,10 +126,11 @@ def export(run_dir: Path, loop: Loop | None = None) -> list[Path]:
     """The last iterate for plain diffusers, reloaded and compared, and its model card."""
     config = loop.config if loop else read_resolved(run_dir / "config.yaml").config
     policy = loop.policy if loop else build_policy(config)
+    assert isinstance(policy, FamilyPolicy)  # a run's policy was loaded
     load_weights(run_dir, policy, config.explore.iterations, "current")
     folder = run_dir / "export"
-    done = export_policy(policy, "current", folder)
-    files = [Path(str(file)) for file in done["files"]]
+    done: dict[str, Any] = export_policy(policy, "current", folder)
+    files = [Path(file) for file in done["files"]]
     exported = Exported(
         kind=str(done["kind"]),
         pipeline_class=policy.folder.pipeline_class,
@@ -139,7 +142,7 @@ def export(run_dir: Path, loop: Loop | None = None) -> list[Path]:
     return [*files, write_card(run_dir, folder, config, exported)]
 
 
-def _size(config: RunConfig, policy: Policy) -> dict[str, object]:
+def _size(config: RunConfig, policy: FamilyPolicy) -> dict[str, object]:
     """Height and width, where they are not the model's own."""
     if config.model.resolution is None:
         return {}
@@ -148,7 +151,7 @@ def _size(config: RunConfig, policy: Policy) -> dict[str, object]:
     return {"height": height, "width": width}
 
 
-def _base_for_users(config: RunConfig, policy: Policy) -> str:
+def _base_for_users(config: RunConfig, policy: FamilyPolicy) -> str:
     """What plain diffusers is told to load: the hub id that the settings name, or the folder."""
     path = Path(config.model.path).expanduser()
     is_hub_id = not path.exists() and resolve(config.model.path) == config.model.path

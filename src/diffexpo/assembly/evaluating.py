@@ -85,8 +85,7 @@ def tell(loop: Loop, result: SuiteResult, iteration: int, scorers: Sequence[Scor
 
 
 def cache_metrics(scorers: Sequence[Scorer]) -> dict[str, float]:
-    """`reward_cache/<name>/hits` and `/misses`: scores of kept scorers that were found and asked for since
-    this process began."""
+    """`reward_cache/<name>/hits` and `/misses`: scores found and asked for since this process began."""
     return {
         f"reward_cache/{scorer.name}/{what}": float(count)
         for scorer in cached(scorers)
@@ -129,8 +128,7 @@ def finite_mean(values: np.ndarray) -> float:
 
 
 def evaluation_ticks(config: RunConfig, name: str) -> int:
-    """Ticks of one evaluation, for the progress bar: network calls and scored batches of images, and network
-    calls of KL paths."""
+    """Ticks of an evaluation: network calls and scored batches of images, and network calls of KL paths."""
     settings = config.evaluation
     plain = settings.num_prompts * settings.images_per_prompt
     extra = settings.vendi_prompts * max(settings.vendi_images - settings.images_per_prompt, 0)
@@ -141,11 +139,11 @@ def evaluation_ticks(config: RunConfig, name: str) -> int:
 
 
 def vendi_embedder(judges: Sequence[Scorer]) -> Embedder:
-    """Image features for the Vendi score: those of the first judge that has an image encoder, else 32x32
-    pixels."""
+    """Features for the Vendi score: those of the first judge with an image encoder, else 32x32 pixels."""
     for judge in judges:
-        if getattr(judge, "has_image_features", False):
-            return Embedder(judge.embed_images, f"{judge.name} image features")
+        embed = getattr(judge, "embed_images", None)
+        if embed is not None and getattr(judge, "has_image_features", False):
+            return Embedder(embed, f"{judge.name} image features")
     return Embedder(pixel_features, "32x32 pixels")
 
 

@@ -51,8 +51,7 @@ def prepare_folder(
 
 
 def keep_changes(config: RunConfig, run_dir: Path, sources: Mapping[str, str]) -> list[str]:
-    """Write the settings that a resumed run goes on with; returns those that are new. Only the holder of the
-    folder's lock may."""
+    """Write what a resumed run goes on with, under the folder's lock; returns the settings that are new."""
     path, origins = run_dir / "config.yaml", run_dir / "config.source.yaml"
     changed = differences(read_resolved(path).config, config)
     if changed:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 from diffexpo.algorithms.improvement_dpo import Improvement
@@ -57,7 +58,7 @@ def build_improving(
         warn=console.warning,
     )
     embed, _ = vendi_embedder(judges)
-    return Improving(improver, engine, lambda folder: save_improver(improver, folder), embed)
+    return Improving(improver, engine, partial(save_improver, improver), embed)
 
 
 def improver_training(config: RunConfig) -> TrainingConfig:
@@ -78,7 +79,7 @@ def restore_improver(config: RunConfig, run_dir: Path, store: Store, policy: Pol
     if config.algorithm.improvement is None:
         raise ConfigError(
             f"{run_dir}: algorithm.type = {config.algorithm.type} has no improvement model; expected a run "
-            f"of improvement_dpo"
+            "of improvement_dpo"
         )
     if not store.is_complete("improver", 0):
         raise MissingError(

@@ -24,6 +24,7 @@ from diffexpo.online.loop import Console, Loop, Ranking
 from diffexpo.online.self_play import data_prompts
 from diffexpo.phases import phase
 from diffexpo.policies.base import load_policy
+from diffexpo.policies.family import FamilyPolicy
 from diffexpo.rewards.base import load_rewards
 from diffexpo.rewards.mixture import conflict_metrics, dominance, mix_rewards, uncertainty
 from diffexpo.rewards.scoring import check_rewards, score_drawn
@@ -32,15 +33,14 @@ from diffexpo.training.distributed import World
 from diffexpo.training.engine import Engine
 from diffexpo.training.metrics import MetricsWriter
 from diffexpo.training.signals import StopSignal
-from diffexpo.types import Algorithm, Policy, Prompt
+from diffexpo.types import Policy, Prompt
 
 
 def build_loop(config: RunConfig, run_dir: Path, console: Console, stop: StopSignal, world: World) -> Loop:
     """Every object of a run, with offline data imported."""
     policy = build_policy(config)
     put_start(config, run_dir, policy, world)
-    # Samplers that do not fit the model, or have no density where one is needed, are refused before anything
-    # is spent.
+    # Samplers that do not fit the model, or lack a needed density, are refused before anything is spent.
     for sampler in (config.explore.sampler, config.evaluation.sampler):
         sampler_transitions(policy.path, sampler)
     if config.algorithm.draws_first:
@@ -62,8 +62,7 @@ def build_loop(config: RunConfig, run_dir: Path, console: Console, stop: StopSig
         prompts = data_prompts(store)  # own images have to stand against data of the same prompt
     embeddings = PromptEmbeddings(policy, [""])
     metrics = MetricsWriter(run_dir / "metrics.jsonl", active=world.rank == 0)
-    algorithm = ALGORITHMS[config.algorithm.type](config.algorithm, embeddings.select([""]))
-    engine = make_engine(config, policy, algorithm, metrics, world, console)
+    engine = make_engine(config, policy, embeddings, metrics, world, console)
     improving = None
     if config.algorithm.improvement is not None:
         from diffexpo.assembly.improving import build_improving
@@ -94,12 +93,13 @@ def build_loop(config: RunConfig, run_dir: Path, console: Console, stop: StopSig
 def make_engine(
     config: RunConfig,
     policy: Policy,
-    algorithm: Algorithm,
+    embeddings: PromptEmbeddings,
     metrics: MetricsWriter,
     world: World,
     console: Console,
 ) -> Engine:
-    """The engine of a run."""
+    """The engine that trains a run's policy by its method."""
+    algorithm = ALGORITHMS[config.algorithm.type](config.algorithm, embeddings.select([""]))
     return Engine(
         policy,
         algorithm,
@@ -111,7 +111,7 @@ def make_engine(
     )
 
 
-def build_policy(config: RunConfig) -> Policy:
+def build_policy(config: RunConfig) -> FamilyPolicy:
     """The base model with trainable weights on it."""
     policy = load_policy(
         config.model,
@@ -140,23 +140,19 @@ def build_step_judge(config: RunConfig, policy: Policy) -> LatentStepJudge | Non
     return judge
 
 
-def warn_of_guidance(config: RunConfig, policy: Policy, console: Console) -> None:
+def warn_of_guidance(config: RunConfig, policy: FamilyPolicy, console: Console) -> None:
     """Say where classifier-free guidance is on for a model that its own pipeline runs without it (FLUX)."""
-    default = getattr(policy, "default_guidance", None)
-    for group, sampler in (
-        ("explore", config.explore.sampler),
-        ("evaluation", config.evaluation.sampler),
-    ):
+    default = policy.default_guidance
+    for group, sampler in (("explore", config.explore.sampler), ("evaluation", config.evaluation.sampler)):
         if default is not None and sampler.guidance != default:
             console.warning(
                 f"{group}.sampler.guidance = {sampler.guidance:g}: the model's own pipeline draws with "
-                f"{default:g}, which is "
-                f"no classifier-free guidance and half the cost; set it to {default:g} unless you mean true "
-                f"guidance"
+                f"{default:g}, which is no classifier-free guidance and half the cost; set it to {default:g} "
+                "unless you mean true guidance"
             )
 
 
-def build_prompts(config: RunConfig, policy: Policy, console: Console) -> list[Prompt]:
+def build_prompts(config: RunConfig, policy: FamilyPolicy, console: Console) -> list[Prompt]:
     """Training prompts, without those that are too long for the encoder (counted)."""
     prompts = named_prompts(config.prompts.source, "prompts.source")
     limit = config.prompts.max_tokens or policy.max_tokens
@@ -164,7 +160,7 @@ def build_prompts(config: RunConfig, policy: Policy, console: Console) -> list[P
     if not kept:
         raise ConfigError(
             f"prompts.source = {config.prompts.source}: all {len(prompts)} prompts exceed {limit} tokens, "
-            f"none is left; shorten them"
+            "none is left; shorten them"
             + ("" if config.prompts.max_tokens is None else ", or raise prompts.max_tokens")
         )
     if dropped:
@@ -201,7 +197,7 @@ def build_ranking(config: RunConfig) -> Ranking:
 
 
 def import_pairs(
-    config: RunConfig, policy: Policy, store: Store, console: Console, stop: StopSignal, world: World
+    config: RunConfig, policy: FamilyPolicy, store: Store, console: Console, stop: StopSignal, world: World
 ) -> None:
     """D_off into the store as iteration 0, each image encoded once."""
     # Rank 0's answer is everybody's: see `online.loop.is_complete`.

@@ -13,7 +13,6 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 
-from diffexpo.algorithms import ALGORITHMS
 from diffexpo.assembly.evaluating import eval_dir, on_iterate, save_examples
 from diffexpo.assembly.folders import keep_changes, prepare_folder, set_status
 from diffexpo.assembly.objects import build_loop, describe_policy, make_engine
@@ -149,8 +148,7 @@ def _run(
 
 
 def run_baseline(loop: Loop) -> None:
-    """Diffusion-DPO on D_off alone with the run's number of network evaluations, evaluated like every
-    iterate."""
+    """Diffusion-DPO on D_off alone with as many network evaluations as the run, evaluated like an iterate."""
     steps = offline_steps_of_equal_cost(loop.config)
     config = loop.config.model_copy(
         update={
@@ -164,8 +162,7 @@ def run_baseline(loop: Loop) -> None:
     )
     folder = loop.run_dir / "baseline"
     metrics = MetricsWriter(folder / "metrics.jsonl", active=loop.world.rank == 0)
-    algorithm = ALGORITHMS[config.algorithm.type](config.algorithm, loop.embeddings.select([""]))
-    engine = make_engine(config, loop.policy, algorithm, metrics, loop.world, loop.console)
+    engine = make_engine(config, loop.policy, loop.embeddings, metrics, loop.world, loop.console)
     lane = replace(loop, config=config, run_dir=folder, engine=engine, metrics=metrics, lane="baseline_")
     run_loop(lane, {**STAGES, "evaluate": on_iterate})
 
@@ -203,25 +200,19 @@ def stage_is_complete(run_dir: Path, store: Store, kind: str, iteration: int) ->
 def plan(config: RunConfig) -> list[tuple[str, str]]:
     """What a run will do and cost, without loading a model."""
     cost, explore, training = run_cost(config), config.explore, config.training
-    rows = [
-        (
-            "evaluate base",
-            f"{config.evaluation.num_prompts} held-out prompts, {config.evaluation.sampler.name}",
-        )
-    ]
-    card = config.algorithm
+    evaluation, card = config.evaluation, config.algorithm
+    rows = [("evaluate base", f"{evaluation.num_prompts} held-out prompts, {evaluation.sampler.name}")]
     unit, images = card.data.unit, card.images_of_prompt(config)
     for name, iteration in schedule(config):
         # Iteration 0 comes before all that is collected.
-        rate = SCHEDULES[explore.negatives.schedule](
-            max(iteration, 1), explore.iterations, explore.negatives.initial
-        )
+        tau_of = SCHEDULES[explore.negatives.schedule]
+        rate = tau_of(max(iteration, 1), explore.iterations, explore.negatives.initial)
         tau = f", tau {rate:.2f}" if negatives_are_on(config) else ""
         is_idle = iteration == 1 and not card.draws_first and not card.learns_from_offline(config)
         steps = f"{training.steps} steps x {training.batch_size} {unit}"
         what = {
             "train": "nothing: there is nothing to learn from yet" if is_idle else steps,
-            "evaluate": f"{config.evaluation.num_prompts} prompts against the base",
+            "evaluate": f"{evaluation.num_prompts} prompts against the base",
             "collect": f"{explore.prompts_per_iteration} prompts x {images} images{tau}",
             "pair": "best and worst of each prompt",
             **card.plan(config),
@@ -229,28 +220,17 @@ def plan(config: RunConfig) -> list[tuple[str, str]]:
         rows.append((f"{name}-{iteration}", what))
     if config.baseline.offline_dpo:
         rows.append(("baseline", f"offline Diffusion-DPO, {offline_steps_of_equal_cost(config)} steps"))
-    rows.append(
-        (
-            "cost",
-            f"{cost.total:,} network evaluations: {cost.sampling:,} sampling, {cost.training:,} training",
-        )
-    )
-    rows.append(
-        (
-            "data",
-            (
-                f"{cost.images:,} images drawn, {cost.pairs_trained:,} {unit} trained, {cost.optimizer_steps:,} "
-                f"steps"
-            ),
-        )
-    )
+    work = f"{cost.sampling:,} sampling, {cost.training:,} training"
+    rows.append(("cost", f"{cost.total:,} network evaluations: {work}"))
+    trained = f"{cost.pairs_trained:,} {unit} trained, {cost.optimizer_steps:,} steps"
+    rows.append(("data", f"{cost.images:,} images drawn, {trained}"))
     if config.model.buckets:
         rows.append(("sizes", _size_plan(config)))
     return [*rows, ("disk", _disk_plan(config))]
 
 
 def _size_plan(config: RunConfig) -> str:
-    """The sizes that pictures may have, and which of them images are drawn at."""
+    """The sizes that images may have, and which of them they are drawn at."""
     from diffexpo.estimate.resources import image_sizes
 
     try:
@@ -279,8 +259,7 @@ def _disk_plan(config: RunConfig) -> str:
 
 
 def check_base_scores(loop: Loop) -> None:
-    """Start-up self-check: rewards of the base's pictures are finite and not all the same, before anything is
-    spent.
+    """Start-up self-check: rewards of the base's images are finite and not all the same.
 
     Raises:
         RewardError: names the reward that cannot rank anything.

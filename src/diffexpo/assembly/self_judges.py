@@ -1,5 +1,4 @@
-"""The models behind rewards that judge latents: a run or export that was trained on pairs, or a base
-model."""
+"""The models behind rewards that judge latents: a run or export trained on pairs, or a base model."""
 
 from __future__ import annotations
 
@@ -43,8 +42,8 @@ def open_denoiser(config: RunConfig, own: Policy, reward: SelfJudgeCard) -> Poli
     if tuple(judge.latent_shape) != tuple(own.latent_shape):
         raise ConfigError(
             f"reward {reward.name!r}: the judge's latents are {tuple(judge.latent_shape)}, those of "
-            f"model.path = "
-            f"{config.model.path} are {tuple(own.latent_shape)}; expected a model of the same autoencoder"
+            f"model.path = {config.model.path} are {tuple(own.latent_shape)}; expected a model of the same "
+            "autoencoder"
         )
     return judge
 
@@ -71,12 +70,12 @@ def _trained(config: RunConfig, reward: SelfJudgeCard) -> Policy:
     if folder.exists():
         raise ConfigError(
             f"reward {reward.name!r}: path = {folder} holds no run (config.yaml) and no export "
-            f"(model_index.json or {LORA_FILE}); "
-            "expected the folder of a run that was trained on pairs, or its export"
+            f"(model_index.json or {LORA_FILE}); expected the folder of a run that was trained on pairs, or "
+            "its export"
         )
     raise MissingError(
         f"reward {reward.name!r}: path = {folder} does not exist; train a judge first, e.g. `diffexpo run "
-        f"emoji/dpo_offline`"
+        "emoji/dpo_offline`"
     )
 
 
@@ -121,8 +120,7 @@ def _refuse_half(reward: SelfJudgeCard) -> None:
     if reward.precision != "float32":
         raise ConfigError(
             f"reward {reward.name!r}: precision = {reward.precision}, but its model was trained whole, in "
-            f"float32, and what training "
-            "changed is smaller than half precision resolves; remove precision"
+            "float32, and what training changed is smaller than half precision resolves; remove precision"
         )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -47,17 +48,8 @@ def read_reward(file: Path | None, given: Mapping[str, str]) -> RewardCard:
         raise ConfigError(str(error).replace(f"--set {override}", origin)) from None
 
 
-def open_server(
-    config: RewardCard,
-    *,
-    device: str,
-    host: str,
-    port: int,
-    batch_size: int,
-    wait_ms: float,
-    max_mib: float,
-) -> ScoreServer:
-    """The scorer of a configuration, loaded, behind a listening server.
+def open_server(config: RewardCard, *, device: str, **options: Any) -> ScoreServer:
+    """The scorer of a configuration, loaded, behind a listening server with these options of `ScoreServer`.
 
     Raises:
         ConfigError: the address cannot be listened on, or settings are wrong.
@@ -66,12 +58,4 @@ def open_server(
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     (reward,) = load_rewards([config], resolve, device)
-    return ScoreServer(
-        reward,
-        config.type,
-        host=host,
-        port=port,
-        batch_size=batch_size,
-        wait_ms=wait_ms,
-        max_mib=max_mib,
-    )
+    return ScoreServer(reward, config.type, **options)

@@ -1,5 +1,4 @@
-"""Where training starts when it is not the base: the weights that another run, or another model of the same
-shape, ended with."""
+"""Where training starts if not at the base: the weights of another run, or of a model of the same shape."""
 
 from __future__ import annotations
 
@@ -60,7 +59,7 @@ def read_start(config: RunConfig) -> Mapping[str, Tensor]:
     if folder.exists():
         raise ConfigError(
             f"{KEY} = {folder} holds neither a run (config.yaml) nor a model (model_index.json); expected "
-            f"one of them"
+            "one of them"
         )
     raise MissingError(
         f"{KEY} = {folder} does not exist; expected the folder of a finished run, or of a model"
@@ -79,9 +78,8 @@ def _of_run(config: RunConfig, folder: Path) -> Mapping[str, Tensor]:
     if config.tuning.kind == "lora" and _scale(other.tuning) != _scale(config.tuning):
         raise ConfigError(
             f"{KEY} = {folder}: its adapters are multiplied by alpha / rank = {_scale(other.tuning):g}, here "
-            f"by "
-            f"{_scale(config.tuning):g}, so the same factors would be another model; set tuning.lora.alpha "
-            f"to match"
+            f"by {_scale(config.tuning):g}, so the same factors would be another model; set "
+            "tuning.lora.alpha to match"
         )
     return read_tensors(last_iterate(folder, other, KEY))
 
@@ -96,8 +94,7 @@ def _of_model(config: RunConfig, folder: Path) -> Mapping[str, Tensor]:
     if config.tuning.kind == "lora":
         raise ConfigError(
             f"{KEY} = {folder} is a whole model, but tuning.kind=lora starts from adapters; expected the "
-            f"folder of a run with LoRA, "
-            "or make that model the base: model.path"
+            "folder of a run with LoRA, or make that model the base: model.path"
         )
     model = config.model.model_copy(update={"path": str(folder), "revision": None, "variant": None})
     other = load_policy(model, TuningConfig(kind="full"), folder_or_id=str(folder), seed=config.seed)

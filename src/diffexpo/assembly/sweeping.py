@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -60,7 +61,8 @@ def sweep(
     embeddings = PromptEmbeddings(policy, ["", *texts])
     keys = [(config.seed, "sweep", loser.sample_id) for loser in losers]
     before = _look(policy, scorers, latents, texts)
-    columns, labels, numbers = [before[0]], ["loser"], []
+    columns, labels = [before[0]], ["loser"]
+    numbers: list[dict[str, Any]] = []
     for text_scale in text_scales:
         for image_scale in image_scales:
             scales = DoubleGuidance(image_scale, text_scale)
@@ -96,8 +98,7 @@ def sweep(
 
 
 def losers_to_show(store: Store, count: int) -> list[Sample]:
-    """One image each of `count` prompts of the newest collection; before that, losers of the offline
-    pairs."""
+    """An image of each of `count` prompts of the newest collection; before that, losers of offline pairs."""
     collected = [iteration for stage, iteration in store.completed() if stage == "collect"]
     if collected:
         samples = store.collected(collected[-1])
@@ -119,6 +120,6 @@ def _offline_losers(store: Store, count: int) -> list[str]:
 def _look(
     policy: Policy, scorers: Sequence[Scorer], latents: Tensor, texts: Sequence[str]
 ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-    """Pictures (N,H,W,3) uint8 and scores of latents."""
+    """Images (N,H,W,3) uint8 and scores of latents."""
     images = policy.decode_latents(latents)
     return to_bytes(images), score_drawn(scorers, Drawn(latents, images), texts)

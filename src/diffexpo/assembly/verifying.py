@@ -60,8 +60,7 @@ class Finding:
 
 @dataclass
 class VerifyReport:
-    """What was scored and found, picture by picture: `scores` under its own prompt, `other_scores` under the
-    next one's."""
+    """What was found, image by image: `scores` under its own prompt, `other_scores` under the next one's."""
 
     name: str
     type: str
@@ -84,6 +83,7 @@ class VerifyReport:
         return [(picture, prompt, round(own, 4), round(other, 4)) for picture, prompt, own, other in columns]
 
 
+# Many parameters because each is an option of the command.
 def verify_rewards(
     what: str,
     *,
@@ -138,16 +138,8 @@ def check_scorer(
     prompts = [picture.styled_prompt if is_judge else picture.prompt for picture in shown]
     own = score_images([scorer], images, prompts)[scorer.name]
     other = score_images([scorer], images, [*prompts[1:], prompts[0]])[scorer.name]
-    report = VerifyReport(
-        config.name,
-        config.type,
-        scorer.scale,
-        scorer.version,
-        [picture.name for picture in shown],
-        prompts,
-        [float(value) for value in own],
-        [float(value) for value in other],
-    )
+    names, scores = [picture.name for picture in shown], (own.tolist(), other.tolist())
+    report = VerifyReport(config.name, config.type, scorer.scale, scorer.version, names, prompts, *scores)
     report.checks += [
         *_finite(own, other),
         *_alone(scorer, images, prompts, own, BATCH_TOLERANCE if config.precision == "float32" else 5e-2),
@@ -179,21 +171,12 @@ def verify_pictures() -> tuple[list[Picture], Tensor]:
 
 
 def write_scores(reports: Sequence[VerifyReport], file: Path) -> None:
-    """Scores as JSON for `--against`: {"scorers": [{name, type, scale, version, scores: {picture:
-    score}}]}."""
-    scorers = [
-        {
-            "name": report.name,
-            "type": report.type,
-            "scale": report.scale,
-            "version": report.version,
-            "scores": {
-                name: float(f"{score:.7g}")
-                for name, score in zip(report.pictures, report.scores, strict=True)
-            },
-        }
-        for report in reports
-    ]
+    """Scores as JSON for `--against`: {"scorers": [{name, type, scale, version, scores: {image: score}}]}."""
+    scorers: list[dict[str, object]] = []
+    for report in reports:
+        facts = {name: getattr(report, name) for name in ("name", "type", "scale", "version")}
+        scores = zip(report.pictures, report.scores, strict=True)
+        scorers.append({**facts, "scores": {name: float(f"{score:.7g}") for name, score in scores}})
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(json.dumps({"scorers": scorers}, indent=1) + "\n", encoding="utf-8")
 
@@ -208,7 +191,7 @@ def require_passed(reports: Sequence[VerifyReport]) -> None:
     if failed:
         raise RewardError(
             f"{', '.join(sorted(failed))}: a check failed (above); do not train on this reward before it is "
-            f"understood"
+            "understood"
         )
 
 
@@ -219,8 +202,7 @@ def _configs(
         if path or base or scale or precision != "float32":
             raise ConfigError(
                 f"{what!r} is no type of reward ({', '.join(REWARDS)}), and a recipe brings its own "
-                f"settings: leave out "
-                "--path, --base, --scale and --precision, or name a type"
+                "settings: leave out --path, --base, --scale and --precision, or name a type"
             )
         near = difflib.get_close_matches(what, REWARDS, 1, cutoff=0.8)
         if near and not Path(what).exists():
@@ -260,25 +242,16 @@ def _alone(
     rows = range(3)
     alone = [score_images([scorer], images[i : i + 1], prompts[i : i + 1])[scorer.name][0] for i in rows]
     worst = _relative(np.array(alone), own[:3])
-    state = "ok" if worst <= tolerance else "fail"
-    return [
-        Finding(state, f"alone as in a batch: largest relative difference {worst:.1e}, at most {tolerance:g}")
-    ]
+    return [_within("alone as in a batch", worst, tolerance)]
 
 
 def _prompt_matters(own: np.ndarray, other: np.ndarray) -> list[Finding]:
     if np.array_equal(own, other):
         return [Finding("note", "the prompt does not matter to it")]
     share = float((own > other).mean())
-    state = "ok" if share >= SHARE_RIGHT else "fail"
-    return [
-        Finding(
-            state,
-            f"own prompt above another picture's for {share:.0%} of the pictures, at least "
-            f"{SHARE_RIGHT:.0%}; "
-            f"mean {np.nanmean(own):.4g} and {np.nanmean(other):.4g}",
-        )
-    ]
+    told = f"own prompt above another picture's for {share:.0%} of the pictures, at least {SHARE_RIGHT:.0%}"
+    means = f"mean {np.nanmean(own):.4g} and {np.nanmean(other):.4g}"
+    return [Finding("ok" if share >= SHARE_RIGHT else "fail", f"{told}; {means}")]
 
 
 def _in_range(config: RewardCard, own: np.ndarray) -> list[Finding]:
@@ -300,12 +273,7 @@ def _compared(report: VerifyReport, reference: Path | None, tolerance: float) ->
         return [Finding("fail", f"{reference} has no score of {len(missing)} pictures (first: {missing[0]})")]
     expected = np.array([known[name] for name in report.pictures])
     worst = _relative(np.array(report.scores), expected)
-    state = "ok" if worst <= tolerance else "fail"
-    return [
-        Finding(
-            state, f"against {reference.name}: largest relative difference {worst:.1e}, at most {tolerance:g}"
-        )
-    ]
+    return [_within(f"against {reference.name}", worst, tolerance)]
 
 
 def _read_scores(file: Path, report: VerifyReport) -> Mapping[str, float]:
@@ -324,9 +292,13 @@ def _read_scores(file: Path, report: VerifyReport) -> Mapping[str, float]:
     except (ValueError, KeyError, TypeError, AttributeError, StopIteration) as error:
         raise DataError(
             f"{file}: no scores of {report.name!r} in it ({type(error).__name__}: {error}); expected "
-            f'{{"scorers": [{{"type": ..., '
-            '"scores": {"noto-1f525": 1.5, ...}}]}'
+            '{"scorers": [{"type": ..., "scores": {"noto-1f525": 1.5, ...}}]}'
         ) from error
+
+
+def _within(what: str, worst: float, tolerance: float) -> Finding:
+    state = "ok" if worst <= tolerance else "fail"
+    return Finding(state, f"{what}: largest relative difference {worst:.1e}, at most {tolerance:g}")
 
 
 def _relative(found: np.ndarray, expected: np.ndarray) -> float:

@@ -1,2 +1,1 @@
-"""The `diffexpo` command, one file a group. Heavy rooms are imported inside the functions, so that `--help`
-is quick."""
+"""The `diffexpo` command, one file a group. Functions import heavy rooms, so that `--help` is quick."""

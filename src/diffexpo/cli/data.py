@@ -1,5 +1,4 @@
-"""`diffexpo data`: bring in preference sets and prompt lists; look at, check, export and redraw what a run
-has stored."""
+"""`diffexpo data`: preference sets and prompt lists, and what a run has stored."""
 
 from __future__ import annotations
 
@@ -102,8 +101,7 @@ def inspect(
 def stats(
     source: Either, kind: Kind = "auto", limit: Limit = None, seed: Seed = 0, as_json: AsJson = False
 ) -> None:
-    """Count everything in a run's store or a preference set: pairs, prompts, judges, models, sizes, what is
-    unusable."""
+    """Count all in a run's store or a preference set: pairs, prompts, judges, models, sizes, bad rows."""
     from diffexpo import assembly
 
     if _is_set(source):

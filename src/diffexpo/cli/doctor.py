@@ -18,17 +18,9 @@ import typer
 from diffexpo.errors import EXIT_FAILED
 
 PACKAGES = (
-    "torch",
-    "diffusers",
-    "transformers",
-    "accelerate",
-    "peft",
-    "safetensors",
-    "pyarrow",
-    "numpy",
-    "pillow",
-    "pydantic",
-)
+    "torch", "diffusers", "transformers", "accelerate", "peft",
+    "safetensors", "pyarrow", "numpy", "pillow", "pydantic",
+)  # fmt: skip
 EXTRAS = {"label": ("fastapi", "uvicorn"), "track": ("tensorboard",)}
 GIB = 2**30
 
@@ -43,8 +35,7 @@ class Check:
 
 
 def doctor(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
-    """Check this machine: versions, accelerator, memory, disk, extras, embedded models. Exit code 4 if
-    something is broken."""
+    """Check versions, accelerator, memory, disk, extras and embedded models; exit code 4 if one is broken."""
     checks = [*_packages(), _torchvision(), _accelerator(), _memory(), _disk(), _hub(), *_extras(), _world()]
     if as_json:
         print(json.dumps([asdict(check) for check in checks], indent=2))
@@ -79,17 +70,12 @@ def _version(name: str) -> str | None:
 
 def _packages() -> list[Check]:
     found = {name: _version(name) for name in PACKAGES}
-    checks = [
-        Check(
-            "ok",
-            f"python {platform.python_version()} | " + " | ".join(f"{k} {v}" for k, v in found.items() if v),
-        )
-    ]
+    installed = [f"{name} {version}" for name, version in found.items() if version]
+    checks = [Check("ok", " | ".join([f"python {platform.python_version()}", *installed]))]
     missing = [name for name, version in found.items() if version is None]
     if missing:
-        checks.append(
-            Check("fail", f"not installed: {', '.join(missing)}", f"pip install {' '.join(missing)}")
-        )
+        told, fix = f"not installed: {', '.join(missing)}", f"pip install {' '.join(missing)}"
+        checks.append(Check("fail", told, fix))
     return checks
 
 
@@ -102,9 +88,8 @@ def _torchvision() -> Check:
     )
     if probe.returncode == 0:
         return Check("ok", f"torchvision {_version('torchvision')} imports (not needed)")
-    return Check(
-        "fail", f"torchvision {_version('torchvision')} does not import", "pip uninstall torchvision"
-    )
+    told = f"torchvision {_version('torchvision')} does not import"
+    return Check("fail", told, "pip uninstall torchvision")
 
 
 def _accelerator() -> Check:
@@ -113,11 +98,9 @@ def _accelerator() -> Check:
     import torch
 
     if not torch.accelerator.is_available():
-        return Check(
-            "warn",
-            f"no accelerator, cpu with {torch.get_num_threads()} threads: the emoji recipes run, SD 1.5 is "
-            "slow",
-        )
+        threads = torch.get_num_threads()
+        told = f"no accelerator, cpu with {threads} threads: the emoji recipes run, SD 1.5 is slow"
+        return Check("warn", told)
     device = torch.accelerator.current_accelerator()
     text = f"accelerator {device}, {torch.accelerator.device_count()} device(s)"
     if device is not None and device.type == "cuda":
@@ -155,13 +138,8 @@ def _extras() -> list[Check]:
     for extra, modules in EXTRAS.items():
         missing = [name for name in modules if util.find_spec(name) is None]
         if missing:
-            checks.append(
-                Check(
-                    "warn",
-                    f"extra '{extra}' missing ({', '.join(missing)})",
-                    f'pip install "diffexpo[{extra}]"',
-                )
-            )
+            told = f"extra '{extra}' missing ({', '.join(missing)})"
+            checks.append(Check("warn", told, f'pip install "diffexpo[{extra}]"'))
         else:
             checks.append(Check("ok", f"extra '{extra}' installed"))
     return checks

@@ -48,21 +48,16 @@ def estimate(
     compute = assembly.computing(config, architecture=architecture)
     advices = assembly.advise(config, architecture=architecture) if advice else []
     if as_json:
-        print(
-            json.dumps(
-                found.as_json() | {"computing": vars(compute), "advice": [_as_json(one) for one in advices]},
-                indent=2,
-            )
-        )
+        told = found.as_json() | {"computing": vars(compute), "advice": [_as_json(one) for one in advices]}
+        print(json.dumps(told, indent=2))
         return
     console = Console(interactive=False)
     _print(found, compute, console)
     for one in advices:
         console.line(_sentence(one))
         for change in one.changes or ():
-            console.line(
-                f"    {' '.join(f'--set {setting}' for setting in change.settings)}    ({change.price})"
-            )
+            settings = " ".join(f"--set {setting}" for setting in change.settings)
+            console.line(f"    {settings}    ({change.price})")
 
 
 def _print(found: Estimate, compute: Computing, console: Console) -> None:
@@ -70,8 +65,8 @@ def _print(found: Estimate, compute: Computing, console: Console) -> None:
     console.table(f"memory ({found.source})", ["what", "count", "when", "GiB"], rows)
     console.line(f"  largest at once {_gib(found.total)} GiB (always, and the largest other phase)")
     console.line()
-    rows = [(item.what, item.count, _gib(item.bytes)) for item in found.disk]
-    console.table("disk", ["what", "count", "GiB"], rows)
+    files = [(item.what, item.count, _gib(item.bytes)) for item in found.disk]
+    console.table("disk", ["what", "count", "GiB"], files)
     console.line(f"  in all {_gib(found.on_disk)} GiB")
     console.line()
     cost = found.cost
@@ -81,8 +76,7 @@ def _print(found: Estimate, compute: Computing, console: Console) -> None:
     )
     console.line(
         f"{compute.flops / 1e12:.3g} TFLOP each: {compute.hours:,.3g} GPU-hours at {compute.rate / 1e12:.0f} "
-        f"TFLOP/s, "
-        "scoring and evaluation apart"
+        "TFLOP/s, scoring and evaluation apart"
     )
     for note in found.notes:
         console.warning(note)
@@ -95,9 +89,7 @@ def _print(found: Estimate, compute: Computing, console: Console) -> None:
 def _sentence(one: Advice) -> str:
     if one.changes is None:
         return f"{one.gib:g} GB: does not fit; {_gib(one.total)} GiB with everything that saves memory"
-    if not one.changes:
-        return f"{one.gib:g} GB: fits ({_gib(one.total)} GiB)"
-    return f"{one.gib:g} GB: fits ({_gib(one.total)} GiB) with"
+    return f"{one.gib:g} GB: fits ({_gib(one.total)} GiB){' with' if one.changes else ''}"
 
 
 def _as_json(one: Advice) -> dict[str, object]:

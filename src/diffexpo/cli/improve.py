@@ -9,7 +9,7 @@ import typer
 from diffexpo.cli.failures import Boundary
 from diffexpo.cli.folders import find_run
 from diffexpo.cli.progress import Console
-from diffexpo.cli.stages import Run, _stage
+from diffexpo.cli.stages import Run, run_stage
 
 app = typer.Typer(no_args_is_help=True, help="The improvement model of an improvement_dpo run.")
 
@@ -17,13 +17,13 @@ app = typer.Typer(no_args_is_help=True, help="The improvement model of an improv
 @app.command()
 def train(run: Run = None) -> None:
     """Train the run's improvement model on the offline pairs; continues at the last checkpoint."""
-    _stage(run, "improver")
+    run_stage(run, "improver")
 
 
 @app.command()
 def draw(run: Run = None) -> None:
     """Improve the images of the next collected iteration."""
-    _stage(run, "improve")
+    run_stage(run, "improve")
 
 
 @app.command()
@@ -33,8 +33,7 @@ def sweep(
     image: Annotated[str, typer.Option(metavar="LIST", help="Image scales, with commas.")] = "1,3",
     prompts: Annotated[int, typer.Option(min=1, help="Rows of the image.")] = 8,
 ) -> None:
-    """Improve a few images at every pair of guidance scales: eval/improver_sweep.png and .json in the run's
-    folder."""
+    """Improve a few images at every pair of guidance scales: the run's eval/improver_sweep.png and .json."""
     run_dir = find_run(run)
     with Boundary(run_dir):
         from diffexpo import assembly

@@ -10,11 +10,9 @@ from diffexpo import __version__
 from diffexpo.cli import config, data, doctor, improve, recipes, rewards
 from diffexpo.cli.cite import cite
 from diffexpo.cli.estimate import estimate
-from diffexpo.cli.export import export
 from diffexpo.cli.failures import Boundary
-from diffexpo.cli.report import report
 from diffexpo.cli.run import run
-from diffexpo.cli.stages import collect, evaluate, pair, train
+from diffexpo.cli.stages import collect, evaluate, export, pair, report, train
 
 app = typer.Typer(
     no_args_is_help=True,

@@ -146,8 +146,7 @@ class Console:
 
     @contextmanager
     def phase(self, name: str, total: int, unit: str) -> Iterator[Phase]:
-        """A phase of `total` units (0: unknown); advance the object inside the block. The closing line tells
-        the rate."""
+        """A phase of `total` units (0: unknown), advanced inside the block; its last line tells the rate."""
         say = self._to_log if self._interactive else self.line
         phase = Phase(name, total, unit, say, self._clock)
         say(f"{name}: {total} {unit}" if total else f"{name} ...")

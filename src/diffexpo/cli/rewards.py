@@ -20,11 +20,8 @@ rewards_serve.register(app)
 
 
 @app.command("list")
-def list_scorers(
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
-) -> None:
-    """List the types of rewards: what each scores, its unit, where its weights are found and under which
-    licence."""
+def list_scorers(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
+    """List the types of rewards: what each scores, its unit, where its weights are found, its licence."""
     from diffexpo.config.rewards import REWARDS
 
     if as_json:

@@ -54,15 +54,8 @@ def serve(
 
     given = {"type": kind, "path": path, "name": name}
     reward = read_reward(config, {key: value for key, value in given.items() if value is not None})
-    server = open_server(
-        reward,
-        device=device,
-        host=host,
-        port=port,
-        batch_size=batch_size,
-        wait_ms=wait_ms,
-        max_mib=max_mib,
-    )
+    options = {"host": host, "port": port, "batch_size": batch_size, "wait_ms": wait_ms, "max_mib": max_mib}
+    server = open_server(reward, device=device, **options)
     facts = server.facts
     print(f"{facts['name']} ({facts['type']}, {facts['scale']}) at {server.url}", flush=True)
     print(f"version {facts['version']}", flush=True)

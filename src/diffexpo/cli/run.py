@@ -6,9 +6,10 @@ import json
 import os
 import signal
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from types import TracebackType
-from typing import TYPE_CHECKING, Annotated, Self
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -28,26 +29,17 @@ Set = Annotated[
 ]
 
 
-class Deadline:
-    """Interrupts the process after a number of minutes, as Ctrl-C would; the run saves itself and can be
-    resumed."""
-
-    def __init__(self, minutes: float | None) -> None:
-        self.timer = None
-        if minutes is not None:
-            self.timer = threading.Timer(60.0 * minutes, os.kill, (os.getpid(), signal.SIGINT))
-            self.timer.daemon = True
-
-    def __enter__(self) -> Self:
-        if self.timer is not None:
-            self.timer.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if self.timer is not None:
-            self.timer.cancel()
+@contextmanager
+def deadline(minutes: float | None) -> Iterator[None]:
+    """Interrupt the block after a number of minutes, as Ctrl-C would: the run saves itself for a resume."""
+    timer = threading.Timer(60.0 * (minutes or 0.0), os.kill, (os.getpid(), signal.SIGINT))
+    timer.daemon = True
+    if minutes is not None:
+        timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 def run(
@@ -102,7 +94,7 @@ def run(
         if (run_dir / "report.html").is_file():
             console.line(f"report: {run_dir / 'report.html'}")
         return
-    with Boundary(run_dir), Deadline(max_minutes):
+    with Boundary(run_dir), deadline(max_minutes):
         _print_header(loaded.config, run_dir, resume, console)
         from diffexpo import assembly
 

@@ -1,4 +1,4 @@
-"""`diffexpo collect | pair | train | evaluate`: the next stage of that kind of an existing run."""
+"""What is done with an existing run: its next stage of a kind, its export, its report."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ Run = Annotated[
 ]
 
 
-def _stage(run: str | None, name: str) -> None:
+def run_stage(run: str | None, name: str) -> None:
+    """Run the next stage of a kind."""
     run_dir = find_run(run)
     with Boundary(run_dir):
         from diffexpo import assembly
@@ -27,19 +28,38 @@ def _stage(run: str | None, name: str) -> None:
 
 def collect(run: Run = None) -> None:
     """Draw and score the images of the next iteration (does nothing if they are complete)."""
-    _stage(run, "collect")
+    run_stage(run, "collect")
 
 
 def pair(run: Run = None) -> None:
     """Rank what was collected and keep the best and the worst image of every prompt."""
-    _stage(run, "pair")
+    run_stage(run, "pair")
 
 
 def train(run: Run = None) -> None:
     """Train the next iterate on the offline and all online pairs; continues at the last checkpoint."""
-    _stage(run, "train")
+    run_stage(run, "train")
 
 
 def evaluate(run: Run = None) -> None:
     """Draw the held-out prompts with the newest iterate and score them by the held-out judges."""
-    _stage(run, "evaluate")
+    run_stage(run, "evaluate")
+
+
+def export(run: Run = None) -> None:
+    """Write the trained LoRA (or whole pipeline) for plain diffusers, reloaded there and compared."""
+    run_dir = find_run(run)
+    with Boundary(run_dir):
+        from diffexpo import assembly
+
+        for path in assembly.export(run_dir):
+            print(path)
+
+
+def report(run: Run = None) -> None:
+    """Write report.html again from the files of a run (finished or not) and print its path."""
+    run_dir = find_run(run)
+    with Boundary(run_dir):
+        from diffexpo import assembly
+
+        print(f"report: {assembly.report(run_dir)}")

@@ -1,5 +1,4 @@
-"""Settings of a run: the schema, how they are loaded, which combinations are refused. Imports without
-torch."""
+"""Settings of a run: their schema, how they are loaded, what is refused. Imports without torch."""
 
 from diffexpo.config.load import LoadedConfig, config_to_yaml, load_config, read_resolved
 from diffexpo.config.recipes import find_recipe, list_recipes

@@ -43,8 +43,7 @@ class Citation:
 
 @dataclass(frozen=True)
 class Citations:
-    """What to cite, in the order method, sampler, model, rewards, data, metrics; and what only its user can
-    cite."""
+    """What to cite, in the order of the rules below, and what only its user can cite."""
 
     known: tuple[Citation, ...]
     unknown: tuple[str, ...]
@@ -153,20 +152,17 @@ def _data(config: RunConfig) -> Uses:
     source = config.offline.source
     if source is not None and not source.startswith(EMBEDDED):
         form = str(vars(config.offline).get("format") or "")
-        key = OFFLINE_FORMATS.get(form, "kirstain2023pickapic" if form in ("", "auto", "pickapic") else None)
-        what = "data or layout of the offline pairs" if key else "offline pairs"
-        yield f"{what} {source}", key
+        work = OFFLINE_FORMATS.get(form, "kirstain2023pickapic" if form in ("", "auto", "pickapic") else None)
+        what = "data or layout of the offline pairs" if work else "offline pairs"
+        yield f"{what} {source}", work
 
 
 def _named_files(config: RunConfig) -> Iterator[str]:
-    """What settings name that may be embedded; the negative prompts were written here and need no
-    citation."""
+    """What settings name that may be embedded; the negative prompts are our own and need no citation."""
+    yield from (config.model.path, config.prompts.source, config.evaluation.prompts)
     scorers = [*config.rewards, *config.evaluation.judges]
-    paths = [config.model.path, config.prompts.source, config.evaluation.prompts, config.offline.source]
-    paths += config.algorithm.named_files
-    for path in [*paths, *(scorer.path for scorer in scorers)]:
-        if path is not None:
-            yield path
+    others = [config.offline.source, *config.algorithm.named_files, *(scorer.path for scorer in scorers)]
+    yield from (path for path in others if path is not None)
 
 
 def _metrics(config: RunConfig) -> Uses:

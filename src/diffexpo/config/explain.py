@@ -67,8 +67,7 @@ def _walk(group: type[BaseModel], path: str, defaults: Mapping[str, object] | No
 
 
 def _walk_elements(kinds: Sequence[type[BaseModel]], path: str) -> Iterator[Setting]:
-    """The settings of a list's elements; of groups told apart by `type` (rewards) they are taken together,
-    and `type` is one of all names."""
+    """The settings of a list's elements, taken together where `type` tells groups apart (rewards)."""
     found: dict[str, Setting] = {}
     for kind in kinds:
         for setting in _walk(kind, path, None):
@@ -136,9 +135,8 @@ def describe(kind: object, metadata: Sequence[object] = ()) -> str:
     if origin is tuple and arguments[-1] is not Ellipsis:
         return f"a list of {len(arguments)}; each element {describe(arguments[0])}"
     if origin in (list, tuple):
-        return (
-            "a list of groups" if _groups_of_list(kind) else f"a list; each element {describe(arguments[0])}"
-        )
+        groups = _groups_of_list(kind)
+        return "a list of groups" if groups else f"a list; each element {describe(arguments[0])}"
     bounds = _bounds(metadata) if kind in (int, float, str) else []
     text = WORDS.get(kind, "a group of settings") if isinstance(kind, type) else "a group of settings"
     return " ".join([text, " and ".join(bounds)]).strip()
@@ -160,13 +158,8 @@ def _number(value: object) -> str:
 
 def _generic(path: str) -> str:
     """`rewards.0.weight` as the schema writes it: `rewards[].weight`."""
-    out: list[str] = []
-    for part in path.split("."):
-        if part.isdecimal() and out:
-            out[-1] += "[]"
-        else:
-            out.append(part)
-    return ".".join(out)
+    first, *others = path.split(".")
+    return first + "".join("[]" if part.isdecimal() else f".{part}" for part in others)
 
 
 def find_setting(path: str, method: str | None = None) -> Setting | None:
@@ -200,23 +193,18 @@ def expected_at(path: str, method: str | None = None) -> str:
 
 def group_keys(path: str, method: str | None = None) -> list[str]:
     """Names directly inside a group, those of one method or of any; "" is the top level."""
-    prefix = f"{_generic(path)}" if path else ""
-    names: dict[str, None] = {}
-    for setting in settings():
-        if not setting.is_of(method):
-            continue
-        if not prefix:
-            names[setting.path.partition(".")[0].removesuffix("[]")] = None
-        else:
-            for head in (f"{prefix}.", f"{prefix}[]."):
-                if setting.path.startswith(head):
-                    names[setting.path.removeprefix(head).partition(".")[0].removesuffix("[]")] = None
-    return list(names)
+    heads = (f"{_generic(path)}.", f"{_generic(path)}[].") if path else ("",)
+    inside = [
+        setting.path.removeprefix(head)
+        for setting in settings()
+        for head in heads
+        if setting.is_of(method) and setting.path.startswith(head)
+    ]
+    return list(dict.fromkeys(rest.partition(".")[0].removesuffix("[]") for rest in inside))
 
 
 def suggest_setting(path: str, method: str | None = None) -> str:
-    """ " Did you mean ...?" for an unknown dotted path: siblings first, then settings of that name
-    anywhere."""
+    """ " Did you mean ...?" for an unknown dotted path: siblings first, then settings of that name."""
     parent, _, name = path.rpartition(".")
     if ":" in name:
         key, _, value = name.partition(":")
@@ -261,10 +249,9 @@ def explain_errors(error: ValidationError, values: Mapping[str, object], sources
         if kind == "extra_forbidden":
             lines.setdefault(path, unknown_setting(path, origin, method))
         elif kind == "missing":
-            missing = ".".join(str(part) for part in located)
-            lines.setdefault(
-                missing, f"{missing} is not given (in {origin}): expected {expected_at(missing, method)}"
-            )
+            missing = ".".join(map(str, located))
+            told = f"{missing} is not given (in {origin}): expected {expected_at(missing, method)}"
+            lines.setdefault(missing, told)
         else:
             lines.setdefault(path, _wrong_value(path, value, origin, kind, method))
     return "\n".join(lines.values())
@@ -297,8 +284,7 @@ def _wrong_value(path: str, value: object, origin: str, kind: str, method: str |
 
 
 def _locate(loc: Sequence[str | int], values: Mapping[str, object]) -> tuple[str, object]:
-    """The dotted path that exists in the values (the validator adds the name of a union's branch) and its
-    value."""
+    """The dotted path that exists in the values (the validator adds a union's branch), and its value."""
     here: Any = values
     path: list[str] = []
     for part in _without_tag(loc):

@@ -49,8 +49,7 @@ class LoadedConfig:
 
 
 class _Loader(yaml.SafeLoader):
-    """Safe YAML with the scalars of YAML 1.2: `off`, `no` and `16:9` are words, `1e-5` is a number; a key may
-    stand only once."""
+    """Safe YAML with the scalars of YAML 1.2 (`off`, `16:9` are words, `1e-5` a number) and unique keys."""
 
     yaml_implicit_resolvers: ClassVar = {
         first: [
@@ -190,8 +189,7 @@ class _Merged:
         self._touched: set[str] = set()
 
     def end_layer(self) -> None:
-        """If the layer changed the method, keep of the earlier layers' settings what means the same in the
-        new one."""
+        """If the layer changed the method, keep of earlier layers' settings what means the same in both."""
         touched, self._touched = self._touched, set()
         before, after = self._method, chosen_method(self.values)
         # A type that is no method is left for the check to complain of.
@@ -211,7 +209,7 @@ class _Merged:
                 self._note_dropped(path, before, after, group[name])
             self._forget(path)
             del group[name]
-        for name, value in new().model_dump(mode="json").items():
+        for name, value in new.model_validate({}).model_dump(mode="json").items():
             if name not in group:
                 group[name] = value
                 self._record(f"{CHOICE}.{name}", value, DEFAULT)
@@ -230,9 +228,8 @@ class _Merged:
         for key, value in values.items():
             if not isinstance(key, str):
                 group = ".".join(at) or "the top level"
-                raise ConfigError(
-                    f"{key!r} in {group} (from {origin}) is not a name; setting names are words"
-                )
+                told = f"{key!r} in {group} (from {origin}) is not a name"
+                raise ConfigError(f"{told}; setting names are words")
             present = target.get(key)
             if isinstance(value, dict) and isinstance(present, dict):
                 self._merge_into(present, value, (*at, key), origin)
@@ -307,12 +304,9 @@ class _Merged:
             config = RunConfig.model_validate(self.values)
         except ValidationError as error:
             raise ConfigError(explain_errors(error, self.values, self.sources)) from None
-        return LoadedConfig(config, self._complete(config), tuple(self.notes))
-
-    def _complete(self, config: RunConfig) -> dict[str, str]:
-        """Origins for every leaf of the final configuration: keys that a list element left out are
-        defaults."""
-        return {path: self.sources.get(path, DEFAULT) for path, _ in leaves(config.model_dump(mode="json"))}
+        # Keys that a list element left out are defaults.
+        found = {path: self.sources.get(path, DEFAULT) for path, _ in leaves(config.model_dump(mode="json"))}
+        return LoadedConfig(config, found, tuple(self.notes))
 
 
 def _index(group: list[Value], keys: Sequence[str], origin: str) -> int:
@@ -334,8 +328,7 @@ def _not_a_group(keys: Sequence[str], depth: int, origin: str) -> ConfigError:
 
 
 def leaves(value: Value, path: str = "") -> Iterable[tuple[str, Value]]:
-    """Every leaf of nested settings as (dotted path, value). Lists of groups are walked by index, other lists
-    are leaves."""
+    """Every leaf of nested settings as (dotted path, value); lists are leaves, except those of groups."""
     if isinstance(value, dict) and value:
         for key, inner in value.items():
             yield from leaves(inner, f"{path}.{key}" if path else str(key))

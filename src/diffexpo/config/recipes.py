@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import re
-import shlex
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -57,23 +55,6 @@ def find_recipe(name: str) -> Path:
     ]
     hint = f"Did you mean {' or '.join(near[:3])}?" if near else f"Embedded recipes: {', '.join(names)}."
     raise MissingError(f"no recipe {name!r}: neither a file nor an embedded recipe. {hint}")
-
-
-def card_settings(name: str) -> dict[int, list[str] | None]:
-    """What the header of a recipe says for one GPU.
-
-    Args:
-        name: As `find_recipe`.
-    Returns:
-        Memory of the card in GB -> settings to put with `--set`, none if the recipe fits as it is; None where
-        it does not fit.
-    """
-    text = re.sub(r"\n#     +", " ", find_recipe(name).read_text(encoding="utf-8"))
-    found: dict[int, list[str] | None] = {}
-    for card, what in re.findall(r"^#   (\d+) GB: (.*)$", text, re.MULTILINE):
-        settings = [word for word in shlex.split(what) if "=" in word]
-        found[int(card)] = None if what.startswith("does not fit") else settings
-    return found
 
 
 def origin_of(path: Path) -> str:

@@ -7,6 +7,9 @@ is refused too: its user expects an effect.
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Iterator
+
 from diffexpo.config.methods.card import Run
 from diffexpo.config.methods.data import Pairs
 from diffexpo.config.rewards import RewardCard
@@ -26,18 +29,9 @@ def check_combinations(config: Run) -> None:
     Raises:
         ConfigError: every contradiction found, one line each: keys and values, the reason, what to do.
     """
-    problems = [
-        *_rewards(config),
-        *_judges(config),
-        *_data(config),
-        *_negatives(config),
-        *_training(config),
-        *_copies(config),
-        *_evaluation(config),
-        *config.algorithm.problems(config),
-        *_group_size(config),
-        *_sizes(config),
-    ]
+    before = (_rewards, _judges, _data, _negatives, _training, _copies, _evaluation)
+    problems = [problem for rule in before for problem in rule(config)]
+    problems += [*config.algorithm.problems(config), *_group_size(config), *_sizes(config)]
     if problems:
         raise ConfigError("\n".join(problems))
 
@@ -58,213 +52,163 @@ def negatives_are_on(config: Run) -> bool:
     )
 
 
-def _rewards(config: Run) -> list[str]:
-    problems = []
+def _rewards(config: Run) -> Iterator[str]:
     for label, scorers in (("rewards", config.rewards), ("evaluation.judges", config.evaluation.judges)):
         for index, reward in enumerate(scorers):
-            problems += reward.problems(config, f"{label}.{index}")
-    names = [reward.name for reward in (*config.rewards, *config.evaluation.judges)]
-    for name in sorted({name for name in names if names.count(name) > 1}):
-        problems.append(
-            f"{names.count(name)} rewards or judges are named {name!r}: metrics would mix; names are unique"
+            yield from reward.problems(config, f"{label}.{index}")
+    names = Counter(reward.name for reward in (*config.rewards, *config.evaluation.judges))
+    for name in sorted(name for name, count in names.items() if count > 1):
+        yield f"{names[name]} rewards or judges are named {name!r}: metrics would mix; names are unique"
+    if train_rewards(config):
+        return
+    algorithm, without = config.algorithm, "rewards holds no reward with role: train, but"
+    if algorithm.draws_first:
+        yield f"{without} algorithm.type = {algorithm.type} learns from rewards: add one"
+    elif algorithm.collects(config) and algorithm.is_ranked:
+        yield (
+            f"{without} explore.iterations = {config.explore.iterations} ranks new images: add one, or set "
+            "explore.iterations=1 to learn from offline pairs alone"
         )
-    if config.algorithm.draws_first and not train_rewards(config):
-        problems.append(
-            f"rewards holds no reward with role: train, but algorithm.type = {config.algorithm.type} learns "
-            "from rewards: add one"
-        )
-    elif config.algorithm.collects(config) and config.algorithm.is_ranked and not train_rewards(config):
-        problems.append(
-            f"rewards holds no reward with role: train, but explore.iterations = {config.explore.iterations} "
-            "ranks new images: add one, or set explore.iterations=1 to learn from offline pairs alone"
-        )
-    return problems
 
 
-def _judges(config: Run) -> list[str]:
+def _judges(config: Run) -> Iterator[str]:
     trained = {reward.identity: reward.name for reward in train_rewards(config)}
-    return [
-        f"evaluation.judges.{index} ({judge.name}) is the training reward {trained[judge.identity]!r}: a "
-        "judge that was trained on cannot show over-optimisation; choose another judge"
-        for index, judge in enumerate(config.evaluation.judges)
-        if judge.identity in trained
-    ]
+    for index, judge in enumerate(config.evaluation.judges):
+        if judge.identity in trained:
+            yield (
+                f"evaluation.judges.{index} ({judge.name}) is the training reward "
+                f"{trained[judge.identity]!r}: a judge that was trained on cannot show over-optimisation; "
+                "choose another judge"
+            )
 
 
-def _data(config: Run) -> list[str]:
-    problems = []
-    only_offline = not config.algorithm.collects(config)
-    if only_offline and config.offline.source is None:
-        problems.append(
+def _data(config: Run) -> Iterator[str]:
+    is_offline, has_pairs = not config.algorithm.collects(config), config.offline.source is not None
+    if is_offline and not has_pairs:
+        yield (
             "offline.source = null with explore.iterations = 1: there is nothing to learn from; name offline "
             "pairs or use two iterations or more"
         )
-    if only_offline and config.offline.source is not None and config.hybrid.offline_weight == 0:
-        problems.append(
+    if is_offline and has_pairs and config.hybrid.offline_weight == 0:
+        yield (
             "hybrid.offline_weight = 0 with explore.iterations = 1: the only data, the offline pairs, has "
             "weight 0"
         )
-    if config.baseline.offline_dpo and config.offline.source is None:
-        problems.append(
-            "baseline.offline_dpo = true with offline.source = null: the baseline has no pairs to train on"
-        )
+    if config.baseline.offline_dpo and not has_pairs:
+        yield "baseline.offline_dpo = true with offline.source = null: the baseline has no pairs to train on"
     if not config.prompts.source.strip():
-        problems.append("prompts.source is empty: name a prompt file or emoji:train")
+        yield "prompts.source is empty: name a prompt file or emoji:train"
     if config.prompts.source == config.evaluation.prompts:
-        problems.append(
+        yield (
             f"evaluation.prompts = prompts.source = {config.prompts.source!r}: evaluation needs prompts "
             "never trained on"
         )
-    return problems
 
 
-def _negatives(config: Run) -> list[str]:
+def _negatives(config: Run) -> Iterator[str]:
     explore = config.explore
-    problems = []
     if not negatives_are_on(config):
-        return problems
+        return
     if explore.negatives.mode == "cfg" and explore.sampler.guidance <= 1:
         effect = "never evaluated" if explore.sampler.guidance == 1 else "followed instead of avoided"
-        problems.append(
+        yield (
             f"explore.negatives.mode = cfg with explore.sampler.guidance = {explore.sampler.guidance:g}: the "
             f"negative branch is {effect}; set guidance above 1, negatives.mode=append or "
             "negatives.schedule=off"
         )
     if explore.negatives.agents == "exploration" and explore.agents == 1:
-        problems.append(
+        yield (
             "explore.negatives.agents = exploration with explore.agents = 1: there is no separate "
             "exploration agent; use both"
         )
-    return problems
 
 
-def _training(config: Run) -> list[str]:
-    training, problems = config.training, []
+def _training(config: Run) -> Iterator[str]:
+    training = config.training
     if training.pair_gradient == "two_pass" and not isinstance(config.algorithm.data, Pairs):
-        problems.append(
+        yield (
             f"training.pair_gradient = two_pass with algorithm.type = {config.algorithm.type}: only a loss "
             "on pairs has two halves; lower training.micro_batch_size to save memory"
         )
     if training.batch_size % training.micro_batch_size:
-        divisors = [size for size in range(1, training.batch_size + 1) if training.batch_size % size == 0]
-        near = max(size for size in divisors if size <= training.micro_batch_size or size == 1)
-        problems.append(
+        sizes = range(1, min(training.batch_size, training.micro_batch_size) + 1)
+        near = max(size for size in sizes if training.batch_size % size == 0)
+        yield (
             f"training.micro_batch_size = {training.micro_batch_size} does not divide training.batch_size = "
             f"{training.batch_size}; {near} does"
         )
-    return problems
 
 
-def _copies(config: Run) -> list[str]:
+def _copies(config: Run) -> Iterator[str]:
     """Settings of full fine-tuning's frozen copies, and of merged adapters, where there are none."""
-    tuning, problems = config.tuning, []
-    dtype, autocast = tuning.reference_dtype, config.training.mixed_precision
-    if tuning.kind == "lora":
-        if dtype != "float32":
-            problems.append(
-                f"tuning.reference_dtype = {dtype} with tuning.kind = lora: the reference is the frozen base "
-                "without adapters, or an adapter on it; model.dtype is its precision"
-            )
-        if tuning.reference_device != "same":
-            problems.append(
-                f"tuning.reference_device = {tuning.reference_device} with tuning.kind = lora: there are no "
-                "copies of the denoiser that could lie elsewhere; remove it"
-            )
-        return problems
-    if config.explore.merge_lora:
-        problems.append(
+    tuning, dtype = config.tuning, config.tuning.reference_dtype
+    autocast = config.training.mixed_precision
+    if tuning.kind == "lora" and dtype != "float32":
+        yield (
+            f"tuning.reference_dtype = {dtype} with tuning.kind = lora: the reference is the frozen base "
+            "without adapters, or an adapter on it; model.dtype is its precision"
+        )
+    if tuning.kind == "lora" and tuning.reference_device != "same":
+        yield (
+            f"tuning.reference_device = {tuning.reference_device} with tuning.kind = lora: there are no "
+            "copies of the denoiser that could lie elsewhere; remove it"
+        )
+    if tuning.kind == "full" and config.explore.merge_lora:
+        yield (
             "explore.merge_lora = true with tuning.kind = full: there are no adapters to merge; set it to "
             "false"
         )
-    if dtype != "float32" and AUTOCAST_TYPES.get(autocast) != dtype:
+    if tuning.kind == "full" and dtype != "float32" and AUTOCAST_TYPES.get(autocast) != dtype:
         needed = next(name for name, cast in AUTOCAST_TYPES.items() if cast == dtype)
-        problems.append(
+        yield (
             f"tuning.reference_dtype = {dtype} with training.mixed_precision = {autocast}: the policy would "
             "run in another precision than its reference, so their errors would differ where their weights "
             f"are equal, and the loss would not start at margin 0; set training.mixed_precision={needed} or "
             "tuning.reference_dtype=float32"
         )
-    return problems
 
 
-def _evaluation(config: Run) -> list[str]:
-    evaluation = config.evaluation
-    if evaluation.vendi_prompts > 0 and evaluation.vendi_images < 2:
-        return [
-            (
-                "evaluation.vendi_images = 1: the Vendi score of one image is always 1; use 2 or more, or "
-                "vendi_prompts: 0"
-            )
-        ]
-    return []
+def _evaluation(config: Run) -> Iterator[str]:
+    if config.evaluation.vendi_prompts > 0 and config.evaluation.vendi_images < 2:
+        yield (
+            "evaluation.vendi_images = 1: the Vendi score of one image is always 1; use 2 or more, or "
+            "vendi_prompts: 0"
+        )
 
 
-def _group_size(config: Run) -> list[str]:
+def _group_size(config: Run) -> Iterator[str]:
     """Fewer images of a prompt than the method compares."""
     algorithm, images = config.algorithm, config.algorithm.images_of_prompt(config)
-    if not algorithm.collects(config) or images >= algorithm.group_size:
-        return []
-    drawers = 1 if algorithm.draws_first else 2
-    problem = (
-        f"explore.images_per_prompt = {config.explore.images_per_prompt} gives {images} images of a prompt, "
-        f"but algorithm.type = {algorithm.type} compares {algorithm.group_size} or more; set "
-        f"explore.images_per_prompt={-(-algorithm.group_size // drawers)} or more"
-    )
-    return [problem]
+    if algorithm.collects(config) and images < algorithm.group_size:
+        drawers = 1 if algorithm.draws_first else 2
+        yield (
+            f"explore.images_per_prompt = {config.explore.images_per_prompt} gives {images} images of a "
+            f"prompt, but algorithm.type = {algorithm.type} compares {algorithm.group_size} or more; set "
+            f"explore.images_per_prompt={-(-algorithm.group_size // drawers)} or more"
+        )
 
 
-def _sizes(config: Run) -> list[str]:
+def _sizes(config: Run) -> Iterator[str]:
     """Sizes that no image would have, choices between one size, and what needs images of one size."""
     aspect, buckets, algorithm = config.explore.aspect, config.model.buckets, config.algorithm
-    head, problems = f"explore.aspect = {aspect}", []
+    head, has_pairs = f"explore.aspect = {aspect}", config.offline.source is not None
     if aspect != "first" and not buckets:
-        problems.append(
-            f"{head} with model.buckets = []: there is one size only; name others in model.buckets"
-        )
+        yield f"{head} with model.buckets = []: there is one size only; name others in model.buckets"
     if aspect != "first" and not algorithm.collects(config):
-        problems.append(
-            f"{head} with explore.iterations = 1: no image is drawn for training; set it to first"
-        )
-    if aspect == "offline" and config.offline.source is None:
-        problems.append(
+        yield f"{head} with explore.iterations = 1: no image is drawn for training; set it to first"
+    if aspect == "offline" and not has_pairs:
+        yield (
             f"{head} with offline.source = null: there are no offline winners whose sizes it could follow; "
             "use uniform"
         )
-    if aspect == "first" and buckets and config.offline.source is None:
-        problems.append(
+    if aspect == "first" and buckets and not has_pairs:
+        yield (
             "model.buckets with offline.source = null and explore.aspect = first: no picture would have "
             "another size than the first; set explore.aspect=uniform, or leave model.buckets empty"
         )
     reason = algorithm.one_size_reason()
     if buckets and reason is not None:
-        problems.append(
-            f"model.buckets with algorithm.type = {algorithm.type}: {reason} leave model.buckets empty"
-        )
-    return problems
-
-
-def check_flow(config: Run, kind: str) -> None:
-    """Refuse samplers that do not fit the model, which is known only once it is loaded.
-
-    Args:
-        config: The settings of the run.
-        kind: "vp" (noise-predicting diffusion) or "flow" (rectified flow).
-    Returns:
-        None; `check_flow(config, "flow")` passes if every sampler in use is flow_euler or flow_sde.
-    Raises:
-        ConfigError: names the key, the value and the samplers that fit.
-    """
-    used = [("evaluation.sampler.name", config.evaluation.sampler.name)]
-    if config.algorithm.collects(config):
-        used.insert(0, ("explore.sampler.name", config.explore.sampler.name))
-    fitting = "flow_euler or flow_sde" if kind == "flow" else "ddpm, ddim or dpmpp"
-    problems = [
-        f"{key} = {name} does not fit {config.model.path}, a {kind} model: expected {fitting}"
-        for key, name in used
-        if name.startswith("flow") != (kind == "flow")
-    ]
-    if problems:
-        raise ConfigError("\n".join(problems))
+        yield f"model.buckets with algorithm.type = {algorithm.type}: {reason} leave model.buckets empty"
 
 
 def config_notes(config: Run) -> list[str]:

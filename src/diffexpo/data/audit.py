@@ -31,11 +31,7 @@ class Lineage:
 
 
 def describe_file(root: Path, shard: Shard) -> dict[str, object]:
-    """A manifest's entry of one shard: {"sha256", "rows", "bytes"}.
-
-    Raises:
-        StoreError: a latents file is not the one that was written with its rows.
-    """
+    """A manifest's entry of one shard: {"sha256", "rows", "bytes"}."""
     path = root / shard.name
     digest = sha256_of(path)
     if shard.kind == "latents":
@@ -51,6 +47,7 @@ def find_problems(root: Path) -> list[str]:
     """Everything that is wrong with complete stages: files gone or changed, counts that do not match."""
     found = []
     for stage, iteration in list_manifests(root):
+        manifest = manifest_path(root, stage, iteration).name
         try:
             files = manifest_files(root, stage, iteration)
         except StoreError as error:
@@ -58,19 +55,14 @@ def find_problems(root: Path) -> list[str]:
             continue
         for name, entry in files.items():
             try:
-                problem = _compare(root, name, entry, manifest_path(root, stage, iteration).name)
+                found.append(_compare(root, name, entry, manifest))
             except StoreError as error:
-                problem = str(error)
-            found += [problem] if problem else []
-    return found
+                found.append(str(error))
+    return [problem for problem in found if problem]
 
 
 def trace(root: Path, pair_id: str, sample: Callable[[str], Sample]) -> Lineage:
-    """The history of a pair, given what finds a sample by its id.
-
-    Raises:
-        StoreError: the pair is in no shard, or one of its samples is not in the store.
-    """
+    """The history of a pair, given what finds a sample by its id."""
     shard, pair = _find_pair(root, pair_id)
     winner, loser = sample(pair.winner_id), sample(pair.loser_id)
     explored, main = (None if name is None else sample(name) for name in (pair.explored_id, pair.main_id))
@@ -110,7 +102,7 @@ def _compare(root: Path, name: str, entry: Mapping[str, object], manifest: str) 
         return f"{name} has sha256 {digest}, {manifest} says {entry['sha256']}: the file has changed"
     shard = Shard.parse(name)
     if shard is not None and shard.kind != "latents":
-        rows = read_rows(path, SCHEMAS[shard.kind], SCHEMAS[shard.kind].names[:1]).num_rows
-        return "" if rows == entry["rows"] else f"{name} has {rows} rows, {manifest} says {entry['rows']}"
-    count = len(LatentFile(path).names())
-    return "" if count == entry["rows"] else f"{name} holds {count} latents, {manifest} says {entry['rows']}"
+        count, what = read_rows(path, SCHEMAS[shard.kind], SCHEMAS[shard.kind].names[:1]).num_rows, "rows"
+    else:
+        count, what = len(LatentFile(path).names()), "latents"
+    return "" if count == entry["rows"] else f"{name} holds {count} {what}, {manifest} says {entry['rows']}"

@@ -5,7 +5,7 @@ An epoch is a draw without replacement in which a row's probability is proportio
     M = floor(sum w / max w),   P(i in epoch) = M w_i / sum w        (systematic sampling over a random order)
 
 With equal weights that is a plain shuffled epoch of all rows. Each epoch's order comes from one generator
-named by (run seed, iteration, epoch), so a batch needs no history: position p = step * B + row lies in epoch
+named by (run seed, iteration, epoch), so a batch needs no history: position p = step * B + row is in epoch
 p // M at place p % M. Within a batch images of one size are consecutive, whatever order they were drawn in.
 """
 
@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Generic, NamedTuple, Protocol, TypeVar
 
 import numpy as np
@@ -91,26 +92,19 @@ class Epochs:
         self._weights = weights
         # the small term keeps sums like 10 x 0.1 from losing a row to rounding
         self.length = int(np.floor(weights.sum() / weights.max() + 1e-9)) if len(weights) else 0
-        self._orders: dict[int, np.ndarray] = {}
+        self._order = lru_cache(maxsize=4)(self._draw)
 
     def take(self, start: int, stop: int) -> list[tuple[int, int]]:
         """(index, epoch) at positions [start, stop)."""
         places = (divmod(position, self.length) for position in range(start, stop))
         return [(int(self._order(epoch)[place]), epoch) for epoch, place in places]
 
-    def _order(self, epoch: int) -> np.ndarray:
-        if epoch not in self._orders:
-            if len(self._orders) >= 4:
-                self._orders.clear()
-            self._orders[epoch] = self._draw(epoch)
-        return self._orders[epoch]
-
     def _draw(self, epoch: int) -> np.ndarray:
         generator = numpy_generator(*self._name, epoch)
         order = generator.permutation(len(self._weights))
         if self.length == len(order):
             return order
-        # lay the shares M w / sum w (each <= 1) on a line in random order and pick what stands at u, u + 1,
+        # lay the shares M w / sum w (each <= 1) on a line in random order and pick what is at u, u + 1,
         # ..., u + M - 1
         ends = np.cumsum(self._weights[order])
         ends *= self.length / ends[-1]
@@ -133,8 +127,8 @@ class Draws(Generic[Ref]):
         refs: Rows, in an order that no process changes.
         weights: Sampling weights (N,), all positive; all 1 by default.
         name: Key of the generators.
-        num_rows: Rows a step, over all processes. Of units of several rows about that many are drawn:
-            num_rows / mean size of a unit units, at least one.
+        num_rows: Rows per step, over all processes. Of units of several rows as many are drawn as have about
+            that many rows, at least one.
         units: Positions of the rows that are drawn together; each alone by default.
         sizes: Image sizes by sample id, where there are several; rows of one size are then consecutive.
         sample_id: The image that gives a row its size.
@@ -177,11 +171,7 @@ class Draws(Generic[Ref]):
         return drawn
 
     def part(self, step: int, start: int, stop: int | None) -> list[Drawn[Ref]]:
-        """Rows [start, stop) of the batch of a step, to its end where `stop` is None.
-
-        Raises:
-            ValueError: there is no such step, or its batch has no such rows.
-        """
+        """Rows [start, stop) of the batch of a step, to its end where `stop` is None."""
         drawn = self.all(max(step, 0))
         stop = len(drawn) if stop is None else stop
         if not (step >= 0 and 0 <= start < stop <= len(drawn)):

@@ -17,59 +17,36 @@ from diffexpo.errors import DataError
 from diffexpo.files import replacing
 from diffexpo.rng import keyed_choice
 
+Decode = Callable[[np.ndarray], np.ndarray]
 SCHEMA_VERSION = 1
-_REWARDS = pa.map_(pa.string(), pa.float64())
-EXPORT_SCHEMA = pa.schema(
-    [
-        ("are_different", pa.bool_()),
-        ("best_image_uid", pa.string()),
-        ("caption", pa.string()),
-        ("created_at", pa.timestamp("ns")),
-        ("has_label", pa.bool_()),
-        ("image_0_uid", pa.string()),
-        ("image_0_url", pa.string()),
-        ("image_1_uid", pa.string()),
-        ("image_1_url", pa.string()),
-        ("jpg_0", pa.binary()),
-        ("jpg_1", pa.binary()),
-        ("label_0", pa.float64()),
-        ("label_1", pa.float64()),
-        ("model_0", pa.string()),
-        ("model_1", pa.string()),
-        ("ranking_id", pa.int64()),
-        ("user_id", pa.int64()),
-        ("num_example_per_prompt", pa.int64()),
-        ("__index_level_0__", pa.int64()),
-        ("pair_id", pa.string()),
-        ("iteration", pa.int64()),
-        ("agent_0", pa.string()),
-        ("agent_1", pa.string()),
-        ("negative_prompt_0", pa.string()),
-        ("negative_prompt_1", pa.string()),
-        ("seed_0", pa.string()),
-        ("seed_1", pa.string()),
-        ("sampler", pa.string()),
-        ("steps", pa.int64()),
-        ("guidance_scale", pa.float64()),
-        ("width", pa.int64()),
-        ("height", pa.int64()),
-        ("rewards_0", _REWARDS),
-        ("rewards_1", _REWARDS),
-        ("reward_margin", pa.float64()),
-        ("source", pa.string()),
-        ("judge", pa.string()),
-        ("question", pa.string()),
-        ("confidence", pa.float64()),
-        ("schema_version", pa.int64()),
-    ]
-)
+_PICKAPIC = """
+are_different:bool best_image_uid:string caption:string created_at:timestamp[ns] has_label:bool
+image_0_uid:string image_0_url:string image_1_uid:string image_1_url:string jpg_0:binary jpg_1:binary
+label_0:double label_1:double model_0:string model_1:string ranking_id:int64 user_id:int64
+num_example_per_prompt:int64 __index_level_0__:int64
+"""
+_OURS = """
+pair_id:string iteration:int64 agent_0:string agent_1:string negative_prompt_0:string
+negative_prompt_1:string seed_0:string seed_1:string sampler:string steps:int64 guidance_scale:double
+width:int64 height:int64 rewards_0:map rewards_1:map reward_margin:double source:string judge:string
+question:string confidence:double schema_version:int64
+"""
+_TYPES = {"map": pa.map_(pa.string(), pa.float64()), "timestamp[ns]": pa.timestamp("ns")}
+
+
+def _fields(columns: str) -> list[pa.Field]:
+    named = (column.split(":") for column in columns.split())
+    return [pa.field(name, _TYPES.get(kind) or pa.type_for_alias(kind)) for name, kind in named]
+
+
+EXPORT_SCHEMA = pa.schema([*_fields(_PICKAPIC), *_fields(_OURS)])
 """The 19 columns of Pick-a-Pic v2 in its order, then ours."""
 
 
 def export_pairs(
     store: Store,
     out_path: str | Path,
-    decode: Callable[[np.ndarray], np.ndarray],
+    decode: Decode,
     *,
     source: str | None = None,
     chunk: int = 64,
@@ -86,11 +63,8 @@ def export_pairs(
         tick: Called after each chunk.
     Returns:
         Number of pairs written. Images are PNG (nothing is lost by encoding them); those of offline pairs
-        are decoded from latents too, so they are the model's view of the original. Which side the winner
-        stands on is drawn by key.
-    Raises:
-        DataError: there are no such pairs.
-        StoreError: the disk is full, or the store is damaged.
+        are decoded from latents too, so they are the model's view of the original. Which side the winner is
+        on is drawn by key.
     """
     pairs = store.pairs(source=source)
     if not pairs:
@@ -107,18 +81,14 @@ def export_pairs(
         for start in range(0, len(pairs), chunk):
             part = pairs[start : start + chunk]
             images = _decode(store, part, decode)
-            rows = [
-                _row(pair, samples, images, counts[pair.prompt], start + offset)
-                for offset, pair in enumerate(part)
-            ]
+            numbered = enumerate(part, start=start)
+            rows = [_row(pair, samples, images, counts[pair.prompt], number) for number, pair in numbered]
             writer.write_table(pa.Table.from_pylist(rows, schema=EXPORT_SCHEMA))
             tick()
     return len(pairs)
 
 
-def _decode(
-    store: Store, pairs: Sequence[Pair], decode: Callable[[np.ndarray], np.ndarray]
-) -> dict[str, np.ndarray]:
+def _decode(store: Store, pairs: Sequence[Pair], decode: Decode) -> dict[str, np.ndarray]:
     ids = list(dict.fromkeys(name for pair in pairs for name in (pair.winner_id, pair.loser_id)))
     images = [image for part in store.stretches(ids) for image in decode(part)]
     return dict(zip(ids, images, strict=True))
@@ -127,7 +97,7 @@ def _decode(
 def _row(
     pair: Pair, samples: Mapping[str, Sample], images: Mapping[str, np.ndarray], per_prompt: int, number: int
 ) -> dict[str, object]:
-    # a winner that always stood first would teach a reader of the file the position
+    # a winner that always came first would teach a reader of the file the position
     winner_side = keyed_choice(2, "export", pair.pair_id)
     ids = [pair.loser_id, pair.loser_id]
     ids[winner_side] = pair.winner_id

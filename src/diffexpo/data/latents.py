@@ -1,4 +1,4 @@
-"""The torch side of the data: text embeddings kept once a prompt, and images to latents and back."""
+"""The torch side of the data: text embeddings kept once per prompt, and images to latents and back."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ class PromptEmbeddings:
     Args:
         policy: Its `encode_prompts` is frozen and deterministic.
         prompts: Texts to encode now; others are encoded when they are first asked for.
-        max_bytes: Memory the embeddings may take; the longest unused ones make room and are encoded again on
-            demand.
+        max_bytes: Memory the embeddings may take; the least recently used ones make room and are encoded
+            again on demand.
     """
 
     def __init__(self, policy: Policy, prompts: Iterable[str] = (), *, max_bytes: int = 2 * 2**30) -> None:
@@ -98,7 +98,7 @@ def stacked(parts: Sequence[np.ndarray] | Sequence[Tensor]) -> Tensor:
     return mixed
 
 
-def encode_pictures(policy: Policy, images: Sequence[np.ndarray], batch_size: int) -> list[np.ndarray]:
+def encode_images(policy: Policy, images: Sequence[np.ndarray], batch_size: int) -> list[np.ndarray]:
     """uint8 images (H,W,3), of several sizes or one, to float32 latents (C,h,w) each; those of a size are
     encoded together in batches."""
     found: dict[int, np.ndarray] = {}

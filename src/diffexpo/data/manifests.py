@@ -1,6 +1,4 @@
-"""Manifests: one small JSON a stage and iteration, written last. Its existence means that the stage is
-complete.
-"""
+"""Manifests: one small JSON for each stage and iteration, which marks the stage as complete."""
 
 from __future__ import annotations
 
@@ -32,17 +30,12 @@ def manifest_path(root: Path, stage: str, iteration: int) -> Path:
 def list_manifests(root: Path) -> list[tuple[str, int]]:
     """(stage, iteration) of every manifest, by iteration, then stage."""
     matches = [_NAME.fullmatch(path.name) for path in (root / "manifests").glob("*.json")]
-    return sorted(
-        ((m["stage"], int(m["iteration"])) for m in matches if m), key=lambda item: (item[1], item[0])
-    )
+    found = [(match["stage"], int(match["iteration"])) for match in matches if match]
+    return sorted(found, key=lambda item: (item[1], item[0]))
 
 
 def read_manifest(path: Path) -> tuple[dict[str, Any], dict[str, dict[str, object]]]:
-    """(payload, file name -> {"sha256", "rows", "bytes"}).
-
-    Raises:
-        StoreError: the file is damaged or of another format.
-    """
+    """(payload, file name -> {"sha256", "rows", "bytes"}); damage or another format is a StoreError."""
     try:
         body = json.loads(path.read_bytes())
         if body["format"] != FORMAT:
@@ -54,7 +47,7 @@ def read_manifest(path: Path) -> tuple[dict[str, Any], dict[str, dict[str, objec
     except (ValueError, KeyError, TypeError) as error:
         raise StoreError(
             f"{path} is damaged ({error!r}); restore it, or delete it and resume: finished units are kept, "
-            "it is written anew"
+            "it is written again"
         ) from error
 
 
@@ -71,11 +64,7 @@ def write_manifest(
     payload: Mapping[str, object],
     files: Mapping[str, Mapping[str, object]],
 ) -> None:
-    """Write it whole. A manifest that is there already may grow but loses nothing.
-
-    Raises:
-        StoreError: the older manifest names a file that has changed or is gone.
-    """
+    """Write a manifest whole. An older one may grow; one that would lose a file is a StoreError."""
     if path.exists():
         for name, entry in read_manifest(path)[1].items():
             if files.get(name) != entry:

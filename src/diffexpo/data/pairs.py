@@ -48,13 +48,9 @@ class PairSource:
 
             weight = offline_weight for D_off,   decay ** (newest - k) for D_k
 
-        Args:
-            iteration: t >= 1. Later collections are not read, whatever the store holds.
-        Returns:
-            Pairs of positive weight, in the store's order. While nothing is collected yet, D_off weighs 1
-            whatever `offline_weight` says: there is nothing else to learn from.
-        Raises:
-            DataError: no pair is left.
+        Later collections are not read, whatever the store holds. The result has pairs of positive weight, in
+        the store's order. While nothing is collected yet, D_off weighs 1 whatever `offline_weight` says, as
+        there is nothing else to learn from. A DataError is raised when no pair is left.
         """
         refs = [ref for ref in self._store.pairs(view=PairRef) if ref.iteration < iteration]
         weights = hybrid_weights(self._hybrid, refs, _newest(refs))
@@ -81,12 +77,10 @@ class PairLoader:
     """Batches by step number, without state: any step, any order, any process.
 
     Args:
-        store: Where latents lie.
         index: Pairs and weights, from `PairSource.index`.
-        embeddings: Text side.
-        batch_size: B pairs a step, over all processes.
+        batch_size: Pairs per step, over all processes.
         run_seed, iteration: Names of the random numbers.
-        contrast_per_batch: E contrast pairs a step, drawn from the newest collection's pairs that have one;
+        contrast_per_batch: Contrast pairs per step, drawn from the newest collection's pairs that have one;
             0 is none. With no such pairs (the first iteration) batches carry none.
         sizes: Image sizes by sample id, where there are several (`Store.sizes`).
     """

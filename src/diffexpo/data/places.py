@@ -1,8 +1,9 @@
-"""Where each sample of a store lies: the shard and row of its id, and the open file of its latents."""
+"""Where each sample of a store is: the shard and row of its id, and the open file of its latents."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 from pathlib import Path
 
 from diffexpo.data.rows import SCHEMAS
@@ -13,17 +14,13 @@ _OPEN_FILES = 256
 
 
 class Places:
-    """An index of sample ids over all shards, complete stages or not; it grows with the folder.
-
-    Args:
-        root: The store's folder.
-    """
+    """An index of sample ids over all shards of a folder, complete or not; it grows with the folder."""
 
     def __init__(self, root: Path) -> None:
         self._root = root
         self._places: dict[str, tuple[str, int]] = {}  # sample id -> (samples shard, row)
         self._indexed: set[str] = set()
-        self._latent_files: dict[str, LatentFile] = {}
+        self._open = lru_cache(maxsize=_OPEN_FILES)(self._latents_of)
 
     def add(self, name: str, ids: Sequence[str]) -> None:
         """Enter the ids of a samples shard in the order of its rows."""
@@ -53,11 +50,7 @@ class Places:
         return self._places.get(sample_id)
 
     def require(self, sample_id: str) -> tuple[str, int]:
-        """(samples shard, row) of a sample.
-
-        Raises:
-            StoreError: there is no such sample.
-        """
+        """`find`, of a sample that must be there."""
         place = self.find(sample_id)
         if place is None:
             raise StoreError(f"there is no sample {sample_id!r} in {self._root}; `samples()` lists them")
@@ -65,18 +58,16 @@ class Places:
 
     def latent_file(self, sample_id: str) -> LatentFile:
         """The open file that holds a sample's latents."""
-        name = self.require(sample_id)[0]
-        if name not in self._latent_files:
-            if len(self._latent_files) >= _OPEN_FILES:
-                self._latent_files.pop(next(iter(self._latent_files)))
-            self._latent_files[name] = LatentFile(self._root / Shard.named(name).sibling("latents").name)
-        return self._latent_files[name]
+        return self._open(self.require(sample_id)[0])
 
     def clear(self) -> None:
         """Forget everything, after files were removed."""
         self._places.clear()
         self._indexed.clear()
-        self._latent_files.clear()
+        self._open.cache_clear()
+
+    def _latents_of(self, name: str) -> LatentFile:
+        return LatentFile(self._root / Shard.named(name).sibling("latents").name)
 
     def _refresh(self) -> None:
         """Index the shards that other processes wrote meanwhile."""

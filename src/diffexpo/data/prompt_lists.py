@@ -9,7 +9,7 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -51,17 +51,11 @@ class PromptList:
 
 
 def read_prompt_list(source: str | Path, format: str = "auto") -> tuple[list[Prompt], PromptReport]:
-    """The distinct prompts of a published list, and a count of what was dropped.
+    """The distinct prompts of a published list, in its order, and a count of what was dropped.
 
     Args:
         source: The file or folder that the list is given out as.
         format: A key of `PROMPT_LISTS`; "auto" goes by the ending (.txt, .jsonl, .parquet).
-    Returns:
-        (prompts, report), in the list's order.
-    Raises:
-        ConfigError: there is no such format, or the ending does not tell it.
-        MissingError: there is no such file.
-        ImportFormatError: a line that cannot be read, with file and line.
     """
     path = Path(source)
     if format == "auto":
@@ -93,8 +87,6 @@ def split_prompts(
         seed: Name of the choice.
     Returns:
         Part -> prompts, each in the list's order. A prompt stays in its part when others come or go.
-    Raises:
-        ConfigError: a share is not positive, or they sum to more than 1.
     """
     if not shares or any(share <= 0 for share in shares.values()) or sum(shares.values()) > 1 + 1e-9:
         raise ConfigError(
@@ -112,11 +104,7 @@ def split_prompts(
 
 
 def choose_categories(prompts: Sequence[Prompt], categories: Sequence[str]) -> list[Prompt]:
-    """The prompts of some categories, in order.
-
-    Raises:
-        ConfigError: a category that no prompt has; the message lists those that there are.
-    """
+    """The prompts of some categories, in order; a category that no prompt has is a ConfigError."""
     known = sorted({prompt.category for prompt in prompts})
     for name in categories:
         if name not in known:
@@ -125,12 +113,7 @@ def choose_categories(prompts: Sequence[Prompt], categories: Sequence[str]) -> l
 
 
 def write_prompts(prompts: Sequence[Prompt], target: str | Path) -> None:
-    """Write a prompt file that `load_prompts` reads back: .jsonl or .parquet whole, .txt the texts alone.
-
-    Raises:
-        ConfigError: another ending.
-        StoreError: the disk is full or read-only.
-    """
+    """Write a prompt file that `load_prompts` reads back: .jsonl or .parquet whole, .txt the texts alone."""
     path = Path(target)
     suffix = path.suffix.lower()
     if suffix not in READERS:
@@ -152,26 +135,34 @@ def write_prompts(prompts: Sequence[Prompt], target: str | Path) -> None:
 # ---- readers -----------------------------------------------------------------------------------------------
 
 
-def _from_table(path: Path, *columns: str, is_tsv: bool = False) -> Iterator[tuple[str, list[str]]]:
-    """(where, cells of the named columns) of a table with a header; in a TSV quotation marks are text."""
-    for _ in prompt_lines(path):
-        pass  # refuses empty lines and what is not UTF-8, with the line
-    stream = io.StringIO(path.read_bytes().decode("utf-8-sig"), newline="")
-    tsv = csv.reader(stream, delimiter="\t", quoting=csv.QUOTE_NONE)
-    reader = tsv if is_tsv else csv.reader(stream, strict=True)
-    try:
-        header = [name.strip() for name in next(reader, [])]
-        for name in columns:
-            if name not in header:
-                raise ImportFormatError(f"{path}: column {name!r} is missing; expected {', '.join(columns)}")
-        for cells in reader:
-            where = f"{path}, line {reader.line_num}"
-            if len(cells) != len(header):
-                raise ImportFormatError(f"{where} has {len(cells)} cells; expected {len(header)}")
-            row = dict(zip(header, cells, strict=True))
-            yield where, [row[name].strip() for name in columns]
-    except csv.Error as error:
-        raise ImportFormatError(f"{path}, line {reader.line_num} is no table row ({error})") from error
+def _table(*columns: str, is_tsv: bool = False) -> Callable[[Path], Located]:
+    """A reader of tables with a header and columns for the prompt, its category and attributes; in a TSV
+    quotation marks are text."""
+
+    def read(path: Path) -> Located:
+        for _ in prompt_lines(path):
+            pass  # refuses empty lines and what is not UTF-8, with the line
+        stream = io.StringIO(path.read_bytes().decode("utf-8-sig"), newline="")
+        tsv = csv.reader(stream, delimiter="\t", quoting=csv.QUOTE_NONE)
+        reader = tsv if is_tsv else csv.reader(stream, strict=True)
+        try:
+            header = [name.strip() for name in next(reader, [])]
+            for name in columns:
+                if name not in header:
+                    expected = ", ".join(columns)
+                    raise ImportFormatError(f"{path}: column {name!r} is missing; expected {expected}")
+            for cells in reader:
+                where = f"{path}, line {reader.line_num}"
+                if len(cells) != len(header):
+                    raise ImportFormatError(f"{where} has {len(cells)} cells; expected {len(header)}")
+                row = dict(zip(header, cells, strict=True))
+                text, category, *others = (row[name].strip() for name in columns)
+                attributes = dict(zip((name.lower() for name in columns[2:]), others, strict=True))
+                yield _prompt(where, text, category, **attributes)
+        except csv.Error as error:
+            raise ImportFormatError(f"{path}, line {reader.line_num} is no table row ({error})") from error
+
+    return read
 
 
 def _prompt(
@@ -209,10 +200,13 @@ def _files(path: Path, pattern: str) -> list[Path]:
 
 def _pickapic(path: Path) -> Located:
     """A JSON list of texts or of objects with a `prompt` or `caption`; a text file; Parquet, or a folder of
-    it: captions alone."""
+    it, of which only the captions are read."""
     if path.is_dir() or path.suffix.lower() == ".parquet":
         for file in _files(path, "*.parquet"):
-            yield from _captions(file)
+            names = [name for name in ("prompt", "caption") if name in parquet_schema(file).names]
+            if not names:
+                raise ImportFormatError(f"{file}: column 'caption' is missing; expected Pick-a-Pic's columns")
+            yield from read_parquet(file, names[:1])
     elif path.suffix.lower() == ".json":
         for where, element in _json_list(path):
             text = element.get("prompt", element.get("caption")) if isinstance(element, dict) else element
@@ -221,30 +215,11 @@ def _pickapic(path: Path) -> Located:
         yield from read_txt(path)
 
 
-def _captions(file: Path) -> Located:
-    names = [name for name in ("prompt", "caption") if name in parquet_schema(file).names]
-    if not names:
-        raise ImportFormatError(f"{file}: column 'caption' is missing; expected Pick-a-Pic's columns")
-    return read_parquet(file, names[:1])
-
-
 def _hpdv2(path: Path) -> Located:
     for file in _files(path, "*.json"):
         for where, element in _json_list(file):
             text = element.get("prompt") if isinstance(element, dict) else element
             yield _prompt(where, text, file.stem)
-
-
-def _partiprompts(path: Path) -> Located:
-    for where, (text, category, challenge, note) in _from_table(
-        path, "Prompt", "Category", "Challenge", "Note", is_tsv=True
-    ):
-        yield _prompt(where, text, category, challenge=challenge, note=note)
-
-
-def _drawbench(path: Path) -> Located:
-    for where, (text, category) in _from_table(path, "Prompts", "Category"):
-        yield _prompt(where, text, category)
 
 
 def _t2i_compbench(path: Path) -> Located:
@@ -288,8 +263,8 @@ def _ddpo_animals(path: Path) -> Located:
                 yield _prompt(where, text, "imagenet animals")
     elif path.stem == "activities":
         raise ImportFormatError(
-            f"{path} holds what animals do, which is no prompt; name the folder that also holds "
-            "simple_animals.txt"
+            f"{path} holds what animals do, which is no prompt; name its folder, with "
+            "simple_animals.txt in it"
         )
     else:
         for where, noun in prompt_lines(path):
@@ -308,8 +283,10 @@ PROMPT_LISTS: dict[str, PromptList] = {
     "pickapic": PromptList(
         "Pick-a-Pic captions: .txt, .json, .parquet or a folder of .parquet", _pickapic, True
     ),
-    "partiprompts": PromptList("PartiPrompts.tsv", _partiprompts),
-    "drawbench": PromptList("DrawBench as CSV with Prompts and Category", _drawbench),
+    "partiprompts": PromptList(
+        "PartiPrompts.tsv", _table("Prompt", "Category", "Challenge", "Note", is_tsv=True)
+    ),
+    "drawbench": PromptList("DrawBench as CSV with Prompts and Category", _table("Prompts", "Category")),
     "t2i_compbench": PromptList(
         "T2I-CompBench's *_val.txt and *_train.txt: a folder or one file", _t2i_compbench, True
     ),

@@ -41,18 +41,10 @@ def load_prompts(source_path: str | Path, key: str = "prompts.source") -> list[P
 
 
 def read_prompts(source_path: str | Path, key: str = "prompts.source") -> tuple[list[Prompt], PromptReport]:
-    """The distinct prompts of a file and a count of what was dropped.
+    """The distinct prompts of a `.txt`, `.jsonl` or `.parquet` file, and a count of what was dropped.
 
-    Args:
-        source_path: A `.txt`, `.jsonl` or `.parquet` file, text in UTF-8.
-        key: The setting that names the file, for messages.
-    Returns:
-        (prompts, report). A prompt without `id` gets one made from its text, so it does not depend on the
-        file's order.
-    Raises:
-        MissingError: there is no such file.
-        ImportFormatError: an empty line, text that is not UTF-8, a file that is not what its name says, an
-            id used twice.
+    A prompt without `id` gets one made from its text, so it does not depend on the file's order. `key` is the
+    setting that names the file, for messages. What cannot be read is an ImportFormatError with its place.
     """
     path = Path(source_path)
     require_file(path, key)
@@ -62,11 +54,7 @@ def read_prompts(source_path: str | Path, key: str = "prompts.source") -> tuple[
 
 
 def require_file(path: Path, key: str) -> None:
-    """Refuse a file that is not there.
-
-    Raises:
-        MissingError: names the nearest file beside it.
-    """
+    """Raise a MissingError, which names the nearest file in its folder, for a file that is not there."""
     if not path.is_file():
         near = difflib.get_close_matches(path.name, [p.name for p in path.parent.glob("*")], 1)
         hint = f" Did you mean {path.parent / near[0]}?" if near and not path.is_dir() else ""
@@ -74,11 +62,8 @@ def require_file(path: Path, key: str) -> None:
 
 
 def distinct_prompts(located: Located, what: str) -> tuple[list[Prompt], PromptReport]:
-    """The prompts without repetitions of a text, and a count of what was dropped.
-
-    Raises:
-        ImportFormatError: an id that names two prompts, or no prompt at all.
-    """
+    """The prompts without repetitions of a text, and a count of what was dropped; `what` is their source, for
+    messages. An id of two prompts, or no prompt at all, is an ImportFormatError."""
     kept: dict[str, Prompt] = {}
     texts_by_id: dict[str, str] = {}
     count = 0
@@ -98,11 +83,7 @@ def distinct_prompts(located: Located, what: str) -> tuple[list[Prompt], PromptR
 
 
 def shipped_prompts(name: str) -> Path:
-    """Where a prompt list of the package lies; `shipped_prompts("first_tries").name == "first_tries.jsonl"`.
-
-    Raises:
-        MissingError: any other name; the message lists the names.
-    """
+    """Where a prompt list of the package is; `shipped_prompts("first_tries").name == "first_tries.jsonl"`."""
     if name not in SHIPPED:
         raise MissingError(f"there is no prompt list 'prompts:{name}'; there are {', '.join(SHIPPED)}")
     return _ASSETS / f"{name}.jsonl"
@@ -111,16 +92,8 @@ def shipped_prompts(name: str) -> Path:
 def filter_long(
     prompts: Sequence[Prompt], count_tokens: Callable[[Sequence[str]], Sequence[int]], max_tokens: int
 ) -> tuple[list[Prompt], list[Prompt]]:
-    """Split into (kept, dropped): dropped ones have more than `max_tokens` tokens and would be cut silently
-    by the encoder.
-
-    Args:
-        prompts: Any number.
-        count_tokens: Texts -> number of tokens of each, as the policy counts them.
-        max_tokens: Largest allowed count, >= 1.
-    Returns:
-        (kept, dropped), both in order.
-    """
+    """Split into (kept, dropped), both in order: dropped ones have more than `max_tokens` tokens, as the
+    policy counts them, and would be cut silently by the encoder."""
     kept: list[Prompt] = []
     dropped: list[Prompt] = []
     for start in range(0, len(prompts), _CHUNK):
@@ -178,11 +151,7 @@ _EXAMPLE = '{"prompt": "a cat", "id": "cat", "category": "animals"}'
 
 
 def check_text(where: str, *texts: object) -> None:
-    """Refuse text that cannot be written in UTF-8, as JSON can spell it with half of a surrogate pair.
-
-    Raises:
-        ImportFormatError: names the place.
-    """
+    """Refuse text that cannot be written in UTF-8, as JSON can spell it with half of a surrogate pair."""
     for text in texts:
         try:
             str(text).encode()

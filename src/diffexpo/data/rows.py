@@ -1,5 +1,4 @@
-"""The rows of the store: `Sample` and `Pair`, the Parquet schemas that follow from them, and what a row must
-hold to enter.
+"""The rows of the store: `Sample` and `Pair`, their Parquet schemas, and what a row must hold to enter.
 
 A *view* is a dataclass of some fields of a row; reading rows as views reads only those columns.
 Rows are checked in Python before Arrow sees them, so that an error names the row, the column and the value.
@@ -23,7 +22,7 @@ Row = TypeVar("Row")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sample:
-    """One image; its latents lie in `latent_file`. docs/data.md says what each column means.
+    """One image; its latents are in `latent_file`. docs/data.md says what each column means.
 
     `iteration`, `unit` and `latent_file` may be left out of a row that is to be stored: the store sets them.
     What is None by default is not known of every image: an imported one was not drawn by an agent's batch.
@@ -158,16 +157,12 @@ _EXPECTED = {
 
 
 def to_table(rows: Sequence[object], kind: str, filled: Mapping[str, object]) -> pa.Table:
-    """Checked rows as an Arrow table.
+    """Checked rows as an Arrow table, columns in schema order.
 
     Args:
         rows: `Sample`s or `Pair`s.
         kind: "samples" or "pairs".
         filled: Values the store itself sets; a row that states another one is refused.
-    Returns:
-        The table, columns in schema order.
-    Raises:
-        StoreError: names the row, the column and the value.
     """
     check_kind(rows, kind)
     schema = SCHEMAS[kind]
@@ -248,9 +243,7 @@ def _check_json(text: str, name: str, label: str) -> str:
 
 
 def is_utf8(text: str) -> bool:
-    """Whether a file can hold a text; half of a surrogate pair, as which bytes that are not UTF-8 are read,
-    fits in none.
-    """
+    """Whether a text can be written; a lone surrogate, as which bytes that are not UTF-8 are read, cannot."""
     try:
         text.encode()
     except UnicodeEncodeError:

@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, field, replace
+from itertools import groupby
 from typing import Literal
 
 import numpy as np
@@ -72,7 +73,6 @@ class ScoredSource:
     """All images with a score: those of D_off's pairs and those collected so far, by weight.
 
     Args:
-        store: Where rows lie.
         hybrid: Weights by source and age, as for pairs.
         mix: Scores by reward (G, n) to one score (G, n), NaN where an image has none.
         advantages: (rewards (N,), N group numbers) to advantages (N,).
@@ -102,13 +102,9 @@ class ScoredSource:
         group the images of its prompt and size in D_off. A collected image is desirable if its advantage is
         positive; its group is its request. Images without a finite score are left out and counted.
 
-        Args:
-            iteration: t >= 1. Later collections are not read, whatever the store holds.
-        Returns:
-            Images of positive weight, by collection and group. While nothing is collected yet, D_off weighs
-            1.
-        Raises:
-            DataError: no image is left.
+        Later collections are not read, whatever the store holds. The result has images of positive weight, by
+        collection and group. While nothing is collected yet, D_off weighs 1. A DataError is raised when no
+        image is left.
         """
         collected = [k for stage, k in self.store.completed() if stage == "collect" and 1 <= k < iteration]
         refs, dropped = self._offline(), 0
@@ -117,9 +113,8 @@ class ScoredSource:
             dropped += sum(not np.isfinite(ref.reward) for ref in found)
             refs += [ref for ref in found if np.isfinite(ref.reward)]
         refs = self._weighed(refs)
-        newest = max(collected, default=None)
-        weights = hybrid_weights(self.hybrid, refs, newest)
-        kept = [i for i, ref in enumerate(refs) if weights[i] > 0 and is_kept(ref, self.keep)]
+        weights = hybrid_weights(self.hybrid, refs, max(collected, default=None))
+        kept = [i for i, ref in enumerate(refs) if weights[i] > 0 and _KEPT[self.keep](ref)]
         if not kept:
             raise DataError(
                 f"iteration {iteration} has no images to train on ({len(refs)} scored in the store, "
@@ -154,22 +149,17 @@ class ScoredSource:
 
     def _collected(self, iteration: int) -> list[ScoredRef]:
         samples = self.store.samples(iteration, view=_Scored)
-        groups: dict[int, list[_Scored]] = {}
-        for sample in sorted(samples, key=lambda sample: (sample.group, sample.sample_id)):
-            groups.setdefault(sample.group, []).append(sample)
-        scores = {
-            name: np.array(
-                [[sample.rewards[name] for sample in group] for group in groups.values()], np.float64
-            )
-            for name in (samples[0].rewards if samples else ())
-        }
-        mixed = self.mix(scores)
+        names = list(samples[0].rewards) if samples else []
+        samples.sort(key=lambda sample: (sample.group, sample.sample_id))
+        groups = [list(group) for _, group in groupby(samples, key=lambda sample: sample.group)]
+        rewards = {name: [[sample.rewards[name] for sample in group] for group in groups] for name in names}
+        mixed = self.mix({name: np.array(values, np.float64) for name, values in rewards.items()})
         refs = []
-        for number, group, values in zip(groups, groups.values(), mixed, strict=True):
+        for group, values in zip(groups, mixed, strict=True):
             best = int(np.nanargmax(values)) if np.isfinite(values).any() else -1
             refs += [
                 ScoredRef(
-                    sample.sample_id, iteration, "online", sample.prompt, iteration * _GROUPS + number,
+                    sample.sample_id, iteration, "online", sample.prompt, iteration * _GROUPS + sample.group,
                     float(values[place]), 0.0, desirable=False, is_best=place == best,
                 )
                 for place, sample in enumerate(group)
@@ -189,12 +179,10 @@ class ScoredSource:
             return refs
         scope = (lambda ref: ref.group) if self.weigh_scope == "prompt" else (lambda ref: ref.iteration)
         weighed = []
-        for group in positions_by(refs, scope):
-            rewards = np.array([refs[i].reward for i in group], dtype=np.float64)
-            weighed += [
-                replace(refs[i], weight=float(weight))
-                for i, weight in zip(group, self.weigh(rewards), strict=True)
-            ]
+        for positions in positions_by(refs, scope):
+            group = [refs[i] for i in positions]
+            weights = self.weigh(np.array([ref.reward for ref in group], dtype=np.float64))
+            weighed += [replace(ref, weight=float(w)) for ref, w in zip(group, weights, strict=True)]
         return weighed
 
     def _balanced(self, refs: tuple[ScoredRef, ...], weights: np.ndarray) -> np.ndarray:
@@ -207,10 +195,12 @@ class ScoredSource:
         return weights * share / total
 
 
-def is_kept(ref: ScoredRef, keep: Keep) -> bool:
-    """Whether an image is learned from."""
-    choices = {"all": True, "decided": ref.advantage != 0, "desirable": ref.desirable, "best": ref.is_best}
-    return choices[keep]
+_KEPT: dict[Keep, Callable[[ScoredRef], bool]] = {
+    "all": lambda ref: True,
+    "decided": lambda ref: ref.advantage != 0,
+    "desirable": lambda ref: ref.desirable,
+    "best": lambda ref: ref.is_best,
+}
 
 
 @dataclass(eq=False)
@@ -218,11 +208,9 @@ class ScoredLoader:
     """Batches of images by step number, without state: any step, any order, any process.
 
     Args:
-        store: Where latents lie.
         index: Images and weights, from `ScoredSource.index`.
-        embeddings: Text side.
-        batch_size: B images a step, over all processes. With whole groups about that many: B / mean size of a
-            group groups.
+        batch_size: Images per step, over all processes; with whole groups as many groups as have about that
+            many images.
         run_seed, iteration: Names of the random numbers.
         whole_groups: Draw groups instead of images: a batch then holds all images of each of its groups.
         sizes: Image sizes by sample id, where there are several; in a batch those of one size are then

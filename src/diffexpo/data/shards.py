@@ -37,9 +37,7 @@ STAGE_KINDS = {
     "offline": ("latents", "samples", "pairs"),
     "label": ("pairs",),
 }
-"""Kinds of shard a stage writes for one unit, in the order of writing: the last one's existence means the
-unit is done.
-"""
+"""Kinds of shard a stage writes for one unit, in this order: once the last one exists, the unit is done."""
 
 _HOME = {"samples": "collect", "latents": "collect", "pairs": "pair"}
 _NAME = re.compile(
@@ -69,9 +67,7 @@ class Shard:
 
     @property
     def order(self) -> tuple[int, str, int, int]:
-        """Where its rows stand among all: by iteration, stage and unit, so that the number of processes does
-        not matter.
-        """
+        """Its rows' place among all: by iteration, stage and unit, whatever the number of processes."""
         return (self.iteration, self.stage, self.unit, self.rank)
 
     def sibling(self, kind: str) -> Shard:
@@ -99,12 +95,11 @@ def list_shards(
     root: Path, kind: str | None = None, stage: str | None = None, iteration: int | None = None
 ) -> list[Shard]:
     """Shards that are on the disk, whole or not yet complete as a unit, in reading order."""
-    found = [Shard.parse(entry.name) for entry in os.scandir(root)]
+    found = [shard for entry in os.scandir(root) if (shard := Shard.parse(entry.name))]
     wanted = [
         shard
         for shard in found
-        if shard is not None
-        and kind in (None, shard.kind)
+        if kind in (None, shard.kind)
         and stage in (None, shard.stage)
         and iteration in (None, shard.iteration)
     ]
@@ -175,11 +170,7 @@ def write_rows(
 
 
 def read_rows(path: Path, schema: pa.Schema, columns: list[str] | None = None) -> pa.Table:
-    """Read one Parquet shard.
-
-    Raises:
-        StoreError: the file is missing, damaged, or does not hold the store's columns.
-    """
+    """Read one Parquet shard; one that is missing, damaged or lacks the store's columns is a StoreError."""
     with _damage(path), pq.ParquetFile(path, page_checksum_verification=True) as file:
         stored = file.schema_arrow
         absent = [field.name for field in schema if field.name not in stored.names]

@@ -12,6 +12,7 @@ A shard never changes once it has its name. Each process writes shards of its ow
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import groupby
 from pathlib import Path
 from typing import Any, overload
 
@@ -60,9 +61,7 @@ class Store:
 
     Args:
         root: The folder, e.g. `runs/expo/store`.
-        create: Make it when it is not there; else that is an error.
-    Raises:
-        MissingError: the folder is not there and `create` is off.
+        create: Make it when it is not there; else a MissingError is raised.
     """
 
     def __init__(self, root: str | Path, *, create: bool = True) -> None:
@@ -108,19 +107,15 @@ class Store:
         unit: int = 0,
         stage: str = "collect",
     ) -> str:
-        """Write one finished unit: its latents, then its rows. The rows' file is the mark that the unit is
-        done.
+        """Write one finished unit: its latents, then its rows, whose file marks the unit as done.
 
         Args:
             iteration, rank, unit: Name the shard. A unit is written once, by whichever process.
             samples: Rows; iteration, unit and latent_file are filled in.
             latents: Sample id -> array (C,h,w), exactly one for each row; stored bit for bit.
-            stage: `collect` or `offline`.
+            stage: `collect`, `improve` or `offline`.
         Returns:
             Name of the Parquet shard.
-        Raises:
-            StoreError: a wrong row (names column and value), latents that do not match, or a unit that is
-                there already.
         """
         shard = Shard("samples", stage, iteration, rank, unit)
         self._refuse_rewrite(shard)
@@ -154,8 +149,6 @@ class Store:
             note: Small JSON kept with the unit, see `note()`.
         Returns:
             Name of the Parquet shard.
-        Raises:
-            StoreError: a wrong row, a sample that is not in the store, or a unit that is there already.
         """
         shard = Shard("pairs", stage, iteration, rank, unit)
         self._refuse_rewrite(shard)
@@ -166,15 +159,12 @@ class Store:
         return shard.name
 
     def write_manifest(self, stage: str, iteration: int, payload: Mapping[str, object]) -> Path:
-        """Declare a stage of an iteration complete. One process calls this, after all have written their
-        shards.
+        """Declare a stage of an iteration complete, also one that writes no shards (train, evaluate). One
+        process calls this, after all have written their shards.
 
         Args:
-            stage, iteration: Name the manifest. Stages that write no shards (train, evaluate) may have one
-            too.
+            stage, iteration: Name the manifest.
             payload: JSON kept with it; numbers that are not finite become null.
-        Returns:
-            Path of the manifest.
         Raises:
             StoreError: a unit is missing or half written, a latents file is not the one that was written
                 with its rows, or an older manifest names a file that is gone.
@@ -191,9 +181,7 @@ class Store:
 
         Finished units of collect, offline and label stay (the stage continues after them); an unfinished
         `pair` stage, which takes moments, is removed whole. Files that a manifest names are never touched.
-
-        Returns:
-            Names of the files removed.
+        Returns the names of the files removed.
         """
         kept = set(manifest_files(self.root, stage, iteration))
         if stage in _RESUMABLE:
@@ -201,15 +189,11 @@ class Store:
             for shard in list_shards(self.root, stage=stage, iteration=iteration):
                 if (self.root / shard.sibling(done).name).exists():
                     kept.add(shard.name)
-        removed = []
+        removed, manifest = [], manifest_path(self.root, stage, iteration).name
         for path in sorted([*self.root.iterdir(), *(self.root / "manifests").glob(f"*{TEMPORARY}")]):
             name = path.name.removesuffix(TEMPORARY)
             found = Shard.parse(name)
-            is_own = (
-                (found.stage, found.iteration) == (stage, iteration)
-                if found
-                else name == f"{stage}-{iteration:04d}.json"
-            )
+            is_own = (found.stage, found.iteration) == (stage, iteration) if found else name == manifest
             if is_own and path.name not in kept:
                 path.unlink()
                 removed.append(path.name)
@@ -230,11 +214,7 @@ class Store:
         return next(self.root.glob(probe), None) is not None
 
     def manifest(self, stage: str, iteration: int) -> dict[str, Any]:
-        """The payload a stage was completed with.
-
-        Raises:
-            StoreError: there is no manifest: the stage is not complete.
-        """
+        """The payload a stage was completed with; a StoreError where it is not complete."""
         path = manifest_path(self.root, stage, iteration)
         if not path.exists():
             raise StoreError(
@@ -260,13 +240,10 @@ class Store:
     @overload
     def samples(self, iteration: int | None = None, *, view: type[Row]) -> list[Row]: ...
     def samples(self, iteration: int | None = None, *, view: type[Any] = Sample) -> list[Any]:
-        """Samples of complete stages, by iteration and unit.
+        """Samples of complete stages, of one iteration or of all, by iteration and unit.
 
-        Args:
-            iteration: Only those of one; all by default.
-            view: What to read of each sample: a dataclass of some of its fields; only those columns are read.
-        Raises:
-            StoreError: that iteration has shards but no manifest, or a shard is damaged.
+        `view` says what to read of each sample: a dataclass of some of its fields; only those columns are
+        read. An iteration that has shards but no manifest is a StoreError.
         """
         return to_rows(self._table("samples", self._named_shards("samples", iteration), view), view)
 
@@ -279,9 +256,7 @@ class Store:
     def pairs(
         self, iteration: int | None = None, source: str | None = None, *, view: type[Any] = Pair
     ) -> list[Any]:
-        """Pairs of complete stages, by iteration and unit; as `samples`, optionally of one source (offline,
-        online, human).
-        """
+        """Pairs, as `samples`; optionally of one source (offline, online, human)."""
         table = self._table("pairs", self._named_shards("pairs", iteration), view, source)
         return to_rows(table, view)
 
@@ -291,11 +266,7 @@ class Store:
         return to_rows(self._table("samples", shards, Sample), Sample)
 
     def sample(self, sample_id: str) -> Sample:
-        """One sample.
-
-        Raises:
-            StoreError: it is not in the store.
-        """
+        """One sample; a StoreError if it is not in the store."""
         name, position = self._places.require(sample_id)
         table = read_rows(self.root / name, SCHEMAS["samples"])
         return to_rows(table.slice(position, 1), Sample)[0]
@@ -330,48 +301,31 @@ class Store:
         arrays = [self.latent(sample_id) for sample_id in sample_ids]
         if not arrays:
             raise StoreError("no sample ids were given, so there are no latents to stack")
-        stretches: list[list[np.ndarray]] = []
+        first = arrays[0]
         for sample_id, array in zip(sample_ids, arrays, strict=True):
-            first = arrays[0]
             if array.ndim != first.ndim or array.shape[0] != first.shape[0] or array.dtype != first.dtype:
                 raise StoreError(
                     f"latents of {sample_id!r} are {array.dtype} {array.shape}, those of {sample_ids[0]!r} "
                     f"are {first.dtype} {first.shape}; a store belongs to one model: import or collect into "
                     "a new run"
                 )
-            if not stretches or stretches[-1][0].shape != array.shape:
-                stretches.append([])
-            stretches[-1].append(array)
-        return [np.stack(stretch) for stretch in stretches]
+        return [np.stack(list(part)) for _, part in groupby(arrays, key=lambda array: array.shape)]
 
     def sizes(self) -> dict[str, tuple[int, int]]:
         """(height, width) of each sample's image, by sample id; of samples that have one in their row."""
-        table = self._table("samples", self._named_shards("samples"), ImageSize)
-        rows = zip(*(column.to_pylist() for column in table.columns), strict=True)
-        return {name: (height, width) for name, height, width in rows if height is not None}
+        rows = self.samples(view=ImageSize)
+        return {row.sample_id: (row.height, row.width) for row in rows if row.height and row.width}
 
     def lineage(self, pair_id: str) -> Lineage:
-        """A pair's whole history.
-
-        Raises:
-            StoreError: the pair is not in the store.
-        """
+        """A pair's whole history; a StoreError if it is not in the store."""
         return trace(self.root, pair_id, self.sample)
 
     def problems(self) -> list[str]:
-        """Everything that is wrong with complete stages: files gone or changed, rows or latents that do not
-        match.
-        """
+        """Everything that is wrong with complete stages: files gone or changed, counts that do not match."""
         return find_problems(self.root)
 
     def verify(self) -> int:
-        """Recompute every SHA-256 and row count.
-
-        Returns:
-            Number of files checked.
-        Raises:
-            StoreError: lists every problem.
-        """
+        """Recompute every SHA-256 and row count; returns the number of files. A StoreError lists problems."""
         problems = self.problems()
         if problems:
             raise StoreError(f"{self.root} has {len(problems)} problems:\n  " + "\n  ".join(problems))
@@ -382,10 +336,9 @@ class Store:
     def _named_shards(self, kind: str, iteration: int | None = None) -> list[Shard]:
         """Shards of complete stages."""
         shards = list_shards(self.root, kind, iteration=iteration)
-        complete = {
-            group: manifest_files(self.root, *group) for group in {(s.stage, s.iteration) for s in shards}
-        }
-        for stage, number in complete:
+        groups = {(shard.stage, shard.iteration) for shard in shards}
+        complete = {group: manifest_files(self.root, *group) for group in groups}
+        for stage, number in groups:
             if iteration is not None and not self.is_complete(stage, number):
                 raise StoreError(
                     f"{stage} {number} is not complete: {manifest_path(self.root, stage, number)} is "
@@ -417,9 +370,8 @@ class Store:
             raise StoreError(
                 f"{shard.stage} {shard.iteration} is complete; the store only grows by new iterations"
             )
-        if any(
-            s.unit == shard.unit for s in list_shards(self.root, shard.kind, shard.stage, shard.iteration)
-        ):
+        written = list_shards(self.root, shard.kind, shard.stage, shard.iteration)
+        if any(other.unit == shard.unit for other in written):
             raise StoreError(
                 f"unit {shard.unit} of {shard.stage} {shard.iteration} is in the store already; ask "
                 "unit_done() and skip it, or call discard_incomplete() when the stage starts"

@@ -1,9 +1,9 @@
 """The sampled trajectories of the iteration that is being trained, and the batches of transitions made of
 them.
 
-One safetensors file a unit of work lies beside the store until its iteration is trained: what a transition's
-log-prob is computed from must be what the sampler had, bit for bit. Images, rewards and final latents are in
-the store, and stay.
+One safetensors file for each unit of work is kept next to the store until its iteration is trained: what a
+transition's log-prob is computed from must be what the sampler had, bit for bit. Images, rewards and final
+latents are in the store, and stay.
 
     latents (T+1,B,C,h,w), log_probs (T,B)         of every unit
     means (T,B,C,h,w)                              where means are compared
@@ -16,9 +16,10 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass
+from functools import lru_cache
 from itertools import groupby
 from pathlib import Path
-from typing import Any, Generic, NamedTuple, Protocol, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import safetensors.torch
 import torch
@@ -36,15 +37,11 @@ _OPEN_FILES = 64
 
 
 class Trajectories:
-    """A folder with one file a unit of an iteration.
-
-    Args:
-        folder: Made at the first write.
-    """
+    """A folder, made at the first write, with one file for each unit of an iteration."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = Path(folder)
-        self._tensors: dict[int, dict[str, Tensor]] = {}
+        self._unit = lru_cache(maxsize=_OPEN_FILES)(self._read)
 
     def write(self, unit: int, tensors: Mapping[str, Tensor]) -> None:
         """Write a unit's tensors, whole or not at all; before its rows enter the store."""
@@ -53,38 +50,30 @@ class Trajectories:
         write_bytes(self._path(unit), safetensors.torch.save(data))
 
     def part(self, unit: int, name: str, *place: slice) -> Tensor:
-        """A slice of a unit's tensor, from the memory-mapped file.
-
-        Raises:
-            ResumeError: the file is gone or damaged.
-        """
+        """A slice of a unit's tensor; a file that is gone or damaged is a ResumeError."""
         return self._unit(unit)[name][place]
 
     def remove(self) -> None:
         """Delete the folder; missing is fine."""
-        self._tensors.clear()
+        self._unit.cache_clear()
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def _path(self, unit: int) -> Path:
         return self.folder / f"unit-{unit:06d}.safetensors"
 
-    def _unit(self, unit: int) -> dict[str, Tensor]:
-        if unit not in self._tensors:
-            if len(self._tensors) >= _OPEN_FILES:
-                self._tensors.pop(next(iter(self._tensors)))
-            try:
-                with safe_open(self._path(unit), framework="pt") as file:
-                    self._tensors[unit] = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            except (OSError, SafetensorError) as error:
-                raise ResumeError(
-                    f"{self._path(unit)} cannot be read ({error}), but its images are in the store and not "
-                    "trained yet; restore it or start the run again"
-                ) from error
-        return self._tensors[unit]
+    def _read(self, unit: int) -> dict[str, Tensor]:
+        try:
+            with safe_open(self._path(unit), framework="pt") as file:
+                return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        except (OSError, SafetensorError) as error:
+            raise ResumeError(
+                f"{self._path(unit)} cannot be read ({error}), but its images are in the store and not "
+                "trained yet; restore it or start the run again"
+            ) from error
 
 
 class Place(NamedTuple):
-    """Where a trajectory lies: its unit, and its row there."""
+    """Where a trajectory is stored: its unit, and its row there."""
 
     unit: int
     row: int
@@ -103,18 +92,24 @@ class TransitionRef:
     negative: str
 
 
-class _Ref(Protocol):
-    """What the refs of both loaders share."""
+@dataclass(frozen=True, slots=True)
+class TransitionPairRef:
+    """Two transitions at one place of the sampler's grid, of which one is preferred.
 
-    @property
-    def index(self) -> int: ...
-    @property
-    def text(self) -> str: ...
-    @property
-    def negative(self) -> str: ...
+    `winner` and `loser` are trajectories; for candidates of one x_t both are the branch's row.
+    """
+
+    pair_id: str
+    index: int
+    winner: Place
+    loser: Place
+    winner_reward: float
+    loser_reward: float
+    text: str
+    negative: str
 
 
-Ref = TypeVar("Ref", bound=_Ref)
+Ref = TypeVar("Ref", TransitionRef, TransitionPairRef)
 
 
 @dataclass(eq=False)
@@ -122,11 +117,9 @@ class _Loader(Generic[Ref]):
     """Batches by step number, without state: passes over all rows in keyed orders.
 
     Args:
-        trajectories: Where they lie.
         refs: Transitions or pairs of them, in an order that no process changes.
-        embeddings: Text side.
         sampler: What drew them.
-        batch_size: Rows a step, over all processes; whole units are taken while they fit.
+        batch_size: Rows per step, over all processes; whole units are taken while they fit.
         run_seed, iteration: Names of the random numbers.
     """
 
@@ -197,25 +190,8 @@ class PairTensors(NamedTuple):
     winner_x_next: Tensor
     loser_x_t: Tensor
     loser_x_next: Tensor
-    winner_log_prob: Tensor
-    loser_log_prob: Tensor
-
-
-@dataclass(frozen=True, slots=True)
-class TransitionPairRef:
-    """Two transitions at one place of the sampler's grid, of which one is preferred.
-
-    `winner` and `loser` are trajectories; for candidates of one x_t both are the branch's row.
-    """
-
-    pair_id: str
-    index: int
-    winner: Place
-    loser: Place
-    winner_reward: float
-    loser_reward: float
-    text: str
-    negative: str
+    winner_old_log_prob: Tensor
+    loser_old_log_prob: Tensor
 
 
 class TransitionTensors(NamedTuple):
@@ -285,19 +261,15 @@ class TransitionPairLoader(_Loader[TransitionPairRef]):
         rows = [(row, self.read(self.trajectories, row.ref)) for row in self._draws.all(step)]
         drawn, parts = zip(*sorted(rows, key=lambda entry: tuple(entry[1].winner_x_t.shape)), strict=True)
         refs = [row.ref for row in drawn]
-        tensors = PairTensors(*(_stacked(column) for column in zip(*parts, strict=True)))
+        columns = zip(PairTensors._fields, zip(*parts, strict=True), strict=True)
+        tensors: dict[str, Any] = {name: _stacked(column) for name, column in columns}
         return TrajectoryPairBatch(
-            winner_x_t=tensors.winner_x_t,
-            winner_x_next=tensors.winner_x_next,
-            loser_x_t=tensors.loser_x_t,
-            loser_x_next=tensors.loser_x_next,
-            winner_old_log_prob=tensors.winner_log_prob,
-            loser_old_log_prob=tensors.loser_log_prob,
             winner_reward=torch.tensor([ref.winner_reward for ref in refs], dtype=torch.float32),
             loser_reward=torch.tensor([ref.loser_reward for ref in refs], dtype=torch.float32),
             keys=tuple(f"{row.ref.pair_id}/{row.ref.index}@{row.epoch}" for row in drawn),
             groups=torch.tensor([row.number for row in drawn], dtype=torch.int64),
             is_grouped=self.whole_pairs,
+            **tensors,
             **self._shared(refs),
         )
 

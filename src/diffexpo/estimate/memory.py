@@ -24,8 +24,7 @@ PHASES = ("always", "train", "draw", "decode", "encode texts")
 
 @dataclass(frozen=True)
 class Item:
-    """One thing that takes memory: its count with the unit, its bytes, and the phase it belongs to (`always`
-    for all)."""
+    """One thing that takes memory: its count with the unit, its bytes and its phase (`always` for all)."""
 
     what: str
     count: str
@@ -69,13 +68,8 @@ def largest_phase(items: Sequence[Item]) -> str:
 
 
 def peak_bytes(items: Sequence[Item]) -> int:
-    """Most bytes held at once: what is always there and the largest phase.
-
-    Args:
-        items: Everything that takes memory.
-    Returns:
-        For items of 3 (always), 5 (train) and 4 (draw) bytes it is 8.
-    """
+    """Most bytes held at once: what is always there and the largest phase; for items of 3 (always), 5 (train)
+    and 4 (draw) bytes it is 8."""
     return phase_bytes(items, "always") + phase_bytes(items, largest_phase(items))
 
 
@@ -103,25 +97,22 @@ def training_items(
     Args:
         trained: Number of trained elements.
         has_average: Whether a moving average is kept.
-        held: Bytes alive after the forward pass.
-        peak: Most bytes alive in forward and backward.
-        forward: Most bytes alive in a pass without gradient.
+        held, peak, forward: Bytes alive after the forward pass; most in forward and backward; most in a pass
+            without gradient.
         shape: How many rows there are.
         moved: Bytes of a frozen version that is on the device for its own pass only.
-    Returns:
-        Items of the phase "train".
     """
     activations = max(
         peak.at(shape.rows),
         held.at(shape.rows) + (forward.at(shape.reference_rows) + moved if shape.reference_rows else 0),
         forward.at(shape.prepass_rows) + moved if shape.prepass_rows else 0,
     )
+    count, size = f"{trained:,} float32", FLOAT32 * trained
     items = [
-        Item("gradients", f"{trained:,} float32", FLOAT32 * trained, "train"),
-        Item("AdamW moments", f"2 x {trained:,} float32", 2 * FLOAT32 * trained, "train"),
+        Item("gradients", count, size, "train"),
+        Item("AdamW moments", f"2 x {count}", 2 * size, "train"),
+        *([Item("moving average", count, size, "train")] if has_average else []),
     ]
-    if has_average:
-        items.append(Item("moving average", f"{trained:,} float32", FLOAT32 * trained, "train"))
     return [*items, Item("activations, training", f"{shape.rows} rows", activations, "train")]
 
 
@@ -140,16 +131,13 @@ def drawing_items(
 
     Args:
         images: Images of one network call.
-        rows_per_image: Rows of one image: 2 with guidance, 3 with double guidance.
-        forward: Most bytes alive in the denoiser's pass without gradient.
-        decoder: The same of the autoencoder's decoder.
+        rows_per_image: 2 with guidance, 3 with double guidance.
+        forward, decoder: Most bytes alive in a pass of the denoiser without gradient, and of the decoder.
         image: Bytes of one decoded image.
         is_sliced: Images are decoded one at a time.
         moved: Bytes of a frozen version that is on the device while it draws, and while an evaluation decodes
             what it drew.
         merged: Bytes of weights with adapters folded into them, which exist while they draw.
-    Returns:
-        Items of the phases "draw" and "decode".
     """
     rows = images * rows_per_image
     decoded = decoder.at(1 if is_sliced else images) + (images * image if is_sliced else 0)
@@ -158,9 +146,8 @@ def drawing_items(
         Item("activations, decoding", f"{images} images", decoded, "decode"),
     ]
     if moved:
-        items += [
-            Item("a copy moved in", "the version that draws", moved, when) for when in ("draw", "decode")
-        ]
+        phases = ("draw", "decode")
+        items += [Item("a copy moved in", "the version that draws", moved, phase) for phase in phases]
     if merged:
         items.append(Item("merged weights", "adapted modules", merged, "draw"))
     return items

@@ -21,7 +21,7 @@ def could_learn_in_two_passes(config: RunConfig) -> bool:
 
 
 def versions(config: RunConfig) -> list[str]:
-    """Versions of the weights beside the frozen network: what `online` and `training` copy."""
+    """Versions of the weights besides the frozen network: what `online` and `training` copy."""
     card = config.algorithm
     names = ["current"] if config.tuning.kind == "lora" else ["current", "base"]
     if not card.draws_first:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 
 import torch
@@ -44,10 +44,8 @@ Key = tuple[str, str, str | None]
 def published_settings(name: str) -> Described:
     """Classes and settings of a checkpoint's networks: the published ones that decide sizes; everything else
     is the class's default."""
-    family, _ = checkpoints()[name]
-    return {
-        part: (family.parts[part], _expanded(entry)) for part, entry in PUBLISHED["checkpoints"][name].items()
-    }
+    kinds, entries = checkpoints()[name][0].parts, PUBLISHED["checkpoints"][name]
+    return {part: (kinds[part], _expanded(entry)) for part, entry in entries.items()}
 
 
 def _expanded(entry: str | Mapping[str, object]) -> dict[str, object]:
@@ -59,12 +57,9 @@ def _expanded(entry: str | Mapping[str, object]) -> dict[str, object]:
 
 
 def read_blueprint(path: str, model: ModelConfig, *, architecture: str | None = None) -> Blueprint:
-    """The networks of a base model on the meta device.
+    """The networks of a base model on the meta device: of a diffusers folder, of a hub id that
+    `find_checkpoint` knows, or of the checkpoint `architecture`, whatever the path says.
 
-    Args:
-        path: A diffusers folder, or a hub id that `find_checkpoint` knows.
-        model: Precision, resolution and text encoders.
-        architecture: Name of a checkpoint to take whatever the path says.
     Raises:
         MissingError: neither a folder nor a known architecture.
         PolicyError: a family that no policy reads, or a configuration that its class refuses.
@@ -72,12 +67,12 @@ def read_blueprint(path: str, model: ModelConfig, *, architecture: str | None = 
     folder = Path(path).expanduser()
     if architecture is None and folder.is_dir():
         index = read_model_folder(folder)
-        if index.pipeline_class not in FAMILIES:
+        card = FAMILIES.get(index.pipeline_class)
+        if card is None:
             raise PolicyError(
                 f"{path}: model family {index.pipeline_class!r} cannot be estimated; expected one of "
                 f"{', '.join(FAMILIES)}"
             )
-        card = FAMILIES[index.pipeline_class]
         return make_blueprint(card, read_described(index, card), model, path, str(folder))
     known = find_checkpoint(architecture or path)
     if known is None:
@@ -157,27 +152,22 @@ def activations(
     key: Key, has_gradient: bool, mixed_precision: str, gradient_checkpointing: bool
 ) -> tuple[PerRow, PerRow]:
     """What the denoiser holds and what is its peak, as functions of the rows."""
-    blueprint, _, _ = _prepared(key)
     autocast = AUTOCAST.get(mixed_precision)
-
-    def measured(rows: int) -> Activations:
-        return measure_denoiser(
-            blueprint,
-            rows=rows,
-            has_gradient=has_gradient,
-            autocast=autocast,
-            gradient_checkpointing=gradient_checkpointing,
-        )
-
-    one = measured(1)
+    measured = partial(
+        measure_denoiser,
+        _prepared(key)[0],
+        has_gradient=has_gradient,
+        autocast=autocast,
+        gradient_checkpointing=gradient_checkpointing,
+    )
+    one = measured(rows=1)
     # Copies of weights do not grow with the rows; those of adapters are too small to be told apart.
     if autocast is None or TuningConfig.model_validate_json(key[1]).kind == "lora":
         return PerRow(one.held), PerRow(one.peak)
-    two = measured(2)
-    return (
-        PerRow(two.held - one.held, 2 * one.held - two.held),
-        PerRow(two.peak - one.peak, 2 * one.peak - two.peak),
-    )
+    two = measured(rows=2)
+    pairs = ((one.held, two.held), (one.peak, two.peak))
+    held, peak = (PerRow(second - first, 2 * first - second) for first, second in pairs)
+    return held, peak
 
 
 @lru_cache(maxsize=64)
@@ -195,10 +185,9 @@ def flops(key: Key) -> int:
 def scorer_bytes(scorer: RewardCard) -> int | None:
     """Bytes of a scorer's network; None where its size is not known, 0 where it has none here."""
     if scorer.is_sized_by_files and scorer.path is not None:
-        path = Path(_local(scorer.path))
-        files = sorted(path.glob("*.safetensors")) if path.is_dir() else []
-        if files:
-            return sum(file.stat().st_size for file in files)
+        size = sum(file.stat().st_size for file in Path(_local(scorer.path)).glob("*.safetensors"))
+        if size:
+            return size
     count = scorer.num_parameters
     return None if count is None else count * (4 if scorer.precision == "float32" else 2)
 

@@ -17,7 +17,7 @@ from diffexpo.estimate.advice import Change, savings_in
 from diffexpo.estimate.memory import GIB
 from diffexpo.phases import phase_of
 
-ASKED = (r"[Tt]ried to allocate (?P<size>[\d.]+ \w+)", r"Unable to allocate (?P<size>[\d.]+ \w+)")
+ASKED = r"(?:[Tt]ried|Unable) to allocate (?P<size>[\d.]+ \w+)"
 FREE = r"capacity of (?P<total>[\d.]+ \w+) of which (?P<free>[\d.]+ \w+) is free"
 
 
@@ -56,15 +56,15 @@ def message(config: RunConfig, run_dir: Path, phase: str | None, cause: BaseExce
 
 
 def _table(changes: Sequence[Change]) -> list[str]:
-    rows = [(" --set ".join(change.settings), change.price) for change in changes]
-    width = max(len(settings) for settings, _ in rows)
-    return [f"    {settings:{width}}  {price}" for settings, price in rows]
+    settings = [" --set ".join(change.settings) for change in changes]
+    width = max(map(len, settings))
+    return [f"    {each:{width}}  {change.price}" for each, change in zip(settings, changes, strict=True)]
 
 
 def _amounts(cause: BaseException) -> str:
     """How much was asked for and how much was free, as far as the allocator or the system says."""
     text = str(cause)
-    found = next((match for pattern in ASKED if (match := re.search(pattern, text))), None)
+    found = re.search(ASKED, text)
     size = found["size"] if found else "an unknown amount"
     if size.endswith(" bytes"):
         size = f"{int(size.split()[0]) / GIB:.4g} GiB"

@@ -63,7 +63,7 @@ class Estimate:
         return sum(item.bytes for item in self.disk)
 
     def fits(self, gib: float) -> bool:
-        """Whether a device of so many GiB holds it."""
+        """Whether a device of this size holds it."""
         return fits(self.total, gib)
 
     def as_json(self) -> dict[str, object]:
@@ -126,7 +126,7 @@ def disk_items(config: RunConfig, *, architecture: str | None = None) -> list[It
 def advise(
     config: RunConfig, *, architecture: str | None = None, cards: Sequence[float] = CARDS
 ) -> list[Advice]:
-    """What makes the run fit on cards of so many GiB, cheapest first.
+    """What makes the run fit on cards of the given GiB, cheapest first.
 
     Settings are added in the order of their price until the run fits; then each that is not needed is left
     out again.

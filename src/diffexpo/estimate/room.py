@@ -24,15 +24,11 @@ def free_bytes(device: torch.device) -> int | None:
 def check_room(
     config: RunConfig, console: Console, free: Callable[[torch.device], int | None] = free_bytes
 ) -> None:
-    """Compare the estimate of a run with what its device has free.
+    """Compare the estimate of a run with what its device has free, as `free` tells.
 
     Weights are counted exactly, so a run whose weights alone do not fit is refused. Activations are
     estimated, so one that seems to need more than there is goes on after a warning.
 
-    Args:
-        config: Of the run.
-        console: Where the warning goes.
-        free: Tells the free bytes of a device, or None.
     Raises:
         ConfigError: not even the weights fit; the message has the settings that would make the run fit.
     """
@@ -61,9 +57,7 @@ def _needs(found: Estimate, weights: int, room: int) -> str:
 
 def _cure(advice: Advice) -> str:
     if not advice.changes:
-        return (
-            "nothing that this version knows makes it fit; take a larger device or a smaller model "
-            "(model.path)"
-        )
+        smaller = "a larger device or a smaller model (model.path)"
+        return f"nothing that this version knows makes it fit; take {smaller}"
     settings = " ".join(f"--set {setting}" for change in advice.changes for setting in change.settings)
     return f"it would take {advice.total / GIB:.1f} GiB with {settings} (`diffexpo estimate` has the prices)"

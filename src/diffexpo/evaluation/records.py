@@ -88,7 +88,7 @@ class PairExample:
     iteration: int
     prompt: str
     rule: str
-    margin: float
+    margin: float | None
     winner_agent: str
     loser_agent: str
     winner_negative: str = ""

@@ -38,7 +38,7 @@ class Improving:
 
     policy: Policy
     engine: Engine
-    save: Callable[[Path], None]
+    save: Callable[[Path], Path]
     embed: Callable[[Tensor], Tensor] | None = None
 
 

@@ -9,7 +9,6 @@ import math
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 
 import torch
 from diffusers import ModelMixin
@@ -20,19 +19,10 @@ from torch import Tensor, nn
 from diffexpo.config.schema import LoraConfig as LoraSettings
 from diffexpo.diffusion.kernels import at_least_float32
 from diffexpo.errors import PolicyError
-from diffexpo.policies.states import BASE, CURRENT, REFERENCE, Versions, check_state, fingerprint_state
+from diffexpo.policies.states import BASE, CURRENT, REFERENCE, Versions
 from diffexpo.rng import torch_generator
 
 _log = logging.getLogger("diffexpo")
-
-
-@dataclass(frozen=True)
-class _Running:
-    """What the network runs with: a version by its adapter, or by its folded weights (by module), with all
-    adapters off."""
-
-    name: str
-    folded: Mapping[str, Tensor] | None = None
 
 
 class LoraWeightSets(Versions):
@@ -67,7 +57,8 @@ class LoraWeightSets(Versions):
         self._versions: dict[str, str | None] = {BASE: None, REFERENCE: None}
         network.requires_grad_(False)
         self._layers: dict[str, LoraLayer] = {}
-        self._active = _Running(CURRENT)
+        # Folded weights by module while they run, with all adapters off.
+        self._folded: Mapping[str, Tensor] | None = None
         self._merged: list[str] = []
         # The base's own tensors of the modules that hold folded ones at the moment.
         self._originals: list[tuple[nn.Parameter, Tensor]] = []
@@ -82,24 +73,23 @@ class LoraWeightSets(Versions):
             name: The version.
             merged: Run with W' = W + alpha / rank B A in place of W and B, A: fewer kernels, another
                 rounding. W' is made in float32 and held in W's type; afterwards W itself is back, not W'
-                minus the update. Meanwhile the version cannot be changed. A version without an adapter runs
-                as ever.
+                minus the update. Meanwhile the version cannot be changed. Without an adapter nothing changes.
         Raises:
             PolicyError: no such version; a module whose update is no weight of its shape (a grouped
                 convolution).
         """
         name = self._stand_in or name
-        previous, adapter = self._active, self._adapter(name)
+        previous, adapter = (self._active, self._folded), self._adapter(name)
         to_fold = adapter if merged else None
         try:
             if to_fold is not None:
                 self._merged.append(name)
-            self._activate(_Running(name, None if to_fold is None else self._fold(to_fold)))
+            self._activate(name, None if to_fold is None else self._fold(to_fold))
             yield
         finally:
             if to_fold is not None:
                 self._merged.remove(name)
-            self._activate(previous)
+            self._activate(*previous)
 
     def copy(self, source: str, target: str) -> None:
         """Make or overwrite `target` with the values of `source`, exactly.
@@ -114,39 +104,18 @@ class LoraWeightSets(Versions):
         if adapter is None and target != CURRENT:
             self._remove(target)
             self._versions[target] = None
-            return
-        self.load(target, self.state(source))
+        else:
+            self.load(target, self.state(source))
 
-    def drop(self, name: str) -> None:
-        """Forget a version; "reference" falls back to the base."""
-        self._refuse_drop(name, self._active.name)
-        self._remove(name)
-        if name == REFERENCE:
-            self._versions[REFERENCE] = None
+    def _tensors(self, name: str) -> Mapping[str, Tensor]:
+        """For the base they are those of the initial adapter, whose B is 0."""
+        adapter = self._adapter(name)
+        return self._initial_state() if adapter is None else self._parameters(adapter)
 
-    def trainable(self) -> dict[str, nn.Parameter]:
-        """Parameters of "current" by name, e.g. `mid_block...to_q.lora_A.weight`."""
-        return self._parameters(CURRENT)
-
-    def state(self, name: str) -> dict[str, Tensor]:
-        """Detached CPU copy of a version. For the base it is the initial adapter, whose B is 0."""
-        if self._adapter(name) is None:
-            return self._initial_state()
-        return {key: value.detach().cpu().clone() for key, value in self._parameters(name).items()}
-
-    def load(self, name: str, state: Mapping[str, Tensor]) -> None:
-        """Make or overwrite a version from tensors whose names and shapes match exactly."""
-        self._refuse_change(name)
-        check_state(name, state, self.trainable())
+    def _writable(self, name: str) -> str | None:
         if self._versions.get(name) is None:
             self._add(name)
-        with torch.no_grad():
-            for key, parameter in self._parameters(name).items():
-                parameter.copy_(state[key])
-
-    def fingerprint(self, name: str) -> str:
-        """sha256 of a version's values; every version without an adapter shares one."""
-        return fingerprint_state(self.state(name))
+        return self._versions[name]
 
     def _adapter(self, name: str) -> str | None:
         self._check_known(name)
@@ -170,12 +139,9 @@ class LoraWeightSets(Versions):
             try:
                 inject_adapter_in_model(self.peft_config(self.alpha), self.network, adapter)
             except ValueError as error:
-                raise PolicyError(
-                    f"tuning.lora.target_modules={list(self.target_modules)}: {error}"
-                ) from error
-        self._layers = {
-            path: layer for path, layer in self.network.named_modules() if isinstance(layer, LoraLayer)
-        }
+                raise PolicyError(f"tuning.lora.target_modules={[*self.target_modules]}: {error}") from error
+        modules = self.network.named_modules()
+        self._layers = {path: layer for path, layer in modules if isinstance(layer, LoraLayer)}
         for layer in self._layers.values():
             # Half-precision factors would lose their updates; peft casts the layer's input to their type.
             layer.lora_A[adapter].float()
@@ -183,7 +149,7 @@ class LoraWeightSets(Versions):
         self._versions[name] = adapter
         self.network.eval()
         self._freeze()
-        self._activate(self._active)
+        self._activate(self._active, self._folded)
 
     def _remove(self, name: str) -> None:
         adapter = self._versions.pop(name, None)
@@ -192,7 +158,7 @@ class LoraWeightSets(Versions):
                 layer.delete_adapter(adapter)
             self.network.peft_config.pop(adapter)
             self._freeze()
-            self._activate(self._active)
+            self._activate(self._active, self._folded)
 
     def _freeze(self) -> None:
         """Only "current" is trainable, whatever version runs: a backward through an earlier forward still
@@ -200,20 +166,24 @@ class LoraWeightSets(Versions):
         for layer in self._layers.values():
             layer.set_adapter([], inference_mode=True)
         if CURRENT in self._versions:
-            for parameter in self._parameters(CURRENT).values():
+            for parameter in self.trainable().values():
                 parameter.requires_grad_(True)
 
-    def _activate(self, running: _Running) -> None:
+    def _activate(self, name: str, folded: Mapping[str, Tensor] | None) -> None:
         self._put_back()
-        adapter = None if running.folded is not None else self._versions[running.name]
+        adapter = None if folded is not None else self._versions[name]
         active = [] if adapter is None else [adapter]
         for layer in self._layers.values():
             # What `set_adapter` ends with. All of it walks through every factor of every version, and
             # versions change in each step.
             layer._active_adapter = active
-        self._active = running
-        if running.folded is not None:
-            self._put_in(running.folded)
+        self._active, self._folded = name, folded
+        if folded is not None:
+            weights = [self._layers[path].get_base_layer().weight for path in folded]
+            # Complete before the first tensor moves, so that an interruption in between can be undone.
+            self._originals = [(weight, weight.data) for weight in weights]
+            for weight, value in zip(weights, folded.values(), strict=True):
+                weight.data = value
 
     def _fold(self, adapter: str) -> dict[str, Tensor]:
         """The weight of every adapted module with an adapter's update in it."""
@@ -230,20 +200,12 @@ class LoraWeightSets(Versions):
                 folded[path] = torch.empty_like(weight).copy_(whole)
         return folded
 
-    def _put_in(self, folded: Mapping[str, Tensor]) -> None:
-        weights = {path: self._layers[path].get_base_layer().weight for path in folded}
-        # Complete before the first tensor moves, so that an interruption in between can be undone.
-        self._originals = [(weight, weight.data) for weight in weights.values()]
-        for path, weight in weights.items():
-            weight.data = folded[path]
-
     def _put_back(self) -> None:
         for weight, original in self._originals:
             weight.data = original
         self._originals = []
 
-    def _parameters(self, name: str) -> dict[str, nn.Parameter]:
-        adapter = self._versions[name]
+    def _parameters(self, adapter: str) -> dict[str, nn.Parameter]:
         return {
             f"{path}.{factor}.weight": getattr(layer, factor)[adapter].weight
             for path, layer in self._layers.items()

@@ -61,8 +61,10 @@ def check_finite(latents: Tensor, dtype: torch.dtype) -> None:
 
 
 def encode_with(vae: ModelMixin, images: Tensor) -> Tensor:
-    """Images (B,3,H,W) in [0,1] to scaled latents (B,C,h,w), posterior mean (no random number)."""
-    shift = vae.config.shift_factor or 0.0
+    """Images (B,3,H,W) in [0,1] to scaled latents (B,C,h,w): the posterior mean (no random number), or what
+    an autoencoder without a distribution gives."""
+    shift = vae.config.get("shift_factor") or 0.0
     with torch.no_grad():
-        posterior = vae.encode(images.to(vae.device, vae.dtype) * 2 - 1).latent_dist
-    return (posterior.mode() - shift) * vae.config.scaling_factor
+        encoded = vae.encode(images.to(vae.device, vae.dtype) * 2 - 1)
+    latents = encoded.latent_dist.mode() if hasattr(encoded, "latent_dist") else encoded.latent
+    return (latents - shift) * vae.config.scaling_factor

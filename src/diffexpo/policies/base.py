@@ -62,21 +62,19 @@ def load_policy(
             f"tuning.kind=full with model.dtype={model.dtype}: updates of half-precision weights round away; "
             "expected model.dtype=float32 (training.mixed_precision gives the speed), or tuning.kind=lora"
         )
-    folder = read_model_folder(
-        resolve_folder(folder_or_id, revision=model.revision, variant=model.variant), model.variant
-    )
+    path = resolve_folder(folder_or_id, revision=model.revision, variant=model.variant)
+    folder = read_model_folder(path, model.variant)
     card = FAMILIES.get(folder.pipeline_class)
     if card is None:
         raise PolicyError(
-            f"{folder.path}: model family {folder.pipeline_class!r} is unknown; expected one of "
+            f"{path}: model family {folder.pipeline_class!r} is unknown; expected one of "
             f"{', '.join(FAMILIES)}{_other_task(folder.pipeline_class)}"
         )
     _refuse_text_settings(card, model)
     ask = Loading(card, folder, model, tuning, seed, gradient_checkpointing)
     # Damaged files are named before anything is loaded.
     _ = ask.files
-    # Only this family's code is imported: each brings networks of its own, and importing them all takes a
-    # second.
+    # Only this family's code is imported: each brings networks of its own, a second for all of them.
     policy: FamilyPolicy = import_module(f"diffexpo.policies.{card.name}").load(ask)
     use_slices_and_tiles(policy.vae, model)
     apply_speed_settings(model, policy.weights, policy.device)
@@ -97,10 +95,8 @@ def _shapes(folder: ModelFolder, model: ModelConfig, policy: FamilyPolicy) -> tu
 
 def _other_task(pipeline_class: str) -> str:
     """What a known kind of model is for, when it is not text to image."""
-    for part, what in OTHER_TASKS.items():
-        if part in pipeline_class:
-            return f". This one is {what}; take the text-to-image base model"
-    return ""
+    what = next((what for part, what in OTHER_TASKS.items() if part in pipeline_class), None)
+    return f". This one is {what}; take the text-to-image base model" if what else ""
 
 
 def _refuse_text_settings(card: Family, model: ModelConfig) -> None:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from diffexpo.errors import PolicyError
 from diffexpo.policies.frozen import lower_precision, moved_to
-from diffexpo.policies.states import BASE, CURRENT, REFERENCE, Versions, check_state, fingerprint_state
+from diffexpo.policies.states import BASE, CURRENT, REFERENCE, Versions
 
 
 class CopyWeightSets(Versions):
@@ -22,7 +22,7 @@ class CopyWeightSets(Versions):
     in place, so copying one frozen version to another name shares the module; a copy is made only when values
     differ.
 
-    With a `reference_dtype` other than float32 the module behind "reference" alone holds, in that type, what
+    With a `reference_dtype` other than float32 the module of "reference" alone holds, in that type, what
     autocast would cast to it anyway; the base then lies in main memory while it does not run. With
     `parks_copies` all frozen versions do.
 
@@ -47,7 +47,7 @@ class CopyWeightSets(Versions):
         parks_copies: bool = False,
     ) -> None:
         network.eval().requires_grad_(False)
-        base = copies.deepcopy(network)
+        self.base_module = base = copies.deepcopy(network)
         self._inert = inert
         self._reference_dtype = reference_dtype
         self._parks_copies = parks_copies
@@ -56,9 +56,7 @@ class CopyWeightSets(Versions):
         self._preparations: list[Callable[[ModelMixin], object]] = []
         for parameter in self._parameters(network).values():
             parameter.requires_grad_(True)
-        self.base_module = base
         self._versions: dict[str, nn.Module] = {BASE: base, REFERENCE: base, CURRENT: network}
-        self._active = CURRENT
         self._settle(base)
 
     @property
@@ -103,29 +101,10 @@ class CopyWeightSets(Versions):
         else:
             self._versions[target] = module
 
-    def drop(self, name: str) -> None:
-        """Forget a version; "reference" falls back to the base."""
-        self._refuse_drop(name, self._active)
-        del self._versions[name]
-        if name == REFERENCE:
-            self._versions[REFERENCE] = self.base_module
+    def _tensors(self, name: str) -> Mapping[str, Tensor]:
+        return self._parameters(self._module(name))
 
-    def trainable(self) -> dict[str, nn.Parameter]:
-        """Parameters of "current" by their name in the network."""
-        return self._parameters(self._versions[CURRENT])
-
-    def state(self, name: str) -> dict[str, Tensor]:
-        """Detached CPU copy of a version's parameters."""
-        # Contiguous, whatever the layout in memory: files take no other.
-        return {
-            key: value.detach().cpu().clone(memory_format=torch.contiguous_format)
-            for key, value in self._parameters(self._module(name)).items()
-        }
-
-    def load(self, name: str, state: Mapping[str, Tensor]) -> None:
-        """Make or overwrite a version from tensors whose names and shapes match exactly."""
-        self._refuse_change(name)
-        check_state(name, state, self.trainable())
+    def _writable(self, name: str) -> nn.Module:
         module = self._versions.get(name)
         shared = sum(other is module for other in self._versions.values()) > 1
         if module is None or shared:
@@ -133,14 +112,15 @@ class CopyWeightSets(Versions):
             # forward.
             module = self._made_from(self.base_module, is_lowered=self._is_lowered(name))
             self._versions[name] = module
-        self._refuse_moved(name, module)
-        with torch.no_grad():
-            for key, parameter in self._parameters(module).items():
-                parameter.copy_(state[key])
+        if self._device.type != "cpu" and self._is_parked(module) and self._is_moved(module):
+            raise PolicyError(
+                f"weights {name!r}: runs, and what is written to it meanwhile would be lost; change it after "
+                "the block"
+            )
+        return module
 
-    def fingerprint(self, name: str) -> str:
-        """sha256 of a version's parameters."""
-        return fingerprint_state(self.state(name))
+    def _remove(self, name: str) -> None:
+        del self._versions[name]
 
     def prepare_networks(self, prepare: Callable[[ModelMixin], object]) -> None:
         """Apply a change of layout or execution to every version, those made later included."""
@@ -191,13 +171,6 @@ class CopyWeightSets(Versions):
 
     def _is_moved(self, module: nn.Module) -> bool:
         return next(module.parameters()).device == self._device
-
-    def _refuse_moved(self, name: str, module: nn.Module) -> None:
-        if self._device.type != "cpu" and self._is_parked(module) and self._is_moved(module):
-            raise PolicyError(
-                f"weights {name!r}: runs, and what is written to it meanwhile would be lost; change it after "
-                "the block"
-            )
 
     def _check_autocast(self) -> None:
         device, dtype = self._device.type, self._reference_dtype

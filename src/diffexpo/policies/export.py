@@ -22,7 +22,9 @@ import logging
 import math
 import shutil
 from collections.abc import Mapping
+from dataclasses import dataclass
 from enum import Enum
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -72,7 +74,7 @@ def export_policy(policy: FamilyPolicy, version: str, folder: Path) -> dict[str,
     """
     weights = policy.weights
     if isinstance(weights, LoraWeightSets):
-        kind, export = "lora", _export_lora(policy, weights, version, folder)
+        kind, export = "lora", _LoraExport(policy, weights, version, folder).run()
     else:
         kind, export = "full", _export_full(policy, version, folder)
     files, report, tensors = export
@@ -84,30 +86,6 @@ def export_policy(policy: FamilyPolicy, version: str, folder: Path) -> dict[str,
         **report,
         "sha256": fingerprint_state(tensors),
     }
-
-
-def _export_lora(policy: FamilyPolicy, weights: LoraWeightSets, version: str, folder: Path) -> Exported:
-    """Write the LoRA files of the family and compare a fresh plain-diffusers pipeline that loads each."""
-    scale = weights.alpha / weights.rank
-    tensors = {
-        name: (tensor * scale if ".lora_B." in name else tensor).contiguous()
-        for name, tensor in weights.state(version).items()
-    }
-    header = _header(policy, weights, version, tensors)
-    folder.mkdir(parents=True, exist_ok=True)
-    has_loader = hasattr(_pipeline_class(policy), "load_lora_weights")
-    file = (_write_lora if has_loader else _write_peft)(policy, weights, tensors, header, folder)
-    fresh = _pipeline_from(policy, policy.folder.path)
-    attach_lora(fresh, folder)
-    try:
-        report = _compare(policy, version, fresh, file)
-    except PolicyError:
-        file.unlink()
-        raise
-    kohya = (
-        _export_kohya(policy, version, tensors, header, fresh, folder) if policy.card.has_kohya_file else []
-    )
-    return [file, *kohya], report, tensors
 
 
 def _export_full(policy: FamilyPolicy, version: str, folder: Path) -> Exported:
@@ -163,92 +141,105 @@ def kohya_tensors(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 # ---- writing -----------------------------------------------------------------------------------------------
 
 
-def _write_lora(
-    policy: FamilyPolicy,
-    weights: LoraWeightSets,
-    tensors: Mapping[str, Tensor],
-    header: Mapping[str, str],
-    folder: Path,
-) -> Path:
-    """By the pipeline class's own `save_lora_weights`, which prefixes the names."""
-    component = policy.card.denoiser[0]
-    described = {f"{component}.{key}": value for key, value in _adapter(weights).items()}
-    metadata = {**header, "lora_adapter_metadata": json.dumps(described, sort_keys=True)}
-    _pipeline_class(policy).save_lora_weights(
-        str(folder),
-        save_function=lambda layers, file: save_file(dict(layers), file, metadata=metadata),
-        **{f"{component}_lora_layers": dict(tensors)},
-    )
-    return folder / LORA_FILE
+@dataclass(frozen=True)
+class _LoraExport:
+    """The LoRA files of one version."""
 
+    policy: FamilyPolicy
+    weights: LoraWeightSets
+    version: str
+    folder: Path
 
-def _write_peft(
-    policy: FamilyPolicy,
-    weights: LoraWeightSets,
-    tensors: Mapping[str, Tensor],
-    header: Mapping[str, str],
-    folder: Path,
-) -> Path:
-    """In peft's own layout."""
-    described = _adapter(weights) | {"inference_mode": True}
-    (folder / PEFT_CONFIG).write_text(json.dumps(described, indent=2, sort_keys=True), encoding="utf-8")
-    named = {f"base_model.model.{name}": tensor for name, tensor in tensors.items()}
-    save_file(named, folder / PEFT_FILE, metadata=dict(header))
-    return folder / PEFT_FILE
+    def run(self) -> Exported:
+        """Write the files of the family and compare a fresh plain-diffusers pipeline that loads each."""
+        policy, version = self.policy, self.version
+        self.folder.mkdir(parents=True, exist_ok=True)
+        has_loader = hasattr(_pipeline_class(policy), "load_lora_weights")
+        file = self.write() if has_loader else self.write_peft()
+        fresh = _pipeline_from(policy, policy.folder.path)
+        attach_lora(fresh, self.folder)
+        try:
+            report = _compare(policy, version, fresh, file)
+        except PolicyError:
+            file.unlink()
+            raise
+        kohya = self.write_kohya(fresh) if policy.card.has_kohya_file else []
+        return [file, *kohya], report, self.tensors
 
+    @cached_property
+    def tensors(self) -> dict[str, Tensor]:
+        """The factors with the scale folded into B."""
+        scale = self.weights.alpha / self.weights.rank
+        return {
+            name: (tensor * scale if ".lora_B." in name else tensor).contiguous()
+            for name, tensor in self.weights.state(self.version).items()
+        }
 
-def _adapter(weights: LoraWeightSets) -> dict[str, object]:
-    """peft's settings, the scale being in the tensors already."""
-    return {key: _plain(value) for key, value in weights.peft_config(weights.rank).to_dict().items()}
+    @cached_property
+    def adapter(self) -> dict[str, object]:
+        """peft's settings, the scale being in the tensors already."""
+        settings = self.weights.peft_config(self.weights.rank).to_dict()
+        return {key: _plain(value) for key, value in settings.items()}
 
+    @cached_property
+    def header(self) -> dict[str, str]:
+        size, card = _image_size(self.policy), self.policy.card
+        text_width = self.weights.network.config.get("cross_attention_dim")
+        architecture, base_version = card.export_names_by_text_width.get(text_width, card.export_names)
+        return {
+            "format": "pt",
+            "modelspec.sai_model_spec": "1.0.1",
+            "modelspec.architecture": f"{architecture}/lora",
+            "modelspec.implementation": "diffusers",
+            "modelspec.title": f"{self.policy.folder.path.name} {self.version}",
+            "modelspec.resolution": f"{size['width']}x{size['height']}",
+            "modelspec.date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d"),
+            "modelspec.description": "Preference-aligned LoRA made by diffexpo",
+            "modelspec.prediction_type": self.policy.path.prediction_type,
+            "modelspec.hash_sha256": fingerprint_state(self.tensors),
+            "ss_base_model_version": base_version,
+            "ss_network_module": "peft.lora",
+            "ss_network_dim": str(self.weights.rank),
+            # The scale is inside the tensors already.
+            "ss_network_alpha": str(self.weights.rank),
+            "ss_training_comment": f"base weights sha256 {self.policy.fingerprint}",
+        }
 
-def _export_kohya(
-    policy: FamilyPolicy,
-    version: str,
-    tensors: Mapping[str, Tensor],
-    header: Mapping[str, str],
-    fresh: DiffusionPipeline,
-    folder: Path,
-) -> list[Path]:
-    """The file for ComfyUI, if diffusers reads it as the same model; else no file and a warning."""
-    file = folder / KOHYA_FILE
-    save_file(kohya_tensors(tensors), file, metadata={**header, "ss_network_module": "networks.lora"})
-    try:
-        fresh.unload_lora_weights()
-        fresh.load_lora_weights(str(folder), weight_name=KOHYA_FILE)
-        _compare(policy, version, fresh, file)
-    except (*LOAD_ERRORS, PolicyError) as error:
-        file.unlink()
-        why = "diffusers does not read it as the same model"
-        _log.warning("%s is not written: %s (%s); take %s", file, why, error, LORA_FILE)
-        return []
-    return [file]
+    def write(self) -> Path:
+        """By the pipeline class's own `save_lora_weights`, which prefixes the names."""
+        component = self.policy.card.denoiser[0]
+        described = {f"{component}.{key}": value for key, value in self.adapter.items()}
+        metadata = {**self.header, "lora_adapter_metadata": json.dumps(described, sort_keys=True)}
+        _pipeline_class(self.policy).save_lora_weights(
+            str(self.folder),
+            save_function=lambda layers, file: save_file(dict(layers), file, metadata=metadata),
+            **{f"{component}_lora_layers": self.tensors},
+        )
+        return self.folder / LORA_FILE
 
+    def write_peft(self) -> Path:
+        """In peft's own layout."""
+        described = json.dumps(self.adapter | {"inference_mode": True}, indent=2, sort_keys=True)
+        (self.folder / PEFT_CONFIG).write_text(described, encoding="utf-8")
+        named = {f"base_model.model.{name}": tensor for name, tensor in self.tensors.items()}
+        save_file(named, self.folder / PEFT_FILE, metadata=self.header)
+        return self.folder / PEFT_FILE
 
-def _header(
-    policy: FamilyPolicy, weights: LoraWeightSets, version: str, tensors: Mapping[str, Tensor]
-) -> dict[str, str]:
-    size, card = _image_size(policy), policy.card
-    text_width = weights.network.config.get("cross_attention_dim")
-    architecture, base_version = card.export_names_by_text_width.get(text_width, card.export_names)
-    return {
-        "format": "pt",
-        "modelspec.sai_model_spec": "1.0.1",
-        "modelspec.architecture": f"{architecture}/lora",
-        "modelspec.implementation": "diffusers",
-        "modelspec.title": f"{policy.folder.path.name} {version}",
-        "modelspec.resolution": f"{size['width']}x{size['height']}",
-        "modelspec.date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d"),
-        "modelspec.description": "Preference-aligned LoRA made by diffexpo",
-        "modelspec.prediction_type": policy.path.prediction_type,
-        "modelspec.hash_sha256": fingerprint_state(tensors),
-        "ss_base_model_version": base_version,
-        "ss_network_module": "peft.lora",
-        "ss_network_dim": str(weights.rank),
-        # The scale is inside the tensors already.
-        "ss_network_alpha": str(weights.rank),
-        "ss_training_comment": f"base weights sha256 {policy.fingerprint}",
-    }
+    def write_kohya(self, fresh: DiffusionPipeline) -> list[Path]:
+        """The file for ComfyUI, if diffusers reads it as the same model; else no file and a warning."""
+        file = self.folder / KOHYA_FILE
+        metadata = {**self.header, "ss_network_module": "networks.lora"}
+        save_file(kohya_tensors(self.tensors), file, metadata=metadata)
+        try:
+            fresh.unload_lora_weights()
+            fresh.load_lora_weights(str(self.folder), weight_name=KOHYA_FILE)
+            _compare(self.policy, self.version, fresh, file)
+        except (*LOAD_ERRORS, PolicyError) as error:
+            file.unlink()
+            why = "diffusers does not read it as the same model"
+            _log.warning("%s is not written: %s (%s); take %s", file, why, error, LORA_FILE)
+            return []
+        return [file]
 
 
 def _image_size(policy: FamilyPolicy) -> dict[str, int]:

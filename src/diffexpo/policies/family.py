@@ -246,11 +246,10 @@ class Loading:
         return load_module(found, self.folder, component, dtype, self.device)
 
     def parts(self, text_dtype: torch.dtype | None = None) -> Parts:
-        """All networks and tokenizers, the autoencoder in float32: in half precision it overflows for known
-        models.
+        """All networks and tokenizers; the text encoders are in `text_dtype` or the denoiser's, the
+        autoencoder
+        in float32: in half precision it overflows for known models.
 
-        Args:
-            text_dtype: Of the text encoders; None is the denoiser's.
         Raises:
             ConfigError: no token of T5 is read.
             MissingError: a component or a file of it is not there.

@@ -10,14 +10,14 @@ import torch
 from diffusers.configuration_utils import FrozenDict
 from torch import Tensor
 
+from diffexpo.config.families.flux import CARD
 from diffexpo.policies.autoencoder import vae_factor
 from diffexpo.policies.family import Empty, FamilyPolicy, Inputs, Loading, Parts
 from diffexpo.policies.loading import read_json
 from diffexpo.policies.sizes import Shape
 from diffexpo.policies.text import count_tokens, encode_text
 
-# Latents of a token in each direction.
-PATCH = 2
+PATCH = CARD.patch or 1
 # The pipeline's own size, in latents: no file of the transformer names one. The autoencoder's does (1024
 # pixels, the same).
 LATENT_SIDE = 128

@@ -28,12 +28,7 @@ def cast_parameters(network: nn.Module) -> Iterator[nn.Parameter]:
 
 def lower_precision(network: nn.Module, dtype: torch.dtype) -> None:
     """Hold in `dtype` what autocast of that type would cast anyway, in place; the network then runs under
-    that autocast only.
-
-    Args:
-        network: A float32 network without gradients.
-        dtype: torch.bfloat16 or torch.float16.
-    """
+    that autocast only."""
     for parameter in cast_parameters(network):
         parameter.data = parameter.data.to(dtype)
 

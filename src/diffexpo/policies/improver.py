@@ -79,14 +79,8 @@ Improver = UNetImprover | SD3Improver
 def make_improver(policy: Policy, *, gradient_checkpointing: bool = False) -> Improver:
     """An untrained improvement model: the base's denoiser from its folder, in float32, widened by zeros.
 
-    Args:
-        policy: The base model; its autoencoder and text encoders are shared, its trained versions are not
-            used.
-        gradient_checkpointing: Recompute activations in the backward pass.
-    Returns:
-        A policy that equals the base bit for bit under any image condition, fully trainable.
-    Raises:
-        PolicyError: the family has no improvement model.
+    It shares the base's autoencoder and text encoders, equals the base bit for bit under any image condition,
+    and is fully trainable. A family without an improvement model is a PolicyError.
     """
     family = _supported(policy)
     network, plain = _read_denoiser(family.folder, family)
@@ -96,14 +90,10 @@ def make_improver(policy: Policy, *, gradient_checkpointing: bool = False) -> Im
 
 
 def load_improver(folder: Path, policy: Policy, *, gradient_checkpointing: bool = False) -> Improver:
-    """A trained improvement model from the folder that `save_improver` wrote.
+    """A trained improvement model from the folder that `save_improver` wrote; its "current" weights are
+    those of the folder. The policy is of the same family, with the same autoencoder and text encoders, which
+    are shared.
 
-    Args:
-        folder: A diffusers folder with `improver.json`.
-        policy: A model of the same family with the same autoencoder and text encoders, which are shared.
-        gradient_checkpointing: Recompute activations in the backward pass.
-    Returns:
-        The improvement model; its "current" weights are those of the folder.
     Raises:
         MissingError: a file is not there.
         PolicyError: no improvement model, or one of other latents or texts.

@@ -135,9 +135,7 @@ def read_model_folder(folder: Path, variant: str | None = None) -> ModelFolder:
 def read_json(file: Path) -> dict[str, Any]:
     """A JSON object from a file of the model folder."""
     if not file.is_file():
-        raise MissingError(
-            f"{file}: file is missing; the model folder is incomplete, copy or download it again"
-        )
+        raise incomplete(file)
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
@@ -183,11 +181,7 @@ def weight_files(folder: Path, variant: str | None) -> list[Path]:
 
 
 def check_weight_files(files: Sequence[Path]) -> None:
-    """Open every header: a truncated or damaged file is named before anything loads.
-
-    Raises:
-        PolicyError: a file that is not whole.
-    """
+    """Open every header: a truncated or damaged file is named, as a PolicyError, before anything loads."""
     for file in files:
         try:
             with safe_open(file, framework="pt") as tensors:
@@ -207,6 +201,11 @@ def fingerprint_files(files: Sequence[Path], root: Path) -> str:
         with file.open("rb") as stream:
             hashlib.file_digest(stream, lambda: digest)
     return digest.hexdigest()
+
+
+def incomplete(file: Path) -> MissingError:
+    """The error that names a file which is not there."""
+    return MissingError(f"{file}: file is missing; the model folder is incomplete, copy or download it again")
 
 
 def load_module(

@@ -14,7 +14,6 @@ from diffusers.configuration_utils import FrozenDict
 from torch import Tensor
 
 from diffexpo.errors import ConfigError
-from diffexpo.phases import phase
 from diffexpo.policies.family import Empty, FamilyPolicy, Inputs, Loading
 from diffexpo.policies.pixart import prepared
 from diffexpo.policies.sizes import Shape
@@ -32,15 +31,12 @@ def as_flow_match(scheduler: Mapping[str, object]) -> dict[str, object]:
     sigma' eps, and the network predicts eps - x0 in both. They differ in the solver, which belongs to the
     sampler and not to the model.
 
-    Args:
-        scheduler: Content of `scheduler_config.json`.
     Returns:
         Settings of a FlowMatchEulerDiscreteScheduler with `shift` = `flow_shift`, if `use_flow_sigmas` and
         `prediction_type: flow_prediction` say that these are flow levels; else the settings as they are.
     Source: diffusers' DPMSolverMultistepScheduler; SANA (arXiv 2410.10629), Flow-DPM-Solver.
     """
-    is_flow = bool(scheduler.get("use_flow_sigmas")) and scheduler.get("prediction_type") == "flow_prediction"
-    if not is_flow:
+    if not scheduler.get("use_flow_sigmas") or scheduler.get("prediction_type") != "flow_prediction":
         return dict(scheduler)
     return {
         **scheduler,
@@ -102,15 +98,6 @@ class SanaPolicy(FamilyPolicy):
         output, mask = encode_text(self.tokenizers[0], self.text_encoder, text, length, is_masked=True)
         seen = [0, *range(1 - self.max_tokens, 0)]
         return {"encoder_hidden_states": output[0][:, seen], "encoder_attention_mask": mask[:, seen]}
-
-    @phase("encoding images")
-    def encode_images(self, images: Tensor) -> Tensor:
-        """Images (B,3,H,W) in [0,1] to scaled latents (B,C,h,w). This autoencoder gives latents and no
-        distribution."""
-        pixels = images.to(self.vae.device, self.vae.dtype) * 2 - 1
-        with torch.no_grad():
-            latents = self.vae.encode(pixels, return_dict=False)[0]
-        return latents * self.vae.config.scaling_factor
 
     def denoise(self, latents: Tensor, timestep: Tensor, told: Mapping[str, Tensor]) -> Tensor:
         network = self.weights.network

@@ -32,7 +32,8 @@ def latent_size(
     resolution: int | Size | None,
     patch: int,
 ) -> Size:
-    """(h, w) of latents: of `model.resolution` in pixels, else the denoiser's `sample_size`.
+    """(h, w) of latents: of `model.resolution` in pixels, else the denoiser's `sample_size`; 512 pixels of SD
+    1.5 are (64, 64).
 
     Args:
         sample_size: In latents; one number for squares.
@@ -40,8 +41,6 @@ def latent_size(
         where: The model, for messages.
         resolution: In pixels; None takes `sample_size`.
         patch: Latents that the denoiser takes together in each direction.
-    Returns:
-        The size; 512 pixels of SD 1.5 are (64, 64).
     Raises:
         PolicyError: no size is known.
         ConfigError: the resolution does not divide into whole latents and patches.
@@ -68,10 +67,8 @@ def checked_size(size: int | Size, multiple: int, where: str, key: str = "model.
     height, width = (size, size) if isinstance(size, int) else size
     if height % multiple or width % multiple:
         near = [_nearest_multiple(side, multiple) for side in (height, width)]
-        raise ConfigError(
-            f"{key}={size if isinstance(size, int) else list(size)}: "
-            f"expected multiples of {multiple} for {where}; nearest is {near}"
-        )
+        shown = size if isinstance(size, int) else list(size)
+        raise ConfigError(f"{key}={shown}: expected multiples of {multiple} for {where}; nearest is {near}")
     return height, width
 
 
@@ -84,25 +81,16 @@ def size_of_aspect(aspect: str, area: int, multiple: int) -> Size:
         The size; ("3:2", 1024 * 1024, 8) is (840, 1256), ("1:1", 512 * 512, 8) is (512, 512).
     """
     width, height = (int(side) for side in aspect.split(":"))
-    ratio = width / height
-    return (
-        _nearest_multiple(math.sqrt(area / ratio), multiple),
-        _nearest_multiple(math.sqrt(area * ratio), multiple),
-    )
+    sides = math.sqrt(area / (width / height)), math.sqrt(area * (width / height))
+    return _nearest_multiple(sides[0], multiple), _nearest_multiple(sides[1], multiple)
 
 
 def bucket_shapes(
     card: Family, network: ModelMixin, latent_shape: Shape, factor: int, model: ModelConfig, where: str
 ) -> tuple[Shape, ...]:
     """Shapes of the latents of all sizes that a run's images may have: `latent_shape`, then those of
-    `model.buckets`.
+    `model.buckets`. `factor` is the number of pixels of a latent in each direction, `where` names the model.
 
-    Args:
-        card, network: The denoiser, for its patches and its table of positions.
-        latent_shape: Of the first size.
-        factor: Pixels of a latent in each direction.
-        model: Its `buckets` are the others.
-        where: The model, for messages.
     Raises:
         ConfigError: a size that does not divide, that is there already, or that the denoiser knows no
             positions for.
@@ -118,21 +106,16 @@ def bucket_shapes(
         else:
             size = checked_size(bucket, multiple, where, key)
         if size in sizes:
-            raise ConfigError(
-                f"{key}={_shown(bucket)} is {list(size)}, as is {sizes[size]}; expected another size"
-            )
+            shown = bucket if isinstance(bucket, str) else list(bucket)
+            raise ConfigError(f"{key}={shown} is {list(size)}, as is {sizes[size]}; expected another size")
         check_positions(network.config, (size[0] // multiple, size[1] // multiple), key)
         sizes[size] = key
     return tuple((channels, height // factor, width // factor) for height, width in sizes)
 
 
 def check_positions(config: Mapping[str, Any], patches: Size, key: str = "model.resolution") -> None:
-    """Refuse an image with more patches in a direction than the denoiser's table has positions, if it has
-    one.
-
-    Raises:
-        ConfigError: says how many there are.
-    """
+    """Raise ConfigError if an image has more patches in a direction than the denoiser's table has
+    positions."""
     known = config.get("pos_embed_max_size")
     if known is not None and max(patches) > known:
         raise ConfigError(
@@ -142,27 +125,19 @@ def check_positions(config: Mapping[str, Any], patches: Size, key: str = "model.
 
 
 def check_areas(shapes: tuple[Shape, ...], where: str) -> None:
-    """Refuse buckets whose area is far from the first one's, for a model whose noise levels follow from the
-    area.
-
-    Raises:
-        ConfigError: names the bucket.
-    """
-    first = math.prod(shapes[0])
+    """Raise ConfigError if a bucket's area is far from the first one's, for a model whose noise levels follow
+    from the area."""
+    first, lowest, highest = math.prod(shapes[0]), 1 - AREA_TOLERANCE, 1 + AREA_TOLERANCE
     for index, shape in enumerate(shapes[1:]):
         share = math.prod(shape) / first
         if abs(share - 1) > AREA_TOLERANCE:
             raise ConfigError(
                 f"model.buckets.{index} has {share:.2f} times the area of the first size: the noise levels "
-                f"of {where} follow from the area, and all images of a run are noised as those of the "
-                f"first size are; expected {1 - AREA_TOLERANCE:g} to "
-                f'{1 + AREA_TOLERANCE:g} times its area (an aspect ratio such as "3:2" keeps it)'
+                f"of {where} follow from the area, and all images of a run are noised as those of the first "
+                f"size are; expected {lowest:g} to {highest:g} times its area (an aspect ratio such as "
+                '"3:2" keeps it)'
             )
 
 
 def _nearest_multiple(side: float, multiple: int) -> int:
     return max(multiple, round(side / multiple) * multiple)
-
-
-def _shown(bucket: str | Size) -> str:
-    return bucket if isinstance(bucket, str) else str(list(bucket))

@@ -39,11 +39,7 @@ def apply_speed_settings(
 
 def compile_blocks(weights: LoraWeightSets | CopyWeightSets, backend: str = "inductor") -> None:
     """Compile the blocks that the denoiser repeats, of every version; the backend "eager" traces without
-    generating code.
-
-    Raises:
-        ConfigError: the network names no repeated blocks.
-    """
+    generating code."""
     if not getattr(weights.network, "_repeated_blocks", None):
         raise ConfigError(
             f"model.compile=blocks: {type(weights.network).__name__} names no repeated blocks; expected off"
@@ -53,14 +49,9 @@ def compile_blocks(weights: LoraWeightSets | CopyWeightSets, backend: str = "ind
 
 
 def check_compiler(device: torch.device) -> None:
-    """Refuse to compile where it is of no use or nothing can.
-
-    Raises:
-        ConfigError: on the CPU. A version with adapters and one without are two graphs, which round
-            differently; but there the margin at the start is checked to be exactly 0, and equal runs to be
-            equal bit for bit.
-        MissingError: no Triton.
-    """
+    """Refuse to compile without Triton, and on the CPU: a version with adapters and one without are two
+    graphs, which round differently; but there the margin at the start is checked to be exactly 0, and equal
+    runs to be equal bit for bit."""
     if device.type == "cpu":
         raise ConfigError(
             "model.compile=blocks on the CPU: compiled versions of equal weights differ by rounding, and "

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from diffexpo.errors import PolicyError
 
@@ -41,10 +42,12 @@ def fingerprint_state(state: Mapping[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
-class Versions:
-    """What both kinds of weight sets share. One version may stand in for all others for a while."""
+class Versions(ABC):
+    """What both kinds of weight sets share: versions by name, of which one runs, and one may stand in for all
+    others for a while."""
 
     _versions: dict[str, Any]
+    _active: str = CURRENT
     _stand_in: str | None = None
 
     def names(self) -> list[str]:
@@ -59,6 +62,41 @@ class Versions:
         finally:
             self._stand_in = previous
 
+    def drop(self, name: str) -> None:
+        """Forget a version; "reference" falls back to the base."""
+        self._check_known(name)
+        self._refuse_change(name)
+        if name in (CURRENT, self._active):
+            raise PolicyError(f"weights {name!r}: in use, cannot be dropped")
+        self._remove(name)
+        if name == REFERENCE:
+            self._versions[REFERENCE] = self._versions[BASE]
+
+    def trainable(self) -> dict[str, nn.Parameter]:
+        """Parameters of "current" by name, e.g. `mid_block...to_q.lora_A.weight`."""
+        return self._parameters(self._versions[CURRENT])
+
+    def state(self, name: str) -> dict[str, Tensor]:
+        """Detached CPU copy of a version."""
+        # Contiguous, whatever the layout in memory: files take no other.
+        return {
+            key: value.detach().cpu().clone(memory_format=torch.contiguous_format)
+            for key, value in self._tensors(name).items()
+        }
+
+    def load(self, name: str, state: Mapping[str, Tensor]) -> None:
+        """Make or overwrite a version from tensors whose names and shapes match exactly."""
+        self._refuse_change(name)
+        check_state(name, state, self.trainable())
+        parameters = self._parameters(self._writable(name))
+        with torch.no_grad():
+            for key, parameter in parameters.items():
+                parameter.copy_(state[key])
+
+    def fingerprint(self, name: str) -> str:
+        """sha256 of a version's values."""
+        return fingerprint_state(self.state(name))
+
     def _check_known(self, name: str) -> None:
         if name not in self._versions:
             known = ", ".join(self.names())
@@ -68,8 +106,17 @@ class Versions:
         if name == BASE:
             raise PolicyError("weights 'base': never changes; write to another version")
 
-    def _refuse_drop(self, name: str, running: str) -> None:
-        self._check_known(name)
-        self._refuse_change(name)
-        if name in (CURRENT, running):
-            raise PolicyError(f"weights {name!r}: in use, cannot be dropped")
+    @abstractmethod
+    def _parameters(self, version: Any) -> dict[str, nn.Parameter]:
+        """Trained parameters of what `_versions` holds."""
+
+    @abstractmethod
+    def _tensors(self, name: str) -> Mapping[str, Tensor]:
+        """The values of a version."""
+
+    @abstractmethod
+    def _writable(self, name: str) -> Any:
+        """A version to write to, made if there is none of its own."""
+
+    @abstractmethod
+    def _remove(self, name: str) -> None: ...

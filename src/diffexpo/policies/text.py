@@ -15,7 +15,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from diffexpo.config.schema import ModelConfig
 from diffexpo.errors import MissingError, PolicyError
-from diffexpo.policies.loading import LOAD_ERRORS, ModelFolder, component_folder, read_json
+from diffexpo.policies.loading import LOAD_ERRORS, ModelFolder, component_folder, incomplete, read_json
 
 # A folder trained with another number of T5 tokens than its pipeline's default says so:
 # {"max_sequence_length": 0}.
@@ -37,10 +37,7 @@ def load_tokenizer(model: ModelFolder, component: str, encoder_class: str) -> Pr
     # Without a file transformers would hand out an empty tokenizer of some classes.
     if class_name != "CLIPTokenizer" and not (folder / "tokenizer.json").is_file():
         if class_name != "T5TokenizerFast" or not (folder / "spiece.model").is_file():
-            raise MissingError(
-                f"{folder / 'tokenizer.json'}: file is missing; the model folder is incomplete, copy or "
-                "download it again"
-            )
+            raise incomplete(folder / "tokenizer.json")
         if importlib.util.find_spec("sentencepiece") is None:
             raise MissingError(
                 f"{folder}: holds spiece.model and no tokenizer.json; expected tokenizer.json. Install the "

@@ -46,12 +46,7 @@ class ToyNetwork(nn.Module):
 class ToyPolicy:
     """A policy whose image is one colour: latents (C,1,1), images (3,8,8) of sigmoid(first three channels).
 
-    Args:
-        path: Any noise path.
-        channels: Latent channels C.
-        tuning: `TOY_FULL` or `TOY_LORA` (or another tuning).
-        seed: Keys the network's weights.
-        width: Hidden units.
+    It takes any noise path and tuning; the seed keys the network's weights.
     """
 
     max_tokens = 16

@@ -23,14 +23,10 @@ __all__ = ["CopyWeightSets", "LoraWeightSets", "fingerprint_state", "inert_param
 def make_weights(
     network: ModelMixin, tuning: TuningConfig, seed: int, card: Family | None = None
 ) -> LoraWeightSets | CopyWeightSets:
-    """Adapters or copies on a denoiser, as the tuning kind says.
+    """Adapters, whose factors the run's seed keys, or copies on a denoiser, as the tuning kind says.
 
-    Args:
-        network: The denoiser.
-        tuning: LoRA or full fine-tuning.
-        seed: Run seed; keys the LoRA factors.
-        card: The family's, for the targets of adapters where the settings name none, and for the parameters
-            that cannot get a gradient.
+    The family's card has the targets of adapters where the settings name none, and the parameters that cannot
+    get a gradient.
     """
     if tuning.kind == "lora":
         targets = tuning.lora.target_modules or (card.lora_targets if card else LORA_TARGETS)

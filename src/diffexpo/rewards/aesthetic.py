@@ -26,12 +26,9 @@ from diffexpo.rewards.weights import find_folder, find_weights, fingerprint, rea
 class AestheticReward(DualEncoder):
     """head(image / |image|), a rating of about 1 to 10; prompts are not read.
 
-    Args:
-        name: Name in metrics.
-        path: The head as safetensors: `weight`, `bias` (v1) or `layers.{0,2,4,6,7}.weight|bias` (v2).
-        device: Where it runs.
-        base: CLIPModel folder or hub id that the head was trained on (v2: OpenAI CLIP ViT-L/14).
-        precision: "float32", "float16" or "bfloat16", of the image tower.
+    `path` is the head as safetensors: `weight`, `bias` (v1) or `layers.{0,2,4,6,7}.weight|bias` (v2); `base`
+    is the CLIPModel folder or hub id that the head was trained on (v2: OpenAI CLIP ViT-L/14).
+
     Raises:
         MissingError: head or model are missing.
         RewardError: the file is damaged, or its head is another one or does not fit the model's vectors.

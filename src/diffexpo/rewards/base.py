@@ -30,15 +30,11 @@ def load_rewards(
         configs: Reward settings; names must differ.
         resolve: Turns a `path` (an `emoji:` alias, say) into a folder, hub id or file.
         device: Where networks run.
-        open_denoiser: Gives the model of a scorer that judges by denoising errors; None: there is no run to
-            judge in.
-    Returns:
-        One scorer each, loaded and ready.
+        open_denoiser: Gives the model of a scorer that judges by denoising errors; None outside of a run.
     Raises:
-        ConfigError: two rewards of one name, a type without the path it needs, or one that judges latents
-            where there are none.
-        MissingError: model, file or function is not there.
-        RewardError: a model that is not what the type needs.
+        ConfigError: two rewards have one name, or a type lacks its path or the latents that it judges.
+        MissingError: model, file or function is missing.
+        RewardError: a model is not what the type needs.
     """
     for name, count in Counter(config.name for config in configs).items():
         if count > 1:

@@ -81,8 +81,7 @@ class CachedReward:
             known = {}
         num_hits = sum(key in known for key in keys)
         # The same question twice in a batch is asked once.
-        first_rows = {key: row for row, key in reversed(list(enumerate(keys)))}
-        rows = sorted(row for key, row in first_rows.items() if key not in known)
+        rows = [keys.index(key) for key in dict.fromkeys(keys) if key not in known]
         if rows:
             answers = self.reward.score(images[rows], [prompts[row] for row in rows]).tolist()
             found = {keys[row]: answer for row, answer in zip(rows, answers, strict=True)}
@@ -104,10 +103,8 @@ class ScoreCache:
 
     Each call opens the file again: a connection may not be taken into another thread or a forked process.
 
-    Args:
-        folder: Made if need be.
-        name: The reward, for messages; another name of the same identity finds the same scores.
-        identity: What scores depend on besides image and prompt.
+    `name` is the reward's, for messages; another name of the same identity finds the same scores.
+
     Raises:
         StoreError: the folder cannot be used, or its file is damaged.
     """

@@ -19,14 +19,17 @@ from urllib.parse import urlsplit
 import httpx2
 import numpy as np
 from PIL import Image
+from torch import Tensor
 
 from diffexpo.config.rewards import ServiceConfig
 from diffexpo.errors import ConfigError, MissingError, RewardError, ScorerStoppedError
+from diffexpo.rewards.images import check_lengths, to_bytes
 
 _log = logging.getLogger("diffexpo")
 Result = TypeVar("Result")
 Item = TypeVar("Item")
 
+CONCURRENCY = 8
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.1, 10.0
 MAX_REPLY_BYTES, MAX_DETAIL_BYTES = 16 * 1024 * 1024, 2000
 REFUSED_INPUT = (400, 413, 415, 422)
@@ -52,10 +55,8 @@ class Endpoint:
     Redirections are not followed: they would carry the key to another host. Addresses of this machine are
     reached without a proxy.
 
-    Args:
-        name: The reward, for messages.
-        url: `http://host:port` or `https://...`, with or without a path; paths are appended to it.
-        service: Deadline, time for repeated calls, name of the key's variable.
+    `url` is `http://host:port` or `https://...`, with or without a path; paths are appended to it.
+
     Raises:
         ConfigError: not such an address, or one with a password in it.
         MissingError: the key's variable is not set.
@@ -155,12 +156,7 @@ class Endpoint:
 
 
 class FailureBudget:
-    """Counts images without a score, and stops the run when they are too many.
-
-    Args:
-        name: The reward, for messages.
-        service: `max_failed_fraction` of the newest images, `max_failed` in all.
-    """
+    """Counts images without a score, and stops the run when they are too many."""
 
     def __init__(self, name: str, service: ServiceConfig) -> None:
         self.name = name
@@ -201,6 +197,35 @@ class FailureBudget:
             f"reward {self.name!r}: {failed} images got no score, more than service.{limit} allows{last}. "
             "Correct the scorer and resume, or raise the limit"
         )
+
+
+class CalledReward:
+    """What scorers behind an address share: the endpoint, the budget, and `concurrency` calls at once."""
+
+    def __init__(
+        self, name: str, url: str, service: ServiceConfig | None = None, concurrency: int | None = None
+    ) -> None:
+        self.name = name
+        self._service = service or ServiceConfig()
+        self._concurrency = concurrency or CONCURRENCY
+        self._endpoint = Endpoint(name, url, self._service)
+        self.budget = FailureBudget(name, self._service)
+
+    @property
+    def num_retries(self) -> int:
+        """Requests that were sent again so far."""
+        return self._endpoint.num_retries
+
+    def _first(self, ask: Callable[[], Result], expected: str) -> Result:
+        """What the server says of itself; MissingError if nothing answers."""
+        try:
+            return self._endpoint.persist(ask)
+        except CallFailedError as error:
+            raise MissingError(f"reward {self.name!r}: {error}; expected {expected}") from None
+
+    def _pngs(self, images: Tensor, prompts: Sequence[str]) -> list[str]:
+        check_lengths(self.name, images, prompts)
+        return [png_base64(image) for image in to_bytes(images)]
 
 
 def map_concurrently(

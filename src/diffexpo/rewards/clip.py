@@ -25,15 +25,10 @@ PROCESSORS = {PICKSCORE: VIT_H}
 class ClipReward(DualEncoder):
     """cos(text, image), exp(logit_scale) * cos(text, image) or 100 cos(text, image), one number a row.
 
-    Images go through PIL (8 bits, bicubic), whatever other image backends are installed.
+    Images go through PIL (8 bits, bicubic), whatever other image backends are installed. `path` is a
+    CLIPModel folder or hub id; `base` that of its tokenizer and image processor, by default the model's own
+    folder.
 
-    Args:
-        name: Name in metrics.
-        path: CLIPModel folder or hub id.
-        device: Where it runs.
-        base: Folder or hub id of tokenizer and image processor; None: the model's own folder.
-        scale: "logit", "raw" or "percent".
-        precision: "float32", "float16" or "bfloat16", of the towers.
     Raises:
         MissingError: there is no such model, or its tokenizer or image processor is missing.
         RewardError: a file is damaged, or the weights are not those of a CLIPModel.

@@ -39,11 +39,7 @@ UNITS = {"raw": "cosine", "percent": "100 x cosine", "logit": "logit-scaled cosi
 class Texts:
     """Texts as tokens of one fixed length, so that a score does not depend on the other texts of its batch.
 
-    Args:
-        name: The reward's name, for messages.
-        tokenizer: Turns texts into tokens.
-        max_tokens: The fixed length; longer texts are cut and counted.
-        clean: Applied to each text before the tokenizer.
+    Texts of more than `max_tokens` are cut and counted; `clean` is applied to each before the tokenizer.
     """
 
     def __init__(
@@ -155,12 +151,7 @@ class DualEncoder:
 
 
 def read_clip_model(name: str, folder: Path) -> CLIPModel:
-    """A CLIPModel of a folder, float32.
-
-    Raises:
-        MissingError: there are no safetensors weights.
-        RewardError: they are damaged, or those of another kind of model.
-    """
+    """A CLIPModel of a folder, float32; MissingError or RewardError if there is none."""
     model_files(name, folder)
     try:
         model, report = CLIPModel.from_pretrained(
@@ -181,12 +172,7 @@ def read_clip_model(name: str, folder: Path) -> CLIPModel:
 
 
 def model_files(name: str, folder: Path) -> list[Path]:
-    """The weight files of a CLIPModel folder, each with a header that fits its length.
-
-    Raises:
-        MissingError: there is none.
-        RewardError: one is damaged.
-    """
+    """The weight files of a CLIPModel folder; MissingError without any, RewardError if one is damaged."""
     files = sorted(folder.glob("model*.safetensors"))
     if not files:
         raise MissingError(
@@ -229,7 +215,7 @@ def _need(name: str, folder: Path, *files: str) -> None:
     if not any((folder / file).is_file() for file in files):
         raise MissingError(
             f"reward {name!r}: {folder / files[0]} is missing; save configuration, tokenizer and image "
-            "processor beside the model, or name a base that has them"
+            "processor next to the model, or name a base that has them"
         )
 
 

@@ -21,12 +21,7 @@ from diffexpo.rewards.images import check_lengths, to_bytes
 
 @contextmanager
 def blame(where: str, advice: str = "correct the function") -> Iterator[None]:
-    """Turn whatever foreign code raises into a RewardError that names it; its classes cannot be known before.
-
-    Args:
-        where: Whose code.
-        advice: What to do.
-    """
+    """Turn whatever foreign code raises into a RewardError that names `where` and says what to do."""
     try:
         yield
     except DiffexpoError:
@@ -43,8 +38,6 @@ def blame(where: str, advice: str = "correct the function") -> Iterator[None]:
 class PackageReward(ABC):
     """A scorer whose model comes with an optional package.
 
-    Args:
-        name: Name in metrics.
     Raises:
         MissingError: the package is not installed.
         RewardError: its model cannot be built.
@@ -76,12 +69,7 @@ class PackageReward(ABC):
             self._model = self._build(module)
 
     def score(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
-        """Scores (B,) of images (B,3,H,W) in [0,1].
-
-        Raises:
-            RewardError: images and prompts differ in number, or the package failed (BRISQUE does so on an
-                image of one colour, say).
-        """
+        """Scores (B,) of images (B,3,H,W) in [0,1]; BRISQUE, say, fails on an image of one colour."""
         check_lengths(self.name, images, prompts)
         with blame(self._where, "look at its message"):
             scores = [self._rate(*row) for row in zip(to_bytes(images), prompts, strict=True)]

@@ -7,19 +7,14 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-# Places of the linear maps in LAION's and ImageReward's stacks; between them stand only dropouts, which do
-# nothing here.
+# Places of the linear maps in LAION's and ImageReward's stacks; between them are only dropouts, idle here.
 STACK = (0, 2, 4, 6, 7)
 
 
 def apply_stack(vectors: Tensor, stack: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
-    """Consecutive linear maps without activations, down to one number a row.
+    """Numbers (B,) of vectors (B, D): consecutive linear maps (weight, bias), the last with one row.
 
-    Args:
-        vectors: (B, D).
-        stack: (weight, bias) of each map; the last has one row.
-    Returns:
-        (B,); of (1, 2) under one map with weight (3, 4) and bias 5: 16.
+    Of (1, 2) under one map with weight (3, 4) and bias 5: 16.
     """
     for weight, bias in stack:
         vectors = torch.nn.functional.linear(vectors, weight, bias)

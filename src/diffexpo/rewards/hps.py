@@ -61,14 +61,10 @@ _BLOCK = re.compile(r"(visual\.)?transformer\.resblocks\.(\d+)\.(.+)")
 class HpsReward(DualEncoder):
     """cos(text, image) of the HPS checkpoints, by default times 100 as their benchmark prints it.
 
-    Args:
-        name: Name in metrics.
-        path: The checkpoint's `state_dict` as safetensors: file, folder with one, or hub id.
-        device: Where it runs.
-        base: Folder or hub id with configuration and tokenizer of CLIP ViT-H/14.
-        edition: "hpsv2" or "hpsv2.1"; says which file is meant, the networks have one architecture.
-        scale: "percent", "raw" or "logit".
-        precision: "float32", "float16" or "bfloat16", of the towers.
+    `path` is the checkpoint's `state_dict` as safetensors (a file, a folder with one, or a hub id), `base` a
+    folder or hub id with configuration and tokenizer of CLIP ViT-H/14, and `edition` says which file is
+    meant, "hpsv2" or "hpsv2.1": the networks have one architecture.
+
     Raises:
         MissingError: weights, configuration or tokenizer are missing.
         RewardError: the file is damaged, or holds the weights of another model.
@@ -114,17 +110,13 @@ def clean_text(text: str) -> str:
 def clip_state_dict(openclip: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """An OpenCLIP state dict under the names of a CLIPModel, float32.
 
-    Args:
-        openclip: Name -> tensor, as OpenCLIP's CLIP saves it (`visual.conv1.weight`,
-            `transformer.resblocks.0.ln_1.weight`, ...).
-    Returns:
-        Name -> tensor; a fused `attn.in_proj_weight` (3W, W) becomes the weights of q_proj, k_proj and v_proj
-        in this order, and the two projections are transposed. Unknown names stay as they are.
+    A fused `attn.in_proj_weight` (3W, W) becomes the weights of q_proj, k_proj and v_proj in this order, and
+    the two projections are transposed. Unknown names stay as they are.
     """
     renamed: dict[str, Tensor] = {}
     for key, tensor in openclip.items():
         if key != "attn_mask":  # a constant of the causal text tower, not a weight
-            renamed.update(_renamed(key, tensor.float()))
+            renamed |= _renamed(key, tensor.float())
     return renamed
 
 

@@ -32,9 +32,8 @@ MEAN, STD = 0.16717362830052426, 1.0333394966054072
 """Of the raw output over the training set: scores have mean 0 and standard deviation 1 there."""
 MAX_TOKENS = 35
 HEAD_WIDTH = 64
-"""Width of an attention head in every size of BLIP's towers; the number of heads is not stored in the
-weights."""
-# Of med_config.json, BLIP's text configuration, where no such file lies beside the weights.
+"""Width of an attention head in BLIP's towers of any size; the weights do not tell the number of heads."""
+# Of med_config.json, BLIP's text configuration, where there is no such file next to the weights.
 MED_CONFIG = {"hidden_act": "gelu", "layer_norm_eps": 1e-12}
 MED_KEYS = ("hidden_act", "layer_norm_eps", "num_attention_heads")
 
@@ -57,18 +56,14 @@ _BLOCK = re.compile(r"blocks\.(\d+)\.(.+)")
 class ImageRewardScorer:
     """(head(BLIP(image, prompt)) - mean) / std, about -2 to 2.
 
-    Args:
-        name: Name in metrics.
-        path: ImageReward's state dict as safetensors: file, folder with one (and with med_config.json, if
-            there), or hub id.
-        device: Where it runs.
-        base: Folder or hub id of the tokenizer of bert-base-uncased.
-        precision: "float32", "float16" or "bfloat16", of BLIP; the head is float32.
+    `path` is ImageReward's state dict as safetensors (a file, a folder with one, or a hub id; a
+    med_config.json next to it is read), `base` a folder or hub id with the tokenizer of bert-base-uncased.
+
     Raises:
         MissingError: weights or tokenizer are missing.
         RewardError: the file is damaged, or holds the weights of another model.
-    Source: ImageReward (arXiv 2304.05977) and its code's `score`. Where we differ: it scores one image at a
-        time, this one batches; the numbers are the same.
+    Source: ImageReward (arXiv 2304.05977) and its code's `score`, which scores one image at a time; this one
+        batches, and the numbers are the same.
     """
 
     scale = "standardised reward, about -2 to 2"
@@ -128,12 +123,11 @@ def vision_state_dict(blip: Mapping[str, Tensor]) -> dict[str, Tensor]:
     renamed = {}
     for key, tensor in blip.items():
         match = _BLOCK.fullmatch(key)
+        stem, _, last = (match[2] if match else key).rpartition(".")
         if match:
-            stem, _, last = match[2].rpartition(".")
-            renamed[f"encoder.layers.{match[1]}.{_INSIDE.get(stem, stem)}.{last}"] = tensor.float()
-            continue
-        stem, _, last = key.rpartition(".")
-        name = _TOP.get(key) or (f"{_TOP[stem]}.{last}" if stem in _TOP else key)
+            name = f"encoder.layers.{match[1]}.{_INSIDE.get(stem, stem)}.{last}"
+        else:
+            name = _TOP.get(key) or (f"{_TOP[stem]}.{last}" if stem in _TOP else key)
         renamed[name] = tensor.float()
     return renamed
 
@@ -202,7 +196,7 @@ def _depth(tensors: Mapping[str, Tensor], prefix: str) -> int:
 
 
 def _med_config(name: str, folder: Path) -> dict[str, object]:
-    """Heads, activation and epsilon of the text tower from med_config.json, if it lies there."""
+    """Heads, activation and epsilon of the text tower from med_config.json, if there is one."""
     file = folder / "med_config.json"
     if not file.is_file():
         return {}

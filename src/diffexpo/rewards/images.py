@@ -38,16 +38,14 @@ def shortest_side_crop(images: Tensor, size: int) -> Tensor:
     The longer side becomes int(size * long / short); the crop starts at round((side - size) / 2), half to
     even.
 
-    Args:
-        images: (B,3,H,W) in [0,1]; rounded to 8 bits.
-        size: Side of the square.
-    Returns:
-        (B,3,size,size) float32; a white image is (1 - mean) / std everywhere.
+    Images (B,3,H,W) in [0,1] are rounded to 8 bits and become (B,3,size,size) float32; a white one is
+    (1 - mean) / std everywhere.
+
     Source: the transform of CLIP and ImageReward (torchvision Resize and CenterCrop on PIL images).
     """
     squares = []
     for image in to_bytes(images):
-        height, width = image.shape[:2]
+        height, width, _ = image.shape
         short = min(height, width)
         target = (int(size * width / short), int(size * height / short))
         resized = np.asarray(Image.fromarray(image).resize(target, Image.Resampling.BICUBIC))
@@ -61,11 +59,9 @@ def longest_side_pad(images: Tensor, size: int) -> Tensor:
     """Longest side to `size` (antialiased bicubic on floats, overshoot kept), black padding to a square,
     normalised.
 
-    Args:
-        images: (B,3,H,W) in [0,1]; rounded to 8 bits first, as in a saved image.
-        size: Side of the square.
-    Returns:
-        (B,3,size,size) float32; what is padded is (0 - mean) / std.
+    Images (B,3,H,W) in [0,1] are rounded to 8 bits first and become (B,3,size,size) float32; what is padded
+    is (0 - mean) / std.
+
     Source: the transform of HPSv2. Its antialiasing follows torchvision's version, here it is always on; an
         image whose longest side is `size` already is left unpadded there (and only works if it is square),
         here it is padded too.

@@ -17,14 +17,10 @@ SUBSAMPLING_4_2_0 = 2
 
 
 def jpeg_kilobytes(images: Tensor) -> Tensor:
-    """Size of each image as a JPEG, in bytes / 1000.
+    """Sizes (B,) of images (B,3,H,W) in [0,1] as JPEGs, in bytes / 1000.
 
-    Args:
-        images: (B,3,H,W) in [0,1]; rounded to 8 bits.
-    Returns:
-        (B,) float32. A 16 x 16 black image is 0.631 with libjpeg-turbo 3.
-    Source: DDPO (arXiv 2305.13301) appendix; quality 95 and 4:2:0 are Pillow's settings in its code, stated
-    here explicitly.
+    A 16 x 16 black image is 0.631 with libjpeg-turbo 3. Source: DDPO (arXiv 2305.13301) appendix; quality 95
+    and 4:2:0 are Pillow's settings in its code, stated here explicitly.
     """
     sizes = []
     for image in to_bytes(images):

@@ -7,6 +7,7 @@ the mixture.
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Iterator, Mapping
 from typing import Literal
 
@@ -76,25 +77,22 @@ def uncertainty(scores: Mapping[str, np.ndarray]) -> np.ndarray:
 def conflicts(
     scores: Mapping[str, np.ndarray], weights: Mapping[str, float] | None = None
 ) -> dict[tuple[str, str], float]:
-    """Rank correlation (Spearman) of every two scorers within prompts, averaged over the prompts where both
-    vary.
+    """Rank correlation (Spearman) of every two scorers within prompts, averaged over those where both vary.
 
     Args:
-        scores: name -> (G, n), NaN where scoring failed; each two scorers are compared where both have a
-            score.
+        scores: name -> (G, n), NaN where scoring failed; two scorers are compared where both have a score.
         weights: A negative weight turns that scorer's order around; None: all count as they are.
     Returns:
-        (name, name) -> correlation in [-1, 1]; 1 the same order, below 0 they pull apart; NaN if no prompt
-        decides.
+        (name, name) -> correlation in [-1, 1], 1 for the same order; NaN if no prompt decides.
     """
     found: dict[tuple[str, str], float] = {}
-    for first, second, pair in _couples(scores, weights):
+    for names, pair in _couples(scores, weights):
         values = []
         for a, b in zip(*_ranks(pair), strict=True):
             a, b = a[np.isfinite(a)], b[np.isfinite(b)]
             if len(a) > 1 and np.ptp(a) > 0 and np.ptp(b) > 0:
                 values.append(float(np.corrcoef(a, b)[0, 1]))
-        found[first, second] = float(np.mean(values)) if values else float("nan")
+        found[names] = float(np.mean(values)) if values else math.nan
     return found
 
 
@@ -108,26 +106,23 @@ def disagreements(
     Args:
         scores, weights: As in `conflicts`.
     Returns:
-        (name, name) -> share in [0, 1]; 0 the same order everywhere, 1/2 unrelated, 1 opposite; NaN if no
-        couple is decided under both. Of a = [[1, 2, 3]] and b = [[1, 3, 2]]: 1/3.
+        (name, name) -> share in [0, 1], 0 for the same order everywhere; NaN if no pair is decided under
+        both. Of a = [[1, 2, 3]] and b = [[1, 3, 2]]: 1/3.
     """
     found: dict[tuple[str, str], float] = {}
-    for first, second, pair in _couples(scores, weights):
+    for names, pair in _couples(scores, weights):
         # Each pair occurs twice, with both signs turned, so the share is that over i < j.
         products = np.prod(pair[..., :, None] - pair[..., None, :], axis=0)
         decided = int((products > 0).sum() + (products < 0).sum())
-        found[first, second] = float((products < 0).sum() / decided) if decided else float("nan")
+        found[names] = float((products < 0).sum() / decided) if decided else math.nan
     return found
 
 
 def conflict_metrics(scores: Mapping[str, np.ndarray], weights: Mapping[str, float]) -> dict[str, float]:
     """The metrics `rollout/conflict/<a>:<b>/rank_correlation` and `.../disagreement` of every two scorers.
 
-    Args:
-        scores: name -> (G, n).
-        weights: Of the scorers that rank; one that is only watched counts as it is.
-    Returns:
-        Metric name -> value; empty with one scorer, or where nothing is decided.
+    `weights` are those of the scorers that rank; one that is only watched counts as it is. There are no
+    metrics with one scorer, or where nothing is decided.
     """
     measures = {"rank_correlation": conflicts, "disagreement": disagreements}
     return {
@@ -140,11 +135,11 @@ def conflict_metrics(scores: Mapping[str, np.ndarray], weights: Mapping[str, flo
 
 def _couples(
     scores: Mapping[str, np.ndarray], weights: Mapping[str, float] | None
-) -> Iterator[tuple[str, str, np.ndarray]]:
+) -> Iterator[tuple[tuple[str, str], np.ndarray]]:
     """Every two scorers with their directed scores (2, G, n), NaN where either has none."""
-    for couple in itertools.combinations(scores, 2):
-        signs = {name: (weights or {}).get(name, 1.0) for name in couple}
-        yield *couple, _directed({name: scores[name] for name in couple}, signs)
+    for names in itertools.combinations(scores, 2):
+        signs = {name: (weights or {}).get(name, 1.0) for name in names}
+        yield names, _directed({name: scores[name] for name in names}, signs)
 
 
 def _directed(scores: Mapping[str, np.ndarray], weights: Mapping[str, float]) -> np.ndarray:

@@ -44,11 +44,8 @@ def text_match(target: str, read: str) -> float:
 
         1 - min(d, n) / n      with d = 0 where the target is part of the text read
 
-    Args:
-        target: Text asked for; spaces and case do not count.
-        read: Everything that was read, in order.
-    Returns:
-        A number in [0, 1]; "hello world" against "HELLOWORLD 24" is 1, "open" against "oven" 0.75.
+    Spaces and case do not count: "hello world" against "HELLOWORLD 24" is 1, "open" against "oven" 0.75.
+
     Raises:
         RewardError: the target has no character but spaces.
     Source: Flow-GRPO (arXiv 2505.05470), section 4.1 and its code.

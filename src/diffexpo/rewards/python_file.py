@@ -23,14 +23,12 @@ class PythonFileReward:
     strings, and returns B numbers (list, tuple, NumPy array or tensor), higher is better. NaN or infinity
     excludes that image and is counted.
 
-    Args:
-        name: Name in metrics.
-        path: `file.py:function`.
-        concurrency: Calls under way at once, each with its share of a batch; with more than one the function
-            must be thread-safe and score each image by itself.
+    `concurrency` calls may be under way at once, each with its share of a batch; with more than one the
+    function must be thread-safe and score each image by itself.
+
     Raises:
-        ConfigError: the path has no `:function`.
-        MissingError: no such file or function.
+        ConfigError: `path` is not `file.py:function`.
+        MissingError: there is no such file or function.
         RewardError: the file cannot be run.
     """
 

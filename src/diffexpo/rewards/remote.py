@@ -21,54 +21,34 @@ import torch
 from torch import Tensor
 
 from diffexpo.config.rewards import ServiceConfig
-from diffexpo.errors import MissingError, ScorerStoppedError
-from diffexpo.rewards.calling import CallFailedError, Endpoint, FailureBudget, map_concurrently, png_base64
-from diffexpo.rewards.images import check_lengths, to_bytes
+from diffexpo.errors import ScorerStoppedError
+from diffexpo.rewards.calling import CalledReward, CallFailedError, map_concurrently
 
 _log = logging.getLogger("diffexpo")
 PROTOCOL = 1
-CONCURRENCY = 8
-
 
 Question = dict[str, str]
 """One image as the protocol asks for it: id, prompt and image."""
 
 
-class RemoteReward:
+class RemoteReward(CalledReward):
     """Scores by a server that speaks the protocol above, such as `diffexpo rewards serve`.
 
     A request that fails is sent again, with growing pauses, for `service.retry_s`; what an incomplete answer
     holds is kept. An image that got no score is NaN and counted; past the budget the run stops.
 
-    Args:
-        name: Name in metrics.
-        url: Address of the server.
-        service: Deadline, repetitions, budget, and what the server must be.
-        concurrency: Requests under way at once.
     Raises:
-        ConfigError: not an address.
+        ConfigError: `url` is no address.
         MissingError: nothing answers there, or the key is not set.
         ScorerStoppedError: it is another scorer than asked for, or speaks another protocol.
     """
 
     def __init__(
-        self,
-        name: str,
-        url: str,
-        service: ServiceConfig | None = None,
-        concurrency: int | None = None,
+        self, name: str, url: str, service: ServiceConfig | None = None, concurrency: int | None = None
     ) -> None:
-        self.name = name
-        self._service = service or ServiceConfig()
-        self._concurrency = concurrency or CONCURRENCY
-        self._endpoint = Endpoint(name, url, self._service)
-        self.budget = FailureBudget(name, self._service)
-        try:
-            facts = self._endpoint.persist(self._ask_version)
-        except CallFailedError as error:
-            raise MissingError(
-                f"reward {name!r}: {error}; expected a running scorer: start it with `diffexpo rewards serve`"
-            ) from None
+        super().__init__(name, url, service, concurrency)
+        expected = "a running scorer: start it with `diffexpo rewards serve`"
+        facts = self._first(self._ask_version, expected)
         self._server = (str(facts["name"]), str(facts["version"]))
         self.version = f"{facts['type']} {facts['version']}"
         self.scale = str(facts["scale"])
@@ -79,23 +59,16 @@ class RemoteReward:
         """What scores depend on besides image and prompt: the served scorer, wherever it is served."""
         return {"type": "remote", "version": self.version, "scale": self.scale}
 
-    @property
-    def num_retries(self) -> int:
-        """Requests that were sent again so far."""
-        return self._endpoint.num_retries
-
     def score(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
         """Scores (B,) of images (B,3,H,W) in [0,1] for their prompts, NaN where none was obtained.
 
         Raises:
-            RewardError: images and prompts differ in number.
-            ScorerStoppedError: past the budget, or the server is no longer the scorer that it was.
+            ScorerStoppedError: past the budget, or the server now serves another scorer.
         """
-        check_lengths(self.name, images, prompts)
-        pngs = [png_base64(image) for image in to_bytes(images)]
+        rows = enumerate(zip(self._pngs(images, prompts), prompts, strict=True))
         questions = [
             {"id": _id(position, png, prompt), "prompt": prompt, "image": png}
-            for position, (png, prompt) in enumerate(zip(pngs, prompts, strict=True))
+            for position, (png, prompt) in rows
         ]
         size = self._service.images_per_request
         parts = [questions[start : start + size] for start in range(0, len(questions), size)]
@@ -165,10 +138,9 @@ class RemoteReward:
             )
 
     def _check_wanted(self) -> None:
-        for key, wanted, given in zip(
-            ("scorer", "version"), (self._service.scorer, self._service.version), self._server, strict=True
-        ):
-            if wanted is not None and wanted != given:
+        for key, given in zip(("scorer", "version"), self._server, strict=True):
+            wanted = getattr(self._service, key)
+            if wanted not in (None, given):
                 raise ScorerStoppedError(
                     f"reward {self.name!r}: {self._endpoint.url} serves {key} {given!r}, but service.{key} = "
                     f"{wanted!r}; start the right one or correct service.{key}"

@@ -39,11 +39,10 @@ def score_drawn(
         batch_size: Rows per call of a scorer.
         tick: Called after every scored batch.
     Returns:
-        name -> (N,) float32 in the order of the scorers, NaN where scoring failed or was not finite;
-        `num_failed` counts them.
+        name -> (N,) float32, NaN where scoring failed or was not finite; `num_failed` counts them.
     Raises:
         RewardError: prompts differ in number from what was drawn.
-        ScorerStoppedError: a scorer cannot go on, such as a server that stays away.
+        ScorerStoppedError: a scorer cannot go on, such as one whose server does not return.
     """
     images = None if drawn.images is None else quantise(drawn.images)
     scores = {}
@@ -89,10 +88,8 @@ def num_failed(scores: Mapping[str, np.ndarray]) -> dict[str, int]:
 
 
 def check_rewards(scores: Mapping[str, np.ndarray]) -> None:
-    """Start-up self-check of the train rewards on a few images: refuse what cannot rank anything.
+    """Start-up self-check of the train rewards: refuse scores of different images that rank nothing.
 
-    Args:
-        scores: name -> scores of two or more different images.
     Raises:
         RewardError: a scorer gave no finite score at all, or the same one for every image.
     """

@@ -57,13 +57,7 @@ class _Ticket:
 
 
 class Batcher:
-    """Scores tickets in batches, in one thread.
-
-    Args:
-        reward: The scorer; called from this thread only.
-        batch_size: Largest batch.
-        wait_ms: How long a batch that is not full waits for more.
-    """
+    """Scores tickets in batches, in one thread; a batch that is not full waits `wait_ms` for more."""
 
     def __init__(self, reward: Reward, batch_size: int, wait_ms: float) -> None:
         self.num_batches = 0
@@ -75,11 +69,7 @@ class Batcher:
         self._thread.start()
 
     def submit(self, tickets: Sequence[_Ticket]) -> None:
-        """Queue images; each ticket's future gets its score.
-
-        Raises:
-            RefusedError: 503, too many are waiting or the end is near.
-        """
+        """Queue images for their scores; RefusedError (503) near the end or if too many are waiting."""
         if self._is_closing:
             raise RefusedError(503, "the server is stopping")
         if self._tickets.qsize() + len(tickets) > MAX_WAITING:
@@ -134,7 +124,7 @@ class Batcher:
                 ticket.score.set_exception(failure)
 
 
-class ScoreServer:
+class ScoreServer(ThreadingHTTPServer):
     """A scorer behind `GET /health`, `GET /version` and `POST /score`.
 
     Args:
@@ -148,6 +138,9 @@ class ScoreServer:
     Raises:
         ConfigError: the address cannot be listened on, or a score depends on the other images of its call.
     """
+
+    daemon_threads = True
+    request_queue_size = 128
 
     def __init__(
         self,
@@ -170,32 +163,29 @@ class ScoreServer:
         told = {"name": reward.name, "type": kind, "version": reward.version, "scale": reward.scale}
         self.facts: dict[str, object] = {"protocol": PROTOCOL, **told}
         try:
-            self._server = _Server((host, port), handler or ScoreHandler)
+            super().__init__((host, port), handler or ScoreHandler)
         except OSError as error:
             raise ConfigError(
                 f"cannot listen on {host}:{port} ({error.strerror or error}); choose another --port or --host"
             ) from None
-        self._server.facts = self.facts
-        self._server.max_bytes = int(max_mib * 1024 * 1024)
-        self.batcher = self._server.batcher = Batcher(reward, batch_size, wait_ms)
-        self.port = int(self._server.server_address[1])
+        self.max_bytes = int(max_mib * 1024 * 1024)
+        self.batcher = Batcher(reward, batch_size, wait_ms)
+        self.port = int(self.server_address[1])
         self.url = f"http://{host}:{self.port}"
 
     def run(self) -> None:
         """Serve until interrupted."""
-        self._server.serve_forever(poll_interval=0.1)
+        self.serve_forever(poll_interval=0.1)
 
     def start(self) -> None:
         """Serve in a thread of its own until `stop`."""
-        self._thread = threading.Thread(
-            target=self._server.serve_forever, args=(0.02,), name="server", daemon=True
-        )
+        self._thread = threading.Thread(target=self.serve_forever, args=(0.02,), name="server", daemon=True)
         self._thread.start()
 
     def stop(self) -> None:
         """End what `start` began; nothing is listening afterwards."""
         if self._thread is not None:
-            self._server.shutdown()
+            self.shutdown()
             self._thread.join()
             self._thread = None
             self.close()
@@ -209,18 +199,11 @@ class ScoreServer:
 
     def close(self) -> None:
         """Stop listening and end the scoring thread."""
-        self._server.server_close()
+        self.server_close()
         self.batcher.close()
 
-
-class _Server(ThreadingHTTPServer):
-    daemon_threads = True
-    request_queue_size = 128
-    facts: dict[str, object]
-    max_bytes: int
-    batcher: Batcher
-
     def handle_error(self, request: object, client_address: object) -> None:
+        """A connection that fails is logged for debugging only."""
         _log.debug("connection with %s failed", client_address, exc_info=True)
 
 
@@ -231,7 +214,7 @@ class ScoreHandler(BaseHTTPRequestHandler):
     server_version = "diffexpo"
     sys_version = ""
     timeout = IDLE_S
-    server: _Server
+    server: ScoreServer
 
     def do_GET(self) -> None:
         """`/health` and `/version`."""

@@ -119,10 +119,7 @@ def level_features(level: Tensor) -> Tensor:
 def noise_level(alpha_t: Tensor, sigma_t: Tensor) -> Tensor:
     """How noisy x_t = alpha_t x0 + sigma_t eps is: 2/pi atan2(sigma_t, alpha_t), whatever its scale.
 
-    Args:
-        alpha_t, sigma_t: (B,), >= 0, not both 0.
-    Returns:
-        (B,): 0 where there is no noise, 1 where there is no signal, 1/2 where alpha_t = sigma_t.
+    alpha_t and sigma_t are (B,), >= 0, not both 0: 0 is no noise, 1 no signal, 1/2 where alpha_t = sigma_t.
     """
     return torch.atan2(sigma_t, alpha_t) * (2 / math.pi)
 
@@ -133,14 +130,11 @@ class LatentStepJudge:
 
     Rows are independent, so a score does not depend on its batch (beyond rounding). Always float32.
 
-    Args:
-        folder: The judge's folder.
-        resolve: Turns the `text` of config.json (an `emoji:` alias, say) into a folder or hub id.
-        device: Where it runs.
+    `resolve` turns the `text` of config.json (an `emoji:` alias, say) into a folder or hub id.
+
     Raises:
-        MissingError: no such folder, a file of it or its text tower is not there.
-        RewardError: another kind of model, damaged files, or a text tower other than the one it was trained
-            with.
+        MissingError: the folder, a file of it, or its text tower is missing.
+        RewardError: it is another kind of model, damaged, or was trained with another text tower.
     """
 
     def __init__(
@@ -165,27 +159,25 @@ class LatentStepJudge:
             )
 
     def check_fits(self, latent_shape: Sequence[int], path_kind: str, key: str, model: str) -> None:
-        """Refuse a model whose states this judge cannot read.
+        """Refuse a model whose states this judge cannot read; `key` is the setting that names the judge.
 
-        Args:
-            latent_shape: (C, h, w) of the model.
-            path_kind: "vp" or "flow".
-            key, model: Setting that names the judge, and the model, for the message.
         Raises:
-            ConfigError: another latent shape, or a path it was not trained on.
+            ConfigError: it has another `latent_shape` (C, h, w), or a path that the judge was not trained on.
         """
-        if tuple(latent_shape) != self.shape.latent_shape:
-            raise ConfigError(
-                f"{key} = {self.folder}: it reads latents {_by(self.shape.latent_shape)}, but {model} has "
-                f"{_by(latent_shape)}; expected a judge trained on this model's latents, or null (the "
-                "rewards judge)"
+        own, paths = self.shape.latent_shape, self.shape.paths
+        wrong = ""
+        if tuple(latent_shape) != own:
+            wrong = (
+                f"it reads latents {_by(own)}, but {model} has {_by(latent_shape)}; expected a judge trained "
+                "on this model's latents"
             )
-        if path_kind not in self.shape.paths:
-            raise ConfigError(
-                f"{key} = {self.folder}: it was trained on states of {' and '.join(self.shape.paths)} "
-                f"models, but {model} is a {path_kind} model; expected a judge trained on {path_kind} "
-                "states, or null (the rewards judge)"
+        elif path_kind not in paths:
+            wrong = (
+                f"it was trained on states of {' and '.join(paths)} models, but {model} is a {path_kind} "
+                f"model; expected a judge trained on {path_kind} states"
             )
+        if wrong:
+            raise ConfigError(f"{key} = {self.folder}: {wrong}, or null (the rewards judge)")
 
     @torch.no_grad()
     @phase("scoring images")
@@ -194,13 +186,9 @@ class LatentStepJudge:
     ) -> Tensor:
         """Scores (B,) float32 on the CPU of states x_t (B,C,h,w) at a noise level for their prompts.
 
-        Args:
-            x_t: (B,C,h,w) scaled latents, alpha_t x0 + sigma_t eps.
-            alpha_t, sigma_t: Numbers or (B,), >= 0, not both 0.
-            prompts: B texts.
-        Returns:
-            scale cos, within plus or minus scale; differences between states of one prompt and level are
-            log-odds.
+        x_t is alpha_t x0 + sigma_t eps; alpha_t and sigma_t are numbers or (B,), >= 0, not both 0.
+        Differences between scores of states of one prompt and level are log-odds.
+
         Raises:
             RewardError: another latent shape, or x_t and prompts differ in number.
         """
@@ -247,7 +235,7 @@ def read_shape(folder: Path) -> StepJudgeShape:
 
     Raises:
         MissingError: no such folder, or config.json or model.safetensors is not there.
-        RewardError: config.json is no step judge's.
+        RewardError: config.json is not that of a step judge.
     """
     for name in (CONFIG, WEIGHTS):
         if not (folder / name).is_file():

@@ -29,11 +29,9 @@ def recall(candidate: Tensor, reference: Tensor) -> Tensor:
 
         R = mean_i max_j cos(x_i, y_j)
 
-    Args:
-        candidate: y (M,D), tokens of the text that is judged.
-        reference: x (N,D), tokens of what it should say.
-    Returns:
-        A scalar in [-1, 1]; 1 if every reference token stands in the candidate, whatever else does.
+    `candidate` is y (M,D), tokens of the text that is judged, and `reference` x (N,D), of what it should say.
+    The scalar is 1 if every reference token occurs in the candidate, whatever else does.
+
     Raises:
         RewardError: one of the two has no token.
     Source: BERTScore (arXiv 1904.09675) equation 1, without idf weights and rescaling; DDPO uses its recall.
@@ -55,14 +53,11 @@ class TextSimilarity:
     BERTScore recall against "The image contains {prompt}", as in DDPO, without the tokens that the tokenizer
     adds.
 
-    Args:
-        name: The reward, for messages.
-        folder: Model and tokenizer.
-        layer: Hidden layer that is compared, 0 is the embedding; None is the last. Not used by CLIP.
-        device: Where it runs, in float32.
+    `layer` is the hidden layer that is compared, 0 is the embedding and None the last; CLIP does not use it.
+
     Raises:
-        MissingError: no such folder.
-        RewardError: not a text model.
+        MissingError: there is no such folder.
+        RewardError: it holds no text model.
     """
 
     def __init__(

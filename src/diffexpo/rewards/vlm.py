@@ -22,12 +22,10 @@ from torch import Tensor
 
 from diffexpo.config.rewards import ServiceConfig, VlmConfig
 from diffexpo.errors import ConfigError, MissingError, ScorerStoppedError
-from diffexpo.rewards.calling import CallFailedError, Endpoint, FailureBudget, map_concurrently, png_base64
-from diffexpo.rewards.images import check_lengths, to_bytes
+from diffexpo.rewards.calling import CalledReward, CallFailedError, map_concurrently
 from diffexpo.rewards.text_similarity import TextSimilarity
 
 _log = logging.getLogger("diffexpo")
-CONCURRENCY = 8
 QUESTIONS = {
     "yes_no": 'Does this picture show "{prompt}"? Answer with yes or no only.',
     "pairwise": 'Which of the two pictures shows "{prompt}" better, and looks better? '
@@ -44,13 +42,10 @@ def choice_probability(top_logprobs: Sequence[Mapping[str, object]], choices: tu
 
         p(first) / (p(first) + p(second)),   p(choice) = sum of exp(logprob) over the tokens that spell it
 
-    Args:
-        top_logprobs: The likeliest first tokens, each {"token": text, "logprob": number}. Tokens count
-            without regard to case, spaces and punctuation around them.
-        choices: The two answers, in lower case.
-    Returns:
-        A number in [0, 1], NaN if neither answer is among the tokens. Tokens "Yes" 0.6, " yes" 0.2 and "no"
-        0.2 give 0.8.
+    `top_logprobs` are the likeliest first tokens, each {"token": text, "logprob": number}; case, and spaces
+    and punctuation around them, do not count. `choices` are in lower case. NaN if neither is among the
+    tokens; tokens "Yes" 0.6, " yes" 0.2 and "no" 0.2 give 0.8.
+
     Source: the form of VQAScore (arXiv 2404.01291, equation 1), with both answers normalised.
     """
     mass = dict.fromkeys(choices, 0.0)
@@ -73,34 +68,27 @@ def wins(first_shown: Tensor) -> Tensor:
 
         P_ij = [F_ij + (1 - F_ji)] / 2,     w_i = mean over j != i of P_ij
 
-    Args:
-        first_shown: F (n,n), F_ij the probability that i beats j when i is shown first; NaN where no answer
-            came. The diagonal is not read.
-    Returns:
-        (n,) float64 in [0, 1], NaN where an image has no answered comparison. F = [[., 0.9], [0.3, .]] gives
-        [0.8, 0.2].
+    `first_shown` is F (n,n), F_ij the probability that i beats j when i is shown first; NaN where no answer
+    came, and the diagonal is not read. Returns (n,) float64 in [0, 1], NaN where an image has no answered
+    comparison; F = [[., 0.9], [0.3, .]] gives [0.8, 0.2].
     """
     both = (first_shown.double() + 1 - first_shown.double().T) / 2
     both = both.masked_fill(torch.eye(len(both), dtype=torch.bool), torch.nan)
     return both.nanmean(dim=1)
 
 
-class VlmJudge:
+class VlmJudge(CalledReward):
     """Scores by what a vision-language model answers.
 
-    `pairwise` compares images of one prompt within one call; an image whose prompt stands there once has none
-    to be compared with and gets NaN. Asking is deterministic as far as the server is (temperature 0).
+    `pairwise` compares images of one prompt within one call; an image that is the only
+    one of its prompt gets NaN. Asking is deterministic as far as the server is (temperature 0).
 
-    Args:
-        name: Name in metrics.
-        url: Base address of the server, up to and including `/v1`.
-        service: Deadline, repetitions, budget, name of the key's variable.
-        vlm: Mode, model, question.
-        concurrency: Requests under way at once.
-        device: Where the text encoder of `caption` runs.
+    `url` is the server's base address up to and including `/v1`; the text encoder of `caption` runs on
+    `device`.
+
     Raises:
-        ConfigError: not an address, or a question without {prompt} where it is needed.
-        MissingError: nothing answers there, no such model, the key is not set, or no text encoder.
+        ConfigError: `url` is no address, or the question lacks a {prompt} that it needs.
+        MissingError: nothing answers there, or the model, the key or the text encoder is missing.
     """
 
     def __init__(
@@ -112,12 +100,9 @@ class VlmJudge:
         concurrency: int | None = None,
         device: torch.device | str = "cpu",
     ) -> None:
-        service, vlm = service or ServiceConfig(), vlm or VlmConfig()
-        self.name = name
-        self.num_compared = 0
-        self.num_inconsistent = 0
-        self._vlm = vlm
-        self._concurrency = concurrency or CONCURRENCY
+        super().__init__(name, url, service, concurrency)
+        self.num_compared = self.num_inconsistent = 0
+        self._vlm = vlm = vlm or VlmConfig()
         self._question = QUESTIONS[vlm.mode] if vlm.question is None else vlm.question
         if vlm.mode != "caption" and "{prompt}" not in self._question:
             raise ConfigError(
@@ -125,8 +110,6 @@ class VlmJudge:
                 "not know what to look for"
             )
         self._similarity = self._text_similarity(device) if vlm.mode == "caption" else None
-        self._endpoint = Endpoint(name, url, service)
-        self.budget = FailureBudget(name, service)
         self._model = self._find_model()
         digest = hashlib.sha256(self._question.encode()).hexdigest()[:12]
         against = f" against {self._similarity.version}" if self._similarity else ""
@@ -151,11 +134,9 @@ class VlmJudge:
         """Scores (B,) of images (B,3,H,W) in [0,1] for their prompts, NaN where none was obtained.
 
         Raises:
-            RewardError: images and prompts differ in number.
             ScorerStoppedError: past the budget, or the server gives no log-probabilities.
         """
-        check_lengths(self.name, images, prompts)
-        pngs = [png_base64(image) for image in to_bytes(images)]
+        pngs = self._pngs(images, prompts)
         if self._vlm.mode == "pairwise":
             return self._score_groups(pngs, prompts)
         ask = self._probability if self._vlm.mode == "yes_no" else self._caption_score
@@ -263,13 +244,8 @@ class VlmJudge:
 
     def _find_model(self) -> str:
         """The model asked for, or the only one there is."""
-        try:
-            reply = self._endpoint.persist(lambda: self._endpoint.call("/models"))
-        except CallFailedError as error:
-            raise MissingError(
-                f"reward {self.name!r}: {error}; expected an OpenAI-compatible server; its address ends in "
-                "/v1"
-            ) from None
+        expected = "an OpenAI-compatible server; its address ends in /v1"
+        reply = self._first(lambda: self._endpoint.call("/models"), expected)
         models = reply.get("data")
         entries = models if isinstance(models, list) else []
         names = [entry.get("id") for entry in entries if isinstance(entry, dict)]

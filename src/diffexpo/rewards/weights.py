@@ -39,9 +39,7 @@ _PICKLED = (".pt", ".pth", ".bin", ".ckpt")
 
 
 def find_folder(name: str, folder_or_id: str, *, key: str, patterns: Sequence[str], expected: str) -> Path:
-    """A local folder, or the files of a hub repository that match `patterns` as one.
-
-    `key` is the setting that `folder_or_id` came from, and `expected` says what it should be.
+    """A local folder, or the files of a hub repository that match `patterns`; `key` is the setting.
 
     Raises:
         MissingError: it is neither a folder nor a repository that the hub gives.
@@ -70,34 +68,28 @@ def find_weights(name: str, card: type[RewardCard], path: str | None) -> Path:
             how to convert them.
         RewardError: the file is damaged, which is found before anything else is looked for.
     """
-    file = _weights_file(name, card, path)
-    with opened(name, file):
-        return file
-
-
-def _weights_file(name: str, card: type[RewardCard], path: str | None) -> Path:
+    given, problem = Path(path or "").expanduser(), ""
+    files = [given]
     if path is None:
-        raise MissingError(f"reward {name!r}: no path to {card.path_is}; {obtain(card)}")
-    given = Path(path).expanduser()
-    if given.suffix in _PICKLED:
-        raise MissingError(f"reward {name!r}: {given} is a pickled file, which is never read; {obtain(card)}")
-    if given.suffix == ".safetensors":
-        if not given.is_file():
-            raise MissingError(f"reward {name!r}: no file {given}; {obtain(card)}")
-        return given
-    folder = find_folder(name, path, key="path", patterns=["*.safetensors", "*.json"], expected=card.path_is)
-    files = sorted(folder.glob("*.safetensors"))
-    if len(files) != 1:
-        raise MissingError(
-            f"reward {name!r}: {folder} holds {len(files)} .safetensors files; expected exactly one, or name "
-            f"the file; {obtain(card)}"
-        )
-    return files[0]
+        problem = f"no path to {card.path_is}"
+    elif given.suffix in _PICKLED:
+        problem = f"{given} is a pickled file, which is never read"
+    elif given.suffix != ".safetensors":
+        patterns = ["*.safetensors", "*.json"]
+        folder = find_folder(name, path, key="path", patterns=patterns, expected=card.path_is)
+        files = sorted(folder.glob("*.safetensors"))
+        if len(files) != 1:
+            problem = f"{folder} holds {len(files)} .safetensors files; expected one, or name the file"
+    elif not given.is_file():
+        problem = f"no file {given}"
+    if problem:
+        raise MissingError(f"reward {name!r}: {problem}; {obtain(card)}")
+    with opened(name, files[0]):
+        return files[0]
 
 
 def obtain(card: type[RewardCard]) -> str:
-    """Where a type's official weights are found, under which licence, and how a pickle becomes a safetensors
-    file."""
+    """Where a type's official weights are found, their licence, and how a pickle becomes safetensors."""
     text = f"official weights: {card.source}; licence: {card.licence}"
     if card.pickled_entry is None:
         return text
@@ -110,11 +102,7 @@ def obtain(card: type[RewardCard]) -> str:
 
 @contextmanager
 def opened(name: str, file: Path) -> Iterator[safe_open]:
-    """A safetensors file whose header fits its length; its tensors are read on demand.
-
-    Raises:
-        RewardError: the file is damaged.
-    """
+    """An open safetensors file; RewardError if it is damaged (its header does not fit its length, say)."""
     try:
         with safe_open(file, framework="pt") as tensors:
             yield tensors
@@ -131,11 +119,7 @@ def read_tensors(name: str, file: Path) -> dict[str, Tensor]:
 
 
 def read_part(name: str, folder: Path, kind: type[Part], what: str) -> Part:
-    """A tokenizer, configuration or image processor of a folder, by its class.
-
-    Raises:
-        RewardError: it cannot be read.
-    """
+    """A tokenizer, configuration or image processor of a folder; RewardError if it cannot be read."""
     try:
         return kind.from_pretrained(str(folder), local_files_only=True)
     except LOAD_ERRORS as error:
@@ -145,11 +129,7 @@ def read_part(name: str, folder: Path, kind: type[Part], what: str) -> Part:
 
 
 def fill(name: str, source: object, model: torch.nn.Module, state: Mapping[str, Tensor], kind: str) -> None:
-    """Load weights into a model that they fit exactly.
-
-    Raises:
-        RewardError: they are those of another model.
-    """
+    """Load weights into a model; RewardError unless they fit exactly."""
     own = model.state_dict()
     wrong = [key for key in own if key not in state or state[key].shape != own[key].shape]
     check_keys(name, source, wrong, [key for key in state if key not in own], kind)
@@ -177,13 +157,10 @@ def check_keys(
     name: str, source: object, missing: Sequence[str], unexpected: Sequence[str], kind: str
 ) -> None:
     """Refuse weights of another layout with a RewardError that counts the wrong keys and names the first."""
-    if missing:
-        raise RewardError(
-            f"reward {name!r}: {source} lacks {len(missing)} {kind} weights (first: {missing[0]}); it is "
-            "another kind of model"
-        )
-    if unexpected:
-        raise RewardError(
-            f"reward {name!r}: {source} has {len(unexpected)} weights that {kind} has not (first: "
-            f"{unexpected[0]}); it is another kind of model"
-        )
+    lacks = f"lacks {len(missing)} {kind} weights"
+    has = f"has {len(unexpected)} weights that {kind} has not"
+    for keys, what in ((missing, lacks), (unexpected, has)):
+        if keys:
+            raise RewardError(
+                f"reward {name!r}: {source} {what} (first: {keys[0]}); it is another kind of model"
+            )

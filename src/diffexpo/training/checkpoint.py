@@ -21,7 +21,7 @@ import safetensors.torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from diffexpo.errors import ResumeError
+from diffexpo.errors import ResumeError, StoreError
 from diffexpo.files import TEMPORARY, put, replacing, write_bytes
 
 KEEP = 2
@@ -64,10 +64,13 @@ def save_checkpoint(
         name: {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()} for name, data in files.items()
     }
     files["manifest.json"] = json.dumps({"files": manifest}, indent=1).encode()
-    with replacing(target) as temporary:
-        temporary.mkdir()
-        for name, data in files.items():
-            put(temporary / name, data)
+    try:
+        with replacing(target) as temporary:
+            temporary.mkdir()
+            for name, data in files.items():
+                put(temporary / name, data)
+    except StoreError as error:
+        raise StoreError(f"cannot write checkpoint: {error} Go on with `diffexpo run --resume`.") from error
     for old in _checkpoints(folder)[:-keep]:
         # Failing to remove an old checkpoint costs space, not the run.
         shutil.rmtree(old, ignore_errors=True)

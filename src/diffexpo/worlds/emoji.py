@@ -21,7 +21,7 @@ from pyarrow import parquet
 
 from diffexpo.types import Prompt
 
-# Training concepts for runs that draw the same few prompts again and again, as the animals of the DDPO paper.
+# Training concepts for runs that draw the same few prompts repeatedly, like the animals of the DDPO paper.
 ANIMALS = (
     "bat", "bear", "bird", "butterfly", "cat", "cow", "deer", "dog", "fish", "fox", "goat", "horse", "koala",
     "lizard", "llama", "monkey", "owl", "rabbit", "shark", "spider", "tiger", "turtle", "wolf", "zebra",
@@ -44,21 +44,13 @@ ASSETS = {
 
 
 def keyed_fraction(*names: object) -> float:
-    """Return a number in [0, 1) that depends on nothing but the names (the first 8 bytes of their
-    SHA-256)."""
+    """Return a number in [0, 1) that depends on the names alone: the first 8 bytes of their SHA-256."""
     digest = hashlib.sha256("/".join(str(name) for name in names).encode()).digest()
     return int.from_bytes(digest[:8], "big") / 2**64
 
 
 def asset_path(name: str) -> Path:
-    """Return where a shipped asset lies.
-
-    Args:
-        name: one of diffusion, flow, judge_train, judge_heldout, step_judge, probe, offline, negatives,
-            images.
-
-    Returns:
-        The folder or the file; `asset_path("images").name == "images.parquet"`.
+    """Return the folder or the file of a shipped asset, one of `ASSETS`.
 
     Raises:
         KeyError: for any other name; the message lists the names.
@@ -68,23 +60,19 @@ def asset_path(name: str) -> Path:
     return _ASSETS / ASSETS[name]
 
 
-@lru_cache(maxsize=4)
-def _table(path: str, with_images: bool) -> list[dict[str, Any]]:
-    columns = None if with_images else [name for name in parquet.read_schema(path).names if name != "image"]
+@lru_cache(maxsize=2)
+def _table(path: str) -> list[dict[str, Any]]:
+    columns = [name for name in parquet.read_schema(path).names if name != "image"]
     return parquet.read_table(path, columns=columns).to_pylist()
 
 
 def load_rows(path: Path | None = None) -> list[dict[str, Any]]:
-    """Return one dictionary per image, without its bytes, in the file's (deterministic) order.
+    """Return one dictionary per image, without its bytes, in the file's order.
 
-    Args:
-        path: another images file than the shipped one.
-
-    Returns:
-        Rows with id, hexcode, style, concept, caption, keywords, group, subgroup, gender, skin_tone,
-        occupation, split_concept, split_attributes. 7,572 rows in the shipped file: 3,786 of each style.
+    Rows have id, hexcode, style, concept, caption, keywords, group, subgroup, gender, skin_tone, occupation,
+    split_concept and split_attributes; 7,572 in the shipped file (`path` names another), 3,786 of each style.
     """
-    return [dict(row) for row in _table(str(path or asset_path("images")), False)]
+    return [dict(row) for row in _table(str(path or asset_path("images")))]
 
 
 @lru_cache(maxsize=2)
@@ -94,14 +82,8 @@ def _image_bytes(path: str) -> dict[str, bytes]:
 
 
 def load_images(ids: Iterable[str], path: Path | None = None) -> np.ndarray:
-    """Return the images of the given row ids.
-
-    Args:
-        ids: ids of `load_rows`, e.g. ["noto-1f525"].
-        path: another images file than the shipped one.
-
-    Returns:
-        float32 (B, 3, 64, 64) in [0, 1], RGB on white; the corner of nearly every picture is exactly 1.
+    """Return images (B, 3, 64, 64) in [0, 1], float32 RGB on white, of ids of `load_rows` (`noto-1f525`,
+    say).
 
     Raises:
         KeyError: for an id that the file lacks.
@@ -168,22 +150,15 @@ def _all_prompts() -> dict[str, tuple[Prompt, ...]]:
 def train_prompts() -> list[Prompt]:
     """Return the prompts that an online run may train on, in a fixed order.
 
-    One a (train concept, style) that is not reserved for evaluation, and the occupations with stated
-    attributes.
-
-    Returns:
-        Prompts such as `Prompt(id="train-noto-1f525", text="noto fire", category="travel-places", ...)`;
-        `attributes` holds style and concept, and gender, skin_tone and occupation where the row has them.
+    There is one for each (train concept, style) that is not reserved for evaluation, such as "noto fire", and
+    one for each occupation with stated attributes. `attributes` holds style and concept, and gender,
+    skin_tone and occupation where the row has them.
     """
     return list(_all_prompts()["train"])
 
 
 def animal_prompts() -> list[Prompt]:
-    """Return 24 of `train_prompts`: well-known animals in the style of Noto, in alphabetical order.
-
-    Returns:
-        Prompts, from "noto bat" to "noto zebra".
-    """
+    """Return 24 of `train_prompts`: well-known animals, from "noto bat" to "noto zebra"."""
     by_concept = {
         prompt.attributes["concept"]: prompt
         for prompt in train_prompts()
@@ -198,10 +173,8 @@ def heldout_prompts(kind: str = "all") -> list[Prompt]:
     Args:
         kind: "concept" (concepts that no base model saw), "attributes" (combinations that none saw),
             "caption" (labels and keyword paraphrases of seen concepts, which no online run trains on), "all"
-            (the three in turn), or "animals" (those of all that are animals and plants).
-
-    Returns:
-        Prompts; no text of them is among `train_prompts()`.
+            (the three in turn), or "animals" (those of all that are animals and plants). None of their texts
+            is among `train_prompts()`.
 
     Raises:
         KeyError: for any other kind.

@@ -11,7 +11,7 @@ import yaml
 from diffexpo.cli.failures import Boundary
 from diffexpo.cli.folders import find_run, free_folder
 from diffexpo.cli.main import main
-from diffexpo.cli.run import Deadline
+from diffexpo.cli.run import deadline
 from diffexpo.config import RunConfig, config_to_yaml, load_config
 from diffexpo.errors import Interrupted, MissingError, RewardError
 
@@ -180,7 +180,7 @@ def test_a_deadline_interrupts_like_ctrl_c():
     # A shell that starts its children in the background has them ignore Ctrl-C; a run installs its own handler.
     previous = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
-        with pytest.raises(KeyboardInterrupt), Deadline(0.05 / 60):
+        with pytest.raises(KeyboardInterrupt), deadline(0.05 / 60):
             time.sleep(5)
     finally:
         signal.signal(signal.SIGINT, previous)

@@ -6,10 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.recipe_cards import card_settings
 from diffexpo.assembly.runs import plan
 from diffexpo.config import list_recipes, load_config
-from diffexpo.config.recipes import card_settings
-from diffexpo.config.rules import check_flow
 from diffexpo.estimate.resources import estimate
 
 NAMES = [recipe.name for recipe in list_recipes() if recipe.name.startswith("paper/")]
@@ -23,8 +22,8 @@ QUICK = [f"paper/{name}_sd15" for name in ("expo_i", "expo_ii", "expo_ii_m", "dp
 def test_recipe_loads_and_plans_without_the_model(name: str, tmp_path: Path) -> None:
     config = load_config([name], [], {}).config
     assert config.name == name.rpartition("/")[2]
-    is_flow = config.evaluation.sampler.name.startswith("flow")
-    check_flow(config, "flow" if is_flow else "vp")
+    collected = [config.explore.sampler] if config.algorithm.collects(config) else []
+    assert len({sampler.name.startswith("flow") for sampler in (config.evaluation.sampler, *collected)}) == 1
     rows = dict(plan(config))
     assert "network evaluations" in rows["cost"] and "GiB" in rows["disk"]
 

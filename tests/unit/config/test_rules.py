@@ -6,7 +6,7 @@ import pytest
 
 from diffexpo.config import RunConfig, check_combinations, config_notes, list_recipes, load_config
 from diffexpo.config.families import find_checkpoint
-from diffexpo.config.rules import check_flow
+from diffexpo.config.methods.diffusion_dpo import DiffusionDpoConfig
 from diffexpo.errors import ConfigError
 
 JUDGE = "evaluation.judges=[{name: j, type: clip, path: emoji:judge_heldout}]"
@@ -113,22 +113,32 @@ def test_the_note_on_a_strong_bonus_gives_the_margin_at_which_it_stalls():
     assert f"h = {stall:+.3g}" in notes("algorithm.alpha=3")
 
 
-def test_samplers_must_fit_the_model():
-    flow = load("explore.sampler.name=flow_euler", "evaluation.sampler.name=flow_euler")
-    check_flow(flow, "flow")
-    check_flow(load(), "vp")
-    with pytest.raises(ConfigError, match=r"explore\.sampler\.name = ddpm.*flow_euler"):
-        check_flow(load("evaluation.sampler.name=flow_euler"), "flow")
-    with pytest.raises(ConfigError, match=r"evaluation\.sampler\.name"):
-        check_flow(flow, "vp")
-    check_flow(load("explore.iterations=1", "evaluation.sampler.name=flow_euler"), "flow")
-
-
 @pytest.mark.parametrize("recipe", [recipe.name for recipe in list_recipes()])
 def test_every_recipe_loads_and_its_samplers_fit(recipe):
     config = load_config([recipe], [], {}).config
     known = find_checkpoint(config.model.path)
     family = "" if known is None else known[0].name
     is_flow = config.model.path == "emoji:flow" or family in ("sd3", "flux")
-    check_flow(config, "flow" if is_flow else "vp")
+    used = [
+        config.evaluation.sampler,
+        *([config.explore.sampler] if config.algorithm.collects(config) else []),
+    ]
+    assert {sampler.name.startswith("flow") for sampler in used} == {is_flow}
     assert config.evaluation.judges
+
+
+class ComparesEight(DiffusionDpoConfig):
+    group_size = 8
+
+
+def check_eight(*overrides: str) -> None:
+    config: RunConfig = load_config([], overrides, {}).config
+    check_combinations(config.model_copy(update={"algorithm": ComparesEight()}))
+
+
+def test_too_few_images_of_a_prompt_are_refused_with_the_number_that_does() -> None:
+    check_eight("explore.images_per_prompt=4")
+    with pytest.raises(ConfigError, match=r"= 3 gives 6 images.* compares 8 or more.*images_per_prompt=4"):
+        check_eight("explore.images_per_prompt=3")
+    # Nothing is collected in a single iteration: the offline pairs are what they are.
+    check_eight("explore.images_per_prompt=3", "explore.iterations=1")

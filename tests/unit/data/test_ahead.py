@@ -11,7 +11,7 @@ import pytest
 
 from diffexpo.data.offline import ahead
 from diffexpo.data.offline.ahead import MAX_BEHIND, Behind, map_ahead
-from diffexpo.data.offline.pictures import verify_picture, whole_picture
+from diffexpo.data.offline.image_files import verify_image, whole_image
 from diffexpo.errors import ImportFormatError
 
 from .conftest import jpeg
@@ -76,25 +76,25 @@ def test_a_reader_that_stops_leaves_no_thread_behind() -> None:
     assert threading.active_count() == before
 
 
-def test_threads_that_verify_pictures_leave_the_warnings_as_they_were() -> None:
+def test_threads_that_verify_images_leave_the_warnings_as_they_were() -> None:
     before = list(warnings.filters)
-    list(map_ahead(lambda data: verify_picture(data), iter([jpeg(n) for n in range(100)]), len, threads=4))
+    list(map_ahead(lambda data: verify_image(data), iter([jpeg(n) for n in range(100)]), len, threads=4))
     assert warnings.filters == before
 
 
-def test_threads_that_use_whole_pictures_leave_the_warnings_and_errors_as_they_were() -> None:
+def test_threads_that_use_whole_images_leave_the_warnings_and_errors_as_they_were() -> None:
     before = list(warnings.filters)
 
     def side(data: bytes) -> int:
-        with whole_picture(data) as picture:
+        with whole_image(data) as picture:
             return picture.width
 
     assert set(map_ahead(side, iter([jpeg(n) for n in range(100)]), len, threads=4)) == {side(jpeg(0))}
     assert warnings.filters == before
     # An error of the one who uses a picture is no damage of the picture.
-    with pytest.raises(ZeroDivisionError), whole_picture(jpeg(0)):
+    with pytest.raises(ZeroDivisionError), whole_image(jpeg(0)):
         raise ZeroDivisionError
-    with pytest.raises(ImportFormatError, match="truncated"), whole_picture(jpeg(0)[:-30]):
+    with pytest.raises(ImportFormatError, match="truncated"), whole_image(jpeg(0)[:-30]):
         pytest.fail("it is not whole")
 
 

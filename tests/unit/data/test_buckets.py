@@ -13,9 +13,9 @@ from PIL import Image
 from diffexpo.config.schema import HybridConfig
 from diffexpo.data.export import export_pairs
 from diffexpo.data.images import fit_image, nearest_size
-from diffexpo.data.latents import PromptEmbeddings, encode_pictures, image_sizes, pixel_decoder
+from diffexpo.data.latents import PromptEmbeddings, encode_images, image_sizes, pixel_decoder
+from diffexpo.data.offline.image_files import whole_image
 from diffexpo.data.offline.ingest import import_offline
-from diffexpo.data.offline.pictures import whole_picture
 from diffexpo.data.pairs import PairLoader, PairSource
 from diffexpo.data.scored import ScoredLoader, ScoredSource
 from diffexpo.data.statistics import summarise_store
@@ -86,7 +86,7 @@ def test_a_pair_has_the_size_of_its_winner_and_a_loser_loses_its_borders(
         for side, name in (("jpg_0", "winner_id"), ("jpg_1", "loser_id")):
             sample = store.sample(getattr(pair, name))
             assert (sample.height, sample.width) == size
-            with whole_picture(rows[number][side]) as image:
+            with whole_image(rows[number][side]) as image:
                 fitted = fit_image(image, *size)
             expected = fitted.transpose(2, 0, 1).astype(np.float32) / 255 * 2 - 1
             np.testing.assert_array_equal(store.latent(getattr(pair, name)), expected)
@@ -161,10 +161,10 @@ def test_pictures_are_encoded_in_batches_of_one_size_and_come_back_in_order(poli
     generator = np.random.default_rng(0)
     sizes = [SQUARE, WIDE, SQUARE, TALL, WIDE, SQUARE]
     pictures = [generator.integers(0, 256, (*size, 3), dtype=np.uint8) for size in sizes]
-    found = encode_pictures(policy, pictures, 2)
+    found = encode_images(policy, pictures, 2)
     for picture, latents in zip(pictures, found, strict=True):
         np.testing.assert_array_equal(latents, picture.transpose(2, 0, 1).astype(np.float32) / 255 * 2 - 1)
-    assert encode_pictures(policy, [], 2) == []
+    assert encode_images(policy, [], 2) == []
 
 
 # ---- reading ---------------------------------------------------------------------------------------------------

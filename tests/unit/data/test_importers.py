@@ -92,7 +92,7 @@ def test_what_no_importer_knows_is_refused_with_the_list(tmp_path: Path) -> None
     with pytest.raises(ConfigError, match="offline.format = 'nonsense': expected auto or one of"):
         next(read_offline(tmp_path, format="nonsense"))
     Store(tmp_path / "store")
-    with pytest.raises(ImportFormatError, match="holds latents, not pictures; export its pairs first"):
+    with pytest.raises(ImportFormatError, match="holds latents, not images; export its pairs first"):
         next(read_offline(tmp_path / "store"))
 
 

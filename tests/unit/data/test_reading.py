@@ -11,9 +11,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from diffexpo.data.offline import reading
-from diffexpo.data.offline.pictures import verify_picture
+from diffexpo.data.offline.image_files import verify_image
 from diffexpo.data.offline.reading import Damage, csv_rows, json_lines, json_list, parquet_rows
-from diffexpo.data.offline.sources import PictureFolder
+from diffexpo.data.offline.sources import ImageFolder
 from diffexpo.errors import ImportFormatError
 
 from .conftest import jpeg
@@ -102,7 +102,7 @@ def test_nothing_outside_the_folder_is_opened(tmp_path: Path, name: object, reas
     (root / "link.jpg").symlink_to(tmp_path / "secret.jpg")
     (root / "folder").symlink_to(tmp_path)
     (root / "inside.jpg").symlink_to(root / "a.jpg")
-    folder = PictureFolder(root)
+    folder = ImageFolder(root)
     assert folder.read("a.jpg") == folder.read("inside.jpg") == folder.read("./a.jpg") == jpeg(1)
     with pytest.raises(ImportFormatError, match=reason):
         folder.read(name)
@@ -110,10 +110,10 @@ def test_nothing_outside_the_folder_is_opened(tmp_path: Path, name: object, reas
 
 def test_verifying_decodes_every_byte() -> None:
     data = jpeg("x", size=(64, 64))
-    verify_picture(data)
+    verify_image(data)
     for cut in (10, len(data) // 2, len(data) - 100):
         with pytest.raises(ImportFormatError):
-            verify_picture(data[:cut])
+            verify_image(data[:cut])
 
 
 def pictures_table(rows: int) -> pa.Table:

@@ -71,7 +71,7 @@ def test_drawing_counts_the_copy_that_draws_and_merged_weights() -> None:
     settings = {
         "forward": PerRow(10),
         "decoder": PerRow(50),
-        "picture": 3,
+        "image": 3,
         "rows_per_image": 2,
         "is_sliced": False,
     }
@@ -80,7 +80,7 @@ def test_drawing_counts_the_copy_that_draws_and_merged_weights() -> None:
 
 
 def test_drawing_counts_two_rows_for_guidance_and_one_picture_for_slices() -> None:
-    settings = {"forward": PerRow(10), "decoder": PerRow(50), "picture": 3}
+    settings = {"forward": PerRow(10), "decoder": PerRow(50), "image": 3}
     items = drawing_items(8, rows_per_image=2, is_sliced=False, **settings)
     assert phase_bytes(items, "draw") == 16 * 10 and phase_bytes(items, "decode") == 8 * 50
     items = drawing_items(8, rows_per_image=1, is_sliced=True, **settings)

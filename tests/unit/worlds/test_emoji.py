@@ -52,7 +52,7 @@ def test_prompts_are_the_same_in_another_process() -> None:
     assert said == [hashlib.sha256(mine.encode()).hexdigest(), "False"]
 
 
-def test_images_are_pictures_on_white() -> None:
+def test_images_are_rgb_on_white() -> None:
     images = emoji.load_images(["noto-1f525", "twemoji-1f525", "noto-2764"])
     assert images.dtype == np.float32 and images.shape == (3, 3, 64, 64)
     assert (images[:, :, 0, 0] == 1).all() and 0 <= images.min() < 0.5 and images.max() == 1

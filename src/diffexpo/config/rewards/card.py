@@ -33,9 +33,12 @@ GROUPS = {
 class Run(Protocol):
     """What a card asks of a run's settings (`diffexpo.config.run`)."""
 
-    model: Any
-    explore: Any
-    algorithm: Any
+    @property
+    def model(self) -> Any: ...
+    @property
+    def explore(self) -> Any: ...
+    @property
+    def algorithm(self) -> Any: ...
 
 
 class RewardCard(Section):
@@ -213,45 +216,35 @@ class RewardCard(Section):
         Args:
             run: The whole configuration, whose single values are valid.
             where: Place of these settings in it, `rewards.0` or `evaluation.judges.0`.
-        Returns:
-            Messages, none if all is well.
         """
-        problems = self._problems_of_files(where)
+        return [f"{where}.{problem}" for problem in self._wrong(run, where)]
+
+    def _wrong(self, run: Run, where: str) -> Iterator[str]:
+        """The problems, each beginning with the setting."""
+        head = f"type {self.type}"
+        if self.path_is and self.default_path is None and not self.path:
+            yield f"path is empty: {head} needs {self.path_is}"
+        if self.path and not self.path_is:
+            yield f"path = {self.path!r}: {head} reads no file; remove the path"
+        if self.base and not self.base_is:
+            yield f"base = {self.base!r}: {head} stands on no other model; remove base"
+        if self.scale and self.scale not in self.scales:
+            yield f"scale = {self.scale}: {head} has its own unit ({self.unit}); remove scale"
+        if self.precision != "float32" and not self.has_weights:
+            yield f"precision = {self.precision}: {head} holds no network; remove precision"
         if self.role == "train" and self.weight == 0:
-            problems.append(
-                f"{where}.weight = 0: it ranks nothing; use role: watch to score without training"
-            )
+            yield "weight = 0: it ranks nothing; use role: watch to score without training"
         if self.concurrency is not None and not self.is_concurrent:
-            problems.append(
-                f"{where}.concurrency = {self.concurrency}: only remote, vlm and python are called several "
-                "times at once; remove it"
+            yield (
+                f"concurrency = {self.concurrency}: only remote, vlm and python are called several times at "
+                "once; remove it"
             )
         if self.cache is not None and self.why_uncached:
-            problems.append(f"{where}.cache = {self.cache!r}{self.why_uncached}")
+            yield f"cache = {self.cache!r}{self.why_uncached}"
         for group, why in GROUPS.items():
             settings = getattr(self, group)
             if group not in self.groups and settings != type(settings)():
-                problems.append(f"{where}.{group} is set: type {self.type} {why}; remove {group}")
-        return problems
-
-    def _problems_of_files(self, where: str) -> list[str]:
-        """Settings of model files that the type needs and lacks, or does not read."""
-        problems, head = [], f"type {self.type}"
-        if self.path_is and self.default_path is None and not self.path:
-            problems.append(f"{where}.path is empty: {head} needs {self.path_is}")
-        if self.path and not self.path_is:
-            problems.append(f"{where}.path = {self.path!r}: {head} reads no file; remove the path")
-        if self.base and not self.base_is:
-            problems.append(f"{where}.base = {self.base!r}: {head} stands on no other model; remove base")
-        if self.scale and self.scale not in self.scales:
-            problems.append(
-                f"{where}.scale = {self.scale}: {head} has its own unit ({self.unit}); remove scale"
-            )
-        if self.precision != "float32" and not self.has_weights:
-            problems.append(
-                f"{where}.precision = {self.precision}: {head} holds no network; remove precision"
-            )
-        return problems
+                yield f"{group} is set: {head} {why}; remove {group}"
 
 
 class NetworkCard(RewardCard):
@@ -295,12 +288,7 @@ class CalledCard(RewardCard):
         """Its address, and how it is called."""
         return {"url": self.path, "service": self.service, "concurrency": self.concurrency}
 
-    def problems(self, run: Run, where: str) -> list[str]:
-        """An address is needed."""
-        problems = super().problems(run, where)
+    def _wrong(self, run: Run, where: str) -> Iterator[str]:
+        yield from super()._wrong(run, where)
         if self.path and not self.path.startswith(("http://", "https://")):
-            problems.append(
-                f"{where}.path = {self.path!r}: type {self.type} needs an address such as "
-                "http://127.0.0.1:8188"
-            )
-        return problems
+            yield f"path = {self.path!r}: type {self.type} needs an address such as http://127.0.0.1:8188"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import ClassVar, Literal
 
 from diffexpo.config.rewards.card import RewardCard, Run
@@ -24,9 +24,7 @@ class PythonCard(RewardCard):
         """The function chooses its own device."""
         return {"path": resolve(str(self.path)), "concurrency": self.concurrency or 1}
 
-    def problems(self, run: Run, where: str) -> list[str]:
-        """The function must be named."""
-        problems = super().problems(run, where)
+    def _wrong(self, run: Run, where: str) -> Iterator[str]:
+        yield from super()._wrong(run, where)
         if self.path and ":" not in self.path:
-            problems.append(f"{where}.path = {self.path!r}: a python scorer is named file.py:function")
-        return problems
+            yield f"path = {self.path!r}: a python scorer is named file.py:function"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import ClassVar, Literal
 
 from diffexpo.config.rewards.card import RewardCard, Run
@@ -18,22 +19,20 @@ class SelfJudgeCard(RewardCard):
     is_trained: ClassVar[bool]
     """Whether a model that was trained on pairs judges, against its base, or a base alone."""
 
-    def problems(self, run: Run, where: str) -> list[str]:
-        """Times there must be, and latents of one size."""
-        problems = super().problems(run, where)
+    def _wrong(self, run: Run, where: str) -> Iterator[str]:
+        yield from super()._wrong(run, where)
         low, high = self.self_judge.timestep_range
         if not low < high:
-            problems.append(
-                f"{where}.self_judge.timestep_range = [{low:g}, {high:g}] holds no time: expected two "
-                "numbers, the first below the second, e.g. [0.3, 1]"
+            yield (
+                f"self_judge.timestep_range = [{low:g}, {high:g}] holds no time: expected two numbers, the "
+                "first below the second, e.g. [0.3, 1]"
             )
         has_sizes = run.model.buckets and run.explore.aspect != "first"
         if has_sizes and where.startswith("rewards"):
-            problems.append(
-                f"{where}.type = {self.type} with explore.aspect = {run.explore.aspect}: it judges latents "
-                "of the first size only; use a reward that looks at images, or explore.aspect=first"
+            yield (
+                f"type = {self.type} with explore.aspect = {run.explore.aspect}: it judges latents of the "
+                "first size only; use a reward that looks at images, or explore.aspect=first"
             )
-        return problems
 
 
 class ImplicitCard(SelfJudgeCard):
@@ -49,16 +48,13 @@ class ImplicitCard(SelfJudgeCard):
 
     type: Literal["implicit"] = "implicit"
 
-    def problems(self, run: Run, where: str) -> list[str]:
-        """The base has no implicit reward."""
-        problems = super().problems(run, where)
+    def _wrong(self, run: Run, where: str) -> Iterator[str]:
+        yield from super()._wrong(run, where)
         if self.path == run.model.path:
-            problems.append(
-                f"{where}.path = {self.path!r} is model.path: the implicit reward is what training on pairs "
-                "changed, and of the base itself it is 0 for every image; name a run that was trained on "
-                "pairs"
+            yield (
+                f"path = {self.path!r} is model.path: the implicit reward is what training on pairs changed, "
+                "and of the base itself it is 0 for every image; name a run that was trained on pairs"
             )
-        return problems
 
 
 class DenoisingCard(SelfJudgeCard):
@@ -75,13 +71,8 @@ class DenoisingCard(SelfJudgeCard):
 
     type: Literal["denoising"] = "denoising"
 
-    def problems(self, run: Run, where: str) -> list[str]:
-        """It has no unit to choose."""
-        problems = super().problems(run, where)
+    def _wrong(self, run: Run, where: str) -> Iterator[str]:
+        yield from super()._wrong(run, where)
         beta = self.self_judge.beta
         if beta != type(self.self_judge)().beta:
-            problems.append(
-                f"{where}.self_judge.beta = {beta:g}: type denoising has no beta, it is the unit of "
-                "implicit; remove it"
-            )
-        return problems
+            yield f"self_judge.beta = {beta:g}: type denoising has no beta, the unit of implicit; remove it"

@@ -55,18 +55,17 @@ class VlmCard(CalledCard):
                 yield " (similarity of texts)", "zhang2020bertscore"
         yield from super().uses()
 
-    def problems(self, run: Run, where: str) -> list[str]:
-        """A description must be compared, and a group must be whole."""
-        problems = super().problems(run, where)
+    def _wrong(self, run: Run, where: str) -> Iterator[str]:
+        yield from super()._wrong(run, where)
         if self.vlm.mode == "caption" and not self.vlm.text_encoder:
-            problems.append(
-                f"{where}.vlm.mode = caption with vlm.text_encoder = null: nothing compares description and "
-                "prompt; name a text model"
+            yield (
+                "vlm.mode = caption with vlm.text_encoder = null: nothing compares description and prompt; "
+                "name a text model"
             )
         if self.is_groupwise:
             reason = self._why_no_group(run, is_judge=where.startswith("evaluation"))
-            problems += [f"{where}.vlm.mode = pairwise{reason}"] if reason else []
-        return problems
+            if reason:
+                yield f"vlm.mode = pairwise{reason}"
 
     def _why_no_group(self, run: Run, is_judge: bool) -> str:
         """Why a batch would not hold all images of a prompt; "" if it does."""
@@ -80,8 +79,8 @@ class VlmCard(CalledCard):
                 f" with algorithm.type = {run.algorithm.type}: it scores one candidate of each image at a "
                 "time; use yes_no"
             )
-        explore, group = run.explore, run.algorithm.images_of_prompt(run)
-        if explore.agents == 2 and not run.algorithm.draws_first:
+        size, group = run.explore.batch_size, run.algorithm.images_of_prompt(run)
+        if run.explore.agents == 2 and not run.algorithm.draws_first:
             return (
                 " with explore.agents = 2: each agent's images are scored apart, their shares of wins cannot "
                 "be compared; use explore.agents=1 or vlm.mode=yes_no"
@@ -90,10 +89,9 @@ class VlmCard(CalledCard):
             return (
                 f" with {group} images of a prompt: at most {SCORING_BATCH} are compared at once; draw fewer"
             )
-        if explore.batch_size % group or (explore.batch_size > SCORING_BATCH and SCORING_BATCH % group):
-            fits = SCORING_BATCH // group * group
+        if size % group or (size > SCORING_BATCH and SCORING_BATCH % group):
             return (
-                f" with explore.batch_size = {explore.batch_size} and {group} images of a prompt: a batch "
-                f"must hold whole prompts; {fits} does"
+                f" with explore.batch_size = {size} and {group} images of a prompt: a batch must hold whole "
+                f"prompts; {SCORING_BATCH // group * group} does"
             )
         return ""

@@ -1,5 +1,4 @@
-"""Work that is done a little ahead of its turn, in a few threads, or a little behind, in one; the order
-stays."""
+"""Work done a little before its turn, in a few threads, or a little after, in one; always in order."""
 
 from __future__ import annotations
 
@@ -30,8 +29,7 @@ def map_ahead(
 ) -> Iterator[Result]:
     """function(item) of each item, in order, computed while the results before it are used.
 
-    What `function` raises, and an error of reading `items`, is raised in its turn, after the results of
-    all items before it.
+    Errors of `function` and of reading `items` are raised in their turn, after all results before them.
 
     Args:
         function: Called in several threads, which overlap where it leaves the interpreter, as decoding does.
@@ -75,8 +73,8 @@ def map_ahead(
 class Behind:
     """Does jobs in a thread of its own, in order, while its owner prepares the next ones; at most two wait.
 
-    What a job raises is raised by a later call, and no job behind it is done. Used as a context, which at its
-    end waits for all jobs.
+    What a job raises is raised by a later call, and no later job is done. The context waits for all jobs at
+    its end.
     """
 
     def __init__(self) -> None:
@@ -118,5 +116,4 @@ class Behind:
 
 
 def _num_processors() -> int:
-    """Processors that this process may run on."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

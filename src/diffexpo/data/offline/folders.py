@@ -1,6 +1,6 @@
 """Pairs as plain image files, in one of two layouts.
 
-    SET/NAME/winner.png   SET/NAME/loser.png   SET/NAME/prompt.txt           a folder a pair
+    SET/NAME/winner.png   SET/NAME/loser.png   SET/NAME/prompt.txt           one folder per pair
     SET/winners/NAME.png  SET/losers/NAME.png  SET/prompts.csv or .jsonl     columns `name` and `prompt`
 
 Images end in .jpg, .jpeg, .png or .webp.
@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from diffexpo.data.offline.reading import Damage, column_names, read_rows
-from diffexpo.data.offline.sources import MAX_PICTURE_BYTES, PICTURE_SUFFIXES, printable, read_regular
+from diffexpo.data.offline.sources import IMAGE_SUFFIXES, MAX_IMAGE_BYTES, printable, read_regular
 from diffexpo.data.offline.votes import Format, Vote, skip_votes
 from diffexpo.errors import ImportFormatError, MissingError
 
@@ -26,11 +26,8 @@ def _is_like(path: Path) -> bool:
         return False
     if all((path / f"{role}s").is_dir() for role in ROLES):
         return True
-    with os.scandir(path) as entries:
-        first = next((entry.path for entry in entries if entry.is_dir()), None)
-    return first is not None and any(
-        Path(name).stem.lower() in (*ROLES, "prompt") for name in os.listdir(first)
-    )
+    first = next((folder for folder in path.iterdir() if folder.is_dir()), None)
+    return first is not None and any(file.stem.lower() in (*ROLES, "prompt") for file in first.iterdir())
 
 
 def _files(path: Path) -> list[Path]:
@@ -41,8 +38,8 @@ def _files(path: Path) -> list[Path]:
         return sorted(file for file in files if file.is_file() and not file.is_symlink())
     if not (path / "losers").is_dir():
         raise ImportFormatError(f"{path} has winners/ but no losers/; expected both, with the same names")
-    pictures = [file for role in ROLES for file in (path / f"{role}s").iterdir() if file.is_file()]
-    return [_prompts_file(path), *sorted(pictures)]
+    images = [file for role in ROLES for file in (path / f"{role}s").iterdir() if file.is_file()]
+    return [_prompts_file(path), *sorted(images)]
 
 
 def _votes(path: Path, start: int) -> Iterator[Vote]:
@@ -55,7 +52,7 @@ def _vote(name: str, prompt: object, images: dict[str, list[Path]]) -> Vote:
     for role, found in images.items():
         if len(found) != 1:
             return Vote(name, f"two {role} pictures" if found else f"no {role} picture")
-    return Vote(name, "0", prompt, lambda side: _read(images[ROLES[side]][0], MAX_PICTURE_BYTES))
+    return Vote(name, "0", prompt, lambda side: _read(images[ROLES[side]][0], MAX_IMAGE_BYTES))
 
 
 def _read(file: Path, most: int) -> bytes:
@@ -67,12 +64,12 @@ def _read(file: Path, most: int) -> bytes:
 def _by_stem(files: Iterable[Path], *, lower: bool = False) -> dict[str, list[Path]]:
     found: dict[str, list[Path]] = {}
     for file in files:
-        if file.suffix.lower() in PICTURE_SUFFIXES:
+        if file.suffix.lower() in IMAGE_SUFFIXES:
             found.setdefault(file.stem.lower() if lower else file.stem, []).append(file)
     return found
 
 
-# ---- a folder a pair ---------------------------------------------------------------------------------------
+# ---- one folder per pair -----------------------------------------------------------------------------------
 
 
 def _pair_folders(path: Path) -> list[Path]:
@@ -132,7 +129,7 @@ def _listed(path: Path) -> Iterator[Vote]:
 
 
 FOLDERS = Format(
-    summary="a folder a pair (winner.*, loser.*, prompt.txt), or winners/, losers/ and a prompts file",
+    summary="one folder per pair (winner.*, loser.*, prompt.txt), or winners/, losers/ and a prompts file",
     is_like=_is_like,
     files=_files,
     votes=_votes,

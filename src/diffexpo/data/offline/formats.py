@@ -31,18 +31,13 @@ OFFLINE: dict[str, Format] = {
 
 
 def detect_format(path: str | Path) -> str:
-    """Name of the format that a file or folder looks like.
-
-    Raises:
-        MissingError: there is no such file or folder.
-        ImportFormatError: a run's store, or nothing that any importer knows.
-    """
+    """Name of the format that a file or folder looks like; what looks like none is an ImportFormatError."""
     path = Path(path)
     if not os.path.lexists(path):
         raise MissingError(f"offline.source: {path} does not exist; expected a preference set")
     if path.is_dir() and (path / "manifests").is_dir():
         raise ImportFormatError(
-            f"{path} is the store of a run, which holds latents, not pictures; export its pairs first with "
+            f"{path} is the store of a run, which holds latents, not images; export its pairs first with "
             "`diffexpo data export`"
         )
     for name, form in OFFLINE.items():
@@ -56,12 +51,7 @@ def detect_format(path: str | Path) -> str:
 
 
 def find_format(name: str, path: str | Path) -> tuple[str, Format]:
-    """The named format, or with "auto" the one that the source looks like.
-
-    Raises:
-        ConfigError: there is no format of this name.
-        MissingError, ImportFormatError: from `detect_format`.
-    """
+    """The named format, or with "auto" the one that the source looks like; no such name is a ConfigError."""
     if name == AUTO:
         name = detect_format(path)
     if name not in OFFLINE:

@@ -1,7 +1,7 @@
-"""The Human Preference Datasets: HPDv2 (rankings in JSON beside an image folder) and HPDv3 (pairs in JSON).
+"""The Human Preference Datasets: HPDv2 (rankings in JSON next to an image folder) and HPDv3 (pairs in JSON).
 
 HPDv2: `train.json` is a list of {prompt, human_preference, file_path}, 1 = preferred; `test.json` of {prompt,
-image_path, rank}, the smallest rank is the best. Images lie in `train/` and `test/` beside them. HPDv3: a
+image_path, rank}, the smallest rank is the best. Images are in `train/` and `test/` next to them. HPDv3: a
 list of {prompt, path1, path2, confidence, ...}; path1 is preferred. Archives have to be unpacked first.
 """
 
@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from diffexpo.data.offline.reading import Record, column_names
-from diffexpo.data.offline.sources import PictureFolder, index_file
+from diffexpo.data.offline.sources import ImageFolder, index_file
 from diffexpo.data.offline.votes import Layout, Vote, has_columns, row_format, votes_of_ranking
 
 
@@ -21,7 +21,7 @@ def _find(path: Path) -> list[Path]:
 
 def _hpdv2(file: Path) -> Layout:
     column_names(file)  # a file that is no list, or cut, is refused before anything is read
-    folder = PictureFolder(file.parent)
+    folder = ImageFolder(file.parent)
 
     def votes(name: str, row: Record) -> Iterator[Vote]:
         ranks, preference = row.get("rank"), row.get("human_preference")
@@ -40,7 +40,7 @@ def _hpdv2(file: Path) -> Layout:
 
 def _hpdv3(file: Path) -> Layout:
     column_names(file)
-    folder = PictureFolder(file.parent)
+    folder = ImageFolder(file.parent)
 
     def votes(name: str, row: Record) -> Iterator[Vote]:
         yield Vote(
@@ -57,13 +57,13 @@ def _hpdv3(file: Path) -> Layout:
 
 
 HPDV2 = row_format(
-    "HPDv2: train.json or test.json beside the unpacked image folders",
+    "HPDv2: train.json or test.json next to the unpacked image folders",
     has_columns(index_file, (".json",), ("prompt", "human_preference"), ("prompt", "image_path", "rank")),
     _find,
     _hpdv2,
 )
 HPDV3 = row_format(
-    "HPDv3: train.json beside the unpacked images",
+    "HPDv3: train.json next to the unpacked images",
     has_columns(index_file, (".json",), ("prompt", "path1", "path2")),
     _find,
     _hpdv3,

@@ -1,6 +1,6 @@
-"""ImageRewardDB: one row an image, its rank among the images of its prompt.
+"""ImageRewardDB: one row per image, its rank among the images of its prompt.
 
-`metadata-train.parquet` (image_path, prompt_id, prompt, rank, ...) beside the unpacked `images/`, the JSON
+`metadata-train.parquet` (image_path, prompt_id, prompt, rank, ...) next to the unpacked `images/`, the JSON
 file of one image folder with the same keys, or the benchmark's JSON list of {id, prompt, generations,
 ranking}. The smallest rank is the best. The rows of a prompt need not be neighbours, so the index (not the
 images) is held in memory.
@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from diffexpo.data.offline.reading import Damage, Record, column_names, read_rows, require_columns
-from diffexpo.data.offline.sources import PictureFolder, index_file
+from diffexpo.data.offline.sources import ImageFolder, index_file
 from diffexpo.data.offline.votes import MAX_RANKED, Layout, Vote, has_columns, row_format, votes_of_ranking
 
 COLUMNS = ("image_path", "prompt_id", "prompt", "rank")
@@ -79,10 +79,10 @@ def _layout(file: Path) -> Layout:
     names = column_names(file)
     if file.suffix.lower() == ".parquet":
         require_columns(file, COLUMNS, names, f"the columns {', '.join(COLUMNS)}")
-    folder = PictureFolder(file.parent)
+    folder = ImageFolder(file.parent)
 
     def read(path: object) -> bytes:
-        # the JSON files of image folders name images from the set's root, although they lie beside them
+        # the JSON files of image folders name images from the set's root, although they are next to them
         is_beside = isinstance(path, str) and (folder.root / Path(path).name).is_file()
         return folder.read(Path(str(path)).name if is_beside else path)
 
@@ -93,7 +93,7 @@ def _layout(file: Path) -> Layout:
 
 
 IMAGEREWARDDB = row_format(
-    "ImageRewardDB: metadata-train.parquet beside the unpacked images, or its JSON",
+    "ImageRewardDB: metadata-train.parquet next to the unpacked images, or its JSON",
     has_columns(_index, (".json", ".parquet"), COLUMNS, ("generations", "ranking")),
     lambda path: [_index(path)],
     _layout,

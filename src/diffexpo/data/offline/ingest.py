@@ -1,4 +1,4 @@
-"""Bringing an offline preference set into a run's store as iteration 0, every picture encoded once."""
+"""Bringing an offline preference set into a run's store as iteration 0, every image encoded once."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from pathlib import Path
 import numpy as np
 
 from diffexpo.data.images import fit_image, nearest_size, size_name
-from diffexpo.data.latents import encode_pictures, image_sizes
+from diffexpo.data.latents import encode_images, image_sizes
 from diffexpo.data.offline.ahead import map_ahead
 from diffexpo.data.offline.formats import AUTO, find_format
-from diffexpo.data.offline.pictures import whole_picture
+from diffexpo.data.offline.image_files import whole_image
 from diffexpo.data.offline.sources import fingerprint
 from diffexpo.data.offline.votes import ImportReport, OfflinePair, read_votes
 from diffexpo.data.offline.writing import QUARANTINE, log_line
@@ -48,26 +48,24 @@ def import_offline(
     """Append a preference set to the store as samples and pairs of iteration 0, source "offline".
 
     Resumable by unit and idempotent: what is in the store is not encoded again, and a second call only
-    reports. One process. Rows that could not be used stand in the store's `quarantine.jsonl`.
+    reports. Only one process may call it. Rows that could not be used are listed in `quarantine.jsonl` of
+    the store.
 
     Args:
         path: File or folder, see `read_offline`.
-        policy: Encodes pictures; the latents belong to it.
+        policy: Encodes images; the latents belong to it.
         store: Where rows go.
         format: A key of `OFFLINE`, or "auto".
         limit, seed: At most this many pairs, chosen by key.
         judge: Who preferred, written in each pair.
         accepts_prompt: False for prompts that are too long; such pairs are quarantined.
-        unit_pairs: Pairs a unit.
-        batch_size: Pictures an encoder call.
+        unit_pairs: Pairs per unit.
+        batch_size: Images per call of the encoder.
         size: (height, width) to crop and resize to; by default what the policy draws. Where it draws several
-            sizes, both pictures of a pair get the one that is nearest in shape to the winner.
+            sizes, both images of a pair get the one that is nearest in shape to the winner.
         tick: Called after each unit.
     Returns:
         The report, the same whether the import ran through, was resumed or had been done before.
-    Raises:
-        MissingError, ImportFormatError: from reading; ImportFormatError too when no pair is left.
-        StoreError: the store holds another offline set.
     """
     sizes = image_sizes(policy) if size is None else (size,)
     source = Path(path)
@@ -167,15 +165,15 @@ def _append_samples(
         size, decoded = fitted
         name = size_name(*size) if len(work.sizes) > 1 else ""
         *two_samples, row = _rows(pair, size, name, work.judge)
-        for sample, picture in zip(two_samples, decoded, strict=True):
+        for sample, image in zip(two_samples, decoded, strict=True):
             if sample.sample_id not in work.known:
                 work.known.add(sample.sample_id)
                 samples.append(sample)
-                pixels.append(picture)
+                pixels.append(image)
         rows.append(row)
         if name:
             counts[name] += 1
-    latents = encode_pictures(work.policy, pixels, work.batch_size)
+    latents = encode_images(work.policy, pixels, work.batch_size)
     by_id = {sample.sample_id: array for sample, array in zip(samples, latents, strict=True)}
     work.store.append_collection(ITERATION, 0, samples, by_id, unit=unit, stage=STAGE)
     return rows, dropped, dict(counts)
@@ -191,11 +189,11 @@ def _fitted_pair(pair: OfflinePair, sizes: Sequence[tuple[int, int]]) -> tuple[O
     A loser of another shape loses its borders: what is compared has one shape.
     """
     try:
-        with whole_picture(pair.winner_jpg) as picture:
-            size = nearest_size(picture, sizes)
-            winner = fit_image(picture, *size)
-        with whole_picture(pair.loser_jpg) as picture:
-            loser = fit_image(picture, *size)
+        with whole_image(pair.winner_jpg) as image:
+            size = nearest_size(image, sizes)
+            winner = fit_image(image, *size)
+        with whole_image(pair.loser_jpg) as image:
+            loser = fit_image(image, *size)
     except ImportFormatError as error:
         return pair, str(error)
     return pair, (size, [winner, loser])

@@ -42,7 +42,7 @@ def _layout(file: Path) -> Layout:
         if name not in schema.names:
             hint = nearest(name, schema.names)
             if name.startswith("jpg") and "image_0_url" in schema.names:
-                hint += "; this looks like a variant without pictures, get the one with them"
+                hint += "; this looks like a variant without images, get the one with them"
             raise ImportFormatError(
                 f"{file}: column {name!r} is missing; {hint}. Expected the columns {', '.join(REQUIRED)}."
             )
@@ -82,7 +82,7 @@ def _verdict(row: Record, uids: tuple[object, object]) -> str:
     if row.get("has_label") is False:
         return "unlabelled"
     verdict = verdict_of_labels(row["label_0"], row["label_1"])
-    if verdict == "unlabelled":  # that is what has_label is for: empty labels beside it are a defect
+    if verdict == "unlabelled":  # that is what has_label is for: empty labels are a defect
         return "labels are not 1/0, 0/1 or 0.5/0.5"
     best = row.get("best_image_uid")
     if verdict in ("0", "1") and best and uids[0] != uids[1] and best == uids[1 - int(verdict)]:
@@ -103,8 +103,7 @@ PICKAPIC = row_format(
 
 
 def _is_ours(path: Path) -> bool:
-    """Whether the first Parquet file has the columns that only our own sets have, or an import has begun
-    here."""
+    """Whether the first Parquet file has the columns of our own sets alone, or an import has begun here."""
     if path.is_dir() and (path / STARTED).is_file():
         return True
     if not has_suffix(path, (".parquet",)):

@@ -1,7 +1,7 @@
 """Rows of foreign files, a few in memory at a time: Parquet, CSV, TSV, JSON lines and JSON lists.
 
 Each reader yields (number, row). A row that cannot be read is a `Damage` in the row's place, and the reader
-goes on behind it; only a file that cannot be read at all is an error.
+goes on with the next; only a file that cannot be read at all is an ImportFormatError.
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import islice
+from functools import partial
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -47,11 +48,7 @@ Record = dict[str, Any]
 
 
 def read_rows(file: Path, columns: Sequence[str], start: int = 0) -> Iterator[tuple[int, Any]]:
-    """Rows of a file by its ending, JSON lists for any other one; `columns` and `start` are for Parquet.
-
-    Raises:
-        ImportFormatError: the file cannot be read at all.
-    """
+    """Rows of a file by its ending, JSON lists for any other one; `columns` and `start` are for Parquet."""
     suffix = file.suffix.lower()
     if suffix == ".parquet":
         return parquet_rows(file, columns, start)
@@ -61,11 +58,7 @@ def read_rows(file: Path, columns: Sequence[str], start: int = 0) -> Iterator[tu
 
 
 def column_names(file: Path) -> list[str]:
-    """The columns of Parquet or CSV; the keys of the first object of JSON, none where a list is empty.
-
-    Raises:
-        ImportFormatError: the file cannot be read, or none of its first 100 lines is a JSON object.
-    """
+    """The columns of Parquet or CSV; the keys of the first object of JSON, none where a list is empty."""
     suffix = file.suffix.lower()
     if suffix == ".parquet":
         return parquet_schema(file).names
@@ -81,11 +74,7 @@ def column_names(file: Path) -> list[str]:
 
 
 def require_columns(file: Path, needed: Sequence[str], present: Sequence[str], expected: str) -> None:
-    """Refuse a file that lacks a column.
-
-    Raises:
-        ImportFormatError: names the column and the nearest present one.
-    """
+    """Refuse a file that lacks a column."""
     for name in needed:
         if name not in present:
             raise ImportFormatError(
@@ -109,11 +98,7 @@ def _require_distinct(file: Path, names: Sequence[str]) -> None:
 
 
 def parquet_schema(file: Path) -> pa.Schema:
-    """The columns of a Parquet file.
-
-    Raises:
-        ImportFormatError: it is no whole Parquet file, or two columns have one name.
-    """
+    """The columns of a Parquet file, no two of one name."""
     with _damage(file):
         schema = pq.read_schema(file)
     _require_distinct(file, schema.names)
@@ -123,11 +108,7 @@ def parquet_schema(file: Path) -> pa.Schema:
 def parquet_rows(file: Path, columns: Sequence[str], start: int = 0) -> Iterator[tuple[int, Record | Damage]]:
     """Rows of a Parquet file from number `start` on, with those of the columns that it has.
 
-    A row group that does not decode, or that unpacks to fifty times its size (pictures do not), is one
-    `Damage`.
-
-    Raises:
-        ImportFormatError: the file's index cannot be read.
+    A row group that does not decode, or unpacks to fifty times its size (images do not), is one `Damage`.
     """
     with _damage(file):
         parquet = pq.ParquetFile(file, buffer_size=2**20, pre_buffer=False, page_checksum_verification=True)
@@ -162,9 +143,12 @@ def _group_rows(
         return
     number = first
     try:
-        # side by side: columns of pictures a few rows at a time, so that the others need not be, which would
-        # take most of the time
-        parts = [_part_rows(parquet, group, *part) for part in _parts(metadata, columns)]
+        # columns of images a few rows at a time, so that the others need not be, which would take most time
+        read = partial(parquet.iter_batches, row_groups=[group], use_threads=False)
+        parts = [
+            chain.from_iterable(map(_rows, read(batch_size=most, columns=names)))
+            for names, most in _parts(metadata, columns)
+        ]
         for pieces in zip(*parts, strict=True):
             if start <= number < end:
                 yield number, _joined(pieces)
@@ -189,25 +173,9 @@ def _parts(metadata: pq.RowGroupMetaData, columns: list[str]) -> list[tuple[list
             worst[name] += max(whole // max(1, metadata.num_rows), dictionary)
     wide = [name for name in columns if worst[name] > _BATCH_BYTES // _BATCH_ROWS]
     narrow = [name for name in columns if name not in wide]
-    return [
-        (names, _batch_rows(sum(worst[name] for name in names))) for names in (narrow, wide) if names
-    ] or [([], _BATCH_ROWS)]
-
-
-def _batch_rows(worst: int) -> int:
-    """Rows that may be in memory when each may have `worst` bytes: two at least, which cost half as much as
-    one at a time."""
-    return max(_MIN_ROWS, min(_BATCH_ROWS, _BATCH_BYTES // max(1, worst)))
-
-
-def _part_rows(
-    parquet: pq.ParquetFile, group: int, columns: list[str], batch_rows: int
-) -> Iterator[Record | Damage]:
-    batches = parquet.iter_batches(
-        batch_size=batch_rows, row_groups=[group], columns=columns, use_threads=False
-    )
-    for batch in batches:
-        yield from _rows(batch)
+    parts = [(names, sum(worst[name] for name in names)) for names in (narrow, wide) if names] or [([], 1)]
+    # two rows at least, which cost half as much as one at a time
+    return [(names, max(_MIN_ROWS, min(_BATCH_ROWS, _BATCH_BYTES // most))) for names, most in parts]
 
 
 def _joined(pieces: tuple[Record | Damage, ...]) -> Record | Damage:
@@ -255,7 +223,7 @@ def _row(batch: pa.RecordBatch, position: int) -> Record | Damage:
 
 
 def _column_size(column: pq.ColumnChunkMetaData) -> tuple[int, int, int]:
-    """(unpacked, packed, unpacked size of the dictionary): one dictionary entry can stand in every row."""
+    """(unpacked, packed, unpacked size of the dictionary): one dictionary entry can be in every row."""
     whole, packed = max(0, column.total_uncompressed_size), max(1, column.total_compressed_size)
     start = column.dictionary_page_offset if column.has_dictionary_page else None
     dictionary = max(0, column.data_page_offset - start) * whole // packed if start is not None else 0
@@ -291,11 +259,7 @@ def _csv_reader(file: Path, stream: Any) -> Any:
 
 
 def csv_header(file: Path) -> list[str]:
-    """The column names of a CSV file.
-
-    Raises:
-        ImportFormatError: there is no header, it is not UTF-8, or a name stands twice.
-    """
+    """The column names of a CSV file, no two the same."""
     with open(file, encoding="utf-8-sig", errors="surrogateescape", newline="") as stream:
         try:
             header: list[str] = next(_csv_reader(file, stream), [])
@@ -309,11 +273,7 @@ def csv_header(file: Path) -> list[str]:
 
 
 def csv_rows(file: Path) -> Iterator[tuple[int, Record | Damage]]:
-    """Rows of a CSV file (TSV by its ending) behind its header, as texts by column name.
-
-    Raises:
-        ImportFormatError: the header cannot be read.
-    """
+    """Rows of a CSV file (TSV by its ending) after its header, as texts by column name."""
     names = csv_header(file)
     with open(file, encoding="utf-8-sig", errors="surrogateescape", newline="") as stream:
         reader = _csv_reader(file, stream)
@@ -362,11 +322,7 @@ def _json_line(line: bytes) -> Record | Damage:
 
 
 def json_list(file: Path) -> Iterator[tuple[int, Any]]:
-    """Elements of a file that is one JSON list, parsed one at a time: the list may be larger than the memory.
-
-    Raises:
-        ImportFormatError: the file does not begin with `[` or does not end with `]`.
-    """
+    """Elements of a file that is one JSON list, parsed one at a time: the list may exceed the memory."""
     _check_list(file)
     with open(file, "rb") as stream:
         text, number = _JsonText(stream), 0
@@ -382,7 +338,7 @@ def json_list(file: Path) -> Iterator[tuple[int, Any]]:
 
 
 class _JsonText:
-    """The stretch of a JSON file that is being parsed, and the place in it."""
+    """The part of a JSON file that is being parsed, and the place in it."""
 
     def __init__(self, stream: Any) -> None:
         self._stream = stream

@@ -13,24 +13,22 @@ from pathlib import Path, PurePosixPath
 
 from diffexpo.errors import ImportFormatError, MissingError
 
-MAX_PICTURE_BYTES = 64 * 1024 * 1024
-PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
+MAX_IMAGE_BYTES = 64 * 1024 * 1024
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 _FOOTER = 2**16
 _HASHED_WHOLE = 2**26
 
 
-class PictureFolder:
+class ImageFolder:
     """Reads images that rows name by path; nothing outside the folder is ever opened."""
 
     def __init__(self, root: Path) -> None:
         self.root = root.resolve()
 
     def read(self, name: object, *prefixes: str) -> bytes:
-        """Bytes of `root/name`, or of `root/prefix/name` for the first prefix under which it lies.
+        """Bytes of `root/name`, or of `root/prefix/name` for the first prefix under which it is found.
 
-        Raises:
-            ImportFormatError: with a reason: no name, a URL, a path that leaves the folder, no such file, not
-                a regular file, larger than 64 MiB.
+        What cannot be read is an ImportFormatError with a reason that can be counted.
         """
         if not isinstance(name, str) or not name.strip():
             raise ImportFormatError("no picture is named")
@@ -57,12 +55,8 @@ class PictureFolder:
         return read_regular(real)
 
 
-def read_regular(path: Path, most: int = MAX_PICTURE_BYTES) -> bytes:
-    """The bytes of a regular file of at most `most` bytes; never waits, as a named pipe would make one.
-
-    Raises:
-        ImportFormatError: with a reason.
-    """
+def read_regular(path: Path, most: int = MAX_IMAGE_BYTES) -> bytes:
+    """The bytes of a regular file of at most `most` bytes; never waits, as a named pipe would make one."""
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
         with open(descriptor, "rb") as file:
@@ -77,12 +71,8 @@ def read_regular(path: Path, most: int = MAX_PICTURE_BYTES) -> bytes:
 
 
 def find_files(path: Path, suffixes: Sequence[str], expected: str) -> list[Path]:
-    """The regular files a source means, sorted by path: itself, or those below it with one of the suffixes.
-
-    Raises:
-        MissingError: there is no such file or folder, or the folder holds none.
-        ImportFormatError: one of them is a pipe, a device or a dead link.
-    """
+    """The regular files a source means, at least one: itself, or those below it with one of the suffixes,
+    sorted by path."""
     if not os.path.lexists(path):
         raise MissingError(f"offline.source: {path} does not exist; expected {expected}")
     found = sorted(_below(path, suffixes)) if path.is_dir() else [path]
@@ -90,19 +80,15 @@ def find_files(path: Path, suffixes: Sequence[str], expected: str) -> list[Path]
         raise MissingError(f"offline.source: {path} holds no {suffixes[0]} file; expected {expected}")
     for file in found:
         if not file.is_file():
+            what = "a pipe, a device or a dead link"
             raise ImportFormatError(
-                f"{file} is not a regular file (a pipe, a device or a dead link); remove it or name another "
-                "source"
+                f"{file} is not a regular file ({what}); remove it or name another source"
             )
     return found
 
 
 def index_file(path: Path, name: str = "train.json", suffix: str = ".json") -> Path:
-    """The file that lists the pairs: the source itself, or `name` in it, or its only file with the suffix.
-
-    Raises:
-        MissingError: there is none, or there are several and none has the name.
-    """
+    """The file that lists the pairs: the source itself, or `name` in it, or its only file with the suffix."""
     if not path.is_dir():
         return find_files(path, (suffix,), f"a {suffix} file that lists pairs")[0]
     if (path / name).is_file():
@@ -149,7 +135,7 @@ def fingerprint(files: Iterable[Path], root: Path) -> dict[str, str]:
 
 
 def _file_mark(file: Path) -> str:
-    if file.suffix.lower() in PICTURE_SUFFIXES:
+    if file.suffix.lower() in IMAGE_SUFFIXES:
         return str(file.stat().st_size)
     with open(file, "rb") as stream:
         length = stream.seek(0, 2)

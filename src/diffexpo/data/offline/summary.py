@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Callable
 from itertools import islice
 from pathlib import Path
+from statistics import median_low
 
 from PIL import Image
 
@@ -17,19 +18,14 @@ from diffexpo.data.offline.votes import ImportReport, OfflinePair, read_votes
 _MOST = 10
 _KINDS = 1000
 _OTHER = "(others)"
+_WON = {"0": "the first picture won", "1": "the second picture won"}
 
 
 def inspect_offline(path: str | Path, *, format: str = AUTO, rows: int = 3) -> dict[str, object]:
-    """Format, files and first votes of a set, without reading the rest.
+    """Format, files and the first `rows` votes of a set, without reading the rest.
 
-    Args:
-        path: File or folder.
-        format: A key of `OFFLINE`, or "auto".
-        rows: How many votes to show.
     Returns:
         {"format", "what", "files", "bytes", "first rows": [{"row", "verdict", "prompt", ...}]}.
-    Raises:
-        ConfigError, MissingError, ImportFormatError: the set as a whole cannot be read.
     """
     path = Path(path)
     name, form = find_format(format, path)
@@ -37,9 +33,7 @@ def inspect_offline(path: str | Path, *, format: str = AUTO, rows: int = 3) -> d
     shown = [
         {
             "row": vote.row,
-            "verdict": {"0": "the first picture won", "1": "the second picture won"}.get(
-                vote.verdict, vote.verdict
-            ),
+            "verdict": _WON.get(vote.verdict, vote.verdict),
             "prompt": str(vote.caption)[:200] if vote.caption else None,
             "models": [str(model) for model in vote.models if model],
         }
@@ -73,8 +67,6 @@ def summarise_offline(
         Counts of rows, pairs, prompts, models, image formats and sizes. "same pair again" counts pairs
         whose prompt and images came before with the same winner, "contradicting pairs" those with the other
         one.
-    Raises:
-        ConfigError, MissingError, ImportFormatError: the set as a whole cannot be read.
     """
     path = Path(path)
     name, form = find_format(format, path)
@@ -146,12 +138,7 @@ class _Counts:
 
 
 def _median(counter: Counter[int]) -> int:
-    half, passed = sum(counter.values()) / 2, 0
-    for value, count in sorted(counter.items()):
-        passed += count
-        if passed >= half:
-            return value
-    return 0
+    return median_low(counter.elements()) if counter else 0
 
 
 def _digest(*parts: bytes) -> bytes:

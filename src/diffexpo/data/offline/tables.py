@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from diffexpo.data.offline.reading import Record, column_names, nearest, require_columns
-from diffexpo.data.offline.sources import PictureFolder, find_files
+from diffexpo.data.offline.sources import ImageFolder, find_files
 from diffexpo.data.offline.votes import Layout, Vote, row_format, verdict_of_record
 from diffexpo.errors import ImportFormatError, MissingError
 
@@ -67,23 +67,23 @@ def _find(path: Path) -> list[Path]:
 def _layout(file: Path) -> Layout:
     if file.suffix.lower() not in SUFFIXES:
         raise ImportFormatError(f"{file} ends in {file.suffix!r}; expected {', '.join(SUFFIXES)}")
-    prompt, pictures, judged = _columns(column_names(file), file)
-    folder = PictureFolder(file.parent)
+    prompt, sides, judged = _columns(column_names(file), file)
+    folder = ImageFolder(file.parent)
 
     def votes(name: str, row: Record) -> Iterator[Vote]:
         yield Vote(
             name,
             verdict_of_record({key: row.get(key) for key in judged}) if judged else "0",
             row.get(prompt),
-            lambda side: _picture(row.get(pictures[side]), folder),
+            lambda side: _image(row.get(sides[side]), folder),
             models=(row.get("model_0"), row.get("model_1")),
             confidence=_confidence(row.get("confidence")),
         )
 
-    return Layout((prompt, *pictures, *judged, "model_0", "model_1", "confidence"), votes)
+    return Layout((prompt, *sides, *judged, "model_0", "model_1", "confidence"), votes)
 
 
-def _picture(value: Any, folder: PictureFolder) -> object:
+def _image(value: Any, folder: ImageFolder) -> object:
     if isinstance(value, dict) and not value.get("bytes"):
         value = value.get("path")
     return value if isinstance(value, (bytes, dict)) else folder.read(value)
@@ -97,5 +97,5 @@ def _confidence(value: object) -> object:
 
 
 TABLE = row_format(
-    "CSV, TSV, JSON lines or Parquet with a prompt, two pictures and who won", _is_like, _find, _layout
+    "CSV, TSV, JSON lines or Parquet with a prompt, two images and who won", _is_like, _find, _layout
 )

@@ -18,9 +18,9 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from diffexpo.data.offline.ahead import map_ahead
-from diffexpo.data.offline.pictures import verify_picture, verify_structure
+from diffexpo.data.offline.image_files import verify_image, verify_structure
 from diffexpo.data.offline.reading import Damage, Record, column_names, parquet_length, read_rows
-from diffexpo.data.offline.sources import MAX_PICTURE_BYTES, printable, row_name
+from diffexpo.data.offline.sources import MAX_IMAGE_BYTES, printable, row_name
 from diffexpo.data.rows import is_utf8
 from diffexpo.errors import ImportFormatError, MissingError
 from diffexpo.rng import keyed_seed
@@ -91,14 +91,12 @@ class ImportReport:
 
     def describe(self) -> str:
         """One line for a person."""
-        bad = "".join(
-            f", {count} quarantined ({reason})" for reason, count in sorted(self.quarantined.items())
-        )
-        limit = f", {self.unselected} beyond the limit" if self.unselected else ""
-        dropped = f"{self.ties} ties, {self.unlabelled} unlabelled{limit}{bad}"
+        dropped = [f"{self.ties} ties", f"{self.unlabelled} unlabelled"]
+        dropped += [f"{self.unselected} beyond the limit"] if self.unselected else []
+        dropped += [f"{count} quarantined ({reason})" for reason, count in sorted(self.quarantined.items())]
         sizes = ", ".join(f"{count} at {size}" for size, count in sorted(self.sizes.items()))
         fitted = f"; height x width: {sizes}" if sizes else ""
-        return f"{self.kept} pairs of {self.read} rows ({dropped}){fitted}"
+        return f"{self.kept} pairs of {self.read} rows ({', '.join(dropped)}){fitted}"
 
 
 @dataclass(frozen=True)
@@ -107,7 +105,7 @@ class Vote:
 
     `verdict` is "0" or "1" (which image won), "tie", "unlabelled", or the reason why the row is unusable.
     `load(side)` reads an image's bytes and may raise ImportFormatError with a reason. `count` is above 1 for
-    a stretch of rows that cannot be read at all.
+    consecutive rows that cannot be read at all.
     """
 
     row: str
@@ -137,7 +135,7 @@ class Format:
 
 
 def skip_votes(votes: Iterable[Vote], start: int) -> Iterator[Vote]:
-    """The votes from number `start` on, where all have to be read from the front."""
+    """The votes from number `start` on, where all have to be read from the first."""
     number = 0
     for vote in votes:
         if number >= start:
@@ -219,11 +217,8 @@ def has_columns(
 
 
 def _no_row(name: str, row: object) -> Vote:
-    return (
-        Vote(name, row.reason, count=row.count)
-        if isinstance(row, Damage)
-        else Vote(name, "not a JSON object")
-    )
+    damage = row if isinstance(row, Damage) else Damage("not a JSON object")
+    return Vote(name, damage.reason, count=damage.count)
 
 
 # ---- from votes to pairs -----------------------------------------------------------------------------------
@@ -238,13 +233,13 @@ def read_votes(
     limit: int | None = None,
     seed: int = 0,
 ) -> Iterator[OfflinePair]:
-    """The usable pairs of a set, in order, one in memory at a time; goes on behind `report.read`.
+    """The usable pairs of a set, in order, one in memory at a time.
 
     Args:
         form: The set's format.
         path: File or folder.
         report: Counts what happens; complete when the iterator is. A report of an earlier, unfinished reading
-            makes this one continue behind it.
+            makes this one continue after its last row.
         check: How both images are found to be whole; a row with one that is not is quarantined. "decode":
             both are decoded; "structure": see `verify_structure`; "none": not at all, because the caller
             decodes anyway.
@@ -292,7 +287,7 @@ def _pair_of(vote: Vote, selected: frozenset[str] | None) -> _Found:
 
 
 _VERIFIERS: dict[str, Callable[[bytes], None]] = {
-    "decode": verify_picture,
+    "decode": verify_image,
     "structure": verify_structure,
     "none": lambda data: None,
 }
@@ -342,11 +337,7 @@ def _pair(vote: Vote) -> OfflinePair:
 
 
 def check_caption(caption: object) -> str:
-    """The caption without white space around it.
-
-    Raises:
-        ImportFormatError: with a reason: no text, not UTF-8, zero bytes, longer than 20,000 characters.
-    """
+    """The caption without white space around it; an ImportFormatError says why it cannot be used."""
     if not isinstance(caption, str) or not caption.strip():
         raise ImportFormatError("no caption")
     if len(caption) > MAX_CAPTION:
@@ -362,7 +353,7 @@ def _bytes(value: object) -> bytes:
     data = value["bytes"] if isinstance(value, dict) else value
     if not isinstance(data, bytes) or not data:
         raise ImportFormatError("no bytes")
-    if len(data) > MAX_PICTURE_BYTES:
+    if len(data) > MAX_IMAGE_BYTES:
         raise ImportFormatError("picture file larger than 64 MiB")
     return data
 
@@ -420,12 +411,8 @@ def votes_of_ranking(
 ) -> Iterator[Vote]:
     """Every two images of a ranking as a vote: n images give n (n - 1) / 2, equal ranks are ties.
 
-    Args:
-        row: Name of the ranking; votes of more than two images are named row/i-j.
-        caption: Their prompt.
-        ranks: One number an image, smaller is better.
-        paths: One path an image, its uid too; nothing has been checked.
-        read: An image's bytes by its path.
+    `ranks` should be one number for each image, smaller is better, and `paths` their paths and uids; neither
+    has been checked. Votes of more than two images are named row/i-j.
     """
     reason = _ranking_problem(ranks, paths)
     if reason:

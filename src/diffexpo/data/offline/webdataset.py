@@ -17,8 +17,8 @@ from pathlib import Path, PurePosixPath
 
 from diffexpo.data.offline.reading import Damage, Record
 from diffexpo.data.offline.sources import (
-    MAX_PICTURE_BYTES,
-    PICTURE_SUFFIXES,
+    IMAGE_SUFFIXES,
+    MAX_IMAGE_BYTES,
     find_files,
     has_suffix,
     printable,
@@ -103,8 +103,8 @@ def _contents(tar: tarfile.TarFile, member: tarfile.TarInfo, size: int) -> bytes
         return Damage("member is not a regular file")
     if member.offset_data + member.size > size:
         return Damage("truncated member")
-    if member.name.lower().endswith(PICTURE_SUFFIXES):
-        if member.size > MAX_PICTURE_BYTES:
+    if member.name.lower().endswith(IMAGE_SUFFIXES):
+        if member.size > MAX_IMAGE_BYTES:
             return Damage("member larger than 64 MiB")
     elif member.size > _TEXT_BYTES:
         return Damage("text larger than 256 KiB")
@@ -117,7 +117,7 @@ def _add(sample: Record, suffix: str, data: bytes) -> str:
     """Put one member into its sample, passing over what is not part of a pair; returns what is wrong."""
     try:
         side, _, kind = suffix.rpartition(".")
-        if side in SIDES and f".{kind}" in PICTURE_SUFFIXES:
+        if side in SIDES and f".{kind}" in IMAGE_SUFFIXES:
             problem = f"two pictures {side}" if side in sample else ""
             sample[side] = data
             return problem

@@ -1,12 +1,12 @@
 """Any preference set as Parquet shards in the Pick-a-Pic v2 columns: verified pairs, no model needed.
 
     FOLDER/import.json             what is imported: written first
-    FOLDER/pairs-00000.parquet     2,048 pairs or 64 MiB a shard, whichever comes first
-    FOLDER/quarantine.jsonl        one line a row that could not be used: {"row", "reason", "rows"}
+    FOLDER/pairs-00000.parquet     2,048 pairs or 64 MiB per shard, whichever comes first
+    FOLDER/quarantine.jsonl        one line for each row that could not be used: {"row", "reason", "rows"}
     FOLDER/manifest.json           counts, SHA-256 and rows of every file: written last, means complete
 
 Each shard carries, in its Parquet metadata, the counts up to its last pair and the length of quarantine.jsonl
-at that moment. A killed import goes on behind the last whole shard, so no pair is lost and none comes twice.
+at that moment. A killed import goes on after the last whole shard, so no pair is lost and none comes twice.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ FORMAT = 1
 _GROUP_BYTES = 8 * 1024 * 1024
 _GROUP_PAIRS = 256
 _STATE = b"diffexpo_import"
-_PICTURES = ("jpg_0", "jpg_1")
+_IMAGES = ("jpg_0", "jpg_1")
 _OURS = ("pair_id", "reward_margin", "source", "confidence", "schema_version")
 SCHEMA = pa.schema([*list(EXPORT_SCHEMA)[:19], *(EXPORT_SCHEMA.field(name) for name in _OURS)])
 """The 19 columns of Pick-a-Pic v2 in its order, then ours."""
@@ -58,7 +58,7 @@ def rewrite_pairs(
 ) -> ImportReport:
     """Write the usable pairs of a set, their images verified, as a folder of Parquet shards.
 
-    Resumable after any kill and idempotent: called again, it goes on behind the last whole shard, or only
+    Resumable after any kill and idempotent: called again, it goes on after the last whole shard, or only
     reports.
 
     Args:
@@ -68,14 +68,10 @@ def rewrite_pairs(
         limit, seed: At most this many pairs, chosen by key.
         check: As in `read_votes`; "structure" takes a fraction of the time and finds files that are cut. The
             run that encodes the images finds what is left.
-        shard_pairs: Pairs a shard.
+        shard_pairs: Pairs per shard.
         tick: Called with the pairs of each shard that was filled; it is written while the next is read.
     Returns:
         The report, the same whether the import ran through or was resumed.
-    Raises:
-        ConfigError, MissingError, ImportFormatError: from reading; ImportFormatError too when no pair is
-            left.
-        StoreError: the folder holds something else, or the disk is full.
     """
     source, folder = Path(source), Path(folder)
     name, form = find_format(format, source)
@@ -140,14 +136,8 @@ def _write(
 
 
 def verify_rewritten(folder: str | Path) -> int:
-    """Recompute every SHA-256 and row count of an import folder.
-
-    Returns:
-        Number of files checked.
-    Raises:
-        MissingError: the folder is no finished import.
-        StoreError: lists every problem.
-    """
+    """Recompute every SHA-256 and row count of an import folder; returns the number of files. A StoreError
+    lists every problem."""
     folder = Path(folder)
     if not (folder / FINISHED).is_file():
         raise MissingError(
@@ -180,17 +170,14 @@ def log_line(file: IO[bytes], row: str, reason: str, rows: int) -> None:
 
 
 class Shard:
-    """One Parquet file in the making: filled by one thread, written by another, visible when it is whole.
+    """One Parquet file in the making: filled by one thread, written by `behind`, visible when it is whole.
 
-    Args:
-        path: Where it goes.
-        behind: Does the writing; an error of it is raised by a later call, as a StoreError.
+    An error of writing is raised by a later call, as a StoreError.
     """
 
     def __init__(self, path: Path, behind: Behind) -> None:
         self.path = path
-        self.pairs = 0
-        self.bytes = 0
+        self.pairs = self.bytes = 0
         self.sha256 = ""
         self._behind = behind
         self._temporary = path.with_name(path.name + TEMPORARY)
@@ -239,8 +226,8 @@ class Shard:
                     self._file,
                     SCHEMA,
                     # images are compressed already, and each differs from the others
-                    compression={name: "none" if name in _PICTURES else "zstd" for name in SCHEMA.names},
-                    use_dictionary=[name for name in SCHEMA.names if name not in _PICTURES],
+                    compression={name: "none" if name in _IMAGES else "zstd" for name in SCHEMA.names},
+                    use_dictionary=[name for name in SCHEMA.names if name not in _IMAGES],
                     write_statistics=False,
                     write_page_checksum=True,
                 )
@@ -272,7 +259,7 @@ def _refusal(path: Path) -> Iterator[None]:
 
 def _row(pair: OfflinePair) -> dict[str, object]:
     """A pair in the Pick-a-Pic columns."""
-    # a winner that always stood first would teach a reader of the file the position
+    # a winner that always came first would teach a reader of the file the position
     winner = keyed_choice(2, "import", pair.row)
     loser = 1 - winner
     return {

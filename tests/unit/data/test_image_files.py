@@ -17,12 +17,12 @@ import pytest
 from PIL import Image
 
 from diffexpo.data.offline import rewrite_pairs
-from diffexpo.data.offline.pictures import (
+from diffexpo.data.offline.image_files import (
     MAX_SCANS,
     MAX_SEGMENTS,
-    verify_picture,
+    verify_image,
     verify_structure,
-    whole_picture,
+    whole_image,
 )
 from diffexpo.errors import ImportFormatError, StoreError
 
@@ -124,7 +124,7 @@ def test_of_damage_to_pixels_it_finds_nearly_what_decoding_finds(options: dict[s
         place = draw.randrange(data.index(b"\xff\xda") + 14, len(data) - 70)
         data[place : place + 64] = draw.randbytes(64)
         damaged.append(bytes(data))
-    found = found_by(verify_picture, damaged)
+    found = found_by(verify_image, damaged)
     assert found > 30
     assert found_by(verify_structure, damaged) > 0.6 * found
 
@@ -276,5 +276,5 @@ def png_header(width: int, height: int) -> bytes:
     ],
 )
 def test_what_is_no_image_is_refused_with_a_reason(data: bytes, why: str) -> None:
-    with pytest.raises(ImportFormatError, match=f"^{why}$"), whole_picture(data):
+    with pytest.raises(ImportFormatError, match=f"^{why}$"), whole_image(data):
         pass

@@ -28,7 +28,7 @@ _SEGMENT = re.compile(rb"\xff+([^\x00\xff])(..)?", re.DOTALL)
 # Within compressed pixels 0xFF is followed by zero or a restart mark; any other mark ends them.
 _NEXT_MARK = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]")
 _SCAN, _END = 0xDA, 0xD9
-_BEHIND_SCAN = frozenset((_SCAN, _END, 0xC4, 0xCC, 0xDB, 0xDC, 0xDD, *range(0xE0, 0xF0), 0xFE))
+_AFTER_SCAN = frozenset((_SCAN, _END, 0xC4, 0xCC, 0xDB, 0xDC, 0xDD, *range(0xE0, 0xF0), 0xFE))
 # Frames that can be decoded, and whether they are decoded a few lines at a time.
 _FRAMES = {0xC0: True, 0xC1: True, 0xC2: False, 0xC9: True, 0xCA: False}
 _NO_IMAGE, _DAMAGED = "not an image", "truncated or damaged"
@@ -37,7 +37,7 @@ _NO_IMAGE, _DAMAGED = "not an image", "truncated or damaged"
 # ---- by decoding -------------------------------------------------------------------------------------------
 
 
-def verify_picture(data: bytes) -> None:
+def verify_image(data: bytes) -> None:
     """Refuse bytes that are no whole image. Every byte is decoded, a JPEG at an eighth of its size.
 
     Raises:
@@ -51,25 +51,23 @@ def verify_picture(data: bytes) -> None:
 
 
 @contextmanager
-def whole_picture(data: bytes) -> Iterator[Image.Image]:
-    """The image in RGB, within the limits of `verify_picture`; while a thread uses a large one, no other
-    decodes one.
-
-    Raises:
-        ImportFormatError: the reasons of `verify_picture`. What goes wrong in the block is no damage and
-            passes as it is.
-    """
+def whole_image(data: bytes) -> Iterator[Image.Image]:
+    """The image in RGB, within the limits of `verify_image`; while a thread uses a large one, no other
+    decodes one. What goes wrong in the block is no damage and passes as it is."""
     with ExitStack() as turn:
-        with _opened(data) as image:
-            turn.enter_context(_one_if_large(image))
-            picture = on_white(image)
-        yield picture
+        yield _decoded(data, turn)
+
+
+def _decoded(data: bytes, turn: ExitStack) -> Image.Image:
+    # a function of its own, so that only the result is kept in memory while it is used
+    with _opened(data) as image:
+        turn.enter_context(_one_if_large(image))
+        return on_white(image)
 
 
 class _Quiet:
-    """No warnings while a thread is inside. `warnings.catch_warnings` alone is not made for several threads:
-    one that leaves would bring back what another has turned off, or keep it off for good.
-    """
+    """No warnings while a thread is inside; with `warnings.catch_warnings` alone a thread that leaves would
+    bring back what another has turned off, or keep it off for good."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -144,19 +142,16 @@ def _check_scans(count: int) -> None:
 def verify_structure(data: bytes) -> None:
     """Refuse files that are cut or too large, without decoding JPEG and PNG; WebP is decoded.
 
-    A JPEG must have segments that follow each other, a frame that can be decoded, no marks within its
-    compressed pixels and an end mark; a PNG the checksum of every chunk, IHDR first and IEND last. What
-    stands behind the end is ignored, as decoders do.
-
-    Raises:
-        ImportFormatError: the reasons of `verify_picture`.
+    A JPEG must have consecutive segments, a frame that can be decoded, no marks within its compressed pixels
+    and an end mark; a PNG the checksum of every chunk, IHDR first and IEND last. What follows the end is
+    ignored, as decoders do. The reasons are those of `verify_image`.
     """
     if data.startswith(_JPEG):
         _check_jpeg(data)
     elif data.startswith(_PNG):
         _check_png(data)
     else:
-        verify_picture(data)
+        verify_image(data)
 
 
 def _check_jpeg(data: bytes) -> None:
@@ -166,7 +161,7 @@ def _check_jpeg(data: bytes) -> None:
         kind = segment[1][0] if segment else 0
         if num_scans and kind == _END:
             return
-        if segment is None or segment[2] is None or (num_scans and kind not in _BEHIND_SCAN):
+        if segment is None or segment[2] is None or (num_scans and kind not in _AFTER_SCAN):
             break
         body = segment.end()
         place = body - 2 + int.from_bytes(segment[2], "big")
@@ -195,9 +190,8 @@ def _check_png(data: bytes) -> None:
     for _ in range(MAX_SEGMENTS):
         end = place + 12 + int.from_bytes(data[place : place + 4], "big")
         kind = data[place + 4 : place + 8]
-        if end > len(data) or zlib.crc32(view[place + 4 : end - 4]) != int.from_bytes(
-            view[end - 4 : end], "big"
-        ):
+        checksum = int.from_bytes(view[end - 4 : end], "big")
+        if end > len(data) or zlib.crc32(view[place + 4 : end - 4]) != checksum:
             break
         has_pixels = has_pixels or kind == b"IDAT" and end > place + 12
         if kind == b"IEND" and has_pixels:
