@@ -149,7 +149,7 @@ class HoldsTextEncoders(Protocol):
 
 @dataclass(frozen=True)
 class Drawn:
-    """What was drawn: latents (B,C,h,w) and their images (B,3,H,W) in [0,1]; None where no scorer reads it."""
+    """What was drawn: latents (B,C,h,w) and their images (B,3,H,W) in [0,1]; None if no scorer reads it."""
 
     latents: Tensor | None = None
     images: Tensor | None = None
