@@ -106,13 +106,13 @@ def regenerate(run_dir: Path, sample_id: str, out: Path) -> dict[str, object]:
             latents = redraw_improved(drawer, embeddings, sample, loser, lambda: None)
     stored = store.latent(sample_id)
     difference = float(np.abs(latents[0].numpy() - stored).max())
-    save_picture(policy, latents, out)
+    save_image(policy, latents, out)
     verdict = "identical" if np.array_equal(latents[0].numpy(), stored) else "different"
     return {"sample": sample_id, "picture": str(out), "latents": verdict, "largest difference": difference}
 
 
-def save_picture(policy: Policy, latents: Tensor, out: Path) -> None:
-    """The first latent's picture as PNG."""
+def save_image(policy: Policy, latents: Tensor, out: Path) -> None:
+    """The first latent's image as PNG."""
     Image.fromarray(to_bytes(policy.decode_latents(latents))[0]).save(out)
 
 
@@ -159,5 +159,5 @@ def _base_for_users(config: RunConfig, policy: FamilyPolicy) -> str:
 
 
 def report(run_dir: Path) -> Path:
-    """The report, made anew from the files of a run, finished or not."""
+    """The report, made again from the files of a run, finished or not."""
     return write_report(run_dir)
