@@ -54,7 +54,7 @@ class Conditioning:
 
     @staticmethod
     def concatenate(parts: Sequence[Conditioning]) -> Conditioning:
-        """Stack batches behind each other; all must hold the same names."""
+        """The rows of all batches in order; all must hold the same names."""
         import torch
 
         return Conditioning(
@@ -108,8 +108,7 @@ class WeightSets(Protocol):
 class Policy(Protocol):
     """A text-to-image model that can denoise. `t` is a float in [0, 1], 1 is pure noise.
 
-    A policy that takes latents of other shapes than `latent_shape` (`HasBuckets`) is told the picture's size
-    by x_t alone.
+    A policy that takes latents of several shapes (`HasBuckets`) is told the image's size by x_t alone.
     """
 
     path: DiffusionPath
@@ -136,7 +135,7 @@ class Policy(Protocol):
 
 @runtime_checkable
 class HasBuckets(Protocol):
-    """A policy whose pictures have several sizes: the shapes of their latents, `latent_shape` first."""
+    """A policy whose images have several sizes: the shapes of their latents, `latent_shape` first."""
 
     latent_shapes: tuple[tuple[int, int, int], ...]
 
@@ -150,8 +149,7 @@ class HoldsTextEncoders(Protocol):
 
 @dataclass(frozen=True)
 class Drawn:
-    """What was drawn, as scorers look at it: latents (B,C,h,w) and their images (B,3,H,W) in [0,1]. Either
-    may be None where no scorer reads it."""
+    """What was drawn: latents (B,C,h,w) and their images (B,3,H,W) in [0,1]; None if no scorer reads it."""
 
     latents: Tensor | None = None
     images: Tensor | None = None
@@ -173,8 +171,7 @@ Scorer = Reward
 
 
 class StepJudge(Protocol):
-    """Scores noisy latents x_t = alpha_t x0 + sigma_t eps: how well what x_t will become fits its prompt.
-    Higher is better."""
+    """Scores how well what x_t = alpha_t x0 + sigma_t eps will become fits its prompt; higher is better."""
 
     def score(
         self, x_t: Tensor, alpha_t: float | Tensor, sigma_t: float | Tensor, prompts: Sequence[str]
@@ -185,8 +182,7 @@ class StepJudge(Protocol):
 
 @dataclass(frozen=True)
 class MixedRows:
-    """Rows of several shapes, such as latents of several picture sizes: tensors of one shape each, behind
-    each other.
+    """Rows of several shapes, such as latents of several image sizes: one tensor a shape, in order.
 
     A batch of a step may hold it where a batch of one shape holds a tensor; a micro-batch never does. A slice
     of rows that have one shape is a tensor.
@@ -259,7 +255,7 @@ class ScoredBatch:
     its pairs that it won. `advantages` (B,) compare a reward with all images of the same prompt and
     collection, in the batch or not. `groups` (B,) int64: equal numbers are the same prompt and collection.
     `desirable` (B,) bool. `weight` (B,) scales each row's loss (1 by default). `keys` name the rows: noise
-    and t are drawn from them. `is_grouped`: the rows of a group stand behind each other and are all images of
+    and t are drawn from them. `is_grouped`: the rows of a group are consecutive and all images of
     it; the batch is then never cut within a group. `measured` is what the algorithm found on the whole batch
     beforehand (see `MeasuresBatch`).
     """

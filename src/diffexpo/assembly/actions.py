@@ -1,7 +1,8 @@
-"""Commands on an existing run: inspect, regenerate, export, report."""
+"""Commands on an existing run: inspect, regenerate, export."""
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,6 @@ from diffexpo.data.store import Store
 from diffexpo.errors import MissingError, PolicyError
 from diffexpo.evaluation.card import Exported, write_card
 from diffexpo.evaluation.records import choose_pair_examples
-from diffexpo.evaluation.report import write_report
 from diffexpo.online.loop import Loop
 from diffexpo.online.stages.improve import redraw_improved
 from diffexpo.online.units import redraw, was_merged
@@ -45,10 +45,7 @@ def inspect(run_dir: Path, pair_id: str | None) -> dict[str, object]:
         "samples": len(samples),
         "samples by size": sample_sizes(samples),
         "pairs": len(pairs),
-        "pairs by source": {
-            source: sum(pair.source == source for pair in pairs)
-            for source in sorted({pair.source for pair in pairs})
-        },
+        "pairs by source": dict(sorted(Counter(pair.source for pair in pairs).items())),
         "example pairs": [pair.pair_id for _, pair in choose_pair_examples(pairs)],
     }
 
@@ -106,13 +103,13 @@ def regenerate(run_dir: Path, sample_id: str, out: Path) -> dict[str, object]:
             latents = redraw_improved(drawer, embeddings, sample, loser, lambda: None)
     stored = store.latent(sample_id)
     difference = float(np.abs(latents[0].numpy() - stored).max())
-    save_picture(policy, latents, out)
+    save_image(policy, latents, out)
     verdict = "identical" if np.array_equal(latents[0].numpy(), stored) else "different"
     return {"sample": sample_id, "picture": str(out), "latents": verdict, "largest difference": difference}
 
 
-def save_picture(policy: Policy, latents: Tensor, out: Path) -> None:
-    """The first latent's picture as PNG."""
+def save_image(policy: Policy, latents: Tensor, out: Path) -> None:
+    """The first latent's image as PNG."""
     Image.fromarray(to_bytes(policy.decode_latents(latents))[0]).save(out)
 
 
@@ -156,8 +153,3 @@ def _base_for_users(config: RunConfig, policy: FamilyPolicy) -> str:
     path = Path(config.model.path).expanduser()
     is_hub_id = not path.exists() and resolve(config.model.path) == config.model.path
     return config.model.path if is_hub_id else str(policy.folder.path.resolve())
-
-
-def report(run_dir: Path) -> Path:
-    """The report, made anew from the files of a run, finished or not."""
-    return write_report(run_dir)

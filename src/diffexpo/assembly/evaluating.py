@@ -160,7 +160,7 @@ def save_examples(loop: Loop) -> None:
         for rule, pair in choose_pair_examples(loop.store.pairs(iteration)):
             winner, loser = loop.store.sample(pair.winner_id), loop.store.sample(pair.loser_id)
             latents = torch.from_numpy(loop.store.latents([pair.winner_id, pair.loser_id]))
-            pictures = to_bytes(loop.policy.decode_latents(latents))
+            images = to_bytes(loop.policy.decode_latents(latents))
             example = PairExample(
                 pair_id=pair.pair_id,
                 iteration=iteration,
@@ -174,7 +174,7 @@ def save_examples(loop: Loop) -> None:
                 winner_scores=winner.rewards or {},
                 loser_scores=loser.rewards or {},
             )
-            examples.append((example, pictures[0], pictures[1]))
+            examples.append((example, images[0], images[1]))
         save_pair_examples(loop.run_dir, iteration, examples)
 
 

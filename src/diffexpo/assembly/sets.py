@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from diffexpo.assembly.aliases import resolve
-from diffexpo.data.offline import rewrite_pairs, verify_rewritten
+from diffexpo.data.offline import rewrite_pairs
 from diffexpo.data.offline.summary import inspect_offline, summarise_offline
 from diffexpo.data.prompt_lists import choose_categories, read_prompt_list, split_prompts, write_prompts
 from diffexpo.data.statistics import summarise_store
@@ -45,11 +45,6 @@ def count_set(source: str, *, format: str, limit: int | None, seed: int) -> dict
 def count_store(run_dir: Path) -> dict[str, Any]:
     """Return counts of everything in a run's store."""
     return summarise_store(Store(run_dir / "store", create=False))
-
-
-def verify_set(folder: str) -> int:
-    """Check every file that `import_pairs` wrote against its manifest and return their number."""
-    return verify_rewritten(folder)
 
 
 def verify_store(run_dir: Path) -> int:

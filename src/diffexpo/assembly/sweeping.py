@@ -35,15 +35,15 @@ SWEEP_PICTURE, SWEEP_NUMBERS = "improver_sweep.png", "improver_sweep.json"
 def sweep(
     run_dir: Path, *, text_scales: Sequence[float], image_scales: Sequence[float], num_prompts: int
 ) -> dict[str, object]:
-    """Improve a few images at every pair of guidance scales, from the same noise: one picture, and numbers.
+    """Improve a few images at every pair of guidance scales, from the same noise: one image, and numbers.
 
     Args:
         run_dir: A run whose improvement model is trained.
         text_scales, image_scales: s_T and s_I.
-        num_prompts: Rows of the picture: one image each of the newest collected prompts, before that losers
+        num_prompts: Rows of the image: one image each of the newest collected prompts, before that losers
             of the offline pairs.
     Returns:
-        Where picture and numbers lie, and a line for each pair of scales.
+        Where image and numbers lie, and a line for each pair of scales.
     Raises:
         ConfigError: the run has another method. MissingError: its improvement model is not trained yet.
     """

@@ -30,15 +30,15 @@ CONCEPTS = (
     "1f525", "1f431", "1f34e", "1f697", "2b50", "1f3e0", "1f339", "1f41f",
     "1f600", "1f3b8", "1f4d6", "26bd", "1f33b", "1f355", "1f680", "1f332",
 )  # fmt: skip
-"""Pictures that are scored: plain things that every scorer should tell apart."""
+"""Images that are scored: plain things that every scorer should tell apart."""
 SHARE_RIGHT = 0.75
-"""Of 16 pictures 12 or more score higher with their own prompt by luck in 4 cases of 100."""
+"""Of 16 images 12 or more score higher with their own prompt by luck in 4 cases of 100."""
 BATCH_TOLERANCE = 1e-3
 
 
 @dataclass(frozen=True)
 class Picture:
-    """One picture with its prompt; `sha256` is that of its 8-bit RGB pixels.
+    """One image with its prompt; `sha256` is that of its 8-bit RGB pixels.
 
     The emoji judges were trained on captions with a style in front and get `styled_prompt`, all other scorers
     get `prompt`.
@@ -78,7 +78,7 @@ class VerifyReport:
         return f"{self.name} ({self.type}): {self.scale}; version {self.version[:16]}"
 
     def rows(self) -> list[tuple[str, str, float, float]]:
-        """(picture, prompt, score, score of another picture's prompt)."""
+        """(image, prompt, score, score of another image's prompt)."""
         columns = zip(self.pictures, self.prompts, self.scores, self.other_scores, strict=True)
         return [(picture, prompt, round(own, 4), round(other, 4)) for picture, prompt, own, other in columns]
 
@@ -96,8 +96,7 @@ def verify_rewards(
     tolerance: float,
     pictures: Path | None,
 ) -> list[VerifyReport]:
-    """Score the shipped pictures with a type of reward, or with every reward and judge of a recipe, and check
-    the outcome.
+    """Score the shipped images with a type of reward, or all scorers of a recipe, and check the outcome.
 
     Args:
         what: A type of `REWARDS`, or a recipe.
@@ -105,7 +104,7 @@ def verify_rewards(
         device: "auto" or a torch device.
         against: File of known scores (`write_scores`); None: the shipped ones, where there are any.
         tolerance: Largest relative difference from known scores.
-        pictures: Folder to write pictures and prompts to.
+        pictures: Folder to write images and prompts to.
     Returns:
         One report a scorer.
     Raises:
@@ -133,7 +132,7 @@ def check_scorer(
     reference: Path | None,
     tolerance: float,
 ) -> VerifyReport:
-    """Score pictures under their own and under the next one's prompt, and check what can be checked."""
+    """Score images under their own and under the next one's prompt, and check what can be checked."""
     is_judge = (config.path or "").startswith(EMBEDDED)
     prompts = [picture.styled_prompt if is_judge else picture.prompt for picture in shown]
     own = score_images([scorer], images, prompts)[scorer.name]
@@ -151,7 +150,7 @@ def check_scorer(
 
 
 def verify_pictures() -> tuple[list[Picture], Tensor]:
-    """The pictures that are scored, (16,3,64,64) in [0,1], and their prompts."""
+    """The images that are scored, (16,3,64,64) in [0,1], and their prompts."""
     rows = load_rows()
     chosen = [
         base_row([row for row in rows if row["hexcode"].lower() == code and row["style"] == "noto"])

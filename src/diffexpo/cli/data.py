@@ -133,7 +133,7 @@ def verify(
     from diffexpo import assembly
 
     if _is_set(run):
-        print(f"{run}: {assembly.verify_set(run)} files are as their manifest says")
+        print(f"{run}: {assembly.verify_rewritten(run)} files are as their manifest says")
         return
     run_dir = find_run(run)
     print(f"{run_dir / 'store'}: {assembly.verify_store(run_dir)} files are as their manifests say")

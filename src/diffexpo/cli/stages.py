@@ -62,4 +62,4 @@ def report(run: Run = None) -> None:
     with Boundary(run_dir):
         from diffexpo import assembly
 
-        print(f"report: {assembly.report(run_dir)}")
+        print(f"report: {assembly.write_report(run_dir)}")

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from diffexpo.config.families import FAMILIES, Family, family_of_name
 from diffexpo.config.methods import offline_baseline
-from diffexpo.config.papers import WORKS, Work, bibtex, readable
+from diffexpo.config.papers import WORKS, Work, readable
 
 if TYPE_CHECKING:
     from diffexpo.config.run import RunConfig
@@ -55,7 +55,7 @@ class Citations:
 
     def as_bibtex(self) -> str:
         """One entry a work; what it was used for stands above it, outside the entry."""
-        entries = [f"% {'; '.join(one.purposes)}\n{bibtex(one.work)}" for one in self.known]
+        entries = [f"% {'; '.join(one.purposes)}\n{one.work.entry}" for one in self.known]
         return "\n\n".join([*entries, *(f"% {what}: not known here" for what in self.unknown)])
 
 

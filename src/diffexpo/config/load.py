@@ -140,13 +140,11 @@ def load_config(
         path = find_recipe(str(recipe))
         origin = origin_of(path)
         values = parse_yaml(_read(path), origin)
-        if values is None:
-            values = {}
+        values = {} if values is None else values
         if not isinstance(values, dict):
-            raise ConfigError(
-                f"{origin} holds a {type(values).__name__}; expected a YAML mapping of settings"
-            )
-        merged.merge(values, origin)
+            found = type(values).__name__
+            raise ConfigError(f"{origin} holds a {found}; expected a YAML mapping of settings")
+        merged.merge(merged.values, values, (), origin)
         merged.end_layer()
     for name, text in sorted((os.environ if environment is None else environment).items()):
         if name.startswith(ENV_PREFIX):
@@ -172,9 +170,8 @@ def _read(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
-        raise ConfigError(
-            f"{path} is not UTF-8 text (byte {error.start}); save the recipe as UTF-8"
-        ) from None
+        told = f"{path} is not UTF-8 text (byte {error.start}); save the recipe as UTF-8"
+        raise ConfigError(told) from None
     except OSError as error:
         raise ConfigError(f"{path} cannot be read: {error.strerror}") from None
 
@@ -220,12 +217,10 @@ class _Merged:
         why = "means something else in" if is_setting(path, after) else "is no setting of"
         self.notes.append(f"{shown} was set for {before} and {why} {after}: it is not used")
 
-    def merge(self, values: Mapping[str, Value], origin: str) -> None:
-        self._merge_into(self.values, values, (), origin)
-
-    def _merge_into(
+    def merge(
         self, target: dict[str, Value], values: Mapping[str, Value], at: tuple[str, ...], origin: str
     ) -> None:
+        """Merge values into the group at a path, key by key."""
         for key, value in values.items():
             if not isinstance(key, str):
                 group = ".".join(at) or "the top level"
@@ -233,24 +228,24 @@ class _Merged:
                 raise ConfigError(f"{told}; setting names are words")
             present = target.get(key)
             if isinstance(value, dict) and isinstance(present, dict):
-                self._merge_into(present, value, (*at, key), origin)
-            else:
-                self._put(target, key, value, (*at, key), origin)
+                self.merge(present, value, (*at, key), origin)
+                continue
+            path = ".".join((*at, key))
+            self._forget(path)
+            target[key] = value
+            self._record(path, value, origin)
 
     def set(self, keys: Sequence[str], value: Value, origin: str) -> None:
         """Put one value at a dotted path; integers index lists."""
         group: Value = self.values
         for depth in range(1, len(keys)):
             group = self._inside(group, keys, depth, origin)
-        path, key = ".".join(keys), keys[-1]
         if isinstance(group, list):
-            self._put_element(group, _index(group, keys, origin), value, path, origin)
-        elif not isinstance(group, dict):
-            raise _not_a_group(keys, len(keys), origin)
-        elif isinstance(value, dict) and isinstance(present := group.get(key), dict):
-            self._merge_into(present, value, tuple(keys), origin)
+            self._put_element(group, _index(group, keys, origin), value, ".".join(keys), origin)
+        elif isinstance(group, dict):
+            self.merge(group, {keys[-1]: value}, tuple(keys[:-1]), origin)
         else:
-            self._put(group, key, value, tuple(keys), origin)
+            raise _not_a_group(keys, len(keys), origin)
 
     def _inside(self, group: Value, keys: Sequence[str], depth: int, origin: str) -> Value:
         """What the group at the first `depth - 1` keys holds at the next one."""
@@ -276,18 +271,10 @@ class _Merged:
             self.sources[leaf] = origin
             self._touched.add(leaf)
         elif isinstance(element, dict):
-            self._merge_into(element, value, tuple(path.split(".")), origin)
+            self.merge(element, value, tuple(path.split(".")), origin)
         else:
             group[index] = value
             self._record(path, value, origin)
-
-    def _put(
-        self, target: dict[str, Value], key: str, value: Value, at: tuple[str, ...], origin: str
-    ) -> None:
-        path = ".".join(at)
-        self._forget(path)
-        target[key] = value
-        self._record(path, value, origin)
 
     def _record(self, path: str, value: Value, origin: str) -> None:
         for leaf, _ in leaves(value, path):

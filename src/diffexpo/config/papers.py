@@ -29,8 +29,7 @@ ARXIV = "https://arxiv.org/abs/"
 
 @dataclass(frozen=True)
 class Work:
-    """One paper, data set or program. `venue` is where it was published, empty for a preprint or a web page;
-    `entry` is the work in BibTeX."""
+    """A paper, data set or program. `venue` is empty for a preprint or web page; `entry` is its BibTeX."""
 
     key: str
     authors: str
@@ -88,11 +87,6 @@ def short_authors(authors: str) -> str:
     if len(names) > 2 or names[-1] == "others":
         return f"{names[0]} et al."
     return " and ".join(names)
-
-
-def bibtex(work: Work) -> str:
-    """The work as a BibTeX entry, as it stands in the file."""
-    return work.entry
 
 
 def _work(key: str, entry: str, fields: dict[str, str]) -> Work:

@@ -17,7 +17,6 @@ import diffexpo
 from diffexpo.config import RunConfig
 from diffexpo.config.citations import citations
 from diffexpo.config.families import FAMILIES, find_checkpoint
-from diffexpo.config.papers import bibtex
 from diffexpo.evaluation.grid import image_grid, save_grid
 from diffexpo.evaluation.records import RunRecord, load_run
 from diffexpo.evaluation.summary import Summary, summarise
@@ -72,7 +71,7 @@ def write_card(run_dir: Path, folder: Path, config: RunConfig, exported: Exporte
         grid=GRID if has_grid else None,
         settings_told=list(_told(config)),
         citations=found,
-        entries="\n\n".join(bibtex(one.work) for one in found.known),
+        entries="\n\n".join(one.work.entry for one in found.known),
     )
     (folder / CARD).write_text(text, encoding="utf-8")
     return folder / CARD

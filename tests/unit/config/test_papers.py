@@ -6,11 +6,11 @@ import re
 
 import pytest
 
-from diffexpo.config.papers import FILE, WORKS, bibtex, read_works, readable, short_authors
+from diffexpo.config.papers import FILE, WORKS, read_works, readable, short_authors
 
 
 def test_bibtex_entries_are_whole():
-    text = "\n\n".join(bibtex(work) for work in WORKS.values())
+    text = "\n\n".join(work.entry for work in WORKS.values())
     depth = 0
     for character in text:
         depth += (character == "{") - (character == "}")
