@@ -177,11 +177,7 @@ def test_its_papers_are_cited_and_without_any_it_is_listed_as_unknown(
 
 def test_a_report_speaks_of_it() -> None:
     method = describe_method(loaded().model_dump(mode="json"))
-    assert (method.type, method.name, method.restraint) == (
-        "throw_away",
-        "Throw-Away",
-        "raise algorithm.beta",
-    )
+    assert (method.name, method.restraint) == ("Throw-Away", "raise algorithm.beta")
     assert method.story == "two agents draw images, rewards rank them, the model learns from best and worst."
     assert method.first_iterate.startswith("Throw-Away 1 is trained on the given offline pairs")
     assert method.label("iteration-2") == "Throw-Away 2" and method.start_loss == math.log(2)

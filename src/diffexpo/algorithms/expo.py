@@ -48,6 +48,7 @@ def exploration_bonus(
     return torch.sigmoid(-pair_margin(explored, main, explored_ref, main_ref, beta=beta))
 
 
+# Many parameters because each is a term of the formula.
 def expo_loss(
     winner: Tensor,
     loser: Tensor,

@@ -50,6 +50,7 @@ def predicted_reward_difference(
     return beta * gap.sum(dim=0)
 
 
+# Many parameters because each is a term of the formula.
 def prdp_loss(
     first: Tensor,
     second: Tensor,

@@ -96,7 +96,7 @@ def branch_unit(
                 predictions = [predict(x_next, place + 1) for x_next in drawn] if has_next else []
                 x0s = _predicted_x0(drawing, grid, place, drawn, predictions)
                 scores = _score(drawing, unit, x0s, mix)
-            _keep(pairs, step, place, x, candidates, mean, std, scores, branches.min_margin)
+            _keep(pairs, place, x, candidates, mean, std, scores, branches.min_margin)
             chosen = torch.tensor([keyed_choice(count, *key, "branch", place) for key in keys])
             if predictions:
                 ready = torch.stack(predictions)[chosen, rows]
@@ -145,7 +145,6 @@ def _score(drawing: Drawing, unit: Unit, x0s: list[Tensor], mix: Mix) -> Tensor:
 
 def _keep(
     pairs: _Pairs,
-    step: Transition,
     place: int,
     x_t: Tensor,
     candidates: Tensor,

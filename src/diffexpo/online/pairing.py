@@ -144,26 +144,28 @@ def make_pairs(
             if uncertainty is None
             else (float(uncertainty[index, w]), float(uncertainty[index, l]))
         )
-        pairs.append(_pair(samples, w, l, margin, gammas, index, iteration, seed, judge))
+        contrast = _contrast(samples, seed, iteration, index)
+        pair_id = f"pair-{iteration:04d}-{index:06d}"
+        pairs.append(
+            _pair(pair_id, iteration, samples[w], samples[l], judge, margin, gammas=gammas, contrast=contrast)
+        )
         _count(report, samples[w], samples[l], margin)
     return pairs, report
 
 
 def _pair(
-    samples: Sequence[Sample],
-    w: int,
-    l: int,
-    margin: float,
-    gammas: tuple[float | None, float | None],
-    index: int,
+    pair_id: str,
     iteration: int,
-    seed: int,
+    winner: Sample,
+    loser: Sample,
     judge: str,
+    margin: float,
+    *,
+    gammas: tuple[float | None, float | None],
+    contrast: tuple[str | None, str | None],
 ) -> Pair:
-    winner, loser = samples[w], samples[l]
-    explored, main = _contrast(samples, seed, iteration, index)
     return Pair(
-        pair_id=f"pair-{iteration:04d}-{index:06d}",
+        pair_id=pair_id,
         iteration=iteration,
         prompt_id=winner.prompt_id,
         prompt=winner.prompt,
@@ -174,8 +176,8 @@ def _pair(
         source="online",
         winner_agent=winner.agent,
         loser_agent=loser.agent,
-        explored_id=explored,
-        main_id=main,
+        explored_id=contrast[0],
+        main_id=contrast[1],
         uncertainty_winner=gammas[0],
         uncertainty_loser=gammas[1],
     )

@@ -88,6 +88,7 @@ class Engine:
         first, last = process_share(self.settings.batch_size, self.world.rank, self.world.size)
         return math.ceil((last - first) / self.settings.micro_batch_size)
 
+    # Many parameters because one engine trains every iteration, each with its own length, folder and seed.
     @phase("training")
     def train_iteration(
         self,

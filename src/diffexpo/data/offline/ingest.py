@@ -30,6 +30,7 @@ from diffexpo.types import Policy
 STAGE, ITERATION = "offline", 0
 
 
+# Many parameters because each is an option of `diffexpo data import`.
 def import_offline(
     path: str | Path,
     policy: Policy,
