@@ -403,8 +403,7 @@ class WeighsImages(Protocol):
     """An algorithm whose rows carry weights that depend on all images of a prompt."""
 
     def weigh(self, rewards: Tensor) -> Tensor:
-        """Weights (n,) of the n scored images of one prompt and collection, from their rewards (n,)
-        float64."""
+        """Weights (n,) of the scored images of one prompt and collection, from rewards (n,) float64."""
         ...
 
 
@@ -438,12 +437,10 @@ class FitsBaseline(Protocol):
 
 @runtime_checkable
 class LearnsInParts(Protocol):
-    """An algorithm that can give its loss as several, one after the other, so that only one graph is held at
-    a time."""
+    """An algorithm that can give its loss in several parts, so that only one graph is held at a time."""
 
     def loss_in_parts(
         self, policy: Policy, batch: Batch, noise_key: tuple[str | int, ...]
     ) -> Iterator[LossOutput]:
-        """Losses whose values and gradients add up to those of `loss`; each is asked for after the backward
-        of the last."""
+        """Losses that add up to `loss`, as their gradients do; ask for each after the last one's backward."""
         ...

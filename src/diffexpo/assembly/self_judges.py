@@ -108,7 +108,8 @@ def _adapter_tensors(file: Path) -> Mapping[str, Tensor]:
     """Tensors by their names in the denoiser, without the component before them."""
     try:
         with safe_open(str(file), framework="pt") as opened:
-            tensors = {name.partition(".")[2]: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
+            names = opened.keys()
+            tensors = {name.partition(".")[2]: opened.get_tensor(name) for name in names}
     except (OSError, SafetensorError) as error:
         raise ConfigError(f"{file}: not readable as safetensors ({error}); export the run again") from error
     if not any(".lora_A." in name for name in tensors):

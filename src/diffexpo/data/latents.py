@@ -102,20 +102,14 @@ def encode_images(policy: Policy, images: Sequence[np.ndarray], batch_size: int)
     """uint8 images (H,W,3), of several sizes or one, to float32 latents (C,h,w) each; those of a size are
     encoded together in batches."""
     found: dict[int, np.ndarray] = {}
-    for chosen in positions_by(images, lambda image: image.shape):
-        latents = encode_pixels(policy, np.stack([images[place] for place in chosen]), batch_size)
-        found |= zip(chosen, latents, strict=True)
+    for places in positions_by(images, lambda image: image.shape):
+        for start in range(0, len(places), batch_size):
+            part = places[start : start + batch_size]
+            pixels = torch.from_numpy(np.stack([images[place] for place in part])).permute(0, 3, 1, 2)
+            with torch.no_grad():
+                latents = policy.encode_images((pixels.float() / 255).to(policy.device))
+            found |= zip(part, latents.float().cpu().numpy(), strict=True)
     return [found[place] for place in range(len(images))]
-
-
-def encode_pixels(policy: Policy, pixels: np.ndarray, batch_size: int) -> np.ndarray:
-    """uint8 images (N,H,W,3) to float32 latents (N,C,h,w), in batches from the front."""
-    latents: list[Tensor] = []
-    for start in range(0, len(pixels), batch_size):
-        part = torch.from_numpy(pixels[start : start + batch_size]).permute(0, 3, 1, 2).float() / 255
-        with torch.no_grad():
-            latents.append(policy.encode_images(part.to(policy.device)).float().cpu())
-    return torch.cat(latents).numpy() if latents else np.zeros((0, *policy.latent_shape), np.float32)
 
 
 def pixel_decoder(policy: Policy, batch_size: int = 16) -> Callable[[np.ndarray], np.ndarray]:
@@ -124,10 +118,9 @@ def pixel_decoder(policy: Policy, batch_size: int = 16) -> Callable[[np.ndarray]
     def decode(latents: np.ndarray) -> np.ndarray:
         parts = []
         for start in range(0, len(latents), batch_size):
+            part = torch.from_numpy(latents[start : start + batch_size])
             with torch.no_grad():
-                images = policy.decode_latents(
-                    torch.from_numpy(latents[start : start + batch_size]).to(policy.device)
-                )
+                images = policy.decode_latents(part.to(policy.device))
             parts.append((images.float().clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).cpu().numpy())
         return np.concatenate(parts)
 

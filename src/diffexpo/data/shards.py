@@ -41,8 +41,8 @@ STAGE_KINDS = {
 
 _HOME = {"samples": "collect", "latents": "collect", "pairs": "pair"}
 _NAME = re.compile(
-    r"(?P<kind>samples|latents|pairs)-(?P<iteration>\d{4,})(-(?P<stage>[a-z_]+))?-r(?P<rank>\d{2,})-u(?P<unit>\d{4,})"
-    r"\.(parquet|safetensors)"
+    r"(?P<kind>samples|latents|pairs)-(?P<iteration>\d{4,})(-(?P<stage>[a-z_]+))?-r(?P<rank>\d{2,})"
+    r"-u(?P<unit>\d{4,})\.(parquet|safetensors)"
 )
 _LATENTS_HASH = b"latents_sha256"
 _NOTE = b"note"

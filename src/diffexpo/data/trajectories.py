@@ -16,7 +16,6 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass
-from functools import lru_cache
 from itertools import groupby
 from pathlib import Path
 from typing import Any, Generic, NamedTuple, TypeVar
@@ -41,7 +40,7 @@ class Trajectories:
 
     def __init__(self, folder: Path) -> None:
         self.folder = Path(folder)
-        self._unit = lru_cache(maxsize=_OPEN_FILES)(self._read)
+        self._tensors: dict[int, dict[str, Tensor]] = {}
 
     def write(self, unit: int, tensors: Mapping[str, Tensor]) -> None:
         """Write a unit's tensors, whole or not at all; before its rows enter the store."""
@@ -55,11 +54,19 @@ class Trajectories:
 
     def remove(self) -> None:
         """Delete the folder; missing is fine."""
-        self._unit.cache_clear()
+        self._tensors.clear()
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def _path(self, unit: int) -> Path:
         return self.folder / f"unit-{unit:06d}.safetensors"
+
+    def _unit(self, unit: int) -> dict[str, Tensor]:
+        # not `lru_cache`: its cycle with this object would keep large tensors until the next full collection
+        if unit not in self._tensors:
+            if len(self._tensors) >= _OPEN_FILES:
+                self._tensors.pop(next(iter(self._tensors)))
+            self._tensors[unit] = self._read(unit)
+        return self._tensors[unit]
 
     def _read(self, unit: int) -> dict[str, Tensor]:
         try:
@@ -136,7 +143,7 @@ class _Loader(Generic[Ref]):
         self.refs = tuple(self.refs)
         self.size = len(self.refs)
         key = (self.run_seed, self.iteration, "batch")
-        self._draws = Draws(self.refs, None, key, self.batch_size, units=self._units())
+        self._draws: Draws[Ref] = Draws(self.refs, None, key, self.batch_size, units=self._units())
 
     def _units(self) -> list[list[int]] | None:
         return None

@@ -20,7 +20,6 @@ class Method:
     reference agree, None if that is no fixed number.
     """
 
-    type: str
     name: str
     story: str
     first_iterate: str
@@ -59,7 +58,6 @@ def describe_method(config: Json) -> Method:
     has_agents = collects and not is_rollout and card.is_ranked and int(explore.get("agents", 2)) == 2
     is_planned = bool(_group(config, "baseline").get("offline_dpo", False))
     return Method(
-        type=card.type,
         name=card.title,
         story=card.story or _story(collects, is_rollout, has_pairs, has_agents),
         first_iterate=_first_iterate(card, collects, has_offline),

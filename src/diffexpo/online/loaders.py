@@ -243,11 +243,11 @@ def _branches(loop: Loop, iteration: int, sampler: SamplerConfig) -> list[Transi
         index, position, scores = (
             trajectories.part(unit, f"branch_{name}").tolist() for name in ("index", "row", "scores")
         )
-        for number, (step, place, gap) in enumerate(zip(index, position, scores, strict=True)):
+        for number, (step, place, (best, worst)) in enumerate(zip(index, position, scores, strict=True)):
             sample, here = samples[place], Place(unit, number)
             if step in chosen_steps(loop, sampler, sample.sample_id):
                 name = f"{sample.sample_id}:{step}"
-                refs.append(TransitionPairRef(name, step, here, here, *gap, *texts_of_row(sample)))
+                refs.append(TransitionPairRef(name, step, here, here, best, worst, *texts_of_row(sample)))
     return refs
 
 

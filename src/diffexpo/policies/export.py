@@ -289,9 +289,8 @@ def _pipeline_from(policy: FamilyPolicy, folder: Path) -> DiffusionPipeline:
             **settings,
         )
     except LOAD_ERRORS as error:
-        raise PolicyError(
-            f"{folder}: plain diffusers cannot load it for the export check ({error})"
-        ) from error
+        why = f"plain diffusers cannot load it for the export check ({error})"
+        raise PolicyError(f"{folder}: {why}") from error
     pipeline.set_progress_bar_config(disable=True)
     return pipeline.to(policy.device)
 

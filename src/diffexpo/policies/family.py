@@ -88,7 +88,7 @@ class FamilyPolicy(ABC):
     @property
     def left_out(self) -> tuple[str, ...]:
         """Components of the folder that this policy runs without."""
-        return ()
+        return self.card.optional if len(self.text_encoders) < len(self.card.text_encoders) else ()
 
     @property
     def component_dtypes(self) -> dict[str, torch.dtype]:

@@ -62,7 +62,8 @@ class TakesImage:
     def predict(self, x_t: Tensor, t: Tensor, conditioning: Conditioning) -> Tensor:
         """The network's own output for x_t (B,C,h,w) at t (B,), given text and image."""
         image = conditioning.tensors[IMAGE_CONDITION].to(x_t.device, x_t.dtype)
-        return super().predict(torch.cat([x_t, self.condition_scale * image], dim=1), t, conditioning)  # type: ignore[misc]
+        inputs = torch.cat([x_t, self.condition_scale * image], dim=1)
+        return super().predict(inputs, t, conditioning)  # type: ignore[misc]
 
 
 class UNetImprover(TakesImage, UNetPolicy):

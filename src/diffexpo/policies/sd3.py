@@ -42,10 +42,6 @@ class SD3Policy(FamilyPolicy):
         beginning."""
         return self.sequence_length if self.has_t5 else self.clip_tokens
 
-    @property
-    def left_out(self) -> tuple[str, ...]:
-        return () if self.has_t5 else self.card.optional
-
     def count_tokens(self, prompts: Sequence[str]) -> list[int]:
         """Tokens of each prompt, marks included: T5's, or without T5 the larger number of the two CLIP
         tokenizers."""

@@ -47,9 +47,8 @@ def load_tokenizer(model: ModelFolder, component: str, encoder_class: str) -> Pr
     try:
         return getattr(transformers, class_name).from_pretrained(str(folder), local_files_only=True)
     except (*LOAD_ERRORS, ImportError) as error:
-        raise PolicyError(
-            f"{folder}: {class_name} cannot be loaded ({error}); copy or download it again"
-        ) from error
+        why = f"{class_name} cannot be loaded ({error}); copy or download it again"
+        raise PolicyError(f"{folder}: {why}") from error
 
 
 def count_tokens(tokenizers: Sequence[PreTrainedTokenizerBase], prompts: Sequence[str]) -> list[int]:

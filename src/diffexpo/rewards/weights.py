@@ -115,7 +115,8 @@ def opened(name: str, file: Path) -> Iterator[safe_open]:
 def read_tensors(name: str, file: Path) -> dict[str, Tensor]:
     """Every tensor of a safetensors file."""
     with opened(name, file) as tensors:
-        return {key: tensors.get_tensor(key) for key in tensors.keys()}  # noqa: SIM118 - no mapping, it only has keys()
+        # An opened file is no mapping: it has `keys` alone.
+        return {key: tensors.get_tensor(key) for key in tensors.keys()}  # noqa: SIM118
 
 
 def read_part(name: str, folder: Path, kind: type[Part], what: str) -> Part:

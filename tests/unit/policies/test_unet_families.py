@@ -125,10 +125,12 @@ def test_the_first_releases_sizes_are_corrected_as_the_pipeline_does(
 # ---- Stable Diffusion XL -----------------------------------------------------------------------------------------
 
 
-def test_xl_is_told_the_size_of_the_picture(xl_folder: Path) -> None:
+def test_xl_is_told_the_size_of_the_image(xl_folder: Path) -> None:
     policy = load(xl_folder)
+    text = {"add_text_embeds": torch.zeros(2, 1)}
+    told = policy.further_inputs(torch.zeros(2, 4, 8, 12), text)["added_cond_kwargs"]
     # Original height and width, crop at the corner, target height and width; two pixels are a latent.
-    assert policy.time_ids(torch.zeros(2, 4, 8, 12)).tolist() == [[16, 24, 0, 0, 16, 24]] * 2
+    assert told["time_ids"].tolist() == [[16, 24, 0, 0, 16, 24]] * 2
     assert set(policy.encode_prompts(["a cat"]).tensors) == {"encoder_hidden_states", "add_text_embeds"}
 
 

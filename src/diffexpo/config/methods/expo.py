@@ -18,7 +18,7 @@ LITERAL_SCALE = 1000.0
 class ExpoConfig(DiffusionDpoConfig):
     """EXPO: Diffusion-DPO with a bonus for exploring. With alpha 0 it is Diffusion-DPO bit for bit."""
 
-    type: Literal["expo"] = "expo"  # type: ignore[assignment]  # its own name, not its base's
+    type: Literal["expo"] = "expo"  # type: ignore[assignment]  # its own name
     """The training method."""
     alpha: NotNegative = 0.0
     """Exploration bonus (EXPO eq. 3). Up to 1 (matched beta) no labelled preference is reversed. The papers

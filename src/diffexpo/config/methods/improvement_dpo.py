@@ -17,7 +17,7 @@ class ImprovementDpoConfig(DiffusionDpoConfig):
     """Iterative DPO with an improvement model: losers are the model's own images, winners what the
     improvement model makes of them."""
 
-    type: Literal["improvement_dpo"] = "improvement_dpo"  # type: ignore[assignment]  # its own name, not its base's
+    type: Literal["improvement_dpo"] = "improvement_dpo"  # type: ignore[assignment]  # its own name
     """The training method."""
     beta: Positive = 2000.0
     """As in Diffusion-DPO, with beta/2 on mean errors (the paper: 2000, T merged)."""

@@ -18,8 +18,8 @@ class OrpoConfig(ForwardConfig):
     paper. Below 1/e the margin is log(e_l / e_w) whatever beta is; above, it is beta (e_l - e_w). Not the
     beta of Diffusion-DPO."""
     weight: Positive = 0.1
-    """lambda, the weight of the odds-ratio term added to the winner's error (TRL's default for language models:
-    0.1)."""
+    """lambda, the weight of the odds-ratio term added to the winner's error (TRL's default for language
+    models: 0.1)."""
 
     title: ClassVar[str] = "ORPO"
     papers: ClassVar[tuple[str, ...]] = ("hong2024orpo",)

@@ -130,9 +130,8 @@ def draw_images(
         for name, disagreement in conflicts.items():
             couple, _, what = name.removeprefix("rollout/conflict/").rpartition("/")
             if what == "disagreement":
-                loop.console.line(
-                    f"iteration {iteration}: rewards {couple} order {disagreement:.0%} of image couples oppositely"
-                )
+                part = f"{disagreement:.0%} of image couples"
+                loop.console.line(f"iteration {iteration}: rewards {couple} order {part} oppositely")
     loop.world.barrier()
 
 
