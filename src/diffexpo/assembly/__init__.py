@@ -6,7 +6,10 @@ objects     policy, prompts, rewards, ranking, engine, store, loop
 runs        the whole run, one stage of it, the plan, the offline baseline
 evaluating  which version is judged by whom, and where the result goes
 folders     the run folder's own files
+starting    weights that a run starts from
 improving   the improvement model of a run
+self_judges models behind rewards that judge latents
+serving     a scorer behind HTTP
 sets        preference sets, prompt lists and stores by name
 sweeping    the improvement model over its guidance scales
 actions     what can be done with an existing run

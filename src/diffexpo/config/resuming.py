@@ -1,5 +1,4 @@
-"""Settings that a run may continue with other values of: they change memory and speed, and results by
-rounding at most.
+"""Settings that a resumed run may change: they decide memory and speed, and results by rounding at most.
 
 Everything else decides what is drawn, scored or trained: a run that changed it midway would be neither of the
 two runs.
@@ -10,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from diffexpo.config.load import LoadedConfig, leaves, load_config
+from diffexpo.config.load import LoadedConfig, leaves, load_config, read_resolved
 from diffexpo.config.run import RunConfig
 from diffexpo.errors import ConfigError
 
@@ -27,8 +26,7 @@ CHANGEABLE = (
 
 
 def resumed_config(path: Path, overrides: Sequence[str]) -> LoadedConfig:
-    """The configuration of an existing run (`config.yaml`) with changes of settings that leave its results
-    alone.
+    """The configuration of an existing run (`config.yaml`) with changes that leave its results alone.
 
     Args:
         path: The run's config.yaml.
@@ -39,12 +37,8 @@ def resumed_config(path: Path, overrides: Sequence[str]) -> LoadedConfig:
         ConfigError: a setting that decides results, or one that does not exist.
     """
     found = load_config([path], overrides, {})
-    refused = [
-        name
-        for name in differences(load_config([path], (), {}).config, found.config)
-        if name not in CHANGEABLE
-    ]
-    if refused:
+    changed = differences(read_resolved(path).config, found.config)
+    if refused := [name for name in changed if name not in CHANGEABLE]:
         raise ConfigError(
             f"--set {refused[0]} with --resume: results depend on it, so a resumed run keeps it; start a new "
             f"run to change it. These can change: {', '.join(CHANGEABLE)}"
@@ -55,8 +49,5 @@ def resumed_config(path: Path, overrides: Sequence[str]) -> LoadedConfig:
 def differences(before: RunConfig, after: RunConfig) -> list[str]:
     """Dotted paths of the settings that differ."""
     old, new = (dict(leaves(config.model_dump(mode="json"))) for config in (before, after))
-    return sorted(
-        name
-        for name in old.keys() | new.keys()
-        if name not in old or name not in new or old[name] != new[name]
-    )
+    names, absent = old.keys() | new.keys(), object()
+    return sorted(name for name in names if old.get(name, absent) != new.get(name, absent))
