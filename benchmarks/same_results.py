@@ -8,9 +8,10 @@ packages, with the same number of threads (another number, or another processor,
 are compared in
 
 1. the resolved settings of every recipe of the earlier commit (differences in DOCUMENTED are shown and
-allowed); 2. the weights after every iteration of whole runs (--recipes), bit for bit; 3. a run that the
-earlier code began: the present code resumes it to the bits of the earlier code's uninterrupted
-   run, reports and exports.
+   allowed);
+2. the weights after every iteration of whole runs (--recipes), bit for bit;
+3. a run that the earlier code began: the present code resumes it to the bits of the earlier code's
+   uninterrupted run, reports and exports.
 
 Exit code 0: all the same; 1: something differs.
 """

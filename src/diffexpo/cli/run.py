@@ -77,8 +77,7 @@ def run(
     diffexpo run emoji/expo --set seed=1         another seed
     diffexpo run emoji/expo my.yaml --dry-run    my.yaml on top of the recipe; print the plan only
     diffexpo run --resume                        continue the most recent run
-    diffexpo run --resume --set training.micro_batch_size=2    continue with a setting that changes memory and
-    speed only
+    diffexpo run --resume --set training.micro_batch_size=2    the same with less memory, at the same results
     """
     loaded, run_dir = (
         _resume(recipes, out, name, overrides) if resume else _start(recipes, out, name, overrides)

@@ -203,7 +203,7 @@ def _sizes(config: Run) -> Iterator[str]:
         )
     if aspect == "first" and buckets and not has_pairs:
         yield (
-            "model.buckets with offline.source = null and explore.aspect = first: no picture would have "
+            "model.buckets with offline.source = null and explore.aspect = first: no image would have "
             "another size than the first; set explore.aspect=uniform, or leave model.buckets empty"
         )
     reason = algorithm.one_size_reason()
@@ -242,5 +242,5 @@ def config_notes(config: Run) -> list[str]:
             "collapsed at 1e-4 in our trials (both errors rise, accuracy near 1); 5e-6 held"
         )
     if config.evaluation.grid_prompts > config.evaluation.num_prompts:
-        notes.append("evaluation.grid_prompts exceeds num_prompts: the picture shows all evaluated prompts")
+        notes.append("evaluation.grid_prompts exceeds num_prompts: the grid shows all evaluated prompts")
     return notes

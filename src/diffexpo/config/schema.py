@@ -28,10 +28,10 @@ class ModelConfig(Section):
     """Precision of the frozen weights. Errors and losses are float32 in any case, and so is the
     autoencoder."""
     resolution: Count | tuple[Count, Count] | None = None
-    """Size of the pictures in pixels: one number for squares, or [height, width]; null is the checkpoint's
+    """Size of the images in pixels: one number for squares, or [height, width]; null is the checkpoint's
     own. Both must be multiples of what the autoencoder, and the transformer's patches, shrink by."""
     buckets: tuple[tuple[Count, Count] | AspectRatio, ...] = ()
-    """Sizes besides `resolution` that pictures of a run may have: [height, width] in pixels, or an aspect
+    """Sizes besides `resolution` that images of a run may have: [height, width] in pixels, or an aspect
     ratio "width:height", which is that shape at the area of `resolution`. An offline pair goes to the size
     nearest to its winner's shape."""
     drop_t5: bool = False
@@ -47,9 +47,9 @@ class ModelConfig(Section):
     """`auto` takes an accelerator if there is one, else the CPU; or a torch device such as `cpu`,
     `cuda:1`."""
     vae_slicing: bool = False
-    """Decode and encode one picture at a time: less memory, the same pictures up to rounding."""
+    """Decode and encode one image at a time: less memory, the same images up to rounding."""
     vae_tiling: bool = False
-    """Decode and encode large pictures in overlapping tiles: less memory; pictures above the autoencoder's
+    """Decode and encode large images in overlapping tiles: less memory; images above the autoencoder's
     own size change a little."""
     channels_last: bool = False
     """Hold a UNet's weights in the channels-last layout, which convolutions on accelerators prefer. Changes
@@ -148,7 +148,7 @@ class ExploreConfig(Section):
     negatives: NegativeConfig = NegativeConfig()
     """Negative prompts that widen the search early."""
     batch_size: Count = 64
-    """Images per network call while collecting. Results belong to it: a picture is regenerated at the same
+    """Images per network call while collecting. Results belong to it: an image is regenerated at the same
     batch size."""
     aspect: Literal["first", "uniform", "offline"] = "first"
     """Which of the sizes of `model.resolution` and `model.buckets` a prompt's images are drawn at, by a draw
@@ -159,7 +159,7 @@ class ExploreConfig(Section):
     memory is short for both at once."""
     merge_lora: bool = False
     """Draw with the adapters folded into the base's weights: fewer kernels a step, so sampling is faster
-    where they count, and pictures are rounded differently. The base's own bits come back afterwards.
+    where they count, and images are rounded differently. The base's own bits come back afterwards.
     Evaluation and training never run merged."""
 
 
@@ -287,7 +287,7 @@ class EvaluationConfig(Section):
     bootstrap: Count = 10000
     """Bootstrap resamples, clustered by prompt, for 95% intervals."""
     grid_prompts: Count = 8
-    """Prompts in the before/after picture (the first of the keyed order, not chosen by hand)."""
+    """Prompts in the before/after image (the first of the keyed order, not chosen by hand)."""
 
 
 class BaselineConfig(Section):

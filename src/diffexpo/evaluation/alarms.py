@@ -160,7 +160,7 @@ def _improvement(item: Snapshot) -> Iterator[Alarm]:
 def _flat_rewards(item: Snapshot) -> Iterator[Alarm]:
     if item.reward_std is not None and item.reward_std == 0.0:
         seen = "all collected images got the same reward, so none is better than another."
-        advice = "Check the scorer and that the pictures are not blank."
+        advice = "Check the scorer and that the images are not blank."
         yield Alarm("zero_variance", "critical", seen, advice)
     if item.groups and item.dropped_ties is not None and item.dropped_ties / item.groups > TIE_SHARE:
         seen = f"{item.dropped_ties} of {item.groups} prompts gave a tie, from which nothing is learned."

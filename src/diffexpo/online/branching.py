@@ -1,10 +1,10 @@
 """Trajectories whose steps branch into candidates, of which best and worst become a pair (SPO).
 
-    x_{t-1}^1 .. x_{t-1}^k ~ the step's kernel at x_t;   a score of each;   best, worst;   go on from a random
-    one
+    x_{t-1}^1 .. x_{t-1}^k ~ the step's kernel at x_t
+    best and worst by score;   go on from a random one
 
 A step-aware judge scores the candidates as they are, noise and all. Without one the run's rewards score the
-picture that each candidate's predicted x0 decodes to; the predictions are those that the next step needs, of
+image that each candidate's predicted x0 decodes to; the predictions are those that the next step needs, of
 all candidates instead of one.
 """
 

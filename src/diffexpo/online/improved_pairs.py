@@ -122,11 +122,10 @@ def make_improved_pairs(
 
 
 def relative_distance(winner: Tensor, loser: Tensor, prompts: Sequence[str]) -> tuple[float, float]:
-    """How far improved images are from their losers, and that as a share of the distance between unrelated
-    images.
+    """How far improved images are from their losers, also as a share of the distance of unrelated images.
 
-    distance = mean over pairs of mean((winner - loser)^2),   relative = distance / mean over couples of
-    prompts of mean((l - l')^2)
+        distance = mean over pairs of mean((winner - loser)^2)
+        relative = distance / mean over couples of prompts of mean((l - l')^2)
 
     Args:
         winner, loser: (N, ...) latents, or features, of the pairs.

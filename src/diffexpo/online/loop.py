@@ -1,8 +1,9 @@
-"""The loop of every method: its stages in the order that its card declares, each skipped where it is
-complete.
+"""The loop of every method: its stages in the order of its card, each skipped where it is complete.
 
-    train -> evaluate -> collect -> pair      of a method that learns from earlier collections (EXPO algorithm
-    1) collect -> [pair] -> train -> evaluate    of one that learns from how its own images were drawn
+    train -> evaluate -> collect -> pair         of a method that learns from earlier collections
+    collect -> [pair] -> train -> evaluate       of one that learns from how its own images were drawn
+
+The first is EXPO's algorithm 1.
 
 What an iteration collects after its evaluation serves the next one, so the last iteration ends with its
 evaluation. Every stage looks at its manifest in the store, so the loop can die anywhere and be started again.

@@ -44,8 +44,8 @@ def best_and_worst(scores: Tensor, min_margin: float = 0.0) -> tuple[Tensor, Ten
 def best_dominating(beats: Tensor, mixed: Tensor, min_margin: float = 0.0) -> tuple[Tensor, Tensor, Tensor]:
     """Like `best_and_worst`, over couples whose winner beats the loser under every reward (Pareto).
 
-        (w, l) = argmax over allowed (i, j) of r_i - r_j,   allowed = i beats j under every reward and r_i -
-        r_j > min_margin
+        (w, l) = argmax over allowed (i, j) of r_i - r_j,
+        allowed = i beats j under every reward, and r_i - r_j > min_margin
 
     Args:
         beats: (G, n, n) bool, candidate i is strictly better than j under every reward.

@@ -1,8 +1,8 @@
 """Collecting: agents draw images for an iteration's requests, rewards score them, the store remembers them.
 
-The work is cut into *units*: one agent, one picture size, one batch of (request, image index) couples. A unit
+The work is cut into *units*: one agent, one image size, one batch of (request, image index) couples. A unit
 is drawn in one batch, written as one shard and skipped when it exists, so a killed run loses at most the unit
-that is drawn and the one that is scored, units can be spread over processes, and a picture can be drawn again
+that is drawn and the one that is scored, units can be spread over processes, and an image can be drawn again
 bit for bit: its noise is keyed by its name and its row remembers the batch it was drawn in.
 
 While a unit is drawn the one before it is scored, in a thread of its own: a scorer that waits (for a server,
@@ -38,7 +38,7 @@ Score = Callable[[Drawn, Sequence[str]], Mapping[str, np.ndarray]]
 """What was drawn and its prompts to scores (B,) by reward."""
 Tick = Callable[[], None]
 Draw = Callable[["Drawing", "Unit", Tick], Tensor]
-# In a row's sampler settings, of pictures drawn with merged adapters only.
+# In a row's sampler settings, of images drawn with merged adapters only.
 MERGED = "merged"
 
 
@@ -175,7 +175,7 @@ def collect(
 def rows_of_unit(
     drawing: Drawing, unit: Unit, scores: Mapping[str, np.ndarray], size: tuple[int, int]
 ) -> list[Sample]:
-    """The samples of one unit, whose pictures have a size (height, width)."""
+    """The samples of one unit, whose images have a size (height, width)."""
     return [
         _sample(
             drawing, unit, position, {name: float(values[position]) for name, values in scores.items()}, size
@@ -282,7 +282,7 @@ def bucket_of_row(policy: Policy, stored: Sample) -> int:
     size, sizes = (stored.height, stored.width), image_sizes(policy)
     if size not in sizes:
         raise StoreError(
-            f"sample {stored.sample_id} has a picture of {size[0]} x {size[1]} pixels, which is none of the "
+            f"sample {stored.sample_id} has an image of {size[0]} x {size[1]} pixels, which is none of the "
             f"model's sizes {[list(known) for known in sizes]}; expected model.resolution and model.buckets "
             "as they were"
         )

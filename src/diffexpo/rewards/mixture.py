@@ -26,9 +26,9 @@ def mix_rewards(
 ) -> np.ndarray:
     """One score a candidate, comparable within its prompt.
 
-        zscore: sum_k w_k (r_k - mean_G) / max(std_G, floor)      rank: sum_k w_k rank_k, ranks in [0, 1],
-            ties averaged
+        zscore: sum_k w_k (r_k - mean_G) / max(std_G, floor)
         global: as zscore, with mean and std over all candidates of all prompts at hand
+        rank:   sum_k w_k rank_k, ranks in [0, 1], ties averaged
 
     With one reward all kinds return it unscaled (negated if its weight is negative), so that margins are in
     its own units. `pareto` orders as `zscore`; `dominance` says which pairs are kept.

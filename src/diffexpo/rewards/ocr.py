@@ -1,7 +1,7 @@
 r"""Text in images: what is asked for in quotes in the prompt, against what a text recogniser reads.
 
-    score = 1 - min(d, n) / n,   n = len(target),   d = 0 if the target is part of the text read, else the
-                                                        edit distance
+    score = 1 - min(d, n) / n,   n = len(target)
+    d = 0 if the target is part of the text read, else the edit distance
 
 Spaces and case do not count.
 """

@@ -36,7 +36,7 @@ def test_what_is_no_size_is_refused(value: str) -> None:
     ("overrides", "reason"),
     [
         (["explore.aspect=uniform"], "there is one size only"),
-        ([BUCKETS, "offline.source=null"], "no picture would have another size"),
+        ([BUCKETS, "offline.source=null"], "no image would have another size"),
         ([BUCKETS, "offline.source=null", "explore.aspect=offline"], "no offline winners"),
         ([BUCKETS, "explore.aspect=uniform", "explore.iterations=1"], "no image is drawn for training"),
         (

@@ -33,8 +33,8 @@ class SpoConfig(TrajectoryConfig, ReferencedConfig):
     0.4)."""
     judge: str | None = None
     """What ranks the candidates: a step-aware judge (a folder, or `emoji:step_judge`) that reads a candidate
-    and its noise level; or null, the run's rewards on the picture of its predicted x0. The authors: a
-    step-aware judge of that picture."""
+    and its noise level; or null, the run's rewards on the image of its predicted x0. The authors: a
+    step-aware judge of that image."""
 
     title: ClassVar[str] = "SPO"
     papers: ClassVar[tuple[str, ...]] = ("liang2024spo",)
