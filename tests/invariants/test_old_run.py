@@ -100,20 +100,20 @@ def test_a_finished_run_is_reported_and_exported(call: Call, tmp_path: Path) -> 
 
 def test_its_data_are_inspected_verified_and_exported(call: Call, tmp_path: Path) -> None:
     pairs = Store(tmp_path / "whole" / "store", create=False).pairs()
-    assert {row["source"] for row in pairs} == {"offline", "online"}
+    assert {pair.source for pair in pairs} == {"offline", "online"}
     found = json.loads(call("data", "inspect", "whole", "--json"))
     assert str(len(pairs)) in json.dumps(found)
     assert "files are as their manifests say" in call("data", "verify", "whole")
     call("data", "export", "whole", "pairs.parquet")
     rows = pq.read_table(tmp_path / "pairs.parquet").to_pylist()
-    assert sorted(row["caption"] for row in rows) == sorted(str(row["prompt"]) for row in pairs)
+    assert sorted(row["caption"] for row in rows) == sorted(pair.prompt for pair in pairs)
     assert all(row["jpg_0"] and row["jpg_1"] for row in rows)
 
 
 def test_an_image_is_drawn_again_from_its_row(call: Call, tmp_path: Path) -> None:
     rows = Store(tmp_path / "whole" / "store", create=False).samples(1)
     for agent in ("main", "exploration"):
-        name = next(str(row["sample_id"]) for row in rows if row["agent"] == agent)
+        name = next(row.sample_id for row in rows if row.agent == agent)
         said = call("data", "regenerate", "whole", name, "again.png")
         (line,) = (line for line in said.splitlines() if line.startswith("largest difference"))
         # Two steps of a network in float32 under guidance; the first divides rounding of 1e-6 by alpha of

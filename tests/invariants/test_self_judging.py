@@ -90,7 +90,7 @@ def test_a_trained_run_judges_and_the_policy_moves(judged: Path) -> None:
     assert len(set(weights(judged).values())) == 3
     lines = [line for line in read_metrics(judged / "metrics.jsonl") if line["phase"] == "collect"]
     for line in lines:
-        assert line["rollout/conflict/brightness:own/disagreement"] is not None
+        assert line["rollout/conflict/own:brightness/disagreement"] is not None
         rows = Store(judged / "store", create=False).samples(int(line["iteration"]))
         main = [row.rewards["own"] for row in rows if row.agent == "main"]
         assert line["rollout/agent/main/reward"] == pytest.approx(np.mean(main))  # the reward that ranks

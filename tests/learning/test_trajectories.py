@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from diffexpo.config import RunConfig
-from diffexpo.errors import TrainingError
+from diffexpo.errors import ConfigError, TrainingError
+from diffexpo.online.advantages import group_advantages
 from diffexpo.online.loop import run as run_loop
 from diffexpo.online.stages import STAGES
 from diffexpo.online.trajectories import check_replay, iteration_sampler, trajectories_of
@@ -169,15 +170,15 @@ def test_failed_rewards_are_left_out_and_counted(tmp_path):
         assert all(math.isfinite(row["train/loss"]) for row in metric_lines(tmp_path / name, "train"))
 
 
-def test_a_group_of_one_teaches_ddpo_through_the_batch_and_grpo_nothing(tmp_path):
+def test_a_group_of_one_teaches_ddpo_through_the_batch_and_is_refused_for_grpo(tmp_path):
     loop = make_toy("vp", DDPO, tmp_path / "ddpo", iterations=1, images=1)
     start = loop.policy.weights.fingerprint("current")
     run_loop(loop, {**STAGES, "evaluate": lambda loop, iteration: None})
     assert loop.policy.weights.fingerprint("current") != start
-    loop = make_toy("vp", {**GRPO, "kl": "exact"}, tmp_path / "grpo", iterations=1, images=1)
-    loop.console.warning = lambda text: None
-    run_loop(loop, {**STAGES, "evaluate": lambda loop, iteration: None})
-    assert loop.policy.weights.fingerprint("current") == start
+    with pytest.raises(ConfigError, match="gives 1 images of a prompt, but .* compares 2 or more"):
+        make_toy("vp", {**GRPO, "kl": "exact"}, tmp_path / "grpo", iterations=1, images=1)
+    for global_std in (False, True):
+        assert not group_advantages([3.0, 5.0], ["a", "b"], global_std=global_std).any()
 
 
 def test_a_policy_other_than_the_one_that_drew_is_refused(tmp_path):

@@ -177,7 +177,7 @@ class DiffusionDpo(PairMethod):
         """The four errors; with the safeguard, those of the very predictions that give its scale."""
         if not self.settings.safeguard:
             return super().measure_pairs(policy, batch, draw, conditioning)
-        winner, loser = pair_differences(policy, batch.winner, batch.loser, draw, conditioning)
+        winner, loser = _pair_differences(policy, batch.winner, batch.loser, draw, conditioning)
         scale = safeguard_scale(winner, loser, mu=self.settings.safeguard_mu)
         references: tuple[Tensor | None, Tensor | None] = (None, None)
         if self.settings.needs_reference:
@@ -226,7 +226,7 @@ class DiffusionDpo(PairMethod):
         return sign * settings.uncertainty_scale * gap
 
 
-def pair_differences(
+def _pair_differences(
     policy: Policy, winner: Tensor, loser: Tensor, draw: NoiseDraw, conditioning: Conditioning
 ) -> tuple[Tensor, Tensor]:
     """Prediction less target (B,C,h,w) of winners and losers under "current", in one forward as in
