@@ -14,8 +14,8 @@ two floors, each in a process of its own like the import:
     pictures can leave out
 
 Then it imports the set again, killed with SIGKILL at random moments and started anew each time, and compares
-every file of the two
-results: no pair may be lost or come twice. The result is written to benchmarks/results/import_speed.json.
+every file of the two results: no pair may be lost or come twice. The result is written to
+benchmarks/results/import_speed.json.
 """
 
 from __future__ import annotations

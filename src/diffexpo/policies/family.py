@@ -247,8 +247,7 @@ class Loading:
 
     def parts(self, text_dtype: torch.dtype | None = None) -> Parts:
         """All networks and tokenizers; the text encoders are in `text_dtype` or the denoiser's, the
-        autoencoder
-        in float32: in half precision it overflows for known models.
+        autoencoder in float32: in half precision it overflows for known models.
 
         Raises:
             ConfigError: no token of T5 is read.

@@ -278,3 +278,16 @@ def png_header(width: int, height: int) -> bytes:
 def test_what_is_no_image_is_refused_with_a_reason(data: bytes, why: str) -> None:
     with pytest.raises(ImportFormatError, match=f"^{why}$"), whole_image(data):
         pass
+
+
+def test_a_machine_without_memory_is_no_damage_to_the_image(monkeypatch: pytest.MonkeyPatch) -> None:
+    def exhausted(*args: object, **kwargs: object) -> None:
+        raise MemoryError
+
+    data = picture(**FILES["jpeg"])
+    monkeypatch.setattr(Image.Image, "convert", exhausted)
+    with pytest.raises(MemoryError), whole_image(data):
+        pass
+    monkeypatch.setattr(Image, "open", exhausted)
+    with pytest.raises(MemoryError), whole_image(data):
+        pass

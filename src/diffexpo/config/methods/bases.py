@@ -50,8 +50,7 @@ class MarginConfig(ForwardConfig, ReferencedConfig):
 
     beta: Positive = 5000.0
     """Pull towards the reference. Multiplies a *mean* squared error (by beta/2), so the pull grows with the
-    number of latent
-    elements: 5000 at 16,384 elements (SD 1.5) pulls like 156 at 512."""
+    number of latent elements: 5000 at 16,384 elements (SD 1.5) pulls like 156 at 512."""
 
     restraint: ClassVar[str] = "raise algorithm.beta"
 

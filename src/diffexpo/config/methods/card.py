@@ -7,6 +7,7 @@ report and citations ask the card.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from typing import ClassVar, Literal
 
@@ -100,7 +101,7 @@ class MethodConfig(Section):
     @property
     def start_loss(self) -> float | None:
         """What a report draws as the start of the loss: ln 2 of a logistic loss; None where it is no such."""
-        return None
+        return self.initial_loss if self.initial_loss == math.log(2) else None
 
     @property
     def improvement(self) -> ImproverConfig | None:

@@ -38,7 +38,3 @@ class D3poConfig(TrajectoryConfig, ReferencedConfig):
     @property
     def initial_loss(self) -> float:
         return math.log(2)
-
-    @property
-    def start_loss(self) -> float:
-        return math.log(2)

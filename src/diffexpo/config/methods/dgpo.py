@@ -41,7 +41,3 @@ class DgpoConfig(ForwardConfig, ReferencedConfig, AdvantageConfig):
     @property
     def initial_loss(self) -> float:
         return math.log(2)
-
-    @property
-    def start_loss(self) -> float:
-        return math.log(2)

@@ -18,8 +18,7 @@ class DiffusionKtoConfig(ForwardConfig, ReferencedConfig):
     """The training method."""
     beta: Positive = 1000.0
     """Multiplies error_ref - error without the factor 1/2: 1000 acts like 2000 of Diffusion-DPO (the authors'
-    code: 1000; the
-    paper: 5000)."""
+    code: 1000; the paper: 5000)."""
     utility: Literal["sigmoid", "loss_averse", "risk_seeking_1", "risk_seeking_2", "risk_seeking_3"] = (
         "sigmoid"
     )

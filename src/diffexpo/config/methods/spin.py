@@ -36,10 +36,6 @@ class SpinConfig(MarginConfig):
     def initial_loss(self) -> float:
         return math.log(2)
 
-    @property
-    def start_loss(self) -> float:
-        return math.log(2)
-
     def problems(self, run: Run) -> list[str]:
         explore, hybrid, problems = run.explore, run.hybrid, super().problems(run)
         head = "with algorithm.type = spin"

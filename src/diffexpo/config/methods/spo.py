@@ -61,10 +61,6 @@ class SpoConfig(TrajectoryConfig, ReferencedConfig):
         return math.log(2)
 
     @property
-    def start_loss(self) -> float:
-        return math.log(2)
-
-    @property
     def named_files(self) -> tuple[str, ...]:
         return () if self.judge is None else (self.judge,)
 

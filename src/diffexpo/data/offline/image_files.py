@@ -99,6 +99,8 @@ def _opened(data: bytes) -> Iterator[Image.Image]:
             image = Image.open(io.BytesIO(data), formats=FORMATS)
         except Image.DecompressionBombError as error:
             raise ImportFormatError("more than 64 megapixels") from error
+        except MemoryError:  # of the machine, not of the image
+            raise
         except Exception as error:  # decoders raise whatever their parsers stumble over
             raise ImportFormatError(_NO_IMAGE) from error
         with image:
@@ -107,7 +109,7 @@ def _opened(data: bytes) -> Iterator[Image.Image]:
                 _check_scans(data.count(b"\xff\xda"))
             try:
                 yield image
-            except ImportFormatError:
+            except (ImportFormatError, MemoryError):
                 raise
             except Exception as error:  # as above
                 raise ImportFormatError(_DAMAGED) from error
