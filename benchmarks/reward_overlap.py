@@ -22,6 +22,7 @@ import json
 import os
 import platform
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -182,9 +183,12 @@ def throughput() -> dict[str, float]:
         ("emoji_judge", "clip", ClipReward("judge", resolve("emoji:judge_train"))),
     ):
         found[name] = rate(lambda scorer=scorer: score_images([scorer], images, prompts), 64)
-        with ScoreServer(scorer, kind) as server:
-            far = RemoteReward(scorer.name, server.url, ServiceConfig(), concurrency=4)
-            found[f"{name}_over_http"] = rate(lambda far=far: score_images([far], images, prompts), 64)
+        server = ScoreServer(scorer, kind)
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        far = RemoteReward(scorer.name, server.url, ServiceConfig(), concurrency=4)
+        found[f"{name}_over_http"] = rate(lambda far=far: score_images([far], images, prompts), 64)
+        server.shutdown()
+        server.close()
     return found
 
 

@@ -68,7 +68,7 @@ def serve(
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.default_int_handler)
     try:
-        server.run()
+        server.serve_forever()
     except KeyboardInterrupt:
         print("stopped", flush=True)
     finally:

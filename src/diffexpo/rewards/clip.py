@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from transformers import CLIPTokenizer
 
 from diffexpo.config.rewards.card import VIT_H
 from diffexpo.config.rewards.pickscore import PICKSCORE
@@ -14,9 +15,8 @@ from diffexpo.rewards.dual_encoder import (
     model_files,
     read_clip_model,
     read_processor,
-    read_tokenizer,
 )
-from diffexpo.rewards.weights import find_folder, fingerprint, settings_files
+from diffexpo.rewards.weights import find_folder, fingerprint, read_part
 
 # PickScore's own repository holds only the network; its processor is this one's.
 PROCESSORS = {PICKSCORE: VIT_H}
@@ -55,7 +55,6 @@ class ClipReward(DualEncoder):
         if base is not None:
             processor = find_folder(name, base, key="base", patterns=SETTINGS_FILES, expected=expected)
         prepare = read_processor(name, processor)
-        model, tokenizer = read_clip_model(name, folder), read_tokenizer(name, processor)
+        model, tokenizer = read_clip_model(name, folder), read_part(name, processor, CLIPTokenizer)
         super().__init__(name, model, tokenizer, prepare, device=device, precision=precision, unit=scale)
-        files += settings_files(*dict.fromkeys((folder, processor)))
-        self.version = fingerprint(files, {"scale": scale, "precision": precision})
+        self.version = fingerprint(files, (folder, processor), scale=scale, precision=precision)

@@ -111,6 +111,9 @@ class VlmJudge(CalledReward):
             )
         self._similarity = self._text_similarity(device) if vlm.mode == "caption" else None
         self._model = self._find_model()
+        # Two servers need not mean the same by a model's name.
+        asked = {name: str(getattr(vlm, name)) for name in ("top_logprobs", "max_tokens")}
+        self.cache_facts = {"url": self.url, **asked}
         digest = hashlib.sha256(self._question.encode()).hexdigest()[:12]
         against = f" against {self._similarity.version}" if self._similarity else ""
         self.version = f"{self._model} {vlm.mode} question {digest}{against}"
@@ -122,13 +125,6 @@ class VlmJudge(CalledReward):
         # Wins depend on the other images of the call: scores of one image may not be kept for another call.
         self.is_groupwise = vlm.mode == "pairwise"
         self._lock = threading.Lock()
-
-    @property
-    def identity(self) -> dict[str, str]:
-        """What scores depend on besides image and prompt. Only the server knows what a model's name means."""
-        asked = {name: str(getattr(self._vlm, name)) for name in ("top_logprobs", "max_tokens")}
-        facts = {"type": "vlm", "version": self.version, "scale": self.scale, "url": self._endpoint.url}
-        return facts | asked
 
     def score(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
         """Scores (B,) of images (B,3,H,W) in [0,1] for their prompts, NaN where none was obtained.
@@ -207,7 +203,7 @@ class VlmJudge(CalledReward):
         """The result of an attempt that is repeated while that may help; NaN, counted, if all fail."""
         self.budget.check()
         try:
-            value = self._endpoint.persist(attempt)
+            value = self.persist(attempt)
         except CallFailedError as error:
             _log.warning("reward %r: %s; one image stays without this answer", self.name, error)
             self.budget.add(1, 1, str(error))
@@ -221,7 +217,7 @@ class VlmJudge(CalledReward):
         text = {"type": "text", "text": self._question.replace("{prompt}", prompt)}
         messages = [{"role": "user", "content": [*shown, text]}]
         asked = {"model": self._model, "messages": messages, "temperature": 0}
-        reply = self._endpoint.call("/chat/completions", asked | dict(settings))
+        reply = self.call("/chat/completions", asked | dict(settings))
         choices = reply.get("choices")
         if not isinstance(choices, list) or not choices or not isinstance(choices[0], dict):
             raise CallFailedError("the answer holds no choices", can_retry=True)
@@ -245,7 +241,7 @@ class VlmJudge(CalledReward):
     def _find_model(self) -> str:
         """The model asked for, or the only one there is."""
         expected = "an OpenAI-compatible server; its address ends in /v1"
-        reply = self._first(lambda: self._endpoint.call("/models"), expected)
+        reply = self._first(lambda: self.call("/models"), expected)
         models = reply.get("data")
         entries = models if isinstance(models, list) else []
         names = [entry.get("id") for entry in entries if isinstance(entry, dict)]
@@ -253,7 +249,7 @@ class VlmJudge(CalledReward):
         if wanted in names or (wanted is None and len(names) == 1):
             return str(names[0] if wanted is None else wanted)
         raise MissingError(
-            f"reward {self.name!r}: vlm.model = {wanted!r}; {self._endpoint.url} serves "
+            f"reward {self.name!r}: vlm.model = {wanted!r}; {self.url} serves "
             f"{', '.join(map(str, names[:20])) or 'none'}"
         )
 
