@@ -29,6 +29,7 @@ from PIL import Image
 from diffexpo.data.rows import Pair
 from diffexpo.errors import DataError, MissingError
 from diffexpo.files import write_json
+from diffexpo.training.metrics import read_metrics
 from diffexpo.types import Prompt
 
 Json = dict[str, Any]
@@ -208,29 +209,6 @@ def save_pair_examples(
     rows.sort(key=lambda row: row["iteration"])
     write_json(folder / "pairs.json", rows)
     return folder / "pairs.json"
-
-
-def read_metrics(path: Path) -> list[Json]:
-    """Lines of a metrics.jsonl; a half-written last line is left out, an absent file is empty.
-
-    Raises:
-        DataError: a line before the last is not a JSON object.
-    """
-    if not path.exists():
-        return []
-    lines = [line for line in path.read_text(encoding="utf-8").split("\n") if line.strip()]
-    rows: list[Json] = []
-    for number, line in enumerate(lines, start=1):
-        try:
-            row = json.loads(line)
-        except ValueError as error:
-            if number == len(lines):
-                break
-            raise DataError(f"{path} line {number}: not JSON ({error}); the file is damaged") from error
-        if not isinstance(row, dict):
-            raise DataError(f"{path} line {number}: expected a JSON object, found {line[:40]!r}")
-        rows.append(row)
-    return rows
 
 
 def series(lines: Iterable[Json], name: str, phase: str | None = None) -> list[tuple[int, float]]:

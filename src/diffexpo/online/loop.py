@@ -11,6 +11,7 @@ evaluation. Every stage looks at its manifest in the store, so the loop can die 
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
@@ -26,7 +27,7 @@ from diffexpo.data.store import Store
 from diffexpo.errors import ResumeError
 from diffexpo.online.improved_pairs import Improving
 from diffexpo.online.units import Score
-from diffexpo.training.checkpoint import read_tensors, remove_checkpoints, write_tensors
+from diffexpo.training.checkpoint import read_tensors, write_tensors
 from diffexpo.training.distributed import World
 from diffexpo.training.engine import Engine
 from diffexpo.training.metrics import MetricsWriter
@@ -140,7 +141,7 @@ def keep_iterate(loop: Loop, iteration: int, payload: Mapping[str, float]) -> No
         loop.store.write_manifest(
             loop.lane + "train", iteration, {**payload, "weights": weights.fingerprint("current")}
         )
-        remove_checkpoints(loop.run_dir / "checkpoints" / f"iteration-{iteration:04d}")
+        shutil.rmtree(loop.run_dir / "checkpoints" / f"iteration-{iteration:04d}", ignore_errors=True)
     loop.world.barrier()
 
 

@@ -75,12 +75,10 @@ class CalledReward:
         self._concurrency = concurrency or CONCURRENCY
         self.budget = FailureBudget(name, self._service)
         self._key = _read_key(name, self._service.api_key_env)
-        json_type = "application/json"
-        headers = {"Accept": json_type, "Accept-Encoding": "identity", "Content-Type": json_type}
-        if self._key:
-            headers["Authorization"] = f"Bearer {self._key}"
+        headers = dict.fromkeys(("Accept", "Content-Type"), "application/json")
+        headers |= {"Authorization": f"Bearer {self._key}"} if self._key else {}
         self._client = httpx2.Client(
-            headers=headers,
+            headers=headers | {"Accept-Encoding": "identity"},
             timeout=self._service.timeout_s,
             trust_env=urlsplit(self.url).hostname not in LOCAL_HOSTS,
             # Each call has a connection of its own: a server may close one that waits.
@@ -256,10 +254,8 @@ def check_url(name: str, url: str) -> str:
 
 
 def _read_key(name: str, variable: str | None) -> str:
-    if variable is None:
-        return ""
-    key = os.environ.get(variable, "").strip()
-    if not key:
+    key = os.environ.get(variable, "").strip() if variable else ""
+    if variable and not key:
         raise MissingError(
             f"reward {name!r}: service.api_key_env names {variable}, which is not set in the environment; "
             "export the key there"

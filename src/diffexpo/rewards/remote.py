@@ -15,7 +15,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -102,7 +102,15 @@ class RemoteReward(CalledReward):
         """One request for what is not found yet."""
         missing = [question for question in questions if question["id"] not in found]
         reply = self._speak("/score", {"protocol": PROTOCOL, "items": missing})
-        self._check_same(reply)
+        given = (reply.get("name"), reply.get("version"))
+        if None in given:
+            raise CallFailedError(f"{self.url} answered without name and version", can_retry=True)
+        if given != self._server:
+            raise ScorerStoppedError(
+                f"reward {self.name!r}: {self.url} now serves {given[0]!r} version {given[1]!r}, at the "
+                f"start it was {self._server[0]!r} version {self._server[1]!r}; scores of two scorers cannot "
+                "be mixed: start the first one again and resume"
+            )
         scores = _read_scores(reply.get("scores"), {question["id"] for question in missing})
         found.update(scores)
         if len(scores) < len(missing):
@@ -134,17 +142,6 @@ class RemoteReward(CalledReward):
                 "same version of diffexpo on both sides"
             )
         return reply
-
-    def _check_same(self, reply: Mapping[str, object]) -> None:
-        given = (reply.get("name"), reply.get("version"))
-        if None in given:
-            raise CallFailedError(f"{self.url} answered without name and version", can_retry=True)
-        if given != self._server:
-            raise ScorerStoppedError(
-                f"reward {self.name!r}: {self.url} now serves {given[0]!r} version {given[1]!r}, "
-                f"at the start it was {self._server[0]!r} version {self._server[1]!r}; scores of two scorers "
-                "cannot be mixed: start the first one again and resume"
-            )
 
 
 def _read_scores(given: object, asked: set[str]) -> dict[str, float]:

@@ -18,6 +18,7 @@ import threading
 import time
 from collections.abc import Sequence
 from concurrent.futures import Future
+from contextlib import suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
@@ -62,7 +63,7 @@ class Batcher:
         self.num_images = 0
         self._is_closing = False
         self._reward, self._batch_size, self._wait_s = reward, batch_size, wait_ms / 1000
-        self._tickets: queue.Queue[_Ticket | None] = queue.Queue(MAX_WAITING)
+        self._tickets: queue.Queue[_Ticket | None] = queue.Queue()
         self._thread = threading.Thread(target=self._run, name="scorer", daemon=True)
         self._thread.start()
 
@@ -82,24 +83,20 @@ class Batcher:
         self._thread.join()
 
     def _run(self) -> None:
-        is_open = True
-        while is_open:
-            batch: list[_Ticket] = []
-            until = math.inf
-            while len(batch) < self._batch_size:
-                try:
-                    ticket = self._tickets.get(timeout=max(until - time.monotonic(), 0.0) if batch else None)
-                except queue.Empty:
-                    break
-                if ticket is None:
-                    is_open = False
-                    break
-                if not batch:
-                    until = time.monotonic() + self._wait_s
-                batch.append(ticket)
+        ticket = self._tickets.get()
+        while ticket is not None:
+            batch, until = [ticket], time.monotonic() + self._wait_s
+            with suppress(queue.Empty):
+                while len(batch) < self._batch_size:
+                    ticket = self._tickets.get(timeout=max(until - time.monotonic(), 0.0))
+                    if ticket is None:
+                        break
+                    batch.append(ticket)
             # Images of one size can be stacked.
             for shape in dict.fromkeys(ticket.image.shape for ticket in batch):
-                self._score([ticket for ticket in batch if ticket.image.shape == shape])
+                self._score([one for one in batch if one.image.shape == shape])
+            if ticket is not None:
+                ticket = self._tickets.get()
 
     def _score(self, tickets: Sequence[_Ticket]) -> None:
         stacked = torch.from_numpy(np.stack([ticket.image for ticket in tickets]))

@@ -52,12 +52,8 @@ def choice_probability(top_logprobs: Sequence[Mapping[str, object]], choices: tu
     for entry in top_logprobs:
         token, logprob = entry.get("token"), entry.get("logprob")
         word = token.strip(_AROUND).casefold() if isinstance(token, str) else ""
-        if (
-            word in mass
-            and isinstance(logprob, int | float)
-            and not isinstance(logprob, bool)
-            and logprob <= 0
-        ):
+        # JSON's false is an int too.
+        if word in mass and isinstance(logprob, int | float) and logprob is not False and logprob <= 0:
             mass[word] += math.exp(logprob)
     total = sum(mass.values())
     return mass[choices[0]] / total if total > 0 else math.nan
@@ -80,8 +76,8 @@ def wins(first_shown: Tensor) -> Tensor:
 class VlmJudge(CalledReward):
     """Scores by what a vision-language model answers.
 
-    `pairwise` compares images of one prompt within one call; an image that is the only
-    one of its prompt gets NaN. Asking is deterministic as far as the server is (temperature 0).
+    `pairwise` compares images of one prompt within one call; an image that is the only one of its prompt gets
+    NaN. Asking is deterministic as far as the server is (temperature 0).
 
     `url` is the server's base address up to and including `/v1`; the text encoder of `caption` runs on
     `device`.
@@ -241,8 +237,7 @@ class VlmJudge(CalledReward):
     def _find_model(self) -> str:
         """The model asked for, or the only one there is."""
         expected = "an OpenAI-compatible server; its address ends in /v1"
-        reply = self._first(lambda: self.call("/models"), expected)
-        models = reply.get("data")
+        models = self._first(lambda: self.call("/models"), expected).get("data")
         entries = models if isinstance(models, list) else []
         names = [entry.get("id") for entry in entries if isinstance(entry, dict)]
         wanted = self._vlm.model

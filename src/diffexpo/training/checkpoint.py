@@ -109,11 +109,6 @@ def read_checkpoint(path: Path) -> Checkpoint:
     return Checkpoint(path, tensors, state)
 
 
-def remove_checkpoints(folder: Path) -> None:
-    """Remove a folder of checkpoints that nobody needs any more; it may be missing."""
-    shutil.rmtree(folder, ignore_errors=True)
-
-
 def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
     """Write one safetensors file, whole or not at all.
 

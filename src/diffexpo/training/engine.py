@@ -10,6 +10,7 @@ order.
 from __future__ import annotations
 
 import math
+import shutil
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import KW_ONLY, dataclass, field
@@ -25,13 +26,7 @@ from diffexpo.errors import Interrupted, ResumeError, TrainingError
 from diffexpo.phases import phase
 from diffexpo.rng import keyed_seed
 from diffexpo.training.batches import micro_batches, move_batch, process_share
-from diffexpo.training.checkpoint import (
-    Checkpoint,
-    load_latest,
-    read_checkpoint,
-    remove_checkpoints,
-    save_checkpoint,
-)
+from diffexpo.training.checkpoint import Checkpoint, load_latest, read_checkpoint, save_checkpoint
 from diffexpo.training.distributed import World
 from diffexpo.training.metrics import MetricsWriter
 from diffexpo.training.optimizer import (
@@ -201,27 +196,20 @@ class Engine:
         run.optimizer.zero_grad()
         run.step += 1
         if self.world.rank == 0:
-            line = values | {
-                "train/lr": rate,
-                "train/grad_norm": grad_norm,
-                "train/skipped_steps": run.skipped,
-            }
+            line = values | {"train/lr": rate, "train/grad_norm": grad_norm}
+            line["train/skipped_steps"] = run.skipped
             if run.scale.is_dynamic:
                 line["train/loss_scale"] = loss_scale
             self.metrics.write(run.iteration, run.step, "train", line)
         if run.bad_in_a_row >= self.settings.max_bad_steps:
+            is_half = getattr(self.policy, "dtype", None) == torch.float16
+            advice = "set model.dtype=bfloat16 or float32 (float16 overflows), " if is_half else ""
             raise TrainingError(
-                f"iteration {run.iteration}, step {run.step}: {run.bad_in_a_row} steps in a row were "
-                f"not finite (loss {values['train/loss']}, gradient norm {grad_norm}; "
-                f"rows {', '.join(batch.keys[:3])}, ...); "
-                "lower training.learning_rate or algorithm.beta, "
-                f"{self._half_precision_advice()}or look at these rows with `diffexpo data inspect`"
+                f"iteration {run.iteration}, step {run.step}: {run.bad_in_a_row} steps in a row were not "
+                f"finite (loss {values['train/loss']}, gradient norm {grad_norm}; rows "
+                f"{', '.join(batch.keys[:3])}, ...); lower training.learning_rate or algorithm.beta, "
+                f"{advice}or look at these rows with `diffexpo data inspect`"
             )
-
-    def _half_precision_advice(self) -> str:
-        """A denoiser in float16 overflows where one in bfloat16 does not."""
-        is_half = getattr(self.policy, "dtype", None) == torch.float16
-        return "set model.dtype=bfloat16 or float32 (float16 overflows), " if is_half else ""
 
     def _accumulate(
         self, run: Progress, batch: Batch, noise_key: tuple[str | int, ...], tick: Callable[[], None]
@@ -329,7 +317,7 @@ class Engine:
             parameters=parameters,
             optimizer=make_optimizer(parameters.values(), settings),
             average=Average(parameters, settings.ema_decay) if settings.ema_decay > 0 else None,
-            scale=LossScale.for_precision(settings.mixed_precision),
+            scale=LossScale(65536.0, True) if settings.mixed_precision == "fp16" else LossScale(),
         )
         run.optimizer.zero_grad()
         if checkpoint is not None:
@@ -353,10 +341,8 @@ class Engine:
     def _find_checkpoint(self, folder: Path, resume: bool) -> Checkpoint | None:
         """Rank 0 chooses; the others read the same one."""
         if self.world.rank == 0 and not resume:
-            remove_checkpoints(folder)
+            shutil.rmtree(folder, ignore_errors=True)
         checkpoint = load_latest(folder, self.warn) if self.world.rank == 0 else None
-        if self.world.size == 1:
-            return checkpoint
         name = self.world.broadcast_object(None if checkpoint is None else checkpoint.path.name)
         if name is None or self.world.rank == 0:
             return checkpoint

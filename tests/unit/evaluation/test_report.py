@@ -18,7 +18,6 @@ from diffexpo.evaluation.records import (
     choose_pair_examples,
     load_run,
     load_suite,
-    read_metrics,
     save_pair_examples,
     save_suite,
     series,
@@ -26,6 +25,7 @@ from diffexpo.evaluation.records import (
 from diffexpo.evaluation.report import write_report
 from diffexpo.evaluation.summary import summarise
 from diffexpo.evaluation.verdict import give_verdict
+from diffexpo.training.metrics import read_metrics
 from tests.rows import pair_row
 from tests.unit.evaluation.synthetic_run import make_config, make_run, make_suite, train_lines, write_lines
 

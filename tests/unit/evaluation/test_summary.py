@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from diffexpo.evaluation.records import load_run, read_metrics
+from diffexpo.evaluation.records import load_run
 from diffexpo.evaluation.report import write_report
 from diffexpo.evaluation.summary import Conflict, Improvement, conflict_rows, improvement_rows, summarise
+from diffexpo.training.metrics import read_metrics
 from tests.unit.evaluation.synthetic_run import make_run, write_lines
 
 CONFLICTS = {

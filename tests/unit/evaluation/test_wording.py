@@ -16,11 +16,12 @@ from diffexpo.config import config_to_yaml, load_config
 from diffexpo.config.methods import METHOD_BY_NAME
 from diffexpo.config.schema import TrainingConfig
 from diffexpo.evaluation.alarms import History, check_alarms
-from diffexpo.evaluation.records import load_run, read_metrics
+from diffexpo.evaluation.records import load_run
 from diffexpo.evaluation.report import write_report
 from diffexpo.evaluation.summary import summarise
 from diffexpo.evaluation.verdict import give_verdict
 from diffexpo.evaluation.wording import describe_method
+from diffexpo.training.metrics import read_metrics
 from tests.unit.evaluation.synthetic_run import make_run, write_lines
 from tests.unit.evaluation.test_alarms import BASE
 from tests.unit.evaluation.test_report import Page

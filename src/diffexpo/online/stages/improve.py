@@ -13,6 +13,7 @@ where they were stopped.
 from __future__ import annotations
 
 import json
+import shutil
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -39,7 +40,7 @@ from diffexpo.online.improved_pairs import (
 )
 from diffexpo.online.loop import Loop, ticking
 from diffexpo.online.units import Tick, group_rows, noise_of
-from diffexpo.training.checkpoint import read_tensors, remove_checkpoints, write_tensors
+from diffexpo.training.checkpoint import read_tensors, write_tensors
 from diffexpo.types import Drawn, Policy
 
 MEASURED_PAIRS = 256
@@ -78,7 +79,7 @@ def train_improver(loop: Loop, iteration: int = 0) -> None:
         loop.store.write_manifest(
             "improver", iteration, {**payload, "weights": weights.fingerprint("current")}
         )
-        remove_checkpoints(checkpoints)
+        shutil.rmtree(checkpoints, ignore_errors=True)
         if settings.path is None:
             loop.console.line(
                 "improvement model: "
