@@ -65,7 +65,7 @@ from diffexpo.online.stages.improve import double_guidance_of, improve_latents, 
 from diffexpo.online.units import draw_latents
 from diffexpo.rewards.base import load_rewards
 from diffexpo.rewards.images import quantise
-from diffexpo.rewards.scoring import score_drawn, score_images
+from diffexpo.rewards.scoring import score_drawn
 from diffexpo.training.metrics import read_metrics
 from diffexpo.types import Drawn, Policy, Prompt
 
@@ -344,7 +344,7 @@ def look(
         some = [prompt for prompt, _ in part]
         keys = [(EVALUATION_SEED, "evaluate", prompt.id, index) for prompt, index in part]
         images = quantise(policy.decode_latents(draw(some, keys)))
-        found = score_images(scorers, images, [prompt.text for prompt in some])
+        found = score_drawn(scorers, Drawn(images=images), [prompt.text for prompt in some])
         embedded = scorers[0].embed_images(images).detach().cpu().numpy()
         for row, (prompt, index) in enumerate(part):
             if index == 0:

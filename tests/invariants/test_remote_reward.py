@@ -31,9 +31,9 @@ from diffexpo.online.stages.collect import collection_metrics
 from diffexpo.online.units import collect, group_rows
 from diffexpo.rewards.jpeg import JpegIncompressibility
 from diffexpo.rewards.remote import RemoteReward
-from diffexpo.rewards.scoring import score_images
 from diffexpo.rewards.server import ScoreHandler
 from tests.invariants.conftest import environment
+from tests.scores import score_images
 from tests.served import Served
 from tests.unit.online.test_collect import REQUESTS, make_drawing, units_of
 

@@ -27,7 +27,7 @@ from diffexpo.policies.toy import TOY_FULL, TOY_LORA, ToyNetwork, ToyPolicy
 from diffexpo.policies.weights import make_weights
 from diffexpo.rewards.base import load_rewards
 from diffexpo.rewards.mixture import mix_rewards
-from diffexpo.rewards.scoring import check_rewards, score_images
+from diffexpo.rewards.scoring import check_rewards, score_drawn
 from diffexpo.rng import torch_generator
 from diffexpo.training.distributed import World
 from diffexpo.training.engine import Engine
@@ -269,7 +269,7 @@ def make_loop(
         prompts=PROMPTS,
         negatives=[],
         embeddings=embeddings,
-        score=lambda drawn, texts: score_images(rewards, drawn.images, texts),
+        score=lambda drawn, texts: score_drawn(rewards, drawn, texts),
         ranking=ranking,
         world=world,
         metrics=metrics,

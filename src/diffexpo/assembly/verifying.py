@@ -20,8 +20,8 @@ from diffexpo.config.rewards import REWARDS, RewardCard
 from diffexpo.errors import ConfigError, DataError, MissingError, RewardError
 from diffexpo.rewards.base import load_rewards
 from diffexpo.rewards.images import to_bytes
-from diffexpo.rewards.scoring import score_images
-from diffexpo.types import Reward
+from diffexpo.rewards.scoring import score_drawn
+from diffexpo.types import Drawn, Reward
 from diffexpo.worlds.emoji import base_row, load_images, load_rows
 
 # Known scores of the shipped images, as `rewards verify ... --write` wrote them; cards name their file.
@@ -135,8 +135,8 @@ def check_scorer(
     """Score images under their own and under the next one's prompt, and check what can be checked."""
     is_judge = (config.path or "").startswith(EMBEDDED)
     prompts = [picture.styled_prompt if is_judge else picture.prompt for picture in shown]
-    own = score_images([scorer], images, prompts)[scorer.name]
-    other = score_images([scorer], images, [*prompts[1:], prompts[0]])[scorer.name]
+    own = score_drawn([scorer], Drawn(images=images), prompts)[scorer.name]
+    other = score_drawn([scorer], Drawn(images=images), [*prompts[1:], prompts[0]])[scorer.name]
     names, scores = [picture.name for picture in shown], (own.tolist(), other.tolist())
     report = VerifyReport(config.name, config.type, scorer.scale, scorer.version, names, prompts, *scores)
     report.checks += [
@@ -239,7 +239,8 @@ def _alone(
     scorer: Reward, images: Tensor, prompts: Sequence[str], own: np.ndarray, tolerance: float
 ) -> list[Finding]:
     rows = range(3)
-    alone = [score_images([scorer], images[i : i + 1], prompts[i : i + 1])[scorer.name][0] for i in rows]
+    single = [(Drawn(images=images[i : i + 1]), prompts[i : i + 1]) for i in rows]
+    alone = [score_drawn([scorer], *row)[scorer.name][0] for row in single]
     worst = _relative(np.array(alone), own[:3])
     return [_within("alone as in a batch", worst, tolerance)]
 

@@ -29,8 +29,8 @@ from PIL import Image
 from diffexpo.errors import ConfigError, DiffexpoError, RewardError
 from diffexpo.rewards.foreign import blame
 from diffexpo.rewards.remote import PROTOCOL
-from diffexpo.rewards.scoring import score_images
-from diffexpo.types import Reward
+from diffexpo.rewards.scoring import score_drawn
+from diffexpo.types import Drawn, Reward
 
 _log = logging.getLogger("diffexpo")
 MAX_SIDE = 4096
@@ -106,7 +106,8 @@ class Batcher:
         try:
             # One bad request must not end the server, whatever the scorer raises.
             with blame(f"reward {self._reward.name!r}", "correct the scorer"):
-                scores = score_images([self._reward], images, prompts, batch_size=self._batch_size)
+                drawn = Drawn(images=images)
+                scores = score_drawn([self._reward], drawn, prompts, batch_size=self._batch_size)
         except DiffexpoError as error:
             _log.error("%s", error)
             for ticket in tickets:

@@ -10,7 +10,6 @@ order.
 from __future__ import annotations
 
 import math
-import shutil
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import KW_ONLY, dataclass, field
@@ -94,7 +93,6 @@ class Engine:
         checkpoint_dir: Path,
         run_seed: int,
         tick: Callable[[], None] = lambda: None,
-        resume: bool = True,
         optimizer_state: OptimizerState | None = None,
         is_checked: bool = True,
     ) -> TrainReport:
@@ -108,7 +106,6 @@ class Engine:
             run_seed: The run's seed.
             tick: Called after every micro-batch; may raise Interrupted. Steps done before a resume are ticked
                 too.
-            resume: False removes the checkpoints and starts at step 0.
             optimizer_state: Of an earlier iteration's report, to go on with; default: a fresh optimiser.
             is_checked: Run the start-up check before step 0. A loss that clips to the reference has no
                 gradient left where the policy is far from it, so later iterations of such methods go without.
@@ -120,7 +117,7 @@ class Engine:
             ResumeError: the checkpoint is of another run.
         """
         self._stopped = None
-        run = self._begin(iteration, steps, Path(checkpoint_dir), run_seed, resume, optimizer_state)
+        run = self._begin(iteration, steps, Path(checkpoint_dir), run_seed, optimizer_state)
         self.metrics.rewind(iteration, run.step)
         try:
             if run.step == 0 and is_checked:
@@ -293,16 +290,10 @@ class Engine:
         return torch.autocast(self.policy.device.type, dtype=dtype, cache_enabled=False)
 
     def _begin(
-        self,
-        iteration: int,
-        steps: int,
-        folder: Path,
-        run_seed: int,
-        resume: bool,
-        optimizer_state: OptimizerState | None,
+        self, iteration: int, steps: int, folder: Path, run_seed: int, optimizer_state: OptimizerState | None
     ) -> Progress:
         """Fresh state, or the checkpoint's."""
-        checkpoint = self._find_checkpoint(folder, resume)
+        checkpoint = self._find_checkpoint(folder)
         if checkpoint is not None:
             check_identity(checkpoint, iteration, run_seed, steps)
             self.policy.weights.load("current", checkpoint.tensors["current"])
@@ -338,10 +329,8 @@ class Engine:
             missing = f"{checkpoint.path} has no old policy, which the algorithm needs"
             raise ResumeError(f"{missing}; resume with the configuration that wrote it")
 
-    def _find_checkpoint(self, folder: Path, resume: bool) -> Checkpoint | None:
+    def _find_checkpoint(self, folder: Path) -> Checkpoint | None:
         """Rank 0 chooses; the others read the same one."""
-        if self.world.rank == 0 and not resume:
-            shutil.rmtree(folder, ignore_errors=True)
         checkpoint = load_latest(folder, self.warn) if self.world.rank == 0 else None
         name = self.world.broadcast_object(None if checkpoint is None else checkpoint.path.name)
         if name is None or self.world.rank == 0:

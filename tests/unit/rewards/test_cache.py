@@ -28,7 +28,7 @@ from diffexpo.rewards.base import load_rewards
 from diffexpo.rewards.cache import FILE, CachedReward, ScoreCache, question_key
 from diffexpo.rewards.images import to_bytes
 from diffexpo.rewards.remote import RemoteReward
-from diffexpo.rewards.scoring import score_images
+from tests.scores import score_images
 from tests.served import Served
 from tests.unit.rewards.scripted_server import Reply, ScriptedServer
 

@@ -22,8 +22,8 @@ from diffexpo.rewards.calling import png_base64
 from diffexpo.rewards.images import quantise, to_bytes
 from diffexpo.rewards.jpeg import JpegCompressibility
 from diffexpo.rewards.remote import RemoteReward
-from diffexpo.rewards.scoring import score_images
 from diffexpo.rewards.server import decode_png
+from tests.scores import score_images
 from tests.served import Served
 from tests.unit.rewards.scripted_server import Reply, ScriptedServer
 
