@@ -11,15 +11,9 @@ from torch import Tensor
 
 from diffexpo.config.rewards.aesthetic import AestheticCard
 from diffexpo.errors import RewardError
-from diffexpo.rewards.dual_encoder import (
-    MODEL_FILES,
-    DualEncoder,
-    model_files,
-    read_clip_model,
-    read_processor,
-)
+from diffexpo.rewards.dual_encoder import DualEncoder, model_files, read_clip_model, read_processor
 from diffexpo.rewards.heads import STACK, apply_stack, read_stack
-from diffexpo.rewards.weights import find_folder, find_weights, fingerprint, read_tensors
+from diffexpo.rewards.weights import MODEL_FILES, find_folder, find_weights, fingerprint, read_tensors
 
 
 class AestheticReward(DualEncoder):
@@ -48,7 +42,7 @@ class AestheticReward(DualEncoder):
         file = find_weights(name, AestheticCard, path)
         head = read_head(name, file)
         self.scale = f"rating, about 1 to 10 (v{2 if len(head) > 1 else 1})"
-        folder = find_folder(name, base, key="base", patterns=MODEL_FILES, expected=AestheticCard.base_is)
+        folder = find_folder(name, base, AestheticCard.base_is, patterns=MODEL_FILES)
         files = [file, *model_files(name, folder)]
         prepare, model = read_processor(name, folder), read_clip_model(name, folder)
         width, own = head[0][0].shape[1], int(model.config.projection_dim)

@@ -30,9 +30,6 @@ if "TRANSFORMERS_VERBOSITY" not in os.environ:
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
 
-# The patterns leave out the copies of other libraries that lie in many CLIP repositories.
-MODEL_FILES = ("model*.safetensors", "*.json", "*.txt")
-SETTINGS_FILES = ("*.json", "*.txt")
 UNITS = {"raw": "cosine", "percent": "100 x cosine", "logit": "logit-scaled cosine"}
 
 

@@ -14,7 +14,7 @@ from transformers import CLIPConfig, CLIPModel, CLIPTokenizer
 from diffexpo.config.rewards import REWARDS
 from diffexpo.config.rewards.hps import HpsCard
 from diffexpo.errors import RewardError
-from diffexpo.rewards.dual_encoder import SETTINGS_FILES, UNITS, DualEncoder
+from diffexpo.rewards.dual_encoder import UNITS, DualEncoder
 from diffexpo.rewards.images import longest_side_pad
 from diffexpo.rewards.weights import (
     fill,
@@ -75,7 +75,7 @@ class HpsReward(DualEncoder):
     ) -> None:
         self.scale = f"{UNITS[scale]} ({edition})"
         file = find_weights(name, REWARDS[edition], path)
-        folder = find_folder(name, base, key="base", patterns=SETTINGS_FILES, expected=HpsCard.base_is)
+        folder = find_folder(name, base, HpsCard.base_is)
         config = read_part(name, folder, CLIPConfig)
         tokenizer = read_part(name, folder, CLIPTokenizer)
         super().__init__(

@@ -12,7 +12,7 @@ from transformers import BertTokenizer, BlipTextConfig, BlipTextModel, BlipVisio
 
 from diffexpo.config.rewards.imagereward import ImageRewardCard
 from diffexpo.errors import MissingError, RewardError
-from diffexpo.rewards.dual_encoder import SETTINGS_FILES, NetworkReward, Texts
+from diffexpo.rewards.dual_encoder import NetworkReward, Texts
 from diffexpo.rewards.heads import STACK, apply_stack, read_stack
 from diffexpo.rewards.images import shortest_side_crop
 from diffexpo.rewards.weights import (
@@ -75,9 +75,7 @@ class ImageRewardScorer(NetworkReward):
         precision: str = "float32",
     ) -> None:
         file = find_weights(name, ImageRewardCard, path)
-        folder = find_folder(
-            name, base, key="base", patterns=SETTINGS_FILES, expected=ImageRewardCard.base_is
-        )
+        folder = find_folder(name, base, ImageRewardCard.base_is)
         tokenizer = _read_tokenizer(name, folder)
         self._dtype, self._device = PRECISIONS[precision], torch.device(device)
         self._vision, self._text, head = _load(name, file)

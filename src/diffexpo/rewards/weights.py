@@ -21,6 +21,9 @@ from diffexpo.errors import MissingError, RewardError
 
 Part = TypeVar("Part", bound=PreTrainedTokenizerBase | CLIPConfig | CLIPImageProcessorPil)
 LOAD_ERRORS = (OSError, ValueError, RuntimeError, TypeError, KeyError, SafetensorError)
+# The patterns leave out the copies of other libraries that lie in many CLIP repositories.
+MODEL_FILES = ("model*.safetensors", "*.json", "*.txt")
+SETTINGS_FILES = ("*.json", "*.txt")
 PRECISIONS = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 # Parts of a CLIPModel folder: what they are called, and the files of which one must be there. Newer libraries
 # keep the image processor's settings inside processor_config.json.
@@ -45,22 +48,24 @@ _HUB_ID = re.compile(r"[\w][\w.-]*/[\w][\w.-]*")
 _PICKLED = (".pt", ".pth", ".bin", ".ckpt")
 
 
-def find_folder(name: str, folder_or_id: str, *, key: str, patterns: Sequence[str], expected: str) -> Path:
+def find_folder(
+    name: str, wanted: str, expected: str, *, key: str = "base", patterns: Sequence[str] = SETTINGS_FILES
+) -> Path:
     """A local folder, or the files of a hub repository that match `patterns`; `key` is the setting.
 
     Raises:
         MissingError: it is neither a folder nor a repository that the hub gives.
     """
-    folder = Path(folder_or_id).expanduser()
+    folder = Path(wanted).expanduser()
     if folder.is_dir():
         return folder
-    if not _HUB_ID.fullmatch(folder_or_id):
-        raise MissingError(f"reward {name!r}: {key}={folder_or_id!r} is no folder; expected {expected}")
+    if not _HUB_ID.fullmatch(wanted):
+        raise MissingError(f"reward {name!r}: {key}={wanted!r} is no folder; expected {expected}")
     try:
-        return Path(snapshot_download(folder_or_id, allow_patterns=list(patterns)))
+        return Path(snapshot_download(wanted, allow_patterns=list(patterns)))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         raise MissingError(
-            f"reward {name!r}: {key}={folder_or_id!r} is no folder, and the hub did not give it ({error}); "
+            f"reward {name!r}: {key}={wanted!r} is no folder, and the hub did not give it ({error}); "
             "check the spelling, the network, or download it and name the folder"
         ) from error
 
@@ -82,8 +87,7 @@ def find_weights(name: str, card: type[RewardCard], path: str | None) -> Path:
     elif given.suffix in _PICKLED:
         problem = f"{given} is a pickled file, which is never read"
     elif given.suffix != ".safetensors":
-        patterns = ["*.safetensors", "*.json"]
-        folder = find_folder(name, path, key="path", patterns=patterns, expected=card.path_is)
+        folder = find_folder(name, path, card.path_is, key="path", patterns=("*.safetensors", "*.json"))
         files = sorted(folder.glob("*.safetensors"))
         if len(files) != 1:
             problem = f"{folder} holds {len(files)} .safetensors files; expected one, or name the file"
