@@ -64,6 +64,7 @@ class CalledReward:
     """
 
     cache_facts: Mapping[str, str] = {}
+    """What scores depend on besides image, prompt, type, version and unit."""
 
     def __init__(
         self, name: str, url: str, service: ServiceConfig | None = None, concurrency: int | None = None

@@ -115,8 +115,10 @@ class DualEncoder(NetworkReward):
         unit: str = "raw",
         clean: Callable[[str], str] = str,
     ) -> None:
-        max_tokens = int(model.config.text_config.max_position_embeddings)
-        texts = tokenizer and Texts(tokenizer, min(tokenizer.model_max_length, max_tokens), clean)
+        texts = None
+        if tokenizer is not None:
+            positions = int(model.config.text_config.max_position_embeddings)
+            texts = Texts(tokenizer, min(tokenizer.model_max_length, positions), clean)
         super().__init__(name, texts)
         self._unit, self._dtype, self._prepare = unit, PRECISIONS[precision], prepare
         self._model = model.to(device).eval().requires_grad_(False)
