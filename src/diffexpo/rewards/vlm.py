@@ -14,7 +14,6 @@ import hashlib
 import itertools
 import logging
 import math
-import threading
 from collections.abc import Callable, Mapping, Sequence
 
 import torch
@@ -108,7 +107,7 @@ class VlmJudge(CalledReward):
         self._similarity = self._text_similarity(device) if vlm.mode == "caption" else None
         self._model = self._find_model()
         # Two servers need not mean the same by a model's name.
-        asked = {name: str(getattr(vlm, name)) for name in ("top_logprobs", "max_tokens")}
+        asked = {key: str(getattr(vlm, key)) for key in ("top_logprobs", "max_tokens")}
         self.cache_facts = {"url": self.url, **asked}
         digest = hashlib.sha256(self._question.encode()).hexdigest()[:12]
         against = f" against {self._similarity.version}" if self._similarity else ""
@@ -120,7 +119,6 @@ class VlmJudge(CalledReward):
         }[vlm.mode]
         # Wins depend on the other images of the call: scores of one image may not be kept for another call.
         self.is_groupwise = vlm.mode == "pairwise"
-        self._lock = threading.Lock()
 
     def score(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
         """Scores (B,) of images (B,3,H,W) in [0,1] for their prompts, NaN where none was obtained.
@@ -155,8 +153,8 @@ class VlmJudge(CalledReward):
 
         answers = map_concurrently(ask, orders, self._concurrency)
         first_shown = torch.full((len(prompts), len(prompts)), torch.nan, dtype=torch.float64)
-        for (shown_first, shown_second), answer in zip(orders, answers, strict=True):
-            first_shown[shown_first, shown_second] = answer
+        for pair, answer in zip(orders, answers, strict=True):
+            first_shown[pair] = answer
         self._count_inconsistent(first_shown)
         return wins(first_shown).float()
 
@@ -166,9 +164,8 @@ class VlmJudge(CalledReward):
         forward, backward = first_shown[upper], first_shown.T[upper]
         changed = ((forward > 0.5) & (backward > 0.5)) | ((forward < 0.5) & (backward < 0.5))
         compared, inconsistent = len(forward), int(changed.sum())
-        with self._lock:
-            self.num_compared += compared
-            self.num_inconsistent += inconsistent
+        self.num_compared += compared
+        self.num_inconsistent += inconsistent
         if 2 * inconsistent > compared:
             text = "reward %r: %d of %d comparisons name another winner when the images change places"
             _log.warning(text, self.name, inconsistent, compared)
