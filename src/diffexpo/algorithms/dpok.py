@@ -14,16 +14,17 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor, nn
 
+from diffexpo.algorithms.checks import check_above_zero, check_known
 from diffexpo.algorithms.ddpo import probability_ratio
-from diffexpo.algorithms.transitions import TransitionMethod, mean_output, ratio_values, replay_batch
+from diffexpo.algorithms.forward import RowLosses
+from diffexpo.algorithms.transitions import TransitionMethod, ratio_values, replay_batch
 from diffexpo.config.methods.dpok import DpokConfig
 from diffexpo.diffusion.kernels import Coefficient, at_least_float32, gaussian_kl, prediction_error
 from diffexpo.diffusion.sampling import Replayed
 from diffexpo.diffusion.transitions import sampler_transitions, transition_rows
-from diffexpo.types import Conditioning, LossOutput, Policy, TrajectoryBatch
+from diffexpo.types import Conditioning, Policy, TrajectoryBatch
 
 KlKind = Literal["eps_mse", "gaussian"]
-KL_KINDS: tuple[KlKind, ...] = get_args(KlKind)
 
 
 def dpok_policy_loss(
@@ -44,8 +45,7 @@ def dpok_policy_loss(
     Source: DPOK (arXiv 2305.16381), importance-sampled policy gradient with the clipping of the authors'
         code; their factor 100 on this term is a weight of the caller.
     """
-    if not clip_range > 0:
-        raise ValueError(f"dpok_policy_loss: clip_range is {clip_range}; expected a number above 0")
+    check_above_zero("dpok_policy_loss", clip_range=clip_range)
     ratio = probability_ratio(log_prob, old_log_prob)
     return -advantage.detach().to(ratio) * ratio.clamp(1 - clip_range, 1 + clip_range)
 
@@ -87,8 +87,7 @@ def dpok_kl(
     Source: DPOK (arXiv 2305.16381): the paper's KL is gaussian; the authors' code drops its weights, which is
         eps_mse.
     """
-    if kind not in KL_KINDS:
-        raise ValueError(f"dpok_kl: kind is {kind!r}; expected 'eps_mse' or 'gaussian'")
+    check_known("dpok_kl", get_args(KlKind), kind=kind)
     if (std is None) == (kind == "gaussian"):
         advice = "pass the transition's std" if std is None else "leave std out, or take kind='gaussian'"
         raise ValueError(f"dpok_kl: kind is {kind!r} and std is {std}; {advice}")
@@ -103,24 +102,20 @@ class Dpok(TransitionMethod):
 
     settings: DpokConfig
 
-    def loss(self, policy: Policy, batch: TrajectoryBatch, noise_key: tuple[str | int, ...]) -> LossOutput:
-        """Mean over the batch's transitions of weighted policy loss and weighted KL; nothing random is
-        drawn."""
+    def row_losses(self, policy: Policy, batch: TrajectoryBatch) -> RowLosses:
+        """Weighted policy loss plus weighted KL of each transition."""
         settings = self.settings
-        with policy.weights.use("current"):
-            current = replay_batch(policy, batch)
+        current = replay_batch(policy, batch, "current")
         per_row = settings.reward_weight * dpok_policy_loss(
             current.log_prob, batch.old_log_prob, batch.advantages, clip_range=settings.clip_range
         )
         ratio = probability_ratio(current.log_prob, batch.old_log_prob)
         values = ratio_values(ratio, clip_range=settings.clip_range)
-        if self.settings.needs_reference:
-            with torch.no_grad(), policy.weights.use("reference"):
-                reference = replay_batch(policy, batch)
-            kl = self._kl(policy, batch, current, reference)
+        if settings.needs_reference:
+            kl = self._kl(policy, batch, current, replay_batch(policy, batch, "reference"))
             per_row = per_row + settings.kl_weight * kl
             values["train/reference_kl"] = kl
-        return mean_output(per_row, batch.weight, values)
+        return per_row, values
 
     def value_inputs(self, x_t: Tensor, t: Tensor, conditioning: Conditioning) -> Tensor:
         """What the baseline sees of a transition, (B, n): its latents, its time, the mean of the prompt's

@@ -6,22 +6,22 @@ loss = mean(w error),   w = B softmax(rewards / temperature)   or   w = B / K on
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
-from diffexpo.algorithms.forward import NoisyImages
+from diffexpo.algorithms.checks import check_known
+from diffexpo.algorithms.forward import RowLosses
 from diffexpo.algorithms.scored import ScoredMethod
 from diffexpo.algorithms.sft import sft_loss
 from diffexpo.config.methods.rwr import RwrConfig
 from diffexpo.diffusion.kernels import at_least_float32
+from diffexpo.diffusion.objectives import NoisyImages
 from diffexpo.errors import DataError
 from diffexpo.types import Policy, ScoredBatch
 
 Kind = Literal["exponential", "sparse"]
-KINDS: tuple[Kind, ...] = get_args(Kind)
 
 
 def rwr_weights(
@@ -72,8 +72,7 @@ def _check(rewards: Tensor, kind: Kind, temperature: float | None, percentile: f
     if not bool(torch.isfinite(rewards).all()):
         count = int((~torch.isfinite(rewards)).sum())
         raise ValueError(f"rwr_weights: {count} of {len(rewards)} rewards are not finite; leave them out")
-    if kind not in KINDS:
-        raise ValueError(f"rwr_weights: kind is {kind!r}; expected exponential or sparse")
+    check_known("rwr_weights", get_args(Kind), kind=kind)
     if kind == "exponential" and (temperature is None or not temperature > 0 or percentile is not None):
         raise ValueError(
             f"rwr_weights: temperature is {temperature} and percentile {percentile}; exponential expects a "
@@ -99,14 +98,12 @@ class Rwr(ScoredMethod):
             return rwr_weights(rewards, kind="exponential", temperature=settings.temperature)
         return rwr_weights(rewards, kind="sparse", percentile=settings.percentile)
 
-    def row_losses(
-        self, policy: Policy, batch: ScoredBatch, images: NoisyImages
-    ) -> tuple[Tensor, Mapping[str, Tensor]]:
+    def row_losses(self, policy: Policy, batch: ScoredBatch, images: NoisyImages) -> RowLosses:
         """The error of each image; the weight is the batch's."""
         if batch.weight is None:
             raise DataError(
                 "reward-weighted regression: the batch has no weights; expected `rwr_weights` of each "
                 "prompt's images, which the loader computes once an iteration"
             )
-        error = images.error(images.predict(policy, "current"))
+        error = images.error_under(policy, "current")
         return sft_loss(error), {"train/error": error, "train/squared_weight": batch.weight.square()}

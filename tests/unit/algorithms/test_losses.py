@@ -115,7 +115,7 @@ def test_the_class_feeds_the_pure_function(kind: str, times: tuple[float, float]
     contrast = NoiseDraw.keyed(batch.contrast_keys, (*KEY, "contrast"), policy.path, shape, times)
     pairs = measure_errors(policy, batch.winner, batch.loser, draw, batch.conditioning)
     couples = measure_errors(policy, batch.explored, batch.main, contrast, batch.contrast_conditioning)
-    eight = [getattr(errors, name) for errors in (pairs, couples) for name in vars(errors)]
+    eight = [*pairs.four, *couples.four]
     expected = expo_loss(*eight, beta=30.0, alpha=0.7, beta_explore=12.0)
     assert torch.equal(output.loss, expected)
     assert not any(errors.requires_grad for errors in (pairs.winner_ref, couples.loser_ref))
