@@ -12,7 +12,7 @@ from typing import Annotated, ClassVar, Literal, Union
 import pytest
 from pydantic import Field, create_model
 
-from diffexpo.algorithms import ALGORITHMS
+from diffexpo.algorithms import algorithm_class
 from diffexpo.algorithms.diffusion_dpo import diffusion_dpo_loss, pair_margin
 from diffexpo.algorithms.forward import RowLosses
 from diffexpo.algorithms.pairs import PairErrors, PairMethod, error_metrics
@@ -201,7 +201,7 @@ def test_what_it_takes_is_estimated_and_planned() -> None:
 
 def test_its_class_its_batches_and_its_stages_are_found() -> None:
     card = ThrowAwayConfig()
-    assert ALGORITHMS["throw_away"] is ThrowAway and "throw_away" in list(ALGORITHMS)
+    assert algorithm_class("throw_away") is ThrowAway and "throw_away" in METHOD_BY_NAME
     assert type(card.data) in LOADERS and {*card.first_stages, *card.stages} <= {*STAGES, "evaluate"}
 
 

@@ -22,7 +22,7 @@ from safetensors.numpy import load_file
 from torch import Tensor, nn
 
 from diffexpo import assembly
-from diffexpo.algorithms import ALGORITHMS
+from diffexpo.algorithms import algorithm_class
 from diffexpo.cli.progress import Console, Phase
 from diffexpo.config import RunConfig, load_config
 from diffexpo.config import families as cards
@@ -264,7 +264,7 @@ def test_replayed_log_probs_are_those_of_the_draw(built: Built) -> None:
 
 def test_dpo_starts_at_ln_2_and_reaches_every_adapter(built: Built) -> None:
     policy = built.policy
-    algorithm = ALGORITHMS["diffusion_dpo"](DiffusionDpoConfig(beta=100.0), policy.encode_prompts([""]))
+    algorithm = algorithm_class("diffusion_dpo")(DiffusionDpoConfig(beta=100.0), policy.encode_prompts([""]))
     batch = PairBatch(
         winner=noise(policy, 4, 1),
         loser=noise(policy, 4, 2),

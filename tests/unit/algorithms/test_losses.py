@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 from diffexpo.algorithms import (
-    ALGORITHMS,
     DiffusionDpo,
     Expo,
+    algorithm_class,
     diffusion_dpo_loss,
     exploration_bonus,
     expo_loss,
@@ -234,7 +234,7 @@ def test_beta_explore_settings() -> None:
     assert settings(beta=5000.0).bonus_beta == 5000.0
     assert settings(beta=5000.0, beta_explore="literal").bonus_beta == 5.0
     assert settings(beta=5000.0, beta_explore=70.0).bonus_beta == 70.0
-    assert (ALGORITHMS["expo"], ALGORITHMS["diffusion_dpo"]) == (Expo, DiffusionDpo)
+    assert (algorithm_class("expo"), algorithm_class("diffusion_dpo")) == (Expo, DiffusionDpo)
 
 
 def test_contrast_pairs_must_be_whole() -> None:
