@@ -25,6 +25,8 @@ from diffexpo.diffusion.transitions import sampler_transitions, transition_rows
 from diffexpo.types import Conditioning, Policy, TrajectoryBatch
 
 KlKind = Literal["eps_mse", "gaussian"]
+# Units in each hidden layer of the baseline.
+VALUE_WIDTH = 256
 
 
 def dpok_policy_loss(
@@ -96,11 +98,42 @@ def dpok_kl(
     return gaussian_kl(policy, reference.detach(), std)
 
 
+class ValueNetwork(nn.Module):
+    """V = centre + scale * MLP(inputs); the last layer starts at 0, so V starts at the centre.
+
+    Source: DPOK (arXiv 2305.16381), authors' code, whose network has no centre and scale: where rewards are
+    far from 0 it then takes thousands of updates until the baseline is of use.
+    """
+
+    def __init__(self, num_inputs: int, generator: torch.Generator, centre: float, scale: float) -> None:
+        """`centre` and `scale` are mean and std of the first rewards."""
+        super().__init__()
+        # The precision of `value_inputs`, whatever torch's default is.
+        self.first, self.second, self.last = (
+            nn.Linear(*sizes, dtype=torch.float32, device="meta").to_empty(device="cpu")
+            for sizes in ((num_inputs, VALUE_WIDTH), (VALUE_WIDTH, VALUE_WIDTH), (VALUE_WIDTH, 1))
+        )
+        for layer in (self.first, self.second, self.last):
+            deviation = 0.0 if layer is self.last else layer.in_features**-0.5
+            nn.init.normal_(layer.weight, std=deviation, generator=generator)
+            nn.init.zeros_(layer.bias)
+        self.register_buffer("centre", torch.tensor(centre, dtype=torch.float32))
+        self.register_buffer("scale", torch.tensor(scale, dtype=torch.float32))
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """(B,) for inputs (B, num_inputs)."""
+        hidden = nn.functional.silu(self.first(inputs))
+        hidden = nn.functional.silu(self.second(hidden))
+        return self.centre + self.scale * self.last(hidden)[:, 0]
+
+
 class Dpok(TransitionMethod):
     """DPOK on a `TrajectoryBatch` whose advantages are rewards minus baseline; guidance acts as in the
     rollout."""
 
     settings: DpokConfig
+    value_network = ValueNetwork
+    value_loss = staticmethod(dpok_value_loss)
 
     def row_losses(self, policy: Policy, batch: TrajectoryBatch) -> RowLosses:
         """Weighted policy loss plus weighted KL of each transition."""
@@ -128,16 +161,6 @@ class Dpok(TransitionMethod):
         ]
         return torch.cat([part.float() for part in (x_t.flatten(1), clock, *text)], dim=1)
 
-    def value_network(
-        self, num_inputs: int, generator: torch.Generator, centre: float, scale: float
-    ) -> nn.Module:
-        """A fresh baseline; centre and scale are mean and std of the first rewards."""
-        return ValueNetwork(num_inputs, generator, centre, scale)
-
-    def value_loss(self, value: Tensor, reward: Tensor) -> Tensor:
-        """`dpok_value_loss`."""
-        return dpok_value_loss(value, reward)
-
     def _kl(self, policy: Policy, batch: TrajectoryBatch, current: Replayed, reference: Replayed) -> Tensor:
         if self.settings.kl == "gaussian":
             return dpok_kl(current.mean, reference.mean, kind="gaussian", std=current.std)
@@ -147,33 +170,3 @@ class Dpok(TransitionMethod):
             for replayed in (current, reference)
         )
         return dpok_kl(eps, eps_ref)
-
-
-class ValueNetwork(nn.Module):
-    """V = centre + scale * MLP(inputs); the last layer starts at 0, so V starts at the centre.
-
-    Source: DPOK (arXiv 2305.16381), authors' code, whose network has no centre and scale: where rewards are
-    far from 0 it then takes thousands of updates until the baseline is of use.
-    """
-
-    def __init__(
-        self, num_inputs: int, generator: torch.Generator, centre: float, scale: float, width: int = 256
-    ) -> None:
-        super().__init__()
-        # The precision of `value_inputs`, whatever torch's default is.
-        self.first, self.second, self.last = (
-            nn.Linear(*sizes, dtype=torch.float32, device="meta").to_empty(device="cpu")
-            for sizes in ((num_inputs, width), (width, width), (width, 1))
-        )
-        for layer in (self.first, self.second, self.last):
-            deviation = 0.0 if layer is self.last else layer.in_features**-0.5
-            nn.init.normal_(layer.weight, std=deviation, generator=generator)
-            nn.init.zeros_(layer.bias)
-        self.register_buffer("centre", torch.tensor(centre, dtype=torch.float32))
-        self.register_buffer("scale", torch.tensor(scale, dtype=torch.float32))
-
-    def forward(self, inputs: Tensor) -> Tensor:
-        """(B,) for inputs (B, num_inputs)."""
-        hidden = nn.functional.silu(self.first(inputs))
-        hidden = nn.functional.silu(self.second(hidden))
-        return self.centre + self.scale * self.last(hidden)[:, 0]

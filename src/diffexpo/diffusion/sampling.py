@@ -1,8 +1,7 @@
 """Drawing latents from a policy, and the log-probabilities of what was drawn.
 
 One list of transitions (`sampler_grid`) and one step function (`step_moments`) serve sampling, recorded
-trajectories and their replay, so that they cannot drift apart. Grids equal those of diffusers' schedulers,
-because that is how the result is deployed.
+trajectories and their replay, so that they cannot drift apart.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ from diffexpo.diffusion.guidance import (
     double_guidance,
     with_image,
 )
-from diffexpo.diffusion.kernels import at_least_float32, ddim_transition, eps_from_x0, mean_log_prob
+from diffexpo.diffusion.kernels import at_least_float32, eps_from_x0, mean_log_prob
 from diffexpo.diffusion.transitions import (
     Transition,
     half_log_snr,
@@ -59,8 +58,7 @@ class Trajectory:
 
     latents (T+1,B,C,h,w), t (T,), mean_log_probs (T,B), has_density (T,), means (T,B,C,h,w) of the steps.
 
-    A deterministic step (the last one of DDPM) has no density; its log-prob is stored as 0 here and in the
-    replay.
+    A deterministic step (the last one of DDPM) has no density; its log-prob is stored as 0.
     """
 
     latents: Tensor
@@ -98,34 +96,7 @@ def predict_guided(
         (B,C,h,w) in float32 or better.
     """
     stacked = _stack_guidance(conditioning, negative, guidance)
-    return _predict(policy, x_t, t, stacked, guidance, is_negative_fixed=is_negative_fixed)
-
-
-def predict_double_guided(
-    policy: Policy,
-    x_t: Tensor,
-    t: float | Tensor,
-    text: Conditioning,
-    empty: Conditioning,
-    image: Tensor,
-    scales: DoubleGuidance,
-) -> Tensor:
-    """The prediction of a model that takes an image, guided by image and text in one forward of 3B rows.
-
-    e(0, 0) + image_scale [e(x, 0) - e(0, 0)] + text_scale [e(x, c) - e(x, 0)]
-
-    Args:
-        policy: Denoiser that reads the image condition, with the weights in use.
-        x_t: (B,C,h,w) at level t in [0, 1], a number or (B,).
-        text, empty: B rows each: the prompts c and the empty prompt.
-        image: (B,C,h,w) clean latents x.
-        scales: Of image and text. (1, 1) is e(x, c) and (image 1, text 0) is e(x, 0), each from one forward
-            of B rows, bit for bit.
-    Returns:
-        (B,C,h,w) in float32 or better.
-    Source: InstructPix2Pix (arXiv 2211.09800) eq. 3; the improvement model's eq. 9.
-    """
-    return _predict(policy, x_t, t, _stack_double(text, empty, image, scales), scales)
+    return predict_stacked(policy, x_t, t, stacked, guidance, is_negative_fixed=is_negative_fixed)
 
 
 @phase("drawing images")
@@ -141,20 +112,24 @@ def sample_double_guided(
     *,
     tick: Callable[[], None] = _no_tick,
 ) -> Tensor:
-    """Draw latents with `predict_double_guided` at every step; otherwise as `sample`.
+    """As `sample`, with a model that takes an image, guided by image and text in one forward of 3B rows.
+
+    e(0, 0) + image_scale [e(x, 0) - e(0, 0)] + text_scale [e(x, c) - e(x, 0)]
 
     Args:
         policy: Denoiser that reads the image condition.
-        text, empty: B rows each.
-        image: (B,C,h,w) clean latents.
+        text, empty: B rows each: the prompts c and the empty prompt.
+        image: (B,C,h,w) clean latents x.
         sampler: Name, steps and eta; its own guidance scale is not used.
         noise: B rows.
-        scales: Of image and text.
+        scales: Of image and text. (1, 1) is e(x, c) and (image 1, text 0) is e(x, 0), each from one forward
+            of B rows, bit for bit.
         tick: Called after every step; may raise to stop.
     Returns:
         (B,C,h,w) float32 scaled latents on the policy's device.
     Raises:
         ConfigError: the sampler does not fit the model. ValueError: row counts differ.
+    Source: InstructPix2Pix (arXiv 2211.09800) eq. 3; the improvement model's eq. 9.
     """
     _check_rows(text, empty, noise)
     if len(image) != len(noise):
@@ -162,7 +137,7 @@ def sample_double_guided(
             f"sample_double_guided: {len(image)} images and {len(noise)} noise generators; one of each is "
             "needed"
         )
-    return _draw(policy, _stack_double(text, empty, image, scales), scales, sampler, noise, tick)
+    return _draw(policy, stack_double(text, empty, image, scales), scales, sampler, noise, tick)
 
 
 @phase("drawing images")
@@ -220,10 +195,11 @@ def sample_trajectory(
     latents, log_probs, means = [noise.draw().to(policy.device)], [], []
     for transition in grid:
         x = latents[-1]
-        prediction = _predict(policy, x, transition.t, stacked, sampler.guidance)
+        prediction = predict_stacked(policy, x, transition.t, stacked, sampler.guidance)
         mean, std = step_moments(policy.path, transition, prediction, x)
         latents.append(_move(mean, std, transition, noise))
-        log_probs.append(_log_prob(latents[-1], mean, std, transition))
+        is_certain = not transition.has_density
+        log_probs.append(mean.new_zeros(len(mean)) if is_certain else mean_log_prob(latents[-1], mean, std))
         means.append(mean)
         tick()
     return Trajectory(
@@ -233,32 +209,6 @@ def sample_trajectory(
         torch.tensor([transition.has_density for transition in grid]),
         torch.stack(means),
     )
-
-
-def replay_log_probs(
-    policy: Policy,
-    trajectory: Trajectory,
-    conditioning: Conditioning,
-    negative: Conditioning | None,
-    sampler: SamplerConfig,
-) -> Tensor:
-    """Mean log-probs (T,B) of a recorded trajectory under the weights in use; differentiable.
-
-    With the weights and the batch that made the trajectory, the difference to what it recorded is exactly 0.
-    """
-    grid = stochastic_grid(policy.path, sampler)
-    if len(grid) != len(trajectory.t):
-        raise ValueError(
-            f"the trajectory has {len(trajectory.t)} steps and the sampler {len(grid)}; replay with the "
-            "sampler that drew it"
-        )
-    stacked = _stack_guidance(conditioning, negative, sampler.guidance)
-    log_probs = []
-    for transition, x, x_next in zip(grid, trajectory.latents[:-1], trajectory.latents[1:], strict=True):
-        prediction = _predict(policy, x, transition.t, stacked, sampler.guidance)
-        mean, std = step_moments(policy.path, transition, prediction, x)
-        log_probs.append(_log_prob(x_next, mean, std, transition))
-    return torch.stack(log_probs)
 
 
 class Replayed(NamedTuple):
@@ -327,7 +277,7 @@ def _draw(
     if sampler.name == "dpmpp":
         return _sample_dpmpp(policy, stacked, guidance, grid, x, tick)
     for transition in grid:
-        prediction = _predict(policy, x, transition.t, stacked, guidance)
+        prediction = predict_stacked(policy, x, transition.t, stacked, guidance)
         mean, std = step_moments(policy.path, transition, prediction, x)
         x = _move(mean, std, transition, noise)
         tick()
@@ -351,22 +301,14 @@ def _sample_dpmpp(
     """
     before: tuple[Tensor, float] | None = None
     for step in grid:
-        prediction = _predict(policy, x, step.t, stacked, guidance)
+        prediction = predict_stacked(policy, x, step.t, stacked, guidance)
         x0, _ = policy.path.x0_eps_at(prediction, x, step.alpha_t, step.sigma_t)
         log_snr = half_log_snr(step.alpha_t, step.sigma_t)
         extrapolated = x0
         if before is not None and step.sigma_s > 0:
             ratio = (log_snr - before[1]) / (half_log_snr(step.alpha_s, step.sigma_s) - log_snr)
             extrapolated = x0 + (0.5 / ratio) * (x0 - before[0])
-        x, _ = ddim_transition(
-            extrapolated,
-            eps_from_x0(extrapolated, x, step.alpha_t, step.sigma_t),
-            alpha_t=step.alpha_t,
-            sigma_t=step.sigma_t,
-            alpha_s=step.alpha_s,
-            sigma_s=step.sigma_s,
-            eta=0.0,
-        )
+        x, _ = step.ddim(extrapolated, eps_from_x0(extrapolated, x, step.alpha_t, step.sigma_t))
         before = (x0, log_snr)
         tick()
     return x
@@ -381,7 +323,7 @@ def _stack_guidance(
     return Conditioning.concatenate([negative, conditioning])
 
 
-def _stack_double(
+def stack_double(
     text: Conditioning, empty: Conditioning, image: Tensor, scales: DoubleGuidance
 ) -> Conditioning:
     """[no condition; image; image and text] when both scales act, else the rows of the only prediction
@@ -394,7 +336,7 @@ def _stack_double(
     return Conditioning.concatenate(parts)
 
 
-def _predict(
+def predict_stacked(
     policy: Policy,
     x_t: Tensor,
     t: float | Tensor,
@@ -423,12 +365,6 @@ def _move(mean: Tensor, std: Tensor, transition: Transition, noise: NoiseSource)
     if not transition.has_density:
         return mean
     return mean + std.reshape(-1, *[1] * (mean.ndim - 1)) * noise.draw().to(mean.device)
-
-
-def _log_prob(x_next: Tensor, mean: Tensor, std: Tensor, transition: Transition) -> Tensor:
-    if not transition.has_density:
-        return torch.zeros(len(mean), dtype=mean.dtype, device=mean.device)
-    return mean_log_prob(x_next, mean, std)
 
 
 def _check_rows(conditioning: Conditioning, negative: Conditioning | None, noise: NoiseSource) -> None:
