@@ -9,7 +9,7 @@ from torch import Tensor
 from diffexpo.config.schema import SamplerConfig
 from diffexpo.diffusion import NoiseSource, double_guidance, sample
 from diffexpo.diffusion.guidance import IMAGE_CONDITION, DoubleGuidance, with_image
-from diffexpo.diffusion.sampling import predict_stacked, sample_double_guided, stack_double
+from diffexpo.diffusion.sampling import Guided, sample_double_guided
 from diffexpo.policies.toy import ToyPolicy
 from diffexpo.rng import torch_generator
 from diffexpo.types import Conditioning
@@ -52,7 +52,7 @@ def guided(
     scales: DoubleGuidance,
 ) -> Tensor:
     """What every step of `sample_double_guided` asks for."""
-    return predict_stacked(policy, x_t, t, stack_double(text, empty, image, scales), scales)
+    return Guided.by_image_and_text(policy, text, empty, image, scales).predict(x_t, t)
 
 
 def noise(policy: ToyPolicy) -> NoiseSource:

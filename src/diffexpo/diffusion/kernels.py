@@ -248,15 +248,14 @@ def flow_sde_transition(
     sigma, sigma_next, level = _double(sigma), _double(sigma_next), _double(noise_level)
     dt = sigma_next - sigma
     if kind == "flow_grpo":
-        if sigma_max is None:
-            if bool((sigma >= 1).any()):
-                raise ValueError(
-                    "flow_sde_transition: sigma is 1, where flow_grpo's noise is infinite; pass "
-                    "sigma_max=sigmas[1]"
-                )
-            inner = sigma
-        else:
+        inner = sigma
+        if sigma_max is not None:
             inner = torch.where(sigma >= 1, _double(sigma_max).to(sigma.device), sigma)
+        elif bool((sigma >= 1).any()):
+            raise ValueError(
+                "flow_sde_transition: sigma is 1, where flow_grpo's noise is infinite; pass "
+                "sigma_max=sigmas[1]"
+            )
         variance_rate = level**2 * sigma / (1 - inner)
         keep = 1 + variance_rate * dt / (2 * sigma)
         push = (1 + variance_rate * (1 - sigma) / (2 * sigma)) * dt

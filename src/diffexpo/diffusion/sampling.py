@@ -68,6 +68,58 @@ class Trajectory:
     means: Tensor
 
 
+class Guided(NamedTuple):
+    """A policy with the conditions that one forward of its guidance takes: B rows without guidance, 2B
+    (negative, conditional) or 3B (no condition, image, image and text) with it."""
+
+    policy: Policy
+    conditions: Conditioning
+    scale: float | DoubleGuidance
+    is_negative_fixed: bool = False
+
+    @staticmethod
+    def by_text(
+        policy: Policy,
+        conditioning: Conditioning,
+        negative: Conditioning | None,
+        scale: float,
+        *,
+        is_negative_fixed: bool = False,
+    ) -> Guided:
+        """Guided away from the negative rows, or without guidance where it does not act."""
+        if negative is not None and scale != 1.0:
+            conditioning = Conditioning.concatenate([negative, conditioning])
+        return Guided(policy, conditioning, scale, is_negative_fixed)
+
+    @staticmethod
+    def by_image_and_text(
+        policy: Policy, text: Conditioning, empty: Conditioning, image: Tensor, scales: DoubleGuidance
+    ) -> Guided:
+        """Guided by both; where one prediction is all that is needed, its rows alone."""
+        only_image, both = with_image(empty, image), with_image(text, image)
+        if scales == (1.0, 1.0):
+            return Guided(policy, both, scales)
+        if scales == (1.0, 0.0):
+            return Guided(policy, only_image, scales)
+        nothing = with_image(empty, torch.zeros_like(image))
+        return Guided(policy, Conditioning.concatenate([nothing, only_image, both]), scales)
+
+    def predict(self, x_t: Tensor, t: float | Tensor) -> Tensor:
+        """The guided prediction (B,C,h,w), in float32 or better, at a number or (B,) t, from one forward."""
+        times = torch.as_tensor(t, dtype=torch.float32).expand(len(x_t)).contiguous().to(x_t.device)
+        if len(self.conditions) == len(x_t):
+            return at_least_float32(self.policy.predict(x_t, times, self.conditions))
+        count = len(self.conditions) // len(x_t)
+        given = (torch.cat([x_t] * count), torch.cat([times] * count), self.conditions)
+        parts = at_least_float32(self.policy.predict(*given)).chunk(count)
+        if isinstance(self.scale, DoubleGuidance):
+            return double_guidance(*parts, **self.scale._asdict())
+        negative, positive = parts
+        if self.is_negative_fixed:
+            negative = negative.detach()
+        return classifier_free_guidance(negative, positive, scale=self.scale)
+
+
 def num_network_evaluations(sampler: SamplerConfig, guidance_active: bool) -> int:
     """Network evaluations per image: one a step, two with guidance. 50 steps with guidance are 100."""
     return sampler.steps * (2 if guidance_active else 1)
@@ -95,8 +147,8 @@ def predict_guided(
     Returns:
         (B,C,h,w) in float32 or better.
     """
-    stacked = _stack_guidance(conditioning, negative, guidance)
-    return predict_stacked(policy, x_t, t, stacked, guidance, is_negative_fixed=is_negative_fixed)
+    guided = Guided.by_text(policy, conditioning, negative, guidance, is_negative_fixed=is_negative_fixed)
+    return guided.predict(x_t, t)
 
 
 @phase("drawing images")
@@ -137,7 +189,7 @@ def sample_double_guided(
             f"sample_double_guided: {len(image)} images and {len(noise)} noise generators; one of each is "
             "needed"
         )
-    return _draw(policy, stack_double(text, empty, image, scales), scales, sampler, noise, tick)
+    return _draw(Guided.by_image_and_text(policy, text, empty, image, scales), sampler, noise, tick)
 
 
 @phase("drawing images")
@@ -166,8 +218,7 @@ def sample(
         ConfigError: the sampler does not fit the model. ValueError: row counts differ.
     """
     _check_rows(conditioning, negative, noise)
-    stacked = _stack_guidance(conditioning, negative, sampler.guidance)
-    return _draw(policy, stacked, sampler.guidance, sampler, noise, tick)
+    return _draw(Guided.by_text(policy, conditioning, negative, sampler.guidance), sampler, noise, tick)
 
 
 @phase("drawing images")
@@ -191,12 +242,11 @@ def sample_trajectory(
     """
     _check_rows(conditioning, negative, noise)
     grid = stochastic_grid(policy.path, sampler)
-    stacked = _stack_guidance(conditioning, negative, sampler.guidance)
+    guided = Guided.by_text(policy, conditioning, negative, sampler.guidance)
     latents, log_probs, means = [noise.draw().to(policy.device)], [], []
     for transition in grid:
         x = latents[-1]
-        prediction = predict_stacked(policy, x, transition.t, stacked, sampler.guidance)
-        mean, std = step_moments(policy.path, transition, prediction, x)
+        mean, std = step_moments(policy.path, transition, guided.predict(x, transition.t), x)
         latents.append(_move(mean, std, transition, noise))
         is_certain = not transition.has_density
         log_probs.append(mean.new_zeros(len(mean)) if is_certain else mean_log_prob(latents[-1], mean, std))
@@ -264,34 +314,20 @@ def replay_transitions(
     return Replayed(mean_log_prob(x_next, mean, std), mean, std, prediction)
 
 
-def _draw(
-    policy: Policy,
-    stacked: Conditioning,
-    guidance: float | DoubleGuidance,
-    sampler: SamplerConfig,
-    noise: NoiseSource,
-    tick: Callable[[], None],
-) -> Tensor:
-    grid = sampler_transitions(policy.path, sampler)
-    x = noise.draw().to(policy.device)
+def _draw(guided: Guided, sampler: SamplerConfig, noise: NoiseSource, tick: Callable[[], None]) -> Tensor:
+    path = guided.policy.path
+    grid = sampler_transitions(path, sampler)
+    x = noise.draw().to(guided.policy.device)
     if sampler.name == "dpmpp":
-        return _sample_dpmpp(policy, stacked, guidance, grid, x, tick)
+        return _sample_dpmpp(guided, grid, x, tick)
     for transition in grid:
-        prediction = predict_stacked(policy, x, transition.t, stacked, guidance)
-        mean, std = step_moments(policy.path, transition, prediction, x)
+        mean, std = step_moments(path, transition, guided.predict(x, transition.t), x)
         x = _move(mean, std, transition, noise)
         tick()
     return x
 
 
-def _sample_dpmpp(
-    policy: Policy,
-    stacked: Conditioning,
-    guidance: float | DoubleGuidance,
-    grid: list[Transition],
-    x: Tensor,
-    tick: Callable[[], None],
-) -> Tensor:
+def _sample_dpmpp(guided: Guided, grid: list[Transition], x: Tensor, tick: Callable[[], None]) -> Tensor:
     """DPM-Solver++(2M), midpoint, first order at both ends.
 
     D = x0 + (x0 - x0_before) / (2 r), r = (lambda_t - lambda_before) / (lambda_s - lambda_t), lambda =
@@ -301,8 +337,8 @@ def _sample_dpmpp(
     """
     before: tuple[Tensor, float] | None = None
     for step in grid:
-        prediction = predict_stacked(policy, x, step.t, stacked, guidance)
-        x0, _ = policy.path.x0_eps_at(prediction, x, step.alpha_t, step.sigma_t)
+        prediction = guided.predict(x, step.t)
+        x0, _ = guided.policy.path.x0_eps_at(prediction, x, step.alpha_t, step.sigma_t)
         log_snr = half_log_snr(step.alpha_t, step.sigma_t)
         extrapolated = x0
         if before is not None and step.sigma_s > 0:
@@ -312,52 +348,6 @@ def _sample_dpmpp(
         before = (x0, log_snr)
         tick()
     return x
-
-
-def _stack_guidance(
-    conditioning: Conditioning, negative: Conditioning | None, guidance: float
-) -> Conditioning:
-    """[negative; conditional] when guidance acts, else the conditional rows."""
-    if negative is None or guidance == 1.0:
-        return conditioning
-    return Conditioning.concatenate([negative, conditioning])
-
-
-def stack_double(
-    text: Conditioning, empty: Conditioning, image: Tensor, scales: DoubleGuidance
-) -> Conditioning:
-    """[no condition; image; image and text] when both scales act, else the rows of the only prediction
-    needed."""
-    if scales == (1.0, 1.0):
-        return with_image(text, image)
-    if scales == (1.0, 0.0):
-        return with_image(empty, image)
-    parts = [with_image(empty, torch.zeros_like(image)), with_image(empty, image), with_image(text, image)]
-    return Conditioning.concatenate(parts)
-
-
-def predict_stacked(
-    policy: Policy,
-    x_t: Tensor,
-    t: float | Tensor,
-    stacked: Conditioning,
-    guidance: float | DoubleGuidance,
-    *,
-    is_negative_fixed: bool = False,
-) -> Tensor:
-    """One forward; 2B rows of conditioning mean guidance, 3B rows double guidance."""
-    times = torch.as_tensor(t, dtype=torch.float32).expand(len(x_t)).contiguous().to(x_t.device)
-    if len(stacked) == len(x_t):
-        return at_least_float32(policy.predict(x_t, times, stacked))
-    if isinstance(guidance, DoubleGuidance):
-        three = policy.predict(torch.cat([x_t] * 3), torch.cat([times] * 3), stacked)
-        parts = at_least_float32(three).chunk(3)
-        return double_guidance(*parts, image_scale=guidance.image_scale, text_scale=guidance.text_scale)
-    both = at_least_float32(policy.predict(torch.cat([x_t, x_t]), torch.cat([times, times]), stacked))
-    negative, positive = both[: len(x_t)], both[len(x_t) :]
-    return classifier_free_guidance(
-        negative.detach() if is_negative_fixed else negative, positive, scale=guidance
-    )
 
 
 def _move(mean: Tensor, std: Tensor, transition: Transition, noise: NoiseSource) -> Tensor:
