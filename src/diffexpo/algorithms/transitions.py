@@ -32,8 +32,7 @@ class TransitionMethod(ABC):
 
     def weights(self, batch: Any) -> Tensor | None:
         """Weights (B,) of the losses; None is 1."""
-        weight: Tensor | None = batch.weight
-        return weight
+        return batch.weight
 
     def loss(self, policy: Policy, batch: Any, noise_key: NoiseKey) -> LossOutput:
         """Mean over the rows of weight times loss, and its metrics; nothing random is drawn."""
