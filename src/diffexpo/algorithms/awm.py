@@ -1,7 +1,4 @@
 """Advantage-weighted matching: a policy gradient whose log-probability is minus the model's training loss.
-
-log p = -(weighted error),   rho = exp(log p - log p_old),   loss = max(-A rho, -A clip(rho, 1 - c, 1 + c))
-
 Source: arXiv 2509.25050; conventions of the authors' code.
 """
 

@@ -1,10 +1,5 @@
-"""D3PO: preferences between two trajectories, applied to each of their denoising steps.
-
-log rho = clip(log_prob - log_prob_ref, log(1 - c), log(1 + c))
-h = beta (log rho_w - log rho_l),   loss = -log sigmoid(h)
-
-with log_prob the mean log density per latent element of one transition. Source: arXiv 2311.13231; conventions
-of the authors' code.
+"""D3PO: preferences between two trajectories, applied to each of their denoising steps. Source: arXiv
+2311.13231; conventions of the authors' code.
 """
 
 from __future__ import annotations

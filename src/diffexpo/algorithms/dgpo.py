@@ -1,8 +1,5 @@
-"""DGPO: a preference between the better and the worse part of a group of samples of one prompt.
-
-S = beta / K sum_i A_i (error_i - error_ref_i),   loss = -log sigmoid(-S)
-
-with A the advantages within the group of K. Source: arXiv 2510.08425; conventions of the authors' code.
+"""DGPO: a preference between the better and the worse part of a group of samples of one prompt. Source: arXiv
+2510.08425; conventions of the authors' code.
 """
 
 from __future__ import annotations

@@ -1,10 +1,5 @@
-"""DiffusionNFT: online fine-tuning on the forward process, with an implicit negative policy.
-
-v+ = v_old + beta (v - v_old),   v- = v_old - beta (v - v_old),   x0+- = x_t - t v+-
-loss = [r D(x0+, x0) + (1 - r) D(x0-, x0)] / beta,   D = mean (x0+- - x0)^2 / mean |x0+- - x0|
-
-with r in [0, 1] the optimality of the sample x0. Flow models. Source: arXiv 2509.16117; conventions of the
-authors' code.
+"""DiffusionNFT: online fine-tuning on the forward process, with an implicit negative policy. Source: arXiv
+2509.16117; conventions of the authors' code.
 """
 
 from __future__ import annotations

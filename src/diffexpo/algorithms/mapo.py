@@ -1,8 +1,5 @@
-"""MaPO: fit the winner and widen its margin over the loser, without a reference model.
-
-phi(e) = s e / (exp(s e) - 1),   loss = e_w - beta log sigmoid(T [phi(e_w) - phi(e_l)])
-
-Source: arXiv 2406.06424; conventions of the authors' code.
+"""MaPO: fit the winner and widen its margin over the loser, without a reference model. Source: arXiv
+2406.06424; conventions of the authors' code.
 """
 
 from __future__ import annotations

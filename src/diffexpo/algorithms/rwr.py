@@ -51,19 +51,6 @@ def rwr_weights(
         "temperature" multiplies the reward (0.2 there is 5 here); their sparse weights are 1, ours B / K, so
         that the mean over the batch is the mean over the samples kept.
     """
-    _check(rewards, kind, temperature, percentile)
-    rewards = at_least_float32(rewards.detach())
-    if kind == "exponential":
-        assert temperature is not None
-        return len(rewards) * torch.softmax(rewards / temperature, dim=0)
-    # The rank above which samples lie; interpolating between two rewards would keep the very same samples.
-    assert percentile is not None
-    rank = math.ceil(percentile * (len(rewards) - 1) / 100)
-    kept = (rewards >= rewards.sort().values[rank]).to(rewards)
-    return kept * (len(rewards) / kept.sum())
-
-
-def _check(rewards: Tensor, kind: Kind, temperature: float | None, percentile: float | None) -> None:
     if rewards.ndim != 1 or len(rewards) == 0 or not rewards.is_floating_point():
         raise ValueError(
             f"rwr_weights: rewards are {rewards.dtype} of shape {tuple(rewards.shape)}; expected floating "
@@ -73,16 +60,23 @@ def _check(rewards: Tensor, kind: Kind, temperature: float | None, percentile: f
         count = int((~torch.isfinite(rewards)).sum())
         raise ValueError(f"rwr_weights: {count} of {len(rewards)} rewards are not finite; leave them out")
     check_known("rwr_weights", get_args(Kind), kind=kind)
-    if kind == "exponential" and (temperature is None or not temperature > 0 or percentile is not None):
-        raise ValueError(
-            f"rwr_weights: temperature is {temperature} and percentile {percentile}; exponential expects a "
-            "temperature above 0 and no percentile"
-        )
-    if kind == "sparse" and (percentile is None or not 0 <= percentile <= 100 or temperature is not None):
+    rewards = at_least_float32(rewards.detach())
+    if kind == "exponential":
+        if temperature is None or not temperature > 0 or percentile is not None:
+            raise ValueError(
+                f"rwr_weights: temperature is {temperature} and percentile {percentile}; exponential expects "
+                "a temperature above 0 and no percentile"
+            )
+        return len(rewards) * torch.softmax(rewards / temperature, dim=0)
+    if percentile is None or not 0 <= percentile <= 100 or temperature is not None:
         raise ValueError(
             f"rwr_weights: percentile is {percentile} and temperature {temperature}; sparse expects a "
             "percentile in [0, 100] and no temperature"
         )
+    # The rank above which samples lie; interpolating between two rewards would keep the very same samples.
+    rank = math.ceil(percentile * (len(rewards) - 1) / 100)
+    kept = (rewards >= rewards.sort().values[rank]).to(rewards)
+    return kept * (len(rewards) / kept.sum())
 
 
 class Rwr(ScoredMethod):

@@ -1,7 +1,5 @@
 """Supervised fine-tuning on chosen samples: the denoising error itself, optionally weighted.
 
-loss = weight error
-
 Best-of-n fine-tuning (RAFT) is this loss on `best_and_worst(scores)[0]` of each group; reward-weighted
 regression is this loss with `rwr_weights`.
 """

@@ -1,8 +1,5 @@
-"""SPIN-Diffusion: real images win against the model's own, with the previous iterate as reference.
-
-h = -beta/2 [(e_data - e_data_ref) - (e_generated - e_generated_ref)],   loss = -log sigmoid(h)
-
-Source: arXiv 2402.10210.
+"""SPIN-Diffusion (arXiv 2402.10210): real images win against the model's own, with the previous iterate as
+reference.
 """
 
 from __future__ import annotations

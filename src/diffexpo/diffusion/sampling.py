@@ -33,10 +33,6 @@ from diffexpo.phases import phase
 from diffexpo.types import Conditioning, Policy
 
 
-def _no_tick() -> None:
-    return None
-
-
 class NoiseSource:
     """Standard normal noise for a batch, each row from its own generator: a row's noise ignores its batch."""
 
@@ -162,7 +158,7 @@ def sample_double_guided(
     noise: NoiseSource,
     scales: DoubleGuidance,
     *,
-    tick: Callable[[], None] = _no_tick,
+    tick: Callable[[], None] = lambda: None,
 ) -> Tensor:
     """As `sample`, with a model that takes an image, guided by image and text in one forward of 3B rows.
 
@@ -201,7 +197,7 @@ def sample(
     sampler: SamplerConfig,
     noise: NoiseSource,
     *,
-    tick: Callable[[], None] = _no_tick,
+    tick: Callable[[], None] = lambda: None,
 ) -> Tensor:
     """Draw one latent per row of the conditioning, with the weights in use.
 
@@ -230,7 +226,7 @@ def sample_trajectory(
     sampler: SamplerConfig,
     noise: NoiseSource,
     *,
-    tick: Callable[[], None] = _no_tick,
+    tick: Callable[[], None] = lambda: None,
 ) -> Trajectory:
     """Like `sample`, keeping every latent and the mean log-prob of every step.
 

@@ -244,11 +244,7 @@ def _vp_transition(path: Path, index: int, following: int, last_abar: float, eta
 
 def _flow_grid(path: Path, steps: int) -> list[Transition]:
     plain = 1.0 / path.num_train_timesteps
-    lowest = {
-        "shifted": float(shifted(plain, path.shift)),
-        "plain": plain,
-        "steps": 1.0 / steps,
-    }[path.lowest_level]
-    gap = (1.0 - lowest) / max(steps - 1, 1)
+    ends = {"shifted": float(shifted(plain, path.shift)), "plain": plain, "steps": 1.0 / steps}
+    gap = (1.0 - ends[path.lowest_level]) / max(steps - 1, 1)
     sigmas = [*(float(shifted(1.0 - i * gap, path.shift)) for i in range(steps)), 0.0]
     return [Transition(s, r, 1 - s, s, 1 - r, r) for s, r in pairwise(sigmas)]
