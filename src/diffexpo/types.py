@@ -57,9 +57,8 @@ class Conditioning:
         """The rows of all batches in order; all must hold the same names."""
         import torch
 
-        return Conditioning(
-            {name: torch.cat([part.tensors[name] for part in parts]) for name in parts[0].tensors}
-        )
+        names = parts[0].tensors
+        return Conditioning({name: torch.cat([part.tensors[name] for part in parts]) for name in names})
 
 
 class WeightSets(Protocol):
@@ -70,7 +69,6 @@ class WeightSets(Protocol):
     "base" is the base with adapters off; with full fine-tuning a version is a copy.
     """
 
-    def names(self) -> list[str]: ...
     def use(self, name: str, *, merged: bool = False) -> AbstractContextManager[None]:
         """Inside the block `predict` runs with that version. Nestable; restores the previous one.
 
@@ -84,7 +82,6 @@ class WeightSets(Protocol):
     def copy(self, source: str, target: str) -> None:
         """Make or overwrite `target` with the values of `source` (exact)."""
 
-    def drop(self, name: str) -> None: ...
     def trainable(self) -> dict[str, torch.nn.Parameter]:
         """Parameters of "current" that are trained, by stable name."""
 
