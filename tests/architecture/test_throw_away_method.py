@@ -11,11 +11,10 @@ from typing import Annotated, ClassVar, Literal, Union
 
 import pytest
 from pydantic import Field, create_model
-from torch import Tensor
 
-from diffexpo.algorithms import ALGORITHMS
+from diffexpo.algorithms import algorithm_class
 from diffexpo.algorithms.diffusion_dpo import diffusion_dpo_loss, pair_margin
-from diffexpo.algorithms.forward import Metrics
+from diffexpo.algorithms.forward import RowLosses
 from diffexpo.algorithms.pairs import PairErrors, PairMethod, error_metrics
 from diffexpo.assembly.runs import plan
 from diffexpo.config import RunConfig, config_to_yaml, explain, load, load_config, read_resolved
@@ -72,7 +71,7 @@ class ThrowAway(PairMethod):
 
     settings: ThrowAwayConfig
 
-    def losses_of_errors(self, errors: PairErrors, batch: PairBatch) -> tuple[Tensor, Metrics]:
+    def losses_of_errors(self, errors: PairErrors, batch: PairBatch) -> RowLosses:
         four = (errors.winner, errors.loser, errors.winner_ref, errors.loser_ref)
         beta = self.settings.beta / self.settings.boldness
         margin = pair_margin(*four, beta=beta)
@@ -202,7 +201,7 @@ def test_what_it_takes_is_estimated_and_planned() -> None:
 
 def test_its_class_its_batches_and_its_stages_are_found() -> None:
     card = ThrowAwayConfig()
-    assert ALGORITHMS["throw_away"] is ThrowAway and "throw_away" in list(ALGORITHMS)
+    assert algorithm_class("throw_away") is ThrowAway and "throw_away" in METHOD_BY_NAME
     assert type(card.data) in LOADERS and {*card.first_stages, *card.stages} <= {*STAGES, "evaluate"}
 
 

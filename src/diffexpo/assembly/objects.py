@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from diffexpo.algorithms import ALGORITHMS
+from diffexpo.algorithms import algorithm_class
 from diffexpo.assembly.aliases import named_prompts, resolve
 from diffexpo.assembly.evaluating import make_evaluator
 from diffexpo.assembly.self_judges import open_denoiser
@@ -99,7 +99,7 @@ def make_engine(
     console: Console,
 ) -> Engine:
     """The engine that trains a run's policy by its method."""
-    algorithm = ALGORITHMS[config.algorithm.type](config.algorithm, embeddings.select([""]))
+    algorithm = algorithm_class(config.algorithm.type)(config.algorithm, embeddings.select([""]))
     return Engine(
         policy,
         algorithm,

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from diffexpo.config.schema import ModelConfig, TuningConfig
-from diffexpo.diffusion import with_image
+from diffexpo.diffusion.guidance import with_image
 from diffexpo.errors import MissingError, PolicyError
 from diffexpo.policies.base import load_policy
 from diffexpo.policies.improver import (
