@@ -41,13 +41,10 @@ class PairSource:
         self._hybrid = hybrid
 
     def index(self, iteration: int) -> PairIndex:
-        """Pairs that iteration t trains on: D_off and D_1 .. D_{t-1}.
-
-            weight = offline_weight for D_off,   decay ** (newest - k) for D_k
+        """Pairs that iteration t trains on: D_off and D_1 .. D_{t-1}, with the weights of `hybrid_weights`.
 
         Later collections are not read, whatever the store holds. The result has pairs of positive weight, in
-        the store's order. While nothing is collected yet, D_off weighs 1 whatever `offline_weight` says, as
-        there is nothing else to learn from. A DataError is raised when no pair is left.
+        the store's order. A DataError is raised when no pair is left.
         """
         refs = [ref for ref in self._store.pairs(view=PairRef) if ref.iteration < iteration]
         weights = hybrid_weights(self._hybrid, refs, _newest(refs))

@@ -210,7 +210,7 @@ class Store:
         `view` says what to read of each sample: a dataclass of some of its fields; only those columns are
         read. An iteration that has shards but no manifest is a StoreError.
         """
-        return to_rows(self._table("samples", self._named_shards("samples", iteration), view), view)
+        return self._rows("samples", self._named_shards("samples", iteration), view)
 
     @overload
     def pairs(self, iteration: int | None = None, source: str | None = None) -> list[Pair]: ...
@@ -222,13 +222,11 @@ class Store:
         self, iteration: int | None = None, source: str | None = None, *, view: type[Any] = Pair
     ) -> list[Any]:
         """Pairs, as `samples`; optionally of one source (offline, online, human)."""
-        table = self._table("pairs", self._named_shards("pairs", iteration), view, source)
-        return to_rows(table, view)
+        return self._rows("pairs", self._named_shards("pairs", iteration), view, source)
 
     def collected(self, iteration: int, *, stage: str = "collect") -> list[Sample]:
         """Samples of every finished unit, whether the stage is complete or not."""
-        shards = list_shards(self.root, "samples", stage, iteration)
-        return to_rows(self._table("samples", shards, Sample), Sample)
+        return self._rows("samples", list_shards(self.root, "samples", stage, iteration), Sample)
 
     def sample(self, sample_id: str) -> Sample:
         """One sample; a StoreError if it is not in the store."""
@@ -301,8 +299,10 @@ class Store:
                 )
         return [shard for shard in shards if shard.name in complete[(shard.stage, shard.iteration)]]
 
-    def _table(self, kind: str, shards: Sequence[Shard], view: type, source: str | None = None) -> pa.Table:
-        """The columns of a view, of rows from one source or from all."""
+    def _rows(
+        self, kind: str, shards: Sequence[Shard], view: type[Row], source: str | None = None
+    ) -> list[Row]:
+        """The rows of shards as a view, of one source or of all."""
         schema, columns = SCHEMAS[kind], column_names(view)
         unknown = [name for name in columns if name not in schema.names]
         if unknown:
@@ -314,7 +314,7 @@ class Store:
         table = pa.concat_tables(tables) if tables else schema.empty_table()
         if source is not None:
             table = table.filter(pc.equal(table["source"], source))
-        return table.select(columns)
+        return to_rows(table.select(columns), view)
 
     def _refuse_rewrite(self, shard: Shard) -> None:
         if shard.stage not in STAGE_KINDS or shard.kind not in STAGE_KINDS[shard.stage]:

@@ -31,6 +31,7 @@ STAGE, ITERATION = "offline", 0
 _ENCODED_AT_ONCE = 16
 
 
+# Many parameters because each is an option of `diffexpo data import`.
 def import_offline(
     path: str | Path,
     policy: Policy,
