@@ -79,7 +79,7 @@ def add_pairs(store: Store, count: int) -> None:
         pairs.append(
             Pair(pair_id=f"offline-{row:04d}", winner_id=winner, loser_id=loser, judge="truth", **shared)
         )
-    store.append_collection(0, 0, samples, latents, stage="offline")
+    store.append_unit(0, 0, 0, samples, list(latents.values()), stage="offline")
     store.append_pairs(0, 0, pairs, stage="offline")
     store.write_manifest("offline", 0, {})
 

@@ -44,7 +44,7 @@ _HOME = {
     "import_pairs": "sets",
     "import_prompts": "sets",
     "inspect_set": "sets",
-    "verify_rewritten": "diffexpo.data.offline",
+    "verify_rewritten": "diffexpo.data.offline.writing",
     "verify_store": "sets",
     "sweep": "sweeping",
     "require_passed": "verifying",
