@@ -21,7 +21,14 @@ The names below load on first use: a command pays for what it does, not for plot
 from __future__ import annotations
 
 from importlib import import_module
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+from diffexpo.errors import ConfigError, DiffexpoError, Interrupted, MissingError, memory_failure
+
+if TYPE_CHECKING:
+    from diffexpo.estimate.resources import Advice as Advice
+    from diffexpo.estimate.resources import Computing as Computing
+    from diffexpo.estimate.resources import Estimate as Estimate
 
 # Public name -> the module of this package, or the whole name of another's, that defines it. No name is that
 # of a module: importing one would take its place.
@@ -39,6 +46,8 @@ _HOME = {
     "plan": "runs",
     "run": "runs",
     "stage": "runs",
+    "open_server": "serving",
+    "read_reward": "serving",
     "count_set": "sets",
     "count_store": "sets",
     "import_pairs": "sets",
@@ -52,7 +61,8 @@ _HOME = {
     "write_scores": "verifying",
 }
 
-__all__ = list(_HOME)
+# The errors are what every command may raise and the edge of the process turns into exit codes.
+__all__ = ["ConfigError", "DiffexpoError", "Interrupted", "MissingError", "memory_failure"] + list(_HOME)
 
 
 def __getattr__(name: str) -> Any:

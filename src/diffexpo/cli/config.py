@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from diffexpo.assembly import ConfigError
+from diffexpo.cli.options import Set
 from diffexpo.cli.progress import Console
-from diffexpo.cli.run import Set
-from diffexpo.errors import ConfigError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping

@@ -11,11 +11,11 @@ import sys
 from dataclasses import asdict, dataclass
 from importlib import metadata, util
 from pathlib import Path
-from typing import Annotated
 
 import typer
 
-from diffexpo.errors import EXIT_FAILED
+from diffexpo import __version__, assembly
+from diffexpo.cli.options import AsJson
 
 PACKAGES = (
     "torch", "diffusers", "transformers", "accelerate", "peft",
@@ -34,7 +34,7 @@ class Check:
     fix: str = ""
 
 
-def doctor(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
+def doctor(as_json: AsJson = False) -> None:
     """Check versions, accelerator, memory, disk, extras and embedded models; exit code 4 if one is broken."""
     checks = [*_packages(), _torchvision(), _accelerator(), _memory(), _disk(), _hub(), *_extras(), _world()]
     if as_json:
@@ -43,13 +43,11 @@ def doctor(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] 
         for check in checks:
             print(f" {check.state.upper():4}  {check.what}{f' -> {check.fix}' if check.fix else ''}")
     if any(check.state == "fail" for check in checks):
-        raise typer.Exit(EXIT_FAILED)
+        raise typer.Exit(assembly.DiffexpoError.exit_code)
 
 
 def env() -> None:
     """Print versions and hardware as a block to paste into a bug report."""
-    from diffexpo import __version__
-
     print(f"diffexpo {__version__}")
     print(f"python {platform.python_version()} ({sys.executable})")
     print(f"platform {platform.platform()}")
@@ -146,8 +144,6 @@ def _extras() -> list[Check]:
 
 
 def _world() -> Check:
-    from diffexpo import assembly
-
     missing = assembly.missing_assets()
     if missing:
         return Check("fail", f"embedded emoji world incomplete: {', '.join(missing)}", "reinstall diffexpo")

@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from diffexpo import assembly
+from diffexpo.cli.options import Set
 from diffexpo.cli.progress import Console
-from diffexpo.cli.run import Set
 
 if TYPE_CHECKING:
-    from diffexpo.estimate.resources import Advice, Computing, Estimate
+    from diffexpo.assembly import Advice, Computing, Estimate
 
 GIB = 2**30
 
@@ -40,7 +41,6 @@ def estimate(
     diffexpo estimate paper/expo_ii_sd15
     diffexpo estimate paper/expo_sdxl --set training.micro_batch_size=1
     """
-    from diffexpo import assembly
     from diffexpo.config import load_config
 
     config = load_config(recipes, overrides or ()).config

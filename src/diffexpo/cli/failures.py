@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import sys
 import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
 import typer
 
-from diffexpo.errors import EXIT_FAILED, EXIT_INTERRUPTED, DiffexpoError, Interrupted, memory_failure
+from diffexpo.assembly import DiffexpoError, Interrupted, memory_failure
+from diffexpo.cli.folders import find_run
 
 
 class Boundary:
@@ -36,7 +39,7 @@ class Boundary:
             self._tell(str(error) or "interrupted")
             if self.run_dir is not None:
                 self._tell(f"continue with: diffexpo run --resume {self.run_dir}")
-            raise SystemExit(EXIT_INTERRUPTED) from None
+            raise SystemExit(Interrupted.exit_code) from None
         if isinstance(error, DiffexpoError):
             self._tell(f"error: {error}")
             raise SystemExit(error.exit_code) from None
@@ -46,7 +49,7 @@ class Boundary:
             raise SystemExit(0) from None
         if memory_failure(error) is not None:
             self._tell(f"error: out of memory: {error}\nclose other programs, or use a larger device")
-            raise SystemExit(EXIT_FAILED) from None
+            raise SystemExit(DiffexpoError.exit_code) from None
         details = "".join(traceback.format_exception(kind, error, trace))
         if self.run_dir is not None and self.run_dir.is_dir():
             self._log(details)
@@ -58,7 +61,7 @@ class Boundary:
             f"error: {type(error).__name__}: {error}\nthis is a defect of diffexpo or of an extension; "
             f"{where}"
         )
-        raise SystemExit(EXIT_FAILED) from None
+        raise SystemExit(DiffexpoError.exit_code) from None
 
     def _tell(self, text: str) -> None:
         print(text, file=sys.stderr, flush=True)
@@ -72,3 +75,11 @@ class Boundary:
                 file.write(text)
         except OSError as problem:
             print(f"(log.txt could not be written: {problem.strerror})", file=sys.stderr)
+
+
+@contextmanager
+def working_on(run: str | None) -> Iterator[Path]:
+    """The folder of the run that is meant; what ends the block is told in its log.txt too."""
+    run_dir = find_run(run)
+    with Boundary(run_dir):
+        yield run_dir

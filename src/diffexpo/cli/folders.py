@@ -6,7 +6,7 @@ import difflib
 import json
 from pathlib import Path
 
-from diffexpo.errors import MissingError
+from diffexpo.assembly import MissingError
 
 RUNS = Path("runs")
 ACTIVITY = ("config.yaml", "status.json", "metrics.jsonl")

@@ -8,11 +8,10 @@ import typer
 
 from diffexpo import __version__
 from diffexpo.cli import config, data, doctor, improve, recipes, rewards
-from diffexpo.cli.cite import cite
 from diffexpo.cli.estimate import estimate
 from diffexpo.cli.failures import Boundary
 from diffexpo.cli.run import run
-from diffexpo.cli.stages import collect, evaluate, export, pair, report, train
+from diffexpo.cli.stages import cite, collect, evaluate, export, pair, report, train
 
 app = typer.Typer(
     no_args_is_help=True,
