@@ -75,9 +75,10 @@ class SuiteResult:
         """Prompt id of each row."""
         return [self.prompts[index].id for index in self.prompt_index]
 
-    def image_of(self, prompt: int, index: int = 0) -> np.ndarray:
-        """Image (H,W,3) uint8 of the prompt-th prompt."""
-        return self.images[np.flatnonzero((self.prompt_index == prompt) & (self.image_index == index))[0]]
+    def row_of(self, prompt: str, index: int = 0) -> int | None:
+        """Row of an image of the prompt of this id; None: it was not drawn."""
+        rows = zip(self.prompt_ids(), self.image_index, strict=True)
+        return next((row for row, found in enumerate(rows) if found == (prompt, index)), None)
 
 
 @dataclass(frozen=True)
