@@ -175,18 +175,13 @@ def regenerate(
 
 def _is_set(name: str) -> bool:
     """Whether a name means a preference set: it is an alias, or it exists and is not a run folder."""
-    path = Path(name)
-    return name.startswith("emoji:") or (
-        path.exists() and not (path / "config.yaml").is_file() and not _names_run(name)
-    )
-
-
-def _names_run(name: str) -> bool:
+    if name.startswith("emoji:") or not Path(name).exists():
+        return name.startswith("emoji:")
     try:
         find_run(name)
     except MissingError:
-        return False
-    return True
+        return True
+    return False
 
 
 def _shares(texts: list[str]) -> dict[str, float]:

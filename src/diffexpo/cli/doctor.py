@@ -70,10 +70,10 @@ def _packages() -> list[Check]:
     found = {name: _version(name) for name in PACKAGES}
     installed = [f"{name} {version}" for name, version in found.items() if version]
     checks = [Check("ok", " | ".join([f"python {platform.python_version()}", *installed]))]
-    missing = [name for name, version in found.items() if version is None]
-    if missing:
-        told, fix = f"not installed: {', '.join(missing)}", f"pip install {' '.join(missing)}"
-        checks.append(Check("fail", told, fix))
+    if missing := [name for name, version in found.items() if version is None]:
+        checks.append(
+            Check("fail", f"not installed: {', '.join(missing)}", f"pip install {' '.join(missing)}")
+        )
     return checks
 
 
@@ -96,9 +96,8 @@ def _accelerator() -> Check:
     import torch
 
     if not torch.accelerator.is_available():
-        threads = torch.get_num_threads()
-        told = f"no accelerator, cpu with {threads} threads: the emoji recipes run, SD 1.5 is slow"
-        return Check("warn", told)
+        machine = f"cpu with {torch.get_num_threads()} threads"
+        return Check("warn", f"no accelerator, {machine}: the emoji recipes run, SD 1.5 is slow")
     device = torch.accelerator.current_accelerator()
     text = f"accelerator {device}, {torch.accelerator.device_count()} device(s)"
     if device is not None and device.type == "cuda":
@@ -135,11 +134,9 @@ def _extras() -> list[Check]:
     checks = []
     for extra, modules in EXTRAS.items():
         missing = [name for name in modules if util.find_spec(name) is None]
-        if missing:
-            told = f"extra '{extra}' missing ({', '.join(missing)})"
-            checks.append(Check("warn", told, f'pip install "diffexpo[{extra}]"'))
-        else:
-            checks.append(Check("ok", f"extra '{extra}' installed"))
+        told = f"extra '{extra}' missing ({', '.join(missing)})"
+        installed = Check("ok", f"extra '{extra}' installed")
+        checks.append(Check("warn", told, f'pip install "diffexpo[{extra}]"') if missing else installed)
     return checks
 
 

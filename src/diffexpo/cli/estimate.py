@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -48,7 +49,7 @@ def estimate(
     compute = assembly.computing(config, architecture=architecture)
     advices = assembly.advise(config, architecture=architecture) if advice else []
     if as_json:
-        told = found.as_json() | {"computing": vars(compute), "advice": [_as_json(one) for one in advices]}
+        told = found.as_json() | {"computing": vars(compute), "advice": [asdict(one) for one in advices]}
         print(json.dumps(told, indent=2))
         return
     console = Console(interactive=False)
@@ -90,11 +91,6 @@ def _sentence(one: Advice) -> str:
     if one.changes is None:
         return f"{one.gib:g} GB: does not fit; {_gib(one.total)} GiB with everything that saves memory"
     return f"{one.gib:g} GB: fits ({_gib(one.total)} GiB){' with' if one.changes else ''}"
-
-
-def _as_json(one: Advice) -> dict[str, object]:
-    changes = None if one.changes is None else [vars(change) for change in one.changes]
-    return {"gib": one.gib, "total": one.total, "changes": changes}
 
 
 def _gib(size: int) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import json
+from itertools import chain, count
 from pathlib import Path
 
 from diffexpo.assembly import MissingError
@@ -42,20 +43,14 @@ def find_run(name: str | None, root: Path = RUNS) -> Path:
 
 def free_folder(name: str, root: Path = RUNS) -> Path:
     """`root/name`, or that name with the next free number (`expo-2`)."""
-    number, folder = 1, root / name
-    while folder.exists():
-        number += 1
-        folder = root / f"{name}-{number}"
-    return folder
+    names = chain([name], (f"{name}-{number}" for number in count(2)))
+    return next(root / free for free in names if not (root / free).exists())
 
 
 def run_state(run_dir: Path) -> str:
     """`state` of status.json (running, interrupted, failed, finished), or "unknown"."""
-    path = run_dir / "status.json"
-    if not path.is_file():
-        return "unknown"
     try:
-        status = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError:
+        status = json.loads((run_dir / "status.json").read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError):
         return "unknown"
     return str(status.get("state", "unknown")) if isinstance(status, dict) else "unknown"

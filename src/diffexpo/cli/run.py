@@ -168,5 +168,6 @@ def _device(config: RunConfig) -> str:
 
     if config.model.device != "auto":
         return config.model.device
-    accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
-    return str(accelerator) if accelerator is not None else f"cpu ({torch.get_num_threads()} threads)"
+    if torch.accelerator.is_available():
+        return str(torch.accelerator.current_accelerator())
+    return f"cpu ({torch.get_num_threads()} threads)"

@@ -89,7 +89,7 @@ def _score(suite: SuiteResult, judge: str | None, row: int) -> str:
 def _pairs(record: RunRecord, method: Method) -> list[Json]:
     """Cards of the example pairs; for a method that learns from no pairs, its best and worst images."""
     folder = record.run_dir / "eval" / "pairs"
-    names = {} if method.has_pairs else {"winner": "best", "loser": "worst"}
+    names = {} if method.card.has_pairs else {"winner": "best", "loser": "worst"}
     cards = []
     for example in record.examples[:MAX_CARDS]:
         sides = []

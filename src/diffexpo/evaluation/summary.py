@@ -88,7 +88,6 @@ class Summary:
     kl: dict[str, Estimate] = field(default_factory=dict)
     vendi: dict[str, Estimate] = field(default_factory=dict)
     vendi_change: Estimate | None = None
-    history: History = field(default_factory=History)
     alarms: list[Alarm] = field(default_factory=list)
     costs: list[CostRow] = field(default_factory=list)
     method_cost: float | None = None
@@ -139,8 +138,7 @@ def summarise(record: RunRecord) -> Summary:
         summary.against_baseline = _compare(summary, suites, summary.final, BASELINE, bootstrap)
         if "base" in suites:
             summary.vendi_change = _vendi_change(suites["base"], suites[summary.final], bootstrap)
-    summary.history = build_history(record, summary)
-    summary.alarms = check_alarms(summary.history)
+    summary.alarms = check_alarms(build_history(record, summary))
     summary.costs = cost_rows(record.metrics, record.config, suites)
     summary.method_cost = _method_cost(summary.costs)
     summary.conflicts = conflict_rows(record.metrics)
@@ -154,7 +152,8 @@ def build_history(record: RunRecord, summary: Summary) -> History:
     """What the alarms look at, one snapshot an iteration (0: base)."""
     numbers = {0, *map(iteration_of, record.metrics), *record.iterations}
     snapshots = tuple(_snapshot(record, summary, number) for number in sorted(numbers))
-    return History(snapshots, restraint=summary.method.restraint, has_offline=summary.method.has_offline)
+    method = summary.method
+    return History(snapshots, restraint=method.card.restraint, has_offline=method.has_offline)
 
 
 def cost_rows(metrics: Sequence[Json], config: Json, suites: dict[str, SuiteResult]) -> list[CostRow]:
@@ -189,7 +188,7 @@ def _derived_cost(phase: str, lines: Sequence[Json], images: float | None, confi
         return sampling_cost(settings, int(images))
     method = describe_method(config)
     steps = Counter(iteration_of(line) for line in lines if line.get("phase") == "train")
-    if phase != "train" or not steps or not method.has_pairs or method.is_rollout:
+    if phase != "train" or not steps or not method.card.has_pairs or method.card.draws_first:
         return None
     done = sum(count * training_cost(settings, iteration) for iteration, count in steps.items())
     return done / settings.training.steps
