@@ -267,13 +267,12 @@ def _vendi(axes: Axes, record: RunRecord, summary: Summary) -> str:
 
 
 def _training(record: RunRecord, name: str) -> tuple[np.ndarray, np.ndarray, list[int]]:
-    """Optimiser steps counted through the run, values thinned to means of equal bins, and where iterations
-    begin."""
+    """Optimiser steps through the run and values as means of equal bins, and where iterations begin."""
     lines = [line for line in record.metrics if line.get("phase") == "train"]
-    if not series(lines, name, "train"):
+    found = [(index, value) for index, line in enumerate(lines, start=1) for _, value in series([line], name)]
+    if not found:
         raise Absent(f"No training step with {name} is in metrics.jsonl yet.")
-    x = np.array([index for index, line in enumerate(lines, start=1) if series([line], name)])
-    y = np.array([value for _, value in series(lines, name, "train")])
+    x, y = np.array(found).T
     starts = [i for i in range(1, len(lines)) if lines[i].get("iteration") != lines[i - 1].get("iteration")]
     edges = np.linspace(0, len(y), min(len(y), MAX_POINTS) + 1).astype(int)
     bins = [slice(a, b) for a, b in pairwise(edges)]

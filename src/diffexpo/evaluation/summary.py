@@ -31,8 +31,12 @@ class Bootstrap(TypedDict):
 EQUAL_COST = 0.02
 TAIL = 0.1
 # Metrics of training steps whose means at the end of an iteration the alarms look at.
-ERRORS = ("winner_error", "loser_error", "winner_reference_error", "loser_reference_error")
-TAILS = ("implicit_accuracy", *ERRORS)
+TAILS = (
+    "implicit_accuracy",
+    *("winner_error", "loser_error", "winner_reference_error", "loser_reference_error"),
+)
+CONFLICT = "rollout/conflict/"
+IMPROVED = ("images", "relative_distance", "feature_cosine", "feature_cosine_unrelated")
 
 
 @dataclass(frozen=True)
@@ -44,33 +48,6 @@ class CostRow:
     images: float | None = None
     seconds: float | None = None
     peak_gib: float | None = None
-
-
-@dataclass(frozen=True)
-class Conflict:
-    """How two scorers order the images of a prompt in one collection; see `rewards.mixture.conflict_metrics`.
-
-    `rank_correlation` in [-1, 1], `disagreement` the share of couples ordered oppositely; None where nothing
-    was decided.
-    """
-
-    iteration: int
-    first: str
-    second: str
-    rank_correlation: float | None
-    disagreement: float | None
-
-
-@dataclass(frozen=True)
-class Improvement:
-    """What an improvement model made of an iteration's images (metrics `improve/*`); None: not measured."""
-
-    iteration: int
-    images: float | None
-    relative_distance: float | None
-    feature_cosine: float | None
-    feature_cosine_unrelated: float | None
-    gains: dict[str, float]
 
 
 @dataclass
@@ -93,8 +70,8 @@ class Summary:
     method_cost: float | None = None
     baseline_cost: float | None = None
     problems: list[str] = field(default_factory=list)
-    conflicts: list[Conflict] = field(default_factory=list)
-    improvements: list[Improvement] = field(default_factory=list)
+    conflicts: list[Json] = field(default_factory=list)
+    improvements: list[Json] = field(default_factory=list)
     evaluated: tuple[str, ...] = ()
 
     @property
@@ -138,7 +115,7 @@ def summarise(record: RunRecord) -> Summary:
         summary.against_baseline = _compare(summary, suites, summary.final, BASELINE, bootstrap)
         if "base" in suites:
             summary.vendi_change = _vendi_change(suites["base"], suites[summary.final], bootstrap)
-    summary.alarms = check_alarms(build_history(record, summary))
+    summary.alarms = check_alarms(_history(record, summary))
     summary.costs = cost_rows(record.metrics, record.config, suites)
     summary.method_cost = _method_cost(summary.costs)
     summary.conflicts = conflict_rows(record.metrics)
@@ -146,14 +123,6 @@ def summarise(record: RunRecord) -> Summary:
     if record.baseline_metrics:
         summary.baseline_cost = _method_cost(cost_rows(record.baseline_metrics, record.config, {}))
     return summary
-
-
-def build_history(record: RunRecord, summary: Summary) -> History:
-    """What the alarms look at, one snapshot an iteration (0: base)."""
-    numbers = {0, *map(iteration_of, record.metrics), *record.iterations}
-    snapshots = tuple(_snapshot(record, summary, number) for number in sorted(numbers))
-    method = summary.method
-    return History(snapshots, restraint=method.card.restraint, has_offline=method.has_offline)
 
 
 def cost_rows(metrics: Sequence[Json], config: Json, suites: dict[str, SuiteResult]) -> list[CostRow]:
@@ -194,25 +163,25 @@ def _derived_cost(phase: str, lines: Sequence[Json], images: float | None, confi
     return done / settings.training.steps
 
 
-CONFLICT = "rollout/conflict/"
+def conflict_rows(metrics: Sequence[Json]) -> list[Json]:
+    """How two scorers order a prompt's images: one row for each collection and couple of scorers.
 
-
-def conflict_rows(metrics: Sequence[Json]) -> list[Conflict]:
-    """One row for each collection and couple of scorers, in the file's order; none where one ranks alone."""
+    `rank_correlation` in [-1, 1] and `disagreement`, the share of couples ordered oppositely, are None where
+    nothing was decided; see `rewards.mixture.conflict_metrics`.
+    """
     rows = []
     for line in metrics:
-        couples = {name.rpartition("/")[0] for name in line if name.startswith(CONFLICT)}
-        for couple in sorted(couples):
+        for couple in sorted({name.rpartition("/")[0] for name in line if name.startswith(CONFLICT)}):
             first, _, second = couple.removeprefix(CONFLICT).partition(":")
-            correlation, disagreement = (
-                _first([line], f"{couple}/{what}") for what in ("rank_correlation", "disagreement")
-            )
-            rows.append(Conflict(iteration_of(line), first, second, correlation, disagreement))
+            measured = {
+                what: _first([line], f"{couple}/{what}") for what in ("rank_correlation", "disagreement")
+            }
+            rows.append({"iteration": iteration_of(line), "first": first, "second": second} | measured)
     return rows
 
 
-def improvement_rows(metrics: Sequence[Json]) -> list[Improvement]:
-    """One row for each iteration whose images an improvement model redrew."""
+def improvement_rows(metrics: Sequence[Json]) -> list[Json]:
+    """What an improvement model made of an iteration's images, one row an iteration; None: not measured."""
     rows = []
     for line in (line for line in metrics if line.get("phase") == "improve"):
         gains = {
@@ -220,9 +189,8 @@ def improvement_rows(metrics: Sequence[Json]) -> list[Improvement]:
             for name, value in line.items()
             if name.startswith("improve/reward/") and name.endswith("/gain") and value is not None
         }
-        names = ("images", "relative_distance", "feature_cosine", "feature_cosine_unrelated")
-        measured = {name: _first([line], f"improve/{name}") for name in names}
-        rows.append(Improvement(iteration_of(line), gains=gains, **measured))
+        measured = {name: _first([line], f"improve/{name}") for name in IMPROVED}
+        rows.append({"iteration": iteration_of(line), "gains": gains} | measured)
     return rows
 
 
@@ -233,11 +201,11 @@ def tail_mean(lines: Sequence[Json], name: str, iteration: int) -> float | None:
 
 
 def _measure(summary: Summary, name: str, suite: SuiteResult, bootstrap: Bootstrap) -> None:
-    ids = np.array(suite.prompt_ids())[suite.scored]
+    ids = list(np.array(suite.prompt_ids())[suite.scored])
     for scorer, values in suite.scores.items():
         mine = values[suite.scored]
         if np.isfinite(mine).any():
-            summary.rewards.setdefault(scorer, {})[name] = bootstrap_mean(mine, list(ids), **bootstrap)
+            summary.rewards.setdefault(scorer, {})[name] = bootstrap_mean(mine, ids, **bootstrap)
         if failed := int((~np.isfinite(mine)).sum()):
             counts = f"{failed} of {len(mine)} images"
             summary.problems.append(f"{name}: {scorer} could not score {counts}; they are left out.")
@@ -281,6 +249,14 @@ def _vendi_change(base: SuiteResult, last: SuiteResult, bootstrap: Bootstrap) ->
     if not shared:
         return None
     return bootstrap_mean([last.vendi[name] - base.vendi[name] for name in shared], **bootstrap)
+
+
+def _history(record: RunRecord, summary: Summary) -> History:
+    """What the alarms look at, one snapshot an iteration (0: base)."""
+    numbers = {0, *map(iteration_of, record.metrics), *record.iterations}
+    snapshots = tuple(_snapshot(record, summary, number) for number in sorted(numbers))
+    method = summary.method
+    return History(snapshots, restraint=method.card.restraint, has_offline=method.has_offline)
 
 
 def _snapshot(record: RunRecord, summary: Summary, number: int) -> Snapshot:
