@@ -136,8 +136,7 @@ def evaluation_ticks(config: RunConfig, name: str) -> int:
 def vendi_embedder(judges: Sequence[Scorer]) -> Embedder:
     """Features for the Vendi score: those of the first judge with an image encoder, else 32x32 pixels."""
     for judge in judges:
-        embed = getattr(judge, "embed_images", None)
-        if embed is not None and getattr(judge, "has_image_features", False):
+        if getattr(judge, "has_image_features", False) and (embed := getattr(judge, "embed_images", None)):
             return Embedder(embed, f"{judge.name} image features")
     return Embedder(pixel_features, "32x32 pixels")
 

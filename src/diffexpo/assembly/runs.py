@@ -131,7 +131,9 @@ def _run(
         f"{time.monotonic() - began:.1f} s"
     )
     loop.evaluate(loop, "base", 0)
-    check_base_scores(loop)
+    # Rewards of the base's images must be finite and not all the same, or they cannot rank anything.
+    scores = load_suite(eval_dir(loop) / "base").scores
+    loop.ranking.check({name: values[None, :] for name, values in scores.items()})
     run_loop(loop, {**STAGES, "evaluate": on_iterate}, until)
     if until is not None:
         return
@@ -247,13 +249,3 @@ def _disk_plan(config: RunConfig) -> str:
     items = sorted(disk_items(config), key=lambda item: -item.bytes)
     largest = ", ".join(f"{item.what} {item.bytes / 2**30:.3g}" for item in items[:3])
     return f"{sum(item.bytes for item in items) / 2**30:.3g} GiB; most of it, in GiB: {largest}"
-
-
-def check_base_scores(loop: Loop) -> None:
-    """Start-up self-check: rewards of the base's images are finite and not all the same.
-
-    Raises:
-        RewardError: names the reward that cannot rank anything.
-    """
-    result = load_suite(eval_dir(loop) / "base")
-    loop.ranking.check({name: values[None, :] for name, values in result.scores.items()})

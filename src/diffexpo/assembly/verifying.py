@@ -84,35 +84,31 @@ class VerifyReport:
         return [(picture, prompt, round(own, 4), round(other, 4)) for picture, prompt, own, other in columns]
 
 
-# Many parameters because each is an option of the command.
 def verify_rewards(
     what: str,
     *,
-    path: str | None,
-    base: str | None,
-    scale: str | None,
-    precision: str,
     device: str,
     against: Path | None,
     tolerance: float,
     pictures: Path | None,
+    **settings: str | None,
 ) -> list[VerifyReport]:
     """Score the shipped images with a type of reward, or all scorers of a recipe, and check the outcome.
 
     Args:
         what: A type of `REWARDS`, or a recipe.
-        path, base, scale, precision: Settings of the reward, for a type.
         device: "auto" or a torch device.
         against: File of known scores (`write_scores`); None: the shipped ones, where there are any.
         tolerance: Largest relative difference from known scores.
         pictures: Folder to write images and prompts to.
+        settings: `path`, `base`, `scale` and `precision` of the reward, for a type.
     Returns:
         One report a scorer.
     Raises:
         ConfigError: no such type or recipe, or settings that do not fit it.
         MissingError: weights that are not there.
     """
-    configs = _configs(what, path, base, scale, precision)
+    configs = _configs(what, settings)
     shown, images = verify_pictures()
     if pictures is not None:
         _write_pictures(pictures, shown, images)
@@ -186,11 +182,9 @@ def require_passed(reports: Sequence[VerifyReport]) -> None:
         )
 
 
-def _configs(
-    what: str, path: str | None, base: str | None, scale: str | None, precision: str
-) -> list[RewardCard]:
+def _configs(what: str, settings: Mapping[str, str | None]) -> list[RewardCard]:
     if what not in REWARDS:
-        if path or base or scale or precision != "float32":
+        if any(value and value != "float32" for value in settings.values()):
             raise ConfigError(
                 f"{what!r} is no type of reward ({', '.join(REWARDS)}), and a recipe brings its own "
                 "settings: leave out --path, --base, --scale and --precision, or name a type"
@@ -200,10 +194,9 @@ def _configs(
             raise ConfigError(f"{what!r} is no type of reward and no recipe; did you mean {near[0]}?")
         config = load_config([what], [], {}).config
         return [*config.rewards, *config.evaluation.judges]
-    values = {"name": what, "type": what, "role": "train", "path": path, "base": base, "scale": scale}
-    values |= {"precision": precision}
-    given = {key: value for key, value in values.items() if value is not None}
-    return list(load_config([], [f"rewards={json.dumps([given])}"], {}).config.rewards)
+    given = {key: value for key, value in settings.items() if value is not None}
+    only = {"name": what, "type": what, "role": "train"} | given
+    return list(load_config([], [f"rewards={json.dumps([only])}"], {}).config.rewards)
 
 
 def _device(device: str) -> torch.device:

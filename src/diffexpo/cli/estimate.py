@@ -49,7 +49,10 @@ def estimate(
     compute = assembly.computing(config, architecture=architecture)
     advices = assembly.advise(config, architecture=architecture) if advice else []
     if as_json:
-        told = found.as_json() | {"computing": vars(compute), "advice": [asdict(one) for one in advices]}
+        told = found.as_json() | {
+            "computing": vars(compute),
+            "advice": [{"gib": one.gib, "total": one.total} | asdict(one) for one in advices],
+        }
         print(json.dumps(told, indent=2))
         return
     console = Console(interactive=False)

@@ -122,16 +122,9 @@ def verify(
     JPEG and the emoji judges, else `--against`, made by the official code on the images of `--pictures`)
     the scores themselves are compared.
     """
+    settings = {"path": path, "base": base, "scale": scale, "precision": precision}
     reports = assembly.verify_rewards(
-        what,
-        path=path,
-        base=base,
-        scale=scale,
-        precision=precision,
-        device=device,
-        against=against,
-        tolerance=tolerance,
-        pictures=pictures,
+        what, device=device, against=against, tolerance=tolerance, pictures=pictures, **settings
     )
     if write is not None:
         assembly.write_scores(reports, write)

@@ -6,7 +6,6 @@ import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TypedDict
 
 import numpy as np
 
@@ -19,14 +18,6 @@ from diffexpo.evaluation.wording import BASELINE, Method, describe_method
 from diffexpo.online.cost import BACKWARD, sampling_cost, training_cost
 
 Estimate = tuple[float, float, float]
-
-
-class Bootstrap(TypedDict):
-    """How often prompts are resampled, and the name of the resampling."""
-
-    resamples: int
-    seed: int
-
 
 EQUAL_COST = 0.02
 TAIL = 0.1
@@ -102,7 +93,7 @@ def summarise(record: RunRecord) -> Summary:
         planned_iterations=record.config.get("explore", {}).get("iterations"),
         problems=list(record.problems),
     )
-    bootstrap: Bootstrap = {
+    bootstrap: Json = {
         "resamples": int(record.config.get("evaluation", {}).get("bootstrap", 10000)),
         "seed": int(record.config.get("seed", 0)),
     }
@@ -200,7 +191,7 @@ def tail_mean(lines: Sequence[Json], name: str, iteration: int) -> float | None:
     return float(np.mean(values[-max(5, math.ceil(len(values) * TAIL)) :])) if values else None
 
 
-def _measure(summary: Summary, name: str, suite: SuiteResult, bootstrap: Bootstrap) -> None:
+def _measure(summary: Summary, name: str, suite: SuiteResult, bootstrap: Json) -> None:
     ids = list(np.array(suite.prompt_ids())[suite.scored])
     for scorer, values in suite.scores.items():
         mine = values[suite.scored]
@@ -216,7 +207,7 @@ def _measure(summary: Summary, name: str, suite: SuiteResult, bootstrap: Bootstr
 
 
 def _compare(
-    summary: Summary, suites: Mapping[str, SuiteResult], name: str, other: str, bootstrap: Bootstrap
+    summary: Summary, suites: Mapping[str, SuiteResult], name: str, other: str, bootstrap: Json
 ) -> WinRate | None:
     """Win rate on the rows that both versions hold (same prompt, same image index, hence same noise)."""
     if other not in suites or summary.judge is None:
@@ -244,7 +235,7 @@ def _by_key(suite: SuiteResult, judge: str) -> dict[tuple[str, int], float]:
     }
 
 
-def _vendi_change(base: SuiteResult, last: SuiteResult, bootstrap: Bootstrap) -> Estimate | None:
+def _vendi_change(base: SuiteResult, last: SuiteResult, bootstrap: Json) -> Estimate | None:
     shared = [name for name in base.vendi if name in last.vendi]
     if not shared:
         return None

@@ -52,13 +52,15 @@ def describe_method(config: Json) -> Method:
     collects = card.draws_first or int(explore.get("iterations", 5)) > 1
     has_offline = _group(config, "offline").get("source", EMBEDDED_OFFLINE) is not None
     has_agents = collects and not card.draws_first and card.is_ranked and int(explore.get("agents", 2)) == 2
+    negatives = _group(explore, "negatives")
+    has_negatives = negatives.get("source", "") is not None and negatives.get("schedule", "linear") != "off"
     is_planned = bool(_group(config, "baseline").get("offline_dpo", False))
     return Method(
         card=card,
         story=card.story or _story(card, collects, has_agents),
         first_iterate=_first_iterate(card, collects, has_offline),
         has_agents=has_agents,
-        has_negatives=collects and _has_negatives(explore),
+        has_negatives=collects and has_negatives,
         has_offline=has_offline,
         has_rewards=bool(config.get("rewards", True)),
         collects=collects,
@@ -75,11 +77,6 @@ def card_of(algorithm: Json) -> MethodConfig:
 def _group(config: Json, name: str) -> Json:
     value = config.get(name)
     return value if isinstance(value, dict) else {}
-
-
-def _has_negatives(explore: Json) -> bool:
-    negatives = _group(explore, "negatives")
-    return negatives.get("source", "") is not None and negatives.get("schedule", "linear") != "off"
 
 
 def _story(card: MethodConfig, collects: bool, has_agents: bool) -> str:
