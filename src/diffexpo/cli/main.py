@@ -9,7 +9,7 @@ import typer
 from diffexpo import __version__
 from diffexpo.cli import config, data, doctor, improve, recipes, rewards
 from diffexpo.cli.estimate import estimate
-from diffexpo.cli.failures import Boundary
+from diffexpo.cli.failures import boundary
 from diffexpo.cli.run import run
 from diffexpo.cli.stages import cite, collect, evaluate, export, pair, report, train
 
@@ -54,5 +54,5 @@ def options(
 
 def main(arguments: list[str] | None = None) -> None:
     """Entry point of the `diffexpo` script; ends the process with its exit code."""
-    with Boundary():
+    with boundary():
         app(arguments, prog_name="diffexpo")

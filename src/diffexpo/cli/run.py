@@ -15,7 +15,7 @@ import typer
 
 from diffexpo import __version__, assembly
 from diffexpo.assembly import ConfigError
-from diffexpo.cli.failures import Boundary
+from diffexpo.cli.failures import boundary
 from diffexpo.cli.folders import RUNS, find_run, free_folder, run_state
 from diffexpo.cli.options import Set
 from diffexpo.cli.progress import Console
@@ -88,7 +88,7 @@ def run(
         if (run_dir / "report.html").is_file():
             console.line(f"report: {run_dir / 'report.html'}")
         return
-    with Boundary(run_dir), deadline(max_minutes):
+    with boundary(run_dir), deadline(max_minutes):
         _print_header(loaded.config, run_dir, resume, console)
         report = assembly.run(
             loaded.config,
