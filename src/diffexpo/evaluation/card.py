@@ -88,7 +88,7 @@ def licence_of(path: str) -> str | None:
 def _front_matter(config: RunConfig, exported: Exported) -> dict[str, object]:
     path, licence = config.model.path, licence_of(config.model.path)
     front: dict[str, object] = {}
-    if _is_hub_id(path):
+    if re.fullmatch(r"[\w][\w.-]*/[\w][\w.-]*", path) and not Path(path).exists():
         front["base_model"] = path
         front["base_model_relation"] = "adapter" if exported.kind == "lora" else "finetune"
     front |= {"library_name": "diffusers", "pipeline_tag": "text-to-image"}
@@ -99,10 +99,6 @@ def _front_matter(config: RunConfig, exported: Exported) -> dict[str, object]:
     kind = ["lora"] if exported.kind == "lora" else []
     tags = ["text-to-image", "diffusers", *kind, "preference-optimization", "diffexpo"]
     return front | {"tags": [*tags, config.algorithm.type.replace("_", "-")]}
-
-
-def _is_hub_id(path: str) -> bool:
-    return re.fullmatch(r"[\w][\w.-]*/[\w][\w.-]*", path) is not None and not Path(path).exists()
 
 
 def _pipeline_guidance(config: RunConfig, exported: Exported) -> float:
