@@ -1,21 +1,8 @@
 """The only place where configuration becomes objects. Data flows: cli -> assembly -> online -> training ->
 algorithms.
 
-aliases     embedded names
-objects     policy, prompts, rewards, ranking, engine, store, loop
-runs        the whole run, one stage of it, the plan, the offline baseline
-evaluating  which version is judged by whom, and where the result goes
-folders     the run folder's own files
-starting    weights that a run starts from
-improving   the improvement model of a run
-self_judges models behind rewards that judge latents
-serving     a scorer behind HTTP
-sets        preference sets, prompt lists and stores by name
-sweeping    the improvement model over its guidance scales
-actions     what can be done with an existing run
-verifying   whether a scorer is what it should be
-
 The names below load on first use: a command pays for what it does, not for plots and pipelines of the others.
+Errors load at once; they are what the edge of the process turns into exit codes.
 """
 
 from __future__ import annotations
@@ -61,7 +48,6 @@ _HOME = {
     "write_scores": "verifying",
 }
 
-# The errors are what every command may raise and the edge of the process turns into exit codes.
 __all__ = ["ConfigError", "DiffexpoError", "Interrupted", "MissingError", "memory_failure"] + list(_HOME)
 
 

@@ -68,7 +68,6 @@ class Evaluation:
             decisive.
         watched: Names of the rewards among them that the run only looks at (`role: watch`).
         embedder: Features for the Vendi score; None leaves it out.
-        reference: Name, in the policy's weight sets, of the version that KLs refer to.
         batch_size: Images per network call.
         encode: Texts to their conditioning, such as `PromptEmbeddings.select`, which keeps them from one
             version to the next; by default `policy.encode_prompts`.
@@ -85,7 +84,6 @@ class Evaluation:
     train_rewards: Sequence[Scorer] = ()
     watched: Collection[str] = ()
     embedder: Embedder | None = None
-    reference: str = "base"
     batch_size: int = 64
     encode: Callable[[Sequence[str]], Conditioning] | None = None
     overlap: bool = True
@@ -196,14 +194,12 @@ class Evaluation:
         return np.concatenate(images)
 
     def _measure_kl(self, version: str, tick: Tick) -> list[float]:
-        count = min(self.settings.kl_prompts, len(self.prompts)) if version != self.reference else 0
+        count = min(self.settings.kl_prompts, len(self.prompts)) if version != "base" else 0
         values: list[float] = []
         for start in range(0, count, self.batch_size):
             rows = list(range(start, min(start + self.batch_size, count)))
             own, negative, noise = self._batch(rows, [("kl", self.prompts[row].id) for row in rows])
-            kl = path_kl(
-                self.policy, version, self.reference, own, negative, self.settings.sampler, noise, tick=tick
-            )
+            kl = path_kl(self.policy, version, "base", own, negative, self.settings.sampler, noise, tick=tick)
             values.extend(float(value) for value in kl)
         return values
 
