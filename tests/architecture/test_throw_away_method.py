@@ -176,11 +176,16 @@ def test_its_papers_are_cited_and_without_any_it_is_listed_as_unknown(
 
 def test_a_report_speaks_of_it() -> None:
     method = describe_method(loaded().model_dump(mode="json"))
-    assert (method.name, method.restraint) == ("Throw-Away", "raise algorithm.beta")
+    assert (method.name, method.card.restraint) == ("Throw-Away", "raise algorithm.beta")
     assert method.story == "two agents draw images, rewards rank them, the model learns from best and worst."
     assert method.first_iterate.startswith("Throw-Away 1 is trained on the given offline pairs")
-    assert method.label("iteration-2") == "Throw-Away 2" and method.start_loss == math.log(2)
-    assert method.has_pairs and method.has_agents and method.compares_offline and not method.is_rollout
+    assert method.label("iteration-2") == "Throw-Away 2" and method.card.start_loss == math.log(2)
+    assert (
+        method.card.has_pairs
+        and method.has_agents
+        and method.compares_offline
+        and not method.card.draws_first
+    )
 
 
 def test_what_it_takes_is_estimated_and_planned() -> None:

@@ -48,7 +48,8 @@ def build_loop(config: RunConfig, run_dir: Path, console: Console, stop: StopSig
     warn_of_guidance(config, policy, console)
     prompts = build_prompts(config, policy, console)
     # Everything that may be missing is looked for before the import, which can take hours.
-    negatives = build_negatives(config)
+    source = config.explore.negatives.source
+    negatives = [] if source is None else load_prompts(resolve(source), "explore.negatives.source")
     rewards, judges = (
         load_rewards(scorers, resolve, policy.device, partial(open_denoiser, config, policy))
         for scorers in (config.rewards, config.evaluation.judges)
@@ -75,7 +76,7 @@ def build_loop(config: RunConfig, run_dir: Path, console: Console, stop: StopSig
         engine=engine,
         store=store,
         prompts=prompts,
-        negatives=negatives,
+        negatives=[negative.text for negative in negatives],
         embeddings=embeddings,
         score=lambda drawn, texts: score_drawn(rewards, drawn, texts),
         ranking=build_ranking(config),
@@ -166,14 +167,6 @@ def build_prompts(config: RunConfig, policy: FamilyPolicy, console: Console) -> 
     if dropped:
         console.warning(f"prompts: {len(dropped)} of {len(prompts)} exceed {limit} tokens and are left out")
     return kept
-
-
-def build_negatives(config: RunConfig) -> list[str]:
-    """Negative prompts, or none."""
-    source = config.explore.negatives.source
-    if source is None:
-        return []
-    return [prompt.text for prompt in load_prompts(resolve(source), "explore.negatives.source")]
 
 
 def build_ranking(config: RunConfig) -> Ranking:

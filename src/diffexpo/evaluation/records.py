@@ -76,9 +76,10 @@ class SuiteResult:
         """Prompt id of each row."""
         return [self.prompts[index].id for index in self.prompt_index]
 
-    def image_of(self, prompt: int, index: int = 0) -> np.ndarray:
-        """Image (H,W,3) uint8 of the prompt-th prompt."""
-        return self.images[np.flatnonzero((self.prompt_index == prompt) & (self.image_index == index))[0]]
+    def row_of(self, prompt: str, index: int = 0) -> int | None:
+        """Row of an image of the prompt of this id; None: it was not drawn."""
+        rows = zip(self.prompt_ids(), self.image_index, strict=True)
+        return next((row for row, found in enumerate(rows) if found == (prompt, index)), None)
 
 
 @dataclass(frozen=True)
@@ -193,22 +194,21 @@ def choose_pair_examples(pairs: Sequence[Pair]) -> list[tuple[str, Pair]]:
 
 def save_pair_examples(
     run_dir: Path, iteration: int, examples: Sequence[tuple[PairExample, np.ndarray, np.ndarray]]
-) -> Path:
+) -> None:
     """Write an iteration's example pairs (example, winner (H,W,3) uint8, loser) to `<run>/eval/pairs`."""
     folder = run_dir / "eval" / "pairs"
     folder.mkdir(parents=True, exist_ok=True)
     rows = [row for row in _read_json(folder / "pairs.json", []) if row["iteration"] != iteration]
     for index, (example, winner, loser) in enumerate(examples):
-        names = {side: f"{iteration:04d}-{index}-{side}.png" for side in ("winner", "loser")}
-        Image.fromarray(winner).save(folder / names["winner"])
-        Image.fromarray(loser).save(folder / names["loser"])
-        row = asdict(example) | {"winner_image": names["winner"], "loser_image": names["loser"]}
-        for side in ("winner_scores", "loser_scores"):
-            row[side] = {name: _number(value) for name, value in row[side].items()}
+        row = asdict(example)
+        for side, image in (("winner", winner), ("loser", loser)):
+            row[f"{side}_image"] = f"{iteration:04d}-{index}-{side}.png"
+            Image.fromarray(image).save(folder / row[f"{side}_image"])
+            scores = row[f"{side}_scores"]
+            row[f"{side}_scores"] = {name: _number(value) for name, value in scores.items()}
         rows.append(row)
     rows.sort(key=lambda row: row["iteration"])
     write_json(folder / "pairs.json", rows)
-    return folder / "pairs.json"
 
 
 def series(lines: Iterable[Json], name: str, phase: str | None = None) -> list[tuple[int, float]]:

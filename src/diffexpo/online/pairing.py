@@ -64,9 +64,10 @@ def best_dominating(beats: Tensor, mixed: Tensor, min_margin: float = 0.0) -> tu
 
 @dataclass
 class PairingReport:
-    """What pairing kept and dropped, for metrics."""
+    """What pairing kept and dropped, for metrics; `agents` drew the images that were ranked."""
 
     groups: int = 0
+    agents: frozenset[str] = frozenset()
     kept: int = 0
     dropped_tie: int = 0
     dropped_nan: int = 0
@@ -76,12 +77,12 @@ class PairingReport:
     winner_with_negative: int = 0
 
     def describe(self) -> str:
-        """One line for a person."""
-        return (
-            f"{self.kept} pairs of {self.groups} prompts ({self.dropped_tie} ties, {self.dropped_nan} "
-            f"without two scores), {self.winner_from.get('exploration', 0)} winners from the exploration "
-            "agent"
-        )
+        """One line for a person; it tells agents apart where there are two."""
+        dropped = f"{self.dropped_tie} ties, {self.dropped_nan} without two scores"
+        line = f"{self.kept} pairs of {self.groups} prompts ({dropped})"
+        if len(self.agents) < 2:
+            return line
+        return f"{line}, {self.winner_from.get('exploration', 0)} winners from the exploration agent"
 
     def metrics(self) -> dict[str, float]:
         """Metric name -> value, as documented on the evaluation page."""
@@ -129,7 +130,8 @@ def make_pairs(
         best, worst, valid = best_and_worst(scores, min_margin)
     else:
         best, worst, valid = best_dominating(torch.as_tensor(dominance), scores, min_margin)
-    report = PairingReport(groups=len(groups))
+    agents = frozenset(sample.agent for group in groups for sample in group)
+    report = PairingReport(groups=len(groups), agents=agents)
     pairs: list[Pair] = []
     for index, samples in enumerate(groups):
         if not valid[index]:

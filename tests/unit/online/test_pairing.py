@@ -84,6 +84,16 @@ def test_contrast_couples_take_one_image_of_each_agent():
     assert single[0].main_id is None and single[0].explored_id is None
 
 
+def test_agents_are_told_apart_where_there_are_two():
+    scores = np.array([[1.0, 2.0, 3.0, 4.0]])
+    _, report = make_pairs([rows(0)], scores, iteration=1, seed=0, judge="j")
+    kept = "1 pairs of 1 prompts (0 ties, 0 without two scores)"
+    assert report.describe() == f"{kept}, 1 winners from the exploration agent"
+    alone = [replace(row, agent="exploration") for row in rows(0)]
+    _, report = make_pairs([alone], scores, iteration=1, seed=0, judge="j")
+    assert report.describe() == kept
+
+
 def test_uncertainty_travels_with_the_pair():
     gamma = np.array([[0.1, 0.2, 0.3, 0.4]])
     pairs, _ = make_pairs(
