@@ -34,12 +34,9 @@ def best_and_worst(scores: Tensor, min_margin: float = 0.0) -> tuple[Tensor, Ten
     Source: EXPO algorithm 1 (best and worst of 2B); tie and margin rules are ours.
     """
     finite = torch.isfinite(scores)
-    high = torch.where(finite, scores, torch.full_like(scores, -torch.inf))
-    low = torch.where(finite, scores, torch.full_like(scores, torch.inf))
-    best, worst = high.argmax(dim=1), low.argmin(dim=1)
-    enough = finite.sum(dim=1) >= 2
-    gap = high.gather(1, best[:, None])[:, 0] - low.gather(1, worst[:, None])[:, 0]
-    return best, worst, enough & (gap > min_margin)
+    high, low = scores.masked_fill(~finite, -torch.inf), scores.masked_fill(~finite, torch.inf)
+    is_apart = high.amax(dim=1) - low.amin(dim=1) > min_margin
+    return high.argmax(dim=1), low.argmin(dim=1), (finite.sum(dim=1) >= 2) & is_apart
 
 
 def best_dominating(beats: Tensor, mixed: Tensor, min_margin: float = 0.0) -> tuple[Tensor, Tensor, Tensor]:
@@ -58,8 +55,7 @@ def best_dominating(beats: Tensor, mixed: Tensor, min_margin: float = 0.0) -> tu
     """
     gap = mixed[:, :, None] - mixed[:, None, :]
     allowed = beats & torch.isfinite(gap) & (gap > min_margin)
-    flat = torch.where(allowed, gap, torch.full_like(gap, -torch.inf)).flatten(1)
-    choice = flat.argmax(dim=1)
+    choice = gap.masked_fill(~allowed, -torch.inf).flatten(1).argmax(dim=1)
     return choice // mixed.shape[1], choice % mixed.shape[1], allowed.flatten(1).any(dim=1)
 
 
@@ -168,11 +164,10 @@ def pair_against(loser: Sample, iteration: int, place: str, **columns: Any) -> P
     )
 
 
-def _contrast(
-    samples: Sequence[Sample], seed: int, iteration: int, index: int
-) -> tuple[str | None, str | None]:
+def _contrast(samples: Sequence[Sample], seed: int, iteration: int, index: int) -> list[str | None]:
+    """An image of the exploration agent and one of the main agent; both None unless both agents drew."""
     ids: list[str | None] = []
     for agent in ("exploration", "main"):
         own = [sample.sample_id for sample in samples if sample.agent == agent]
         ids.append(own[keyed_choice(len(own), seed, iteration, "contrast", agent, index)] if own else None)
-    return (ids[0], ids[1]) if None not in ids else (None, None)
+    return [None, None] if None in ids else ids

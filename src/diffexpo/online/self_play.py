@@ -35,12 +35,8 @@ def data_images(store: Store) -> dict[str, list[str]]:
 def make_self_pairs(
     groups: Sequence[Sequence[Sample]], images: Mapping[str, Sequence[str]], *, iteration: int, seed: int
 ) -> Paired:
-    """Pairs of one iteration, one for each image drawn.
+    """Pairs of one iteration, one for each image drawn; which of `images` (`data_images`) wins is keyed.
 
-    Args:
-        groups: Samples of each request; all samples of a group share the prompt.
-        images: `data_images`.
-        iteration, seed: Names of the pair ids and of the choice among a prompt's data images.
     Raises:
         DataError: a prompt has no data image.
     """

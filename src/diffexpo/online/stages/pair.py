@@ -18,11 +18,10 @@ from diffexpo.online.units import group_rows
 Groups = Sequence[Sequence[Sample]]
 
 
-def pair(loop: Loop, iteration: int) -> Paired | None:
+def pair(loop: Loop, iteration: int) -> None:
     """Make the iteration's pairs; the manifest, written last, makes the stage complete."""
     if is_complete(loop, "pair", iteration):
-        return None
-    paired = None
+        return
     if loop.world.rank == 0:
         loop.store.discard_incomplete("pair", iteration)
         groups = group_rows(loop.store.samples(iteration))
@@ -32,7 +31,6 @@ def pair(loop: Loop, iteration: int) -> Paired | None:
         loop.store.write_manifest("pair", iteration, paired.metrics())
         loop.console.line(f"iteration {iteration}: {paired.describe()}")
     loop.world.barrier()
-    return paired
 
 
 def _ranked(loop: Loop, groups: Groups, iteration: int) -> Paired:
