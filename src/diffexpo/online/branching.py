@@ -10,13 +10,12 @@ all candidates instead of one.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-
 import numpy as np
 import torch
 from torch import Tensor
 
 from diffexpo.config.methods.data import Branches
+from diffexpo.data.scored import Mix
 from diffexpo.diffusion.kernels import mean_log_prob
 from diffexpo.diffusion.path import Path
 from diffexpo.diffusion.sampling import predict_guided
@@ -25,8 +24,6 @@ from diffexpo.online.pairing import best_and_worst
 from diffexpo.online.units import Drawing, Tick, Unit, noise_keys, unit_inputs
 from diffexpo.rng import keyed_choice
 from diffexpo.types import Drawn, StepJudge
-
-Mix = Callable[[Mapping[str, np.ndarray]], np.ndarray]
 
 
 @torch.no_grad()

@@ -99,9 +99,8 @@ def make_improved_pairs(
     """
     found = couples(groups)
     paired = ImprovedPairs(groups=len(groups))
-    gaps = np.zeros(len(found))
-    if score is not None and found:
-        gaps = score([[winner, loser] for _, winner, loser in found])
+    both = [[winner, loser] for _, winner, loser in found]
+    gaps = score(both) if score is not None and found else np.zeros(len(found))
     for (place, winner, loser), gap in zip(found, gaps, strict=True):
         is_finite = all(np.isfinite(latent(sample.sample_id)).all() for sample in (winner, loser))
         if not is_finite or not np.isfinite(gap):
