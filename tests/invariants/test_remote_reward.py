@@ -109,10 +109,10 @@ def collected(root: Path, scorer, tick=no_tick) -> tuple[list, np.ndarray, list]
     store.write_manifest("collect", drawing.iteration, {})
     rows = store.samples(drawing.iteration)
     groups = group_rows(rows)
-    pairs, _ = make_pairs(
+    paired = make_pairs(
         groups, stack_rewards(groups)["judge"], iteration=2, seed=7, judge="judge", min_margin=0.0
     )
-    return rows, store.latents([row.sample_id for row in rows]), pairs
+    return rows, store.latents([row.sample_id for row in rows]), paired.pairs
 
 
 @pytest.fixture(scope="module")
