@@ -19,7 +19,7 @@ from diffexpo.algorithms.pairs import PairErrors, PairMethod, error_metrics
 from diffexpo.assembly.runs import plan
 from diffexpo.config import RunConfig, config_to_yaml, explain, load, load_config, read_resolved
 from diffexpo.config.citations import citations
-from diffexpo.config.methods import METHOD_BY_NAME, METHODS, default_method, offline_baseline
+from diffexpo.config.methods import DEFAULT_METHOD, METHOD_BY_NAME, METHODS, offline_baseline
 from diffexpo.config.methods.bases import MarginConfig
 from diffexpo.config.methods.card import Run
 from diffexpo.config.rules import check_combinations, config_notes
@@ -84,7 +84,7 @@ Widened = create_model(
     __base__=RunConfig,
     algorithm=(
         Annotated[Union[(*METHODS, ThrowAwayConfig)], Field(discriminator="type")],
-        default_method(),
+        METHOD_BY_NAME[DEFAULT_METHOD](),
     ),
 )
 
