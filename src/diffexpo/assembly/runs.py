@@ -231,10 +231,10 @@ def plan(config: RunConfig) -> list[tuple[str, str]]:
 
 def _size_plan(config: RunConfig) -> str:
     """The sizes that images may have, and which of them they are drawn at."""
-    from diffexpo.estimate.resources import image_sizes
+    from diffexpo.estimate.networks import sizes_of
 
     try:
-        sizes = image_sizes(config)
+        sizes = sizes_of(config).blueprint.image_sizes
     except (MissingError, PolicyError) as error:
         return f"not known: {error}"
     drawn = {
