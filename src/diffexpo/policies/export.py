@@ -196,13 +196,11 @@ class _LoraExport:
 
     def write(self) -> Path:
         """With the names and the settings that the pipeline's own loader reads, or else in peft's layout."""
-        component, settings = (
-            self.policy.card.denoiser[0],
-            self.weights.peft_config(self.weights.rank).to_dict(),
-        )
+        # The scale is in the tensors already; what peft holds as sets is written as sorted lists.
+        settings = self.weights.peft_config(self.weights.rank).to_dict()
         if hasattr(class_of(self.policy.folder.pipeline_class), "load_lora_weights"):
-            prefix, file = component, self.folder / LORA_FILE
-            named = {f"{component}.{key}": value for key, value in settings.items()}
+            prefix, file = self.policy.card.denoiser[0], self.folder / LORA_FILE
+            named = {f"{prefix}.{key}": value for key, value in settings.items()}
             adapter = json.dumps(named, sort_keys=True, default=sorted)
             metadata = {**self.header, "lora_adapter_metadata": adapter}
         else:
@@ -210,9 +208,8 @@ class _LoraExport:
             settings |= {"inference_mode": True}
             adapter = json.dumps(settings, indent=2, sort_keys=True, default=sorted)
             (self.folder / PEFT_CONFIG).write_text(adapter, encoding="utf-8")
-        save_file(
-            {f"{prefix}.{name}": value for name, value in self.tensors.items()}, file, metadata=metadata
-        )
+        tensors = {f"{prefix}.{name}": value for name, value in self.tensors.items()}
+        save_file(tensors, file, metadata=metadata)
         return file
 
     def write_kohya(self, fresh: DiffusionPipeline) -> list[Path]:
