@@ -143,7 +143,7 @@ def build_step_judge(config: RunConfig, policy: Policy) -> LatentStepJudge | Non
 
 def warn_of_guidance(config: RunConfig, policy: FamilyPolicy, console: Console) -> None:
     """Say where classifier-free guidance is on for a model that its own pipeline runs without it (FLUX)."""
-    default = policy.default_guidance
+    default = policy.card.default_guidance
     for group, sampler in (("explore", config.explore.sampler), ("evaluation", config.evaluation.sampler)):
         if default is not None and sampler.guidance != default:
             console.warning(

@@ -231,14 +231,14 @@ def plan(config: RunConfig) -> list[tuple[str, str]]:
 
 def _size_plan(config: RunConfig) -> str:
     """The sizes that images may have, and which of them they are drawn at."""
-    from diffexpo.estimate.resources import image_sizes
+    from diffexpo.estimate.networks import sizes_of
 
     drawn = {
         "first": "drawn at the first",
         "uniform": "drawn at all alike",
         "offline": "drawn as often as offline winners have them",
     }
-    shown = ", ".join(f"{height}x{width}" for height, width in image_sizes(config))
+    shown = ", ".join(f"{height}x{width}" for height, width in sizes_of(config).blueprint.image_sizes)
     return f"{shown} (height x width); {drawn[config.explore.aspect]}; evaluated at the first"
 
 

@@ -14,8 +14,8 @@ from diffexpo.config.schema import ModelConfig, TuningConfig
 from diffexpo.data.latents import PromptEmbeddings, image_sizes
 from diffexpo.errors import ConfigError, MissingError, PolicyError
 from diffexpo.policies.base import load_policy
-from diffexpo.policies.speed import check_compiler, compile_blocks
 from diffexpo.policies.unet import UNetPolicy
+from diffexpo.policies.weights import check_compiler, compile_blocks
 
 
 def load(folder: Path, kind: str = "lora", **model: object) -> UNetPolicy:

@@ -16,7 +16,7 @@ from diffexpo.config.methods.diffusion_dpo import DiffusionDpoConfig
 from diffexpo.config.schema import ModelConfig, TuningConfig
 from diffexpo.errors import PolicyError
 from diffexpo.policies.base import load_policy
-from diffexpo.policies.frozen import CAST_LAYERS, cast_parameters, lower_precision, lowered_bytes
+from diffexpo.policies.copies import CAST_LAYERS, cast_parameters, lower_precision, lowered_bytes
 from diffexpo.types import PairBatch, Policy
 from tests.contract.family import Family
 from tests.contract.transformer_families import FAMILIES as TRANSFORMERS
