@@ -79,6 +79,7 @@ def wait(pid: int, block: bool) -> int | None:
 
 if __name__ == "__main__":
     gc.freeze()  # children share what was imported instead of copying it when they collect
+    gc.enable()
     # Answers have a descriptor of their own, so that nothing printed can mix with them.
     with os.fdopen(os.dup(1), "w") as answers:
         os.dup2(2, 1)
