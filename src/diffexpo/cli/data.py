@@ -108,8 +108,7 @@ def stats(
 
 @app.command()
 def export(
-    run: Run,
-    target: Annotated[Path, typer.Argument(metavar="OUT", help="Parquet file to write.")],
+    run: Run, target: Annotated[Path, typer.Argument(metavar="OUT", help="Parquet file to write.")]
 ) -> None:
     """Write all pairs as one Parquet file in the Pick-a-Pic v2 columns, images included."""
     rows = assembly.export_pairs(find_run(run), target)

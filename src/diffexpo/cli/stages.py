@@ -54,8 +54,7 @@ def report(run: Run = None) -> None:
 
 
 def cite(
-    run: Run = None,
-    bibtex: Annotated[bool, typer.Option("--bibtex", help="Print BibTeX entries.")] = False,
+    run: Run = None, bibtex: Annotated[bool, typer.Option("--bibtex", help="Print BibTeX entries.")] = False
 ) -> None:
     """List the papers, models, data and software that a run used, from its settings alone."""
     with working_on(run) as run_dir:

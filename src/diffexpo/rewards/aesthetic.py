@@ -60,11 +60,7 @@ class AestheticReward(DualEncoder):
 
 
 def read_head(name: str, file: Path) -> list[tuple[Tensor, Tensor]]:
-    """(weight, bias) of every map of a head.
-
-    Raises:
-        RewardError: the tensors are neither v1's nor v2's.
-    """
+    """(weight, bias) of every map of a head; RewardError if the tensors are neither v1's nor v2's."""
     tensors = read_tensors(name, file)
     v2 = {f"layers.{place}.{kind}" for place in STACK for kind in ("weight", "bias")}
     if tensors.keys() == {"weight", "bias"}:

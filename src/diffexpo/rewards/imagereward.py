@@ -125,14 +125,12 @@ def _load(name: str, file: Path) -> tuple[BlipVisionModel, BlipTextModel, list[t
         *(f"{_HEAD}{place}.{kind}" for place in STACK for kind in ("weight", "bias")),
     ]
     check_keys(name, file, [key for key in needed if key not in tensors], (), "ImageReward")
-    vision = BlipVisionModel(_vision_config(tensors))
-    own = {renamed(key, _NAMES): tensor for key, tensor in _below(tensors, _VISION).items()}
-    fill(name, file, vision, own, "ImageReward")
+    seen = {renamed(key, _NAMES): tensor for key, tensor in _below(tensors, _VISION).items()}
+    vision = fill(name, file, BlipVisionModel(_vision_config(tensors)), seen, "ImageReward")
+    read = _below(tensors, _TEXT)
+    read.pop("embeddings.position_ids", None)  # 0, 1, 2, ...: a constant that older libraries saved
     text = BlipTextModel(_text_config(tensors, med_config), add_pooling_layer=False)
-    own = _below(tensors, _TEXT)
-    own.pop("embeddings.position_ids", None)  # 0, 1, 2, ...: a constant that older libraries saved
-    fill(name, file, text, own, "ImageReward")
-    return vision, text, read_stack(tensors, _HEAD)
+    return vision, fill(name, file, text, read, "ImageReward"), read_stack(tensors, _HEAD)
 
 
 def _vision_config(tensors: Mapping[str, Tensor]) -> BlipVisionConfig:

@@ -24,12 +24,9 @@ class PythonFileReward:
     excludes that image and is counted.
 
     `concurrency` calls may be under way at once, each with its share of a batch; with more than one the
-    function must be thread-safe and score each image by itself.
-
-    Raises:
-        ConfigError: `path` is not `file.py:function`.
-        MissingError: there is no such file or function.
-        RewardError: the file cannot be run.
+    function must be thread-safe and score each image by itself. Refused are a `path` that is not
+    `file.py:function` (ConfigError), one that is not there (MissingError) and a file that cannot be run
+    (RewardError).
     """
 
     scale = "the function's own"
@@ -52,20 +49,15 @@ class PythonFileReward:
         self._function = _load_function(name, file, function_name)
 
     def score(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
-        """Scores (B,), NaN where the function gave no finite number.
-
-        Raises:
-            RewardError: the function raised, or returned something other than B numbers.
-        """
+        """Scores (B,), NaN where the function gave no finite number; RewardError if it raised, or returned
+        something other than B numbers."""
         images, texts = images.detach().float().cpu(), list(prompts)
         size = max(-(-len(texts) // self._concurrency), 1)
-        parts = [slice(start, start + size) for start in range(0, len(texts), size)] or [slice(0, 0)]
-        scores = map_concurrently(
-            lambda part: self._score_part(images[part], texts[part]), parts, self._concurrency
-        )
-        return torch.cat(scores)
+        parts = [(images[at : at + size], texts[at : at + size]) for at in range(0, max(len(texts), 1), size)]
+        return torch.cat(map_concurrently(self._score_part, parts, self._concurrency))
 
-    def _score_part(self, images: Tensor, prompts: list[str]) -> Tensor:
+    def _score_part(self, part: tuple[Tensor, list[str]]) -> Tensor:
+        images, prompts = part
         with blame(self._where):
             result = self._function(images, prompts)
         try:

@@ -34,10 +34,8 @@ def score_drawn(
 
     Args:
         scorers: Scorers of images and of latents.
-        drawn: N latents and their images; what no scorer reads may be None.
-        prompts: N texts.
-        batch_size: Rows per call of a scorer.
-        tick: Called after every scored batch.
+        drawn: N latents and their images, for N `prompts`; what no scorer reads may be None.
+        batch_size: Rows per call of a scorer; `tick` is called after each.
     Returns:
         name -> (N,) float32, NaN where scoring failed or was not finite; `num_failed` counts them.
     Raises:
@@ -76,11 +74,8 @@ def num_failed(scores: Mapping[str, np.ndarray]) -> dict[str, int]:
 
 
 def check_rewards(scores: Mapping[str, np.ndarray]) -> None:
-    """Start-up self-check of the train rewards: refuse scores of different images that rank nothing.
-
-    Raises:
-        RewardError: a scorer gave no finite score at all, or the same one for every image.
-    """
+    """Start-up self-check of the train rewards: refuse, with a RewardError, a scorer that gave no finite
+    score at all, or the same one for every image: it ranks nothing."""
     for name, values in scores.items():
         finite = np.asarray(values)[np.isfinite(values)]
         if finite.size == 0:

@@ -89,11 +89,8 @@ class SelfJudge(ABC):
         return hashlib.sha256(text.encode()).hexdigest()
 
     def score(self, latents: Tensor, prompts: Sequence[str]) -> Tensor:
-        """(B,) float32 for latents (B,C,h,w) and their prompts; the same bits however a batch is cut.
-
-        Raises:
-            RewardError: latents of another shape, or not one prompt for each.
-        """
+        """(B,) float32 for latents (B,C,h,w) and their prompts, the same bits however a batch is cut;
+        RewardError for latents of another shape, or if there is not one prompt for each."""
         shape = tuple(self.policy.latent_shape)
         if len(latents) != len(prompts) or tuple(latents.shape[1:]) != shape:
             raise RewardError(
@@ -139,11 +136,8 @@ class ImplicitReward(SelfJudge):
     """
 
     def __init__(self, name: str, policy: Policy, settings: SelfJudgeConfig) -> None:
-        """`policy`: its version "current" is the trained model, "base" what it started from.
-
-        Raises:
-            ConfigError: the two are equal, so every score would be 0.
-        """
+        """`policy`: its version "current" is the trained model, "base" what it started from; a ConfigError
+        refuses two that are equal, as every score would be 0."""
         super().__init__(name, policy, settings)
         if _is_base(policy):
             raise ConfigError(

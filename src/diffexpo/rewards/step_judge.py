@@ -126,11 +126,9 @@ def noise_level(alpha_t: Tensor, sigma_t: Tensor) -> Tensor:
 
 class LatentStepJudge:
     """A step judge from a folder: config.json and model.safetensors, and the CLIP judge that config.json
-    names.
+    names (its `text`, an alias, say, made a folder or hub id by `resolve`).
 
     Rows are independent, so a score does not depend on its batch (beyond rounding). Always float32.
-
-    `resolve` turns the `text` of config.json (an `emoji:` alias, say) into a folder or hub id.
 
     Raises:
         MissingError: the folder, a file of it, or its text tower is missing.
@@ -159,11 +157,8 @@ class LatentStepJudge:
             )
 
     def check_fits(self, latent_shape: Sequence[int], path_kind: str, key: str, model: str) -> None:
-        """Refuse a model whose states this judge cannot read; `key` is the setting that names the judge.
-
-        Raises:
-            ConfigError: it has another `latent_shape` (C, h, w), or a path that the judge was not trained on.
-        """
+        """Refuse, with a ConfigError, a model of another `latent_shape` (C, h, w), or of a path that this
+        judge was not trained on; `key` is the setting that names the judge."""
         own, paths = self.shape.latent_shape, self.shape.paths
         wrong = ""
         if tuple(latent_shape) != own:
@@ -231,12 +226,8 @@ class LatentStepJudge:
 
 
 def read_shape(folder: Path) -> StepJudgeShape:
-    """What a folder's config.json says.
-
-    Raises:
-        MissingError: no such folder, or config.json or model.safetensors is not there.
-        RewardError: config.json is not that of a step judge.
-    """
+    """What a folder's config.json says: MissingError without it or model.safetensors, RewardError if it is
+    not that of a step judge."""
     for name in (CONFIG, WEIGHTS):
         if not (folder / name).is_file():
             raise MissingError(

@@ -51,13 +51,8 @@ class TextSimilarity:
 
     A CLIPModel folder gives the cosine of the two text vectors (of the plain prompt). Any other encoder gives
     BERTScore recall against "The image contains {prompt}", as in DDPO, without the tokens that the tokenizer
-    adds.
-
-    `layer` is the hidden layer that is compared, 0 is the embedding and None the last; CLIP does not use it.
-
-    Raises:
-        MissingError: there is no such folder.
-        RewardError: it holds no text model.
+    adds. `layer` is the hidden layer that is compared, 0 is the embedding and None the last; CLIP does not
+    use it. MissingError if there is no such folder, RewardError if it holds no text model.
     """
 
     def __init__(
@@ -79,14 +74,13 @@ class TextSimilarity:
             return
         try:
             self._tokenizer = AutoTokenizer.from_pretrained(str(config.parent), local_files_only=True)
-            self._model = AutoModel.from_pretrained(
-                str(config.parent), dtype=torch.float32, use_safetensors=True, local_files_only=True
-            )
+            options = {"dtype": torch.float32, "use_safetensors": True, "local_files_only": True}
+            model = AutoModel.from_pretrained(str(config.parent), **options)
         except LOAD_ERRORS as error:
             raise RewardError(
                 f"reward {name!r}: vlm.text_encoder = {folder!r} cannot be loaded as a text model ({error})"
             ) from error
-        self._model = self._model.to(device).eval().requires_grad_(False)
+        self._model = model.to(device).eval().requires_grad_(False)
         depth = int(self._model.config.num_hidden_layers)
         if layer is not None and layer > depth:
             raise RewardError(
