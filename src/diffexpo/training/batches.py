@@ -3,8 +3,7 @@
 Nothing here knows what a batch means. A batch is a frozen dataclass whose fields are tensors, conditionings
 and tuples with one row for each of `keys`, or None; a field marked with `ROWS_OF` has one row for each name
 in another field (the contrast pairs of a batch of pairs). Numbers and flags go with every part. Rows of
-several shapes (`MixedRows`) are cut so that each micro-batch has one shape; this changes no mean, because
-factors count rows.
+several shapes (`MixedRows`) are cut so that each micro-batch has one shape: factors count rows.
 """
 
 from __future__ import annotations
@@ -23,16 +22,11 @@ AnyBatch = TypeVar("AnyBatch", bound=Batch)
 
 
 def split_batch(batch: AnyBatch, start: int, stop: int) -> AnyBatch:
-    """Rows start..stop-1 of a batch, with the proportional slice of its contrast pairs. Views, no copies.
+    """Rows start..stop-1 of a batch, 0 <= start <= stop <= B, with the proportional slice of its contrast
+    pairs. Views, no copies; split_batch(b, 0, len(b)) equals b.
 
     A batch of B pairs and E contrast pairs gives the part those from floor(start E / B) to floor(stop E / B),
-    so that adjoining parts together hold every contrast pair once.
-
-    Args:
-        batch: B rows.
-        start, stop: First row and one past the last, 0 <= start <= stop <= B.
-    Returns:
-        stop - start rows, without contrast pairs if their slice is empty; split_batch(b, 0, len(b)) equals b.
+    so that adjoining parts together hold every contrast pair once; the part has none if that slice is empty.
     """
     assert 0 <= start <= stop <= len(batch)
     total = max(1, len(batch))

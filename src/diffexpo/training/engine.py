@@ -55,15 +55,9 @@ class Loader(Protocol):
 class Engine:
     """Trains a policy's "current" weights with an algorithm, one iteration at a time.
 
-    Args:
-        policy: The policy; its "reference" is set by the caller.
-        algorithm: Gives the loss of a batch.
-        settings: Optimiser settings.
-        metrics: Where each step's line goes (rank 0 only).
-        world: The processes; default: one.
-        initial_loss: The loss's value when current and reference agree, for the start-up check; None: not
-            checked.
-        warn: Gets lines that a person should see; default: the log.
+    The policy's "reference" is set by the caller; `metrics` gets each step's line (rank 0 only).
+    `initial_loss` is the loss's value when current and reference agree, for the start-up check; None: not
+    checked. `warn` gets lines that a person should see; default: the log.
     """
 
     policy: Policy

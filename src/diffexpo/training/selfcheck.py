@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
 
@@ -69,11 +70,7 @@ def check_start(
 
 
 def check_gradients(gradients: dict[str, Tensor | None]) -> None:
-    """Every trained module has a gradient that is not zero.
-
-    Raises:
-        TrainingError: names the modules that the gradient does not reach.
-    """
+    """Every trained module has a gradient that is not zero; a TrainingError names those that it misses."""
     modules = {trained_module(name) for name in gradients}
     missed = unreached_modules(gradients)
     if len(missed) == len(modules):
@@ -103,19 +100,13 @@ def unreached_modules(gradients: dict[str, Tensor | None]) -> list[str]:
 
 def trained_module(name: str) -> str:
     """The module of a trained tensor: the adapted layer of a low-rank matrix, else the tensor itself."""
-    for marker in (".lora_A.", ".lora_B."):
-        if marker in name:
-            return name.split(marker)[0]
-    return name
+    return re.split(r"\.lora_[AB]\.", name)[0]
 
 
 def check_agreement(output: LossOutput, expected: float | None, is_exact: bool) -> None:
-    """With the policy as its own reference the margin is 0 and the loss the `expected` one, if that is known.
-
-    Raises:
-        TrainingError: two forwards differ, so something in the network is random, or current and reference
-            are not measured in the same way.
-    """
+    """With the policy as its own reference the margin is 0 and the loss the `expected` one, if that is known;
+    else a TrainingError says that something in the network is random, or that current and reference are not
+    measured in the same way."""
     # A reference-free margin (SimPO's) is not 0 at the start; only one that comes with reference errors is.
     if "train/winner_reference_error" in output.metrics:
         total, count = output.metrics["train/margin"]
