@@ -10,6 +10,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 import diffexpo
 from diffexpo.config import RunConfig, config_to_yaml, read_resolved
@@ -17,19 +18,15 @@ from diffexpo.config.load import leaves
 from diffexpo.config.resuming import CHANGEABLE, differences
 from diffexpo.errors import ConfigError, MissingError, ResumeError
 from diffexpo.files import write_json, write_text
+from diffexpo.training.checkpoint import read_tensors
 from diffexpo.training.distributed import World
 
 
 def prepare_folder(
     config: RunConfig, run_dir: Path, sources: Mapping[str, str], resume: bool, world: World
 ) -> None:
-    """Write what was asked for, or check that the folder was made for the same; a resumed run may differ in
-    what leaves its results alone.
-
-    Raises:
-        ConfigError: the folder holds a run with other settings.
-        ResumeError: there is nothing to resume.
-    """
+    """Write what was asked for, or check that the folder was made for the same (else a ConfigError); a
+    resumed run may differ in what leaves its results alone (a ResumeError if there is none)."""
     path = run_dir / "config.yaml"
     if path.exists():
         changed = differences(read_resolved(path).config, config)
@@ -63,19 +60,16 @@ def keep_changes(config: RunConfig, run_dir: Path, sources: Mapping[str, str]) -
     return [f"{name}={values[name]}" for name in changed]
 
 
-def last_iterate(run_dir: Path, config: RunConfig, what: str) -> Path:
-    """The file of the weights that a finished run ended with.
-
-    Raises:
-        MissingError: it is not trained to its end; the message begins with `what`, who asks for it.
-    """
+def last_iterate(run_dir: Path, config: RunConfig, what: str) -> Mapping[str, Tensor]:
+    """The weights that a finished run ended with; a MissingError of one that is not trained to its end begins
+    with `what`, who asks for them."""
     path = run_dir / "checkpoints" / f"weights-{config.explore.iterations:04d}.safetensors"
     if not path.is_file():
         raise MissingError(
             f"{what}: {path} does not exist, so {run_dir} is not trained to its end; finish it with "
             f"`diffexpo run --resume {run_dir}`"
         )
-    return path
+    return read_tensors(path)
 
 
 def environment() -> dict[str, object]:

@@ -47,9 +47,8 @@ def run(
     """A whole run, or what is left of it: base evaluation, the loop, the baseline, export, report.
 
     Args:
-        config: Resolved configuration.
+        config: Resolved configuration, with the origin of every value in `sources`.
         run_dir: Its folder; made if new.
-        sources: Origin of every value, written to config.source.yaml.
         resume: Continue an existing folder; otherwise the folder must be new or hold the same configuration.
         console: Where progress goes.
         stop_after: Stop after this stage, e.g. "collect-1" (`plan` lists them).
@@ -57,7 +56,6 @@ def run(
         Where the report is, or will be when the run is finished.
     Raises:
         Interrupted: a signal arrived; everything is saved.
-        DiffexpoError: what went wrong, with the exit code.
     """
     until = parse_stage(config, stop_after)
     with ExitStack() as stack:
@@ -170,11 +168,7 @@ def run_baseline(loop: Loop) -> None:
 
 
 def parse_stage(config: RunConfig, text: str | None) -> tuple[str, int] | None:
-    """ "collect-1" as ("collect", 1).
-
-    Raises:
-        ConfigError: the run has no such stage.
-    """
+    """ "collect-1" as ("collect", 1); ConfigError if the run has no such stage."""
     stages = {f"{name}-{iteration}": (name, iteration) for name, iteration in schedule(config)}
     if text is not None and text not in stages:
         raise ConfigError(f"stage {text!r} - expected one of {', '.join(stages)}")
