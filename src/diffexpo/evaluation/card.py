@@ -49,13 +49,10 @@ class Exported:
 def write_card(run_dir: Path, folder: Path, config: RunConfig, exported: Exported) -> Path:
     """Write README.md to the export's folder and, if the run was evaluated, before_after.png.
 
-    Returns:
-        Path of the card. Its Python block loads the export in plain diffusers when run in its folder.
+    Returns the card's path; its Python block loads the export in plain diffusers when run in its folder.
     """
-    record = load_run(run_dir)
+    record, found = load_run(run_dir), citations(config)
     summary = summarise(record)
-    has_grid = _write_grid(record, summary, config, folder / GRID)
-    found = citations(config)
     text = template("card.md.j2").render(
         front=yaml.safe_dump(_front_matter(config, exported), sort_keys=False, allow_unicode=True),
         config=config,
@@ -68,7 +65,7 @@ def write_card(run_dir: Path, folder: Path, config: RunConfig, exported: Exporte
         version=diffexpo.__version__,
         guidance=_pipeline_guidance(config, exported),
         scheduler=SCHEDULERS.get(config.evaluation.sampler.name),
-        grid=GRID if has_grid else None,
+        grid=GRID if _write_grid(record, summary, config, folder / GRID) else None,
         settings_told=list(_told(config)),
         citations=found,
         entries="\n\n".join(one.work.entry for one in found.known),
