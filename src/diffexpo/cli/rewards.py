@@ -61,12 +61,9 @@ def serve(
     options = {"host": host, "port": port, "batch_size": batch_size, "wait_ms": wait_ms, "max_mib": max_mib}
     server = assembly.open_server(reward, device=device, **options)
     facts = server.facts
-    print(f"{facts['name']} ({facts['type']}, {facts['scale']}) at {server.url}", flush=True)
-    print(f"version {facts['version']}", flush=True)
-    print(
-        "in a recipe: " + f"rewards: [{{name: {facts['name']}, type: remote, path: {server.url}}}]",
-        flush=True,
-    )
+    print(f"{facts['name']} ({facts['type']}, {facts['scale']}) at {server.url}")
+    print(f"version {facts['version']}")
+    print(f"in a recipe: rewards: [{{name: {facts['name']}, type: remote, path: {server.url}}}]", flush=True)
     # A service started in the background has SIGINT ignored by its shell; it must stop all the same, and on
     # SIGTERM too.
     for number in (signal.SIGINT, signal.SIGTERM):
