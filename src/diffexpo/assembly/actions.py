@@ -112,25 +112,20 @@ def export(run_dir: Path, loop: Loop | None = None) -> list[Path]:
     load_weights(run_dir, policy, config.explore.iterations, "current")
     folder = run_dir / "export"
     done: dict[str, Any] = export_policy(policy, "current", folder)
-    files = [Path(file) for file in done["files"]]
-    arguments = call_arguments(policy)
+    files, arguments = [Path(file) for file in done["files"]], call_arguments(policy)
     if config.model.resolution is not None:
         nothing = torch.zeros(1, *policy.latent_shape, device=policy.device)
         height, width = policy.decode_latents(nothing).shape[-2:]
         arguments |= {"height": height, "width": width}
+    # What plain diffusers is told to load: the hub id that the settings name, or the folder.
+    path = Path(config.model.path).expanduser()
+    is_hub_id = not path.exists() and resolve(config.model.path) == config.model.path
     exported = Exported(
         kind=str(done["kind"]),
         pipeline_class=policy.folder.pipeline_class,
         files=tuple(file.name for file in files),
         left_out=left_out(policy),
         arguments=arguments,
-        base=_base_for_users(config, policy),
+        base=config.model.path if is_hub_id else str(policy.folder.path.resolve()),
     )
     return [*files, write_card(run_dir, folder, config, exported)]
-
-
-def _base_for_users(config: RunConfig, policy: FamilyPolicy) -> str:
-    """What plain diffusers is told to load: the hub id that the settings name, or the folder."""
-    path = Path(config.model.path).expanduser()
-    is_hub_id = not path.exists() and resolve(config.model.path) == config.model.path
-    return config.model.path if is_hub_id else str(policy.folder.path.resolve())

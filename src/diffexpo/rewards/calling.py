@@ -73,7 +73,11 @@ class CalledReward:
         self._service = service or ServiceConfig()
         self._concurrency = concurrency or CONCURRENCY
         self.budget = FailureBudget(name, self._service)
-        self._key = _read_key(name, self._service.api_key_env)
+        variable = self._service.api_key_env
+        self._key = os.environ.get(variable, "").strip() if variable else ""
+        if variable and not self._key:
+            reason = f"service.api_key_env names {variable}, which is not set in the environment"
+            raise MissingError(f"reward {name!r}: {reason}; export the key there")
         headers = dict.fromkeys(("Accept", "Content-Type"), "application/json")
         headers |= {"Authorization": f"Bearer {self._key}"} if self._key else {}
         self._client = httpx2.Client(
@@ -234,16 +238,6 @@ def check_url(name: str, url: str) -> str:
     return url.rstrip("/")
 
 
-def _read_key(name: str, variable: str | None) -> str:
-    key = os.environ.get(variable, "").strip() if variable else ""
-    if variable and not key:
-        raise MissingError(
-            f"reward {name!r}: service.api_key_env names {variable}, which is not set in the environment; "
-            "export the key there"
-        )
-    return key
-
-
 def _read(response: httpx2.Response, deadline: float, most: int) -> bytes:
     """The body up to a little more than `most` bytes; a server that sends it drop by drop is late as well."""
     body = bytearray()
@@ -258,8 +252,7 @@ def _read(response: httpx2.Response, deadline: float, most: int) -> bytes:
 
 def _shorten(text: str) -> str:
     """The message inside an error body, on one line."""
-    reply = _object(text)
-    inner = text if reply is None else reply.get("error", text)
+    inner = (_object(text) or {}).get("error", text)
     message = inner.get("message", inner) if isinstance(inner, dict) else inner
     return " ".join(str(message).split())[:300]
 

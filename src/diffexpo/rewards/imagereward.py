@@ -17,6 +17,7 @@ from diffexpo.rewards.heads import STACK, apply_stack, read_stack
 from diffexpo.rewards.images import shortest_side_crop
 from diffexpo.rewards.weights import (
     PRECISIONS,
+    Device,
     check_keys,
     fill,
     find_folder,
@@ -66,13 +67,7 @@ class ImageRewardScorer(NetworkReward):
     scale = "standardised reward, about -2 to 2"
 
     def __init__(
-        self,
-        name: str,
-        path: str | None,
-        device: torch.device | str = "cpu",
-        *,
-        base: str,
-        precision: str = "float32",
+        self, name: str, path: str | None, device: Device = "cpu", *, base: str, precision: str = "float32"
     ) -> None:
         file = find_weights(name, ImageRewardCard, path)
         folder = find_folder(name, base, ImageRewardCard.base_is)

@@ -28,6 +28,7 @@ from torch.nn.functional import gelu, layer_norm, normalize
 from diffexpo.errors import ConfigError, MissingError, RewardError
 from diffexpo.phases import phase
 from diffexpo.rewards.clip import ClipReward
+from diffexpo.rewards.weights import Device
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 KIND = "step_judge"
@@ -136,7 +137,7 @@ class LatentStepJudge:
     """
 
     def __init__(
-        self, folder: str | Path, resolve: Callable[[str], str] = str, device: torch.device | str = "cpu"
+        self, folder: str | Path, resolve: Callable[[str], str] = str, device: Device = "cpu"
     ) -> None:
         self.folder = Path(folder).expanduser()
         self.shape = read_shape(self.folder)

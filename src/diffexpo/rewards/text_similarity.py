@@ -18,7 +18,7 @@ from transformers import AutoModel, AutoTokenizer
 
 from diffexpo.errors import MissingError, RewardError
 from diffexpo.rewards.clip import ClipReward
-from diffexpo.rewards.weights import LOAD_ERRORS
+from diffexpo.rewards.weights import LOAD_ERRORS, Device
 
 # What DDPO compares the description with.
 REFERENCE = "The image contains {prompt}"
@@ -55,9 +55,7 @@ class TextSimilarity:
     use it. MissingError if there is no such folder, RewardError if it holds no text model.
     """
 
-    def __init__(
-        self, name: str, folder: str, *, layer: int | None = None, device: torch.device | str = "cpu"
-    ) -> None:
+    def __init__(self, name: str, folder: str, *, layer: int | None = None, device: Device = "cpu") -> None:
         config = Path(folder).expanduser() / "config.json"
         if not config.is_file():
             raise MissingError(

@@ -21,6 +21,7 @@ from diffexpo.errors import MissingError, RewardError
 
 Part = TypeVar("Part", bound=PreTrainedTokenizerBase | CLIPConfig | CLIPImageProcessorPil)
 Model = TypeVar("Model", bound=torch.nn.Module)
+Device = torch.device | str
 LOAD_ERRORS = (OSError, ValueError, RuntimeError, TypeError, KeyError, SafetensorError)
 # The patterns leave out the copies of other libraries that lie in many CLIP repositories.
 MODEL_FILES = ("model*.safetensors", "*.json", "*.txt")
