@@ -53,8 +53,7 @@ __all__ = ["ConfigError", "DiffexpoError", "Interrupted", "MissingError", "memor
 
 def __getattr__(name: str) -> Any:
     if name not in _HOME:
-        raise AttributeError(
-            f"module 'diffexpo.assembly' has no attribute {name!r}; it has {', '.join(sorted(_HOME))}"
-        )
+        known = f"it has {', '.join(sorted(_HOME))}"
+        raise AttributeError(f"module 'diffexpo.assembly' has no attribute {name!r}; {known}")
     home = _HOME[name]
     return vars(import_module(home if "." in home else f"diffexpo.assembly.{home}"))[name]

@@ -31,13 +31,11 @@ def prepare_folder(
     if path.exists():
         changed = differences(read_resolved(path).config, config)
         if changed and not (resume and set(changed) <= set(CHANGEABLE)):
-            raise ConfigError(
-                f"{run_dir} holds a run with other settings; resume it with --resume or choose another --name"
-            )
+            advice = "resume it with --resume or choose another --name"
+            raise ConfigError(f"{run_dir} holds a run with other settings; {advice}")
     elif resume:
-        raise ResumeError(
-            f"{path} does not exist: {run_dir} is no run folder; start one with `diffexpo run RECIPE`"
-        )
+        advice = "start one with `diffexpo run RECIPE`"
+        raise ResumeError(f"{path} does not exist: {run_dir} is no run folder; {advice}")
     if world.rank == 0 and not path.exists():
         run_dir.mkdir(parents=True, exist_ok=True)
         write_json(run_dir / "env.json", environment())
@@ -65,10 +63,8 @@ def last_iterate(run_dir: Path, config: RunConfig, what: str) -> Mapping[str, Te
     with `what`, who asks for them."""
     path = run_dir / "checkpoints" / f"weights-{config.explore.iterations:04d}.safetensors"
     if not path.is_file():
-        raise MissingError(
-            f"{what}: {path} does not exist, so {run_dir} is not trained to its end; finish it with "
-            f"`diffexpo run --resume {run_dir}`"
-        )
+        advice = f"finish it with `diffexpo run --resume {run_dir}`"
+        raise MissingError(f"{what}: {path} does not exist, so {run_dir} is not trained to its end; {advice}")
     return read_tensors(path)
 
 

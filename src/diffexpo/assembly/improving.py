@@ -63,15 +63,11 @@ def restore_improver(config: RunConfig, run_dir: Path, store: Store, policy: Pol
     """The trained improvement model of a run; ConfigError if the run has another method, MissingError if it
     is not trained yet."""
     if config.algorithm.improvement is None:
-        raise ConfigError(
-            f"{run_dir}: algorithm.type = {config.algorithm.type} has no improvement model; expected a run "
-            "of improvement_dpo"
-        )
+        reason = f"algorithm.type = {config.algorithm.type} has no improvement model"
+        raise ConfigError(f"{run_dir}: {reason}; expected a run of improvement_dpo")
     if not store.is_complete("improver", 0):
-        raise MissingError(
-            f"{run_dir}: the improvement model is not trained yet; train it with `diffexpo improve train "
-            f"{run_dir}`"
-        )
+        advice = f"train it with `diffexpo improve train {run_dir}`"
+        raise MissingError(f"{run_dir}: the improvement model is not trained yet; {advice}")
     improver = make_improver(policy)
     improver.weights.load("current", read_tensors(weights_path(run_dir)))
     return improver

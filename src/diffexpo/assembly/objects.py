@@ -156,10 +156,8 @@ def build_prompts(config: RunConfig, policy: FamilyPolicy, console: Console) -> 
     kept, dropped = filter_long(prompts, policy.count_tokens, min(limit, policy.max_tokens))
     if not kept:
         advice = "shorten them" + (", or raise prompts.max_tokens" if config.prompts.max_tokens else "")
-        raise ConfigError(
-            f"prompts.source = {config.prompts.source}: all {len(prompts)} prompts exceed {limit} tokens, "
-            f"none is left; {advice}"
-        )
+        reason = f"all {len(prompts)} prompts exceed {limit} tokens, none is left"
+        raise ConfigError(f"prompts.source = {config.prompts.source}: {reason}; {advice}")
     if dropped:
         console.warning(f"prompts: {len(dropped)} of {len(prompts)} exceed {limit} tokens and are left out")
     return kept

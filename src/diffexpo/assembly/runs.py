@@ -124,10 +124,8 @@ def _run(
     began = time.monotonic()
     loop = build_loop(config, run_dir, console, stop, world)
     start = "" if config.tuning.start is None else f", starting from {config.tuning.start}"
-    console.line(
-        f"loaded {config.model.path} ({describe_policy(loop.policy)}){start} in "
-        f"{time.monotonic() - began:.1f} s"
-    )
+    seconds = f"{time.monotonic() - began:.1f} s"
+    console.line(f"loaded {config.model.path} ({describe_policy(loop.policy)}){start} in {seconds}")
     loop.evaluate(loop, "base", 0)
     # Rewards of the base's images must be finite and not all the same, or they cannot rank anything.
     scores = load_suite(eval_dir(loop) / "base").scores
@@ -142,8 +140,8 @@ def _run(
 
         save_examples(loop)
         for path in export(run_dir, loop=loop):
-            is_card = path.suffix == ".md"
-            console.line(f"saved {path}{'' if is_card else ' (reloaded in plain diffusers and compared)'}")
+            checked = "" if path.suffix == ".md" else " (reloaded in plain diffusers and compared)"
+            console.line(f"saved {path}{checked}")
     world.barrier()
 
 
@@ -157,9 +155,8 @@ def run_baseline(loop: Loop) -> None:
             "training": loop.config.training.model_copy(update={"steps": steps}),
         }
     )
-    loop.console.line(
-        f"baseline: offline Diffusion-DPO, {steps} steps (as many network evaluations as the run)"
-    )
+    done = f"{steps} steps (as many network evaluations as the run)"
+    loop.console.line(f"baseline: offline Diffusion-DPO, {done}")
     folder = loop.run_dir / "baseline"
     metrics = MetricsWriter(folder / "metrics.jsonl", active=loop.world.rank == 0)
     engine = make_engine(config, loop.policy, loop.embeddings, metrics, loop.world, loop.console)

@@ -64,10 +64,8 @@ def _trained(config: RunConfig, reward: SelfJudgeCard) -> Policy:
             f"(model_index.json or {LORA_FILE}); expected the folder of a run that was trained on pairs, or "
             "its export"
         )
-    raise MissingError(
-        f"reward {reward.name!r}: path = {folder} does not exist; train a judge first, e.g. `diffexpo run "
-        "emoji/dpo_offline`"
-    )
+    advice = "train a judge first, e.g. `diffexpo run emoji/dpo_offline`"
+    raise MissingError(f"reward {reward.name!r}: path = {folder} does not exist; {advice}")
 
 
 def _from_run(config: RunConfig, reward: SelfJudgeCard, folder: Path) -> Policy:

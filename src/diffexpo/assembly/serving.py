@@ -31,9 +31,8 @@ def read_reward(file: Path | None, given: Mapping[str, str]) -> RewardCard:
     if isinstance(values, list) and len(values) == 1:
         values = values[0]
     if not isinstance(values, dict):
-        raise ConfigError(
-            f"{origin} holds no single reward; expected settings such as `type: clip` and `path: ...`"
-        )
+        advice = "expected settings such as `type: clip` and `path: ...`"
+        raise ConfigError(f"{origin} holds no single reward; {advice}")
     # Checked as the only reward of a run would be; whether it trains is the run's affair.
     only = {"name": values.get("type"), **values, "role": "train"}
     override = f"rewards={json.dumps([only])}"

@@ -34,7 +34,6 @@ def import_prompts(
     lines = [f"{source}: {report.read} read, {report.duplicates} came twice, {len(found)} chosen"]
     for path, chosen in targets.items():
         write_prompts(chosen, path)
-        lines.append(
-            f"{len(chosen)} prompts in {len({prompt.category for prompt in chosen})} categories: {path}"
-        )
+        kinds = {prompt.category for prompt in chosen}
+        lines.append(f"{len(chosen)} prompts in {len(kinds)} categories: {path}")
     return lines

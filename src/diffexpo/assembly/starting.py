@@ -58,9 +58,8 @@ def read_start(config: RunConfig) -> Mapping[str, Tensor]:
             f"{KEY} = {folder} holds neither a run (config.yaml) nor a model (model_index.json); expected "
             "one of them"
         )
-    raise MissingError(
-        f"{KEY} = {folder} does not exist; expected the folder of a finished run, or of a model"
-    )
+    advice = "expected the folder of a finished run, or of a model"
+    raise MissingError(f"{KEY} = {folder} does not exist; {advice}")
 
 
 def _of_run(config: RunConfig, folder: Path) -> Mapping[str, Tensor]:

@@ -170,10 +170,8 @@ def require_passed(reports: Sequence[VerifyReport]) -> None:
     """Refuse scorers of which a check failed, with a RewardError that names them."""
     failed = {report.name for report in reports for check in report.checks if check.state == "fail"}
     if failed:
-        raise RewardError(
-            f"{', '.join(sorted(failed))}: a check failed (above); do not train on this reward before it is "
-            "understood"
-        )
+        advice = "do not train on this reward before it is understood"
+        raise RewardError(f"{', '.join(sorted(failed))}: a check failed (above); {advice}")
 
 
 def _configs(what: str, settings: Mapping[str, str | None]) -> list[RewardCard]:

@@ -85,9 +85,8 @@ def inspect(
     """
     if _is_set(source):
         if pair is not None:
-            raise ConfigError(
-                f"PAIR {pair!r}: {source} is a preference set, whose pairs have no history; leave it out"
-            )
+            reason = f"{source} is a preference set, whose pairs have no history"
+            raise ConfigError(f"PAIR {pair!r}: {reason}; leave it out")
         found = assembly.inspect_offline(assembly.resolve(source), format=kind)
     else:
         found = assembly.inspect(find_run(source), pair)

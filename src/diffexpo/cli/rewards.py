@@ -51,9 +51,8 @@ def serve(
 ) -> None:
     """Serve one scorer over HTTP until interrupted; a run uses it as `type: remote`."""
     if (config is None) == (kind is None):
-        raise ConfigError(
-            "expected either --config REWARD.yaml or --type TYPE (with --path where the type needs one)"
-        )
+        expected = "either --config REWARD.yaml or --type TYPE (with --path where the type needs one)"
+        raise ConfigError(f"expected {expected}")
     if config is not None and (path is not None or name is not None):
         raise ConfigError("--path and --name go with --type; with --config they stand in the file")
     given = {"type": kind, "path": path, "name": name}

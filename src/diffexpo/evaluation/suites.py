@@ -58,11 +58,8 @@ class Evaluation:
     """What all evaluated versions share; `run` draws, judges and measures one of them.
 
     Args:
-        policy: The model.
         prompts: At least one, in order; Vendi scores and KLs use the first `vendi_prompts` and `kl_prompts`.
-        settings: Sampler and counts.
         judges: Held-out scorers, never trained on; the first decides win rates.
-        seed: The run's seed.
         train_rewards: Scorers of the run's rewards, for the over-optimisation alarm; reported, never
             decisive. No two scorers have one name.
         watched: Names of the rewards among them that the run only looks at (`role: watch`).

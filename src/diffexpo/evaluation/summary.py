@@ -97,7 +97,9 @@ def summarise(record: RunRecord) -> Summary:
     if summary.final is not None:
         summary.against_baseline = _compare(summary, suites, summary.final, BASELINE, bootstrap)
         if "base" in suites:
-            summary.vendi_change = _vendi_change(suites["base"], suites[summary.final], bootstrap)
+            base, last = suites["base"].vendi, suites[summary.final].vendi
+            changes = [last[name] - base[name] for name in base if name in last]
+            summary.vendi_change = bootstrap_mean(changes, **bootstrap) if changes else None
     method, numbers = summary.method, {0, *map(iteration_of, record.metrics), *iterations}
     snapshots = tuple(_snapshot(record, summary, number) for number in sorted(numbers))
     history = History(snapshots, restraint=method.card.restraint, has_offline=method.has_offline)
@@ -150,11 +152,8 @@ def _derived_cost(phase: str, lines: Sequence[Json], images: float | None, confi
 
 
 def conflict_rows(metrics: Sequence[Json]) -> list[Json]:
-    """How two scorers order a prompt's images: one row for each collection and couple of scorers.
-
-    `rank_correlation` in [-1, 1] and `disagreement`, the share of couples ordered oppositely, are None where
-    nothing was decided; see `rewards.mixture.conflict_metrics`.
-    """
+    """How two scorers order a prompt's images, see `rewards.mixture.conflict_metrics`: one row for each
+    collection and couple of scorers. Measures are None where nothing was decided."""
     rows = []
     for line in metrics:
         for couple in sorted({name.rpartition("/")[0] for name in line if name.startswith(CONFLICT)}):
@@ -227,13 +226,6 @@ def _by_key(suite: SuiteResult, judge: str) -> dict[tuple[str, int], float]:
         (ids[row], int(suite.image_index[row])): float(suite.scores[judge][row])
         for row in np.flatnonzero(suite.scored)
     }
-
-
-def _vendi_change(base: SuiteResult, last: SuiteResult, bootstrap: Json) -> Estimate | None:
-    shared = [name for name in base.vendi if name in last.vendi]
-    if not shared:
-        return None
-    return bootstrap_mean([last.vendi[name] - base.vendi[name] for name in shared], **bootstrap)
 
 
 def _snapshot(record: RunRecord, summary: Summary, number: int) -> Snapshot:

@@ -49,9 +49,8 @@ def load_rewards(
             scorers.append(scorer_type(config.name, open_denoiser(config), config.self_judge))
             continue
         if config.path_is and config.chosen_path is None and config.pickled_entry is None:
-            raise ConfigError(
-                f"rewards: {config.name!r} has type {config.type} but no path; expected {config.path_is}"
-            )
+            advice = f"expected {config.path_is}"
+            raise ConfigError(f"rewards: {config.name!r} has type {config.type} but no path; {advice}")
         scorer = scorer_type(config.name, **config.arguments(resolve, device))
         scorers.append(scorer if config.cache is None else _cached(scorer, config, device))
     return scorers

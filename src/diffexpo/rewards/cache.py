@@ -154,10 +154,9 @@ class ScoreCache:
         except sqlite3.OperationalError as error:
             raise self._unusable(error) from error
         except sqlite3.DatabaseError as error:
-            raise StoreError(
-                f"reward {self._name!r}: the score cache {self.path} is damaged ({error}); delete it and "
-                "resume, its scores are asked again"
-            ) from error
+            reason = f"the score cache {self.path} is damaged ({error})"
+            advice = "delete it and resume, its scores are asked again"
+            raise StoreError(f"reward {self._name!r}: {reason}; {advice}") from error
 
     def _unusable(self, reason: object) -> StoreError:
         return StoreError(

@@ -231,10 +231,9 @@ def check_url(name: str, url: str) -> str:
     if not is_good or parts.query or parts.fragment:
         raise ConfigError(f"reward {name!r}: path={url!r}; expected an address such as http://127.0.0.1:8188")
     if parts.username or parts.password:
-        raise ConfigError(
-            f"reward {name!r}: its path holds a user name or password, which would be written to "
-            "config.yaml; put the key in an environment variable and name it in service.api_key_env"
-        )
+        reason = "its path holds a user name or password, which would be written to config.yaml"
+        advice = "put the key in an environment variable and name it in service.api_key_env"
+        raise ConfigError(f"reward {name!r}: {reason}; {advice}")
     return url.rstrip("/")
 
 

@@ -177,8 +177,6 @@ def _med_config(name: str, folder: Path) -> dict[str, object]:
 
 def _read_tokenizer(name: str, folder: Path) -> BertTokenizer:
     if not any((folder / file).is_file() for file in ("vocab.txt", "tokenizer.json")):
-        raise MissingError(
-            f"reward {name!r}: {folder} holds no tokenizer (vocab.txt or tokenizer.json); set base to a copy "
-            "of bert-base-uncased"
-        )
+        reason = f"{folder} holds no tokenizer (vocab.txt or tokenizer.json)"
+        raise MissingError(f"reward {name!r}: {reason}; set base to a copy of bert-base-uncased")
     return read_part(name, folder, BertTokenizer)

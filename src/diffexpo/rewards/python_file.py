@@ -39,9 +39,8 @@ class PythonFileReward:
             raise ConfigError(f"reward {name!r}: path={path!r}; expected `file.py:function`")
         file = Path(file_name).expanduser()
         if not file.is_file():
-            raise MissingError(
-                f"reward {name!r}: no file {file}; expected a Python file with a function {function_name}"
-            )
+            advice = f"expected a Python file with a function {function_name}"
+            raise MissingError(f"reward {name!r}: no file {file}; {advice}")
         # One file may hold several scorers.
         self.version = f"{hashlib.sha256(file.read_bytes()).hexdigest()} {function_name}"
         self._concurrency = concurrency
@@ -63,15 +62,13 @@ class PythonFileReward:
         try:
             scores = torch.as_tensor(result, dtype=torch.float32).detach().cpu()
         except (TypeError, ValueError, RuntimeError) as error:
-            raise RewardError(
-                f"{self._where} returned {type(result).__name__}, which is not numbers ({error}); expected "
-                f"{len(images)} numbers"
-            ) from error
+            reason = f"{self._where} returned {type(result).__name__}, which is not numbers ({error})"
+            advice = f"expected {len(images)} numbers"
+            raise RewardError(f"{reason}; {advice}") from error
         if scores.shape != (len(images),):
-            raise RewardError(
-                f"{self._where} returned shape {tuple(scores.shape)} for {len(images)} images; expected one "
-                "number each"
-            )
+            reason = f"{self._where} returned shape {tuple(scores.shape)} for {len(images)} images"
+            advice = "expected one number each"
+            raise RewardError(f"{reason}; {advice}")
         return torch.where(torch.isfinite(scores), scores, torch.nan)
 
 
@@ -86,8 +83,6 @@ def _load_function(name: str, file: Path, function_name: str) -> Callable[[Tenso
     function = vars(module).get(function_name)
     if not callable(function):
         names = sorted(key for key, value in vars(module).items() if callable(value) and key[0] != "_")
-        raise MissingError(
-            f"reward {name!r}: {file} has no function {function_name!r}; it defines "
-            f"{', '.join(names) or 'none'}"
-        )
+        found = f"it defines {', '.join(names) or 'none'}"
+        raise MissingError(f"reward {name!r}: {file} has no function {function_name!r}; {found}")
     return function

@@ -53,10 +53,9 @@ class RemoteReward(CalledReward):
         for key, given in zip(("scorer", "version"), self._server, strict=True):
             wanted = getattr(self._service, key)
             if wanted not in (None, given):
-                raise ScorerStoppedError(
-                    f"reward {name!r}: {self.url} serves {key} {given!r}, but service.{key} = {wanted!r}; "
-                    f"start the right one or correct service.{key}"
-                )
+                reason = f"{self.url} serves {key} {given!r}, but service.{key} = {wanted!r}"
+                advice = f"start the right one or correct service.{key}"
+                raise ScorerStoppedError(f"reward {name!r}: {reason}; {advice}")
 
     def score(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
         """Scores (B,) of images (B,3,H,W) in [0,1] for their prompts, NaN where none was obtained;
@@ -126,10 +125,9 @@ class RemoteReward(CalledReward):
             text = f"{self.url} answered without `protocol`; it is no scorer of this protocol"
             raise CallFailedError(text, can_retry=True)
         if spoken != PROTOCOL:
-            raise ScorerStoppedError(
-                f"reward {self.name!r}: {self.url} speaks protocol {spoken!r}, expected {PROTOCOL}; run the "
-                "same version of diffexpo on both sides"
-            )
+            reason = f"{self.url} speaks protocol {spoken!r}, expected {PROTOCOL}"
+            advice = "run the same version of diffexpo on both sides"
+            raise ScorerStoppedError(f"reward {self.name!r}: {reason}; {advice}")
         return reply
 
 

@@ -48,9 +48,8 @@ def score_drawn(
         read = drawn.latents if reads_latents(scorer) else images
         assert read is not None  # the caller knows its scorers
         if len(read) != len(prompts):
-            raise RewardError(
-                f"scoring: {len(read)} images but {len(prompts)} prompts; expected one prompt an image"
-            )
+            advice = "expected one prompt an image"
+            raise RewardError(f"scoring: {len(read)} images but {len(prompts)} prompts; {advice}")
         scores[scorer.name] = np.full(len(prompts), np.nan, dtype=np.float32)
         for start in range(0, len(prompts), batch_size):
             rows = slice(start, min(start + batch_size, len(prompts)))
@@ -79,15 +78,11 @@ def check_rewards(scores: Mapping[str, np.ndarray]) -> None:
     for name, values in scores.items():
         finite = np.asarray(values)[np.isfinite(values)]
         if finite.size == 0:
-            raise RewardError(
-                f"reward {name!r}: none of {np.size(values)} images got a finite score; look at the warnings "
-                "above and correct the scorer"
-            )
+            reason = f"none of {np.size(values)} images got a finite score"
+            raise RewardError(f"reward {name!r}: {reason}; look at the warnings above and correct the scorer")
         if finite.size > 1 and np.ptp(finite) == 0:
-            raise RewardError(
-                f"reward {name!r}: all {finite.size} images got {finite[0]:.6g}; a constant reward ranks "
-                "nothing, use another"
-            )
+            advice = "a constant reward ranks nothing, use another"
+            raise RewardError(f"reward {name!r}: all {finite.size} images got {finite[0]:.6g}; {advice}")
 
 
 def _score_batch(scorer: Reward, inputs: Tensor, prompts: Sequence[str]) -> np.ndarray:

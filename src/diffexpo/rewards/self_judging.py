@@ -140,10 +140,9 @@ class ImplicitReward(SelfJudge):
         refuses two that are equal, as every score would be 0."""
         super().__init__(name, policy, settings)
         if _is_base(policy):
-            raise ConfigError(
-                f"reward {name!r} (type implicit): the trained weights are those of its base, so every image "
-                "would score 0; expected a model that was trained on pairs, e.g. path: runs/dpo_offline"
-            )
+            reason = "the trained weights are those of its base, so every image would score 0"
+            advice = "expected a model that was trained on pairs, e.g. path: runs/dpo_offline"
+            raise ConfigError(f"reward {name!r} (type implicit): {reason}; {advice}")
         self.scale = (
             f"beta/2 x (error of the base - error of the trained model), beta {settings.beta:g}, "
             f"{settings.draws} draws, {self._range}"
@@ -182,7 +181,5 @@ def _is_base(policy: Policy) -> bool:
 
 def _check_errors(name: str, first: Tensor, second: Tensor) -> None:
     if first.shape != second.shape or first.ndim != 2:
-        raise ValueError(
-            f"{name}: errors of shape {tuple(first.shape)} and {tuple(second.shape)}; expected two of one "
-            "shape (B, K)"
-        )
+        advice = "expected two of one shape (B, K)"
+        raise ValueError(f"{name}: errors of shape {tuple(first.shape)} and {tuple(second.shape)}; {advice}")

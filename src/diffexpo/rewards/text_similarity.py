@@ -37,10 +37,9 @@ def recall(candidate: Tensor, reference: Tensor) -> Tensor:
     Source: BERTScore (arXiv 1904.09675) equation 1, without idf weights and rescaling; DDPO uses its recall.
     """
     if len(candidate) == 0 or len(reference) == 0:
-        raise RewardError(
-            f"recall of {len(candidate)} candidate and {len(reference)} reference tokens; expected one of "
-            "each at least"
-        )
+        reason = f"recall of {len(candidate)} candidate and {len(reference)} reference tokens"
+        advice = "expected one of each at least"
+        raise RewardError(f"{reason}; {advice}")
     x = reference / reference.norm(dim=-1, keepdim=True)
     y = candidate / candidate.norm(dim=-1, keepdim=True)
     return (x @ y.T).amax(dim=1).mean()
@@ -58,10 +57,8 @@ class TextSimilarity:
     def __init__(self, name: str, folder: str, *, layer: int | None = None, device: Device = "cpu") -> None:
         config = Path(folder).expanduser() / "config.json"
         if not config.is_file():
-            raise MissingError(
-                f"reward {name!r}: vlm.text_encoder = {folder!r} holds no config.json; expected the folder "
-                "of a text model"
-            )
+            reason = f"vlm.text_encoder = {folder!r} holds no config.json"
+            raise MissingError(f"reward {name!r}: {reason}; expected the folder of a text model")
         self._layer = layer
         self._clip: ClipReward | None = None
         # Tokenizers keep state while they work, and several answers may arrive at once.
@@ -81,10 +78,8 @@ class TextSimilarity:
         self._model = model.to(device).eval().requires_grad_(False)
         depth = int(self._model.config.num_hidden_layers)
         if layer is not None and layer > depth:
-            raise RewardError(
-                f"reward {name!r}: vlm.text_layer = {layer}, but {folder!r} has {depth} layers; choose one "
-                f"of 0 to {depth}"
-            )
+            reason = f"vlm.text_layer = {layer}, but {folder!r} has {depth} layers"
+            raise RewardError(f"reward {name!r}: {reason}; choose one of 0 to {depth}")
         used = depth if layer is None else layer
         self.version = f"{self._model.config.model_type} layer {used} of {config.parent.name}"
 

@@ -98,10 +98,8 @@ class VlmJudge(CalledReward):
         self._vlm = vlm = vlm or VlmConfig()
         self._question = QUESTIONS[vlm.mode] if vlm.question is None else vlm.question
         if vlm.mode != "caption" and "{prompt}" not in self._question:
-            raise ConfigError(
-                f"reward {name!r}: vlm.question = {self._question!r} holds no {{prompt}}; the model would "
-                "not know what to look for"
-            )
+            reason = f"vlm.question = {self._question!r} holds no {{prompt}}"
+            raise ConfigError(f"reward {name!r}: {reason}; the model would not know what to look for")
         self._similarity = self._text_similarity(device) if vlm.mode == "caption" else None
         self._model = self._find_model()
         # Two servers need not mean the same by a model's name.
@@ -210,10 +208,9 @@ class VlmJudge(CalledReward):
         """The likeliest first tokens of an answer."""
         logprobs = choice.get("logprobs")
         if logprobs is None:
-            raise ScorerStoppedError(
-                f"reward {self.name!r}: {self._model!r} answers without log-probabilities; serve it with "
-                "them (vLLM and SGLang give them), or use vlm.mode = caption"
-            )
+            reason = f"{self._model!r} answers without log-probabilities"
+            advice = "serve it with them (vLLM and SGLang give them), or use vlm.mode = caption"
+            raise ScorerStoppedError(f"reward {self.name!r}: {reason}; {advice}")
         content = logprobs.get("content") if isinstance(logprobs, dict) else None
         first = content[0] if isinstance(content, list) and content else None
         top = first.get("top_logprobs") if isinstance(first, dict) else None
@@ -230,10 +227,8 @@ class VlmJudge(CalledReward):
         wanted = self._vlm.model
         if wanted in names or (wanted is None and len(names) == 1):
             return str(names[0] if wanted is None else wanted)
-        raise MissingError(
-            f"reward {self.name!r}: vlm.model = {wanted!r}; {self.url} serves "
-            f"{', '.join(map(str, names[:20])) or 'none'}"
-        )
+        served = f"{self.url} serves {', '.join(map(str, names[:20])) or 'none'}"
+        raise MissingError(f"reward {self.name!r}: vlm.model = {wanted!r}; {served}")
 
     def _text_similarity(self, device: torch.device | str) -> TextSimilarity:
         if self._vlm.text_encoder is None:

@@ -56,10 +56,9 @@ def find_folder(
     try:
         return Path(snapshot_download(wanted, allow_patterns=list(patterns)))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-        raise MissingError(
-            f"reward {name!r}: {key}={wanted!r} is no folder, and the hub did not give it ({error}); "
-            "check the spelling, the network, or download it and name the folder"
-        ) from error
+        reason = f"{key}={wanted!r} is no folder, and the hub did not give it ({error})"
+        advice = "check the spelling, the network, or download it and name the folder"
+        raise MissingError(f"reward {name!r}: {reason}; {advice}") from error
 
 
 def find_weights(name: str, card: type[RewardCard], path: str | None) -> Path:
@@ -107,9 +106,8 @@ def opened(name: str, file: Path) -> Iterator[safe_open]:
         with safe_open(file, framework="pt") as tensors:
             yield tensors
     except (SafetensorError, OSError) as error:
-        raise RewardError(
-            f"reward {name!r}: {file} is a damaged safetensors file ({error}); copy or download it again"
-        ) from error
+        reason = f"{file} is a damaged safetensors file ({error})"
+        raise RewardError(f"reward {name!r}: {reason}; copy or download it again") from error
 
 
 def read_tensors(name: str, file: Path) -> dict[str, Tensor]:
@@ -131,9 +129,8 @@ def read_part(name: str, folder: Path, kind: type[Part]) -> Part:
     try:
         return kind.from_pretrained(str(folder), local_files_only=True)
     except LOAD_ERRORS as error:
-        raise RewardError(
-            f"reward {name!r}: the {what} of {folder} cannot be read ({error}); copy it again"
-        ) from error
+        reason = f"the {what} of {folder} cannot be read ({error})"
+        raise RewardError(f"reward {name!r}: {reason}; copy it again") from error
 
 
 def fill(name: str, source: object, model: Model, state: Mapping[str, Tensor], kind: str) -> Model:
@@ -178,6 +175,5 @@ def check_keys(
     has = f"has {len(unexpected)} weights that {kind} has not"
     for keys, what in ((missing, lacks), (unexpected, has)):
         if keys:
-            raise RewardError(
-                f"reward {name!r}: {source} {what} (first: {keys[0]}); it is another kind of model"
-            )
+            advice = "it is another kind of model"
+            raise RewardError(f"reward {name!r}: {source} {what} (first: {keys[0]}); {advice}")

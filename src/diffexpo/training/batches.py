@@ -48,19 +48,12 @@ def micro_batches(batch: AnyBatch, size: int, rank: int = 0, world: int = 1) -> 
 
     sum over all processes and micro-batches of factor * loss(micro-batch) = loss(batch), if loss is the mean
     of weight * (loss of a row) plus the mean of a term over contrast pairs. Where a micro-batch's share of
-    the contrast pairs is not its share of the pairs, the factor is the former and `weight` makes up for it.
-    Groups that must stay whole (`ScoredBatch.is_grouped`) are not cut; where another shape begins, a cut is
-    made.
+    the contrast pairs is not its share of the pairs, the factor is the former and `weight` makes up for it;
+    without contrast pairs the factors are rows / B and sum to 1 over all processes.
 
-    Args:
-        batch: The global batch of B rows.
-        size: Most rows in a micro-batch; a group that is larger stands alone.
-        rank: This process, 0 <= rank < world. It takes the rows from rank B / world up to (rank + 1) B /
-            world, or up to the nearest borders of groups.
-        world: Number of processes.
-    Returns:
-        (micro-batch, factor) in order; without contrast pairs the factors are rows / B and sum to 1 over all
-        processes.
+    Groups that must stay whole (`ScoredBatch.is_grouped`) are not cut, so that one of more than `size` rows
+    stands alone; where another shape begins, a cut is made. Process `rank` of `world` takes the rows from
+    rank B / world up to (rank + 1) B / world, or up to the nearest borders of groups.
     """
     total = len(batch)
     borders, cuts = group_borders(batch), shape_borders(batch)

@@ -77,9 +77,8 @@ def start_world(device: str = "auto") -> World:
     text = os.environ.get("WORLD_SIZE", "1")
     announced = int(text) if text.isdecimal() else 0
     if announced < 1:
-        raise ConfigError(
-            f"WORLD_SIZE={text!r} is not a number of processes; unset it or start with torchrun"
-        )
+        advice = "unset it or start with torchrun"
+        raise ConfigError(f"WORLD_SIZE={text!r} is not a number of processes; {advice}")
     if announced == 1:
         found = "cuda" if torch.cuda.is_available() else "cpu"
         return World(device=torch.device(found if device == "auto" else device))

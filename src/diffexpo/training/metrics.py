@@ -36,10 +36,9 @@ class MetricsWriter:
         if not self.active:
             return
         since = round(time.monotonic() - self._start, 3)
-        record = {"iteration": iteration, "step": step, "phase": phase, "wall_s": since} | {
-            name: None if value is None or not math.isfinite(value) else value
-            for name, value in values.items()
-        }
+        record: dict[str, object] = {"iteration": iteration, "step": step, "phase": phase, "wall_s": since}
+        for name, value in values.items():
+            record[name] = value if value is None or math.isfinite(value) else None
         line = json.dumps(record, allow_nan=False) + "\n"
         try:
             with self.path.open("ab", buffering=0) as file:
@@ -88,9 +87,8 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     rows, length = _whole_lines(data)
     if b"\n" in data[length:-1]:
         line = data[length:].splitlines()[0]
-        raise DataError(
-            f"{path} line {len(rows) + 1}: expected a JSON object, found {line[:40]!r}; the file is damaged"
-        )
+        advice = "the file is damaged"
+        raise DataError(f"{path} line {len(rows) + 1}: expected a JSON object, found {line[:40]!r}; {advice}")
     return rows
 
 

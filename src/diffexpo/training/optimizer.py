@@ -69,11 +69,9 @@ def load_optimizer(
             f"the checkpoint's optimiser state has {len(saved)} tensors and the model {len(expected)}, "
             f"different at {odd!r}; resume with the configuration that wrote it"
         )
-    kinds = {
-        kind.removeprefix("adamw_"): named for kind, named in tensors.items() if kind.startswith("adamw_")
-    }
+    kinds = [kind for kind in tensors if kind.startswith("adamw_")]
     state = {
-        index: {kind: named[name] for kind, named in kinds.items()}
+        index: {kind.removeprefix("adamw_"): tensors[kind][name] for kind in kinds}
         for index, name in enumerate(parameters)
         if name in saved
     }
