@@ -68,7 +68,9 @@ def test_long_text_is_cut_as_the_tokenizer_cuts_and_counted(folder: Path, images
     reward = ClipReward("judge", str(folder))
     long = ["x" * 14, "x" * 15, "x" * 40]
     scores = reward.score(images[:1].expand(3, -1, -1, -1), long)
-    assert torch.equal(scores[1], scores[2])
+    # Rows of a batch may lie in two threads' shares, which end differently: 100 roundings of 6e-8.
+    assert torch.allclose(scores[1], scores[2], rtol=6e-6, atol=0)
+    assert abs(scores[0] - scores[1]) > 1e-3 * abs(scores[1])
     assert reward.num_cut_prompts == 2
     reward.score(images[:1], ["x" * 40])
     assert reward.num_cut_prompts == 2

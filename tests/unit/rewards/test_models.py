@@ -159,7 +159,8 @@ def test_long_prompts_are_cut_and_counted(configs: dict[str, RewardCard], images
     for kind, long in (("hpsv2", "x" * 40), ("imagereward", "cat " * 40)):
         scorer = load(configs[kind])
         scores = scorer.score(images[:1].expand(2, -1, -1, -1), [long, long + long])
-        assert torch.equal(scores[0], scores[1]) and scorer.num_cut_prompts == 2
+        # Rows of a batch may lie in two threads' shares, which end differently: 100 roundings of 6e-8.
+        assert torch.allclose(scores[0], scores[1], rtol=6e-6, atol=0) and scorer.num_cut_prompts == 2
 
 
 def refuse(build: object, kind: type[DiffexpoError], match: str) -> None:
