@@ -38,7 +38,7 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 if TYPE_CHECKING:
-    from diffexpo.data.offline import ImportReport
+    from diffexpo.data.offline.votes import ImportReport
 
 Rows = list["Row"]
 
@@ -707,7 +707,7 @@ def memory(name: str) -> int:
 
 def read_one(path: str, form: str, report: ImportReport) -> None:
     """Every pair, its pictures decoded."""
-    from diffexpo.data.offline import read_offline
+    from diffexpo.data.offline.formats import read_offline
 
     for pair in read_offline(path, report, format=form):
         assert pair.caption and pair.winner_jpg and pair.loser_jpg
@@ -715,7 +715,7 @@ def read_one(path: str, form: str, report: ImportReport) -> None:
 
 def rewrite_one(path: str, form: str, report: ImportReport) -> None:
     """An import into a folder."""
-    from diffexpo.data.offline import rewrite_pairs
+    from diffexpo.data.offline.writing import rewrite_pairs
 
     with tempfile.TemporaryDirectory() as folder:
         found = rewrite_pairs(path, Path(folder) / "to", format=form)
@@ -729,7 +729,7 @@ def import_one(path: str, form: str, way: str) -> dict[str, object]:
     """What one import came to; peak memory is counted from its start."""
     import gc
 
-    from diffexpo.data.offline import ImportReport
+    from diffexpo.data.offline.votes import ImportReport
     from diffexpo.errors import DiffexpoError
 
     gc.collect()

@@ -30,7 +30,7 @@ import numpy as np
 import torch
 from torch.nn import functional
 
-from diffexpo.algorithms import ALGORITHMS
+from diffexpo.algorithms import algorithm_class
 from diffexpo.assembly import resolve
 from diffexpo.config.methods.diffusion_dpo import DiffusionDpoConfig
 from diffexpo.config.schema import (
@@ -103,7 +103,7 @@ class Bench:
         self.turn += 1
         folder = self.root / f"turn-{self.turn}"
         self.policy.weights.load("current", self.start)
-        algorithm = ALGORITHMS["diffusion_dpo"](
+        algorithm = algorithm_class("diffusion_dpo")(
             DiffusionDpoConfig(beta=BETA, empty_prompt_fraction=0.0),
             self.embeddings.select([""]),
         )

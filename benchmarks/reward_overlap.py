@@ -22,6 +22,7 @@ import json
 import os
 import platform
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -43,7 +44,7 @@ from diffexpo.rewards.clip import ClipReward
 from diffexpo.rewards.jpeg import JpegIncompressibility
 from diffexpo.rewards.python_file import PythonFileReward
 from diffexpo.rewards.remote import RemoteReward
-from diffexpo.rewards.scoring import score_images
+from diffexpo.rewards.scoring import score_drawn
 from diffexpo.rewards.server import ScoreServer
 from diffexpo.training.background import Background
 from diffexpo.types import Drawn, Prompt, Reward
@@ -75,7 +76,7 @@ class World:
         return Drawing(
             self.policy,
             self.embeddings,
-            lambda drawn, prompts: score_images([scorer], drawn.images, prompts),
+            lambda drawn, prompts: score_drawn([scorer], drawn, prompts),
             SamplerConfig(name="ddim", steps=steps, eta=1.0, guidance=4.0),
             False,
             0,
@@ -100,7 +101,7 @@ class World:
 
         def timed(drawn: Drawn, prompts: Sequence[str]) -> Mapping[str, np.ndarray]:
             began = time.monotonic()
-            scores = score_images([scorer], drawn.images, prompts)
+            scores = score_drawn([scorer], drawn, prompts)
             spent.append(time.monotonic() - began)
             return scores
 
@@ -181,10 +182,15 @@ def throughput() -> dict[str, float]:
         ("jpeg", "jpeg_incompressibility", JpegIncompressibility("jpeg")),
         ("emoji_judge", "clip", ClipReward("judge", resolve("emoji:judge_train"))),
     ):
-        found[name] = rate(lambda scorer=scorer: score_images([scorer], images, prompts), 64)
-        with ScoreServer(scorer, kind) as server:
-            far = RemoteReward(scorer.name, server.url, ServiceConfig(), concurrency=4)
-            found[f"{name}_over_http"] = rate(lambda far=far: score_images([far], images, prompts), 64)
+        found[name] = rate(lambda scorer=scorer: score_drawn([scorer], Drawn(images=images), prompts), 64)
+        server = ScoreServer(scorer, kind)
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        far = RemoteReward(scorer.name, server.url, ServiceConfig(), concurrency=4)
+        found[f"{name}_over_http"] = rate(
+            lambda far=far: score_drawn([far], Drawn(images=images), prompts), 64
+        )
+        server.shutdown()
+        server.close()
     return found
 
 

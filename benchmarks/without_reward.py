@@ -58,14 +58,14 @@ from diffexpo.config.rewards import SelfJudgeConfig, read_card
 from diffexpo.config.schema import SamplerConfig
 from diffexpo.data.latents import PromptEmbeddings
 from diffexpo.data.store import Store
-from diffexpo.evaluation.grid import image_grid, to_uint8
+from diffexpo.evaluation.grid import image_grid
 from diffexpo.evaluation.metrics import bootstrap_mean, vendi_score, win_rate
 from diffexpo.evaluation.suites import choose_prompts
 from diffexpo.online.stages.improve import double_guidance_of, improve_latents, improver_sampler
 from diffexpo.online.units import draw_latents
 from diffexpo.rewards.base import load_rewards
-from diffexpo.rewards.images import quantise
-from diffexpo.rewards.scoring import score_drawn, score_images
+from diffexpo.rewards.images import quantise, to_bytes
+from diffexpo.rewards.scoring import score_drawn
 from diffexpo.training.metrics import read_metrics
 from diffexpo.types import Drawn, Policy, Prompt
 
@@ -344,7 +344,7 @@ def look(
         some = [prompt for prompt, _ in part]
         keys = [(EVALUATION_SEED, "evaluate", prompt.id, index) for prompt, index in part]
         images = quantise(policy.decode_latents(draw(some, keys)))
-        found = score_images(scorers, images, [prompt.text for prompt in some])
+        found = score_drawn(scorers, Drawn(images=images), [prompt.text for prompt in some])
         embedded = scorers[0].embed_images(images).detach().cpu().numpy()
         for row, (prompt, index) in enumerate(part):
             if index == 0:
@@ -859,7 +859,7 @@ def draw_pictures(runs: Path, seed: int, count: int, path: Path) -> None:
     columns = []
     for arm in SHOWN:
         _, policy, draw = drawer(Job(arm, seed, runs, (), Sizes()))
-        columns.append(to_uint8(policy.decode_latents(draw(prompts, keys)).cpu().numpy()))
+        columns.append(to_bytes(policy.decode_latents(draw(prompts, keys))))
     rows = [list(row) for row in zip(*columns, strict=True)]
     image_grid(rows, [prompt.text for prompt in prompts], list(SHOWN.values()), tile=112).save(
         path, optimize=True

@@ -34,3 +34,7 @@ def pair_row(pair_id: str, winner: str, loser: str, prompt: str = "a cat", **mor
 
 def latents_of(ids: Sequence[str], shape: tuple[int, ...] = (3, 8, 8)) -> dict[str, np.ndarray]:
     return {i: numpy_generator("latents", i).standard_normal(shape, dtype=np.float32) for i in ids}
+
+
+def latent_list(ids: Sequence[str], shape: tuple[int, ...] = (3, 8, 8)) -> list[np.ndarray]:
+    return list(latents_of(ids, shape).values())

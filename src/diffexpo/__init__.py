@@ -9,32 +9,21 @@ from importlib import import_module
 
 __version__ = "0.1.0"
 
-# Public name -> the module that defines it.
-_HOME = {
-    "RunConfig": "diffexpo.config",
-    "load_config": "diffexpo.config",
-    "DiffexpoError": "diffexpo.errors",
-    "Conditioning": "diffexpo.types",
-    "LossOutput": "diffexpo.types",
-    "PairBatch": "diffexpo.types",
-    "Policy": "diffexpo.types",
-    "Prompt": "diffexpo.types",
-    "Reward": "diffexpo.types",
-    "Path": "diffexpo.diffusion",
-    "prediction_error": "diffexpo.diffusion",
-    "sample": "diffexpo.diffusion",
-    "diffusion_dpo_loss": "diffexpo.algorithms.diffusion_dpo",
-    "exploration_bonus": "diffexpo.algorithms.expo",
-    "expo_loss": "diffexpo.algorithms.expo",
-    "simpo_loss": "diffexpo.algorithms.diffusion_dpo",
-    "load_policy": "diffexpo.policies.base",
-    "load_rewards": "diffexpo.rewards.base",
-    "Store": "diffexpo.data.store",
-    "best_and_worst": "diffexpo.online",
-    "linear_decay": "diffexpo.online",
-    "vendi_score": "diffexpo.evaluation",
-    "win_rate": "diffexpo.evaluation",
+# Public names by the module that defines them.
+_NAMES = {
+    "diffexpo.config": ("RunConfig", "load_config"),
+    "diffexpo.errors": ("DiffexpoError",),
+    "diffexpo.types": ("Conditioning", "LossOutput", "PairBatch", "Policy", "Prompt", "Reward"),
+    "diffexpo.diffusion": ("Path", "prediction_error", "sample"),
+    "diffexpo.algorithms.diffusion_dpo": ("diffusion_dpo_loss", "simpo_loss"),
+    "diffexpo.algorithms.expo": ("exploration_bonus", "expo_loss"),
+    "diffexpo.policies.base": ("load_policy",),
+    "diffexpo.rewards.base": ("load_rewards",),
+    "diffexpo.data.store": ("Store",),
+    "diffexpo.online": ("best_and_worst", "linear_decay"),
+    "diffexpo.evaluation": ("vendi_score", "win_rate"),
 }
+_HOME = {name: module for module, names in _NAMES.items() for name in names}
 
 __all__ = ["__version__"] + list(_HOME)
 

@@ -1,26 +1,10 @@
 """The exception tree. Every error a user can cause is one of these, and each carries the process exit code.
 
-    DiffexpoError (4: the run failed)
-      ConfigError (2: usage or configuration)
-      MissingError (3: a model, data set, file or extra that is not there)
-      DataError (4)
-        StoreError            a run's store is damaged or inconsistent
-        ImportFormatError     foreign data that cannot be read
-      PolicyError (4)         a model that does not behave as its family must
-      RewardError (4)         a scorer that fails beyond its budget
-        ScorerStoppedError    the scorer cannot go on: its failures are never data, so the run stops
-      TrainingError (4)       non-finite loss, gradient that reaches nothing
-      OutOfMemory (4)         the device or the machine has less memory than a phase of the run takes
-      ResumeError (4)         a checkpoint that cannot be continued
-      RunLockedError (4)      the run folder is in use by another process
-      Interrupted (75)        stopped by a signal; everything is saved, resume with `--resume`
-
 A message says what was found (key and value), what was expected and what to do.
 """
 
 from __future__ import annotations
 
-EXIT_OK = 0
 EXIT_USAGE = 2
 EXIT_MISSING = 3
 EXIT_FAILED = 4
@@ -69,7 +53,7 @@ class RewardError(DiffexpoError):
 
 class ScorerStoppedError(RewardError):
     """A scorer that cannot go on: past its budget of failures, refused by its server, or not the scorer that
-    it was."""
+    it was. Its failures are never data, so the run stops."""
 
 
 class TrainingError(DiffexpoError):

@@ -36,11 +36,8 @@ def replacing(path: Path) -> Iterator[Path]:
         if temporary.is_dir():
             shutil.rmtree(temporary)
         yield temporary
-        for folder, _, names in os.walk(temporary):
-            for part in [*(os.path.join(folder, name) for name in names), folder]:
-                _sync(part)
-        if not temporary.is_dir():
-            _sync(temporary)
+        for part in (*temporary.rglob("*"), temporary):
+            _sync(part)
         os.replace(temporary, path)
         _sync(path.parent)
     except OSError as error:
@@ -88,7 +85,7 @@ def sha256_of(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _sync(path: str | Path) -> None:
+def _sync(path: Path) -> None:
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

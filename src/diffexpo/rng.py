@@ -4,7 +4,7 @@
 
 A name is a tuple such as (run seed, iteration, "collect", agent, prompt id, sample index, "noise"). Call
 order, batch size and process rank never enter, so one process equals two, a resumed run equals an
-uninterrupted one, and any picture can be drawn again from the row that describes it. Noise is drawn on the
+uninterrupted one, and any image can be drawn again from the row that describes it. Noise is drawn on the
 CPU generator whatever the device.
 """
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from itertools import accumulate
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
@@ -45,21 +46,19 @@ class Conditioning:
 
     def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> Conditioning:
         """The same rows on a device, floating tensors in `dtype`."""
-        return Conditioning(
-            {
-                name: tensor.to(device, dtype if tensor.is_floating_point() else None)
-                for name, tensor in self.tensors.items()
-            }
-        )
+
+        def moved(tensor: Tensor) -> Tensor:
+            return tensor.to(device, dtype if tensor.is_floating_point() else None)
+
+        return Conditioning({name: moved(tensor) for name, tensor in self.tensors.items()})
 
     @staticmethod
     def concatenate(parts: Sequence[Conditioning]) -> Conditioning:
         """The rows of all batches in order; all must hold the same names."""
         import torch
 
-        return Conditioning(
-            {name: torch.cat([part.tensors[name] for part in parts]) for name in parts[0].tensors}
-        )
+        names = parts[0].tensors
+        return Conditioning({name: torch.cat([part.tensors[name] for part in parts]) for name in names})
 
 
 class WeightSets(Protocol):
@@ -70,39 +69,30 @@ class WeightSets(Protocol):
     "base" is the base with adapters off; with full fine-tuning a version is a copy.
     """
 
-    def names(self) -> list[str]: ...
     def use(self, name: str, *, merged: bool = False) -> AbstractContextManager[None]:
         """Inside the block `predict` runs with that version. Nestable; restores the previous one.
 
         With `merged` a LoRA version runs folded into the base's weights: the same model, faster, rounded
         differently.
         """
-        ...
 
     def standing_in(self, name: str) -> AbstractContextManager[None]:
         """Inside the block `use` runs this version whatever name it is given."""
-        ...
 
     def copy(self, source: str, target: str) -> None:
         """Make or overwrite `target` with the values of `source` (exact)."""
-        ...
 
-    def drop(self, name: str) -> None: ...
     def trainable(self) -> dict[str, torch.nn.Parameter]:
         """Parameters of "current" that are trained, by stable name."""
-        ...
 
     def state(self, name: str) -> dict[str, Tensor]:
         """Detached CPU copy of a version, by the names of `trainable()`."""
-        ...
 
     def load(self, name: str, state: Mapping[str, Tensor]) -> None:
         """Make or overwrite a version; names and shapes must match exactly."""
-        ...
 
     def fingerprint(self, name: str) -> str:
         """SHA-256 over a version's names, shapes, types and bytes."""
-        ...
 
 
 class Policy(Protocol):
@@ -122,15 +112,12 @@ class Policy(Protocol):
     def encode_prompts(self, prompts: Sequence[str]) -> Conditioning: ...
     def encode_images(self, images: Tensor) -> Tensor:
         """Images (B,3,H,W) in [0,1] to scaled latents (B,C,h,w), posterior mean."""
-        ...
 
     def decode_latents(self, latents: Tensor) -> Tensor:
         """Latents (B,C,h,w) to float32 images (B,3,H,W) in [0,1]."""
-        ...
 
     def predict(self, x_t: Tensor, t: Tensor, conditioning: Conditioning) -> Tensor:
         """The network's own prediction (eps, v, x0 or velocity) for x_t (B,C,h,w) at t (B,)."""
-        ...
 
 
 @runtime_checkable
@@ -177,7 +164,6 @@ class StepJudge(Protocol):
         self, x_t: Tensor, alpha_t: float | Tensor, sigma_t: float | Tensor, prompts: Sequence[str]
     ) -> Tensor:
         """(B,) float32 for x_t (B,C,h,w) at a noise level, numbers or (B,)."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -196,19 +182,15 @@ class MixedRows:
     def __getitem__(self, rows: slice) -> Tensor | MixedRows:
         """Rows start..stop-1; views, no copies."""
         start, stop, _ = rows.indices(len(self))
-        found, first = [], 0
-        for part in self.parts:
-            low, high = max(start - first, 0), min(stop - first, len(part))
-            if low < high:
-                found.append(part[low:high])
-            first += len(part)
+        firsts = zip([0, *self.borders], self.parts, strict=True)
+        cut = [part[max(start - first, 0) : max(stop - first, 0)] for first, part in firsts]
+        found = [part for part in cut if len(part)]
         return MixedRows(tuple(found)) if len(found) > 1 else [*found, self.parts[0][:0]][0]
 
     @property
     def borders(self) -> list[int]:
         """Rows at which another shape begins, in order; none for one part."""
-        places = [len(part) for part in self.parts[:-1]]
-        return [sum(places[: number + 1]) for number in range(len(places))]
+        return list(accumulate(len(part) for part in self.parts[:-1]))
 
     @property
     def device(self) -> torch.device:
@@ -220,14 +202,27 @@ ROWS_OF = "rows"
 CONTRAST = {ROWS_OF: "contrast_keys"}
 
 
+class NamedRows:
+    """A batch of B rows, each with a name in `keys`: a loss draws noise and t from the names, so a batch's
+    split does not change them.
+
+    `weight` (B,) scales each row's loss (1 by default). `measured` is what the algorithm found on the whole
+    batch beforehand (see `MeasuresBatch`). With `is_grouped` the rows of a group are consecutive and all that
+    there are of it; the batch is then never cut within a group.
+    """
+
+    keys: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+
 @dataclass(frozen=True)
-class PairBatch:
+class PairBatch(NamedRows):
     """Winner and loser latents of B prompts; optionally a contrast pair (exploration sample, main sample) of
     E prompts.
 
-    `weight` (B,) scales each pair's loss (1 by default). `uncertainty_winner/_loser` (B,) are the Gamma of
-    the offset. `keys` name the pairs: the loss draws its noise and t from them, so a batch's split does not
-    change them. `measured` is what the algorithm found on the whole batch beforehand (see `MeasuresBatch`).
+    `uncertainty_winner/_loser` (B,) are the Gamma of the offset.
     """
 
     winner: Tensor
@@ -243,21 +238,15 @@ class PairBatch:
     contrast_keys: tuple[str, ...] = field(default=(), metadata=CONTRAST)
     measured: float | None = None
 
-    def __len__(self) -> int:
-        return len(self.keys)
-
 
 @dataclass(frozen=True)
-class ScoredBatch:
+class ScoredBatch(NamedRows):
     """B images with what was thought of them: latents (B,C,h,w), a prompt each, no pairs.
 
     `rewards` (B,) are the mixed scores within the prompt, higher is better; of an offline image the share of
     its pairs that it won. `advantages` (B,) compare a reward with all images of the same prompt and
     collection, in the batch or not. `groups` (B,) int64: equal numbers are the same prompt and collection.
-    `desirable` (B,) bool. `weight` (B,) scales each row's loss (1 by default). `keys` name the rows: noise
-    and t are drawn from them. `is_grouped`: the rows of a group are consecutive and all images of
-    it; the batch is then never cut within a group. `measured` is what the algorithm found on the whole batch
-    beforehand (see `MeasuresBatch`).
+    `desirable` (B,) bool.
     """
 
     latents: Tensor
@@ -271,12 +260,9 @@ class ScoredBatch:
     is_grouped: bool = False
     measured: float | None = None
 
-    def __len__(self) -> int:
-        return len(self.keys)
-
 
 @dataclass(frozen=True)
-class TrajectoryBatch:
+class TrajectoryBatch(NamedRows):
     """B transitions x_t -> x_next of sampled trajectories, each with the advantage of its image.
 
     `x_t`, `x_next` (B,C,h,w) are bit for bit what the sampler had. `index` (B,) int64 is the transition's
@@ -284,7 +270,7 @@ class TrajectoryBatch:
     (B,) is the mean log-prob per latent element of x_next under the policy that sampled it, with the same
     guidance. `sampler` drew them; it gives grid and guidance. `negative_conditioning` is the other side of
     guidance (None: none was used). `old_mean` (B,C,h,w) is the kernel's mean under the sampling policy, for
-    methods that compare means. `weight` (B,) scales each row's loss (1 by default). `keys` name the rows.
+    methods that compare means.
     """
 
     x_t: Tensor
@@ -299,23 +285,16 @@ class TrajectoryBatch:
     old_mean: Tensor | None = None
     weight: Tensor | None = None
 
-    def __len__(self) -> int:
-        return len(self.keys)
-
 
 @dataclass(frozen=True)
-class TrajectoryPairBatch:
+class TrajectoryPairBatch(NamedRows):
     """B pairs of transitions of one prompt each, of which one is preferred.
 
     The transitions `winner_x_t` -> `winner_x_next` and `loser_x_t` -> `loser_x_next` (each (B,C,h,w)) stand
     at the same place `index` (B,) int64 of the sampler's grid. They come from two trajectories (D3PO, PRDP)
-    or branch from a shared x_t (SPO: winner_x_t equals loser_x_t). `winner_old_log_prob`,
-    `loser_old_log_prob` (B,) are mean log-probs per latent element under the policy that sampled them.
-    `winner_reward`, `loser_reward` (B,) are the rewards behind the preference. `sampler` drew them; it gives
-    grid and guidance. `negative_conditioning` is the other side of guidance (None: none was used). `weight`
-    (B,) scales each row's loss (1 by default). `keys` name the rows. `is_grouped`: rows with the same number
-    in `groups` (B,) int64 are all steps of one pair of trajectories, from noise to image, and stand behind
-    each other; the batch is then never cut within a group.
+    or branch from a shared x_t (SPO: winner_x_t equals loser_x_t). `winner_reward`, `loser_reward` (B,) are
+    the rewards behind the preference. Rows with the same number in `groups` (B,) int64 are steps of one pair
+    of trajectories, from noise to image. The other fields are those of `TrajectoryBatch`.
     """
 
     winner_x_t: Tensor
@@ -334,9 +313,6 @@ class TrajectoryPairBatch:
     weight: Tensor | None = None
     groups: Tensor | None = None
     is_grouped: bool = False
-
-    def __len__(self) -> int:
-        return len(self.keys)
 
 
 @dataclass(frozen=True)
@@ -360,12 +336,10 @@ class Algorithm(Protocol):
 
     def __init__(self, settings: Any, empty: Conditioning) -> None:
         """`empty`: one-row conditioning of the empty prompt."""
-        ...
 
     def loss(self, policy: Policy, batch: Any, noise_key: tuple[str | int, ...]) -> LossOutput:
         """Loss of a micro-batch, of the kind that the card says: the mean over its rows of `weight` times the
         row's loss."""
-        ...
 
 
 @runtime_checkable
@@ -376,7 +350,6 @@ class FollowsSteps(Protocol):
     def after_step(self, policy: Policy, step: int) -> None:
         """`step` counts the steps done in this iteration, from 1; steps that were not finite changed nothing
         and are left out."""
-        ...
 
 
 @runtime_checkable
@@ -391,11 +364,9 @@ class MeasuresBatch(Protocol):
 
     def measure(self, policy: Policy, batch: Batch, noise_key: tuple[str | int, ...]) -> Tensor:
         """Sums (k,) float64 over the rows of a micro-batch, without gradient."""
-        ...
 
     def with_measured(self, batch: Batch, sums: Tensor) -> Batch:
         """The batch with what follows from the sums over all its rows."""
-        ...
 
 
 @runtime_checkable
@@ -404,7 +375,6 @@ class WeighsImages(Protocol):
 
     def weigh(self, rewards: Tensor) -> Tensor:
         """Weights (n,) of the scored images of one prompt and collection, from rewards (n,) float64."""
-        ...
 
 
 @runtime_checkable
@@ -413,7 +383,6 @@ class ChoosesSteps(Protocol):
 
     def random_steps(self, iteration: int, num_transitions: int) -> tuple[int, int] | None:
         """First and one past the last step that an iteration draws with noise and trains; None: all."""
-        ...
 
 
 @runtime_checkable
@@ -422,17 +391,14 @@ class FitsBaseline(Protocol):
 
     def value_inputs(self, x_t: Tensor, t: Tensor, conditioning: Conditioning) -> Tensor:
         """What the value network sees of transitions, (B, n)."""
-        ...
 
     def value_network(
         self, num_inputs: int, generator: torch.Generator, centre: float, scale: float
     ) -> torch.nn.Module:
         """A fresh value network; centre and scale are mean and std of the first rewards."""
-        ...
 
     def value_loss(self, value: Tensor, reward: Tensor) -> Tensor:
         """What fitting minimises, (B,)."""
-        ...
 
 
 @runtime_checkable
@@ -443,4 +409,3 @@ class LearnsInParts(Protocol):
         self, policy: Policy, batch: Batch, noise_key: tuple[str | int, ...]
     ) -> Iterator[LossOutput]:
         """Losses that add up to `loss`, as their gradients do; ask for each after the last one's backward."""
-        ...

@@ -11,16 +11,15 @@ from typing import Annotated, ClassVar, Literal, Union
 
 import pytest
 from pydantic import Field, create_model
-from torch import Tensor
 
-from diffexpo.algorithms import ALGORITHMS
+from diffexpo.algorithms import algorithm_class
 from diffexpo.algorithms.diffusion_dpo import diffusion_dpo_loss, pair_margin
-from diffexpo.algorithms.forward import Metrics
+from diffexpo.algorithms.forward import RowLosses
 from diffexpo.algorithms.pairs import PairErrors, PairMethod, error_metrics
 from diffexpo.assembly.runs import plan
 from diffexpo.config import RunConfig, config_to_yaml, explain, load, load_config, read_resolved
 from diffexpo.config.citations import citations
-from diffexpo.config.methods import METHOD_BY_NAME, METHODS, default_method, offline_baseline
+from diffexpo.config.methods import DEFAULT_METHOD, METHOD_BY_NAME, METHODS, offline_baseline
 from diffexpo.config.methods.bases import MarginConfig
 from diffexpo.config.methods.card import Run
 from diffexpo.config.rules import check_combinations, config_notes
@@ -72,7 +71,7 @@ class ThrowAway(PairMethod):
 
     settings: ThrowAwayConfig
 
-    def losses_of_errors(self, errors: PairErrors, batch: PairBatch) -> tuple[Tensor, Metrics]:
+    def losses_of_errors(self, errors: PairErrors, batch: PairBatch) -> RowLosses:
         four = (errors.winner, errors.loser, errors.winner_ref, errors.loser_ref)
         beta = self.settings.beta / self.settings.boldness
         margin = pair_margin(*four, beta=beta)
@@ -85,7 +84,7 @@ Widened = create_model(
     __base__=RunConfig,
     algorithm=(
         Annotated[Union[(*METHODS, ThrowAwayConfig)], Field(discriminator="type")],
-        default_method(),
+        METHOD_BY_NAME[DEFAULT_METHOD](),
     ),
 )
 
@@ -177,11 +176,16 @@ def test_its_papers_are_cited_and_without_any_it_is_listed_as_unknown(
 
 def test_a_report_speaks_of_it() -> None:
     method = describe_method(loaded().model_dump(mode="json"))
-    assert (method.name, method.restraint) == ("Throw-Away", "raise algorithm.beta")
+    assert (method.name, method.card.restraint) == ("Throw-Away", "raise algorithm.beta")
     assert method.story == "two agents draw images, rewards rank them, the model learns from best and worst."
     assert method.first_iterate.startswith("Throw-Away 1 is trained on the given offline pairs")
-    assert method.label("iteration-2") == "Throw-Away 2" and method.start_loss == math.log(2)
-    assert method.has_pairs and method.has_agents and method.compares_offline and not method.is_rollout
+    assert method.label("iteration-2") == "Throw-Away 2" and method.card.start_loss == math.log(2)
+    assert (
+        method.card.has_pairs
+        and method.has_agents
+        and method.compares_offline
+        and not method.card.draws_first
+    )
 
 
 def test_what_it_takes_is_estimated_and_planned() -> None:
@@ -202,7 +206,7 @@ def test_what_it_takes_is_estimated_and_planned() -> None:
 
 def test_its_class_its_batches_and_its_stages_are_found() -> None:
     card = ThrowAwayConfig()
-    assert ALGORITHMS["throw_away"] is ThrowAway and "throw_away" in list(ALGORITHMS)
+    assert algorithm_class("throw_away") is ThrowAway and "throw_away" in METHOD_BY_NAME
     assert type(card.data) in LOADERS and {*card.first_stages, *card.stages} <= {*STAGES, "evaluate"}
 
 

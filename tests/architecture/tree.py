@@ -29,8 +29,8 @@ def module_of(path: Path) -> str:
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
 
-def imported(path: Path, *, top_level: bool = False) -> list[tuple[str, int]]:
-    """Dotted names that a file imports, with their lines; TYPE_CHECKING blocks do not count.
+def imported(path: Path, *, top_level: bool = False, typing: bool = False) -> list[tuple[str, int]]:
+    """Dotted names that a file imports, with their lines; TYPE_CHECKING blocks count with `typing` only.
 
     With `top_level` only the imports that run when the file itself is imported.
     """
@@ -38,7 +38,7 @@ def imported(path: Path, *, top_level: bool = False) -> list[tuple[str, int]]:
     package = ["diffexpo", *path.relative_to(SOURCE).parts[:-1]]
 
     def visit(node: ast.AST) -> None:
-        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test) and not typing:
             for child in node.orelse:
                 visit(child)
             return

@@ -22,14 +22,13 @@ from safetensors.numpy import load_file
 from torch import Tensor, nn
 
 from diffexpo import assembly
-from diffexpo.algorithms import ALGORITHMS
+from diffexpo.algorithms import algorithm_class
 from diffexpo.cli.progress import Console, Phase
 from diffexpo.config import RunConfig, load_config
 from diffexpo.config import families as cards
 from diffexpo.config.methods.diffusion_dpo import DiffusionDpoConfig
 from diffexpo.config.schema import LoraConfig, ModelConfig, SamplerConfig, TuningConfig
 from diffexpo.diffusion import NoiseSource, sample, sample_trajectory
-from diffexpo.diffusion.sampling import replay_log_probs
 from diffexpo.errors import Interrupted
 from diffexpo.online.loop import Console as ConsoleProtocol
 from diffexpo.policies.base import load_policy
@@ -39,6 +38,7 @@ from tests.contract.family import Family
 from tests.contract.sana_families import FAMILIES as SANA_FAMILIES
 from tests.contract.transformer_families import FAMILIES as TRANSFORMER_FAMILIES
 from tests.contract.unet_families import FAMILIES as UNET_FAMILIES
+from tests.unit.diffusion.toys import replayed_log_probs
 
 FAMILIES = (*UNET_FAMILIES, *TRANSFORMER_FAMILIES, *SANA_FAMILIES)
 # The family whose network is told the size of the picture.
@@ -257,14 +257,14 @@ def test_replayed_log_probs_are_those_of_the_draw(built: Built) -> None:
         policy, text, negative, sampler, NoiseSource(generators, policy.latent_shape)
     )
     with torch.no_grad():
-        again = replay_log_probs(policy, trajectory, text, negative, sampler)
+        again = replayed_log_probs(policy, trajectory, text, negative, sampler)
     assert torch.equal(again, trajectory.mean_log_probs)
     assert bool(trajectory.has_density.any()) and bool(again[trajectory.has_density].ne(0).all())
 
 
 def test_dpo_starts_at_ln_2_and_reaches_every_adapter(built: Built) -> None:
     policy = built.policy
-    algorithm = ALGORITHMS["diffusion_dpo"](DiffusionDpoConfig(beta=100.0), policy.encode_prompts([""]))
+    algorithm = algorithm_class("diffusion_dpo")(DiffusionDpoConfig(beta=100.0), policy.encode_prompts([""]))
     batch = PairBatch(
         winner=noise(policy, 4, 1),
         loser=noise(policy, 4, 2),

@@ -26,7 +26,6 @@ from diffexpo.diffusion import (
     pair_errors,
     prediction_error,
     prediction_errors,
-    replay_log_probs,
     sample,
     sample_trajectory,
     v_target,
@@ -37,7 +36,15 @@ from diffexpo.diffusion import (
 )
 from diffexpo.policies.toy import TOY_LORA, ToyPolicy
 from diffexpo.rng import torch_generator
-from tests.unit.diffusion.toys import ABAR, SHAPE, Elementwise, Gaussian, condition, noise
+from tests.unit.diffusion.toys import (
+    ABAR,
+    SHAPE,
+    Elementwise,
+    Gaussian,
+    condition,
+    noise,
+    replayed_log_probs,
+)
 
 ZERO_AND_ONE = torch.tensor([[[0.0]], [[1.0]]], dtype=torch.float64)
 VP, FLOW = Path.vp(ABAR, steps_offset=1, set_alpha_to_one=False), Path.flow(3.0)
@@ -290,7 +297,7 @@ def test_a_replay_differs_by_exactly_0(name: str, network: str) -> None:
         source.shape = policy.latent_shape
     trajectory = sample_trajectory(policy, conditioning, negative, sampler, source)
     assert trajectory.has_density.any() and torch.isfinite(trajectory.mean_log_probs).all()
-    replayed = replay_log_probs(policy, trajectory, conditioning, negative, sampler)
+    replayed = replayed_log_probs(policy, trajectory, conditioning, negative, sampler)
     assert (replayed.detach() - trajectory.mean_log_probs).abs().max().item() == 0.0
     if network == "lora":
         assert replayed.requires_grad and not trajectory.mean_log_probs.requires_grad

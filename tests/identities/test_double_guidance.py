@@ -7,16 +7,9 @@ import torch
 from torch import Tensor
 
 from diffexpo.config.schema import SamplerConfig
-from diffexpo.diffusion import (
-    DoubleGuidance,
-    NoiseSource,
-    double_guidance,
-    predict_double_guided,
-    sample,
-    sample_double_guided,
-    with_image,
-)
-from diffexpo.diffusion.guidance import IMAGE_CONDITION
+from diffexpo.diffusion import NoiseSource, double_guidance, sample
+from diffexpo.diffusion.guidance import IMAGE_CONDITION, DoubleGuidance, with_image
+from diffexpo.diffusion.sampling import Guided, sample_double_guided
 from diffexpo.policies.toy import ToyPolicy
 from diffexpo.rng import torch_generator
 from diffexpo.types import Conditioning
@@ -49,6 +42,19 @@ def world(kind: str) -> tuple[SeesImages, Tensor, Conditioning, Conditioning, Te
     return policy, x_t, texts, policy.encode_prompts([""] * ROWS), image
 
 
+def guided(
+    policy: SeesImages,
+    x_t: Tensor,
+    t: float,
+    text: Conditioning,
+    empty: Conditioning,
+    image: Tensor,
+    scales: DoubleGuidance,
+) -> Tensor:
+    """What every step of `sample_double_guided` asks for."""
+    return Guided.by_image_and_text(policy, text, empty, image, scales).predict(x_t, t)
+
+
 def noise(policy: ToyPolicy) -> NoiseSource:
     return NoiseSource([torch_generator("double", row) for row in range(ROWS)], policy.latent_shape)
 
@@ -62,10 +68,10 @@ def test_scales_of_1_are_the_conditional_prediction_and_text_0_the_image_alone(k
         alone = policy.predict(x_t, t, with_image(empty, image))
         policy.rows = 0
         for scales, expected in ((DoubleGuidance(1.0, 1.0), full), (DoubleGuidance(1.0, 0.0), alone)):
-            assert torch.equal(predict_double_guided(policy, x_t, 0.6, texts, empty, image, scales), expected)
+            assert torch.equal(guided(policy, x_t, 0.6, texts, empty, image, scales), expected)
         assert policy.rows == 2 * ROWS  # no forward whose result would be thrown away
         nothing = policy.predict(x_t, t, with_image(empty, torch.zeros_like(image)))
-        unguided = predict_double_guided(policy, x_t, 0.6, texts, empty, image, DoubleGuidance(0.0, 0.0))
+        unguided = guided(policy, x_t, 0.6, texts, empty, image, DoubleGuidance(0.0, 0.0))
     torch.testing.assert_close(unguided, nothing)
     assert not torch.allclose(full, alone) and not torch.allclose(alone, nothing)
 
@@ -74,13 +80,13 @@ def test_three_predictions_in_one_forward_are_the_formula() -> None:
     policy, x_t, texts, empty, image = world("vp")
     t = torch.full((ROWS,), 0.4)
     with torch.no_grad():
-        guided = predict_double_guided(policy, x_t, 0.4, texts, empty, image, DoubleGuidance(3.0, 3.5))
+        found = guided(policy, x_t, 0.4, texts, empty, image, DoubleGuidance(3.0, 3.5))
         assert policy.rows == 3 * ROWS
         u, i, f = (
             policy.predict(x_t, t, part)
             for part in (with_image(empty, 0 * image), with_image(empty, image), with_image(texts, image))
         )
-    torch.testing.assert_close(guided, u + 3.0 * (i - u) + 3.5 * (f - i))
+    torch.testing.assert_close(found, u + 3.0 * (i - u) + 3.5 * (f - i))
 
 
 def test_the_formula_at_the_ends() -> None:
@@ -109,10 +115,10 @@ def test_a_sample_without_guidance_is_the_conditional_sample_bit_for_bit(
         tick=lambda: ticks.append(1),
     )
     assert torch.equal(double, plain) and len(ticks) == sampler.steps
-    guided = sample_double_guided(
+    strong = sample_double_guided(
         policy, texts, empty, image, sampler, noise(policy), DoubleGuidance(3.0, 3.5)
     )
-    assert torch.isfinite(guided).all() and not torch.allclose(guided, plain)
+    assert torch.isfinite(strong).all() and not torch.allclose(strong, plain)
 
 
 def test_with_image_and_text_alike_classifier_free_guidance_comes_out() -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from diffexpo.algorithms import ALGORITHMS
+from diffexpo.algorithms import algorithm_class
 from diffexpo.config.methods.expo import ExpoConfig
 from diffexpo.types import LearnsInParts
 from tests.unit.algorithms.methods import (
@@ -84,7 +84,7 @@ def test_the_bonus_of_expo_is_in_the_parts_too() -> None:
         contrast_keys=("a", "b", "c"),
     )  # fmt: skip
     settings = ExpoConfig(beta=30.0, alpha=0.7, empty_prompt_fraction=0.5)
-    algorithm = ALGORITHMS["expo"](settings, policy.encode_prompts([""]))
+    algorithm = algorithm_class("expo")(settings, policy.encode_prompts([""]))
     joint = algorithm.loss(policy, batch, KEY)
     outputs = [
         (gradients(policy, output.loss), float(output.loss.detach()), output.metrics)

@@ -109,7 +109,7 @@ def run(name: str, folder: Path, *, micro_batch_size: int = BATCH, world: World 
 def main(folder: Path) -> None:
     """Every method, one after the other, on the processes that were started."""
     torch.set_num_threads(1)
-    world = start_world(2, "cpu")
+    world = start_world("cpu")
     for name in METHODS:
         run(name, folder, micro_batch_size=BATCH // world.size, world=world)
     stop_world(world)

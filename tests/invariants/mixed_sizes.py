@@ -79,7 +79,7 @@ def add_pairs(store: Store, count: int) -> None:
         pairs.append(
             Pair(pair_id=f"offline-{row:04d}", winner_id=winner, loser_id=loser, judge="truth", **shared)
         )
-    store.append_collection(0, 0, samples, latents, stage="offline")
+    store.append_unit(0, 0, 0, samples, list(latents.values()), stage="offline")
     store.append_pairs(0, 0, pairs, stage="offline")
     store.write_manifest("offline", 0, {})
 
@@ -100,7 +100,7 @@ def run(name: str, folder: Path, *, micro_batch_size: int = BATCH, world: World 
 def main(folder: Path) -> None:
     """Some methods, one after the other, on the processes that were started."""
     torch.set_num_threads(1)
-    world = start_world(2, "cpu")
+    world = start_world("cpu")
     for name in IN_TWO_PROCESSES:
         run(name, folder, micro_batch_size=BATCH // world.size, world=world)
     stop_world(world)

@@ -31,9 +31,10 @@ from diffexpo.online.stages.collect import collection_metrics
 from diffexpo.online.units import collect, group_rows
 from diffexpo.rewards.jpeg import JpegIncompressibility
 from diffexpo.rewards.remote import RemoteReward
-from diffexpo.rewards.scoring import score_images
-from diffexpo.rewards.server import ScoreHandler, ScoreServer
+from diffexpo.rewards.server import ScoreHandler
 from tests.invariants.conftest import environment
+from tests.scores import score_images
+from tests.served import Served
 from tests.unit.online.test_collect import REQUESTS, make_drawing, units_of
 
 SERVICE = ServiceConfig(timeout_s=1.0, retry_s=60.0, images_per_request=2)
@@ -108,10 +109,10 @@ def collected(root: Path, scorer, tick=no_tick) -> tuple[list, np.ndarray, list]
     store.write_manifest("collect", drawing.iteration, {})
     rows = store.samples(drawing.iteration)
     groups = group_rows(rows)
-    pairs, _ = make_pairs(
+    paired = make_pairs(
         groups, stack_rewards(groups)["judge"], iteration=2, seed=7, judge="judge", min_margin=0.0
     )
-    return rows, store.latents([row.sample_id for row in rows]), pairs
+    return rows, store.latents([row.sample_id for row in rows]), paired.pairs
 
 
 @pytest.fixture(scope="module")
@@ -128,7 +129,7 @@ def assert_same(found: tuple[list, np.ndarray, list], clean: tuple[list, np.ndar
 
 def test_trouble_on_the_way_changes_nothing(clean: tuple, tmp_path: Path) -> None:
     handler = trouble()
-    with ScoreServer(Exact(), "python", handler=handler) as server:
+    with Served(Exact(), "python", handler=handler) as server:
         far = RemoteReward("judge", server.url, SERVICE, concurrency=3)
         assert_same(collected(tmp_path, far), clean)
     assert set(FAULTS) <= set(handler.met), handler.met
@@ -142,13 +143,13 @@ def free_port() -> int:
 
 
 def test_a_server_that_restarts_changes_nothing(clean: tuple, tmp_path: Path) -> None:
-    first = ScoreServer(Exact(), "python", port=free_port())
-    found: list[ScoreServer] = []
+    first = Served(Exact(), "python", port=free_port())
+    found: list[Served] = []
     ticks: list[None] = []
 
     def come_back() -> None:
         time.sleep(0.5)
-        found.append(ScoreServer(Exact(), "python", port=first.port))
+        found.append(Served(Exact(), "python", port=first.port))
         found[0].start()
 
     back = threading.Thread(target=come_back)
@@ -169,7 +170,7 @@ def test_a_server_that_restarts_changes_nothing(clean: tuple, tmp_path: Path) ->
 
 def test_an_image_without_a_score_is_left_out_and_counted(clean: tuple, tmp_path: Path) -> None:
     service = SERVICE.model_copy(update={"max_failed_fraction": 0.5})
-    with ScoreServer(Exact(likes_birds=False), "python") as server:
+    with Served(Exact(likes_birds=False), "python") as server:
         far = RemoteReward("judge", server.url, service)
         rows, _, pairs = collected(tmp_path, far)
     birds = [row for row in rows if row.prompt == "a bird"]
@@ -181,7 +182,7 @@ def test_an_image_without_a_score_is_left_out_and_counted(clean: tuple, tmp_path
 def test_a_server_that_stays_away_stops_the_run_and_a_resume_completes_it(
     clean: tuple, tmp_path: Path
 ) -> None:
-    first, ticks = ScoreServer(Exact(), "python", port=free_port()), []
+    first, ticks = Served(Exact(), "python", port=free_port()), []
 
     def tick() -> None:
         ticks.append(None)
@@ -198,7 +199,7 @@ def test_a_server_that_stays_away_stops_the_run_and_a_resume_completes_it(
     assert 0 < len(done) < 8
     # Nothing that failed was stored: the next start makes the rest and comes to the same store.
     Store(tmp_path).discard_incomplete("collect", 2)
-    with ScoreServer(Exact(), "python", port=first.port) as second:
+    with Served(Exact(), "python", port=first.port) as second:
         assert_same(collected(tmp_path, RemoteReward("judge", second.url, service)), clean)
         assert second.batcher.num_images == 30 - 4 * len(done)
 

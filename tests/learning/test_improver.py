@@ -10,7 +10,9 @@ from torch import Tensor
 
 from diffexpo.algorithms import Improvement
 from diffexpo.config.schema import ImproverConfig, ModelConfig, SamplerConfig, TrainingConfig, TuningConfig
-from diffexpo.diffusion import DoubleGuidance, NoiseSource, sample_double_guided
+from diffexpo.diffusion import NoiseSource
+from diffexpo.diffusion.guidance import DoubleGuidance
+from diffexpo.diffusion.sampling import sample_double_guided
 from diffexpo.policies.base import load_policy
 from diffexpo.policies.improver import Improver, make_improver
 from diffexpo.rng import torch_generator

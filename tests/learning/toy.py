@@ -10,7 +10,7 @@ from pathlib import Path as Folder
 import torch
 from torch import Tensor
 
-from diffexpo.algorithms import ALGORITHMS
+from diffexpo.algorithms import algorithm_class
 from diffexpo.algorithms.diffusion_dpo import measure_errors, pair_margin
 from diffexpo.config import RunConfig
 from diffexpo.config.methods import MethodConfig
@@ -27,7 +27,7 @@ from diffexpo.policies.toy import TOY_FULL, TOY_LORA, ToyNetwork, ToyPolicy
 from diffexpo.policies.weights import make_weights
 from diffexpo.rewards.base import load_rewards
 from diffexpo.rewards.mixture import mix_rewards
-from diffexpo.rewards.scoring import check_rewards, score_images
+from diffexpo.rewards.scoring import check_rewards, score_drawn
 from diffexpo.rng import torch_generator
 from diffexpo.training.distributed import World
 from diffexpo.training.engine import Engine
@@ -149,7 +149,7 @@ def train_offline(
         steps=steps, batch_size=loader.size, micro_batch_size=loader.size, learning_rate=rate, weight_decay=0.0,
         checkpoint_every=10**6,
     )  # fmt: skip
-    algorithm = ALGORITHMS[settings.type](settings, PromptEmbeddings(policy).select([""]))
+    algorithm = algorithm_class(settings.type)(settings, PromptEmbeddings(policy).select([""]))
     engine = Engine(policy, algorithm, training, MetricsWriter(folder / "metrics.jsonl"))
     engine.train_iteration(1, loader, steps=steps, checkpoint_dir=folder / "checkpoints", run_seed=0)
 
@@ -256,7 +256,7 @@ def make_loop(
     )
     embeddings = PromptEmbeddings(policy, [""])
     metrics = MetricsWriter(run_dir / "metrics.jsonl", active=world.rank == 0)
-    algorithm = ALGORITHMS[config.algorithm.type](config.algorithm, embeddings.select([""]))
+    algorithm = algorithm_class(config.algorithm.type)(config.algorithm, embeddings.select([""]))
     ranking = Ranking(
         "near", lambda scores: mix_rewards(scores, {"near": 1.0}, "zscore"), check_rewards, None, None
     )
@@ -269,7 +269,7 @@ def make_loop(
         prompts=PROMPTS,
         negatives=[],
         embeddings=embeddings,
-        score=lambda drawn, texts: score_images(rewards, drawn.images, texts),
+        score=lambda drawn, texts: score_drawn(rewards, drawn, texts),
         ranking=ranking,
         world=world,
         metrics=metrics,

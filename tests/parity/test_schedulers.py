@@ -19,15 +19,8 @@ from diffusers.pipelines.flux.pipeline_flux import calculate_shift
 from torch import Tensor
 
 from diffexpo.config.schema import SamplerConfig
-from diffexpo.diffusion import (
-    Path,
-    add_noise,
-    ddim_transition,
-    dynamic_shift,
-    sample,
-    sampler_grid,
-    step_moments,
-)
+from diffexpo.diffusion import Path, add_noise, ddim_transition, sample, sampler_grid, step_moments
+from diffexpo.diffusion.path import dynamic_shift
 from tests.unit.diffusion.toys import ABAR, SHAPE, Gaussian, condition, noise
 
 BETAS = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}

@@ -67,7 +67,7 @@ def step_judge(
 
 
 if __name__ == "__main__":
-    from diffexpo.cli.failures import Boundary
+    from diffexpo.cli.failures import boundary
 
-    with Boundary():
+    with boundary():
         app(prog_name="python -m worlds.emoji")

@@ -6,9 +6,7 @@ functions and classes of all of them can be imported from here; a file loads whe
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
 from importlib import import_module
-from types import ModuleType
 from typing import Any
 
 from diffexpo.config.methods import METHOD_BY_NAME
@@ -18,36 +16,16 @@ from diffexpo.types import Algorithm
 _PARTS = ("safeguards",)
 
 
-class _Algorithms(Mapping[str, type[Algorithm]]):
-    """The class of each method by its `algorithm.type`."""
-
-    def __getitem__(self, name: str) -> type[Algorithm]:
-        if name not in METHOD_BY_NAME:
-            raise KeyError(name)
-        algorithm: type[Algorithm] = vars(_module(name))[class_name(name)]
-        return algorithm
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(METHOD_BY_NAME)
-
-    def __len__(self) -> int:
-        return len(METHOD_BY_NAME)
+def algorithm_class(method: str) -> type[Algorithm]:
+    """The class of a method by its `algorithm.type`."""
+    name = "".join(part.capitalize() for part in method.split("_"))
+    found: type[Algorithm] = getattr(import_module(f"diffexpo.algorithms.{method}"), name)
+    return found
 
 
-ALGORITHMS: Mapping[str, type[Algorithm]] = _Algorithms()
-
-
-def class_name(method: str) -> str:
-    """Name of a method's class: `class_name("flow_grpo")` is "FlowGrpo"."""
-    return "".join(part.capitalize() for part in method.split("_"))
-
-
-def _module(name: str) -> ModuleType:
-    return import_module(f"diffexpo.algorithms.{name}")
-
-
-def _public(module: ModuleType) -> dict[str, object]:
+def _public(file: str) -> dict[str, object]:
     """Functions and classes that a file defines for others."""
+    module = import_module(f"diffexpo.algorithms.{file}")
     return {
         name: value
         for name, value in vars(module).items()
@@ -59,13 +37,12 @@ def _public(module: ModuleType) -> dict[str, object]:
 
 def __getattr__(name: str) -> Any:
     if not name.startswith("_"):
-        for method in (*METHOD_BY_NAME, *_PARTS):
-            found = _public(_module(method))
+        for file in (*METHOD_BY_NAME, *_PARTS):
+            found = _public(file)
             if name in found:
                 return found[name]
     raise AttributeError(f"module 'diffexpo.algorithms' has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
-    names = {name for method in (*METHOD_BY_NAME, *_PARTS) for name in _public(_module(method))}
-    return sorted({"ALGORITHMS", *names})
+    return sorted(name for file in (*METHOD_BY_NAME, *_PARTS) for name in _public(file))

@@ -1,23 +1,21 @@
 """Advantage-weighted matching: a policy gradient whose log-probability is minus the model's training loss.
-
-log p = -(weighted error),   rho = exp(log p - log p_old),   loss = max(-A rho, -A clip(rho, 1 - c, 1 + c))
-
 Source: arXiv 2509.25050; conventions of the authors' code.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
+from diffexpo.algorithms.checks import check_known
 from diffexpo.algorithms.ddpo import ppo_clip_loss, probability_ratio
-from diffexpo.algorithms.forward import NoisyImages, squared_distance
+from diffexpo.algorithms.forward import RowLosses, squared_distance
 from diffexpo.algorithms.scored import ScoredMethod
 from diffexpo.config.methods.awm import AwmConfig
 from diffexpo.diffusion.kernels import Coefficient, at_least_float32
+from diffexpo.diffusion.objectives import NoisyImages
 from diffexpo.types import Policy, ScoredBatch
 
 Weighting = Literal["uniform", "t", "t_squared", "huber", "ghuber"]
@@ -82,8 +80,7 @@ def awm_log_prob(
         ValueError: weighting or power out of range.
     Source: Advantage Weighted Matching (arXiv 2509.25050) and its authors' code (`weighting`).
     """
-    if weighting not in WEIGHTINGS:
-        raise ValueError(f"awm: weighting is {weighting!r}; expected one of {', '.join(WEIGHTINGS)}")
+    check_known("awm", WEIGHTINGS, weighting=weighting)
     if not 0 < power <= 1:
         raise ValueError(f"awm: power is {power}; expected 0 < power <= 1")
     error = at_least_float32(error)
@@ -108,30 +105,22 @@ class Awm(ScoredMethod):
 
     settings: AwmConfig
 
-    def row_losses(
-        self, policy: Policy, batch: ScoredBatch, images: NoisyImages
-    ) -> tuple[Tensor, Mapping[str, Tensor]]:
+    def row_losses(self, policy: Policy, batch: ScoredBatch, images: NoisyImages) -> RowLosses:
         """awm_loss + kl_weight * mean (v - v_ref)^2 of each image."""
         settings = self.settings
-        current = images.predict(policy, "current")
-        error, error_old = images.error(current), images.error(images.predict(policy, "old"))
+        weighting, power, clip_range = settings.weighting, settings.power, settings.clip_range
+        current = images.predict_under(policy, "current")
+        error, error_old = images.error(current), images.error_under(policy, "old")
         advantage = batch.advantages.clamp(-settings.advantage_clip, settings.advantage_clip)
-        weighting, power = settings.weighting, settings.power
         loss = awm_loss(
-            error,
-            error_old,
-            advantage,
-            images.t,
-            clip_range=settings.clip_range,
-            weighting=weighting,
-            power=power,
+            error, error_old, advantage, images.t, clip_range=clip_range, weighting=weighting, power=power
         )
         log_prob, old_log_prob = (
             awm_log_prob(e.detach(), images.t, weighting=weighting, power=power) for e in (error, error_old)
         )
         moved = probability_ratio(log_prob, old_log_prob) - 1
         # Beyond the range in the direction in which the advantage pushes: there the gradient ends.
-        is_clipped = torch.where(advantage > 0, moved, -moved) > settings.clip_range
+        is_clipped = torch.where(advantage > 0, moved, -moved) > clip_range
         values = {
             "train/ratio_deviation": moved.abs(),
             "train/clip_fraction": (is_clipped & (advantage != 0)).to(moved),
@@ -139,7 +128,7 @@ class Awm(ScoredMethod):
             "train/worse_error": error[advantage < 0],
         }
         if settings.needs_reference:
-            distance = squared_distance(current, images.predict(policy, "reference"))
+            distance = squared_distance(current, images.predict_under(policy, "reference"))
             values["train/reference_distance"] = distance
             loss = loss + settings.kl_weight * distance
         return loss, values

@@ -1,10 +1,5 @@
-"""D3PO: preferences between two trajectories, applied to each of their denoising steps.
-
-log rho = clip(log_prob - log_prob_ref, log(1 - c), log(1 + c))
-h = beta (log rho_w - log rho_l),   loss = -log sigmoid(h)
-
-with log_prob the mean log density per latent element of one transition. Source: arXiv 2311.13231; conventions
-of the authors' code.
+"""D3PO: preferences between two trajectories, applied to each of their denoising steps. Source: arXiv
+2311.13231; conventions of the authors' code.
 """
 
 from __future__ import annotations
@@ -15,11 +10,12 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from diffexpo.algorithms.forward import share_above_zero
-from diffexpo.algorithms.transitions import TransitionMethod, is_clipped, mean_output, preference_log_probs
+from diffexpo.algorithms.checks import check_above_zero
+from diffexpo.algorithms.forward import RowLosses, share_above_zero
+from diffexpo.algorithms.transitions import TransitionMethod, is_clipped, preference_log_probs
 from diffexpo.config.methods.d3po import D3poConfig
 from diffexpo.diffusion.kernels import at_least_float32
-from diffexpo.types import LossOutput, Policy, TrajectoryPairBatch
+from diffexpo.types import Policy, TrajectoryPairBatch
 
 
 def transition_margin(
@@ -42,8 +38,7 @@ def transition_margin(
     Source: D3PO (arXiv 2311.13231) and SPO (2406.04314), with the clip of their code. Clipping the log-ratio
         needs no exp and so cannot overflow.
     """
-    if not beta > 0:
-        raise ValueError(f"transition_margin: beta is {beta}; expected a number above 0")
+    check_above_zero("transition_margin", beta=beta)
     if not 0 < clip_range < 1:
         raise ValueError(f"transition_margin: clip_range is {clip_range}; expected 0 < c < 1")
     low, high = math.log1p(-clip_range), math.log1p(clip_range)
@@ -82,18 +77,14 @@ class D3po(TransitionMethod):
 
     settings: D3poConfig
 
-    def loss(
-        self, policy: Policy, batch: TrajectoryPairBatch, noise_key: tuple[str | int, ...]
-    ) -> LossOutput:
-        """Mean loss over the batch's pairs of transitions and its metrics; nothing random is drawn."""
-        settings = self.settings
+    def row_losses(self, policy: Policy, batch: TrajectoryPairBatch) -> RowLosses:
+        """D3PO's loss of each pair of transitions."""
+        beta, clip_range = self.settings.beta, self.settings.clip_range
         winner, loser, winner_ref, loser_ref = four = preference_log_probs(policy, batch)
-        per_row = d3po_loss(*four, beta=settings.beta, clip_range=settings.clip_range)
-        margin = transition_margin(*four, beta=settings.beta, clip_range=settings.clip_range)
+        margin = transition_margin(*four, beta=beta, clip_range=clip_range)
         both = torch.cat([winner - winner_ref, loser - loser_ref]).detach()
-        values = {
+        return d3po_loss(*four, beta=beta, clip_range=clip_range), {
             "train/implicit_accuracy": share_above_zero(margin),
             "train/margin": margin,
-            "train/clip_fraction": is_clipped(both, settings.clip_range),
+            "train/clip_fraction": is_clipped(both, clip_range),
         }
-        return mean_output(per_row, batch.weight, values)

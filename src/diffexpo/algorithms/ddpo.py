@@ -12,10 +12,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from diffexpo.algorithms.transitions import TransitionMethod, mean_output, ratio_values, replay_batch
+from diffexpo.algorithms.checks import check_above_zero
+from diffexpo.algorithms.forward import RowLosses
+from diffexpo.algorithms.transitions import TransitionMethod, ratio_values, replay_batch
 from diffexpo.config.methods.ddpo import DdpoConfig
 from diffexpo.diffusion.kernels import at_least_float32
-from diffexpo.types import LossOutput, Policy, TrajectoryBatch
+from diffexpo.types import Policy, TrajectoryBatch
 
 # exp overflows float32 at 88; a mean log-ratio of 20 per latent element is a broken policy long before.
 LOG_RATIO_LIMIT = 20.0
@@ -53,8 +55,7 @@ def clipped_surrogate(ratio: Tensor, advantage: Tensor, *, clip_range: float) ->
         ValueError: clip_range is not above 0.
     Source: PPO (arXiv 1707.06347) eq. 7.
     """
-    if not clip_range > 0:
-        raise ValueError(f"clipped_surrogate: clip_range is {clip_range}; expected a number above 0")
+    check_above_zero("clipped_surrogate", clip_range=clip_range)
     ratio = at_least_float32(ratio)
     advantage = advantage.detach().to(ratio)
     return torch.maximum(-advantage * ratio, -advantage * ratio.clamp(1 - clip_range, 1 + clip_range))
@@ -98,17 +99,14 @@ class Ddpo(TransitionMethod):
 
     settings: DdpoConfig
 
-    def loss(self, policy: Policy, batch: TrajectoryBatch, noise_key: tuple[str | int, ...]) -> LossOutput:
-        """Mean loss over the batch's transitions and its metrics; nothing random is drawn."""
-        with policy.weights.use("current"):
-            log_prob = replay_batch(policy, batch).log_prob
+    def row_losses(self, policy: Policy, batch: TrajectoryBatch) -> RowLosses:
+        """DDPO's loss of each transition, by either estimator."""
+        log_prob = replay_batch(policy, batch, "current").log_prob
         clip_range = self.settings.clip_range
         if self.settings.estimator == "score_function":
             per_row = ddpo_sf_loss(log_prob, batch.advantages)
         else:
             per_row = ppo_clip_loss(log_prob, batch.old_log_prob, batch.advantages, clip_range=clip_range)
         ratio = probability_ratio(log_prob, batch.old_log_prob)
-        values = ratio_values(ratio, clip_range=clip_range) | {
-            "train/approx_kl": 0.5 * (log_prob - batch.old_log_prob).square()
-        }
-        return mean_output(per_row, batch.weight, values)
+        approx_kl = 0.5 * (log_prob - batch.old_log_prob).square()
+        return per_row, ratio_values(ratio, clip_range=clip_range) | {"train/approx_kl": approx_kl}

@@ -1,23 +1,22 @@
-"""DGPO: a preference between the better and the worse part of a group of samples of one prompt.
-
-S = beta / K sum_i A_i (error_i - error_ref_i),   loss = -log sigmoid(-S)
-
-with A the advantages within the group of K. Source: arXiv 2510.08425; conventions of the authors' code.
+"""DGPO: a preference between the better and the worse part of a group of samples of one prompt. Source: arXiv
+2510.08425; conventions of the authors' code.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from diffexpo.algorithms.forward import NoisyImages, share_above_zero
+from diffexpo.algorithms.checks import check_above_zero
+from diffexpo.algorithms.forward import RowLosses, share_above_zero
 from diffexpo.algorithms.scored import ScoredMethod
 from diffexpo.config.methods.dgpo import DgpoConfig
 from diffexpo.diffusion.kernels import at_least_float32
+from diffexpo.diffusion.objectives import NoisyImages
 from diffexpo.errors import DataError
 from diffexpo.types import Policy, ScoredBatch
 
@@ -53,7 +52,17 @@ def dgpo_loss(
     Source: DGPO (arXiv 2510.08425), authors' code, without the KL term. Their code has a surrogate with the
         gradient of this loss divided by beta; a KL weight taken from there must be multiplied by beta.
     """
-    _check(error, error_ref, advantage, groups, beta, error_old, clip_range)
+    if not error.shape == error_ref.shape == advantage.shape == groups.shape or error.ndim != 1:
+        raise ValueError(
+            f"dgpo_loss: error, error_ref, advantage and groups have shapes {tuple(error.shape)}, "
+            f"{tuple(error_ref.shape)}, {tuple(advantage.shape)} and {tuple(groups.shape)}; expected (B,) "
+            "each"
+        )
+    check_above_zero("dgpo_loss", beta=beta)
+    if (error_old is None) != (clip_range is None):
+        raise ValueError("dgpo_loss: one of error_old and clip_range is None; pass both, or neither")
+    if clip_range is not None and not 0 < clip_range < 1:
+        raise ValueError(f"dgpo_loss: clip_range is {clip_range}; expected 0 < clip_range < 1")
     error, advantage = at_least_float32(error), at_least_float32(advantage).detach()
     if error_old is not None and clip_range is not None:
         is_beyond = _is_beyond_clip(error, at_least_float32(error_old), advantage, clip_range)
@@ -85,29 +94,6 @@ def _is_beyond_clip(error: Tensor, error_old: Tensor, advantage: Tensor, clip_ra
     return torch.where(advantage > 0, log_ratio > math.log1p(clip_range), log_ratio < math.log1p(-clip_range))
 
 
-def _check(
-    error: Tensor,
-    error_ref: Tensor,
-    advantage: Tensor,
-    groups: Tensor,
-    beta: float,
-    error_old: Tensor | None,
-    clip_range: float | None,
-) -> None:
-    if not error.shape == error_ref.shape == advantage.shape == groups.shape or error.ndim != 1:
-        raise ValueError(
-            f"dgpo_loss: error, error_ref, advantage and groups have shapes {tuple(error.shape)}, "
-            f"{tuple(error_ref.shape)}, {tuple(advantage.shape)} and {tuple(groups.shape)}; expected (B,) "
-            "each"
-        )
-    if not beta > 0:
-        raise ValueError(f"dgpo_loss: beta is {beta}; expected a number above 0")
-    if (error_old is None) != (clip_range is None):
-        raise ValueError("dgpo_loss: one of error_old and clip_range is None; pass both, or neither")
-    if clip_range is not None and not 0 < clip_range < 1:
-        raise ValueError(f"dgpo_loss: clip_range is {clip_range}; expected 0 < clip_range < 1")
-
-
 class Dgpo(ScoredMethod):
     """DGPO on a `ScoredBatch` of whole groups, whose images share noise, time and the choice of the empty
     prompt."""
@@ -118,34 +104,27 @@ class Dgpo(ScoredMethod):
         """Images of a group have one name."""
         return [f"group {group}" for group in batch.groups.tolist()]
 
-    def row_losses(
-        self, policy: Policy, batch: ScoredBatch, images: NoisyImages
-    ) -> tuple[Tensor, Mapping[str, Tensor]]:
+    def row_losses(self, policy: Policy, batch: ScoredBatch, images: NoisyImages) -> RowLosses:
         """The group's loss, for each of its images."""
         if not batch.is_grouped:
             raise DataError(
                 "DGPO: the batch may hold parts of groups (is_grouped is False); its loss sums over a whole "
                 "group, so expected batches that are cut between groups only"
             )
-        settings = self.settings
-        error = images.error(images.predict(policy, "current"))
-        error_ref = images.error(images.predict(policy, "reference"))
-        advantage = batch.advantages.clamp(-settings.advantage_clip, settings.advantage_clip)
+        beta, clip, clip_range = self.settings.beta, self.settings.advantage_clip, self.settings.clip_range
+        error, error_ref = (images.error_under(policy, version) for version in ("current", "reference"))
+        advantage = batch.advantages.clamp(-clip, clip)
         row = (error, error_ref, advantage, batch.groups)
+        margin = dgpo_margin(*row, beta=beta).detach()
         values = {
+            "train/margin": margin,
+            "train/implicit_accuracy": share_above_zero(margin),
             "train/better_error": error[advantage > 0],
             "train/worse_error": error[advantage < 0],
         }
         error_old = None
-        if settings.clip_range is not None:
-            error_old = images.error(images.predict(policy, "old"))
-            values["train/clip_fraction"] = _is_beyond_clip(
-                error, error_old, advantage, settings.clip_range
-            ).to(error)
-        loss = dgpo_loss(*row, beta=settings.beta, error_old=error_old, clip_range=settings.clip_range)
-        margin = dgpo_margin(*row, beta=settings.beta).detach()
-        return loss, {
-            "train/margin": margin,
-            "train/implicit_accuracy": share_above_zero(margin),
-            **values,
-        }
+        if clip_range is not None:
+            error_old = images.error_under(policy, "old")
+            is_beyond = _is_beyond_clip(error, error_old, advantage, clip_range)
+            values["train/clip_fraction"] = is_beyond.to(error)
+        return dgpo_loss(*row, beta=beta, error_old=error_old, clip_range=clip_range), values

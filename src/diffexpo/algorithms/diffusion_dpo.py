@@ -8,26 +8,21 @@ authors' code.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from diffexpo.algorithms.forward import Metrics, NoiseKey, noisy_images
-from diffexpo.algorithms.pairs import (
-    PairErrors,
-    PairMethod,
-    error_metrics,
-    measure_errors,
-    reference_errors,
-)
+from diffexpo.algorithms.checks import check_above_zero
+from diffexpo.algorithms.forward import NoiseKey, RowLosses
+from diffexpo.algorithms.pairs import NoisyPairs, PairErrors, PairMethod, error_metrics, measure_errors
 from diffexpo.algorithms.safeguards import auto_beta, safeguard_scale, safeguarded_loser
 from diffexpo.config.methods.diffusion_dpo import DiffusionDpoConfig
 from diffexpo.diffusion.kernels import at_least_float32
-from diffexpo.diffusion.objectives import NoiseDraw
-from diffexpo.types import Conditioning, PairBatch, Policy
+from diffexpo.diffusion.objectives import noisy_pairs, pair_errors, under
+from diffexpo.types import PairBatch, Policy
 
 Kind = Literal["sigmoid", "hinge", "ipo", "cdpo", "robust"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
@@ -85,8 +80,7 @@ def diffusion_dpo_loss(
         multiplied by (beta/2)^2 so that its gradient is of usable size, conservative DPO (Mitchell 2023),
         robust DPO (2403.00409) eq. 12.
     """
-    if not beta > 0:
-        raise ValueError(f"diffusion_dpo_loss: beta is {beta}; expected a number above 0")
+    check_above_zero("diffusion_dpo_loss", beta=beta)
     if kind not in KINDS:
         raise ValueError(
             f"diffusion_dpo_loss: kind is {kind!r}; expected sigmoid, hinge, ipo, cdpo or robust (simpo has "
@@ -130,16 +124,8 @@ def simpo_loss(winner: Tensor, loser: Tensor, *, beta: float, gamma: Tensor | fl
         ValueError: beta is not above 0.
     Source: SimPO (arXiv 2405.14734) eq. 6, with the log-likelihood replaced by -error as in Diffusion-DPO.
     """
-    if not beta > 0:
-        raise ValueError(f"simpo_loss: beta is {beta}; expected a number above 0")
+    check_above_zero("simpo_loss", beta=beta)
     return -logsigmoid(0.5 * beta * (at_least_float32(loser) - at_least_float32(winner)) - gamma)
-
-
-@dataclass(frozen=True)
-class SafeguardedErrors(PairErrors):
-    """Errors of pairs with the scale (B,) of each loser's gradient."""
-
-    loser_scale: Tensor
 
 
 class DiffusionDpo(PairMethod):
@@ -147,16 +133,14 @@ class DiffusionDpo(PairMethod):
 
     settings: DiffusionDpoConfig
 
-    def losses_of_errors(self, errors: PairErrors, batch: PairBatch) -> tuple[Tensor, Metrics]:
+    def losses_of_errors(self, errors: PairErrors, batch: PairBatch) -> RowLosses:
         """Loss (B,) of each pair with the anchor on winners, and the metrics of the errors."""
-        settings = self.settings
-        scale = errors.loser_scale if isinstance(errors, SafeguardedErrors) else None
+        settings, scale = self.settings, errors.loser_scale
         loser = errors.loser if scale is None else safeguarded_loser(errors.loser, scale)
         offset = self._offset(batch, errors.winner)
         if settings.kind == "simpo":
             beta = settings.beta
-            gamma = settings.simpo_gamma + offset
-            per_pair = simpo_loss(errors.winner, loser, beta=beta, gamma=gamma)
+            per_pair = simpo_loss(errors.winner, loser, beta=beta, gamma=settings.simpo_gamma + offset)
             margin = 0.5 * beta * (errors.loser - errors.winner)
         else:
             beta = self._beta(batch, errors)
@@ -166,31 +150,29 @@ class DiffusionDpo(PairMethod):
             per_pair = per_pair + settings.sft_weight * errors.winner
         metrics = error_metrics(errors, margin, beta)
         if scale is not None:
-            metrics["train/loser_gradient_scale"] = (scale.sum(), len(scale))
+            metrics["train/loser_gradient_scale"] = scale
         if settings.auto_beta:
-            metrics["train/beta"] = (margin.new_tensor(beta), 1)
+            metrics["train/beta"] = margin.new_tensor([beta])
         return per_pair, metrics
 
-    def measure_pairs(
-        self, policy: Policy, batch: PairBatch, draw: NoiseDraw, conditioning: Conditioning
-    ) -> PairErrors:
+    def measure_pairs(self, policy: Policy, pairs: NoisyPairs) -> PairErrors:
         """The four errors; with the safeguard, those of the very predictions that give its scale."""
         if not self.settings.safeguard:
-            return super().measure_pairs(policy, batch, draw, conditioning)
-        winner, loser = _pair_differences(policy, batch.winner, batch.loser, draw, conditioning)
+            return super().measure_pairs(policy, pairs)
+        given = (policy, pairs.winner, pairs.loser, pairs.draw.eps, pairs.draw.t, pairs.conditioning)
+        images = noisy_pairs(*given)
+        winner, loser = (images.predict_under(policy, "current") - images.target).chunk(2)
         scale = safeguard_scale(winner, loser, mu=self.settings.safeguard_mu)
-        references: tuple[Tensor | None, Tensor | None] = (None, None)
-        if self.settings.needs_reference:
-            references = reference_errors(policy, batch.winner, batch.loser, draw, conditioning)
         e_w, e_l = (difference.square().flatten(1).mean(dim=1) for difference in (winner, loser))
-        return SafeguardedErrors(e_w, e_l, *references, loser_scale=scale)
+        if not self.settings.needs_reference:
+            return PairErrors(e_w, e_l, loser_scale=scale)
+        with under(policy, "reference"):
+            return PairErrors(e_w, e_l, *pair_errors(*given), loser_scale=scale)
 
     def measure(self, policy: Policy, batch: PairBatch, noise_key: NoiseKey) -> Tensor:
         """(sum of |h| at beta 1, number of pairs), for the automatic beta."""
         with torch.no_grad():
-            errors = measure_errors(
-                policy, batch.winner, batch.loser, *self.situation(policy, batch, noise_key)
-            )
+            errors = measure_errors(policy, *self.noised(policy, batch, noise_key))
             margin = pair_margin(*errors.four, beta=1.0).to(torch.float64)
         return torch.stack([margin.abs().sum(), margin.new_tensor(len(margin))])
 
@@ -214,28 +196,8 @@ class DiffusionDpo(PairMethod):
 
     def _offset(self, batch: PairBatch, like: Tensor) -> Tensor | float:
         """Gamma_w - Gamma_l times the scale; a batch without uncertainties (offline pairs) has none."""
-        settings = self.settings
-        if (
-            settings.uncertainty == "off"
-            or batch.uncertainty_winner is None
-            or batch.uncertainty_loser is None
-        ):
+        settings, winner, loser = self.settings, batch.uncertainty_winner, batch.uncertainty_loser
+        if settings.uncertainty == "off" or winner is None or loser is None:
             return 0.0
         sign = 1.0 if settings.uncertainty == "optimism" else -1.0
-        gap = batch.uncertainty_winner.to(like) - batch.uncertainty_loser.to(like)
-        return sign * settings.uncertainty_scale * gap
-
-
-def _pair_differences(
-    policy: Policy, winner: Tensor, loser: Tensor, draw: NoiseDraw, conditioning: Conditioning
-) -> tuple[Tensor, Tensor]:
-    """Prediction less target (B,C,h,w) of winners and losers under "current", in one forward as in
-    `pair_errors`."""
-    images = noisy_images(
-        policy,
-        torch.cat([winner, loser]),
-        NoiseDraw(torch.cat([draw.eps, draw.eps]), torch.cat([draw.t, draw.t])),
-        Conditioning.concatenate([conditioning, conditioning]),
-    )
-    difference = images.predict(policy, "current") - at_least_float32(images.target)
-    return difference[: len(winner)], difference[len(winner) :]
+        return sign * settings.uncertainty_scale * (winner.to(like) - loser.to(like))

@@ -8,7 +8,6 @@ with + for desirable images, z a baseline and U the utility that a person is tak
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import replace
 from typing import Literal, get_args
 
@@ -16,16 +15,17 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from diffexpo.algorithms.forward import NoiseKey, NoisyImages, share_above_zero
+from diffexpo.algorithms.checks import check_above_zero, check_known
+from diffexpo.algorithms.forward import NoiseKey, RowLosses, share_above_zero
 from diffexpo.algorithms.scored import ScoredMethod
 from diffexpo.config.methods.diffusion_kto import DiffusionKtoConfig
 from diffexpo.diffusion.kernels import at_least_float32
+from diffexpo.diffusion.objectives import NoisyImages
 from diffexpo.types import Policy, ScoredBatch
 
 Utility = Literal["sigmoid", "loss_averse", "risk_seeking_1", "risk_seeking_2", "risk_seeking_3"]
 BaselineKind = Literal["mean", "class_mean"]
 UTILITIES: tuple[Utility, ...] = get_args(Utility)
-BASELINE_KINDS: tuple[BaselineKind, ...] = get_args(BaselineKind)
 # exp(20) is 5e8; one sample beyond that would drown the batch and soon overflow float32.
 LARGEST_EXPONENT = 20.0
 
@@ -64,7 +64,14 @@ def diffusion_kto_loss(
         ValueError: beta, utility, a weight or the type of desirable is out of range.
     Source: Diffusion-KTO (arXiv 2404.04465), utilities and signs as in the authors' code.
     """
-    _check(desirable, beta, utility, desirable_weight, undesirable_weight)
+    _check_labels("diffusion_kto_loss", desirable)
+    check_above_zero("diffusion_kto_loss", beta=beta)
+    check_known("diffusion_kto_loss", UTILITIES, utility=utility)
+    if not (desirable_weight >= 0 and undesirable_weight >= 0):
+        raise ValueError(
+            f"diffusion_kto_loss: desirable_weight is {desirable_weight} and undesirable_weight "
+            f"{undesirable_weight}; expected 0 or more"
+        )
     gain = at_least_float32(error_ref).detach() - at_least_float32(error)
     u = beta * (gain - (baseline.detach() if isinstance(baseline, Tensor) else baseline))
     y = torch.where(desirable, u.new_tensor(1.0), u.new_tensor(-1.0))
@@ -93,8 +100,7 @@ def kto_baseline(
         class_mean. There a class without samples counts as 0; here the other class alone is the mean.
     """
     _check_labels("kto_baseline", desirable)
-    if kind not in BASELINE_KINDS:
-        raise ValueError(f"kto_baseline: kind is {kind!r}; expected mean or class_mean")
+    check_known("kto_baseline", get_args(BaselineKind), kind=kind)
     if error.numel() == 0:
         raise ValueError("kto_baseline: there are 0 errors; expected one or more")
     gain = (at_least_float32(error_ref) - at_least_float32(error)).detach()
@@ -116,21 +122,6 @@ def _utility(u: Tensor, y: Tensor, utility: Utility) -> Tensor:
     return -logsigmoid(-y * u)
 
 
-def _check(desirable: Tensor, beta: float, utility: Utility, weight: float, other_weight: float) -> None:
-    _check_labels("diffusion_kto_loss", desirable)
-    if not beta > 0:
-        raise ValueError(f"diffusion_kto_loss: beta is {beta}; expected a number above 0")
-    if utility not in UTILITIES:
-        raise ValueError(
-            f"diffusion_kto_loss: utility is {utility!r}; expected one of {', '.join(UTILITIES)}"
-        )
-    if not (weight >= 0 and other_weight >= 0):
-        raise ValueError(
-            f"diffusion_kto_loss: desirable_weight is {weight} and undesirable_weight {other_weight}; "
-            "expected 0 or more"
-        )
-
-
 def _check_labels(function: str, desirable: Tensor) -> None:
     # The complement of an integer label 1 is -2, which is true as well.
     if desirable.dtype != torch.bool:
@@ -143,12 +134,10 @@ class DiffusionKto(ScoredMethod):
 
     settings: DiffusionKtoConfig
 
-    def row_losses(
-        self, policy: Policy, batch: ScoredBatch, images: NoisyImages
-    ) -> tuple[Tensor, Mapping[str, Tensor]]:
+    def row_losses(self, policy: Policy, batch: ScoredBatch, images: NoisyImages) -> RowLosses:
         """Diffusion-KTO loss of each image."""
         settings, desirable = self.settings, batch.desirable
-        error, error_ref = _both_errors(policy, images)
+        error, error_ref = (images.error_under(policy, version) for version in ("current", "reference"))
         baseline: Tensor | float | None = batch.measured
         if baseline is None:
             baseline = kto_baseline(error, error_ref, desirable, kind=settings.baseline)
@@ -173,8 +162,9 @@ class DiffusionKto(ScoredMethod):
 
     def measure(self, policy: Policy, batch: ScoredBatch, noise_key: NoiseKey) -> Tensor:
         """Sum of g and number of images, of desirable ones and of the others."""
+        images = self.noised(policy, batch, noise_key)
         with torch.no_grad():
-            error, error_ref = _both_errors(policy, self.noised(policy, batch, noise_key))
+            error, error_ref = (images.error_under(policy, version) for version in ("current", "reference"))
         gain, desirable = (error_ref - error).to(torch.float64), batch.desirable.to(torch.float64)
         other = 1 - desirable
         return torch.stack([(gain * desirable).sum(), desirable.sum(), (gain * other).sum(), other.sum()])
@@ -187,8 +177,3 @@ class DiffusionKto(ScoredMethod):
         else:
             baseline = (total[count > 0] / count[count > 0]).mean()
         return replace(batch, measured=float(baseline))
-
-
-def _both_errors(policy: Policy, images: NoisyImages) -> tuple[Tensor, Tensor]:
-    current, reference = (images.predict(policy, version) for version in ("current", "reference"))
-    return images.error(current), images.error(reference)

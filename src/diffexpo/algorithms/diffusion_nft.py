@@ -1,24 +1,20 @@
-"""DiffusionNFT: online fine-tuning on the forward process, with an implicit negative policy.
-
-v+ = v_old + beta (v - v_old),   v- = v_old - beta (v - v_old),   x0+- = x_t - t v+-
-loss = [r D(x0+, x0) + (1 - r) D(x0-, x0)] / beta,   D = mean (x0+- - x0)^2 / mean |x0+- - x0|
-
-with r in [0, 1] the optimality of the sample x0. Flow models. Source: arXiv 2509.16117; conventions of the
-authors' code.
+"""DiffusionNFT: online fine-tuning on the forward process, with an implicit negative policy. Source: arXiv
+2509.16117; conventions of the authors' code.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
-from diffexpo.algorithms.forward import NoisyImages, squared_distance
+from diffexpo.algorithms.checks import check_above_zero, check_known
+from diffexpo.algorithms.forward import RowLosses, squared_distance
 from diffexpo.algorithms.scored import ScoredMethod
 from diffexpo.config.methods.diffusion_nft import DiffusionNftConfig
 from diffexpo.diffusion.kernels import Coefficient, at_least_float32, x0_from_velocity
+from diffexpo.diffusion.objectives import NoisyImages
 from diffexpo.types import Policy, ScoredBatch
 
 Mode = Literal["all", "positive_only", "negative_only", "one_only", "binary"]
@@ -57,8 +53,7 @@ def nft_loss(
     Source: DiffusionNFT (arXiv 2509.16117), authors' code. There the norm is float64; here it has the
         precision of the inputs, float32 or better.
     """
-    if not beta > 0:
-        raise ValueError(f"nft_loss: beta is {beta}; expected a number above 0")
+    check_above_zero("nft_loss", beta=beta)
     velocity, velocity_old = at_least_float32(velocity), at_least_float32(velocity_old).detach()
     step = beta * (velocity - velocity_old)
     positive = _normalised_error(x0_from_velocity(velocity_old + step, x_t, t), x0)
@@ -85,10 +80,8 @@ def nft_optimality(advantages: Tensor, *, clip: float = 5.0, mode: Mode = "all")
         ValueError: clip or mode out of range.
     Source: DiffusionNFT (arXiv 2509.16117), authors' code (`adv_clip_max`, `adv_mode`).
     """
-    if not clip > 0:
-        raise ValueError(f"nft_optimality: clip is {clip}; expected a number above 0")
-    if mode not in MODES:
-        raise ValueError(f"nft_optimality: mode is {mode!r}; expected one of {', '.join(MODES)}")
+    check_above_zero("nft_optimality", clip=clip)
+    check_known("nft_optimality", MODES, mode=mode)
     clipped = at_least_float32(advantages).detach().clamp(-clip, clip)
     if mode == "positive_only":
         clipped = clipped.clamp(min=0)
@@ -139,30 +132,22 @@ class DiffusionNft(ScoredMethod):
 
     settings: DiffusionNftConfig
 
-    def row_losses(
-        self, policy: Policy, batch: ScoredBatch, images: NoisyImages
-    ) -> tuple[Tensor, Mapping[str, Tensor]]:
+    def row_losses(self, policy: Policy, batch: ScoredBatch, images: NoisyImages) -> RowLosses:
         """clip * nft_loss + kl_weight * mean (v - v_ref)^2 of each image."""
         settings = self.settings
-        current, old = images.predict(policy, "current"), images.predict(policy, "old")
+        current, old = (images.predict_under(policy, version) for version in ("current", "old"))
         r = nft_optimality(batch.advantages, clip=settings.advantage_clip, mode=settings.advantage_mode)
         velocity, t = _as_velocity(policy, images, current)
-        loss = settings.advantage_clip * nft_loss(
-            velocity,
-            _as_velocity(policy, images, old)[0],
-            images.x0,
-            images.x_t,
-            t,
-            r,
-            beta=settings.beta,
-        )
+        velocity_old, _ = _as_velocity(policy, images, old)
+        loss = nft_loss(velocity, velocity_old, images.x0, images.x_t, t, r, beta=settings.beta)
+        loss = settings.advantage_clip * loss
         values = {
             "train/old_distance": squared_distance(current, old),
             "train/optimality": r,
             "train/optimality_saturated": ((r == 0) | (r == 1)).to(r),
         }
         if settings.needs_reference:
-            distance = squared_distance(current, images.predict(policy, "reference"))
+            distance = squared_distance(current, images.predict_under(policy, "reference"))
             values["train/reference_distance"] = distance
             loss = loss + settings.kl_weight * distance
         return loss, values

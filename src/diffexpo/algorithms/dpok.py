@@ -14,16 +14,19 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor, nn
 
+from diffexpo.algorithms.checks import check_above_zero, check_known
 from diffexpo.algorithms.ddpo import probability_ratio
-from diffexpo.algorithms.transitions import TransitionMethod, mean_output, ratio_values, replay_batch
+from diffexpo.algorithms.forward import RowLosses
+from diffexpo.algorithms.transitions import TransitionMethod, ratio_values, replay_batch
 from diffexpo.config.methods.dpok import DpokConfig
 from diffexpo.diffusion.kernels import Coefficient, at_least_float32, gaussian_kl, prediction_error
 from diffexpo.diffusion.sampling import Replayed
 from diffexpo.diffusion.transitions import sampler_transitions, transition_rows
-from diffexpo.types import Conditioning, LossOutput, Policy, TrajectoryBatch
+from diffexpo.types import Conditioning, Policy, TrajectoryBatch
 
 KlKind = Literal["eps_mse", "gaussian"]
-KL_KINDS: tuple[KlKind, ...] = get_args(KlKind)
+# Units in each hidden layer of the baseline.
+VALUE_WIDTH = 256
 
 
 def dpok_policy_loss(
@@ -44,8 +47,7 @@ def dpok_policy_loss(
     Source: DPOK (arXiv 2305.16381), importance-sampled policy gradient with the clipping of the authors'
         code; their factor 100 on this term is a weight of the caller.
     """
-    if not clip_range > 0:
-        raise ValueError(f"dpok_policy_loss: clip_range is {clip_range}; expected a number above 0")
+    check_above_zero("dpok_policy_loss", clip_range=clip_range)
     ratio = probability_ratio(log_prob, old_log_prob)
     return -advantage.detach().to(ratio) * ratio.clamp(1 - clip_range, 1 + clip_range)
 
@@ -87,71 +89,13 @@ def dpok_kl(
     Source: DPOK (arXiv 2305.16381): the paper's KL is gaussian; the authors' code drops its weights, which is
         eps_mse.
     """
-    if kind not in KL_KINDS:
-        raise ValueError(f"dpok_kl: kind is {kind!r}; expected 'eps_mse' or 'gaussian'")
+    check_known("dpok_kl", get_args(KlKind), kind=kind)
     if (std is None) == (kind == "gaussian"):
         advice = "pass the transition's std" if std is None else "leave std out, or take kind='gaussian'"
         raise ValueError(f"dpok_kl: kind is {kind!r} and std is {std}; {advice}")
     if std is None:
         return prediction_error(policy, reference.detach())
     return gaussian_kl(policy, reference.detach(), std)
-
-
-class Dpok(TransitionMethod):
-    """DPOK on a `TrajectoryBatch` whose advantages are rewards minus baseline; guidance acts as in the
-    rollout."""
-
-    settings: DpokConfig
-
-    def loss(self, policy: Policy, batch: TrajectoryBatch, noise_key: tuple[str | int, ...]) -> LossOutput:
-        """Mean over the batch's transitions of weighted policy loss and weighted KL; nothing random is
-        drawn."""
-        settings = self.settings
-        with policy.weights.use("current"):
-            current = replay_batch(policy, batch)
-        per_row = settings.reward_weight * dpok_policy_loss(
-            current.log_prob, batch.old_log_prob, batch.advantages, clip_range=settings.clip_range
-        )
-        ratio = probability_ratio(current.log_prob, batch.old_log_prob)
-        values = ratio_values(ratio, clip_range=settings.clip_range)
-        if self.settings.needs_reference:
-            with torch.no_grad(), policy.weights.use("reference"):
-                reference = replay_batch(policy, batch)
-            kl = self._kl(policy, batch, current, reference)
-            per_row = per_row + settings.kl_weight * kl
-            values["train/reference_kl"] = kl
-        return mean_output(per_row, batch.weight, values)
-
-    def value_inputs(self, x_t: Tensor, t: Tensor, conditioning: Conditioning) -> Tensor:
-        """What the baseline sees of a transition, (B, n): its latents, its time, the mean of the prompt's
-        embeddings."""
-        clock = torch.stack([t, torch.sin(math.pi * t), torch.cos(math.pi * t)], dim=-1)
-        text = [
-            tensor.reshape(len(tensor), -1, tensor.shape[-1]).mean(dim=1)
-            for tensor in conditioning.tensors.values()
-            if tensor.is_floating_point()
-        ]
-        return torch.cat([part.float() for part in (x_t.flatten(1), clock, *text)], dim=1)
-
-    def value_network(
-        self, num_inputs: int, generator: torch.Generator, centre: float, scale: float
-    ) -> nn.Module:
-        """A fresh baseline; centre and scale are mean and std of the first rewards."""
-        return ValueNetwork(num_inputs, generator, centre, scale)
-
-    def value_loss(self, value: Tensor, reward: Tensor) -> Tensor:
-        """`dpok_value_loss`."""
-        return dpok_value_loss(value, reward)
-
-    def _kl(self, policy: Policy, batch: TrajectoryBatch, current: Replayed, reference: Replayed) -> Tensor:
-        if self.settings.kl == "gaussian":
-            return dpok_kl(current.mean, reference.mean, kind="gaussian", std=current.std)
-        step = transition_rows(sampler_transitions(policy.path, batch.sampler), batch.index)
-        eps, eps_ref = (
-            policy.path.x0_eps_at(replayed.prediction, batch.x_t, step.alpha_t, step.sigma_t)[1]
-            for replayed in (current, reference)
-        )
-        return dpok_kl(eps, eps_ref)
 
 
 class ValueNetwork(nn.Module):
@@ -161,14 +105,13 @@ class ValueNetwork(nn.Module):
     far from 0 it then takes thousands of updates until the baseline is of use.
     """
 
-    def __init__(
-        self, num_inputs: int, generator: torch.Generator, centre: float, scale: float, width: int = 256
-    ) -> None:
+    def __init__(self, num_inputs: int, generator: torch.Generator, centre: float, scale: float) -> None:
+        """`centre` and `scale` are mean and std of the first rewards."""
         super().__init__()
         # The precision of `value_inputs`, whatever torch's default is.
         self.first, self.second, self.last = (
             nn.Linear(*sizes, dtype=torch.float32, device="meta").to_empty(device="cpu")
-            for sizes in ((num_inputs, width), (width, width), (width, 1))
+            for sizes in ((num_inputs, VALUE_WIDTH), (VALUE_WIDTH, VALUE_WIDTH), (VALUE_WIDTH, 1))
         )
         for layer in (self.first, self.second, self.last):
             deviation = 0.0 if layer is self.last else layer.in_features**-0.5
@@ -182,3 +125,48 @@ class ValueNetwork(nn.Module):
         hidden = nn.functional.silu(self.first(inputs))
         hidden = nn.functional.silu(self.second(hidden))
         return self.centre + self.scale * self.last(hidden)[:, 0]
+
+
+class Dpok(TransitionMethod):
+    """DPOK on a `TrajectoryBatch` whose advantages are rewards minus baseline; guidance acts as in the
+    rollout."""
+
+    settings: DpokConfig
+    value_network = ValueNetwork
+    value_loss = staticmethod(dpok_value_loss)
+
+    def row_losses(self, policy: Policy, batch: TrajectoryBatch) -> RowLosses:
+        """Weighted policy loss plus weighted KL of each transition."""
+        settings = self.settings
+        current = replay_batch(policy, batch, "current")
+        per_row = settings.reward_weight * dpok_policy_loss(
+            current.log_prob, batch.old_log_prob, batch.advantages, clip_range=settings.clip_range
+        )
+        ratio = probability_ratio(current.log_prob, batch.old_log_prob)
+        values = ratio_values(ratio, clip_range=settings.clip_range)
+        if settings.needs_reference:
+            kl = self._kl(policy, batch, current, replay_batch(policy, batch, "reference"))
+            per_row = per_row + settings.kl_weight * kl
+            values["train/reference_kl"] = kl
+        return per_row, values
+
+    def value_inputs(self, x_t: Tensor, t: Tensor, conditioning: Conditioning) -> Tensor:
+        """What the baseline sees of a transition, (B, n): its latents, its time, the mean of the prompt's
+        embeddings."""
+        clock = torch.stack([t, torch.sin(math.pi * t), torch.cos(math.pi * t)], dim=-1)
+        text = [
+            tensor.reshape(len(tensor), -1, tensor.shape[-1]).mean(dim=1)
+            for tensor in conditioning.tensors.values()
+            if tensor.is_floating_point()
+        ]
+        return torch.cat([part.float() for part in (x_t.flatten(1), clock, *text)], dim=1)
+
+    def _kl(self, policy: Policy, batch: TrajectoryBatch, current: Replayed, reference: Replayed) -> Tensor:
+        if self.settings.kl == "gaussian":
+            return dpok_kl(current.mean, reference.mean, kind="gaussian", std=current.std)
+        step = transition_rows(sampler_transitions(policy.path, batch.sampler), batch.index)
+        eps, eps_ref = (
+            policy.path.x0_eps_at(replayed.prediction, batch.x_t, step.alpha_t, step.sigma_t)[1]
+            for replayed in (current, reference)
+        )
+        return dpok_kl(eps, eps_ref)

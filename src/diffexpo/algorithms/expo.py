@@ -15,11 +15,11 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from diffexpo.algorithms.checks import check_above_zero
 from diffexpo.algorithms.diffusion_dpo import DiffusionDpo, diffusion_dpo_loss, pair_margin
-from diffexpo.algorithms.forward import Metrics, NoiseKey
-from diffexpo.algorithms.pairs import PairErrors, in_parts, measure_errors
+from diffexpo.algorithms.forward import Metrics, NoiseKey, as_metrics
+from diffexpo.algorithms.pairs import NoisyPairs, PairErrors, in_parts, measure_errors
 from diffexpo.config.methods.expo import ExpoConfig
-from diffexpo.diffusion.objectives import NoiseDraw
 from diffexpo.errors import DataError
 from diffexpo.types import Conditioning, LossOutput, PairBatch, Policy
 
@@ -43,8 +43,7 @@ def exploration_bonus(
         ValueError: beta is not above 0.
     Source: EXPO eq. 3 (E sigma(beta (s_ex - s_main))) with s = delta; the 1/2 is that of our margins.
     """
-    if not beta > 0:
-        raise ValueError(f"exploration_bonus: beta is {beta}; expected a number above 0")
+    check_above_zero("exploration_bonus", beta=beta)
     return torch.sigmoid(-pair_margin(explored, main, explored_ref, main_ref, beta=beta))
 
 
@@ -105,6 +104,7 @@ class Expo:
         self.settings = settings
         self.preference = DiffusionDpo(settings, empty)
         self.measure, self.with_measured = self.preference.measure, self.preference.with_measured
+        self.pair_losses = self.preference.pair_losses
 
     def loss(self, policy: Policy, batch: PairBatch, noise_key: NoiseKey) -> LossOutput:
         """Mean loss over pairs plus alpha times the mean bonus over contrast pairs (none: no bonus)."""
@@ -122,26 +122,20 @@ class Expo:
         yield from self.preference.loss_in_parts(policy, batch, noise_key)
         if not self._has_bonus(batch):
             return
-        explored, main, draw, conditioning = self._contrast(policy, batch, noise_key)
+        contrast = self._contrast(policy, batch, noise_key)
         with torch.no_grad():
-            errors = measure_errors(policy, explored, main, draw, conditioning)
+            errors = measure_errors(policy, *contrast)
 
-        def objective(errors: PairErrors) -> tuple[Tensor, Metrics]:
+        def objective(errors: PairErrors) -> LossOutput:
             bonus, metrics = self._bonus(errors)
-            return self.settings.alpha * bonus.mean(), metrics
+            return LossOutput(self.settings.alpha * bonus.mean(), metrics)
 
-        yield from in_parts(policy, (explored, main), draw, conditioning, errors, objective)
-
-    def pair_losses(self, policy: Policy, batch: PairBatch, noise_key: NoiseKey) -> tuple[Tensor, Metrics]:
-        """Weighted loss (B,) of each preference pair, without the bonus, and the metrics of the errors."""
-        return self.preference.pair_losses(policy, batch, noise_key)
+        yield from in_parts(policy, contrast, errors, objective)
 
     def _has_bonus(self, batch: PairBatch) -> bool:
         return self.settings.alpha > 0 and bool(batch.contrast_keys)
 
-    def _contrast(
-        self, policy: Policy, batch: PairBatch, noise_key: NoiseKey
-    ) -> tuple[Tensor, Tensor, NoiseDraw, Conditioning]:
+    def _contrast(self, policy: Policy, batch: PairBatch, noise_key: NoiseKey) -> NoisyPairs:
         """Explored and main latents with their noise and prompts."""
         if batch.explored is None or batch.main is None or batch.contrast_conditioning is None:
             raise DataError(
@@ -150,14 +144,11 @@ class Expo:
             )
         # Its own name: the same pair may stand in the batch as a preference, with other noise.
         key = (*noise_key, "contrast")
-        draw = self.preference.noise.draw(policy, batch.contrast_keys, key, batch.explored.shape[1:])
-        return batch.explored, batch.main, draw, batch.contrast_conditioning
+        draw = self.preference.draw_noise(policy, batch.contrast_keys, key, batch.explored)
+        return NoisyPairs(batch.explored, batch.main, draw, batch.contrast_conditioning)
 
     def _bonus(self, errors: PairErrors) -> tuple[Tensor, Metrics]:
         beta = self.settings.bonus_beta
         bonus = exploration_bonus(*errors.four, beta=beta)
-        margin = pair_margin(*errors.four, beta=beta).detach()
-        return bonus, {
-            "train/bonus": (bonus.detach().sum(), len(bonus)),
-            "train/bonus_margin": (margin.sum(), len(bonus)),
-        }
+        margin = pair_margin(*errors.four, beta=beta)
+        return bonus, as_metrics({"train/bonus": bonus, "train/bonus_margin": margin})

@@ -11,19 +11,15 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from diffexpo.algorithms.ddpo import (
-    LOG_RATIO_LIMIT,
-    clipped_surrogate,
-    ppo_clip_loss,
-    probability_ratio,
-)
-from diffexpo.algorithms.transitions import TransitionMethod, mean_output, replay_batch
+from diffexpo.algorithms.ddpo import LOG_RATIO_LIMIT, clipped_surrogate, probability_ratio
+from diffexpo.algorithms.forward import RowLosses
+from diffexpo.algorithms.transitions import TransitionMethod, replay_batch
 from diffexpo.config.methods.flow_grpo import FlowGrpoConfig
 from diffexpo.diffusion.kernels import Coefficient, at_least_float32, gaussian_kl
 from diffexpo.diffusion.sampling import Replayed
 from diffexpo.diffusion.transitions import Transition, sampler_transitions, transition_rows
 from diffexpo.errors import DataError
-from diffexpo.types import LossOutput, Policy, TrajectoryBatch
+from diffexpo.types import Policy, TrajectoryBatch
 
 
 def flow_grpo_kl(
@@ -161,11 +157,9 @@ class FlowGrpo(TransitionMethod):
         )
         return window[0], window[-1] + 1
 
-    def loss(self, policy: Policy, batch: TrajectoryBatch, noise_key: tuple[str | int, ...]) -> LossOutput:
-        """Mean over the batch's transitions of policy loss and weighted KL, and its metrics; nothing random
-        is drawn."""
-        with policy.weights.use("current"):
-            current = replay_batch(policy, batch, is_negative_fixed=True)
+    def row_losses(self, policy: Policy, batch: TrajectoryBatch) -> RowLosses:
+        """Policy loss plus weighted KL of each transition."""
+        current = replay_batch(policy, batch, "current", is_negative_fixed=True)
         step = transition_rows(sampler_transitions(policy.path, batch.sampler), batch.index)
         ratio, per_row = self._policy_loss(batch, current, step)
         values = {
@@ -174,12 +168,10 @@ class FlowGrpo(TransitionMethod):
             "train/clip_fraction_low": (ratio < 1 - self.settings.clip_range).to(ratio),
         }
         if self.settings.needs_reference:
-            with torch.no_grad(), policy.weights.use("reference"):
-                reference = replay_batch(policy, batch)
-            kl = self._kl(current, reference, step)
+            kl = self._kl(current, replay_batch(policy, batch, "reference"), step)
             per_row = per_row + self.settings.kl_weight * kl
             values["train/reference_kl"] = kl
-        return mean_output(per_row, batch.weight, values)
+        return per_row, values
 
     def _policy_loss(
         self, batch: TrajectoryBatch, current: Replayed, step: Transition
@@ -188,10 +180,7 @@ class FlowGrpo(TransitionMethod):
         clip_range = self.settings.clip_range
         if self.settings.ratio == "plain":
             ratio = probability_ratio(current.log_prob, batch.old_log_prob)
-            loss = ppo_clip_loss(
-                current.log_prob, batch.old_log_prob, batch.advantages, clip_range=clip_range
-            )
-            return ratio, loss
+            return ratio, clipped_surrogate(ratio, batch.advantages, clip_range=clip_range)
         if batch.old_mean is None:
             raise DataError(
                 "flow_grpo with ratio guard: the batch has no old_mean; expected the rollout's means"

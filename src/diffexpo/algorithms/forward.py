@@ -1,28 +1,29 @@
-"""What all methods of the forward process share: clean images are noised to one random time, and the
-prediction there is looked at.
+"""What methods share, above all those of the forward process: clean images are noised to one random time, and
+the prediction there is looked at.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from diffexpo.config.methods.bases import ForwardConfig
-from diffexpo.diffusion.kernels import add_noise, at_least_float32, prediction_error
 from diffexpo.diffusion.objectives import NoiseDraw, empty_prompt_mask
 from diffexpo.errors import ConfigError
-from diffexpo.types import Conditioning, Policy
+from diffexpo.types import Conditioning, LossOutput, Policy
 
 Metrics = dict[str, tuple[Tensor, int]]
 NoiseKey = tuple[str | int, ...]
+RowLosses = tuple[Tensor, dict[str, Tensor]]
+"""Loss (B,) of each row before its weight, and metrics row by row."""
 
 
-class KeyedNoise:
-    """Noise, times and empty prompts of rows, drawn by the rows' names, so that no split of a batch changes
-    them."""
+class ForwardMethod:
+    """A method of the forward process: its settings, and the noise, times and prompts of its rows."""
+
+    settings: ForwardConfig
 
     def __init__(self, settings: ForwardConfig, empty: Conditioning | None = None) -> None:
         """`empty`: one-row conditioning of the empty prompt, needed if `empty_prompt_fraction` is above 0."""
@@ -34,11 +35,11 @@ class KeyedNoise:
         self.settings = settings
         self.empty = empty
 
-    def draw(
-        self, policy: Policy, names: Sequence[str], noise_key: NoiseKey, shape: Sequence[int]
+    def draw_noise(
+        self, policy: Policy, names: Sequence[str], noise_key: NoiseKey, latents: Tensor
     ) -> NoiseDraw:
-        """Noise and time of rows; rows of one name share them."""
-        return NoiseDraw.keyed(names, noise_key, policy.path, shape, self.settings.timestep_range)
+        """Noise and times of rows by their names, so that no split of a batch changes them."""
+        return NoiseDraw.keyed(names, noise_key, policy.path, latents.shape[1:], self.settings.timestep_range)
 
     def with_empty_prompts(
         self, conditioning: Conditioning, names: Sequence[str], noise_key: NoiseKey
@@ -47,8 +48,7 @@ class KeyedNoise:
         fraction = self.settings.empty_prompt_fraction
         if fraction == 0 or self.empty is None:
             return conditioning
-        mask = empty_prompt_mask(names, noise_key, fraction)
-        return with_rows_replaced(conditioning, self.empty, mask) if bool(mask.any()) else conditioning
+        return with_rows_replaced(conditioning, self.empty, empty_prompt_mask(names, noise_key, fraction))
 
 
 def with_rows_replaced(conditioning: Conditioning, empty: Conditioning, mask: Tensor) -> Conditioning:
@@ -60,43 +60,20 @@ def with_rows_replaced(conditioning: Conditioning, empty: Conditioning, mask: Te
     return Conditioning(tensors)
 
 
-@dataclass(frozen=True)
-class NoisyImages:
-    """Images at a noise and time each: what the network is given, what it should say, and its answer under
-    any version."""
-
-    x0: Tensor
-    x_t: Tensor
-    t: Tensor
-    target: Tensor
-    conditioning: Conditioning
-
-    def predict(self, policy: Policy, version: str) -> Tensor:
-        """Prediction (B,C,h,w) of a version of the weights; with gradient under "current" alone."""
-        with (
-            policy.weights.use(version),
-            torch.set_grad_enabled(torch.is_grad_enabled() and version == "current"),
-        ):
-            return at_least_float32(policy.predict(self.x_t, self.t.to(self.x_t.device), self.conditioning))
-
-    def error(self, prediction: Tensor) -> Tensor:
-        """Mean squared error (B,) of a prediction."""
-        return prediction_error(prediction, self.target)
-
-
-def noisy_images(policy: Policy, x0: Tensor, draw: NoiseDraw, conditioning: Conditioning) -> NoisyImages:
-    """x_t = alpha_t x0 + sigma_t eps and the policy's own target there, as in `prediction_errors`."""
-    x0 = at_least_float32(x0)
-    eps = draw.eps.to(x0.device, x0.dtype)
-    # Scales in float64 from the table, so that they are the same whatever device the latents are on.
-    precise_t = draw.t.detach().cpu().to(torch.float64)
-    x_t = add_noise(x0, eps, *policy.path.alpha_sigma(precise_t))
-    return NoisyImages(x0, x_t, draw.t, policy.path.target(x0, eps, precise_t), conditioning)
-
-
 def squared_distance(first: Tensor, second: Tensor) -> Tensor:
     """Mean squared difference (B,) of two predictions; no gradient reaches the second."""
     return (first - second.detach()).square().flatten(1).mean(dim=1)
+
+
+def weighted(per_row: Tensor, weight: Tensor | None) -> Tensor:
+    """Losses (B,) times the weights (B,) of their rows; None is 1."""
+    return per_row if weight is None else per_row * weight.to(per_row)
+
+
+def mean_output(per_row: Tensor, metrics: Metrics) -> LossOutput:
+    """Mean of losses (B,), which joins the metrics."""
+    loss = per_row.mean()
+    return LossOutput(loss, metrics | {"train/loss": (loss.detach() * len(per_row), len(per_row))})
 
 
 def as_metrics(values: Mapping[str, Tensor]) -> Metrics:

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from diffexpo.algorithms.diffusion_dpo import DiffusionDpo
-from diffexpo.algorithms.forward import NoiseKey, as_metrics, with_rows_replaced
+from diffexpo.algorithms.forward import NoiseKey, as_metrics, weighted, with_rows_replaced
 from diffexpo.config.methods.card import MethodConfig
 from diffexpo.config.schema import ImproverConfig
 from diffexpo.diffusion.guidance import with_image
@@ -116,7 +116,7 @@ class Improvement:
         conditioning = with_image(texts, rows.image)
         with policy.weights.use("current"):
             error = prediction_errors(policy, rows.x0, draw.eps, draw.t, conditioning)
-        per_row = error if batch.weight is None else error * batch.weight.to(error)
+        per_row = weighted(error, batch.weight)
         of_task = {
             f"train/error_{name}": error[task.to(error.device) == index] for index, name in enumerate(TASKS)
         }

@@ -1,8 +1,5 @@
-"""MaPO: fit the winner and widen its margin over the loser, without a reference model.
-
-phi(e) = s e / (exp(s e) - 1),   loss = e_w - beta log sigmoid(T [phi(e_w) - phi(e_l)])
-
-Source: arXiv 2406.06424; conventions of the authors' code.
+"""MaPO: fit the winner and widen its margin over the loser, without a reference model. Source: arXiv
+2406.06424; conventions of the authors' code.
 """
 
 from __future__ import annotations
@@ -11,7 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from diffexpo.algorithms.forward import Metrics
+from diffexpo.algorithms.checks import check_above_zero
+from diffexpo.algorithms.forward import RowLosses
 from diffexpo.algorithms.pairs import PairErrors, PairMethod, error_metrics
 from diffexpo.config.methods.mapo import MapoConfig
 from diffexpo.diffusion.kernels import at_least_float32
@@ -85,8 +83,7 @@ def mapo_score(error: Tensor, *, shift: float = 0.5) -> Tensor:
 
 
 def _score_minus_1(error: Tensor, shift: float) -> Tensor:
-    if not shift > 0:
-        raise ValueError(f"mapo: shift is {shift}; expected a number above 0")
+    check_above_zero("mapo", shift=shift)
     x = shift * at_least_float32(error)
     is_small = x.abs() < SERIES_BELOW
     # Each branch sees only numbers it is good for: a gradient of 0 times infinity would be NaN.
@@ -104,11 +101,10 @@ class Mapo(PairMethod):
 
     settings: MapoConfig
 
-    def losses_of_errors(self, errors: PairErrors, batch: PairBatch) -> tuple[Tensor, Metrics]:
+    def losses_of_errors(self, errors: PairErrors, batch: PairBatch) -> RowLosses:
         """MaPO loss of each pair and the metrics of the errors."""
-        settings = self.settings
-        shift, steps = settings.shift, settings.num_train_timesteps
+        beta, shift, steps = self.settings.beta, self.settings.shift, self.settings.num_train_timesteps
         both = (errors.winner, errors.loser)
-        loss = mapo_loss(*both, beta=settings.beta, shift=shift, num_train_timesteps=steps)
+        loss = mapo_loss(*both, beta=beta, shift=shift, num_train_timesteps=steps)
         margin = mapo_margin(*both, shift=shift, num_train_timesteps=steps)
-        return loss, error_metrics(errors, margin, settings.beta)
+        return loss, error_metrics(errors, margin, beta)

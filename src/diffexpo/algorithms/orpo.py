@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from diffexpo.algorithms.forward import Metrics
+from diffexpo.algorithms.checks import check_above_zero
+from diffexpo.algorithms.forward import RowLosses
 from diffexpo.algorithms.pairs import PairErrors, PairMethod, error_metrics
 from diffexpo.config.methods.orpo import OrpoConfig
 from diffexpo.diffusion.kernels import at_least_float32
@@ -35,8 +36,7 @@ def orpo_loss(winner: Tensor, loser: Tensor, *, beta: float, weight: float) -> T
         Diffusion-ORPO example of diffusers has log sigmoid(e_w - e_l) instead: as log p is -e, its sign is
         turned round, and minimising it lowers the loser's error too.
     """
-    if not weight > 0:
-        raise ValueError(f"orpo_loss: weight is {weight}; expected a number above 0")
+    check_above_zero("orpo_loss", weight=weight)
     return at_least_float32(winner) - weight * logsigmoid(orpo_margin(winner, loser, beta=beta))
 
 
@@ -56,8 +56,7 @@ def orpo_margin(winner: Tensor, loser: Tensor, *, beta: float) -> Tensor:
         ValueError: beta is not above 0.
     Source: ORPO (arXiv 2403.07691) eq. 4 and 5. expm1(x) is exp(x) (1 - exp(-x)), which does not overflow.
     """
-    if not beta > 0:
-        raise ValueError(f"orpo_margin: beta is {beta}; expected a number above 0")
+    check_above_zero("orpo_margin", beta=beta)
     floor = torch.finfo(at_least_float32(winner).dtype).eps ** 2
     winner, loser = (at_least_float32(error).clamp_min(floor) for error in (winner, loser))
     return beta * (loser - winner) + torch.log(torch.expm1(-beta * loser) / torch.expm1(-beta * winner))
@@ -68,7 +67,7 @@ class Orpo(PairMethod):
 
     settings: OrpoConfig
 
-    def losses_of_errors(self, errors: PairErrors, batch: PairBatch) -> tuple[Tensor, Metrics]:
+    def losses_of_errors(self, errors: PairErrors, batch: PairBatch) -> RowLosses:
         """ORPO loss of each pair and the metrics of the errors."""
         beta = self.settings.beta
         loss = orpo_loss(errors.winner, errors.loser, beta=beta, weight=self.settings.weight)

@@ -14,30 +14,44 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from diffexpo.algorithms.forward import (
-    KeyedNoise,
+    ForwardMethod,
     Metrics,
     NoiseKey,
+    RowLosses,
     as_metrics,
+    mean_output,
     share_above_zero,
+    weighted,
 )
-from diffexpo.config.methods.bases import ForwardConfig
-from diffexpo.diffusion.objectives import NoiseDraw, pair_errors, prediction_errors
+from diffexpo.diffusion.objectives import NoiseDraw, pair_errors, prediction_errors, under
 from diffexpo.types import Conditioning, LossOutput, PairBatch, Policy
+
+
+class NoisyPairs(NamedTuple):
+    """Winners and losers (B,C,h,w) with the noise, times and prompts that both share."""
+
+    winner: Tensor
+    loser: Tensor
+    draw: NoiseDraw
+    conditioning: Conditioning
 
 
 @dataclass(frozen=True)
 class PairErrors:
-    """Errors (B,) of policy and, where the loss needs them, reference on winners and losers."""
+    """Errors (B,) of policy and, where the loss needs them, reference on winners and losers; with a safeguard
+    the scale (B,) of each loser's gradient."""
 
     winner: Tensor
     loser: Tensor
-    winner_ref: Tensor | None
-    loser_ref: Tensor | None
+    winner_ref: Tensor | None = None
+    loser_ref: Tensor | None = None
+    loser_scale: Tensor | None = None
 
     @property
     def four(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -46,74 +60,43 @@ class PairErrors:
         return self.winner, self.loser, self.winner_ref, self.loser_ref
 
 
-Objective = Callable[[PairErrors], tuple[Tensor, Metrics]]
-
-
-class PairMethod(ABC):
+class PairMethod(ForwardMethod, ABC):
     """A method whose loss is a mean over pairs of a function of their errors, which a subclass gives
     (`losses_of_errors`)."""
 
-    settings: ForwardConfig
-
-    def __init__(self, settings: ForwardConfig, empty: Conditioning | None = None) -> None:
-        """`empty`: one-row conditioning of the empty prompt, needed if `empty_prompt_fraction` is above 0."""
-        self.settings = settings
-        self.noise = KeyedNoise(settings, empty)
-
     @abstractmethod
-    def losses_of_errors(self, errors: PairErrors, batch: PairBatch) -> tuple[Tensor, Metrics]:
-        """Loss (B,) of each pair before its weight, and the metrics of the errors."""
+    def losses_of_errors(self, errors: PairErrors, batch: PairBatch) -> RowLosses:
+        """Loss (B,) of each pair before its weight, and metrics pair by pair."""
 
     def loss(self, policy: Policy, batch: PairBatch, noise_key: NoiseKey) -> LossOutput:
         """Mean loss over the batch's pairs and its metrics; noise is keyed by (noise_key, pair key)."""
-        per_pair, metrics = self.pair_losses(policy, batch, noise_key)
-        return LossOutput(*_mean(per_pair, metrics))
+        return mean_output(*self.pair_losses(policy, batch, noise_key))
 
     def pair_losses(self, policy: Policy, batch: PairBatch, noise_key: NoiseKey) -> tuple[Tensor, Metrics]:
         """Weighted loss (B,) of each pair and the metrics of the errors."""
-        errors = self.measure_pairs(policy, batch, *self.situation(policy, batch, noise_key))
-        return self._weighted(errors, batch)
+        return self._weighted(self.measure_pairs(policy, self.noised(policy, batch, noise_key)), batch)
 
     def loss_in_parts(self, policy: Policy, batch: PairBatch, noise_key: NoiseKey) -> Iterator[LossOutput]:
         """The loss as two parts, of winners and of losers; call backward on the first before asking for the
         second."""
-        draw, conditioning = self.situation(policy, batch, noise_key)
+        pairs = self.noised(policy, batch, noise_key)
         with torch.no_grad():
-            errors = self.measure_pairs(policy, batch, draw, conditioning)
-        yield from in_parts(
-            policy,
-            (batch.winner, batch.loser),
-            draw,
-            conditioning,
-            errors,
-            lambda errors: _mean(*self._weighted(errors, batch)),
-        )
+            errors = self.measure_pairs(policy, pairs)
+        yield from in_parts(policy, pairs, errors, lambda errors: mean_output(*self._weighted(errors, batch)))
 
-    def situation(
-        self, policy: Policy, batch: PairBatch, noise_key: NoiseKey
-    ) -> tuple[NoiseDraw, Conditioning]:
-        """Noise, times and prompts that winner and loser, policy and reference share."""
-        draw = self.noise.draw(policy, batch.keys, noise_key, batch.winner.shape[1:])
-        return draw, self.noise.with_empty_prompts(batch.conditioning, batch.keys, noise_key)
+    def noised(self, policy: Policy, batch: PairBatch, noise_key: NoiseKey) -> NoisyPairs:
+        """The batch's pairs at their noise, times and prompts."""
+        draw = self.draw_noise(policy, batch.keys, noise_key, batch.winner)
+        conditioning = self.with_empty_prompts(batch.conditioning, batch.keys, noise_key)
+        return NoisyPairs(batch.winner, batch.loser, draw, conditioning)
 
-    def measure_pairs(
-        self, policy: Policy, batch: PairBatch, draw: NoiseDraw, conditioning: Conditioning
-    ) -> PairErrors:
+    def measure_pairs(self, policy: Policy, pairs: NoisyPairs) -> PairErrors:
         """The errors that `losses_of_errors` is given."""
-        return measure_errors(
-            policy,
-            batch.winner,
-            batch.loser,
-            draw,
-            conditioning,
-            needs_reference=self.settings.needs_reference,
-        )
+        return measure_errors(policy, *pairs, needs_reference=self.settings.needs_reference)
 
     def _weighted(self, errors: PairErrors, batch: PairBatch) -> tuple[Tensor, Metrics]:
-        per_pair, metrics = self.losses_of_errors(errors, batch)
-        if batch.weight is not None:
-            per_pair = per_pair * batch.weight.to(per_pair)
-        return per_pair, metrics
+        per_pair, values = self.losses_of_errors(errors, batch)
+        return weighted(per_pair, batch.weight), as_metrics(values)
 
 
 def measure_errors(
@@ -126,53 +109,41 @@ def measure_errors(
     needs_reference: bool = True,
 ) -> PairErrors:
     """Errors under "current" with gradient and "reference" without, at the same noise, time and prompts."""
-    with policy.weights.use("current"):
-        current = pair_errors(policy, winner, loser, draw.eps, draw.t, conditioning)
+    given = (policy, winner, loser, draw.eps, draw.t, conditioning)
+    with under(policy, "current"):
+        current = pair_errors(*given)
     if not needs_reference:
-        return PairErrors(*current, None, None)
-    return PairErrors(*current, *reference_errors(policy, winner, loser, draw, conditioning))
-
-
-def reference_errors(
-    policy: Policy, winner: Tensor, loser: Tensor, draw: NoiseDraw, conditioning: Conditioning
-) -> tuple[Tensor, Tensor]:
-    """Errors (B,) of the reference on winners and losers, without gradient."""
-    with torch.no_grad(), policy.weights.use("reference"):
-        return pair_errors(policy, winner, loser, draw.eps, draw.t, conditioning)
+        return PairErrors(*current)
+    with under(policy, "reference"):
+        return PairErrors(*current, *pair_errors(*given))
 
 
 def in_parts(
-    policy: Policy,
-    latents: tuple[Tensor, Tensor],
-    draw: NoiseDraw,
-    conditioning: Conditioning,
-    errors: PairErrors,
-    objective: Objective,
+    policy: Policy, pairs: NoisyPairs, errors: PairErrors, objective: Callable[[PairErrors], LossOutput]
 ) -> Iterator[LossOutput]:
     """An objective of pair errors as two losses, whose values and gradients add up to its own.
 
     Args:
         policy: Runs "current" once with gradient for each half.
-        latents: (winners, losers), each (B,C,h,w).
-        draw, conditioning: Those that the errors were measured with.
+        pairs: Those that the errors were measured on.
         errors: Of policy and reference, measured without gradient.
-        objective: Errors to (scalar, metrics).
+        objective: Errors to a scalar loss and its metrics.
     Returns:
         Two losses in turn: the first has the objective's value and the winners' gradient, the second value 0
         and the losers'. The graph of the second is built when it is asked for.
     """
     winner, loser = (error.detach().requires_grad_() for error in (errors.winner, errors.loser))
-    value, metrics = objective(replace(errors, winner=winner, loser=loser))
-    slopes = torch.autograd.grad(value, [winner, loser], allow_unused=True, materialize_grads=True)
-    shown = value.detach()
-    for half, slope in zip(latents, slopes, strict=True):
+    whole = objective(replace(errors, winner=winner, loser=loser))
+    slopes = torch.autograd.grad(whole.loss, [winner, loser], allow_unused=True, materialize_grads=True)
+    shown, metrics = whole.loss.detach(), whole.metrics
+    for half, slope in zip((pairs.winner, pairs.loser), slopes, strict=True):
         with policy.weights.use("current"):
-            error = prediction_errors(policy, half, draw.eps, draw.t, conditioning)
+            error = prediction_errors(policy, half, pairs.draw.eps, pairs.draw.t, pairs.conditioning)
         yield LossOutput(shown + (slope * (error - error.detach())).sum(), metrics)
         shown, metrics = torch.zeros_like(shown), {}
 
 
-def error_metrics(errors: PairErrors, margin: Tensor, beta: Tensor | float) -> Metrics:
+def error_metrics(errors: PairErrors, margin: Tensor, beta: Tensor | float) -> dict[str, Tensor]:
     """Accuracy, margin, errors and, where there is a reference, implicit rewards -beta/2 (error -
     error_ref)."""
     winner, loser = errors.winner.detach(), errors.loser.detach()
@@ -187,9 +158,4 @@ def error_metrics(errors: PairErrors, margin: Tensor, beta: Tensor | float) -> M
         values["train/loser_reference_error"] = errors.loser_ref
         values["train/implicit_reward_winner"] = -0.5 * beta * (winner - errors.winner_ref)
         values["train/implicit_reward_loser"] = -0.5 * beta * (loser - errors.loser_ref)
-    return as_metrics(values)
-
-
-def _mean(per_pair: Tensor, metrics: Metrics) -> tuple[Tensor, Metrics]:
-    loss = per_pair.mean()
-    return loss, metrics | {"train/loss": (loss.detach() * len(per_pair), len(per_pair))}
+    return values

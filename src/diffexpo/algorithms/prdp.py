@@ -12,17 +12,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from diffexpo.algorithms.forward import share_above_zero
-from diffexpo.algorithms.transitions import (
-    TransitionMethod,
-    by_step,
-    mean_output,
-    pair_log_probs,
-    steps_of_pairs,
-)
+from diffexpo.algorithms.checks import check_above_zero
+from diffexpo.algorithms.forward import RowLosses, share_above_zero
+from diffexpo.algorithms.transitions import TransitionMethod, by_step, pair_log_probs, steps_of_pairs
 from diffexpo.config.methods.prdp import PrdpConfig
 from diffexpo.diffusion.kernels import at_least_float32
-from diffexpo.types import LossOutput, Policy, TrajectoryPairBatch
+from diffexpo.types import Policy, TrajectoryPairBatch
 
 
 def predicted_reward_difference(
@@ -43,8 +38,7 @@ def predicted_reward_difference(
         ValueError: beta is not above 0.
     Source: PRDP (arXiv 2402.08714), reward difference prediction.
     """
-    if not beta > 0:
-        raise ValueError(f"predicted_reward_difference: beta is {beta}; expected a number above 0")
+    check_above_zero("predicted_reward_difference", beta=beta)
     first, second, first_ref, second_ref = map(at_least_float32, (first, second, first_ref, second_ref))
     gap = (first - first_ref.detach()) - (second - second_ref.detach())
     return beta * gap.sum(dim=0)
@@ -86,8 +80,7 @@ def prdp_loss(
     Source: PRDP (arXiv 2402.08714), reward difference prediction with proximal updates. The unit of the clip
         (mean log-ratio) is ours.
     """
-    if not clip_range > 0:
-        raise ValueError(f"prdp_loss: clip_range is {clip_range}; expected a number above 0")
+    check_above_zero("prdp_loss", clip_range=clip_range)
     plain = predicted_reward_difference(first, second, first_ref, second_ref, beta=beta)
     held = predicted_reward_difference(
         _held(first, first_old, clip_range),
@@ -112,28 +105,23 @@ class Prdp(TransitionMethod):
 
     settings: PrdpConfig
 
-    def loss(
-        self, policy: Policy, batch: TrajectoryPairBatch, noise_key: tuple[str | int, ...]
-    ) -> LossOutput:
-        """Mean loss over the batch's pairs of trajectories and its metrics; nothing random is drawn."""
-        settings = self.settings
+    def weights(self, batch: TrajectoryPairBatch) -> Tensor | None:
+        """Weights (P,) of the pairs of trajectories."""
+        return None if batch.weight is None else by_step(batch.weight, steps_of_pairs(batch))[0]
+
+    def row_losses(self, policy: Policy, batch: TrajectoryPairBatch) -> RowLosses:
+        """PRDP's loss (P,) of each pair of trajectories."""
+        beta, clip_range = self.settings.beta, self.settings.clip_range
         steps = steps_of_pairs(batch)
         current = [by_step(log_prob, steps) for log_prob in pair_log_probs(policy, batch, "current")]
-        with torch.no_grad():
-            reference = [by_step(log_prob, steps) for log_prob in pair_log_probs(policy, batch, "reference")]
+        reference = [by_step(log_prob, steps) for log_prob in pair_log_probs(policy, batch, "reference")]
         old = [by_step(log_prob, steps) for log_prob in (batch.winner_old_log_prob, batch.loser_old_log_prob)]
         rewards = [by_step(reward, steps)[0] for reward in (batch.winner_reward, batch.loser_reward)]
-        per_pair = prdp_loss(
-            *current, *reference, *old, *rewards, beta=settings.beta, clip_range=settings.clip_range
-        )
-        difference = predicted_reward_difference(*current, *reference, beta=settings.beta)
+        difference = predicted_reward_difference(*current, *reference, beta=beta)
         agreement = difference * torch.sign(rewards[0] - rewards[1])
         moved = torch.cat([now - before for now, before in zip(current, old, strict=True)]).abs()
-        values = {
+        return prdp_loss(*current, *reference, *old, *rewards, beta=beta, clip_range=clip_range), {
             "train/predicted_difference": agreement,
             "train/implicit_accuracy": share_above_zero(agreement),
-            "train/clip_fraction": (moved > settings.clip_range).to(moved).mean(dim=0),
+            "train/clip_fraction": (moved > clip_range).to(moved).mean(dim=0),
         }
-        return mean_output(
-            per_pair, None if batch.weight is None else by_step(batch.weight, steps)[0], values
-        )

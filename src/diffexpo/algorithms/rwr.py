@@ -6,22 +6,22 @@ loss = mean(w error),   w = B softmax(rewards / temperature)   or   w = B / K on
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
-from diffexpo.algorithms.forward import NoisyImages
+from diffexpo.algorithms.checks import check_known
+from diffexpo.algorithms.forward import RowLosses
 from diffexpo.algorithms.scored import ScoredMethod
 from diffexpo.algorithms.sft import sft_loss
 from diffexpo.config.methods.rwr import RwrConfig
 from diffexpo.diffusion.kernels import at_least_float32
+from diffexpo.diffusion.objectives import NoisyImages
 from diffexpo.errors import DataError
 from diffexpo.types import Policy, ScoredBatch
 
 Kind = Literal["exponential", "sparse"]
-KINDS: tuple[Kind, ...] = get_args(Kind)
 
 
 def rwr_weights(
@@ -51,19 +51,6 @@ def rwr_weights(
         "temperature" multiplies the reward (0.2 there is 5 here); their sparse weights are 1, ours B / K, so
         that the mean over the batch is the mean over the samples kept.
     """
-    _check(rewards, kind, temperature, percentile)
-    rewards = at_least_float32(rewards.detach())
-    if kind == "exponential":
-        assert temperature is not None
-        return len(rewards) * torch.softmax(rewards / temperature, dim=0)
-    # The rank above which samples lie; interpolating between two rewards would keep the very same samples.
-    assert percentile is not None
-    rank = math.ceil(percentile * (len(rewards) - 1) / 100)
-    kept = (rewards >= rewards.sort().values[rank]).to(rewards)
-    return kept * (len(rewards) / kept.sum())
-
-
-def _check(rewards: Tensor, kind: Kind, temperature: float | None, percentile: float | None) -> None:
     if rewards.ndim != 1 or len(rewards) == 0 or not rewards.is_floating_point():
         raise ValueError(
             f"rwr_weights: rewards are {rewards.dtype} of shape {tuple(rewards.shape)}; expected floating "
@@ -72,18 +59,24 @@ def _check(rewards: Tensor, kind: Kind, temperature: float | None, percentile: f
     if not bool(torch.isfinite(rewards).all()):
         count = int((~torch.isfinite(rewards)).sum())
         raise ValueError(f"rwr_weights: {count} of {len(rewards)} rewards are not finite; leave them out")
-    if kind not in KINDS:
-        raise ValueError(f"rwr_weights: kind is {kind!r}; expected exponential or sparse")
-    if kind == "exponential" and (temperature is None or not temperature > 0 or percentile is not None):
-        raise ValueError(
-            f"rwr_weights: temperature is {temperature} and percentile {percentile}; exponential expects a "
-            "temperature above 0 and no percentile"
-        )
-    if kind == "sparse" and (percentile is None or not 0 <= percentile <= 100 or temperature is not None):
+    check_known("rwr_weights", get_args(Kind), kind=kind)
+    rewards = at_least_float32(rewards.detach())
+    if kind == "exponential":
+        if temperature is None or not temperature > 0 or percentile is not None:
+            raise ValueError(
+                f"rwr_weights: temperature is {temperature} and percentile {percentile}; exponential expects "
+                "a temperature above 0 and no percentile"
+            )
+        return len(rewards) * torch.softmax(rewards / temperature, dim=0)
+    if percentile is None or not 0 <= percentile <= 100 or temperature is not None:
         raise ValueError(
             f"rwr_weights: percentile is {percentile} and temperature {temperature}; sparse expects a "
             "percentile in [0, 100] and no temperature"
         )
+    # The rank above which samples lie; interpolating between two rewards would keep the very same samples.
+    rank = math.ceil(percentile * (len(rewards) - 1) / 100)
+    kept = (rewards >= rewards.sort().values[rank]).to(rewards)
+    return kept * (len(rewards) / kept.sum())
 
 
 class Rwr(ScoredMethod):
@@ -99,14 +92,12 @@ class Rwr(ScoredMethod):
             return rwr_weights(rewards, kind="exponential", temperature=settings.temperature)
         return rwr_weights(rewards, kind="sparse", percentile=settings.percentile)
 
-    def row_losses(
-        self, policy: Policy, batch: ScoredBatch, images: NoisyImages
-    ) -> tuple[Tensor, Mapping[str, Tensor]]:
+    def row_losses(self, policy: Policy, batch: ScoredBatch, images: NoisyImages) -> RowLosses:
         """The error of each image; the weight is the batch's."""
         if batch.weight is None:
             raise DataError(
                 "reward-weighted regression: the batch has no weights; expected `rwr_weights` of each "
                 "prompt's images, which the loader computes once an iteration"
             )
-        error = images.error(images.predict(policy, "current"))
+        error = images.error_under(policy, "current")
         return sft_loss(error), {"train/error": error, "train/squared_weight": batch.weight.square()}

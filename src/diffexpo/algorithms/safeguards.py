@@ -7,6 +7,7 @@ import math
 import torch
 from torch import Tensor
 
+from diffexpo.algorithms.checks import check_above_zero
 from diffexpo.diffusion.kernels import at_least_float32
 
 
@@ -84,8 +85,7 @@ def auto_beta(margins_per_beta: Tensor, *, target: float = 0.2, maximum: float =
     """
     if not 0 < target < 0.5:
         raise ValueError(f"auto_beta: target is {target}; expected 0 < target < 0.5")
-    if not maximum > 0:
-        raise ValueError(f"auto_beta: maximum is {maximum}; expected a number above 0")
+    check_above_zero("auto_beta", maximum=maximum)
     margins = at_least_float32(margins_per_beta).detach()
     if margins.numel() == 0 or not bool(torch.isfinite(margins).all()):
         raise ValueError(

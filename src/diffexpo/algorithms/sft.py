@@ -1,20 +1,17 @@
 """Supervised fine-tuning on chosen samples: the denoising error itself, optionally weighted.
 
-loss = weight error
-
 Best-of-n fine-tuning (RAFT) is this loss on `best_and_worst(scores)[0]` of each group; reward-weighted
 regression is this loss with `rwr_weights`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 from torch import Tensor
 
-from diffexpo.algorithms.forward import NoisyImages
+from diffexpo.algorithms.forward import RowLosses
 from diffexpo.algorithms.scored import ScoredMethod
 from diffexpo.diffusion.kernels import at_least_float32
+from diffexpo.diffusion.objectives import NoisyImages
 from diffexpo.types import Policy, ScoredBatch
 
 
@@ -40,9 +37,7 @@ class Sft(ScoredMethod):
     """Supervised fine-tuning on a `ScoredBatch` of images that were kept: winners of D_off, the best of each
     prompt (RAFT)."""
 
-    def row_losses(
-        self, policy: Policy, batch: ScoredBatch, images: NoisyImages
-    ) -> tuple[Tensor, Mapping[str, Tensor]]:
+    def row_losses(self, policy: Policy, batch: ScoredBatch, images: NoisyImages) -> RowLosses:
         """The error of each image."""
-        error = images.error(images.predict(policy, "current"))
+        error = images.error_under(policy, "current")
         return sft_loss(error), {"train/error": error}

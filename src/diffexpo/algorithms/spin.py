@@ -1,16 +1,14 @@
-"""SPIN-Diffusion: real images win against the model's own, with the previous iterate as reference.
-
-h = -beta/2 [(e_data - e_data_ref) - (e_generated - e_generated_ref)],   loss = -log sigmoid(h)
-
-Source: arXiv 2402.10210.
+"""SPIN-Diffusion (arXiv 2402.10210): real images win against the model's own, with the previous iterate as
+reference.
 """
 
 from __future__ import annotations
 
 from torch import Tensor
 
+from diffexpo.algorithms.checks import check_above_zero
 from diffexpo.algorithms.diffusion_dpo import diffusion_dpo_loss, pair_margin
-from diffexpo.algorithms.forward import Metrics
+from diffexpo.algorithms.forward import RowLosses
 from diffexpo.algorithms.pairs import PairErrors, PairMethod, error_metrics
 from diffexpo.config.methods.spin import SpinConfig
 from diffexpo.types import PairBatch
@@ -36,8 +34,7 @@ def spin_loss(
     Source: SPIN-Diffusion (arXiv 2402.10210), the approximate objective at one random time. The paper's
         beta_t has no 1/2, every margin here has, so the paper's number is doubled to mean the same.
     """
-    if not beta > 0:
-        raise ValueError(f"spin_loss: beta is {beta}; expected a number above 0")
+    check_above_zero("spin_loss", beta=beta)
     return diffusion_dpo_loss(data, generated, data_ref, generated_ref, beta=beta)
 
 
@@ -46,9 +43,8 @@ class Spin(PairMethod):
 
     settings: SpinConfig
 
-    def losses_of_errors(self, errors: PairErrors, batch: PairBatch) -> tuple[Tensor, Metrics]:
+    def losses_of_errors(self, errors: PairErrors, batch: PairBatch) -> RowLosses:
         """Self-play loss of each couple and the metrics of the errors."""
         beta = self.settings.beta
-        return spin_loss(*errors.four, beta=beta), error_metrics(
-            errors, pair_margin(*errors.four, beta=beta), beta
-        )
+        margin = pair_margin(*errors.four, beta=beta)
+        return spin_loss(*errors.four, beta=beta), error_metrics(errors, margin, beta)

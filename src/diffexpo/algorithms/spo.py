@@ -15,10 +15,10 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from diffexpo.algorithms.d3po import transition_margin
-from diffexpo.algorithms.forward import share_above_zero
-from diffexpo.algorithms.transitions import TransitionMethod, mean_output, preference_log_probs
+from diffexpo.algorithms.forward import RowLosses, share_above_zero
+from diffexpo.algorithms.transitions import TransitionMethod, preference_log_probs
 from diffexpo.config.methods.spo import SpoConfig
-from diffexpo.types import LossOutput, Policy, TrajectoryPairBatch
+from diffexpo.types import Policy, TrajectoryPairBatch
 
 
 def spo_loss(
@@ -65,18 +65,14 @@ class Spo(TransitionMethod):
 
     settings: SpoConfig
 
-    def loss(
-        self, policy: Policy, batch: TrajectoryPairBatch, noise_key: tuple[str | int, ...]
-    ) -> LossOutput:
-        """Mean loss over the batch's pairs of candidates and its metrics; nothing random is drawn."""
-        settings = self.settings
+    def row_losses(self, policy: Policy, batch: TrajectoryPairBatch) -> RowLosses:
+        """SPO's loss of each pair of candidates."""
+        beta, clip_range = self.settings.beta, self.settings.clip_range
         winner, loser, winner_ref, loser_ref = four = preference_log_probs(policy, batch)
-        per_row = spo_loss(*four, beta=settings.beta, clip_range=settings.clip_range)
-        margin = transition_margin(*four, beta=settings.beta, clip_range=settings.clip_range)
-        values = {
+        margin = transition_margin(*four, beta=beta, clip_range=clip_range)
+        return spo_loss(*four, beta=beta, clip_range=clip_range), {
             "train/implicit_accuracy": share_above_zero(margin),
             "train/margin": margin,
             "train/ratio_winner": (winner - winner_ref).exp(),
             "train/ratio_loser": (loser - loser_ref).exp(),
         }
-        return mean_output(per_row, batch.weight, values)

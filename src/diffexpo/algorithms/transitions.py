@@ -1,40 +1,61 @@
-"""What the methods on trajectories share: batches of transitions under the weights in use, and sums for the
-metrics."""
+"""What the methods on trajectories share: transitions and their log-probs under versions of the weights."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from abc import ABC, abstractmethod
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from diffexpo.algorithms.forward import NoiseKey, RowLosses, as_metrics, mean_output, weighted
 from diffexpo.config.methods.bases import TrajectoryConfig
+from diffexpo.diffusion.objectives import under
 from diffexpo.diffusion.sampling import Replayed, replay_transitions
 from diffexpo.errors import DataError
 from diffexpo.types import Conditioning, LossOutput, Policy, TrajectoryBatch, TrajectoryPairBatch
 
 
-class TransitionMethod:
-    """A method on transitions: its settings, and nothing random."""
+class TransitionMethod(ABC):
+    """A method whose loss is a mean over transitions; a subclass gives each one's (`row_losses`)."""
+
+    settings: TrajectoryConfig
 
     def __init__(self, settings: TrajectoryConfig, empty: Conditioning | None = None) -> None:
         """`empty` is not used: no row is trained with the empty prompt instead of its own."""
         self.settings = settings
 
+    @abstractmethod
+    def row_losses(self, policy: Policy, batch: Any) -> RowLosses:
+        """Loss (B,) of each row of a batch of the card's kind before its weight, and metrics row by row."""
 
-def replay_batch(policy: Policy, batch: TrajectoryBatch, *, is_negative_fixed: bool = False) -> Replayed:
-    """A batch's transitions under the weights in use, with the guidance they were drawn with."""
-    return replay_transitions(
-        policy,
-        batch.sampler,
-        batch.index,
-        batch.x_t,
-        batch.x_next,
-        batch.conditioning,
-        batch.negative_conditioning,
-        is_negative_fixed=is_negative_fixed,
-    )
+    def weights(self, batch: Any) -> Tensor | None:
+        """Weights (B,) of the losses; None is 1."""
+        return batch.weight
+
+    def loss(self, policy: Policy, batch: Any, noise_key: NoiseKey) -> LossOutput:
+        """Mean over the rows of weight times loss, and its metrics; nothing random is drawn."""
+        per_row, values = self.row_losses(policy, batch)
+        return mean_output(weighted(per_row, self.weights(batch)), as_metrics(values))
+
+
+def replay_batch(
+    policy: Policy, batch: TrajectoryBatch, version: str, *, is_negative_fixed: bool = False
+) -> Replayed:
+    """A batch's transitions under a version of the weights, with the guidance they were drawn with; with
+    gradient under "current" alone."""
+    with under(policy, version):
+        return replay_transitions(
+            policy,
+            batch.sampler,
+            batch.index,
+            batch.x_t,
+            batch.x_next,
+            batch.conditioning,
+            batch.negative_conditioning,
+            is_negative_fixed=is_negative_fixed,
+        )
 
 
 def ratio_values(ratio: Tensor, *, clip_range: float) -> dict[str, Tensor]:
@@ -42,19 +63,11 @@ def ratio_values(ratio: Tensor, *, clip_range: float) -> dict[str, Tensor]:
     return {"train/ratio": ratio, "train/clip_fraction": ((ratio - 1).abs() > clip_range).to(ratio)}
 
 
-def mean_output(per_row: Tensor, weight: Tensor | None, values: Mapping[str, Tensor]) -> LossOutput:
-    """Mean of weight times loss over the rows, with sums and counts of the values (B,) as metrics."""
-    if weight is not None:
-        per_row = per_row * weight.to(per_row)
-    loss = per_row.mean()
-    metrics = {name: (value.detach().sum(), len(value)) for name, value in values.items()}
-    return LossOutput(loss, metrics | {"train/loss": (loss.detach() * len(per_row), len(per_row))})
-
-
 def pair_log_probs(policy: Policy, batch: TrajectoryPairBatch, version: str) -> tuple[Tensor, Tensor]:
-    """Mean log-probs (B,) of winners and losers under a version, in one forward on [winner; loser]."""
+    """Mean log-probs (B,) of winners and losers under a version, in one forward on [winner; loser]; with
+    gradient under "current" alone."""
     count, negative = len(batch), batch.negative_conditioning
-    with policy.weights.use(version):
+    with under(policy, version):
         log_prob = replay_transitions(
             policy,
             batch.sampler,
@@ -69,9 +82,7 @@ def pair_log_probs(policy: Policy, batch: TrajectoryPairBatch, version: str) -> 
 
 def preference_log_probs(policy: Policy, batch: TrajectoryPairBatch) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Mean log-probs (B,) of winners and losers, under the policy and, without gradient, the reference."""
-    current = pair_log_probs(policy, batch, "current")
-    with torch.no_grad():
-        return *current, *pair_log_probs(policy, batch, "reference")
+    return *pair_log_probs(policy, batch, "current"), *pair_log_probs(policy, batch, "reference")
 
 
 def is_clipped(log_ratio: Tensor, clip_range: float) -> Tensor:

@@ -1,27 +1,21 @@
 """The only place where configuration becomes objects. Data flows: cli -> assembly -> online -> training ->
 algorithms.
 
-aliases     embedded names
-objects     policy, prompts, rewards, ranking, engine, store, loop
-runs        the whole run, one stage of it, the plan, the offline baseline
-evaluating  which version is judged by whom, and where the result goes
-folders     the run folder's own files
-starting    weights that a run starts from
-improving   the improvement model of a run
-self_judges models behind rewards that judge latents
-serving     a scorer behind HTTP
-sets        preference sets, prompt lists and stores by name
-sweeping    the improvement model over its guidance scales
-actions     what can be done with an existing run
-verifying   whether a scorer is what it should be
-
 The names below load on first use: a command pays for what it does, not for plots and pipelines of the others.
+Errors load at once; they are what the edge of the process turns into exit codes.
 """
 
 from __future__ import annotations
 
 from importlib import import_module
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+from diffexpo.errors import ConfigError, DiffexpoError, Interrupted, MissingError, memory_failure
+
+if TYPE_CHECKING:
+    from diffexpo.estimate.resources import Advice as Advice
+    from diffexpo.estimate.resources import Computing as Computing
+    from diffexpo.estimate.resources import Estimate as Estimate
 
 # Public name -> the module of this package, or the whole name of another's, that defines it. No name is that
 # of a module: importing one would take its place.
@@ -39,12 +33,14 @@ _HOME = {
     "plan": "runs",
     "run": "runs",
     "stage": "runs",
+    "open_server": "serving",
+    "read_reward": "serving",
     "count_set": "sets",
     "count_store": "sets",
     "import_pairs": "sets",
     "import_prompts": "sets",
     "inspect_set": "sets",
-    "verify_rewritten": "diffexpo.data.offline",
+    "verify_rewritten": "diffexpo.data.offline.writing",
     "verify_store": "sets",
     "sweep": "sweeping",
     "require_passed": "verifying",
@@ -52,7 +48,7 @@ _HOME = {
     "write_scores": "verifying",
 }
 
-__all__ = list(_HOME)
+__all__ = ["ConfigError", "DiffexpoError", "Interrupted", "MissingError", "memory_failure"] + list(_HOME)
 
 
 def __getattr__(name: str) -> Any:

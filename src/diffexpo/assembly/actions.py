@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
-from torch import Tensor
 
 from diffexpo.assembly.aliases import resolve
 from diffexpo.assembly.improving import restore_improver
@@ -103,14 +102,9 @@ def regenerate(run_dir: Path, sample_id: str, out: Path) -> dict[str, object]:
             latents = redraw_improved(drawer, embeddings, sample, loser, lambda: None)
     stored = store.latent(sample_id)
     difference = float(np.abs(latents[0].numpy() - stored).max())
-    save_image(policy, latents, out)
+    Image.fromarray(to_bytes(policy.decode_latents(latents))[0]).save(out)
     verdict = "identical" if np.array_equal(latents[0].numpy(), stored) else "different"
     return {"sample": sample_id, "picture": str(out), "latents": verdict, "largest difference": difference}
-
-
-def save_image(policy: Policy, latents: Tensor, out: Path) -> None:
-    """The first latent's image as PNG."""
-    Image.fromarray(to_bytes(policy.decode_latents(latents))[0]).save(out)
 
 
 def export_pairs(run_dir: Path, target: Path) -> int:
@@ -128,24 +122,20 @@ def export(run_dir: Path, loop: Loop | None = None) -> list[Path]:
     folder = run_dir / "export"
     done: dict[str, Any] = export_policy(policy, "current", folder)
     files = [Path(file) for file in done["files"]]
+    arguments = call_arguments(policy)
+    if config.model.resolution is not None:
+        nothing = torch.zeros(1, *policy.latent_shape, device=policy.device)
+        height, width = policy.decode_latents(nothing).shape[-2:]
+        arguments |= {"height": height, "width": width}
     exported = Exported(
         kind=str(done["kind"]),
         pipeline_class=policy.folder.pipeline_class,
         files=tuple(file.name for file in files),
         left_out=left_out(policy),
-        arguments=call_arguments(policy) | _size(config, policy),
+        arguments=arguments,
         base=_base_for_users(config, policy),
     )
     return [*files, write_card(run_dir, folder, config, exported)]
-
-
-def _size(config: RunConfig, policy: FamilyPolicy) -> dict[str, object]:
-    """Height and width, where they are not the model's own."""
-    if config.model.resolution is None:
-        return {}
-    nothing = torch.zeros(1, *policy.latent_shape, device=policy.device)
-    height, width = policy.decode_latents(nothing).shape[-2:]
-    return {"height": height, "width": width}
 
 
 def _base_for_users(config: RunConfig, policy: FamilyPolicy) -> str:

@@ -6,6 +6,7 @@ import resource
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -72,25 +73,19 @@ def make_evaluator(judges: Sequence[Scorer], rewards: Sequence[Scorer]) -> Calla
 
 
 def tell(loop: Loop, result: SuiteResult, iteration: int, scorers: Sequence[Scorer]) -> None:
-    """An evaluation's mean scores, in the metrics and on the console."""
-    means = {scorer: finite_mean(values[result.scored]) for scorer, values in result.scores.items()}
-    line = {f"eval/{scorer}/mean": mean for scorer, mean in means.items()} | cache_metrics(scorers)
+    """An evaluation's mean scores, in the metrics and on the console, and what caches had of them."""
+    means = {name: finite_mean(values[result.scored]) for name, values in result.scores.items()}
+    line = {f"eval/{name}/mean": mean for name, mean in means.items()}
+    for scorer in cached(scorers):
+        line[f"reward_cache/{scorer.name}/hits"] = float(scorer.num_hits)
+        line[f"reward_cache/{scorer.name}/misses"] = float(scorer.num_misses)
     line |= {"time/evaluate_s": result.seconds, "mem/peak_gib": peak_memory_gib()}
     loop.metrics.write_once(iteration, "evaluate", line)
-    name = result.version
-    loop.console.line(f"{name}: " + ", ".join(f"{scorer} {mean:.3f}" for scorer, mean in means.items()))
+    told = ", ".join(f"{name} {mean:.3f}" for name, mean in means.items())
+    loop.console.line(f"{result.version}: {told}")
     for scorer in cached(scorers):
         counts = f"{scorer.num_hits} scores from its cache so far, {scorer.num_misses} asked for"
         loop.console.line(f"{scorer.name}: {counts}")
-
-
-def cache_metrics(scorers: Sequence[Scorer]) -> dict[str, float]:
-    """`reward_cache/<name>/hits` and `/misses`: scores found and asked for since this process began."""
-    return {
-        f"reward_cache/{scorer.name}/{what}": float(count)
-        for scorer in cached(scorers)
-        for what, count in (("hits", scorer.num_hits), ("misses", scorer.num_misses))
-    }
 
 
 def check_same_judges(folder: Path, scorers: Sequence[Scorer]) -> None:
@@ -141,8 +136,7 @@ def evaluation_ticks(config: RunConfig, name: str) -> int:
 def vendi_embedder(judges: Sequence[Scorer]) -> Embedder:
     """Features for the Vendi score: those of the first judge with an image encoder, else 32x32 pixels."""
     for judge in judges:
-        embed = getattr(judge, "embed_images", None)
-        if embed is not None and getattr(judge, "has_image_features", False):
+        if getattr(judge, "has_image_features", False) and (embed := getattr(judge, "embed_images", None)):
             return Embedder(embed, f"{judge.name} image features")
     return Embedder(pixel_features, "32x32 pixels")
 
@@ -158,22 +152,15 @@ def save_examples(loop: Loop) -> None:
     for iteration in (number for stage, number in loop.store.completed() if stage == "pair"):
         examples = []
         for rule, pair in choose_pair_examples(loop.store.pairs(iteration)):
-            winner, loser = loop.store.sample(pair.winner_id), loop.store.sample(pair.loser_id)
-            latents = torch.from_numpy(loop.store.latents([pair.winner_id, pair.loser_id]))
+            sides = {"winner": pair.winner_id, "loser": pair.loser_id}
+            latents = torch.from_numpy(loop.store.latents(list(sides.values())))
             images = to_bytes(loop.policy.decode_latents(latents))
-            example = PairExample(
-                pair_id=pair.pair_id,
-                iteration=iteration,
-                prompt=pair.prompt,
-                rule=rule,
-                margin=pair.margin,
-                winner_agent=winner.agent,
-                loser_agent=loser.agent,
-                winner_negative=winner.negative_prompt or "",
-                loser_negative=loser.negative_prompt or "",
-                winner_scores=winner.rewards or {},
-                loser_scores=loser.rewards or {},
-            )
+            told: dict[str, Any] = {}
+            for side, name in sides.items():
+                sample = loop.store.sample(name)
+                told[f"{side}_agent"], told[f"{side}_scores"] = sample.agent, sample.rewards or {}
+                told[f"{side}_negative"] = sample.negative_prompt or ""
+            example = PairExample(pair.pair_id, iteration, pair.prompt, rule, pair.margin, **told)
             examples.append((example, images[0], images[1]))
         save_pair_examples(loop.run_dir, iteration, examples)
 

@@ -10,7 +10,6 @@ from diffexpo.algorithms.improvement_dpo import Improvement
 from diffexpo.assembly.aliases import resolve
 from diffexpo.assembly.evaluating import vendi_embedder
 from diffexpo.config import RunConfig
-from diffexpo.config.schema import TrainingConfig
 from diffexpo.data.latents import PromptEmbeddings
 from diffexpo.data.store import Store
 from diffexpo.errors import ConfigError, MissingError
@@ -41,6 +40,8 @@ def build_improving(
         MissingError, PolicyError: the given model is not there or belongs to other latents or texts.
     """
     settings = improver_settings(config)
+    own = ("steps", "batch_size", "micro_batch_size", "learning_rate", "ema_decay", "checkpoint_every")
+    training = {name: getattr(settings, name) for name in own} | {"pair_gradient": "joint"}
     checkpointing = config.training.gradient_checkpointing
     # Once a run has taken a given model over, it has a copy of its own.
     is_given = settings.path is not None and not store.is_complete("improver", 0)
@@ -52,22 +53,13 @@ def build_improving(
     engine = Engine(
         improver,
         Improvement(settings, empty.select([""])),
-        improver_training(config),
+        config.training.model_copy(update=training),
         MetricsWriter(metrics_path(run_dir), active=world.rank == 0 and settings.path is None),
         world=world,
         warn=console.warning,
     )
     embed, _ = vendi_embedder(judges)
     return Improving(improver, engine, partial(save_improver, improver), embed)
-
-
-def improver_training(config: RunConfig) -> TrainingConfig:
-    """The optimiser's settings of the improvement model: the run's, with those that it has of its own."""
-    own = ("steps", "batch_size", "micro_batch_size", "learning_rate", "ema_decay", "checkpoint_every")
-    settings = improver_settings(config)
-    return config.training.model_copy(
-        update={name: getattr(settings, name) for name in own} | {"pair_gradient": "joint"}
-    )
 
 
 def restore_improver(config: RunConfig, run_dir: Path, store: Store, policy: Policy) -> Policy:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from diffexpo.algorithms import ALGORITHMS
+from diffexpo.algorithms import algorithm_class
 from diffexpo.assembly.aliases import named_prompts, resolve
 from diffexpo.assembly.evaluating import make_evaluator
 from diffexpo.assembly.self_judges import open_denoiser
@@ -48,7 +48,8 @@ def build_loop(config: RunConfig, run_dir: Path, console: Console, stop: StopSig
     warn_of_guidance(config, policy, console)
     prompts = build_prompts(config, policy, console)
     # Everything that may be missing is looked for before the import, which can take hours.
-    negatives = build_negatives(config)
+    source = config.explore.negatives.source
+    negatives = [] if source is None else load_prompts(resolve(source), "explore.negatives.source")
     rewards, judges = (
         load_rewards(scorers, resolve, policy.device, partial(open_denoiser, config, policy))
         for scorers in (config.rewards, config.evaluation.judges)
@@ -75,7 +76,7 @@ def build_loop(config: RunConfig, run_dir: Path, console: Console, stop: StopSig
         engine=engine,
         store=store,
         prompts=prompts,
-        negatives=negatives,
+        negatives=[negative.text for negative in negatives],
         embeddings=embeddings,
         score=lambda drawn, texts: score_drawn(rewards, drawn, texts),
         ranking=build_ranking(config),
@@ -99,7 +100,7 @@ def make_engine(
     console: Console,
 ) -> Engine:
     """The engine that trains a run's policy by its method."""
-    algorithm = ALGORITHMS[config.algorithm.type](config.algorithm, embeddings.select([""]))
+    algorithm = algorithm_class(config.algorithm.type)(config.algorithm, embeddings.select([""]))
     return Engine(
         policy,
         algorithm,
@@ -142,7 +143,7 @@ def build_step_judge(config: RunConfig, policy: Policy) -> LatentStepJudge | Non
 
 def warn_of_guidance(config: RunConfig, policy: FamilyPolicy, console: Console) -> None:
     """Say where classifier-free guidance is on for a model that its own pipeline runs without it (FLUX)."""
-    default = policy.default_guidance
+    default = policy.card.default_guidance
     for group, sampler in (("explore", config.explore.sampler), ("evaluation", config.evaluation.sampler)):
         if default is not None and sampler.guidance != default:
             console.warning(
@@ -166,14 +167,6 @@ def build_prompts(config: RunConfig, policy: FamilyPolicy, console: Console) -> 
     if dropped:
         console.warning(f"prompts: {len(dropped)} of {len(prompts)} exceed {limit} tokens and are left out")
     return kept
-
-
-def build_negatives(config: RunConfig) -> list[str]:
-    """Negative prompts, or none."""
-    source = config.explore.negatives.source
-    if source is None:
-        return []
-    return [prompt.text for prompt in load_prompts(resolve(source), "explore.negatives.source")]
 
 
 def build_ranking(config: RunConfig) -> Ranking:

@@ -131,7 +131,9 @@ def _run(
         f"{time.monotonic() - began:.1f} s"
     )
     loop.evaluate(loop, "base", 0)
-    check_base_scores(loop)
+    # Rewards of the base's images must be finite and not all the same, or they cannot rank anything.
+    scores = load_suite(eval_dir(loop) / "base").scores
+    loop.ranking.check({name: values[None, :] for name, values in scores.items()})
     run_loop(loop, {**STAGES, "evaluate": on_iterate}, until)
     if until is not None:
         return
@@ -184,17 +186,12 @@ def stage(run_dir: Path, name: str, console: Console) -> None:
     config = read_resolved(run_dir / "config.yaml").config
     store = Store(run_dir / "store")
     for kind, iteration in schedule(config):
-        if kind == name and not stage_is_complete(run_dir, store, kind, iteration):
+        folder = run_dir / "eval" / f"iteration-{iteration}"
+        is_complete = is_saved(folder) if kind == "evaluate" else store.is_complete(kind, iteration)
+        if kind == name and not is_complete:
             run(config, run_dir, sources={}, resume=True, console=console, stop_after=f"{kind}-{iteration}")
             return
     console.line(f"{name}: every iteration is complete")
-
-
-def stage_is_complete(run_dir: Path, store: Store, kind: str, iteration: int) -> bool:
-    """Whether a stage has left its mark."""
-    if kind == "evaluate":
-        return is_saved(run_dir / "eval" / f"iteration-{iteration}")
-    return store.is_complete(kind, iteration)
 
 
 def plan(config: RunConfig) -> list[tuple[str, str]]:
@@ -224,25 +221,24 @@ def plan(config: RunConfig) -> list[tuple[str, str]]:
     rows.append(("cost", f"{cost.total:,} network evaluations: {work}"))
     trained = f"{cost.pairs_trained:,} {unit} trained, {cost.optimizer_steps:,} steps"
     rows.append(("data", f"{cost.images:,} images drawn, {trained}"))
-    if config.model.buckets:
-        rows.append(("sizes", _size_plan(config)))
-    return [*rows, ("disk", _disk_plan(config))]
+    for name, tell in [("sizes", _size_plan)] * bool(config.model.buckets) + [("disk", _disk_plan)]:
+        try:
+            rows.append((name, tell(config)))
+        except (MissingError, PolicyError) as error:
+            rows.append((name, f"not known: {error}"))
+    return rows
 
 
 def _size_plan(config: RunConfig) -> str:
     """The sizes that images may have, and which of them they are drawn at."""
-    from diffexpo.estimate.resources import image_sizes
+    from diffexpo.estimate.networks import sizes_of
 
-    try:
-        sizes = image_sizes(config)
-    except (MissingError, PolicyError) as error:
-        return f"not known: {error}"
     drawn = {
         "first": "drawn at the first",
         "uniform": "drawn at all alike",
         "offline": "drawn as often as offline winners have them",
     }
-    shown = ", ".join(f"{height}x{width}" for height, width in sizes)
+    shown = ", ".join(f"{height}x{width}" for height, width in sizes_of(config).blueprint.image_sizes)
     return f"{shown} (height x width); {drawn[config.explore.aspect]}; evaluated at the first"
 
 
@@ -250,19 +246,6 @@ def _disk_plan(config: RunConfig) -> str:
     """Bytes that the run leaves, from the model's configuration files."""
     from diffexpo.estimate.resources import disk_items
 
-    try:
-        items = sorted(disk_items(config), key=lambda item: -item.bytes)
-    except (MissingError, PolicyError) as error:
-        return f"not known: {error}"
+    items = sorted(disk_items(config), key=lambda item: -item.bytes)
     largest = ", ".join(f"{item.what} {item.bytes / 2**30:.3g}" for item in items[:3])
     return f"{sum(item.bytes for item in items) / 2**30:.3g} GiB; most of it, in GiB: {largest}"
-
-
-def check_base_scores(loop: Loop) -> None:
-    """Start-up self-check: rewards of the base's images are finite and not all the same.
-
-    Raises:
-        RewardError: names the reward that cannot rank anything.
-    """
-    result = load_suite(eval_dir(loop) / "base")
-    loop.ranking.check({name: values[None, :] for name, values in result.scores.items()})

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from diffexpo.assembly.aliases import resolve
-from diffexpo.data.offline import rewrite_pairs
 from diffexpo.data.offline.summary import inspect_offline, summarise_offline
+from diffexpo.data.offline.writing import rewrite_pairs
 from diffexpo.data.prompt_lists import choose_categories, read_prompt_list, split_prompts, write_prompts
 from diffexpo.data.statistics import summarise_store
 from diffexpo.data.store import Store

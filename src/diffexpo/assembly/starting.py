@@ -31,17 +31,12 @@ def put_start(config: RunConfig, run_dir: Path, policy: Policy, world: World) ->
     """
     if config.tuning.start is None:
         return
-    kept = start_path(run_dir)
+    kept = run_dir / "checkpoints" / "weights-0000.safetensors"
     if world.rank == 0 and not kept.exists():
         policy.weights.load("current", read_start(config))
         write_tensors(kept, policy.weights.state("current"))
     world.barrier()
     policy.weights.load("current", read_tensors(kept))
-
-
-def start_path(run_dir: Path) -> Path:
-    """Where p_0 is kept if it is not the base."""
-    return run_dir / "checkpoints" / "weights-0000.safetensors"
 
 
 def read_start(config: RunConfig) -> Mapping[str, Tensor]:

@@ -101,20 +101,12 @@ def losers_to_show(store: Store, count: int) -> list[Sample]:
     """An image of each of `count` prompts of the newest collection; before that, losers of offline pairs."""
     collected = [iteration for stage, iteration in store.completed() if stage == "collect"]
     if collected:
-        samples = store.collected(collected[-1])
-    else:
-        samples = [store.sample(name) for name in _offline_losers(store, count)]
-    first = {sample.prompt: sample for sample in reversed(samples)}
-    return list(reversed(first.values()))[:count]
-
-
-def _offline_losers(store: Store, count: int) -> list[str]:
-    """Losers of the first `count` prompts."""
-    found: dict[str, str] = {}
+        first = {sample.prompt: sample for sample in reversed(store.collected(collected[-1]))}
+        return list(reversed(first.values()))[:count]
+    losers: dict[str, str] = {}
     for pair in store.pairs(source="offline", view=Preference):
-        if len(found) < count:
-            found.setdefault(pair.prompt, pair.loser_id)
-    return list(found.values())
+        losers.setdefault(pair.prompt, pair.loser_id)
+    return [store.sample(name) for name in list(losers.values())[:count]]
 
 
 def _look(

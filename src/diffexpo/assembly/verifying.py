@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -18,10 +18,11 @@ from diffexpo.assembly.aliases import EMBEDDED, resolve
 from diffexpo.config import load_config
 from diffexpo.config.rewards import REWARDS, RewardCard
 from diffexpo.errors import ConfigError, DataError, MissingError, RewardError
+from diffexpo.policies.loading import choose_device
 from diffexpo.rewards.base import load_rewards
 from diffexpo.rewards.images import to_bytes
-from diffexpo.rewards.scoring import score_images
-from diffexpo.types import Reward
+from diffexpo.rewards.scoring import score_drawn
+from diffexpo.types import Drawn, Reward
 from diffexpo.worlds.emoji import base_row, load_images, load_rows
 
 # Known scores of the shipped images, as `rewards verify ... --write` wrote them; cards name their file.
@@ -83,35 +84,31 @@ class VerifyReport:
         return [(picture, prompt, round(own, 4), round(other, 4)) for picture, prompt, own, other in columns]
 
 
-# Many parameters because each is an option of the command.
 def verify_rewards(
     what: str,
     *,
-    path: str | None,
-    base: str | None,
-    scale: str | None,
-    precision: str,
     device: str,
     against: Path | None,
     tolerance: float,
     pictures: Path | None,
+    **settings: str | None,
 ) -> list[VerifyReport]:
     """Score the shipped images with a type of reward, or all scorers of a recipe, and check the outcome.
 
     Args:
         what: A type of `REWARDS`, or a recipe.
-        path, base, scale, precision: Settings of the reward, for a type.
         device: "auto" or a torch device.
         against: File of known scores (`write_scores`); None: the shipped ones, where there are any.
         tolerance: Largest relative difference from known scores.
         pictures: Folder to write images and prompts to.
+        settings: `path`, `base`, `scale` and `precision` of the reward, for a type.
     Returns:
         One report a scorer.
     Raises:
         ConfigError: no such type or recipe, or settings that do not fit it.
         MissingError: weights that are not there.
     """
-    configs = _configs(what, path, base, scale, precision)
+    configs = _configs(what, settings)
     shown, images = verify_pictures()
     if pictures is not None:
         _write_pictures(pictures, shown, images)
@@ -135,17 +132,14 @@ def check_scorer(
     """Score images under their own and under the next one's prompt, and check what can be checked."""
     is_judge = (config.path or "").startswith(EMBEDDED)
     prompts = [picture.styled_prompt if is_judge else picture.prompt for picture in shown]
-    own = score_images([scorer], images, prompts)[scorer.name]
-    other = score_images([scorer], images, [*prompts[1:], prompts[0]])[scorer.name]
+    own = score_drawn([scorer], Drawn(images=images), prompts)[scorer.name]
+    other = score_drawn([scorer], Drawn(images=images), [*prompts[1:], prompts[0]])[scorer.name]
     names, scores = [picture.name for picture in shown], (own.tolist(), other.tolist())
     report = VerifyReport(config.name, config.type, scorer.scale, scorer.version, names, prompts, *scores)
-    report.checks += [
-        *_finite(own, other),
-        *_alone(scorer, images, prompts, own, BATCH_TOLERANCE if config.precision == "float32" else 5e-2),
-        *_prompt_matters(own, other),
-        *_in_range(config, own),
-    ]
-    report.checks += _compared(report, reference, max(tolerance, config.score_slack))
+    single = [(Drawn(images=images[i : i + 1]), prompts[i : i + 1]) for i in range(3)]
+    alone = [score_drawn([scorer], *row)[scorer.name][0] for row in single]
+    report.checks += _findings(config, own, other, np.array(alone))
+    report.checks.append(_compared(report, reference, max(tolerance, config.score_slack)))
     return report
 
 
@@ -157,15 +151,10 @@ def verify_pictures() -> tuple[list[Picture], Tensor]:
         for code in CONCEPTS
     ]
     images = torch.from_numpy(load_images([row["id"] for row in chosen]))
-    shown = [
-        Picture(
-            row["id"],
-            f"{row['caption']} emoji",
-            f"noto {row['caption']}",
-            hashlib.sha256(pixels.tobytes()).hexdigest(),
-        )
-        for row, pixels in zip(chosen, to_bytes(images), strict=True)
-    ]
+    shown = []
+    for row, pixels in zip(chosen, to_bytes(images), strict=True):
+        digest = hashlib.sha256(pixels.tobytes()).hexdigest()
+        shown.append(Picture(row["id"], f"{row['caption']} emoji", f"noto {row['caption']}", digest))
     return shown, images
 
 
@@ -194,11 +183,9 @@ def require_passed(reports: Sequence[VerifyReport]) -> None:
         )
 
 
-def _configs(
-    what: str, path: str | None, base: str | None, scale: str | None, precision: str
-) -> list[RewardCard]:
+def _configs(what: str, settings: Mapping[str, str | None]) -> list[RewardCard]:
     if what not in REWARDS:
-        if path or base or scale or precision != "float32":
+        if any(value and value != "float32" for value in settings.values()):
             raise ConfigError(
                 f"{what!r} is no type of reward ({', '.join(REWARDS)}), and a recipe brings its own "
                 "settings: leave out --path, --base, --scale and --precision, or name a type"
@@ -208,71 +195,56 @@ def _configs(
             raise ConfigError(f"{what!r} is no type of reward and no recipe; did you mean {near[0]}?")
         config = load_config([what], [], {}).config
         return [*config.rewards, *config.evaluation.judges]
-    values = {"name": what, "type": what, "role": "train", "path": path, "base": base, "scale": scale}
-    values |= {"precision": precision}
-    given = {key: value for key, value in values.items() if value is not None}
-    return list(load_config([], [f"rewards={json.dumps([given])}"], {}).config.rewards)
+    given = {key: value for key, value in settings.items() if value is not None}
+    only = {"name": what, "type": what, "role": "train"} | given
+    return list(load_config([], [f"rewards={json.dumps([only])}"], {}).config.rewards)
 
 
 def _device(device: str) -> torch.device:
-    if device != "auto":
-        try:
-            return torch.device(device)
-        except RuntimeError as error:
-            raise ConfigError(
-                f"--device {device!r}: expected auto, cpu, cuda, cuda:1, mps, ... ({error})"
-            ) from None
-    found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
-    return found or torch.device("cpu")
+    try:
+        return choose_device("auto") if device == "auto" else torch.device(device)
+    except RuntimeError as error:
+        raise ConfigError(
+            f"--device {device!r}: expected auto, cpu, cuda, cuda:1, mps, ... ({error})"
+        ) from None
 
 
-def _finite(own: np.ndarray, other: np.ndarray) -> list[Finding]:
-    count = int((~np.isfinite(own)).sum() + (~np.isfinite(other)).sum())
-    if count:
-        return [Finding("fail", f"{count} of {2 * len(own)} scores are not finite")]
-    if np.ptp(own) == 0:
-        return [Finding("fail", f"every picture has the score {own[0]:.6g}: it ranks nothing")]
-    return [Finding("ok", f"{2 * len(own)} scores are finite and not all the same")]
-
-
-def _alone(
-    scorer: Reward, images: Tensor, prompts: Sequence[str], own: np.ndarray, tolerance: float
-) -> list[Finding]:
-    rows = range(3)
-    alone = [score_images([scorer], images[i : i + 1], prompts[i : i + 1])[scorer.name][0] for i in rows]
-    worst = _relative(np.array(alone), own[:3])
-    return [_within("alone as in a batch", worst, tolerance)]
-
-
-def _prompt_matters(own: np.ndarray, other: np.ndarray) -> list[Finding]:
+def _findings(config: RewardCard, own: np.ndarray, other: np.ndarray, alone: np.ndarray) -> Iterator[Finding]:
+    """What every good scorer passes; `alone` are the first scores, each image in a batch of its own."""
+    if count := int((~np.isfinite([own, other])).sum()):
+        yield Finding("fail", f"{count} of {2 * len(own)} scores are not finite")
+    elif np.ptp(own) == 0:
+        yield Finding("fail", f"every picture has the score {own[0]:.6g}: it ranks nothing")
+    else:
+        yield Finding("ok", f"{2 * len(own)} scores are finite and not all the same")
+    tolerance = BATCH_TOLERANCE if config.precision == "float32" else 5e-2
+    yield _within("alone as in a batch", alone, own[: len(alone)], tolerance)
     if np.array_equal(own, other):
-        return [Finding("note", "the prompt does not matter to it")]
-    share = float((own > other).mean())
-    told = f"own prompt above another picture's for {share:.0%} of the pictures, at least {SHARE_RIGHT:.0%}"
-    means = f"mean {np.nanmean(own):.4g} and {np.nanmean(other):.4g}"
-    return [Finding("ok" if share >= SHARE_RIGHT else "fail", f"{told}; {means}")]
+        yield Finding("note", "the prompt does not matter to it")
+    else:
+        share = float((own > other).mean())
+        told = (
+            f"own prompt above another picture's for {share:.0%} of the pictures, at least {SHARE_RIGHT:.0%}"
+        )
+        means = f"mean {np.nanmean(own):.4g} and {np.nanmean(other):.4g}"
+        yield Finding("ok" if share >= SHARE_RIGHT else "fail", f"{told}; {means}")
+    if config.usual_range is not None:
+        low, high = float(np.nanmin(own)), float(np.nanmax(own))
+        least, most = config.usual_range
+        state = "ok" if least <= low and high <= most else "fail"
+        yield Finding(state, f"scores lie in [{low:.4g}, {high:.4g}], usual is [{least:g}, {most:g}]")
 
 
-def _in_range(config: RewardCard, own: np.ndarray) -> list[Finding]:
-    usual = config.usual_range
-    if usual is None:
-        return []
-    low, high = float(np.nanmin(own)), float(np.nanmax(own))
-    state = "ok" if usual[0] <= low and high <= usual[1] else "fail"
-    return [Finding(state, f"scores lie in [{low:.4g}, {high:.4g}], usual is [{usual[0]:g}, {usual[1]:g}]")]
-
-
-def _compared(report: VerifyReport, reference: Path | None, tolerance: float) -> list[Finding]:
+def _compared(report: VerifyReport, reference: Path | None, tolerance: float) -> Finding:
     if reference is None:
         advice = "score the pictures of --pictures with the official code and pass the numbers as --against"
-        return [Finding("note", f"no known scores for it: {advice}")]
+        return Finding("note", f"no known scores for it: {advice}")
     known = _read_scores(reference, report)
     missing = [name for name in report.pictures if name not in known]
     if missing:
-        return [Finding("fail", f"{reference} has no score of {len(missing)} pictures (first: {missing[0]})")]
+        return Finding("fail", f"{reference} has no score of {len(missing)} pictures (first: {missing[0]})")
     expected = np.array([known[name] for name in report.pictures])
-    worst = _relative(np.array(report.scores), expected)
-    return [_within(f"against {reference.name}", worst, tolerance)]
+    return _within(f"against {reference.name}", np.array(report.scores), expected, tolerance)
 
 
 def _read_scores(file: Path, report: VerifyReport) -> Mapping[str, float]:
@@ -281,12 +253,9 @@ def _read_scores(file: Path, report: VerifyReport) -> Mapping[str, float]:
         raise MissingError(f"no file {file}: expected scores that `rewards verify --write` wrote")
     try:
         entries = json.loads(file.read_text(encoding="utf-8"))["scorers"]
-        by_rank: list[Callable[[dict], bool]] = [
-            lambda entry: entry.get("name") == report.name,
-            lambda entry: entry.get("type") == report.type,
-            lambda entry: len(entries) == 1,
-        ]
-        found = next(entry for fits in by_rank for entry in entries if fits(entry))
+        named = [entry for entry in entries if entry.get("name") == report.name]
+        of_type = [entry for entry in entries if entry.get("type") == report.type]
+        found = next(iter([*named, *of_type, *(entries if len(entries) == 1 else [])]))
         return {str(name): float(score) for name, score in found["scores"].items()}
     except (ValueError, KeyError, TypeError, AttributeError, StopIteration) as error:
         raise DataError(
@@ -295,15 +264,11 @@ def _read_scores(file: Path, report: VerifyReport) -> Mapping[str, float]:
         ) from error
 
 
-def _within(what: str, worst: float, tolerance: float) -> Finding:
+def _within(what: str, found: np.ndarray, expected: np.ndarray, tolerance: float) -> Finding:
+    """Compare the largest difference over the mean size of the expected scores; single ones may be near 0."""
+    worst = float(np.abs(found - expected).max() / (float(np.abs(expected).mean()) or 1.0))
     state = "ok" if worst <= tolerance else "fail"
     return Finding(state, f"{what}: largest relative difference {worst:.1e}, at most {tolerance:g}")
-
-
-def _relative(found: np.ndarray, expected: np.ndarray) -> float:
-    """Largest difference over the mean size of the expected scores; single scores may be near 0."""
-    size = float(np.abs(expected).mean()) or 1.0
-    return float(np.abs(found - expected).max() / size)
 
 
 def _write_pictures(folder: Path, shown: Sequence[Picture], images: Tensor) -> None:

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from diffexpo.assembly import ConfigError
+from diffexpo.cli.options import Set
 from diffexpo.cli.progress import Console
-from diffexpo.cli.run import Set
-from diffexpo.errors import ConfigError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -58,7 +58,8 @@ def fields(
     """List every setting: what it accepts, its default, what it does."""
     from diffexpo.config.explain import settings, suggest_setting
 
-    chosen = [setting for setting in settings() if setting.path == prefix or _is_inside(setting.path, prefix)]
+    inside = (f"{prefix}.", f"{prefix}[]") if prefix else ("",)
+    chosen = [setting for setting in settings() if setting.path == prefix or setting.path.startswith(inside)]
     if not chosen:
         raise ConfigError(f"{prefix} is not a setting or a group of settings.{suggest_setting(prefix)}")
     console = Console(interactive=False)
@@ -66,10 +67,6 @@ def fields(
         console.line(f"{setting.label}: {setting.expected} (default {json.dumps(setting.default)})")
         if setting.text:
             console.line(f"    {setting.text}")
-
-
-def _is_inside(path: str, prefix: str) -> bool:
-    return not prefix or path.startswith((f"{prefix}.", f"{prefix}[]"))
 
 
 def _annotated(

@@ -9,9 +9,11 @@ from typing import Annotated
 
 import typer
 
+from diffexpo import assembly
+from diffexpo.assembly import ConfigError, MissingError
 from diffexpo.cli.folders import find_run
+from diffexpo.cli.options import AsJson
 from diffexpo.cli.progress import Console
-from diffexpo.errors import ConfigError, MissingError
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -29,7 +31,6 @@ Kind = Annotated[
 ]
 Limit = Annotated[int | None, typer.Option(min=1, help="At most this many pairs, chosen by key.")]
 Seed = Annotated[int, typer.Option(help="Name of the choice that --limit or --split makes.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
 @app.command("import")
@@ -56,8 +57,6 @@ def import_pairs(
     \b
     Formats: pickapic, hpdv2, hpdv3, imagerewarddb, folders, table, webdataset, diffexpo
     """
-    from diffexpo import assembly
-
     if check not in ("decode", "structure"):
         raise ConfigError(f"--check {check}: expected decode or structure")
     console = Console()
@@ -84,8 +83,6 @@ def inspect(
 
     Without a pair: what a run's store or a preference set holds, without reading all of it.
     """
-    from diffexpo import assembly
-
     if _is_set(source):
         if pair is not None:
             raise ConfigError(
@@ -102,8 +99,6 @@ def stats(
     source: Either, kind: Kind = "auto", limit: Limit = None, seed: Seed = 0, as_json: AsJson = False
 ) -> None:
     """Count all in a run's store or a preference set: pairs, prompts, judges, models, sizes, bad rows."""
-    from diffexpo import assembly
-
     if _is_set(source):
         found = assembly.count_set(source, format=kind, limit=limit, seed=seed)
     else:
@@ -117,8 +112,6 @@ def export(
     target: Annotated[Path, typer.Argument(metavar="OUT", help="Parquet file to write.")],
 ) -> None:
     """Write all pairs as one Parquet file in the Pick-a-Pic v2 columns, images included."""
-    from diffexpo import assembly
-
     rows = assembly.export_pairs(find_run(run), target)
     print(f"{rows} pairs: {target}")
 
@@ -130,8 +123,6 @@ def verify(
     ],
 ) -> None:
     """Recompute the checksum and row count of every stored file; exit code 4 if one differs."""
-    from diffexpo import assembly
-
     if _is_set(run):
         print(f"{run}: {assembly.verify_rewritten(run)} files are as their manifest says")
         return
@@ -165,8 +156,6 @@ def prompts(
     Formats: text, jsonl, parquet, hpdv2, pickapic, partiprompts, drawbench, t2i_compbench, geneval,
     imagereward, ddpo_animals
     """
-    from diffexpo import assembly
-
     shares = _shares(split or [])
     for line in assembly.import_prompts(
         source, to, format=kind, categories=category or (), shares=shares, seed=seed
@@ -181,25 +170,18 @@ def regenerate(
     target: Annotated[Path, typer.Argument(metavar="OUT.png", help="Image to write.")],
 ) -> None:
     """Draw an image again from its row alone and compare it with the stored latents, bit for bit."""
-    from diffexpo import assembly
-
     print("\n".join(_lines(assembly.regenerate(find_run(run), sample, target), 0)))
 
 
 def _is_set(name: str) -> bool:
     """Whether a name means a preference set: it is an alias, or it exists and is not a run folder."""
-    path = Path(name)
-    return name.startswith("emoji:") or (
-        path.exists() and not (path / "config.yaml").is_file() and not _names_run(name)
-    )
-
-
-def _names_run(name: str) -> bool:
+    if name.startswith("emoji:") or not Path(name).exists():
+        return name.startswith("emoji:")
     try:
         find_run(name)
     except MissingError:
-        return False
-    return True
+        return True
+    return False
 
 
 def _shares(texts: list[str]) -> dict[str, float]:

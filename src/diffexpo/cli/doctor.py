@@ -8,14 +8,15 @@ import platform
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from importlib import metadata, util
 from pathlib import Path
-from typing import Annotated
 
 import typer
 
-from diffexpo.errors import EXIT_FAILED
+from diffexpo import __version__, assembly
+from diffexpo.cli.options import AsJson
 
 PACKAGES = (
     "torch", "diffusers", "transformers", "accelerate", "peft",
@@ -34,22 +35,20 @@ class Check:
     fix: str = ""
 
 
-def doctor(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
+def doctor(as_json: AsJson = False) -> None:
     """Check versions, accelerator, memory, disk, extras and embedded models; exit code 4 if one is broken."""
-    checks = [*_packages(), _torchvision(), _accelerator(), _memory(), _disk(), _hub(), *_extras(), _world()]
+    checks = list(_checks())
     if as_json:
         print(json.dumps([asdict(check) for check in checks], indent=2))
     else:
         for check in checks:
             print(f" {check.state.upper():4}  {check.what}{f' -> {check.fix}' if check.fix else ''}")
     if any(check.state == "fail" for check in checks):
-        raise typer.Exit(EXIT_FAILED)
+        raise typer.Exit(assembly.DiffexpoError.exit_code)
 
 
 def env() -> None:
     """Print versions and hardware as a block to paste into a bug report."""
-    from diffexpo import __version__
-
     print(f"diffexpo {__version__}")
     print(f"python {platform.python_version()} ({sys.executable})")
     print(f"platform {platform.platform()}")
@@ -68,39 +67,14 @@ def _version(name: str) -> str | None:
         return None
 
 
-def _packages() -> list[Check]:
-    found = {name: _version(name) for name in PACKAGES}
-    installed = [f"{name} {version}" for name, version in found.items() if version]
-    checks = [Check("ok", " | ".join([f"python {platform.python_version()}", *installed]))]
-    missing = [name for name, version in found.items() if version is None]
-    if missing:
-        told, fix = f"not installed: {', '.join(missing)}", f"pip install {' '.join(missing)}"
-        checks.append(Check("fail", told, fix))
-    return checks
-
-
-def _torchvision() -> Check:
-    # A torchvision built for another torch stops transformers and diffusers from importing.
-    if util.find_spec("torchvision") is None:
-        return Check("ok", "torchvision absent (not needed)")
-    probe = subprocess.run(
-        [sys.executable, "-c", "import torchvision"], capture_output=True, text=True, check=False
-    )
-    if probe.returncode == 0:
-        return Check("ok", f"torchvision {_version('torchvision')} imports (not needed)")
-    told = f"torchvision {_version('torchvision')} does not import"
-    return Check("fail", told, "pip uninstall torchvision")
-
-
 def _accelerator() -> Check:
     if util.find_spec("torch") is None:
         return Check("fail", "no accelerator information: torch is not installed", "pip install torch")
     import torch
 
     if not torch.accelerator.is_available():
-        threads = torch.get_num_threads()
-        told = f"no accelerator, cpu with {threads} threads: the emoji recipes run, SD 1.5 is slow"
-        return Check("warn", told)
+        machine = f"cpu with {torch.get_num_threads()} threads"
+        return Check("warn", f"no accelerator, {machine}: the emoji recipes run, SD 1.5 is slow")
     device = torch.accelerator.current_accelerator()
     text = f"accelerator {device}, {torch.accelerator.device_count()} device(s)"
     if device is not None and device.type == "cuda":
@@ -120,35 +94,39 @@ def _memory() -> Check:
     return Check("ok", text)
 
 
-def _disk() -> Check:
+def _checks() -> Iterator[Check]:
+    found = {name: _version(name) for name in PACKAGES}
+    installed = [f"{name} {version}" for name, version in found.items() if version]
+    yield Check("ok", " | ".join([f"python {platform.python_version()}", *installed]))
+    if missing := [name for name, version in found.items() if version is None]:
+        yield Check("fail", f"not installed: {', '.join(missing)}", f"pip install {' '.join(missing)}")
+    yield _torchvision()
+    yield _accelerator()
+    yield _memory()
     free = shutil.disk_usage(Path.cwd()).free
     text = f"disk {free / GIB:.1f} GiB free here"
-    return Check("ok", text) if free > GIB else Check("warn", text, "a run needs about 1 GiB")
-
-
-def _hub() -> Check:
+    yield Check("ok", text) if free > GIB else Check("warn", text, "a run needs about 1 GiB")
     token = "set" if os.environ.get("HF_TOKEN") else "not set (needed for gated models only)"
     offline = ", offline" if os.environ.get("HF_HUB_OFFLINE") else ""
     cache = os.environ.get("HF_HOME") or str(Path.home() / ".cache" / "huggingface")
-    return Check("ok", f"model hub cache {cache}{offline}, HF_TOKEN {token}")
-
-
-def _extras() -> list[Check]:
-    checks = []
+    yield Check("ok", f"model hub cache {cache}{offline}, HF_TOKEN {token}")
     for extra, modules in EXTRAS.items():
-        missing = [name for name in modules if util.find_spec(name) is None]
-        if missing:
+        if missing := [name for name in modules if util.find_spec(name) is None]:
             told = f"extra '{extra}' missing ({', '.join(missing)})"
-            checks.append(Check("warn", told, f'pip install "diffexpo[{extra}]"'))
+            yield Check("warn", told, f'pip install "diffexpo[{extra}]"')
         else:
-            checks.append(Check("ok", f"extra '{extra}' installed"))
-    return checks
+            yield Check("ok", f"extra '{extra}' installed")
+    if missing := assembly.missing_assets():
+        yield Check("fail", f"embedded emoji world incomplete: {', '.join(missing)}", "reinstall diffexpo")
+    else:
+        yield Check("ok", "embedded emoji world complete")
 
 
-def _world() -> Check:
-    from diffexpo import assembly
-
-    missing = assembly.missing_assets()
-    if missing:
-        return Check("fail", f"embedded emoji world incomplete: {', '.join(missing)}", "reinstall diffexpo")
-    return Check("ok", "embedded emoji world complete")
+def _torchvision() -> Check:
+    # A torchvision built for another torch stops transformers and diffusers from importing.
+    if util.find_spec("torchvision") is None:
+        return Check("ok", "torchvision absent (not needed)")
+    code, named = [sys.executable, "-c", "import torchvision"], f"torchvision {_version('torchvision')}"
+    if subprocess.run(code, capture_output=True, text=True, check=False).returncode == 0:
+        return Check("ok", f"{named} imports (not needed)")
+    return Check("fail", f"{named} does not import", "pip uninstall torchvision")

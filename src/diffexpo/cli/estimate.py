@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from diffexpo import assembly
+from diffexpo.cli.options import Set
 from diffexpo.cli.progress import Console
-from diffexpo.cli.run import Set
 
 if TYPE_CHECKING:
-    from diffexpo.estimate.resources import Advice, Computing, Estimate
+    from diffexpo.assembly import Advice, Computing, Estimate
 
 GIB = 2**30
 
@@ -40,7 +42,6 @@ def estimate(
     diffexpo estimate paper/expo_ii_sd15
     diffexpo estimate paper/expo_sdxl --set training.micro_batch_size=1
     """
-    from diffexpo import assembly
     from diffexpo.config import load_config
 
     config = load_config(recipes, overrides or ()).config
@@ -48,7 +49,10 @@ def estimate(
     compute = assembly.computing(config, architecture=architecture)
     advices = assembly.advise(config, architecture=architecture) if advice else []
     if as_json:
-        told = found.as_json() | {"computing": vars(compute), "advice": [_as_json(one) for one in advices]}
+        told = found.as_json() | {
+            "computing": vars(compute),
+            "advice": [{"gib": one.gib, "total": one.total} | asdict(one) for one in advices],
+        }
         print(json.dumps(told, indent=2))
         return
     console = Console(interactive=False)
@@ -90,11 +94,6 @@ def _sentence(one: Advice) -> str:
     if one.changes is None:
         return f"{one.gib:g} GB: does not fit; {_gib(one.total)} GiB with everything that saves memory"
     return f"{one.gib:g} GB: fits ({_gib(one.total)} GiB){' with' if one.changes else ''}"
-
-
-def _as_json(one: Advice) -> dict[str, object]:
-    changes = None if one.changes is None else [vars(change) for change in one.changes]
-    return {"gib": one.gib, "total": one.total, "changes": changes}
 
 
 def _gib(size: int) -> str:

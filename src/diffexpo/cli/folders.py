@@ -4,58 +4,48 @@ from __future__ import annotations
 
 import difflib
 import json
+from itertools import chain, count
 from pathlib import Path
 
-from diffexpo.errors import MissingError
+from diffexpo.assembly import MissingError
 
 RUNS = Path("runs")
 ACTIVITY = ("config.yaml", "status.json", "metrics.jsonl")
 
 
-def list_runs(root: Path) -> list[Path]:
-    """Run folders below a root, the most recently active last."""
-    found = [path.parent for path in root.glob("*/config.yaml")]
-    return sorted(
-        found, key=lambda run: max((run / name).stat().st_mtime for name in ACTIVITY if (run / name).exists())
-    )
-
-
-def find_run(name: str | None, root: Path = RUNS) -> Path:
-    """An existing run: a folder, the name of one below `root`, or the most recent if none is named.
+def find_run(name: str | None) -> Path:
+    """An existing run: a folder, the name of one below `runs`, or the most recently active if none is named.
 
     Raises:
         MissingError: there is none; the nearest names are given.
     """
-    runs = list_runs(root)
+    found = [path.parent for path in RUNS.glob("*/config.yaml")]
+    runs = sorted(
+        found, key=lambda run: max((run / file).stat().st_mtime for file in ACTIVITY if (run / file).exists())
+    )
     if name is None:
         if not runs:
-            raise MissingError(f"no run folder in {root}/: start one with `diffexpo run emoji/expo`")
+            raise MissingError(f"no run folder in {RUNS}/: start one with `diffexpo run emoji/expo`")
         return runs[-1]
-    for path in (Path(name), root / name):
+    for path in (Path(name), RUNS / name):
         if (path / "config.yaml").is_file():
             return path
     near = difflib.get_close_matches(name, [run.name for run in runs], n=3, cutoff=0.5)
     known = ", ".join(run.name for run in runs[-5:])
-    hint = f"Did you mean {' or '.join(near)}?" if near else f"Runs in {root}/: {known or 'none'}."
-    raise MissingError(f"no run {name!r}: neither a run folder (with config.yaml) nor one in {root}/. {hint}")
+    hint = f"Did you mean {' or '.join(near)}?" if near else f"Runs in {RUNS}/: {known or 'none'}."
+    raise MissingError(f"no run {name!r}: neither a run folder (with config.yaml) nor one in {RUNS}/. {hint}")
 
 
-def free_folder(name: str, root: Path = RUNS) -> Path:
-    """`root/name`, or that name with the next free number (`expo-2`)."""
-    number, folder = 1, root / name
-    while folder.exists():
-        number += 1
-        folder = root / f"{name}-{number}"
-    return folder
+def free_folder(name: str) -> Path:
+    """`runs/name`, or that name with the next free number (`expo-2`)."""
+    names = chain([name], (f"{name}-{number}" for number in count(2)))
+    return next(RUNS / free for free in names if not (RUNS / free).exists())
 
 
 def run_state(run_dir: Path) -> str:
     """`state` of status.json (running, interrupted, failed, finished), or "unknown"."""
-    path = run_dir / "status.json"
-    if not path.is_file():
-        return "unknown"
     try:
-        status = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError:
+        status = json.loads((run_dir / "status.json").read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError):
         return "unknown"
     return str(status.get("state", "unknown")) if isinstance(status, dict) else "unknown"

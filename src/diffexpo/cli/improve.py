@@ -6,10 +6,12 @@ from typing import Annotated
 
 import typer
 
-from diffexpo.cli.failures import Boundary
-from diffexpo.cli.folders import find_run
+from diffexpo import assembly
+from diffexpo.assembly import ConfigError
+from diffexpo.cli.failures import working_on
+from diffexpo.cli.options import Run
 from diffexpo.cli.progress import Console
-from diffexpo.cli.stages import Run, run_stage
+from diffexpo.cli.stages import run_stage
 
 app = typer.Typer(no_args_is_help=True, help="The improvement model of an improvement_dpo run.")
 
@@ -34,10 +36,7 @@ def sweep(
     prompts: Annotated[int, typer.Option(min=1, help="Rows of the image.")] = 8,
 ) -> None:
     """Improve a few images at every pair of guidance scales: the run's eval/improver_sweep.png and .json."""
-    run_dir = find_run(run)
-    with Boundary(run_dir):
-        from diffexpo import assembly
-
+    with working_on(run) as run_dir:
         scales = {"text_scales": _numbers(text, "--text"), "image_scales": _numbers(image, "--image")}
         done = assembly.sweep(run_dir, num_prompts=prompts, **scales)
         console = Console()
@@ -47,8 +46,6 @@ def sweep(
 
 
 def _numbers(text: str, option: str) -> list[float]:
-    from diffexpo.errors import ConfigError
-
     try:
         return [float(part) for part in text.split(",")]
     except ValueError:

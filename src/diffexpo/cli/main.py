@@ -8,11 +8,10 @@ import typer
 
 from diffexpo import __version__
 from diffexpo.cli import config, data, doctor, improve, recipes, rewards
-from diffexpo.cli.cite import cite
 from diffexpo.cli.estimate import estimate
-from diffexpo.cli.failures import Boundary
+from diffexpo.cli.failures import boundary
 from diffexpo.cli.run import run
-from diffexpo.cli.stages import collect, evaluate, export, pair, report, train
+from diffexpo.cli.stages import cite, collect, evaluate, export, pair, report, train
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -55,5 +54,5 @@ def options(
 
 def main(arguments: list[str] | None = None) -> None:
     """Entry point of the `diffexpo` script; ends the process with its exit code."""
-    with Boundary():
+    with boundary():
         app(arguments, prog_name="diffexpo")

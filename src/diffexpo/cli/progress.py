@@ -11,13 +11,14 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
 if TYPE_CHECKING:
     from rich.console import Console as RichConsole
-    from rich.progress import Progress, TaskID
+    from rich.progress import Progress
 
 INTERVAL_S = 10.0
 
@@ -57,6 +58,11 @@ class Phase:
     def elapsed(self) -> float:
         return self._clock() - self._start
 
+    @property
+    def speed(self) -> float:
+        """Units per second so far."""
+        return self.done / max(self.elapsed, 1e-9)
+
     def advance(self, count: int = 1) -> None:
         """Count more finished units; a plain line if ten seconds have passed since the last."""
         self.done += count
@@ -65,21 +71,18 @@ class Phase:
         now = self._clock()
         if now - self._last < INTERVAL_S or self.done == self.total:
             return
-        self._last = now
-        speed = self.done / max(self.elapsed, 1e-9)
+        self._last, speed = now, self.speed
+        told, left = f"{self.done} {self.unit}", ""
         if self.done < self.total:
-            left = f"ETA {duration((self.total - self.done) / speed)}" if speed > 0 else "ETA unknown"
-            share = f"{self.done}/{self.total} {self.unit} ({100 * self.done / self.total:.0f}%)"
-            self._say(f"{self.name}: {share} {rate(speed, self.unit)} {left}")
-        else:
-            self._say(f"{self.name}: {self.done} {self.unit} {rate(speed, self.unit)}")
+            told = f"{self.done}/{self.total} {self.unit} ({100 * self.done / self.total:.0f}%)"
+            left = f" ETA {duration((self.total - self.done) / speed)}" if speed > 0 else " ETA unknown"
+        self._say(f"{self.name}: {told} {rate(speed, self.unit)}{left}")
 
     def summary(self, complete: bool) -> str:
         """The closing line."""
-        speed = self.done / max(self.elapsed, 1e-9)
         of = f"/{self.total}" if self.total else ""
         count = f"{self.done} {self.unit}" if complete else f"stopped at {self.done}{of} {self.unit}"
-        tail = f" ({rate(speed, self.unit)})" if self.done and self.elapsed >= 0.05 else ""
+        tail = f" ({rate(self.speed, self.unit)})" if self.done and self.elapsed >= 0.05 else ""
         return f"{self.name}: {count} in {duration(self.elapsed)}{tail}"
 
 
@@ -109,7 +112,6 @@ class Console:
         self._clock = clock
         self._log: Path | None = None
         self._unlogged: list[str] = []
-        self._rich: RichConsole | None = None
         self._progress: Progress | None = None
 
     def attach_log(self, path: Path) -> None:
@@ -118,8 +120,7 @@ class Console:
             return
         path.parent.mkdir(parents=True, exist_ok=True)
         self._log = path
-        waiting, self._unlogged = self._unlogged, []
-        self._append("".join(waiting))
+        self._write_log()
 
     def line(self, text: str = "") -> None:
         """One plain line."""
@@ -150,18 +151,17 @@ class Console:
         say = self._to_log if self._interactive else self.line
         phase = Phase(name, total, unit, say, self._clock)
         say(f"{name}: {total} {unit}" if total else f"{name} ...")
-        progress, task = self._open_bar(phase)
         complete = False
         try:
-            yield phase
+            with self._bar(phase) if self._interactive and not self._silent else nullcontext():
+                yield phase
             complete = True
         finally:
-            self._close_bar(progress, task)
             self.line(phase.summary(complete))
 
-    def _open_bar(self, phase: Phase) -> tuple[Progress | None, TaskID | None]:
-        if not self._interactive or self._silent:
-            return None, None
+    @contextmanager
+    def _bar(self, phase: Phase) -> Iterator[None]:
+        """A live bar for the time of the block."""
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
         if self._progress is None:
@@ -171,7 +171,7 @@ class Console:
                 MofNCompleteColumn(),
                 TextColumn("{task.fields[unit]}  {task.fields[speed]}  ETA"),
                 TimeRemainingColumn(compact=True),
-                console=self._rich_console(),
+                console=self._rich,
                 transient=True,
             )
             self._progress.start()
@@ -179,54 +179,48 @@ class Console:
         task = progress.add_task(phase.name, total=phase.total or None, unit=phase.unit, speed="")
 
         def show(count: int) -> None:
-            progress.update(
-                task, advance=count, speed=rate(phase.done / max(phase.elapsed, 1e-9), phase.unit)
-            )
+            progress.update(task, advance=count, speed=rate(phase.speed, phase.unit))
 
         phase.bar = show
-        return progress, task
+        try:
+            yield
+        finally:
+            progress.remove_task(task)
+            if not progress.tasks:
+                progress.stop()
+                self._progress = None
 
-    def _close_bar(self, progress: Progress | None, task: TaskID | None) -> None:
-        if progress is None or task is None:
-            return
-        progress.remove_task(task)
-        if not progress.tasks:
-            progress.stop()
-            self._progress = None
+    @cached_property
+    def _rich(self) -> RichConsole:
+        from rich.console import Console as RichConsole
 
-    def _rich_console(self) -> RichConsole:
-        if self._rich is None:
-            from rich.console import Console as RichConsole
-
-            self._rich = RichConsole(
-                file=self._stream,
-                force_terminal=True,
-                no_color=not self._color,
-                highlight=False,
-                markup=False,
-                soft_wrap=True,
-            )
-        return self._rich
+        return RichConsole(
+            file=self._stream,
+            force_terminal=True,
+            no_color=not self._color,
+            highlight=False,
+            markup=False,
+            soft_wrap=True,
+        )
 
     def _to_screen(self, text: str, style: str | None = None) -> None:
         if self._silent:
             return
         if self._interactive:
-            self._rich_console().print(text, style=style)
+            self._rich.print(text, style=style)
         else:
             print(text, file=self._stream, flush=True)
 
     def _to_log(self, text: str) -> None:
-        line = f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}\n"
-        if self._log is None:
-            self._unlogged.append(line)
-        else:
-            self._append(line)
+        self._unlogged.append(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}\n")
+        if self._log is not None:
+            self._write_log()
 
-    def _append(self, text: str) -> None:
-        if self._log is not None and text:
+    def _write_log(self) -> None:
+        waiting, self._unlogged = self._unlogged, []
+        if self._log is not None and waiting:
             with self._log.open("a", encoding="utf-8") as file:
-                file.write(text)
+                file.writelines(waiting)
 
 
 def _cell(value: object) -> str:

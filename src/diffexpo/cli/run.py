@@ -13,20 +13,15 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from diffexpo.cli.failures import Boundary
+from diffexpo import __version__, assembly
+from diffexpo.assembly import ConfigError
+from diffexpo.cli.failures import boundary
 from diffexpo.cli.folders import RUNS, find_run, free_folder, run_state
+from diffexpo.cli.options import Set
 from diffexpo.cli.progress import Console
-from diffexpo.errors import ConfigError
 
 if TYPE_CHECKING:
     from diffexpo.config import LoadedConfig, RunConfig
-
-Set = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--set", metavar="KEY=VALUE", help="Override one setting, e.g. --set training.steps=100. Repeatable."
-    ),
-]
 
 
 @contextmanager
@@ -93,10 +88,8 @@ def run(
         if (run_dir / "report.html").is_file():
             console.line(f"report: {run_dir / 'report.html'}")
         return
-    with Boundary(run_dir), deadline(max_minutes):
+    with boundary(run_dir), deadline(max_minutes):
         _print_header(loaded.config, run_dir, resume, console)
-        from diffexpo import assembly
-
         report = assembly.run(
             loaded.config,
             run_dir,
@@ -148,7 +141,6 @@ def _resume(
 
 
 def _print_plan(config: RunConfig, run_dir: Path, console: Console) -> None:
-    from diffexpo import assembly
     from diffexpo.config import config_notes
 
     console.table(f"plan of {run_dir}", ["stage", "what"], assembly.plan(config))
@@ -158,8 +150,6 @@ def _print_plan(config: RunConfig, run_dir: Path, console: Console) -> None:
 
 
 def _print_header(config: RunConfig, run_dir: Path, resume: bool, console: Console) -> None:
-    from diffexpo import __version__
-
     verb = "resumes" if resume else "runs"
     has_agents = config.explore.iterations > 1 and not config.algorithm.draws_first
     agents = f", {config.explore.agents} agent{'s' * (config.explore.agents > 1)}" if has_agents else ""
@@ -178,5 +168,6 @@ def _device(config: RunConfig) -> str:
 
     if config.model.device != "auto":
         return config.model.device
-    accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
-    return str(accelerator) if accelerator is not None else f"cpu ({torch.get_num_threads()} threads)"
+    if torch.accelerator.is_available():
+        return str(torch.accelerator.current_accelerator())
+    return f"cpu ({torch.get_num_threads()} threads)"

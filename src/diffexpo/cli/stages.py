@@ -1,4 +1,4 @@
-"""What is done with an existing run: its next stage of a kind, its export, its report."""
+"""What is done with an existing run: its next stage of a kind, its export, its report, what to cite."""
 
 from __future__ import annotations
 
@@ -6,21 +6,15 @@ from typing import Annotated
 
 import typer
 
-from diffexpo.cli.failures import Boundary
-from diffexpo.cli.folders import find_run
+from diffexpo import assembly
+from diffexpo.cli.failures import working_on
+from diffexpo.cli.options import Run
 from diffexpo.cli.progress import Console
-
-Run = Annotated[
-    str | None, typer.Argument(metavar="RUN", help="Run folder or name; default: the most recent.")
-]
 
 
 def run_stage(run: str | None, name: str) -> None:
     """Run the next stage of a kind."""
-    run_dir = find_run(run)
-    with Boundary(run_dir):
-        from diffexpo import assembly
-
+    with working_on(run) as run_dir:
         console = Console()
         console.attach_log(run_dir / "log.txt")
         assembly.stage(run_dir, name, console)
@@ -48,18 +42,25 @@ def evaluate(run: Run = None) -> None:
 
 def export(run: Run = None) -> None:
     """Write the trained LoRA (or whole pipeline) for plain diffusers, reloaded there and compared."""
-    run_dir = find_run(run)
-    with Boundary(run_dir):
-        from diffexpo import assembly
-
+    with working_on(run) as run_dir:
         for path in assembly.export(run_dir):
             print(path)
 
 
 def report(run: Run = None) -> None:
     """Write report.html again from the files of a run (finished or not) and print its path."""
-    run_dir = find_run(run)
-    with Boundary(run_dir):
-        from diffexpo import assembly
-
+    with working_on(run) as run_dir:
         print(f"report: {assembly.write_report(run_dir)}")
+
+
+def cite(
+    run: Run = None,
+    bibtex: Annotated[bool, typer.Option("--bibtex", help="Print BibTeX entries.")] = False,
+) -> None:
+    """List the papers, models, data and software that a run used, from its settings alone."""
+    with working_on(run) as run_dir:
+        from diffexpo.config import read_resolved
+        from diffexpo.config.citations import citations
+
+        found = citations(read_resolved(run_dir / "config.yaml").config)
+        print(found.as_bibtex() if bibtex else found.as_text())

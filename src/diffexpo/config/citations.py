@@ -1,24 +1,17 @@
 """What a run used that should be cited, read from its settings alone. Imports without torch.
 
-Each rule below looks at one part of the settings and names works of `papers.WORKS`. A model or scorer that
-the rules do not know is listed by name, so that its user looks for its own reference.
+A model or scorer that the rules below do not know is listed by name, for its user to find its reference.
 """
-
-from __future__ import annotations
 
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from diffexpo.config.families import FAMILIES, Family, family_of_name
 from diffexpo.config.methods import offline_baseline
 from diffexpo.config.papers import WORKS, Work, readable
-
-if TYPE_CHECKING:
-    from diffexpo.config.run import RunConfig
-    from diffexpo.config.schema import SamplerConfig
+from diffexpo.config.run import RunConfig
 
 EMBEDDED = "emoji:"
 OURS = (EMBEDDED, "prompts:")
@@ -30,7 +23,13 @@ SAMPLERS = {
     "flow_euler": "liu2022rectifiedflow",
 }
 FLOW_SDES = {"flow_grpo": "liu2025flowgrpo", "dance": "xue2025dancegrpo", "cps": "wang2025cps"}
-OFFLINE_FORMATS = {"hpdv2": "wu2023hpsv2", "hpdv3": "ma2025hpsv3", "imagerewarddb": "xu2023imagereward"}
+OFFLINE_FORMATS = {
+    "auto": "kirstain2023pickapic",
+    "pickapic": "kirstain2023pickapic",
+    "hpdv2": "wu2023hpsv2",
+    "hpdv3": "ma2025hpsv3",
+    "imagerewarddb": "xu2023imagereward",
+}
 
 
 @dataclass(frozen=True)
@@ -73,7 +72,7 @@ def citations(config: RunConfig) -> Citations:
     """
     uses: dict[str, list[str]] = {}
     unknown: list[str] = []
-    for rule in (_method, _options, _samplers, _model, _rewards, _data, _metrics, _itself):
+    for rule in (_method, _samplers, _model, _rewards, _data, _rest):
         for purpose, key in rule(config):
             found = unknown if key is None else uses.setdefault(key, [])
             if purpose not in found:
@@ -83,15 +82,12 @@ def citations(config: RunConfig) -> Citations:
 
 
 def _method(config: RunConfig) -> Uses:
+    """The method, and parts that come from another paper than its own."""
     works = list(config.algorithm.works(config))
     yield from works or [(f"method {config.algorithm.title}", None)]
     if config.baseline.offline_dpo:
         for key in offline_baseline(config.algorithm).papers:
             yield "baseline offline DPO", key
-
-
-def _options(config: RunConfig) -> Uses:
-    """Parts that come from another paper than the method's."""
     if config.mixture.kind == "pareto" and sum(reward.role == "train" for reward in config.rewards) > 1:
         yield "comparison under every reward", "yang2024d3po"
     if config.tuning.kind == "lora":
@@ -103,22 +99,17 @@ def _samplers(config: RunConfig) -> Uses:
     if config.algorithm.collects(config):
         samplers = {"collection": config.explore.sampler, **samplers}
     for place, sampler in samplers.items():
-        yield f"sampler of the {place}", _sampler_work(sampler)
+        is_sde = sampler.name == "flow_sde"
+        yield f"sampler of the {place}", FLOW_SDES.get(sampler.sde) if is_sde else SAMPLERS.get(sampler.name)
         if sampler.guidance != 1.0:
             yield "guidance", "ho2022guidance"
-
-
-def _sampler_work(sampler: SamplerConfig) -> str | None:
-    return FLOW_SDES.get(sampler.sde) if sampler.name == "flow_sde" else SAMPLERS.get(sampler.name)
 
 
 def _model(config: RunConfig) -> Uses:
     path = config.model.path
     if path.startswith(EMBEDDED):
-        yield (
-            f"architecture of {path}",
-            "esser2024sd3" if "flow" in path.removeprefix(EMBEDDED) else "rombach2022ldm",
-        )
+        is_flow = "flow" in path.removeprefix(EMBEDDED)
+        yield f"architecture of {path}", "esser2024sd3" if is_flow else "rombach2022ldm"
         return
     family = _family_of_folder(Path(path)) or family_of_name(path)
     for key in (None,) if family is None else family.works(path):
@@ -151,8 +142,7 @@ def _data(config: RunConfig) -> Uses:
             yield f"{key} {prompts}", None
     source = config.offline.source
     if source is not None and not source.startswith(EMBEDDED):
-        form = str(vars(config.offline).get("format") or "")
-        work = OFFLINE_FORMATS.get(form, "kirstain2023pickapic" if form in ("", "auto", "pickapic") else None)
+        work = OFFLINE_FORMATS.get(config.offline.format)
         what = "data or layout of the offline pairs" if work else "offline pairs"
         yield f"{what} {source}", work
 
@@ -165,10 +155,7 @@ def _named_files(config: RunConfig) -> Iterator[str]:
     yield from (path for path in others if path is not None)
 
 
-def _metrics(config: RunConfig) -> Uses:
+def _rest(config: RunConfig) -> Uses:
     if config.evaluation.vendi_prompts > 0 and config.evaluation.vendi_images > 1:
         yield "diversity (Vendi score)", "friedman2023vendi"
-
-
-def _itself(config: RunConfig) -> Uses:
     yield "software", "diffexpo"

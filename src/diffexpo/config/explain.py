@@ -1,8 +1,7 @@
 """Settings in words: what each expects, what a wrong one should have been."""
 
-from __future__ import annotations
-
 import difflib
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
@@ -14,11 +13,13 @@ from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined, to_jsonable_python
 
 from diffexpo.config.methods import DEFAULT_METHOD, METHOD_BY_NAME
-from diffexpo.config.rewards import REWARDS, RewardCard
+from diffexpo.config.rewards import RewardCard
 from diffexpo.config.run import RunConfig
 
 # The group whose settings depend on its `type`.
 CHOICE = "algorithm"
+# The origin of a value that nothing set.
+DEFAULT = "default"
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,7 @@ def _walk(group: type[BaseModel], path: str, defaults: Mapping[str, object] | No
             yield from _walk(inner, here, default if isinstance(default, Mapping) else None)
         else:
             yield Setting(here, describe(field.annotation, field.metadata), default, text)
-            yield from _walk_elements(_groups_of_list(field.annotation), f"{here}[]")
+            yield from _walk_elements(_groups_in(field.annotation), f"{here}[]")
 
 
 def _walk_elements(kinds: Sequence[type[BaseModel]], path: str) -> Iterator[Setting]:
@@ -107,14 +108,10 @@ def _as_group(kind: object) -> type[BaseModel] | None:
     return kind if isinstance(kind, type) and issubclass(kind, BaseModel) else None
 
 
-def _groups_of_list(kind: object) -> list[type[BaseModel]]:
-    """The groups that an element of this list may be; none if elements are plain values, or it is no list."""
-    arguments = get_args(kind)
-    if not arguments or get_origin(kind) not in (list, tuple):
-        return []
-    element = get_args(arguments[0])[0] if get_origin(arguments[0]) is Annotated else arguments[0]
-    options = get_args(element) if get_origin(element) in (Union, UnionType) else (element,)
-    return [group for option in options if (group := _as_group(option))]
+def _groups_in(kind: object) -> list[type[BaseModel]]:
+    """The groups that a type names: those that an element of a list may be."""
+    own = _as_group(kind)
+    return [own] if own else [group for part in get_args(kind) for group in _groups_in(part)]
 
 
 WORDS = {int: "an integer", float: "a number", str: "text", bool: "true or false", type(None): "null"}
@@ -135,11 +132,10 @@ def describe(kind: object, metadata: Sequence[object] = ()) -> str:
     if origin is tuple and arguments[-1] is not Ellipsis:
         return f"a list of {len(arguments)}; each element {describe(arguments[0])}"
     if origin in (list, tuple):
-        groups = _groups_of_list(kind)
-        return "a list of groups" if groups else f"a list; each element {describe(arguments[0])}"
+        return "a list of groups" if _groups_in(kind) else f"a list; each element {describe(arguments[0])}"
     bounds = _bounds(metadata) if kind in (int, float, str) else []
     text = WORDS.get(kind, "a group of settings") if isinstance(kind, type) else "a group of settings"
-    return " ".join([text, " and ".join(bounds)]).strip()
+    return f"{text} {' and '.join(bounds)}".strip()
 
 
 def _bounds(metadata: Sequence[object]) -> list[str]:
@@ -158,8 +154,7 @@ def _number(value: object) -> str:
 
 def _generic(path: str) -> str:
     """`rewards.0.weight` as the schema writes it: `rewards[].weight`."""
-    first, *others = path.split(".")
-    return first + "".join("[]" if part.isdecimal() else f".{part}" for part in others)
+    return re.sub(r"\.\d+(?=\.|$)", "[]", path)
 
 
 def find_setting(path: str, method: str | None = None) -> Setting | None:
@@ -210,18 +205,15 @@ def suggest_setting(path: str, method: str | None = None) -> str:
         key, _, value = name.partition(":")
         return f" YAML needs a space after the colon: {{{key}: {value}}}."
     siblings = group_keys(parent, method)
-    ours = [setting for setting in settings() if setting.is_of(method)]
-    near = [
-        f"{parent}.{key}" if parent else key
-        for key in difflib.get_close_matches(name, siblings, n=1, cutoff=0.6)
-    ]
-    if not near:
-        near = [setting.path for setting in ours if setting.path.rpartition(".")[2] == name]
-    if not near:
-        near = difflib.get_close_matches(path, [setting.path for setting in ours], n=1, cutoff=0.7)
-    if not near:
-        tails = {setting.path.rpartition(".")[2]: setting.path for setting in reversed(ours)}
-        near = [tails[tail] for tail in difflib.get_close_matches(name, tails, n=1, cutoff=0.75)]
+    ours = [setting.path for setting in settings() if setting.is_of(method)]
+    tails = {known.rpartition(".")[2]: known for known in reversed(ours)}
+    alike = difflib.get_close_matches
+    near = (
+        [f"{parent}.{key}".lstrip(".") for key in alike(name, siblings, n=1)]
+        or [known for known in ours if known.rpartition(".")[2] == name]
+        or alike(path, ours, n=1, cutoff=0.7)
+        or [tails[tail] for tail in alike(name, tails, n=1, cutoff=0.75)]
+    )
     if near:
         return f" Did you mean {' or '.join(dict.fromkeys(near[:3]))}?"
     where = f"{parent} has" if parent and siblings else "There are"
@@ -234,30 +226,29 @@ def explain_errors(error: ValidationError, values: Mapping[str, object], sources
     method = chosen_method(values) or DEFAULT_METHOD
     for detail in error.errors(include_url=False):
         kind = str(detail["type"])
-        path, value = _locate(detail["loc"], values)
-        located = _without_tag(detail["loc"])
+        whole, path, value = _locate(detail["loc"], values)
         if kind.startswith("union_tag") and isinstance(value, Mapping):
-            located = [*located, "type"]
+            whole = f"{whole}.type"
             # The validator stops at the type; names that no type has are found here.
-            for key in () if path == CHOICE else map(str, value):
-                if key not in group_keys(path):
-                    inner = f"{path}.{key}"
-                    lines[inner] = unknown_setting(inner, _origin(inner, sources), method)
-            kind = kind if "type" in value else "missing"
-            path, value = (f"{path}.type", value["type"]) if "type" in value else (path, None)
+            for inner in () if path == CHOICE else [f"{path}.{key}" for key in value]:
+                if not is_setting(inner) and not group_keys(inner):
+                    lines[inner] = _unknown_setting(inner, _origin(inner, sources), method)
+            if "type" in value:
+                path, value = f"{path}.type", value["type"]
+            else:
+                kind = "missing"
         origin = _origin(path, sources)
         if kind == "extra_forbidden":
-            lines.setdefault(path, unknown_setting(path, origin, method))
+            lines.setdefault(path, _unknown_setting(path, origin, method))
         elif kind == "missing":
-            missing = ".".join(map(str, located))
-            told = f"{missing} is not given (in {origin}): expected {expected_at(missing, method)}"
-            lines.setdefault(missing, told)
+            told = f"{whole} is not given (in {origin}): expected {expected_at(whole, method)}"
+            lines.setdefault(whole, told)
         else:
             lines.setdefault(path, _wrong_value(path, value, origin, kind, method))
     return "\n".join(lines.values())
 
 
-def unknown_setting(path: str, origin: str, method: str | None) -> str:
+def _unknown_setting(path: str, origin: str, method: str | None) -> str:
     """The message on a key that is no setting, or one of another method only."""
     others = [name for name in METHOD_BY_NAME if name != method and is_setting(path, name)]
     if method is not None and others and not is_setting(path, method):
@@ -283,36 +274,32 @@ def _wrong_value(path: str, value: object, origin: str, kind: str, method: str |
     return line
 
 
-def _locate(loc: Sequence[str | int], values: Mapping[str, object]) -> tuple[str, object]:
-    """The dotted path that exists in the values (the validator adds a union's branch), and its value."""
+def _locate(loc: Sequence[str | int], values: Mapping[str, object]) -> tuple[str, str, object]:
+    """Where an error is: its dotted path, as much of it as exists in the values, and what stands there.
+
+    The `type` that the validator puts behind the group of a method or reward is left out.
+    """
     here: Any = values
-    path: list[str] = []
-    for part in _without_tag(loc):
+    typed: Any = None
+    parts: list[str] = []
+    found = 0
+    for part in loc:
+        if isinstance(here, Mapping) and part == here.get("type") and here is not typed:
+            typed = here
+            continue
         is_element = isinstance(here, list) and isinstance(part, int) and part < len(here)
-        if not is_element and not (isinstance(here, Mapping) and part in here):
-            break
-        here = here[part]
-        path.append(str(part))
-    return ".".join(path), here
-
-
-def _without_tag(loc: Sequence[str | int]) -> list[str | int]:
-    """A location without the `type` of a method or reward, which the validator puts behind the group."""
-    parts = list(loc)
-    if parts[:1] == [CHOICE] and parts[1:2] and parts[1] in METHOD_BY_NAME:
-        return [CHOICE, *parts[2:]]
-    element = next((place for place, part in enumerate(parts) if isinstance(part, int)), len(parts))
-    is_reward = parts[:element] in (["rewards"], ["evaluation", "judges"])
-    if is_reward and parts[element + 1 : element + 2] and parts[element + 1] in REWARDS:
-        return [*parts[: element + 1], *parts[element + 2 :]]
-    return parts
+        if found == len(parts) and (is_element or (isinstance(here, Mapping) and part in here)):
+            here = here[part]
+            found += 1
+        parts.append(str(part))
+    return ".".join(parts), ".".join(parts[:found]), here
 
 
 def _origin(path: str, sources: Mapping[str, str]) -> str:
     """The origin of a path; of a group, that of whatever set something in it."""
-    if path in sources:
-        return sources[path]
-    inside = [origin for leaf, origin in sources.items() if leaf.startswith(f"{path}.")]
-    above = [origin for leaf, origin in sources.items() if path.startswith(f"{leaf}.")]
-    named = [origin for origin in [*inside, *above] if origin != "default"]
-    return named[-1] if named else "default"
+    named = [
+        origin
+        for leaf, origin in sources.items()
+        if f"{leaf}.".startswith(f"{path}.") or path.startswith(f"{leaf}.")
+    ]
+    return named[-1] if named else DEFAULT

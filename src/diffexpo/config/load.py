@@ -6,8 +6,6 @@ rewards.0.weight=2`). A layer that changes `algorithm.type` takes over, of what 
 group, only what means the same in both methods; what is left behind is named in a note.
 """
 
-from __future__ import annotations
-
 import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -20,9 +18,10 @@ from pydantic import ValidationError
 
 from diffexpo.config.explain import (
     CHOICE,
+    DEFAULT,
     chosen_method,
-    expected_at,
     explain_errors,
+    find_setting,
     group_keys,
     is_setting,
     suggest_setting,
@@ -33,7 +32,6 @@ from diffexpo.config.run import RunConfig
 from diffexpo.errors import ConfigError
 
 ENV_PREFIX = "DIFFEXPO_"
-DEFAULT = "default"
 
 Value = bool | int | float | str | None | list["Value"] | dict[str, "Value"]
 
@@ -70,23 +68,19 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:bool", re.compile(r"^(?:true|True|TRUE|false|False|FALSE)$"), list("tTfF")
-)
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(
-        r"^[-+]?(?:(?:\d[\d_]*\.[\d_]*|\.\d[\d_]*)(?:[eE][-+]?\d+)?|\d[\d_]*[eE][-+]?\d+"
-        r"|\.(?:inf|Inf)|\.(?:nan|NaN))$"
-    ),
-    list("-+0123456789."),
+FLOAT = (
+    r"[-+]?(?:(?:\d[\d_]*\.[\d_]*|\.\d[\d_]*)(?:[eE][-+]?\d+)?|\d[\d_]*[eE][-+]?\d+"
+    r"|\.(?:inf|Inf)|\.(?:nan|NaN))"
 )
 # As in YAML 1.1, without numbers to the base 60: there 16:9 is 969.
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:int",
-    re.compile(r"^[-+]?(?:0b[01_]+|0[0-7_]+|0x[0-9a-fA-F_]+|0|[1-9][0-9_]*)$"),
-    list("-+0123456789"),
-)
+INT = r"[-+]?(?:0b[01_]+|0[0-7_]+|0x[0-9a-fA-F_]+|0|[1-9][0-9_]*)"
+BOOL = r"(?:true|True|TRUE|false|False|FALSE)"
+for tag, pattern, first in (
+    ("bool", BOOL, "tTfF"),
+    ("float", FLOAT, "-+0123456789."),
+    ("int", INT, "-+0123456789"),
+):
+    _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{tag}", re.compile(f"^{pattern}$"), list(first))
 
 
 def parse_yaml(text: str, origin: str) -> Value:
@@ -106,14 +100,10 @@ def parse_yaml(text: str, origin: str) -> Value:
         raise ConfigError(f"{origin} is not valid YAML: {' '.join(str(error).split())}") from None
 
 
-def dump_yaml(value: Value) -> str:
-    """YAML text that `parse_yaml` and any YAML 1.1 reader read back to the same values."""
-    return yaml.safe_dump(value, sort_keys=False, allow_unicode=True, width=110)
-
-
 def config_to_yaml(config: RunConfig) -> str:
-    """The whole resolved configuration as YAML; loading it again gives an equal configuration."""
-    return dump_yaml(config.model_dump(mode="json"))
+    """The whole resolved configuration as YAML, which any reader of YAML 1.1 reads alike; loading it again
+    gives an equal configuration."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=110)
 
 
 def load_config(
@@ -140,11 +130,10 @@ def load_config(
         path = find_recipe(str(recipe))
         origin = origin_of(path)
         values = parse_yaml(_read(path), origin)
-        values = {} if values is None else values
-        if not isinstance(values, dict):
+        if not isinstance(values, dict | None):
             found = type(values).__name__
             raise ConfigError(f"{origin} holds a {found}; expected a YAML mapping of settings")
-        merged.merge(merged.values, values, (), origin)
+        merged.merge(merged.values, values or {}, (), origin)
         merged.end_layer()
     for name, text in sorted((os.environ if environment is None else environment).items()):
         if name.startswith(ENV_PREFIX):
@@ -170,18 +159,18 @@ def _read(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
-        told = f"{path} is not UTF-8 text (byte {error.start}); save the recipe as UTF-8"
-        raise ConfigError(told) from None
+        place = f"byte {error.start}"
+        raise ConfigError(f"{path} is not UTF-8 text ({place}); save the recipe as UTF-8") from None
     except OSError as error:
         raise ConfigError(f"{path} cannot be read: {error.strerror}") from None
 
 
 class _Merged:
-    """The values so far and the origin of each leaf."""
+    """The values so far, and the origin of each leaf that is no default."""
 
     def __init__(self) -> None:
         self.values: dict[str, Value] = RunConfig().model_dump(mode="json")
-        self.sources: dict[str, str] = {path: DEFAULT for path, _ in leaves(self.values)}
+        self.sources: dict[str, str] = {}
         self.notes: list[str] = []
         self._method = chosen_method(self.values)
         self._touched: set[str] = set()
@@ -197,92 +186,76 @@ class _Merged:
         old, new = METHOD_BY_NAME[before], METHOD_BY_NAME[after]
         group = self.values[CHOICE]
         assert isinstance(group, dict)
-        for name in list(group):
+        for name in [name for name in group if name != "type"]:
             path = f"{CHOICE}.{name}"
-            is_default = self.sources.get(path) == DEFAULT
-            is_touched = any(leaf == path or leaf.startswith(f"{path}.") for leaf in touched)
-            if name == "type" or is_touched or (same_meaning(old, new, name) and not is_default):
+            given = _within(path, self.sources)
+            if _within(path, touched) or (given and same_meaning(old, new, name)):
                 continue
-            if not is_default:
-                self._note_dropped(path, before, after, group[name])
+            if given:
+                shown = f"{path} = {group[name]!r} (from {self.sources[given[-1]]})"
+                why = "means something else in" if is_setting(path, after) else "is no setting of"
+                self.notes.append(f"{shown} was set for {before} and {why} {after}: it is not used")
             self._forget(path)
             del group[name]
         for name, value in new.model_validate({}).model_dump(mode="json").items():
-            if name not in group:
-                group[name] = value
-                self._record(f"{CHOICE}.{name}", value, DEFAULT)
-
-    def _note_dropped(self, path: str, before: str, after: str, value: Value) -> None:
-        shown = f"{path} = {value!r} (from {self.sources.get(path, DEFAULT)})"
-        why = "means something else in" if is_setting(path, after) else "is no setting of"
-        self.notes.append(f"{shown} was set for {before} and {why} {after}: it is not used")
+            group.setdefault(name, value)
 
     def merge(
-        self, target: dict[str, Value], values: Mapping[str, Value], at: tuple[str, ...], origin: str
+        self, target: dict[str, Value], values: Mapping[str, Value], at: Sequence[str], origin: str
     ) -> None:
         """Merge values into the group at a path, key by key."""
         for key, value in values.items():
             if not isinstance(key, str):
-                group = ".".join(at) or "the top level"
-                told = f"{key!r} in {group} (from {origin}) is not a name"
+                told = f"{key!r} in {'.'.join(at) or 'the top level'} (from {origin}) is not a name"
                 raise ConfigError(f"{told}; setting names are words")
             present = target.get(key)
             if isinstance(value, dict) and isinstance(present, dict):
                 self.merge(present, value, (*at, key), origin)
-                continue
-            path = ".".join((*at, key))
-            self._forget(path)
-            target[key] = value
-            self._record(path, value, origin)
+            else:
+                target[key] = value
+                self._record(".".join((*at, key)), value, origin)
 
     def set(self, keys: Sequence[str], value: Value, origin: str) -> None:
         """Put one value at a dotted path; integers index lists."""
         group: Value = self.values
-        for depth in range(1, len(keys)):
-            group = self._inside(group, keys, depth, origin)
+        for depth, key in enumerate(keys[:-1], 1):
+            path = ".".join(keys[:depth])
+            if isinstance(group, list):
+                group = group[_index(group, keys[:depth], origin)]
+                continue
+            if not isinstance(group, dict):
+                raise _not_a_group(keys, depth, origin)
+            if key not in group and group_keys(path):
+                group[key] = {}  # a group of a method that a later setting of this layer chooses
+            if key not in group:
+                raise ConfigError(f"{path} is not a setting (from {origin}).{suggest_setting(path)}")
+            group = group[key]
         if isinstance(group, list):
-            self._put_element(group, _index(group, keys, origin), value, ".".join(keys), origin)
+            self._put_element(group, keys, value, origin)
         elif isinstance(group, dict):
-            self.merge(group, {keys[-1]: value}, tuple(keys[:-1]), origin)
+            self.merge(group, {keys[-1]: value}, keys[:-1], origin)
         else:
             raise _not_a_group(keys, len(keys), origin)
 
-    def _inside(self, group: Value, keys: Sequence[str], depth: int, origin: str) -> Value:
-        """What the group at the first `depth - 1` keys holds at the next one."""
-        path, key = ".".join(keys[:depth]), keys[depth - 1]
-        if isinstance(group, list):
-            return group[_index(group, keys[:depth], origin)]
-        if not isinstance(group, dict):
-            raise _not_a_group(keys, depth, origin)
-        if key not in group and group_keys(path):
-            group[key] = {}  # a group of a method that a later setting of this layer chooses
-        if key not in group:
-            raise ConfigError(f"{path} is not a setting (from {origin}).{suggest_setting(path)}")
-        return group[key]
-
-    def _put_element(self, group: list[Value], index: int, value: Value, path: str, origin: str) -> None:
+    def _put_element(self, group: list[Value], keys: Sequence[str], value: Value, origin: str) -> None:
+        index = _index(group, keys, origin)
         element = group[index]
-        if not isinstance(value, dict):
-            # A list of plain values has one origin, that of its newest element.
-            is_leaf = not any(isinstance(item, dict) for item in group)
-            leaf = path.rpartition(".")[0] if is_leaf else path
-            self._forget(leaf)
-            group[index] = value
-            self.sources[leaf] = origin
-            self._touched.add(leaf)
-        elif isinstance(element, dict):
-            self.merge(element, value, tuple(path.split(".")), origin)
-        else:
-            group[index] = value
-            self._record(path, value, origin)
+        if isinstance(value, dict) and isinstance(element, dict):
+            self.merge(element, value, keys, origin)
+            return
+        # A list of plain values has one origin, that of its newest element.
+        is_plain = not any(isinstance(item, dict) for item in (value, *group))
+        group[index] = value
+        self._record(".".join(keys[:-1] if is_plain else keys), group if is_plain else value, origin)
 
     def _record(self, path: str, value: Value, origin: str) -> None:
-        for leaf, _ in leaves(value, path):
-            self.sources[leaf] = origin
-            self._touched.add(leaf)
+        self._forget(path)
+        names = [name for name, _ in leaves(value, path)]
+        self.sources.update(dict.fromkeys(names, origin))
+        self._touched.update(names)
 
     def _forget(self, path: str) -> None:
-        for leaf in [name for name in self.sources if name == path or name.startswith(f"{path}.")]:
+        for leaf in _within(path, self.sources):
             del self.sources[leaf]
 
     def check(self) -> LoadedConfig:
@@ -292,9 +265,13 @@ class _Merged:
             config = RunConfig.model_validate(self.values)
         except ValidationError as error:
             raise ConfigError(explain_errors(error, self.values, self.sources)) from None
-        # Keys that a list element left out are defaults.
         found = {path: self.sources.get(path, DEFAULT) for path, _ in leaves(config.model_dump(mode="json"))}
         return LoadedConfig(config, found, tuple(self.notes))
+
+
+def _within(path: str, names: Iterable[str]) -> list[str]:
+    """The names at a path and below it."""
+    return [name for name in names if name == path or name.startswith(f"{path}.")]
 
 
 def _index(group: list[Value], keys: Sequence[str], origin: str) -> int:
@@ -331,10 +308,7 @@ def _refuse_booleans_as_numbers(values: dict[str, Value], sources: Mapping[str, 
     # The validator would read `true` as the number 1.
     method = chosen_method(values)
     for path, value in leaves(values):
-        if not isinstance(value, bool) or not is_setting(path, method):
-            continue
-        expected = expected_at(path, method)
-        if "true or false" not in expected:
-            raise ConfigError(
-                f"{path} = {str(value).lower()} (from {sources.get(path, DEFAULT)}): expected {expected}"
-            )
+        setting = find_setting(path, method) if isinstance(value, bool) else None
+        if setting is not None and "true or false" not in setting.expected:
+            shown = f"{path} = {str(value).lower()} (from {sources.get(path, DEFAULT)})"
+            raise ConfigError(f"{shown}: expected {setting.expected}")

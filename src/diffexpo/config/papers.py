@@ -3,9 +3,8 @@
 Authors are joined by " and ", "others" stands for the rest, and braces surround a body that is not a person.
 """
 
-from __future__ import annotations
-
 import re
+from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -62,7 +61,18 @@ def read_works(text: str) -> dict[str, Work]:
         fields = dict(re.findall(r"^  (\w+) = \{(.+)\},$", entry[3], re.MULTILINE))
         if not {"author", "title"} <= fields.keys() <= FIELDS or entry[2] in works:
             raise ValueError(f"an unknown, missing or repeated field or key:\n{block}")
-        works[entry[2]] = _work(entry[2], block, {name: _plain(value) for name, value in fields.items()})
+        plain = defaultdict(str, {name: _plain(value) for name, value in fields.items()})
+        works[entry[2]] = Work(
+            key=entry[2],
+            authors=plain["author"],
+            title=plain["title"].removeprefix("{").removesuffix("}"),
+            entry=block,
+            year=int(plain["year"]) if "year" in plain else None,
+            venue=plain["journal"] or plain["booktitle"],
+            arxiv=plain["eprint"],
+            url="" if plain["url"] == ARXIV + plain["eprint"] else plain["url"],
+            note=plain["note"],
+        )
     return works
 
 
@@ -82,36 +92,19 @@ def readable(work: Work) -> str:
 
 def short_authors(authors: str) -> str:
     """Family names: all of one or two authors, the first of more with "et al."."""
-    names = [_family(name) for name in authors.split(" and ")] if not authors.startswith("{") else [authors]
-    names = [name.strip("{}") for name in names]
+    if authors.startswith("{"):
+        return authors.strip("{}")
+    parted = [name.partition(",") for name in authors.split(" and ")]
+    names = [(head if comma else head.split()[-1]).strip("{}") for head, comma, _ in parted]
     if len(names) > 2 or names[-1] == "others":
         return f"{names[0]} et al."
     return " and ".join(names)
-
-
-def _work(key: str, entry: str, fields: dict[str, str]) -> Work:
-    arxiv, url = fields.get("eprint", ""), fields.get("url", "")
-    return Work(
-        key=key,
-        authors=fields["author"],
-        title=fields["title"].removeprefix("{").removesuffix("}"),
-        entry=entry,
-        year=int(fields["year"]) if "year" in fields else None,
-        venue=fields.get("journal") or fields.get("booktitle", ""),
-        arxiv=arxiv,
-        url="" if url == ARXIV + arxiv else url,
-        note=fields.get("note", ""),
-    )
 
 
 def _plain(value: str) -> str:
     for tex, character in TEX.items():
         value = value.replace(tex, character)
     return value
-
-
-def _family(name: str) -> str:
-    return name.partition(",")[0] if "," in name else name.split()[-1]
 
 
 WORKS: dict[str, Work] = read_works(FILE.read_text(encoding="utf-8"))

@@ -1,7 +1,5 @@
 """Recipes by name: the embedded YAML files, and a user's own by path."""
 
-from __future__ import annotations
-
 import difflib
 from dataclasses import dataclass
 from pathlib import Path
@@ -49,10 +47,8 @@ def find_recipe(name: str) -> Path:
     if wanted in names:
         return names[wanted]
     near = [known for known in names if known.rpartition("/")[2] == wanted.rpartition("/")[2]]
-    near += [known for known in names if known.startswith(wanted) and known not in near]
-    near += [
-        known for known in difflib.get_close_matches(wanted, names, n=3, cutoff=0.6) if known not in near
-    ]
+    near += [known for known in names if known.startswith(wanted)]
+    near = list(dict.fromkeys([*near, *difflib.get_close_matches(wanted, names)]))
     hint = f"Did you mean {' or '.join(near[:3])}?" if near else f"Embedded recipes: {', '.join(names)}."
     raise MissingError(f"no recipe {name!r}: neither a file nor an embedded recipe. {hint}")
 

@@ -1,10 +1,4 @@
-"""Settings that a resumed run may change: they decide memory and speed, and results by rounding at most.
-
-Everything else decides what is drawn, scored or trained: a run that changed it midway would be neither of the
-two runs.
-"""
-
-from __future__ import annotations
+"""Settings that a resumed run may change: they decide memory and speed, and results by rounding at most."""
 
 from collections.abc import Sequence
 from pathlib import Path

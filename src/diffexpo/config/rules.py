@@ -1,11 +1,7 @@
-"""Combinations of settings that are wrong together, each refused with its reason; and notes on those that are
-merely odd.
+"""Combinations of settings that are wrong together, each refused with its reason; notes on merely odd ones.
 
-A setting that would silently do nothing (a bonus that is never evaluated, a smoothing that the loss ignores)
-is refused too: its user expects an effect.
+A setting that would silently do nothing is refused too: its user expects an effect.
 """
-
-from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
@@ -29,10 +25,9 @@ def check_combinations(config: Run) -> None:
     Raises:
         ConfigError: every contradiction found, one line each: keys and values, the reason, what to do.
     """
-    before = (_rewards, _judges, _data, _negatives, _training, _copies, _evaluation)
-    problems = [problem for rule in before for problem in rule(config)]
-    problems += [*config.algorithm.problems(config), *_group_size(config), *_sizes(config)]
-    if problems:
+    method = config.algorithm.problems
+    rules = (_rewards, _data, _negatives, _training, _copies, _evaluation, method, _sizes)
+    if problems := [problem for rule in rules for problem in rule(config)]:
         raise ConfigError("\n".join(problems))
 
 
@@ -55,11 +50,20 @@ def negatives_are_on(config: Run) -> bool:
 def _rewards(config: Run) -> Iterator[str]:
     for label, scorers in (("rewards", config.rewards), ("evaluation.judges", config.evaluation.judges)):
         for index, reward in enumerate(scorers):
-            yield from reward.problems(config, f"{label}.{index}")
+            where = f"{label}.{index}"
+            yield from (f"{where}.{problem}" for problem in reward.problems(config, where))
     names = Counter(reward.name for reward in (*config.rewards, *config.evaluation.judges))
     for name in sorted(name for name, count in names.items() if count > 1):
         yield f"{names[name]} rewards or judges are named {name!r}: metrics would mix; names are unique"
-    if train_rewards(config):
+    trained = {reward.identity: reward.name for reward in train_rewards(config)}
+    for index, judge in enumerate(config.evaluation.judges):
+        if judge.identity in trained:
+            yield (
+                f"evaluation.judges.{index} ({judge.name}) is the training reward "
+                f"{trained[judge.identity]!r}: a judge that was trained on cannot show over-optimisation; "
+                "choose another judge"
+            )
+    if trained:
         return
     algorithm, without = config.algorithm, "rewards holds no reward with role: train, but"
     if algorithm.draws_first:
@@ -69,17 +73,6 @@ def _rewards(config: Run) -> Iterator[str]:
             f"{without} explore.iterations = {config.explore.iterations} ranks new images: add one, or set "
             "explore.iterations=1 to learn from offline pairs alone"
         )
-
-
-def _judges(config: Run) -> Iterator[str]:
-    trained = {reward.identity: reward.name for reward in train_rewards(config)}
-    for index, judge in enumerate(config.evaluation.judges):
-        if judge.identity in trained:
-            yield (
-                f"evaluation.judges.{index} ({judge.name}) is the training reward "
-                f"{trained[judge.identity]!r}: a judge that was trained on cannot show over-optimisation; "
-                "choose another judge"
-            )
 
 
 def _data(config: Run) -> Iterator[str]:
@@ -176,8 +169,9 @@ def _evaluation(config: Run) -> Iterator[str]:
         )
 
 
-def _group_size(config: Run) -> Iterator[str]:
-    """Fewer images of a prompt than the method compares."""
+def _sizes(config: Run) -> Iterator[str]:
+    """Fewer images of a prompt than the method compares, sizes that no image would have, choices between one
+    size, and what needs images of one size."""
     algorithm, images = config.algorithm, config.algorithm.images_of_prompt(config)
     if algorithm.collects(config) and images < algorithm.group_size:
         drawers = 1 if algorithm.draws_first else 2
@@ -186,11 +180,7 @@ def _group_size(config: Run) -> Iterator[str]:
             f"prompt, but algorithm.type = {algorithm.type} compares {algorithm.group_size} or more; set "
             f"explore.images_per_prompt={-(-algorithm.group_size // drawers)} or more"
         )
-
-
-def _sizes(config: Run) -> Iterator[str]:
-    """Sizes that no image would have, choices between one size, and what needs images of one size."""
-    aspect, buckets, algorithm = config.explore.aspect, config.model.buckets, config.algorithm
+    aspect, buckets = config.explore.aspect, config.model.buckets
     head, has_pairs = f"explore.aspect = {aspect}", config.offline.source is not None
     if aspect != "first" and not buckets:
         yield f"{head} with model.buckets = []: there is one size only; name others in model.buckets"
@@ -214,7 +204,7 @@ def _sizes(config: Run) -> Iterator[str]:
 def config_notes(config: Run) -> list[str]:
     """What is allowed but worth knowing before spending time, one sentence each."""
     training, explore = config.training, config.explore
-    notes, is_rollout = config.algorithm.notes(config), config.algorithm.draws_first
+    notes, is_rollout = [*config.algorithm.notes(config)], config.algorithm.draws_first
     if explore.iterations > 1 and config.offline.source is None and not is_rollout:
         who = " as both agents" if explore.agents == 2 else ""
         notes.append(f"iteration 1 has no offline pairs to train on: it explores with the base model{who}")

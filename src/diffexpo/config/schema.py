@@ -6,8 +6,6 @@ Preference Learning") where it states one; the embedded recipes scale them down 
 torch.
 """
 
-from __future__ import annotations
-
 from typing import Literal
 
 from pydantic import Field

@@ -1,7 +1,5 @@
 """What every group of settings is made of. Imports without torch."""
 
-from __future__ import annotations
-
 from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field

@@ -3,15 +3,9 @@
 """
 
 from diffexpo.data.export import export_pairs
-from diffexpo.data.offline import (
-    OFFLINE,
-    ImportReport,
-    OfflinePair,
-    read_offline,
-    read_pickapic,
-    rewrite_pairs,
-    verify_rewritten,
-)
+from diffexpo.data.offline.formats import OFFLINE, read_offline, read_pickapic
+from diffexpo.data.offline.votes import ImportReport, OfflinePair
+from diffexpo.data.offline.writing import rewrite_pairs, verify_rewritten
 from diffexpo.data.prompt_lists import PROMPT_LISTS, read_prompt_list, split_prompts, write_prompts
 from diffexpo.data.prompts import PromptReport, filter_long, load_prompts, read_prompts
 from diffexpo.data.rows import Pair, Sample

@@ -6,6 +6,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+import pyarrow.compute as pc
+
 from diffexpo.data.manifests import list_manifests, manifest_files, manifest_path
 from diffexpo.data.rows import SCHEMAS, Pair, Sample, to_rows
 from diffexpo.data.shards import LatentFile, Shard, list_shards, read_header, read_rows
@@ -77,10 +79,9 @@ def trace(root: Path, pair_id: str, sample: Callable[[str], Sample]) -> Lineage:
 
 def _find_pair(root: Path, pair_id: str) -> tuple[Shard, Pair]:
     for shard in list_shards(root, "pairs"):
-        ids = read_rows(root / shard.name, SCHEMAS["pairs"], ["pair_id"])["pair_id"].to_pylist()
-        if pair_id in ids:
-            table = read_rows(root / shard.name, SCHEMAS["pairs"])
-            return shard, to_rows(table.slice(ids.index(pair_id), 1), Pair)[0]
+        table = read_rows(root / shard.name, SCHEMAS["pairs"])
+        for pair in to_rows(table.filter(pc.equal(table["pair_id"], pair_id)), Pair):
+            return shard, pair
     raise StoreError(f"there is no pair {pair_id!r} in {root}; `pairs()` lists them")
 
 
@@ -104,5 +105,5 @@ def _compare(root: Path, name: str, entry: Mapping[str, object], manifest: str) 
     if shard is not None and shard.kind != "latents":
         count, what = read_rows(path, SCHEMAS[shard.kind], SCHEMAS[shard.kind].names[:1]).num_rows, "rows"
     else:
-        count, what = len(LatentFile(path).names()), "latents"
+        count, what = len(LatentFile(path).names), "latents"
     return "" if count == entry["rows"] else f"{name} holds {count} {what}, {manifest} says {entry['rows']}"

@@ -13,9 +13,9 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from functools import lru_cache
-from typing import Generic, NamedTuple, Protocol, TypeVar
+from typing import Generic, NamedTuple, TypeVar
 
 import numpy as np
 
@@ -23,26 +23,24 @@ from diffexpo.config.schema import HybridConfig
 from diffexpo.rng import numpy_generator
 
 
-class _Collected(Protocol):
+@dataclass(frozen=True, slots=True)
+class CollectedRef:
     """What the refs of pairs and of images share."""
 
-    @property
-    def iteration(self) -> int: ...
-    @property
-    def source(self) -> str: ...
-    @property
-    def prompt(self) -> str: ...
+    iteration: int
+    source: str
+    prompt: str
 
 
 Ref = TypeVar("Ref")
-CollectedRef = TypeVar("CollectedRef", bound=_Collected)
+Collected = TypeVar("Collected", bound=CollectedRef)
 
 
 @dataclass(frozen=True)
-class Index(Generic[CollectedRef]):
+class Index(Generic[Collected]):
     """Rows to learn from with their sampling weights, all positive."""
 
-    refs: tuple[CollectedRef, ...]
+    refs: tuple[Collected, ...]
     weights: np.ndarray
 
     def __len__(self) -> int:
@@ -58,7 +56,7 @@ class Index(Generic[CollectedRef]):
         return ", ".join(f"{count} {source}" for source, count in sorted(counts.items()))
 
 
-def hybrid_weights(hybrid: HybridConfig, refs: Sequence[_Collected], newest: int | None) -> np.ndarray:
+def hybrid_weights(hybrid: HybridConfig, refs: Sequence[CollectedRef], newest: int | None) -> np.ndarray:
     """Sampling weights of rows, `newest` being the last collection (None: there is none).
 
     weight = offline_weight for D_off,   decay ** (newest - k) for D_k,   1 while nothing is collected
@@ -120,6 +118,7 @@ class Drawn(NamedTuple, Generic[Ref]):
     number: int
 
 
+@dataclass(eq=False)
 class Draws(Generic[Ref]):
     """The rows of the batch of any step, in any order, in any process.
 
@@ -134,48 +133,30 @@ class Draws(Generic[Ref]):
         sample_id: The image that gives a row its size.
     """
 
-    def __init__(
-        self,
-        refs: Sequence[Ref],
-        weights: np.ndarray | None,
-        name: tuple[str | int, ...],
-        num_rows: int,
-        *,
-        units: Sequence[Sequence[int]] | None = None,
-        sizes: Mapping[str, tuple[int, int]] | None = None,
-        sample_id: Callable[[Ref], str] = lambda ref: "",
-    ) -> None:
-        self._refs = refs
-        self._units = units
-        self._per_batch = num_rows if units is None else max(1, num_rows * len(units) // max(1, len(refs)))
-        weights = np.ones(len(refs)) if weights is None else weights
-        self._epochs = Epochs(weights if units is None else weights[[unit[0] for unit in units]], name)
-        self._sizes = sizes
-        self._sample_id = sample_id
+    refs: Sequence[Ref]
+    weights: np.ndarray | None
+    name: tuple[str | int, ...]
+    num_rows: int
+    _: KW_ONLY
+    units: Sequence[Sequence[int]] | None = None
+    sizes: Mapping[str, tuple[int, int]] | None = None
+    sample_id: Callable[[Ref], str] = lambda ref: ""
 
-    @property
-    def epoch_length(self) -> int:
-        """M, the number of units in an epoch; all of them with equal weights."""
-        return self._epochs.length
+    def __post_init__(self) -> None:
+        count = len(self.refs)
+        weights = np.ones(count) if self.weights is None else self.weights
+        self._units = [[i] for i in range(count)] if self.units is None else self.units
+        self._per_batch = min(self.num_rows, max(1, self.num_rows * len(self._units) // max(1, count)))
+        self.epochs = Epochs(weights[[unit[0] for unit in self._units]], self.name)
 
-    def all(self, step: int) -> list[Drawn[Ref]]:
-        """All rows of the batch of a step, from 0."""
+    def batch(self, step: int) -> list[Drawn[Ref]]:
+        """The rows of the batch of a step, from 0."""
         first = step * self._per_batch
         drawn = [
-            Drawn(self._refs[i], epoch, first + place)
-            for place, (unit, epoch) in enumerate(self._epochs.take(first, first + self._per_batch))
-            for i in ((unit,) if self._units is None else self._units[unit])
+            Drawn(self.refs[i], epoch, first + place)
+            for place, (unit, epoch) in enumerate(self.epochs.take(first, first + self._per_batch))
+            for i in self._units[unit]
         ]
-        if sizes := self._sizes:
-            drawn.sort(key=lambda row: sizes.get(self._sample_id(row.ref), (0, 0)))
+        if sizes := self.sizes:
+            drawn.sort(key=lambda row: sizes.get(self.sample_id(row.ref), (0, 0)))
         return drawn
-
-    def part(self, step: int, start: int, stop: int | None) -> list[Drawn[Ref]]:
-        """Rows [start, stop) of the batch of a step, to its end where `stop` is None."""
-        drawn = self.all(max(step, 0))
-        stop = len(drawn) if stop is None else stop
-        if not (step >= 0 and 0 <= start < stop <= len(drawn)):
-            raise ValueError(
-                f"rows [{start}, {stop}) of step {step}: a batch has {len(drawn)} rows and steps count from 0"
-            )
-        return drawn[start:stop]

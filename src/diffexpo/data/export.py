@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -44,13 +44,7 @@ EXPORT_SCHEMA = pa.schema([*_fields(_PICKAPIC), *_fields(_OURS)])
 
 
 def export_pairs(
-    store: Store,
-    out_path: str | Path,
-    decode: Decode,
-    *,
-    source: str | None = None,
-    chunk: int = 64,
-    tick: Callable[[], None] = lambda: None,
+    store: Store, out_path: str | Path, decode: Decode, *, source: str | None = None, chunk: int = 64
 ) -> int:
     """Write pairs with their images; the file appears when it is whole.
 
@@ -60,7 +54,6 @@ def export_pairs(
         decode: Latents (N,C,h,w) -> uint8 images (N,H,W,3), e.g. `pixel_decoder(policy)`.
         source: Only pairs of this source (offline, online, human); all by default.
         chunk: Pairs decoded at once.
-        tick: Called after each chunk.
     Returns:
         Number of pairs written. Images are PNG (nothing is lost by encoding them); those of offline pairs
         are decoded from latents too, so they are the model's view of the original. Which side the winner is
@@ -73,25 +66,19 @@ def export_pairs(
         )
     counts = Counter(pair.prompt for pair in pairs)
     samples = {sample.sample_id: sample for sample in store.samples()}
-    out_path = Path(out_path)
     with (
-        replacing(out_path) as temporary,
+        replacing(Path(out_path)) as temporary,
         pq.ParquetWriter(temporary, EXPORT_SCHEMA, compression="zstd") as writer,
     ):
         for start in range(0, len(pairs), chunk):
             part = pairs[start : start + chunk]
-            images = _decode(store, part, decode)
+            ids = list(dict.fromkeys(name for pair in part for name in (pair.winner_id, pair.loser_id)))
+            decoded = (image for latents in store.stretches(ids) for image in decode(latents))
+            images = dict(zip(ids, decoded, strict=True))
             numbered = enumerate(part, start=start)
             rows = [_row(pair, samples, images, counts[pair.prompt], number) for number, pair in numbered]
             writer.write_table(pa.Table.from_pylist(rows, schema=EXPORT_SCHEMA))
-            tick()
     return len(pairs)
-
-
-def _decode(store: Store, pairs: Sequence[Pair], decode: Decode) -> dict[str, np.ndarray]:
-    ids = list(dict.fromkeys(name for pair in pairs for name in (pair.winner_id, pair.loser_id)))
-    images = [image for part in store.stretches(ids) for image in decode(part)]
-    return dict(zip(ids, images, strict=True))
 
 
 def _row(

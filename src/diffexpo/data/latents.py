@@ -16,11 +16,8 @@ Size = tuple[int, int]
 
 
 class PromptEmbeddings:
-    """Embeddings of prompts, each encoded alone.
-
-    Encoding one text at a time costs a little and buys exactness: an embedding then depends on its text
-    only, never on which texts it was batched with, so a resumed run and a run in several processes see the
-    same bits.
+    """Embeddings of prompts, each encoded alone, so that it does not depend on which texts it was batched
+    with: a resumed run and a run in several processes see the same bits.
 
     Args:
         policy: Its `encode_prompts` is frozen and deterministic.
@@ -68,13 +65,6 @@ class PromptEmbeddings:
         return row
 
 
-def image_size(policy: Policy) -> tuple[int, int]:
-    """(height, width) of the images a policy draws, found by decoding one zero latent."""
-    with torch.no_grad():
-        image = policy.decode_latents(torch.zeros(1, *policy.latent_shape, device=policy.device))
-    return int(image.shape[-2]), int(image.shape[-1])
-
-
 def latent_shapes(policy: Policy) -> tuple[tuple[int, int, int], ...]:
     """Shapes of the latents of a run's images, the first is `policy.latent_shape`; one unless the model has
     buckets."""
@@ -82,8 +72,10 @@ def latent_shapes(policy: Policy) -> tuple[tuple[int, int, int], ...]:
 
 
 def image_sizes(policy: Policy) -> tuple[Size, ...]:
-    """(height, width) of the images of each shape of `latent_shapes`."""
-    height, width = image_size(policy)
+    """(height, width) of the images of each shape of `latent_shapes`, found by decoding one zero latent."""
+    with torch.no_grad():
+        image = policy.decode_latents(torch.zeros(1, *policy.latent_shape, device=policy.device))
+    height, width = int(image.shape[-2]), int(image.shape[-1])
     first, *others = latent_shapes(policy)
     scale = height // first[1], width // first[2]
     return (height, width), *((shape[1] * scale[0], shape[2] * scale[1]) for shape in others)

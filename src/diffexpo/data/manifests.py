@@ -34,15 +34,19 @@ def list_manifests(root: Path) -> list[tuple[str, int]]:
     return sorted(found, key=lambda item: (item[1], item[0]))
 
 
-def read_manifest(path: Path) -> tuple[dict[str, Any], dict[str, dict[str, object]]]:
-    """(payload, file name -> {"sha256", "rows", "bytes"}); damage or another format is a StoreError."""
+def read_manifest(
+    root: Path, stage: str, iteration: int
+) -> tuple[dict[str, Any], dict[str, dict[str, object]]] | None:
+    """(payload, file name -> {"sha256", "rows", "bytes"}), None where there is no manifest; damage or another
+    format is a StoreError."""
+    path = manifest_path(root, stage, iteration)
+    if not path.exists():
+        return None
     try:
         body = json.loads(path.read_bytes())
         if body["format"] != FORMAT:
-            raise StoreError(
-                f"{path} has format {body['format']}, this version reads {FORMAT}; use the version that "
-                "wrote it"
-            )
+            versions = f"format {body['format']}, this version reads {FORMAT}"
+            raise StoreError(f"{path} has {versions}; use the version that wrote it")
         return dict(body["payload"]), dict(body["files"])
     except (ValueError, KeyError, TypeError) as error:
         raise StoreError(
@@ -53,32 +57,26 @@ def read_manifest(path: Path) -> tuple[dict[str, Any], dict[str, dict[str, objec
 
 def manifest_files(root: Path, stage: str, iteration: int) -> dict[str, dict[str, object]]:
     """Files that a manifest names; none while there is no manifest."""
-    path = manifest_path(root, stage, iteration)
-    return read_manifest(path)[1] if path.exists() else {}
+    found = read_manifest(root, stage, iteration)
+    return found[1] if found else {}
 
 
 def write_manifest(
-    path: Path,
+    root: Path,
     stage: str,
     iteration: int,
     payload: Mapping[str, object],
     files: Mapping[str, Mapping[str, object]],
-) -> None:
+) -> Path:
     """Write a manifest whole. An older one may grow; one that would lose a file is a StoreError."""
-    if path.exists():
-        for name, entry in read_manifest(path)[1].items():
-            if files.get(name) != entry:
-                raise StoreError(
-                    f"{path} names {name}, which has changed or is gone; a manifest can only grow"
-                )
-    body = {
-        "format": FORMAT,
-        "stage": stage,
-        "iteration": iteration,
-        "payload": _finite(payload),
-        "files": dict(files),
-    }
+    path = manifest_path(root, stage, iteration)
+    for name, entry in manifest_files(root, stage, iteration).items():
+        if files.get(name) != entry:
+            raise StoreError(f"{path} names {name}, which has changed or is gone; a manifest can only grow")
+    named = {"format": FORMAT, "stage": stage, "iteration": iteration}
+    body = {**named, "payload": _finite(payload), "files": dict(files)}
     write_text(path, json.dumps(body, indent=1, sort_keys=True, allow_nan=False) + "\n")
+    return path
 
 
 def _finite(value: object) -> object:

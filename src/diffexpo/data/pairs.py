@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from diffexpo.config.schema import HybridConfig
-from diffexpo.data.draws import Drawn, Draws, Index, hybrid_weights
+from diffexpo.data.draws import CollectedRef, Drawn, Draws, Index, hybrid_weights
 from diffexpo.data.latents import PromptEmbeddings, stacked
 from diffexpo.data.store import Store
 from diffexpo.errors import DataError, StoreError
@@ -18,13 +18,10 @@ from diffexpo.types import PairBatch
 
 
 @dataclass(frozen=True, slots=True)
-class PairRef:
+class PairRef(CollectedRef):
     """What training reads of a stored pair before its latents: a view of `Pair`."""
 
     pair_id: str
-    iteration: int
-    source: str
-    prompt: str
     winner_id: str
     loser_id: str
     explored_id: str | None = None
@@ -44,13 +41,10 @@ class PairSource:
         self._hybrid = hybrid
 
     def index(self, iteration: int) -> PairIndex:
-        """Pairs that iteration t trains on: D_off and D_1 .. D_{t-1}.
-
-            weight = offline_weight for D_off,   decay ** (newest - k) for D_k
+        """Pairs that iteration t trains on: D_off and D_1 .. D_{t-1}, with the weights of `hybrid_weights`.
 
         Later collections are not read, whatever the store holds. The result has pairs of positive weight, in
-        the store's order. While nothing is collected yet, D_off weighs 1 whatever `offline_weight` says, as
-        there is nothing else to learn from. A DataError is raised when no pair is left.
+        the store's order. A DataError is raised when no pair is left.
         """
         refs = [ref for ref in self._store.pairs(view=PairRef) if ref.iteration < iteration]
         weights = hybrid_weights(self._hybrid, refs, _newest(refs))
@@ -62,14 +56,6 @@ class PairSource:
                 "pairing.min_margin)"
             )
         return PairIndex(tuple(refs[i] for i in kept), weights[kept])
-
-
-@dataclass(frozen=True)
-class Draw:
-    """Pairs of (part of) one batch, and those of the contrast term."""
-
-    pairs: list[Drawn[PairRef]]
-    contrast: list[Drawn[PairRef]]
 
 
 @dataclass(eq=False)
@@ -96,48 +82,33 @@ class PairLoader:
     sizes: Mapping[str, tuple[int, int]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        refs, candidates = self.index.refs, _contrast_refs(self.index.refs)
+        refs, newest = self.index.refs, _newest(self.index.refs)
+        couples = [ref for ref in refs if ref.explored_id is not None and ref.main_id is not None]
+        candidates = [ref for ref in couples if ref.source != "offline" and ref.iteration == newest]
         self.size = len(refs)
-        if not candidates:
-            self.contrast_per_batch = 0
-        self._pairs = self._draws(refs, self.index.weights, "batch", self.batch_size)
+        self.draws = self._draws(refs, self.index.weights, "batch", self.batch_size)
+        self.contrast_per_batch *= bool(candidates)
         self._contrast = self._draws(candidates, None, "contrast", self.contrast_per_batch)
         self._has_uncertainty = any(
             ref.uncertainty_winner is not None or ref.uncertainty_loser is not None for ref in refs
         )
 
-    @property
-    def epoch_length(self) -> int:
-        """M, the number of pairs in an epoch; all of them with equal weights."""
-        return self._pairs.epoch_length
-
     def describe(self) -> str:
         """One line for a person: how many pairs from where."""
-        per_epoch = "" if self.epoch_length == self.size else f"; {self.epoch_length} an epoch by weight"
+        length = self.draws.epochs.length
+        per_epoch = "" if length == self.size else f"; {length} an epoch by weight"
         return f"{self.size} pairs ({self.index.by_source()}{per_epoch})"
 
-    def refs(self, step: int, start: int = 0, stop: int | None = None) -> Draw:
-        """Which pairs rows [start, stop) of a step's batch hold, without reading latents.
-
-        Contrast rows are split in proportion, so the parts of a batch add up to it.
-        """
-        size, extra = self.batch_size, self.contrast_per_batch
-        pairs = self._pairs.part(step, start, stop)
-        low, high = start * extra // size, (start + len(pairs)) * extra // size
-        return Draw(pairs, self._contrast.all(step)[low:high])
-
-    def batch(self, step: int, start: int = 0, stop: int | None = None) -> PairBatch:
-        """Rows [start, stop) of the batch of a step (from 0), the whole batch by default; reads only those
-        latents.
-        """
-        draw = self.refs(step, start, stop)
-        refs = [row.ref for row in draw.pairs]
+    def batch(self, step: int) -> PairBatch:
+        """The batch of a step (from 0); reads only its latents."""
+        drawn, contrast = self.draws.batch(step), self._contrast.batch(step)
+        refs = [row.ref for row in drawn]
         winner, loser = self._read([ref.winner_id for ref in refs], [ref.loser_id for ref in refs])
         batch = PairBatch(
             winner=winner,
             loser=loser,
             conditioning=self.embeddings.select([ref.prompt for ref in refs]),
-            keys=tuple(f"{row.ref.pair_id}@{row.epoch}" for row in draw.pairs),
+            keys=tuple(f"{row.ref.pair_id}@{row.epoch}" for row in drawn),
         )
         if self._has_uncertainty:
             batch = replace(
@@ -145,11 +116,7 @@ class PairLoader:
                 uncertainty_winner=torch.tensor([ref.uncertainty_winner or 0.0 for ref in refs]),
                 uncertainty_loser=torch.tensor([ref.uncertainty_loser or 0.0 for ref in refs]),
             )
-        return self._with_contrast(batch, draw.contrast) if draw.contrast else batch
-
-    def shard(self, step: int, rank: int, world: int) -> PairBatch:
-        """One process's rows of a step's batch; the shards of all processes are the batch."""
-        return self.batch(step, rank * self.batch_size // world, (rank + 1) * self.batch_size // world)
+        return self._with_contrast(batch, contrast) if contrast else batch
 
     def _draws(
         self, refs: Sequence[PairRef], weights: np.ndarray | None, name: str, count: int
@@ -172,11 +139,7 @@ class PairLoader:
         )
 
     def _read(self, ids: list[str], others: list[str]) -> tuple[Tensor, Tensor]:
-        """Latents of both sides of pairs; they are compared at one noise, so shape and type must agree.
-
-        Raises:
-            StoreError: two of a pair differ in shape or type.
-        """
+        """Latents of both sides of pairs; they are compared at one noise, so shape and type must agree."""
         sides = [self.store.stretches(names) for names in (ids, others)]
         kinds = [[(part.shape, part.dtype) for part in side] for side in sides]
         if kinds[0] != kinds[1]:
@@ -191,13 +154,3 @@ class PairLoader:
 def _newest(refs: Sequence[PairRef]) -> int | None:
     """The newest collection that pairs come from; None where all are offline."""
     return max((ref.iteration for ref in refs if ref.source != "offline"), default=None)
-
-
-def _contrast_refs(refs: Sequence[PairRef]) -> tuple[PairRef, ...]:
-    newest = _newest(refs)
-    return tuple(
-        ref
-        for ref in refs
-        if (ref.iteration == newest and ref.source != "offline")
-        and (ref.explored_id is not None and ref.main_id is not None)
-    )

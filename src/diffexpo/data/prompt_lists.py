@@ -58,22 +58,22 @@ def read_prompt_list(source: str | Path, format: str = "auto") -> tuple[list[Pro
         format: A key of `PROMPT_LISTS`; "auto" goes by the ending (.txt, .jsonl, .parquet).
     """
     path = Path(source)
+    names = ", ".join(PROMPT_LISTS)
     if format == "auto":
         format = {".txt": "text", ".jsonl": "jsonl", ".parquet": "parquet"}.get(path.suffix.lower(), "")
         if not format:
-            names = ", ".join(PROMPT_LISTS)
             raise ConfigError(f"{path}: its ending does not tell the format; name one with --format: {names}")
     if format not in PROMPT_LISTS:
-        raise ConfigError(f"prompt format {format!r} is unknown; expected one of {', '.join(PROMPT_LISTS)}")
-    if path.is_dir() and not PROMPT_LISTS[format].is_folder_too:
-        summary = PROMPT_LISTS[format].summary
-        raise MissingError(f"{path} is a folder; the format {format} is one file: {summary}")
+        raise ConfigError(f"prompt format {format!r} is unknown; expected one of {names}")
+    form = PROMPT_LISTS[format]
+    if path.is_dir() and not form.is_folder_too:
+        raise MissingError(f"{path} is a folder; the format {format} is one file: {form.summary}")
     if not path.is_dir():
         require_file(path, "the prompt list")
         # of Parquet only the captions are read, whatever images it holds as well
         if path.stat().st_size > _LARGEST and path.suffix.lower() != ".parquet":
             raise ImportFormatError(f"{path} is larger than 256 MiB; expected a list of prompts")
-    return distinct_prompts(PROMPT_LISTS[format].read(path), f"{path}")
+    return distinct_prompts(form.read(path), f"{path}")
 
 
 def split_prompts(
@@ -132,9 +132,6 @@ def write_prompts(prompts: Sequence[Prompt], target: str | Path) -> None:
             temporary.write_bytes("".join(f"{line}\n" for line in lines).encode())
 
 
-# ---- readers -----------------------------------------------------------------------------------------------
-
-
 def _table(*columns: str, is_tsv: bool = False) -> Callable[[Path], Located]:
     """A reader of tables with a header and columns for the prompt, its category and attributes; in a TSV
     quotation marks are text."""
@@ -147,10 +144,9 @@ def _table(*columns: str, is_tsv: bool = False) -> Callable[[Path], Located]:
         reader = tsv if is_tsv else csv.reader(stream, strict=True)
         try:
             header = [name.strip() for name in next(reader, [])]
-            for name in columns:
-                if name not in header:
-                    expected = ", ".join(columns)
-                    raise ImportFormatError(f"{path}: column {name!r} is missing; expected {expected}")
+            if missing := [name for name in columns if name not in header]:
+                expected = ", ".join(columns)
+                raise ImportFormatError(f"{path}: column {missing[0]!r} is missing; expected {expected}")
             for cells in reader:
                 where = f"{path}, line {reader.line_num}"
                 if len(cells) != len(header):
@@ -258,14 +254,13 @@ def _ddpo_animals(path: Path) -> Located:
             for activity in activities:
                 yield _prompt(where, f"{_with_article(noun)} {activity}", activity, animal=noun)
     elif path.stem == "imagenet_classes":
-        for number, (where, text) in enumerate(prompt_lines(path)):
-            if number < _IMAGENET_ANIMALS:  # the classes that are animals come first
-                yield _prompt(where, text, "imagenet animals")
+        for where, text in list(prompt_lines(path))[
+            :_IMAGENET_ANIMALS
+        ]:  # the classes that are animals come first
+            yield _prompt(where, text, "imagenet animals")
     elif path.stem == "activities":
-        raise ImportFormatError(
-            f"{path} holds what animals do, which is no prompt; name its folder, with "
-            "simple_animals.txt in it"
-        )
+        what = "what animals do, which is no prompt"
+        raise ImportFormatError(f"{path} holds {what}; name its folder, with simple_animals.txt in it")
     else:
         for where, noun in prompt_lines(path):
             yield _prompt(where, _with_article(noun), "animals")

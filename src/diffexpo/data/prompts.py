@@ -22,6 +22,7 @@ from diffexpo.types import Prompt
 SHIPPED = ("first_tries",)
 _ASSETS = Path(__file__).resolve().parent.parent / "assets" / "prompts"
 _CHUNK = 256
+_EXAMPLE = '{"prompt": "a cat", "id": "cat", "category": "animals"}'
 Located = Iterator[tuple[str, Prompt]]
 """(where, prompt) couples; `where` names file and line in messages."""
 
@@ -41,10 +42,10 @@ def load_prompts(source_path: str | Path, key: str = "prompts.source") -> list[P
 
 
 def read_prompts(source_path: str | Path, key: str = "prompts.source") -> tuple[list[Prompt], PromptReport]:
-    """The distinct prompts of a `.txt`, `.jsonl` or `.parquet` file, and a count of what was dropped.
+    """The distinct prompts of a `.txt`, `.jsonl` or `.parquet` file, and a count of what was dropped; what
+    cannot be read is an ImportFormatError with its place.
 
-    A prompt without `id` gets one made from its text, so it does not depend on the file's order. `key` is the
-    setting that names the file, for messages. What cannot be read is an ImportFormatError with its place.
+    A prompt without `id` gets one made from its text. `key` is the setting that names the file, for messages.
     """
     path = Path(source_path)
     require_file(path, key)
@@ -110,14 +111,13 @@ def prompt_id(text: str) -> str:
 
 def read_txt(path: Path) -> Located:
     """(where, prompt) of every line."""
-    for where, line in prompt_lines(path):
-        yield where, Prompt(prompt_id(line), line)
+    return ((where, Prompt(prompt_id(line), line)) for where, line in prompt_lines(path))
 
 
 def read_jsonl(path: Path) -> Located:
     """(where, prompt) of every JSON line."""
-    for where, record in json_records(path, f"such as {_EXAMPLE}"):
-        yield where, _from_record(where, record)
+    records = json_records(path, f"such as {_EXAMPLE}")
+    return ((where, _from_record(where, record)) for where, record in records)
 
 
 def json_records(path: Path, expected: str) -> Iterator[tuple[str, dict[str, object]]]:
@@ -141,13 +141,9 @@ def read_parquet(path: Path, only: Sequence[str] = ()) -> Located:
             texts = [f.name for f in file.schema_arrow if str(f.type) in ("string", "large_string")]
             batches = file.iter_batches(columns=list(only) or texts)
             for number, record in enumerate(row for batch in batches for row in batch.to_pylist()):
-                where = f"{path}, row {number}"
-                yield where, _from_record(where, record)
+                yield (where := f"{path}, row {number}"), _from_record(where, record)
     except (pa.ArrowException, OSError, ValueError) as error:
         raise ImportFormatError(f"{path} is not readable Parquet ({error}); get it again") from error
-
-
-_EXAMPLE = '{"prompt": "a cat", "id": "cat", "category": "animals"}'
 
 
 def check_text(where: str, *texts: object) -> None:
@@ -166,22 +162,17 @@ def _from_record(where: str, record: Mapping[str, object]) -> Prompt:
     name = "prompt" if "prompt" in record else "caption"
     text = record.get(name)
     if not isinstance(text, str) or not text.strip():
-        has = (
-            f"{name!r} is {text!r}"
-            if name in record
-            else f"there is no 'prompt', only {', '.join(map(repr, record)) or 'nothing'}"
-        )
+        missing = f"there is no 'prompt', only {', '.join(map(repr, record)) or 'nothing'}"
+        has = f"{name!r} is {text!r}" if name in record else missing
         raise ImportFormatError(f"{where}: {has}; expected text, as in {_EXAMPLE}")
     for key in ("id", "category"):
         if not isinstance(record.get(key) or "", str):
             raise ImportFormatError(f"{where}: {key!r} is {record[key]!r}; expected text")
-    check_text(where, text, record.get("id"), record.get("category"))
+    text, number, category = text.strip(), record.get("id"), str(record.get("category") or "")
+    check_text(where, text, number, category)
     others = {key: value for key, value in record.items() if key not in (name, "id", "category")}
     attributes = {key: value for key, value in others.items() if isinstance(value, str)}
-    text = text.strip()
-    return Prompt(
-        str(record.get("id") or prompt_id(text)), text, str(record.get("category") or ""), attributes
-    )
+    return Prompt(str(number or prompt_id(text)), text, category, attributes)
 
 
 def prompt_lines(path: Path) -> Iterator[tuple[str, str]]:

@@ -123,12 +123,11 @@ _ARROW_TYPES = {
 
 def schema_of(kind: type) -> pa.Schema:
     """The Parquet schema of a row type: one column a field, nullable where the field may be None."""
-    hints = get_type_hints(kind)
     columns = []
-    for name in column_names(kind):
-        is_nullable = NoneType in get_args(hints[name])
-        hint = get_args(hints[name])[0] if is_nullable else hints[name]
-        columns.append(pa.field(name, _ARROW_TYPES[hint], nullable=is_nullable))
+    for name, hint in get_type_hints(kind).items():
+        is_nullable = NoneType in get_args(hint)
+        plain = get_args(hint)[0] if is_nullable else hint
+        columns.append(pa.field(name, _ARROW_TYPES[plain], nullable=is_nullable))
     return pa.schema(columns)
 
 
@@ -157,36 +156,23 @@ _EXPECTED = {
 
 
 def to_table(rows: Sequence[object], kind: str, filled: Mapping[str, object]) -> pa.Table:
-    """Checked rows as an Arrow table, columns in schema order.
-
-    Args:
-        rows: `Sample`s or `Pair`s.
-        kind: "samples" or "pairs".
-        filled: Values the store itself sets; a row that states another one is refused.
-    """
-    check_kind(rows, kind)
+    """Checked rows of a kind ("samples" or "pairs") as an Arrow table, columns in schema order; a row that
+    states another value than the one that the store itself sets (`filled`) is refused."""
     schema = SCHEMAS[kind]
     key = schema.names[0]
-    checked: list[dict[str, object]] = []
-    seen: set[object] = set()
-    for number, row in enumerate(rows):
-        label = f"row {number} ({key} {getattr(row, key)!r})"
-        values = {field.name: _check(getattr(row, field.name), field, filled, label) for field in schema}
-        if values[key] in seen:
-            raise StoreError(f"{label}: {key} occurs twice in one shard; ids are unique")
-        seen.add(values[key])
-        checked.append(values)
-    return pa.Table.from_pylist(checked, schema=schema)
-
-
-def check_kind(rows: Sequence[object], kind: str) -> None:
-    """Raise a StoreError unless all rows are of the type of `kind`, "samples" or "pairs"."""
+    checked: dict[object, dict[str, object]] = {}
     for number, row in enumerate(rows):
         if not isinstance(row, KINDS[kind]):
             raise StoreError(
                 f"row {number} is {row!r:.80} ({type(row).__name__}); {kind} are rows of "
                 f"diffexpo.data.{KINDS[kind].__name__}"
             )
+        label = f"row {number} ({key} {getattr(row, key)!r})"
+        values = {field.name: _check(getattr(row, field.name), field, filled, label) for field in schema}
+        if values[key] in checked:
+            raise StoreError(f"{label}: {key} occurs twice in one shard; ids are unique")
+        checked[values[key]] = values
+    return pa.Table.from_pylist(list(checked.values()), schema=schema)
 
 
 def to_rows(table: pa.Table, kind: type[Row]) -> list[Row]:
@@ -207,9 +193,9 @@ def _check(value: object, field: pa.Field, filled: Mapping[str, object], label: 
             )
         return filled[field.name]
     kind = str(field.type)
+    if value is None and field.nullable:
+        return None
     if value is None:
-        if field.nullable:
-            return None
         raise StoreError(f"{label}: column {field.name!r} is missing; it must hold {_EXPECTED[kind]}")
     if kind == "string" and isinstance(value, str) and is_utf8(value):
         return _check_json(value, field.name, label) if field.name in _JSON_COLUMNS else value

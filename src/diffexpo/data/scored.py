@@ -19,7 +19,7 @@ import numpy as np
 import torch
 
 from diffexpo.config.schema import HybridConfig
-from diffexpo.data.draws import Draws, Index, hybrid_weights, positions_by
+from diffexpo.data.draws import CollectedRef, Draws, Index, hybrid_weights, positions_by
 from diffexpo.data.latents import PromptEmbeddings, stacked
 from diffexpo.data.rows import Preference
 from diffexpo.data.store import Store
@@ -46,13 +46,10 @@ class _Scored:
 
 
 @dataclass(frozen=True, slots=True)
-class ScoredRef:
+class ScoredRef(CollectedRef):
     """What training needs to know of a stored image before its latents are read."""
 
     sample_id: str
-    iteration: int
-    source: str
-    prompt: str
     group: int
     reward: float
     advantage: float
@@ -107,12 +104,10 @@ class ScoredSource:
         image is left.
         """
         collected = [k for stage, k in self.store.completed() if stage == "collect" and 1 <= k < iteration]
-        refs, dropped = self._offline(), 0
-        for k in sorted(collected):
-            found = self._collected(k)
-            dropped += sum(not np.isfinite(ref.reward) for ref in found)
-            refs += [ref for ref in found if np.isfinite(ref.reward)]
-        refs = self._weighed(refs)
+        found = [ref for k in collected for ref in self._collected(k)]
+        scored = [ref for ref in found if np.isfinite(ref.reward)]
+        dropped = len(found) - len(scored)
+        refs = self._weighed(self._offline() + scored)
         weights = hybrid_weights(self.hybrid, refs, max(collected, default=None))
         kept = [i for i, ref in enumerate(refs) if weights[i] > 0 and _KEPT[self.keep](ref)]
         if not kept:
@@ -125,14 +120,10 @@ class ScoredSource:
         return ScoredIndex(chosen, self._balanced(chosen, weights[kept][counted]), dropped)
 
     def _offline(self) -> list[ScoredRef]:
-        won: Counter[str] = Counter()
-        seen: Counter[str] = Counter()
-        prompts: dict[str, str] = {}
-        for pair in self.store.pairs(source="offline", view=Preference):
-            for name in (pair.winner_id, pair.loser_id):
-                seen[name] += 1
-                prompts[name] = pair.prompt
-            won[pair.winner_id] += 1
+        pairs = self.store.pairs(source="offline", view=Preference)
+        won = Counter(pair.winner_id for pair in pairs)
+        seen = won + Counter(pair.loser_id for pair in pairs)
+        prompts = {name: pair.prompt for pair in pairs for name in (pair.winner_id, pair.loser_id)}
         # Images of one group share noise in some methods, so they share a size; the pairs of a prompt may
         # have several.
         groups = {name: (prompt, self.sizes.get(name)) for name, prompt in prompts.items()}
@@ -140,7 +131,7 @@ class ScoredSource:
         names = sorted(prompts, key=lambda name: (numbers[groups[name]], name))
         refs = [
             ScoredRef(
-                name, 0, "offline", prompts[name], numbers[groups[name]], won[name] / seen[name], 0.0,
+                0, "offline", prompts[name], name, numbers[groups[name]], won[name] / seen[name], 0.0,
                 desirable=won[name] > 0, is_best=won[name] > 0,
             )
             for name in names
@@ -159,7 +150,7 @@ class ScoredSource:
             best = int(np.nanargmax(values)) if np.isfinite(values).any() else -1
             refs += [
                 ScoredRef(
-                    sample.sample_id, iteration, "online", sample.prompt, iteration * _GROUPS + sample.group,
+                    iteration, "online", sample.prompt, sample.sample_id, iteration * _GROUPS + sample.group,
                     float(values[place]), 0.0, desirable=False, is_best=place == best,
                 )
                 for place, sample in enumerate(group)
@@ -173,7 +164,7 @@ class ScoredSource:
         return [replace(ref, advantage=float(value)) for ref, value in zip(refs, advantages, strict=True)]
 
     def _weighed(self, refs: list[ScoredRef]) -> list[ScoredRef]:
-        """The images with the weights of their losses, computed over each whole scope; images of a group stay
+        """The images with the weights of their losses, computed over each whole scope, in which they are
         consecutive."""
         if self.weigh is None:
             return refs
@@ -248,21 +239,20 @@ class ScoredLoader:
             f"desirable{f'; {failed} without a score left out' if failed else ''})"
         )
 
-    def batch(self, step: int, start: int = 0, stop: int | None = None) -> ScoredBatch:
-        """Rows [start, stop) of the batch of a step (from 0), the whole batch by default; reads only those
-        latents.
+    def batch(self, step: int) -> ScoredBatch:
+        """The batch of a step (from 0); reads only its latents.
 
         Whole groups are numbered by their place in the sequence of draws: a group that is drawn twice for one
         batch counts as two.
         """
-        part = self._draws.part(step, start, stop)
-        refs = [row.ref for row in part]
-        groups = [row.number if self.whole_groups else row.ref.group for row in part]
+        drawn = self._draws.batch(step)
+        refs = [row.ref for row in drawn]
+        groups = [row.number if self.whole_groups else row.ref.group for row in drawn]
         has_weights = refs[0].weight is not None
         return ScoredBatch(
             latents=stacked(self.store.stretches([ref.sample_id for ref in refs])),
             conditioning=self.embeddings.select([ref.prompt for ref in refs]),
-            keys=tuple(f"{row.ref.sample_id}@{row.epoch}" for row in part),
+            keys=tuple(f"{row.ref.sample_id}@{row.epoch}" for row in drawn),
             rewards=torch.tensor([ref.reward for ref in refs], dtype=torch.float32),
             advantages=torch.tensor([ref.advantage for ref in refs], dtype=torch.float32),
             groups=torch.tensor(groups, dtype=torch.int64),

@@ -1,4 +1,4 @@
-"""Shards: the files the store is made of, their names, and how one is written and read.
+"""Shards: the files the store is made of, their names, how one is written and read, and where a sample is.
 
     samples-<iteration>-r<rank>-u<unit>.parquet          rows of one unit of work
     latents-<iteration>-r<rank>-u<unit>.safetensors      their latents, by sample id
@@ -16,17 +16,19 @@ import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from numpy.typing import ArrayLike
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
-from diffexpo.data.rows import LATER_COLUMNS
+from diffexpo.data.rows import LATER_COLUMNS, SCHEMAS
 from diffexpo.errors import StoreError
 from diffexpo.files import write_bytes
 
@@ -46,6 +48,7 @@ _NAME = re.compile(
 )
 _LATENTS_HASH = b"latents_sha256"
 _NOTE = b"note"
+_OPEN_FILES = 256
 
 
 @dataclass(frozen=True)
@@ -65,14 +68,9 @@ class Shard:
         suffix = "safetensors" if self.kind == "latents" else "parquet"
         return f"{self.kind}-{self.iteration:04d}{stage}-r{self.rank:02d}-u{self.unit:04d}.{suffix}"
 
-    @property
-    def order(self) -> tuple[int, str, int, int]:
-        """Its rows' place among all: by iteration, stage and unit, whatever the number of processes."""
-        return (self.iteration, self.stage, self.unit, self.rank)
-
     def sibling(self, kind: str) -> Shard:
         """The shard of another kind of the same unit."""
-        return Shard(kind, self.stage, self.iteration, self.rank, self.unit)
+        return replace(self, kind=kind)
 
     @staticmethod
     def named(name: str) -> Shard:
@@ -96,29 +94,25 @@ def list_shards(
 ) -> list[Shard]:
     """Shards that are on the disk, whole or not yet complete as a unit, in reading order."""
     found = [shard for entry in os.scandir(root) if (shard := Shard.parse(entry.name))]
-    wanted = [
-        shard
-        for shard in found
-        if kind in (None, shard.kind)
-        and stage in (None, shard.stage)
-        and iteration in (None, shard.iteration)
-    ]
-    return sorted(wanted, key=lambda shard: (shard.order, shard.kind))
+    found = [shard for shard in found if kind in (None, shard.kind) and stage in (None, shard.stage)]
+    found = [shard for shard in found if iteration in (None, shard.iteration)]
+    # by iteration, stage and unit, whatever the number of processes
+    return sorted(found, key=lambda shard: (shard.iteration, shard.stage, shard.unit, shard.rank, shard.kind))
 
 
-def check_latents(ids: Sequence[str], latents: Mapping[str, np.ndarray]) -> None:
-    """Raise a StoreError unless there is one float array (C,h,w) for each sample id."""
-    extra, missing = sorted(set(latents) - set(ids)), [i for i in ids if i not in latents]
-    if extra or missing:
+def check_latents(ids: Sequence[str], latents: Sequence[np.ndarray] | ArrayLike) -> dict[str, np.ndarray]:
+    """The latents by sample id; a StoreError unless there is one float array (C,h,w) for each id."""
+    arrays = latents if isinstance(latents, list) else list(np.asarray(latents))
+    if len(arrays) != len(ids):
         raise StoreError(
-            f"latents and samples differ: without latents {missing[:3]}, without a row {extra[:3]}"
+            f"{len(ids)} samples came with {len(arrays)} latents; there must be an array for each"
         )
-    for sample_id in ids:
-        array = latents[sample_id]
+    for sample_id, array in zip(ids, arrays, strict=True):
         if not isinstance(array, np.ndarray) or array.ndim != 3 or array.dtype.kind != "f":
             raise StoreError(
                 f"latents of {sample_id!r} are {array!r:.80}; they must be a float array (C,h,w)"
             )
+    return dict(zip(ids, arrays, strict=True))
 
 
 def write_latents(path: Path, latents: Mapping[str, np.ndarray]) -> str:
@@ -132,22 +126,18 @@ def write_latents(path: Path, latents: Mapping[str, np.ndarray]) -> str:
 
 
 class LatentFile:
-    """A memory-mapped latents shard."""
+    """A memory-mapped latents shard; `names` are its sample ids."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         with _damage(path, "is missing although its samples are in the store"):
             file: Any = safe_open(str(path), framework="numpy")
         self._file = file
-        self._names = frozenset(file.keys())
-
-    def names(self) -> frozenset[str]:
-        """Sample ids in the file."""
-        return self._names
+        self.names = frozenset(file.keys())
 
     def read(self, sample_id: str) -> np.ndarray:
         """A copy of one sample's latents (C,h,w)."""
-        if sample_id not in self._names:
+        if sample_id not in self.names:
             raise StoreError(
                 f"{self.path} does not hold the latents of sample {sample_id!r}; {_advice(self.path)}"
             )
@@ -158,14 +148,10 @@ def write_rows(
     path: Path, table: pa.Table, *, latents_sha256: str = "", note: Mapping[str, object] | None = None
 ) -> None:
     """Write one Parquet shard; `note` is any small JSON that belongs to the unit."""
-    metadata = {
-        _NOTE: json.dumps(dict(note or {}), sort_keys=True).encode(),
-        _LATENTS_HASH: latents_sha256.encode(),
-    }
+    metadata = {_NOTE: json.dumps(dict(note or {}), sort_keys=True), _LATENTS_HASH: latents_sha256}
     buffer = io.BytesIO()
-    pq.write_table(
-        table.replace_schema_metadata(metadata), buffer, compression="zstd", write_page_checksum=True
-    )
+    table = table.replace_schema_metadata(metadata)
+    pq.write_table(table, buffer, compression="zstd", write_page_checksum=True)
     write_bytes(path, buffer.getvalue())
 
 
@@ -220,3 +206,64 @@ def _advice(path: Path) -> str:
         f"manifests/{shard.stage}-{shard.iteration:04d}.json (and what was made from them later) and resume: "
         "the unit is made again"
     )
+
+
+class Places:
+    """An index of sample ids over all shards of a folder, complete or not; it grows with the folder."""
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+        self._places: dict[str, tuple[str, int]] = {}  # sample id -> (samples shard, row)
+        self._indexed: set[str] = set()
+        self._open = lru_cache(maxsize=_OPEN_FILES)(LatentFile)
+
+    def add(self, name: str, ids: Sequence[str]) -> None:
+        """Enter the ids of a samples shard in the order of its rows."""
+        for position, sample_id in enumerate(ids):
+            if sample_id in self._places:
+                raise StoreError(
+                    f"sample {sample_id!r} is in both {self._places[sample_id][0]} and {name}; delete one "
+                    "and resume"
+                )
+            self._places[sample_id] = (name, position)
+        self._indexed.add(name)
+
+    def refuse_stored(self, ids: Sequence[str]) -> None:
+        """Raise a StoreError if one of the ids is in the store, whichever process wrote it."""
+        self._refresh()
+        for name in ids:
+            if name in self._places:
+                raise StoreError(
+                    f"sample {name!r} is in the store already ({self._places[name][0]}); ids are unique"
+                )
+
+    def find(self, sample_id: str) -> tuple[str, int] | None:
+        """(samples shard, row) of a sample; None if there is no such sample."""
+        if sample_id not in self._places:
+            self._refresh()
+        return self._places.get(sample_id)
+
+    def require(self, sample_id: str) -> tuple[str, int]:
+        """`find`, of a sample that must be there."""
+        place = self.find(sample_id)
+        if place is None:
+            raise StoreError(f"there is no sample {sample_id!r} in {self._root}; `samples()` lists them")
+        return place
+
+    def latent_file(self, sample_id: str) -> LatentFile:
+        """The open file that holds a sample's latents."""
+        shard = Shard.named(self.require(sample_id)[0])
+        return self._open(self._root / shard.sibling("latents").name)
+
+    def clear(self) -> None:
+        """Forget everything, after files were removed."""
+        self._places.clear()
+        self._indexed.clear()
+        self._open.cache_clear()
+
+    def _refresh(self) -> None:
+        """Index the shards that other processes wrote meanwhile."""
+        for shard in list_shards(self._root, "samples"):
+            if shard.name not in self._indexed:
+                table = read_rows(self._root / shard.name, SCHEMAS["samples"], ["sample_id"])
+                self.add(shard.name, table["sample_id"].to_pylist())

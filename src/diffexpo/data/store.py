@@ -12,12 +12,13 @@ A shard never changes once it has its name. Each process writes shards of its ow
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from itertools import groupby
+from itertools import groupby, product
 from pathlib import Path
 from typing import Any, overload
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import ArrayLike
 
 from diffexpo.data.audit import Lineage, describe_file, find_problems, trace
@@ -28,20 +29,10 @@ from diffexpo.data.manifests import (
     read_manifest,
     write_manifest,
 )
-from diffexpo.data.places import Places
-from diffexpo.data.rows import (
-    SCHEMAS,
-    ImageSize,
-    Pair,
-    Row,
-    Sample,
-    check_kind,
-    column_names,
-    to_rows,
-    to_table,
-)
+from diffexpo.data.rows import SCHEMAS, ImageSize, Pair, Row, Sample, column_names, to_rows, to_table
 from diffexpo.data.shards import (
     STAGE_KINDS,
+    Places,
     Shard,
     check_latents,
     list_shards,
@@ -82,29 +73,8 @@ class Store:
         rank: int,
         unit: int,
         samples: Sequence[Sample],
-        latents: ArrayLike,
+        latents: Sequence[np.ndarray] | ArrayLike,
         *,
-        stage: str = "collect",
-    ) -> str:
-        """`append_collection` with the latents as one array (N,C,h,w), row i for sample i."""
-        array = np.asarray(latents)
-        if len(array) != len(samples):
-            raise StoreError(
-                f"{len(samples)} samples came with latents of shape {array.shape}; the first axis must count "
-                "them"
-            )
-        check_kind(samples, "samples")
-        by_id = {sample.sample_id: array[i] for i, sample in enumerate(samples)}
-        return self.append_collection(iteration, rank, samples, by_id, unit=unit, stage=stage)
-
-    def append_collection(
-        self,
-        iteration: int,
-        rank: int,
-        samples: Sequence[Sample],
-        latents: Mapping[str, np.ndarray],
-        *,
-        unit: int = 0,
         stage: str = "collect",
     ) -> str:
         """Write one finished unit: its latents, then its rows, whose file marks the unit as done.
@@ -112,7 +82,7 @@ class Store:
         Args:
             iteration, rank, unit: Name the shard. A unit is written once, by whichever process.
             samples: Rows; iteration, unit and latent_file are filled in.
-            latents: Sample id -> array (C,h,w), exactly one for each row; stored bit for bit.
+            latents: One float array (C,h,w) for each sample, in a list or stacked; stored bit for bit.
             stage: `collect`, `improve` or `offline`.
         Returns:
             Name of the Parquet shard.
@@ -123,9 +93,9 @@ class Store:
         filled = {"iteration": iteration, "unit": unit, "latent_file": latent_shard.name}
         table = to_table(samples, "samples", filled)
         ids = table["sample_id"].to_pylist()
-        check_latents(ids, latents)
+        arrays = check_latents(ids, latents)
         self._places.refuse_stored(ids)
-        digest = write_latents(self.root / latent_shard.name, {i: latents[i] for i in ids})
+        digest = write_latents(self.root / latent_shard.name, arrays)
         write_rows(self.root / shard.name, table, latents_sha256=digest)
         self._places.add(shard.name, ids)
         return shard.name
@@ -163,7 +133,6 @@ class Store:
         process calls this, after all have written their shards.
 
         Args:
-            stage, iteration: Name the manifest.
             payload: JSON kept with it; numbers that are not finite become null.
         Raises:
             StoreError: a unit is missing or half written, a latents file is not the one that was written
@@ -172,9 +141,7 @@ class Store:
         shards = list_shards(self.root, stage=stage, iteration=iteration)
         self._check_units(stage, iteration, shards)
         files = {shard.name: describe_file(self.root, shard) for shard in shards}
-        path = manifest_path(self.root, stage, iteration)
-        write_manifest(path, stage, iteration, payload, files)
-        return path
+        return write_manifest(self.root, stage, iteration, payload, files)
 
     def discard_incomplete(self, stage: str, iteration: int) -> list[str]:
         """Remove what a killed process left of a stage; call it on one process before the stage starts again.
@@ -185,10 +152,8 @@ class Store:
         """
         kept = set(manifest_files(self.root, stage, iteration))
         if stage in _RESUMABLE:
-            done = STAGE_KINDS[stage][-1]
-            for shard in list_shards(self.root, stage=stage, iteration=iteration):
-                if (self.root / shard.sibling(done).name).exists():
-                    kept.add(shard.name)
+            done, shards = STAGE_KINDS[stage][-1], list_shards(self.root, stage=stage, iteration=iteration)
+            kept |= {one.name for one in shards if (self.root / one.sibling(done).name).exists()}
         removed, manifest = [], manifest_path(self.root, stage, iteration).name
         for path in sorted([*self.root.iterdir(), *(self.root / "manifests").glob(f"*{TEMPORARY}")]):
             name = path.name.removesuffix(TEMPORARY)
@@ -204,8 +169,7 @@ class Store:
 
     def is_complete(self, stage: str, iteration: int) -> bool:
         """Whether the stage's manifest is there (and readable: a damaged one is a StoreError, not a no)."""
-        path = manifest_path(self.root, stage, iteration)
-        return path.exists() and bool(read_manifest(path))
+        return read_manifest(self.root, stage, iteration) is not None
 
     def unit_done(self, iteration: int, unit: int, *, stage: str = "collect") -> bool:
         """Whether a unit's shards are written, by whichever process."""
@@ -215,12 +179,13 @@ class Store:
 
     def manifest(self, stage: str, iteration: int) -> dict[str, Any]:
         """The payload a stage was completed with; a StoreError where it is not complete."""
-        path = manifest_path(self.root, stage, iteration)
-        if not path.exists():
+        found = read_manifest(self.root, stage, iteration)
+        if found is None:
+            path = manifest_path(self.root, stage, iteration)
             raise StoreError(
                 f"there is no {path}: {stage} {iteration} is not complete; resume the run to finish it"
             )
-        return read_manifest(path)[0]
+        return found[0]
 
     def completed(self) -> list[tuple[str, int]]:
         """(stage, iteration) of every manifest, by iteration."""
@@ -245,7 +210,7 @@ class Store:
         `view` says what to read of each sample: a dataclass of some of its fields; only those columns are
         read. An iteration that has shards but no manifest is a StoreError.
         """
-        return to_rows(self._table("samples", self._named_shards("samples", iteration), view), view)
+        return self._rows("samples", self._named_shards("samples", iteration), view)
 
     @overload
     def pairs(self, iteration: int | None = None, source: str | None = None) -> list[Pair]: ...
@@ -257,13 +222,11 @@ class Store:
         self, iteration: int | None = None, source: str | None = None, *, view: type[Any] = Pair
     ) -> list[Any]:
         """Pairs, as `samples`; optionally of one source (offline, online, human)."""
-        table = self._table("pairs", self._named_shards("pairs", iteration), view, source)
-        return to_rows(table, view)
+        return self._rows("pairs", self._named_shards("pairs", iteration), view, source)
 
     def collected(self, iteration: int, *, stage: str = "collect") -> list[Sample]:
         """Samples of every finished unit, whether the stage is complete or not."""
-        shards = list_shards(self.root, "samples", stage, iteration)
-        return to_rows(self._table("samples", shards, Sample), Sample)
+        return self._rows("samples", list_shards(self.root, "samples", stage, iteration), Sample)
 
     def sample(self, sample_id: str) -> Sample:
         """One sample; a StoreError if it is not in the store."""
@@ -276,11 +239,8 @@ class Store:
         return self._places.latent_file(sample_id).read(sample_id)
 
     def latents(self, sample_ids: Sequence[str]) -> np.ndarray:
-        """Latents (N,C,h,w) in the order asked for (repeats allowed), from memory-mapped files.
-
-        Raises:
-            StoreError: they differ in shape or type, or there are none.
-        """
+        """Latents (N,C,h,w) in the order asked for (repeats allowed), from memory-mapped files; a StoreError
+        where they differ in shape or type, or there are none."""
         stretches = self.stretches(sample_ids)
         if len(stretches) > 1:
             other = stretches[1][0]
@@ -293,11 +253,8 @@ class Store:
         return stretches[0]
 
     def stretches(self, sample_ids: Sequence[str]) -> list[np.ndarray]:
-        """Latents in the order asked for, as consecutive arrays (N,C,h,w) of one shape each.
-
-        Raises:
-            StoreError: they differ in type, or there are none.
-        """
+        """Latents in the order asked for, as consecutive arrays (N,C,h,w) of one shape each; a StoreError
+        where they differ in type, or there are none."""
         arrays = [self.latent(sample_id) for sample_id in sample_ids]
         if not arrays:
             raise StoreError("no sample ids were given, so there are no latents to stack")
@@ -320,13 +277,9 @@ class Store:
         """A pair's whole history; a StoreError if it is not in the store."""
         return trace(self.root, pair_id, self.sample)
 
-    def problems(self) -> list[str]:
-        """Everything that is wrong with complete stages: files gone or changed, counts that do not match."""
-        return find_problems(self.root)
-
     def verify(self) -> int:
         """Recompute every SHA-256 and row count; returns the number of files. A StoreError lists problems."""
-        problems = self.problems()
+        problems = find_problems(self.root)
         if problems:
             raise StoreError(f"{self.root} has {len(problems)} problems:\n  " + "\n  ".join(problems))
         return sum(len(manifest_files(self.root, stage, iteration)) for stage, iteration in self.completed())
@@ -346,8 +299,10 @@ class Store:
                 )
         return [shard for shard in shards if shard.name in complete[(shard.stage, shard.iteration)]]
 
-    def _table(self, kind: str, shards: Sequence[Shard], view: type, source: str | None = None) -> pa.Table:
-        """The columns of a view, of rows from one source or from all."""
+    def _rows(
+        self, kind: str, shards: Sequence[Shard], view: type[Row], source: str | None = None
+    ) -> list[Row]:
+        """The rows of shards as a view, of one source or of all."""
         schema, columns = SCHEMAS[kind], column_names(view)
         unknown = [name for name in columns if name not in schema.names]
         if unknown:
@@ -358,8 +313,8 @@ class Store:
         tables = [read_rows(self.root / s.name, schema, read).replace_schema_metadata(None) for s in shards]
         table = pa.concat_tables(tables) if tables else schema.empty_table()
         if source is not None:
-            table = table.filter(pa.array([one == source for one in table["source"].to_pylist()], pa.bool_()))
-        return table.select(columns)
+            table = table.filter(pc.equal(table["source"], source))
+        return to_rows(table.select(columns), view)
 
     def _refuse_rewrite(self, shard: Shard) -> None:
         if shard.stage not in STAGE_KINDS or shard.kind not in STAGE_KINDS[shard.stage]:
@@ -390,13 +345,12 @@ class Store:
 
     def _check_units(self, stage: str, iteration: int, shards: Sequence[Shard]) -> None:
         names = {shard.name for shard in shards}
-        for shard in shards:
-            for kind in STAGE_KINDS[stage]:
-                if shard.sibling(kind).name not in names:
-                    raise StoreError(
-                        f"unit {shard.unit} of {stage} {iteration} is half written ({shard.name} without "
-                        f"{shard.sibling(kind).name}); call discard_incomplete() and make the unit again"
-                    )
+        for shard, kind in product(shards, STAGE_KINDS.get(stage, ())):
+            if shard.sibling(kind).name not in names:
+                raise StoreError(
+                    f"unit {shard.unit} of {stage} {iteration} is half written ({shard.name} without "
+                    f"{shard.sibling(kind).name}); call discard_incomplete() and make the unit again"
+                )
         units = {shard.unit for shard in shards}
         missing = sorted(set(range(max(units, default=-1) + 1)) - units)
         if missing and stage != "label":

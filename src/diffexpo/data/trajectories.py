@@ -16,17 +16,18 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass
+from functools import partial
 from itertools import groupby
 from pathlib import Path
 from typing import Any, Generic, NamedTuple, TypeVar
 
 import safetensors.torch
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from torch import Tensor
 
 from diffexpo.config.schema import SamplerConfig
-from diffexpo.data.draws import Draws, positions_by
+from diffexpo.data.draws import Drawn, Draws, positions_by
 from diffexpo.data.latents import PromptEmbeddings, stacked
 from diffexpo.errors import ResumeError
 from diffexpo.files import write_bytes
@@ -39,7 +40,7 @@ class Trajectories:
     """A folder, made at the first write, with one file for each unit of an iteration."""
 
     def __init__(self, folder: Path) -> None:
-        self.folder = Path(folder)
+        self.folder = folder
         self._tensors: dict[int, dict[str, Tensor]] = {}
 
     def write(self, unit: int, tensors: Mapping[str, Tensor]) -> None:
@@ -62,16 +63,13 @@ class Trajectories:
 
     def _unit(self, unit: int) -> dict[str, Tensor]:
         # not `lru_cache`: its cycle with this object would keep large tensors until the next full collection
-        if unit not in self._tensors:
-            if len(self._tensors) >= _OPEN_FILES:
-                self._tensors.pop(next(iter(self._tensors)))
-            self._tensors[unit] = self._read(unit)
-        return self._tensors[unit]
-
-    def _read(self, unit: int) -> dict[str, Tensor]:
+        if unit in self._tensors:
+            return self._tensors[unit]
+        if len(self._tensors) >= _OPEN_FILES:
+            self._tensors.pop(next(iter(self._tensors)))
         try:
-            with safe_open(self._path(unit), framework="pt") as file:
-                return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            self._tensors[unit] = safetensors.torch.load_file(self._path(unit))
+            return self._tensors[unit]
         except (OSError, SafetensorError) as error:
             raise ResumeError(
                 f"{self._path(unit)} cannot be read ({error}), but its images are in the store and not "
@@ -119,6 +117,54 @@ class TransitionPairRef:
 Ref = TypeVar("Ref", TransitionRef, TransitionPairRef)
 
 
+class TransitionTensors(NamedTuple):
+    """A transition, each tensor with one row; the names are those of `TrajectoryBatch`."""
+
+    x_t: Tensor
+    x_next: Tensor
+    old_log_prob: Tensor
+    old_mean: Tensor | None = None
+
+
+class PairTensors(NamedTuple):
+    """Both transitions of a pair, each tensor with one row; the names are those of `TrajectoryPairBatch`."""
+
+    winner_x_t: Tensor
+    winner_x_next: Tensor
+    loser_x_t: Tensor
+    loser_x_next: Tensor
+    winner_old_log_prob: Tensor
+    loser_old_log_prob: Tensor
+
+
+def transition(trajectories: Trajectories, place: Place, index: int) -> TransitionTensors:
+    """One step of a trajectory as it was recorded."""
+    here = slice(place.row, place.row + 1)
+    x_t, x_next = trajectories.part(place.unit, "latents", slice(index, index + 2), here)
+    return TransitionTensors(x_t, x_next, row_of(trajectories, "log_probs", place, index))
+
+
+def row_of(trajectories: Trajectories, name: str, place: Place, index: int) -> Tensor:
+    """One step's row (1, ...) of a tensor (T,B, ...)."""
+    return trajectories.part(place.unit, name, slice(index, index + 1), slice(place.row, place.row + 1))[0]
+
+
+def read_two_trajectories(trajectories: Trajectories, ref: TransitionPairRef) -> PairTensors:
+    """The same step of two trajectories."""
+    winner, loser = (transition(trajectories, place, ref.index) for place in (ref.winner, ref.loser))
+    return PairTensors(*winner[:2], *loser[:2], winner.old_log_prob, loser.old_log_prob)
+
+
+def read_branch(trajectories: Trajectories, ref: TransitionPairRef) -> PairTensors:
+    """Two candidates of one x_t."""
+    unit, row = ref.winner
+    x_t, winner, loser, log_probs = (
+        trajectories.part(unit, f"branch_{name}", slice(row, row + 1))
+        for name in ("x_t", "winner", "loser", "log_probs")
+    )
+    return PairTensors(x_t, winner, x_t, loser, log_probs[:, 0], log_probs[:, 1])
+
+
 @dataclass(eq=False)
 class _Loader(Generic[Ref]):
     """Batches by step number, without state: passes over all rows in keyed orders.
@@ -140,7 +186,6 @@ class _Loader(Generic[Ref]):
     iteration: int
 
     def __post_init__(self) -> None:
-        self.refs = tuple(self.refs)
         self.size = len(self.refs)
         key = (self.run_seed, self.iteration, "batch")
         self._draws: Draws[Ref] = Draws(self.refs, None, key, self.batch_size, units=self._units())
@@ -148,14 +193,20 @@ class _Loader(Generic[Ref]):
     def _units(self) -> list[list[int]] | None:
         return None
 
-    def _shared(self, refs: Sequence[Ref]) -> dict[str, Any]:
-        """The fields that both kinds of batches have."""
+    def _read(
+        self, step: int, read: Callable[[Ref], TransitionTensors | PairTensors]
+    ) -> tuple[list[Drawn[Ref]], dict[str, Any]]:
+        """The rows of a step's batch, those of one shape consecutive, and the fields of all batches."""
+        found = [(row, read(row.ref)._asdict()) for row in self._draws.batch(step)]
+        found.sort(key=lambda entry: tuple(next(iter(entry[1].values())).shape))
+        drawn, parts = [row for row, _ in found], [part for _, part in found]
+        names = [name for name, tensor in parts[0].items() if tensor is not None]
         select, is_guided = self.embeddings.select, self.sampler.guidance != 1.0
-        return {
-            "index": torch.tensor([ref.index for ref in refs], dtype=torch.int64),
-            "conditioning": select([ref.text for ref in refs]),
+        return drawn, {name: _stacked([part[name] for part in parts]) for name in names} | {
+            "index": torch.tensor([row.ref.index for row in drawn], dtype=torch.int64),
+            "conditioning": select([row.ref.text for row in drawn]),
             "sampler": self.sampler,
-            "negative_conditioning": select([ref.negative for ref in refs]) if is_guided else None,
+            "negative_conditioning": select([row.ref.negative for row in drawn]) if is_guided else None,
         }
 
 
@@ -172,77 +223,18 @@ class TransitionLoader(_Loader[TransitionRef]):
 
     def batch(self, step: int) -> TrajectoryBatch:
         """The batch of a step (from 0); reads only its transitions."""
-        read = [
-            (row, transition(self.trajectories, row.ref.place, row.ref.index))
-            for row in self._draws.all(step)
-        ]
-        drawn, parts = zip(*sorted(read, key=lambda entry: tuple(entry[1].x_t.shape)), strict=True)
-        refs = [row.ref for row in drawn]
-        means = [row_of(self.trajectories, "means", r.place, r.index) for r in refs if self.needs_means]
+        drawn, fields = self._read(step, self._transition)
         return TrajectoryBatch(
-            x_t=_stacked([part.x_t for part in parts]),
-            x_next=_stacked([part.x_next for part in parts]),
-            old_log_prob=torch.cat([part.log_prob for part in parts]),
-            advantages=torch.tensor([ref.advantage for ref in refs], dtype=torch.float32),
+            advantages=torch.tensor([row.ref.advantage for row in drawn], dtype=torch.float32),
             keys=tuple(f"{row.ref.sample_id}/{row.ref.index}@{row.epoch}" for row in drawn),
-            old_mean=_stacked(means) if self.needs_means else None,
-            **self._shared(refs),
+            **fields,
         )
 
-
-class PairTensors(NamedTuple):
-    """Both transitions of a pair, each tensor with one row."""
-
-    winner_x_t: Tensor
-    winner_x_next: Tensor
-    loser_x_t: Tensor
-    loser_x_next: Tensor
-    winner_old_log_prob: Tensor
-    loser_old_log_prob: Tensor
-
-
-class TransitionTensors(NamedTuple):
-    """A transition, each tensor with one row."""
-
-    x_t: Tensor
-    x_next: Tensor
-    log_prob: Tensor
-
-
-def transition(trajectories: Trajectories, place: Place, index: int) -> TransitionTensors:
-    """One step of a trajectory as it was recorded."""
-    here = slice(place.row, place.row + 1)
-    ends = trajectories.part(place.unit, "latents", slice(index, index + 2), here)
-    log_prob = row_of(trajectories, "log_probs", place, index)
-    return TransitionTensors(ends[0], ends[1], log_prob)
-
-
-def row_of(trajectories: Trajectories, name: str, place: Place, index: int) -> Tensor:
-    """One step's row (1, ...) of a tensor (T,B, ...)."""
-    return trajectories.part(place.unit, name, slice(index, index + 1), slice(place.row, place.row + 1))[0]
-
-
-def read_two_trajectories(trajectories: Trajectories, ref: TransitionPairRef) -> PairTensors:
-    """The same step of two trajectories."""
-    winner = transition(trajectories, ref.winner, ref.index)
-    loser = transition(trajectories, ref.loser, ref.index)
-    return PairTensors(winner.x_t, winner.x_next, loser.x_t, loser.x_next, winner.log_prob, loser.log_prob)
-
-
-def read_branch(trajectories: Trajectories, ref: TransitionPairRef) -> PairTensors:
-    """Two candidates of one x_t."""
-    unit, row = ref.winner
-    here = slice(row, row + 1)
-    x_t = trajectories.part(unit, "branch_x_t", here)
-    log_probs = trajectories.part(unit, "branch_log_probs", here)
-    return PairTensors(
-        x_t,
-        trajectories.part(unit, "branch_winner", here),
-        x_t,
-        trajectories.part(unit, "branch_loser", here),
-        log_probs[:, 0],
-        log_probs[:, 1],
-    )
+    def _transition(self, ref: TransitionRef) -> TransitionTensors:
+        found = transition(self.trajectories, ref.place, ref.index)
+        if not self.needs_means:
+            return found
+        return found._replace(old_mean=row_of(self.trajectories, "means", ref.place, ref.index))
 
 
 @dataclass(eq=False)
@@ -265,19 +257,14 @@ class TransitionPairLoader(_Loader[TransitionPairRef]):
 
     def batch(self, step: int) -> TrajectoryPairBatch:
         """The batch of a step (from 0); reads only its transitions."""
-        rows = [(row, self.read(self.trajectories, row.ref)) for row in self._draws.all(step)]
-        drawn, parts = zip(*sorted(rows, key=lambda entry: tuple(entry[1].winner_x_t.shape)), strict=True)
-        refs = [row.ref for row in drawn]
-        columns = zip(PairTensors._fields, zip(*parts, strict=True), strict=True)
-        tensors: dict[str, Any] = {name: _stacked(column) for name, column in columns}
+        drawn, fields = self._read(step, partial(self.read, self.trajectories))
         return TrajectoryPairBatch(
-            winner_reward=torch.tensor([ref.winner_reward for ref in refs], dtype=torch.float32),
-            loser_reward=torch.tensor([ref.loser_reward for ref in refs], dtype=torch.float32),
+            winner_reward=torch.tensor([row.ref.winner_reward for row in drawn], dtype=torch.float32),
+            loser_reward=torch.tensor([row.ref.loser_reward for row in drawn], dtype=torch.float32),
             keys=tuple(f"{row.ref.pair_id}/{row.ref.index}@{row.epoch}" for row in drawn),
             groups=torch.tensor([row.number for row in drawn], dtype=torch.int64),
             is_grouped=self.whole_pairs,
-            **tensors,
-            **self._shared(refs),
+            **fields,
         )
 
     def _units(self) -> list[list[int]] | None:

@@ -1,14 +1,8 @@
 """Mathematics of diffusion and flow matching: paths, kernels, guidance, sampling, objectives (torch only)."""
 
-from diffexpo.diffusion.guidance import (
-    DoubleGuidance,
-    classifier_free_guidance,
-    double_guidance,
-    with_image,
-)
+from diffexpo.diffusion.guidance import classifier_free_guidance, double_guidance
 from diffexpo.diffusion.kernels import (
     add_noise,
-    ddim_std,
     ddim_transition,
     eps_from_v,
     eps_from_velocity,
@@ -23,48 +17,27 @@ from diffexpo.diffusion.kernels import (
     x0_from_v,
     x0_from_velocity,
 )
-from diffexpo.diffusion.objectives import (
-    NoiseDraw,
-    empty_prompt_mask,
-    pair_errors,
-    prediction_errors,
-)
-from diffexpo.diffusion.path import Path, dynamic_shift, shifted
+from diffexpo.diffusion.objectives import NoiseDraw, empty_prompt_mask, pair_errors, prediction_errors
+from diffexpo.diffusion.path import Path
 from diffexpo.diffusion.sampling import (
     NoiseSource,
-    Replayed,
-    Trajectory,
     num_network_evaluations,
-    predict_double_guided,
     predict_guided,
-    replay_log_probs,
     replay_transitions,
     sample,
-    sample_double_guided,
     sample_trajectory,
 )
-from diffexpo.diffusion.transitions import (
-    Transition,
-    sampler_grid,
-    sampler_transitions,
-    step_moments,
-    transition_rows,
-)
+from diffexpo.diffusion.transitions import Transition, sampler_grid, step_moments
 
 __all__ = [
-    "DoubleGuidance",
     "NoiseDraw",
     "NoiseSource",
     "Path",
-    "Replayed",
-    "Trajectory",
     "Transition",
     "add_noise",
     "classifier_free_guidance",
-    "ddim_std",
     "ddim_transition",
     "double_guidance",
-    "dynamic_shift",
     "empty_prompt_mask",
     "eps_from_v",
     "eps_from_velocity",
@@ -74,23 +47,16 @@ __all__ = [
     "mean_log_prob",
     "num_network_evaluations",
     "pair_errors",
-    "predict_double_guided",
     "predict_guided",
     "prediction_error",
     "prediction_errors",
-    "replay_log_probs",
     "replay_transitions",
     "sample",
-    "sample_double_guided",
     "sample_trajectory",
     "sampler_grid",
-    "sampler_transitions",
-    "shifted",
     "step_moments",
-    "transition_rows",
     "v_target",
     "velocity_target",
-    "with_image",
     "x0_from_eps",
     "x0_from_v",
     "x0_from_velocity",

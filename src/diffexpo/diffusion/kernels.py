@@ -194,34 +194,19 @@ def ddim_transition(
         alpha_s, sigma_s: scales at s; alpha_s > 0.
         eta: 0 deterministic .. 1 the posterior of the forward process.
     Returns:
-        mean (B, ...) and std (B,). eta 0 gives std 0; with alpha = 1 - sigma it is then the Euler step of the
-        flow ODE.
+        mean (B, ...) and std (B,). eta 0, or sigma_s 0, gives std 0, a step without density; with alpha = 1 -
+        sigma and eta 0 it is the Euler step of the flow ODE.
     Source: DDIM (arXiv 2010.02502) eq. 12 and 16. Written for any (alpha, sigma), not only alpha^2 + sigma^2
         = 1, where it reduces to the paper's (1 - abar_s) / (1 - abar_t) (1 - abar_t / abar_s).
     """
     x0, eps = at_least_float32(x0), at_least_float32(eps)
     alpha_t, sigma_t, alpha_s, sigma_s, eta = (_double(c) for c in (alpha_t, sigma_t, alpha_s, sigma_s, eta))
-    std, direction = _ddim_scales(alpha_t, sigma_t, alpha_s, sigma_s, eta)
+    # Clamped at 0 because rounding can leave -1e-17 under the roots.
+    forward_variance = (sigma_t**2 - (alpha_t / alpha_s) ** 2 * sigma_s**2).clamp(min=0)
+    std = eta * (sigma_s / sigma_t) * torch.sqrt(forward_variance)
+    direction = torch.sqrt((sigma_s**2 - std**2).clamp(min=0))
     mean = _spread(alpha_s, x0) * x0 + _spread(direction, x0) * eps
     return mean, _per_sample(std, x0)
-
-
-def ddim_std(
-    *,
-    alpha_t: Coefficient,
-    sigma_t: Coefficient,
-    alpha_s: Coefficient,
-    sigma_s: Coefficient,
-    eta: Coefficient,
-) -> Tensor:
-    """Standard deviation of `ddim_transition` alone, for planning before any latent exists.
-
-    Args: as in `ddim_transition`.
-    Returns:
-        float64, 0-dim or (B,). 0 where the step has no density (eta 0, or the last step onto sigma_s 0).
-    Source: DDIM (arXiv 2010.02502) eq. 16.
-    """
-    return _ddim_scales(*(_double(c) for c in (alpha_t, sigma_t, alpha_s, sigma_s, eta)))[0]
 
 
 def flow_sde_transition(
@@ -263,15 +248,14 @@ def flow_sde_transition(
     sigma, sigma_next, level = _double(sigma), _double(sigma_next), _double(noise_level)
     dt = sigma_next - sigma
     if kind == "flow_grpo":
-        if sigma_max is None:
-            if bool((sigma >= 1).any()):
-                raise ValueError(
-                    "flow_sde_transition: sigma is 1, where flow_grpo's noise is infinite; pass "
-                    "sigma_max=sigmas[1]"
-                )
-            inner = sigma
-        else:
+        inner = sigma
+        if sigma_max is not None:
             inner = torch.where(sigma >= 1, _double(sigma_max).to(sigma.device), sigma)
+        elif bool((sigma >= 1).any()):
+            raise ValueError(
+                "flow_sde_transition: sigma is 1, where flow_grpo's noise is infinite; pass "
+                "sigma_max=sigmas[1]"
+            )
         variance_rate = level**2 * sigma / (1 - inner)
         keep = 1 + variance_rate * dt / (2 * sigma)
         push = (1 + variance_rate * (1 - sigma) / (2 * sigma)) * dt
@@ -325,15 +309,6 @@ def gaussian_kl(mean: Tensor, mean_ref: Tensor, std: Coefficient) -> Tensor:
     """
     variance = _double(std).to(mean.device, at_least_float32(mean).dtype) ** 2
     return prediction_error(mean, mean_ref) / (2 * variance)
-
-
-def _ddim_scales(
-    alpha_t: Tensor, sigma_t: Tensor, alpha_s: Tensor, sigma_s: Tensor, eta: Tensor
-) -> tuple[Tensor, Tensor]:
-    """(std, factor of eps). Clamped at 0 because rounding can leave -1e-17 under the roots."""
-    forward_variance = (sigma_t**2 - (alpha_t / alpha_s) ** 2 * sigma_s**2).clamp(min=0)
-    std = eta * (sigma_s / sigma_t) * torch.sqrt(forward_variance)
-    return std, torch.sqrt((sigma_s**2 - std**2).clamp(min=0))
 
 
 def _double(value: Coefficient) -> Tensor:

@@ -6,7 +6,9 @@ or spreading it over processes changes nothing.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -61,6 +63,61 @@ class NoiseDraw(NamedTuple):
         return NoiseDraw(torch.stack(eps), (low + (high - low) * torch.cat(t)).clamp(low, high))
 
 
+@contextmanager
+def under(policy: Policy, version: str) -> Iterator[None]:
+    """Inside the block a version of the weights runs; with gradient under "current" alone."""
+    has_gradient = torch.is_grad_enabled() and version == "current"
+    with policy.weights.use(version), torch.set_grad_enabled(has_gradient):
+        yield
+
+
+@dataclass(frozen=True)
+class NoisyImages:
+    """Images at a noise and time each: what the network is given, and what it should say."""
+
+    x0: Tensor
+    x_t: Tensor
+    t: Tensor
+    target: Tensor
+    conditioning: Conditioning
+
+    @staticmethod
+    def at(policy: Policy, x0: Tensor, eps: Tensor, t: Tensor, conditioning: Conditioning) -> NoisyImages:
+        """x_t = alpha_t x0 + sigma_t eps and the policy's own target there, of B images.
+
+        Raises:
+            ValueError: x0, eps, t and conditioning do not have the same number of rows.
+        """
+        if not len(x0) == len(eps) == len(t) == len(conditioning):
+            raise ValueError(
+                f"prediction errors: {len(x0)} latents, {len(eps)} noises, {len(t)} times and "
+                f"{len(conditioning)} conditionings; all must be equal"
+            )
+        x0 = at_least_float32(x0)
+        eps = eps.to(x0.device, x0.dtype)
+        # Scales in float64 from the table, so that they are the same whatever device the latents are on.
+        precise_t = t.detach().cpu().to(torch.float64)
+        x_t = add_noise(x0, eps, *policy.path.alpha_sigma(precise_t))
+        return NoisyImages(x0, x_t, t, policy.path.target(x0, eps, precise_t), conditioning)
+
+    def predict(self, policy: Policy) -> Tensor:
+        """Prediction (B,C,h,w) of the weights in use, in float32 or better."""
+        return at_least_float32(policy.predict(self.x_t, self.t.to(self.x_t.device), self.conditioning))
+
+    def predict_under(self, policy: Policy, version: str) -> Tensor:
+        """Prediction (B,C,h,w) of a version of the weights; with gradient under "current" alone."""
+        with under(policy, version):
+            return self.predict(policy)
+
+    def error(self, prediction: Tensor) -> Tensor:
+        """Mean squared error (B,) of a prediction."""
+        return prediction_error(prediction, self.target)
+
+    def error_under(self, policy: Policy, version: str) -> Tensor:
+        """Error (B,) of the prediction of a version of the weights."""
+        return self.error(self.predict_under(policy, version))
+
+
 def prediction_errors(
     policy: Policy, x0: Tensor, eps: Tensor, t: Tensor, conditioning: Conditioning
 ) -> Tensor:
@@ -81,18 +138,8 @@ def prediction_errors(
     Source: Diffusion-DPO (arXiv 2311.12908) eq. 14; no classifier-free guidance, as in every forward-process
         loss.
     """
-    if not len(x0) == len(eps) == len(t) == len(conditioning):
-        raise ValueError(
-            f"prediction_errors: {len(x0)} latents, {len(eps)} noises, {len(t)} times and "
-            f"{len(conditioning)} conditionings; all must be equal"
-        )
-    x0 = at_least_float32(x0)
-    eps = eps.to(x0.device, x0.dtype)
-    # Scales in float64 from the table, so that they are the same whatever device the latents are on.
-    precise_t = t.detach().cpu().to(torch.float64)
-    x_t = add_noise(x0, eps, *policy.path.alpha_sigma(precise_t))
-    prediction = policy.predict(x_t, t.to(x0.device), conditioning)
-    return prediction_error(prediction, policy.path.target(x0, eps, precise_t))
+    images = NoisyImages.at(policy, x0, eps, t, conditioning)
+    return images.error(images.predict(policy))
 
 
 def pair_errors(
@@ -109,15 +156,17 @@ def pair_errors(
         (winner errors (B,), loser errors (B,)). winner equal to loser gives equal errors.
     Source: Diffusion-DPO (arXiv 2311.12908), authors' training code.
     """
-    count = len(winner)
-    errors = prediction_errors(
-        policy,
-        torch.cat([winner, loser]),
-        torch.cat([eps, eps]),
-        torch.cat([t, t]),
-        Conditioning.concatenate([conditioning, conditioning]),
-    )
-    return errors[:count], errors[count:]
+    images = noisy_pairs(policy, winner, loser, eps, t, conditioning)
+    errors = images.error(images.predict(policy))
+    return errors[: len(winner)], errors[len(winner) :]
+
+
+def noisy_pairs(
+    policy: Policy, winner: Tensor, loser: Tensor, eps: Tensor, t: Tensor, conditioning: Conditioning
+) -> NoisyImages:
+    """[winner; loser], 2B images, whose halves share noise, time and prompt (see `pair_errors`)."""
+    both = Conditioning.concatenate([conditioning, conditioning])
+    return NoisyImages.at(policy, torch.cat([winner, loser]), torch.cat([eps, eps]), torch.cat([t, t]), both)
 
 
 def empty_prompt_mask(keys: Sequence[str], noise_key: tuple[str | int, ...], fraction: float) -> Tensor:

@@ -92,8 +92,7 @@ class Path:
             raise PolicyError(
                 f"alphas_cumprod has shape {tuple(table.shape)}; expected one row of two or more levels"
             )
-        in_range = bool((table >= 0).all() and (table <= 1).all())
-        if not in_range or bool((table.diff() > 0).any()):
+        if not bool(((table >= 0) & (table <= 1)).all()) or bool((table.diff() > 0).any()):
             raise PolicyError(
                 f"alphas_cumprod runs from {float(table[0]):g} to {float(table[-1]):g}; expected a table "
                 "that decreases within [0, 1]"
@@ -115,8 +114,8 @@ class Path:
         return Path(
             "vp",
             prediction_type,
-            num_train_timesteps=len(table),
-            alphas_cumprod=table,
+            len(table),
+            table,
             timestep_spacing=timestep_spacing,
             steps_offset=steps_offset,
             set_alpha_to_one=set_alpha_to_one,
@@ -130,13 +129,7 @@ class Path:
         """Rectified-flow path whose network predicts the velocity eps - x0."""
         if not shift > 0:
             raise PolicyError(f"shift is {shift}; expected a number above 0 (1 is no shift, SD3 has 3)")
-        return Path(
-            "flow",
-            "flow",
-            num_train_timesteps=num_train_timesteps,
-            shift=float(shift),
-            lowest_level=lowest_level,
-        )
+        return Path("flow", "flow", num_train_timesteps, shift=float(shift), lowest_level=lowest_level)
 
     @staticmethod
     def from_scheduler_config(
@@ -185,8 +178,7 @@ class Path:
                 f"scheduler variance_type is {config['variance_type']!r}; expected fixed_small, whose ddpm "
                 "step is the one reproduced here"
             )
-        clips_by_default = name.startswith(("DDIM", "DDPM"))
-        clip = bool(config.get("clip_sample", clips_by_default))
+        clip = bool(config.get("clip_sample", name.startswith(("DDIM", "DDPM"))))
         spaced_by_default = "linspace" if name.startswith(LINSPACE_BY_DEFAULT) else "leading"
         return Path.vp(
             _alphas_cumprod(config),
@@ -330,10 +322,8 @@ def _alphas_cumprod(config: Mapping[str, Any]) -> Tensor:
     elif schedule == "scaled_linear":
         betas = torch.linspace(math.sqrt(start), math.sqrt(end), count, dtype=torch.float64) ** 2
     elif schedule == "squaredcos_cap_v2":
-        level = (
-            torch.cos((torch.arange(count + 1, dtype=torch.float64) / count + 0.008) / 1.008 * math.pi / 2)
-            ** 2
-        )
+        share = torch.arange(count + 1, dtype=torch.float64) / count
+        level = torch.cos((share + 0.008) / 1.008 * math.pi / 2) ** 2
         betas = (1 - level[1:] / level[:-1]).clamp(max=0.999)
     else:
         raise PolicyError(

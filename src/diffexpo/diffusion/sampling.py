@@ -1,8 +1,7 @@
 """Drawing latents from a policy, and the log-probabilities of what was drawn.
 
 One list of transitions (`sampler_grid`) and one step function (`step_moments`) serve sampling, recorded
-trajectories and their replay, so that they cannot drift apart. Grids equal those of diffusers' schedulers,
-because that is how the result is deployed.
+trajectories and their replay, so that they cannot drift apart.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ from diffexpo.diffusion.guidance import (
     double_guidance,
     with_image,
 )
-from diffexpo.diffusion.kernels import at_least_float32, ddim_transition, eps_from_x0, mean_log_prob
+from diffexpo.diffusion.kernels import at_least_float32, eps_from_x0, mean_log_prob
 from diffexpo.diffusion.transitions import (
     Transition,
     half_log_snr,
@@ -32,10 +31,6 @@ from diffexpo.diffusion.transitions import (
 )
 from diffexpo.phases import phase
 from diffexpo.types import Conditioning, Policy
-
-
-def _no_tick() -> None:
-    return None
 
 
 class NoiseSource:
@@ -59,8 +54,7 @@ class Trajectory:
 
     latents (T+1,B,C,h,w), t (T,), mean_log_probs (T,B), has_density (T,), means (T,B,C,h,w) of the steps.
 
-    A deterministic step (the last one of DDPM) has no density; its log-prob is stored as 0 here and in the
-    replay.
+    A deterministic step (the last one of DDPM) has no density; its log-prob is stored as 0.
     """
 
     latents: Tensor
@@ -68,6 +62,58 @@ class Trajectory:
     mean_log_probs: Tensor
     has_density: Tensor
     means: Tensor
+
+
+class Guided(NamedTuple):
+    """A policy with the conditions that one forward of its guidance takes: B rows without guidance, 2B
+    (negative, conditional) or 3B (no condition, image, image and text) with it."""
+
+    policy: Policy
+    conditions: Conditioning
+    scale: float | DoubleGuidance
+    is_negative_fixed: bool = False
+
+    @staticmethod
+    def by_text(
+        policy: Policy,
+        conditioning: Conditioning,
+        negative: Conditioning | None,
+        scale: float,
+        *,
+        is_negative_fixed: bool = False,
+    ) -> Guided:
+        """Guided away from the negative rows, or without guidance where it does not act."""
+        if negative is not None and scale != 1.0:
+            conditioning = Conditioning.concatenate([negative, conditioning])
+        return Guided(policy, conditioning, scale, is_negative_fixed)
+
+    @staticmethod
+    def by_image_and_text(
+        policy: Policy, text: Conditioning, empty: Conditioning, image: Tensor, scales: DoubleGuidance
+    ) -> Guided:
+        """Guided by both; where one prediction is all that is needed, its rows alone."""
+        only_image, both = with_image(empty, image), with_image(text, image)
+        if scales == (1.0, 1.0):
+            return Guided(policy, both, scales)
+        if scales == (1.0, 0.0):
+            return Guided(policy, only_image, scales)
+        nothing = with_image(empty, torch.zeros_like(image))
+        return Guided(policy, Conditioning.concatenate([nothing, only_image, both]), scales)
+
+    def predict(self, x_t: Tensor, t: float | Tensor) -> Tensor:
+        """The guided prediction (B,C,h,w), in float32 or better, at a number or (B,) t, from one forward."""
+        times = torch.as_tensor(t, dtype=torch.float32).expand(len(x_t)).contiguous().to(x_t.device)
+        if len(self.conditions) == len(x_t):
+            return at_least_float32(self.policy.predict(x_t, times, self.conditions))
+        count = len(self.conditions) // len(x_t)
+        given = (torch.cat([x_t] * count), torch.cat([times] * count), self.conditions)
+        parts = at_least_float32(self.policy.predict(*given)).chunk(count)
+        if isinstance(self.scale, DoubleGuidance):
+            return double_guidance(*parts, **self.scale._asdict())
+        negative, positive = parts
+        if self.is_negative_fixed:
+            negative = negative.detach()
+        return classifier_free_guidance(negative, positive, scale=self.scale)
 
 
 def num_network_evaluations(sampler: SamplerConfig, guidance_active: bool) -> int:
@@ -97,35 +143,8 @@ def predict_guided(
     Returns:
         (B,C,h,w) in float32 or better.
     """
-    stacked = _stack_guidance(conditioning, negative, guidance)
-    return _predict(policy, x_t, t, stacked, guidance, is_negative_fixed=is_negative_fixed)
-
-
-def predict_double_guided(
-    policy: Policy,
-    x_t: Tensor,
-    t: float | Tensor,
-    text: Conditioning,
-    empty: Conditioning,
-    image: Tensor,
-    scales: DoubleGuidance,
-) -> Tensor:
-    """The prediction of a model that takes an image, guided by image and text in one forward of 3B rows.
-
-    e(0, 0) + image_scale [e(x, 0) - e(0, 0)] + text_scale [e(x, c) - e(x, 0)]
-
-    Args:
-        policy: Denoiser that reads the image condition, with the weights in use.
-        x_t: (B,C,h,w) at level t in [0, 1], a number or (B,).
-        text, empty: B rows each: the prompts c and the empty prompt.
-        image: (B,C,h,w) clean latents x.
-        scales: Of image and text. (1, 1) is e(x, c) and (image 1, text 0) is e(x, 0), each from one forward
-            of B rows, bit for bit.
-    Returns:
-        (B,C,h,w) in float32 or better.
-    Source: InstructPix2Pix (arXiv 2211.09800) eq. 3; the improvement model's eq. 9.
-    """
-    return _predict(policy, x_t, t, _stack_double(text, empty, image, scales), scales)
+    guided = Guided.by_text(policy, conditioning, negative, guidance, is_negative_fixed=is_negative_fixed)
+    return guided.predict(x_t, t)
 
 
 @phase("drawing images")
@@ -139,22 +158,26 @@ def sample_double_guided(
     noise: NoiseSource,
     scales: DoubleGuidance,
     *,
-    tick: Callable[[], None] = _no_tick,
+    tick: Callable[[], None] = lambda: None,
 ) -> Tensor:
-    """Draw latents with `predict_double_guided` at every step; otherwise as `sample`.
+    """As `sample`, with a model that takes an image, guided by image and text in one forward of 3B rows.
+
+    e(0, 0) + image_scale [e(x, 0) - e(0, 0)] + text_scale [e(x, c) - e(x, 0)]
 
     Args:
         policy: Denoiser that reads the image condition.
-        text, empty: B rows each.
-        image: (B,C,h,w) clean latents.
+        text, empty: B rows each: the prompts c and the empty prompt.
+        image: (B,C,h,w) clean latents x.
         sampler: Name, steps and eta; its own guidance scale is not used.
         noise: B rows.
-        scales: Of image and text.
+        scales: Of image and text. (1, 1) is e(x, c) and (image 1, text 0) is e(x, 0), each from one forward
+            of B rows, bit for bit.
         tick: Called after every step; may raise to stop.
     Returns:
         (B,C,h,w) float32 scaled latents on the policy's device.
     Raises:
         ConfigError: the sampler does not fit the model. ValueError: row counts differ.
+    Source: InstructPix2Pix (arXiv 2211.09800) eq. 3; the improvement model's eq. 9.
     """
     _check_rows(text, empty, noise)
     if len(image) != len(noise):
@@ -162,7 +185,7 @@ def sample_double_guided(
             f"sample_double_guided: {len(image)} images and {len(noise)} noise generators; one of each is "
             "needed"
         )
-    return _draw(policy, _stack_double(text, empty, image, scales), scales, sampler, noise, tick)
+    return _draw(Guided.by_image_and_text(policy, text, empty, image, scales), sampler, noise, tick)
 
 
 @phase("drawing images")
@@ -174,7 +197,7 @@ def sample(
     sampler: SamplerConfig,
     noise: NoiseSource,
     *,
-    tick: Callable[[], None] = _no_tick,
+    tick: Callable[[], None] = lambda: None,
 ) -> Tensor:
     """Draw one latent per row of the conditioning, with the weights in use.
 
@@ -191,8 +214,7 @@ def sample(
         ConfigError: the sampler does not fit the model. ValueError: row counts differ.
     """
     _check_rows(conditioning, negative, noise)
-    stacked = _stack_guidance(conditioning, negative, sampler.guidance)
-    return _draw(policy, stacked, sampler.guidance, sampler, noise, tick)
+    return _draw(Guided.by_text(policy, conditioning, negative, sampler.guidance), sampler, noise, tick)
 
 
 @phase("drawing images")
@@ -204,7 +226,7 @@ def sample_trajectory(
     sampler: SamplerConfig,
     noise: NoiseSource,
     *,
-    tick: Callable[[], None] = _no_tick,
+    tick: Callable[[], None] = lambda: None,
 ) -> Trajectory:
     """Like `sample`, keeping every latent and the mean log-prob of every step.
 
@@ -216,14 +238,14 @@ def sample_trajectory(
     """
     _check_rows(conditioning, negative, noise)
     grid = stochastic_grid(policy.path, sampler)
-    stacked = _stack_guidance(conditioning, negative, sampler.guidance)
+    guided = Guided.by_text(policy, conditioning, negative, sampler.guidance)
     latents, log_probs, means = [noise.draw().to(policy.device)], [], []
     for transition in grid:
         x = latents[-1]
-        prediction = _predict(policy, x, transition.t, stacked, sampler.guidance)
-        mean, std = step_moments(policy.path, transition, prediction, x)
+        mean, std = step_moments(policy.path, transition, guided.predict(x, transition.t), x)
         latents.append(_move(mean, std, transition, noise))
-        log_probs.append(_log_prob(latents[-1], mean, std, transition))
+        is_certain = not transition.has_density
+        log_probs.append(mean.new_zeros(len(mean)) if is_certain else mean_log_prob(latents[-1], mean, std))
         means.append(mean)
         tick()
     return Trajectory(
@@ -233,32 +255,6 @@ def sample_trajectory(
         torch.tensor([transition.has_density for transition in grid]),
         torch.stack(means),
     )
-
-
-def replay_log_probs(
-    policy: Policy,
-    trajectory: Trajectory,
-    conditioning: Conditioning,
-    negative: Conditioning | None,
-    sampler: SamplerConfig,
-) -> Tensor:
-    """Mean log-probs (T,B) of a recorded trajectory under the weights in use; differentiable.
-
-    With the weights and the batch that made the trajectory, the difference to what it recorded is exactly 0.
-    """
-    grid = stochastic_grid(policy.path, sampler)
-    if len(grid) != len(trajectory.t):
-        raise ValueError(
-            f"the trajectory has {len(trajectory.t)} steps and the sampler {len(grid)}; replay with the "
-            "sampler that drew it"
-        )
-    stacked = _stack_guidance(conditioning, negative, sampler.guidance)
-    log_probs = []
-    for transition, x, x_next in zip(grid, trajectory.latents[:-1], trajectory.latents[1:], strict=True):
-        prediction = _predict(policy, x, transition.t, stacked, sampler.guidance)
-        mean, std = step_moments(policy.path, transition, prediction, x)
-        log_probs.append(_log_prob(x_next, mean, std, transition))
-    return torch.stack(log_probs)
 
 
 class Replayed(NamedTuple):
@@ -314,34 +310,20 @@ def replay_transitions(
     return Replayed(mean_log_prob(x_next, mean, std), mean, std, prediction)
 
 
-def _draw(
-    policy: Policy,
-    stacked: Conditioning,
-    guidance: float | DoubleGuidance,
-    sampler: SamplerConfig,
-    noise: NoiseSource,
-    tick: Callable[[], None],
-) -> Tensor:
-    grid = sampler_transitions(policy.path, sampler)
-    x = noise.draw().to(policy.device)
+def _draw(guided: Guided, sampler: SamplerConfig, noise: NoiseSource, tick: Callable[[], None]) -> Tensor:
+    path = guided.policy.path
+    grid = sampler_transitions(path, sampler)
+    x = noise.draw().to(guided.policy.device)
     if sampler.name == "dpmpp":
-        return _sample_dpmpp(policy, stacked, guidance, grid, x, tick)
+        return _sample_dpmpp(guided, grid, x, tick)
     for transition in grid:
-        prediction = _predict(policy, x, transition.t, stacked, guidance)
-        mean, std = step_moments(policy.path, transition, prediction, x)
+        mean, std = step_moments(path, transition, guided.predict(x, transition.t), x)
         x = _move(mean, std, transition, noise)
         tick()
     return x
 
 
-def _sample_dpmpp(
-    policy: Policy,
-    stacked: Conditioning,
-    guidance: float | DoubleGuidance,
-    grid: list[Transition],
-    x: Tensor,
-    tick: Callable[[], None],
-) -> Tensor:
+def _sample_dpmpp(guided: Guided, grid: list[Transition], x: Tensor, tick: Callable[[], None]) -> Tensor:
     """DPM-Solver++(2M), midpoint, first order at both ends.
 
     D = x0 + (x0 - x0_before) / (2 r), r = (lambda_t - lambda_before) / (lambda_s - lambda_t), lambda =
@@ -351,71 +333,17 @@ def _sample_dpmpp(
     """
     before: tuple[Tensor, float] | None = None
     for step in grid:
-        prediction = _predict(policy, x, step.t, stacked, guidance)
-        x0, _ = policy.path.x0_eps_at(prediction, x, step.alpha_t, step.sigma_t)
+        prediction = guided.predict(x, step.t)
+        x0, _ = guided.policy.path.x0_eps_at(prediction, x, step.alpha_t, step.sigma_t)
         log_snr = half_log_snr(step.alpha_t, step.sigma_t)
         extrapolated = x0
         if before is not None and step.sigma_s > 0:
             ratio = (log_snr - before[1]) / (half_log_snr(step.alpha_s, step.sigma_s) - log_snr)
             extrapolated = x0 + (0.5 / ratio) * (x0 - before[0])
-        x, _ = ddim_transition(
-            extrapolated,
-            eps_from_x0(extrapolated, x, step.alpha_t, step.sigma_t),
-            alpha_t=step.alpha_t,
-            sigma_t=step.sigma_t,
-            alpha_s=step.alpha_s,
-            sigma_s=step.sigma_s,
-            eta=0.0,
-        )
+        x, _ = step.ddim(extrapolated, eps_from_x0(extrapolated, x, step.alpha_t, step.sigma_t))
         before = (x0, log_snr)
         tick()
     return x
-
-
-def _stack_guidance(
-    conditioning: Conditioning, negative: Conditioning | None, guidance: float
-) -> Conditioning:
-    """[negative; conditional] when guidance acts, else the conditional rows."""
-    if negative is None or guidance == 1.0:
-        return conditioning
-    return Conditioning.concatenate([negative, conditioning])
-
-
-def _stack_double(
-    text: Conditioning, empty: Conditioning, image: Tensor, scales: DoubleGuidance
-) -> Conditioning:
-    """[no condition; image; image and text] when both scales act, else the rows of the only prediction
-    needed."""
-    if scales == (1.0, 1.0):
-        return with_image(text, image)
-    if scales == (1.0, 0.0):
-        return with_image(empty, image)
-    parts = [with_image(empty, torch.zeros_like(image)), with_image(empty, image), with_image(text, image)]
-    return Conditioning.concatenate(parts)
-
-
-def _predict(
-    policy: Policy,
-    x_t: Tensor,
-    t: float | Tensor,
-    stacked: Conditioning,
-    guidance: float | DoubleGuidance,
-    *,
-    is_negative_fixed: bool = False,
-) -> Tensor:
-    """One forward; 2B rows of conditioning mean guidance, 3B rows double guidance."""
-    times = torch.as_tensor(t, dtype=torch.float32).expand(len(x_t)).contiguous().to(x_t.device)
-    if len(stacked) == len(x_t):
-        return at_least_float32(policy.predict(x_t, times, stacked))
-    if isinstance(guidance, DoubleGuidance):
-        three = policy.predict(torch.cat([x_t] * 3), torch.cat([times] * 3), stacked)
-        parts = at_least_float32(three).chunk(3)
-        return double_guidance(*parts, image_scale=guidance.image_scale, text_scale=guidance.text_scale)
-    both = at_least_float32(policy.predict(torch.cat([x_t, x_t]), torch.cat([times, times]), stacked))
-    negative, positive = both[: len(x_t)], both[len(x_t) :]
-    return classifier_free_guidance(
-        negative.detach() if is_negative_fixed else negative, positive, scale=guidance
-    )
 
 
 def _move(mean: Tensor, std: Tensor, transition: Transition, noise: NoiseSource) -> Tensor:
@@ -423,12 +351,6 @@ def _move(mean: Tensor, std: Tensor, transition: Transition, noise: NoiseSource)
     if not transition.has_density:
         return mean
     return mean + std.reshape(-1, *[1] * (mean.ndim - 1)) * noise.draw().to(mean.device)
-
-
-def _log_prob(x_next: Tensor, mean: Tensor, std: Tensor, transition: Transition) -> Tensor:
-    if not transition.has_density:
-        return torch.zeros(len(mean), dtype=mean.dtype, device=mean.device)
-    return mean_log_prob(x_next, mean, std)
 
 
 def _check_rows(conditioning: Conditioning, negative: Conditioning | None, noise: NoiseSource) -> None:

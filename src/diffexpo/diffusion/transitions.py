@@ -13,13 +13,7 @@ import torch
 from torch import Tensor
 
 from diffexpo.config.schema import SamplerConfig
-from diffexpo.diffusion.kernels import (
-    FlowSdeKind,
-    ddim_std,
-    ddim_transition,
-    eps_from_x0,
-    flow_sde_transition,
-)
+from diffexpo.diffusion.kernels import FlowSdeKind, ddim_transition, eps_from_x0, flow_sde_transition
 from diffexpo.diffusion.path import Path, shifted
 from diffexpo.errors import ConfigError
 
@@ -42,8 +36,8 @@ class Transition:
     sigma_t: float
     alpha_s: float
     sigma_s: float
-    eta: float
-    std: float
+    eta: float = 0.0
+    std: float = 0.0
     eps_from_clipped_x0: bool = False
     sde: FlowSdeKind | None = None
     noise_level: float = 0.0
@@ -53,6 +47,18 @@ class Transition:
     def has_density(self) -> bool:
         """Whether the step is random (std above 0)."""
         return self.std > 0
+
+    def ddim(self, x0: Tensor, eps: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean (B, ...) and std (B,) of the step by `ddim_transition`."""
+        return ddim_transition(
+            x0,
+            eps,
+            alpha_t=self.alpha_t,
+            sigma_t=self.sigma_t,
+            alpha_s=self.alpha_s,
+            sigma_s=self.sigma_s,
+            eta=self.eta,
+        )
 
 
 def sampler_grid(path: Path, name: str, steps: int, eta: float = 0.0) -> list[Transition]:
@@ -107,10 +113,8 @@ def sampler_grid(path: Path, name: str, steps: int, eta: float = 0.0) -> list[Tr
         following = [*index[1:], -1]
     last_abar = 1.0 if name != "ddim" or path.set_alpha_to_one else float(path.table[0])
     noise = {"ddpm": 1.0, "ddim": float(eta), "dpmpp": 0.0}[name]
-    return [
-        replace(_vp_transition(path, i, j, last_abar, noise), eps_from_clipped_x0=name == "ddpm")
-        for i, j in zip(index, following, strict=True)
-    ]
+    grid = [_vp_transition(path, i, j, last_abar, noise) for i, j in zip(index, following, strict=True)]
+    return [_with_std(path, replace(step, eps_from_clipped_x0=name == "ddpm")) for step in grid]
 
 
 def sampler_transitions(path: Path, sampler: SamplerConfig) -> list[Transition]:
@@ -126,8 +130,9 @@ def sampler_transitions(path: Path, sampler: SamplerConfig) -> list[Transition]:
     """
     grid = sampler_grid(path, sampler.name, sampler.steps, sampler.eta)
     if sampler.name == "flow_sde":
-        sigma_max = grid[1].sigma_t if len(grid) > 1 else 0.5
-        grid = [_with_sde(step, sampler.sde, sampler.noise_level, sigma_max) for step in grid]
+        level, highest = sampler.noise_level, grid[1].sigma_t if len(grid) > 1 else 0.5
+        random = (replace(step, sde=sampler.sde, noise_level=level, sigma_max=highest) for step in grid)
+        grid = [_with_std(path, step) for step in random]
     if sampler.random_steps is None:
         return grid
     first, last = sampler.random_steps
@@ -194,38 +199,20 @@ def step_moments(
             sigma_next=transition.sigma_s,
             noise_level=transition.noise_level,
             kind=transition.sde,
-            sigma_max=transition.sigma_max if transition.sde == "flow_grpo" else None,
+            sigma_max=transition.sigma_max,
         )
     x0, eps = path.x0_eps_at(prediction, x_t, transition.alpha_t, transition.sigma_t)
     if path.clip_sample_range is not None:
         x0 = x0.clamp(-path.clip_sample_range, path.clip_sample_range)
         if transition.eps_from_clipped_x0:
             eps = eps_from_x0(x0, x_t, transition.alpha_t, transition.sigma_t)
-    return ddim_transition(
-        x0,
-        eps,
-        alpha_t=transition.alpha_t,
-        sigma_t=transition.sigma_t,
-        alpha_s=transition.alpha_s,
-        sigma_s=transition.sigma_s,
-        eta=transition.eta,
-    )
+    return transition.ddim(x0, eps)
 
 
-def _with_sde(step: Transition, kind: FlowSdeKind, noise_level: float, sigma_max: float) -> Transition:
-    """The step of the ODE made a step of the SDE, its std included."""
+def _with_std(path: Path, step: Transition) -> Transition:
+    """The step with the std that its kernel gives."""
     nothing = torch.zeros(1, 1, dtype=torch.float64)
-    changed = replace(step, sde=kind, noise_level=noise_level, sigma_max=sigma_max)
-    _, std = flow_sde_transition(
-        nothing,
-        nothing,
-        sigma=step.sigma_t,
-        sigma_next=step.sigma_s,
-        noise_level=noise_level,
-        kind=kind,
-        sigma_max=sigma_max if kind == "flow_grpo" else None,
-    )
-    return replace(changed, std=float(std))
+    return replace(step, std=float(step_moments(path, step, nothing, nothing)[1]))
 
 
 def half_log_snr(alpha: float, sigma: float) -> float:
@@ -251,29 +238,13 @@ def _vp_transition(path: Path, index: int, following: int, last_abar: float, eta
     abar_t = float(path.table[index])
     abar_s = float(path.table[following]) if following >= 0 else last_abar
     scale = path.num_train_timesteps - 1
-    return _transition(
-        index / scale,
-        max(following, 0) / scale,
-        (abar_t**0.5, (1 - abar_t) ** 0.5),
-        (abar_s**0.5, (1 - abar_s) ** 0.5),
-        eta,
-    )
+    here, there = ((abar**0.5, (1 - abar) ** 0.5) for abar in (abar_t, abar_s))
+    return Transition(index / scale, max(following, 0) / scale, *here, *there, eta)
 
 
 def _flow_grid(path: Path, steps: int) -> list[Transition]:
     plain = 1.0 / path.num_train_timesteps
-    lowest = {
-        "shifted": float(shifted(plain, path.shift)),
-        "plain": plain,
-        "steps": 1.0 / steps,
-    }[path.lowest_level]
-    gap = (1.0 - lowest) / max(steps - 1, 1)
+    ends = {"shifted": float(shifted(plain, path.shift)), "plain": plain, "steps": 1.0 / steps}
+    gap = (1.0 - ends[path.lowest_level]) / max(steps - 1, 1)
     sigmas = [*(float(shifted(1.0 - i * gap, path.shift)) for i in range(steps)), 0.0]
-    return [_transition(s, r, (1 - s, s), (1 - r, r), 0.0) for s, r in pairwise(sigmas)]
-
-
-def _transition(
-    t: float, t_next: float, here: tuple[float, float], there: tuple[float, float], eta: float
-) -> Transition:
-    std = ddim_std(alpha_t=here[0], sigma_t=here[1], alpha_s=there[0], sigma_s=there[1], eta=eta)
-    return Transition(t, t_next, *here, *there, eta, float(std))
+    return [Transition(s, r, 1 - s, s, 1 - r, r) for s, r in pairwise(sigmas)]

@@ -30,17 +30,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from diffexpo.policies.blueprint import Blueprint, denoiser_inputs
 
-LOWER = (
-    functional.linear,
-    functional.conv2d,
-    torch.matmul,
-    torch.bmm,
-    torch.baddbmm,
-    torch.addmm,
-    Tensor.matmul,
-    Tensor.__matmul__,
-    Tensor.bmm,
-)
+PRODUCTS = (functional.linear, functional.conv2d, torch.matmul, torch.bmm, torch.baddbmm, torch.addmm)
+LOWER = (*PRODUCTS, Tensor.matmul, Tensor.__matmul__, Tensor.bmm)
 RAISED = (functional.group_norm, functional.layer_norm, functional.softmax, torch.softmax, Tensor.softmax)
 
 
@@ -60,10 +51,10 @@ def measure_denoiser(
     autocast: torch.dtype | None = None,
     gradient_checkpointing: bool = False,
 ) -> Activations:
-    """Activations of the denoiser, in proportion to the rows but for autocast's copies of weights.
+    """Activations of the denoiser, in proportion to the rows but for autocast's copies of weights; parameters
+    that ask for a gradient get one.
 
     Args:
-        blueprint: Its parameters that ask for a gradient get one.
         rows: Latents that pass at once.
         has_gradient: Forward and backward, or forward alone.
         autocast: Precision of autocast; None is off.
@@ -76,8 +67,7 @@ def measure_denoiser(
     try:
         return _measure(network, denoiser_inputs(blueprint, rows), mode, has_gradient)
     finally:
-        if gradient_checkpointing and has_gradient:
-            network.disable_gradient_checkpointing()
+        network.disable_gradient_checkpointing()
 
 
 def measure_decoder(blueprint: Blueprint, *, is_tiled: bool = False) -> Activations:
@@ -105,22 +95,20 @@ def _measure(
     run: Callable[..., Any] | None = None,
 ) -> Activations:
     """Activations of a network, or of a method of it."""
-    ledger, gradients = Ledger(), []
+    ledger = Ledger()
     for tensor in (*network.parameters(), *network.buffers(), *tree_leaves(inputs)):
         if isinstance(tensor, Tensor):
             ledger.leave_out(tensor)
             if has_gradient and tensor.requires_grad:
                 tensor.grad = torch.empty_like(tensor)
                 ledger.leave_out(tensor.grad)
-                gradients.append(tensor)
     with ledger, torch.set_grad_enabled(has_gradient):
         with mode:
             output = (run or network)(**inputs, return_dict=False)[0]
         held = ledger.live
         if has_gradient:
             output.float().square().mean().backward()
-    for tensor in gradients:
-        tensor.grad = None
+    network.zero_grad()
     return Activations(held, ledger.peak)
 
 
@@ -131,20 +119,18 @@ class Ledger(TorchDispatchMode):
         super().__init__()
         self.live = 0
         self.peak = 0
-        self._left_out: list[Any] = []
-        self._alive: dict[int, weakref.ref[Any] | None] = {}
+        self._known: dict[int, Any] = {}
 
     def leave_out(self, tensor: Tensor) -> None:
         """Do not count this tensor's storage."""
         storage = tensor.untyped_storage()
-        self._left_out.append(storage)
-        self._alive[storage._cdata] = None
+        self._known[storage._cdata] = storage
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         result = func(*args, **(kwargs or {}))
-        for tensor in (result,) if isinstance(result, Tensor) else tree_leaves(result):
+        for tensor in tree_leaves(result):
             if isinstance(tensor, Tensor):
                 self._count(tensor)
         self.peak = max(self.peak, self.live)
@@ -152,15 +138,13 @@ class Ledger(TorchDispatchMode):
 
     def _count(self, tensor: Tensor) -> None:
         storage = tensor.untyped_storage()
-        key = storage._cdata
-        if key in self._alive:
-            return
-        size = storage.nbytes()
-        self.live += size
-        self._alive[key] = weakref.ref(storage, partial(self._forget, key, size))
+        key, size = storage._cdata, storage.nbytes()
+        if key not in self._known:
+            self.live += size
+            self._known[key] = weakref.ref(storage, partial(self._forget, key, size))
 
     def _forget(self, key: int, size: int, _: object) -> None:
-        del self._alive[key]
+        del self._known[key]
         self.live -= size
 
 
@@ -175,9 +159,8 @@ class _FusedAttention(torch.autograd.Function):
         return output
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        query, key, value, _, _ = ctx.saved_tensors
-        return torch.empty_like(query), torch.empty_like(key), torch.empty_like(value)
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, ...]:
+        return tuple(torch.empty_like(given) for given in ctx.saved_tensors[:3])
 
 
 class _Substitutes(TorchFunctionMode):

@@ -57,16 +57,10 @@ def counted_savings(config: RunConfig) -> Iterator[Change]:
 def savings_in(phase: str | None, config: RunConfig) -> list[Change]:
     """What takes less in a phase of `phases.PHASES` (None: not known), in order of what it costs."""
     wanted = set(UNKNOWN if phase is None else (phase,))
-    rows = [row for row in SAVINGS if wanted & {*row.phases}]
-    if is_on_cpu(config):
-        rows = [row for row in rows if row.helps_cpu]
+    device, has_accelerator = config.model.device, torch.accelerator.is_available()
+    is_on_cpu = device == "cpu" or (device == "auto" and not has_accelerator)
+    rows = [row for row in SAVINGS if wanted & {*row.phases} and (row.helps_cpu or not is_on_cpu)]
     return list(dict.fromkeys(change for row in rows for change in row.steps(config)))
-
-
-def is_on_cpu(config: RunConfig) -> bool:
-    """Whether a run's device is the CPU."""
-    is_automatic = config.model.device == "auto"
-    return not torch.accelerator.is_available() if is_automatic else config.model.device == "cpu"
 
 
 # ---- steps -------------------------------------------------------------------------------------------------
@@ -74,12 +68,7 @@ def is_on_cpu(config: RunConfig) -> bool:
 
 def _if(applies: Callable[[RunConfig], bool], setting: str, price: str) -> Steps:
     """One setting, where it applies."""
-
-    def steps(config: RunConfig) -> Iterator[Change]:
-        if applies(config):
-            yield Change((setting,), price)
-
-    return steps
+    return lambda config: [Change((setting,), price)] if applies(config) else []
 
 
 def _always(setting: str, price: str) -> Steps:
@@ -100,12 +89,12 @@ def _smaller(setting: str, sizes: Callable[[RunConfig], Iterable[int]], price: s
     return lambda config: (Change((f"{setting}={size}",), price) for size in sizes(config))
 
 
-def _batches(*sizes: int, steps: int | None = None) -> Callable[[RunConfig], Iterable[int]]:
+def _batches(*sizes: int, steps: int | None = None) -> Callable[[RunConfig], list[int]]:
     """Those of the sizes that mean fewer images in a network call than now, the first few of them."""
     return lambda config: [size for size in sizes if size < config.explore.batch_size][:steps]
 
 
-def _half_batch(config: RunConfig) -> Iterable[int]:
+def _half_batch(config: RunConfig) -> list[int]:
     return [config.explore.batch_size // 2] if config.explore.batch_size > 1 else []
 
 
@@ -115,9 +104,8 @@ def _micro_batches(config: RunConfig) -> list[int]:
     return [size for size in range(training.micro_batch_size - 1, 0, -1) if training.batch_size % size == 0]
 
 
-def _half_micro_batch(config: RunConfig) -> Iterable[int]:
-    half = config.training.micro_batch_size // 2
-    return [size for size in _micro_batches(config) if size <= half][:1]
+def _half_micro_batch(config: RunConfig) -> list[int]:
+    return [size for size in _micro_batches(config) if size <= config.training.micro_batch_size // 2][:1]
 
 
 def _scorers(config: RunConfig) -> Iterator[Change]:
@@ -152,6 +140,7 @@ def _half_weights(config: RunConfig) -> Iterator[Change]:
 
 
 _IMAGES = ("decoding images", "encoding images")
+_BATCH = "explore.batch_size"
 _MICRO_BATCH, _ROUNDING = "training.micro_batch_size", "same result up to rounding, slower"
 SAVINGS = (
     Saving(_always("model.vae_slicing=true", "same result up to rounding"), _IMAGES),
@@ -160,7 +149,7 @@ SAVINGS = (
         (*DRAWING, "scoring images"),
         is_counted=False,
     ),
-    Saving(_smaller("explore.batch_size", _batches(16, 8, 4, steps=1), "slower drawing"), ()),
+    Saving(_smaller(_BATCH, _batches(16, 8, 4, steps=1), "slower drawing"), ()),
     Saving(
         _always("training.gradient_checkpointing=true", "same result, a third more compute in training"),
         ("training",),
@@ -175,9 +164,9 @@ SAVINGS = (
         ),
         ("training",),
     ),
-    Saving(_smaller("explore.batch_size", _batches(4, 1), "much slower drawing"), ()),
+    Saving(_smaller(_BATCH, _batches(4, 1), "much slower drawing"), ()),
     Saving(
-        _smaller("explore.batch_size", _half_batch, "slower drawing; images are rounded by their batch"),
+        _smaller(_BATCH, _half_batch, "slower drawing; images are rounded by their batch"),
         (*DRAWING, "scoring images"),
         is_counted=False,
     ),

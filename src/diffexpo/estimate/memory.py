@@ -1,7 +1,8 @@
 """The largest memory of a run, from sizes alone: plain arithmetic on bytes, nothing is loaded.
 
     total = weights + versions + scorers + the largest of (train, draw, decode, encode texts)
-    train = gradients + AdamW's two moments + average + activations
+    train = gradients + AdamW's two moments + average + activations   (all but the last in float32)
+    decode = images * (activations of one), or (activations of one) + decoded images where they come in slices
 
 A row is one latent that passes the denoiser. A pair is two rows; a guided draw has two rows per image.
 Activations grow in proportion to the rows, apart from the copies of weights in autocast's precision. Text
@@ -56,6 +57,22 @@ class TrainingShape:
     reference_rows: int = 0
     prepass_rows: int = 0
 
+    def activations(self, *, held: PerRow, peak: PerRow, forward: PerRow, moved: int = 0) -> int:
+        """Most bytes of activations at once.
+
+        max(peak(rows), held(rows) + forward(reference_rows) + moved, forward(prepass_rows) + moved)
+
+        Args:
+            held, peak, forward: Bytes alive after the forward pass; most in forward and backward; most in a
+                pass without gradient.
+            moved: Bytes of a frozen version that is on the device for its own pass only.
+        """
+        return max(
+            peak.at(self.rows),
+            held.at(self.rows) + (forward.at(self.reference_rows) + moved if self.reference_rows else 0),
+            forward.at(self.prepass_rows) + moved if self.prepass_rows else 0,
+        )
+
 
 def phase_bytes(items: Sequence[Item], phase: str) -> int:
     """Bytes of one phase alone."""
@@ -77,77 +94,3 @@ def fits(total: int, gib: float) -> bool:
     """Whether `total` bytes fit on a device of `gib` GiB besides its context and what its allocator cannot
     use."""
     return total + CONTEXT <= USABLE * gib * GIB
-
-
-def training_items(
-    trained: int,
-    *,
-    has_average: bool,
-    held: PerRow,
-    peak: PerRow,
-    forward: PerRow,
-    shape: TrainingShape,
-    moved: int = 0,
-) -> list[Item]:
-    """What exists while an iteration trains.
-
-    gradients = 4 trained,  moments = 8 trained,  average = 4 trained (bytes; float32 throughout)
-    activations = max(peak(rows), held(rows) + forward(reference_rows) + moved, forward(prepass_rows) + moved)
-
-    Args:
-        trained: Number of trained elements.
-        has_average: Whether a moving average is kept.
-        held, peak, forward: Bytes alive after the forward pass; most in forward and backward; most in a pass
-            without gradient.
-        shape: How many rows there are.
-        moved: Bytes of a frozen version that is on the device for its own pass only.
-    """
-    activations = max(
-        peak.at(shape.rows),
-        held.at(shape.rows) + (forward.at(shape.reference_rows) + moved if shape.reference_rows else 0),
-        forward.at(shape.prepass_rows) + moved if shape.prepass_rows else 0,
-    )
-    count, size = f"{trained:,} float32", FLOAT32 * trained
-    items = [
-        Item("gradients", count, size, "train"),
-        Item("AdamW moments", f"2 x {count}", 2 * size, "train"),
-        *([Item("moving average", count, size, "train")] if has_average else []),
-    ]
-    return [*items, Item("activations, training", f"{shape.rows} rows", activations, "train")]
-
-
-def drawing_items(
-    images: int,
-    *,
-    rows_per_image: int,
-    forward: PerRow,
-    decoder: PerRow,
-    image: int,
-    is_sliced: bool,
-    moved: int = 0,
-    merged: int = 0,
-) -> list[Item]:
-    """What exists while images are drawn and decoded.
-
-    Args:
-        images: Images of one network call.
-        rows_per_image: 2 with guidance, 3 with double guidance.
-        forward, decoder: Most bytes alive in a pass of the denoiser without gradient, and of the decoder.
-        image: Bytes of one decoded image.
-        is_sliced: Images are decoded one at a time.
-        moved: Bytes of a frozen version that is on the device while it draws, and while an evaluation decodes
-            what it drew.
-        merged: Bytes of weights with adapters folded into them, which exist while they draw.
-    """
-    rows = images * rows_per_image
-    decoded = decoder.at(1 if is_sliced else images) + (images * image if is_sliced else 0)
-    items = [
-        Item("activations, drawing", f"{rows} rows", forward.at(rows), "draw"),
-        Item("activations, decoding", f"{images} images", decoded, "decode"),
-    ]
-    if moved:
-        phases = ("draw", "decode")
-        items += [Item("a copy moved in", "the version that draws", moved, phase) for phase in phases]
-    if merged:
-        items.append(Item("merged weights", "adapted modules", merged, "draw"))
-    return items

@@ -7,6 +7,7 @@ A model is read from the JSON files of its folder or, where there is no folder, 
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache, partial
@@ -19,29 +20,21 @@ from diffexpo.config.families import FAMILIES, checkpoints, find_checkpoint
 from diffexpo.config.rewards import RewardCard
 from diffexpo.config.schema import ModelConfig, TuningConfig
 from diffexpo.errors import MissingError, PolicyError
-from diffexpo.estimate.activations import Activations, forward_flops, measure_decoder, measure_denoiser
+from diffexpo.estimate.activations import forward_flops, measure_decoder, measure_denoiser
 from diffexpo.estimate.memory import FLOAT32, PerRow
-from diffexpo.policies.blueprint import (
-    Blueprint,
-    Component,
-    Described,
-    make_blueprint,
-    make_trainable,
-    merged_bytes,
-    read_described,
-)
-from diffexpo.policies.frozen import lowered_bytes
+from diffexpo.policies.blueprint import Blueprint, Component, make_blueprint, make_trainable, read_described
+from diffexpo.policies.copies import lowered_bytes
 from diffexpo.policies.loading import read_model_folder
 from diffexpo.training.engine import AUTOCAST
 from diffexpo.worlds.emoji import asset_path
 
 PUBLISHED = json.loads(Path(__file__).with_name("architectures.json").read_text(encoding="utf-8"))
 EMBEDDED = "emoji:"
-Key = tuple[str, str, str | None]
-"""What decides sizes, as text, because settings are no keys of a cache: model, tuning, `--architecture`."""
+Key = tuple[ModelConfig, TuningConfig, str | None]
+"""What decides sizes: model, tuning, `--architecture`."""
 
 
-def published_settings(name: str) -> Described:
+def published_settings(name: str) -> dict[str, tuple[str, dict[str, object]]]:
     """Classes and settings of a checkpoint's networks: the published ones that decide sizes; everything else
     is the class's default."""
     kinds, entries = checkpoints()[name][0].parts, PUBLISHED["checkpoints"][name]
@@ -85,66 +78,51 @@ def read_blueprint(path: str, model: ModelConfig, *, architecture: str | None = 
     return make_blueprint(card, described, model, path, f"public settings of {checkpoint.name}")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Sizes:
-    """What the blueprint tells, as numbers; activations are measured when they are asked for."""
+    """The networks of a run as it trains them, and the number of trained elements; activations are measured
+    when they are asked for."""
 
     key: Key
-    source: str
-    components: tuple[Component, ...]
+    blueprint: Blueprint
     trained: int
-    latent_shape: tuple[int, int, int]
-    image_size: tuple[int, int]
-    image_sizes: tuple[tuple[int, int], ...]
-    denoiser: Component
-    lowered: int
-    merged: int
+
+    @property
+    def denoiser(self) -> Component:
+        """What the denoiser occupies without adapters."""
+        return next(
+            part for part in self.blueprint.components if part.name == self.blueprint.card.denoiser[0]
+        )
+
+    @property
+    def lowered(self) -> int:
+        """Bytes of the denoiser with all that autocast casts in half precision."""
+        return lowered_bytes(self.blueprint.denoiser, torch.bfloat16)
 
     @property
     def latent(self) -> int:
         """Bytes of one stored latent."""
-        channels, height, width = self.latent_shape
-        return FLOAT32 * channels * height * width
+        return FLOAT32 * math.prod(self.blueprint.latent_shape)
 
     @property
     def image(self) -> int:
         """Bytes of one decoded image."""
-        return FLOAT32 * 3 * self.image_size[0] * self.image_size[1]
+        return FLOAT32 * 3 * math.prod(self.blueprint.image_size)
 
 
-def sizes_of(config: RunConfig, architecture: str | None) -> Sizes:
+def sizes_of(config: RunConfig, architecture: str | None = None) -> Sizes:
     """The sizes of a run's networks."""
     # Only what decides sizes, so that other settings find the same entry.
     deciding = ("path", "dtype", "resolution", "buckets", "drop_t5", "max_sequence_length")
     model = ModelConfig(**{name: getattr(config.model, name) for name in deciding})
-    return _read_sizes((model.model_dump_json(), config.tuning.model_dump_json(), architecture))
+    return _read_sizes((model, config.tuning, architecture))
 
 
-@lru_cache(maxsize=64)
+@lru_cache(maxsize=8)
 def _read_sizes(key: Key) -> Sizes:
-    blueprint, components, trained = _prepared(key)
-    return Sizes(
-        key=key,
-        source=blueprint.source,
-        components=components,
-        trained=trained,
-        latent_shape=blueprint.latent_shape,
-        image_size=blueprint.image_size,
-        image_sizes=blueprint.image_sizes,
-        denoiser=next(part for part in components if part.name == blueprint.denoiser_name),
-        lowered=lowered_bytes(blueprint.denoiser, torch.bfloat16),
-        merged=merged_bytes(blueprint),
-    )
-
-
-@lru_cache(maxsize=4)
-def _prepared(key: Key) -> tuple[Blueprint, tuple[Component, ...], int]:
-    """The networks as a run has them, what they took before adapters came, and the number of trained
-    elements."""
-    settings = ModelConfig.model_validate_json(key[0])
-    blueprint = read_blueprint(_local(settings.path), settings, architecture=key[2])
-    components = tuple(blueprint.components())
-    return blueprint, components, make_trainable(blueprint, TuningConfig.model_validate_json(key[1]))
+    model, tuning, architecture = key
+    blueprint = read_blueprint(_local(model.path), model, architecture=architecture)
+    return Sizes(key, blueprint, make_trainable(blueprint, tuning))
 
 
 @lru_cache(maxsize=64)
@@ -155,14 +133,14 @@ def activations(
     autocast = AUTOCAST.get(mixed_precision)
     measured = partial(
         measure_denoiser,
-        _prepared(key)[0],
+        _read_sizes(key).blueprint,
         has_gradient=has_gradient,
         autocast=autocast,
         gradient_checkpointing=gradient_checkpointing,
     )
     one = measured(rows=1)
     # Copies of weights do not grow with the rows; those of adapters are too small to be told apart.
-    if autocast is None or TuningConfig.model_validate_json(key[1]).kind == "lora":
+    if autocast is None or key[1].kind == "lora":
         return PerRow(one.held), PerRow(one.peak)
     two = measured(rows=2)
     pairs = ((one.held, two.held), (one.peak, two.peak))
@@ -171,15 +149,15 @@ def activations(
 
 
 @lru_cache(maxsize=64)
-def decoding(key: Key, is_tiled: bool) -> Activations:
-    """Activations of decoding one latent."""
-    return measure_decoder(_prepared(key)[0], is_tiled=is_tiled)
+def decoding(key: Key, is_tiled: bool) -> int:
+    """Most bytes alive while one latent is decoded."""
+    return measure_decoder(_read_sizes(key).blueprint, is_tiled=is_tiled).peak
 
 
 @lru_cache(maxsize=64)
 def flops(key: Key) -> int:
     """Operations of one network evaluation."""
-    return forward_flops(_prepared(key)[0])
+    return forward_flops(_read_sizes(key).blueprint)
 
 
 def scorer_bytes(scorer: RewardCard) -> int | None:

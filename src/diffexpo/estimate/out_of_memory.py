@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+import psutil
 import torch
 
 from diffexpo.config import RunConfig
@@ -30,11 +31,9 @@ def explain_memory(config: RunConfig, run_dir: Path) -> Iterator[None]:
     """
     try:
         yield
-    except Interrupted:
-        raise
     except Exception as error:
         cause = memory_failure(error)
-        if cause is None:
+        if cause is None or isinstance(error, Interrupted):
             raise
         raise OutOfMemory(message(config, run_dir, phase_of(error, cause), cause)) from error
 
@@ -71,16 +70,7 @@ def _amounts(cause: BaseException) -> str:
     stated = re.search(FREE, text)
     if stated:
         return f"{size} asked for, {stated['free']} of {stated['total']} free"
-    free = _free()
-    return f"{size} asked for" if free is None else f"{size} asked for, {free} free now"
-
-
-def _free() -> str | None:
     if torch.cuda.is_available():
         free, total = torch.cuda.mem_get_info()
-        return f"{free / GIB:.3g} of {total / GIB:.3g} GiB"
-    system = Path("/proc/meminfo")
-    if not system.is_file():
-        return None
-    line = next(line for line in system.read_text(encoding="utf-8").splitlines() if "MemAvailable" in line)
-    return f"{int(line.split()[1]) / 2**20:.3g} GiB of main memory"
+        return f"{size} asked for, {free / GIB:.3g} of {total / GIB:.3g} GiB free now"
+    return f"{size} asked for, {psutil.virtual_memory().available / GIB:.3g} GiB of main memory free now"

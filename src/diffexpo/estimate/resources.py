@@ -5,32 +5,22 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, ClassVar
 
 from diffexpo.config import RunConfig
+from diffexpo.config.load import parse_yaml
 from diffexpo.errors import ConfigError
 from diffexpo.estimate.advice import WITHOUT_COPIES, Change, counted_savings
-from diffexpo.estimate.memory import (
-    CONTEXT,
-    FLOAT32,
-    Item,
-    PerRow,
-    drawing_items,
-    fits,
-    largest_phase,
-    peak_bytes,
-    training_items,
-)
+from diffexpo.estimate.memory import CONTEXT, FLOAT32, Item, fits, largest_phase, peak_bytes
 from diffexpo.estimate.method import draws, training_shape, versions
 from diffexpo.estimate.networks import Sizes, activations, decoding, flops, scorer_bytes, sizes_of
 from diffexpo.online.cost import Cost, run_cost
+from diffexpo.policies.blueprint import merged_bytes
 
 CARDS = (12, 24, 80)
 # A PNG of a photograph is about half of its bytes, a row of the store's tables about 1 KiB.
 PNG_SHARE, ROW = 0.5, 1024
-# Operations a second that hours are told for: about a third of an H100's peak in bfloat16, which a compiled
-# network in large batches reaches; an eager one reaches half of it.
-SUSTAINED = 3e14
 
 
 @dataclass(frozen=True)
@@ -85,9 +75,10 @@ class Estimate:
 @dataclass(frozen=True)
 class Computing:
     """Operations of one network evaluation, and hours of one accelerator that sustains `rate` operations a
-    second; scoring, decoding and evaluation are not counted."""
+    second, about a third of an H100's peak in bfloat16, which a compiled network in large batches reaches and
+    an eager one by half; scoring, decoding and evaluation are not counted."""
 
-    rate: ClassVar[float] = SUSTAINED
+    rate: ClassVar[float] = 3e14
     flops: int
     hours: float
 
@@ -103,24 +94,26 @@ def estimate(config: RunConfig, *, architecture: str | None = None) -> Estimate:
         PolicyError: a family or a configuration that cannot be built.
     """
     sizes = sizes_of(config, architecture)
-    memory, disk = (*_held(config, sizes), *_phases(config, sizes)), tuple(_disk(config, sizes))
-    return Estimate(sizes.source, memory, disk, run_cost(config), tuple(_notes(config)))
+    memory = (*_held(config, sizes), *_phases(config, sizes))
+    disk = tuple(disk_items(config, architecture=architecture))
+    return Estimate(sizes.blueprint.source, memory, disk, run_cost(config), tuple(_notes(config)))
+
+
+def _notes(config: RunConfig) -> Iterator[str]:
+    for scorer in (*config.rewards, *config.evaluation.judges):
+        if scorer_bytes(scorer) is None:
+            yield f"scorer {scorer.name} ({scorer.path}): size not known, not counted"
+    if config.offline.source is not None and config.offline.limit is None:
+        yield (
+            "offline.limit is null: how many offline pairs there are is not known, their latents are not "
+            "counted"
+        )
 
 
 def computing(config: RunConfig, *, architecture: str | None = None) -> Computing:
     """How much a run computes: operations of one network evaluation, and hours for all of them."""
     each = flops(sizes_of(config, architecture).key)
-    return Computing(each, run_cost(config).total * each / SUSTAINED / 3600)
-
-
-def image_sizes(config: RunConfig) -> tuple[tuple[int, int], ...]:
-    """(height, width) in pixels of every size that a run's images may have, the first one first."""
-    return sizes_of(config, None).image_sizes
-
-
-def disk_items(config: RunConfig, *, architecture: str | None = None) -> list[Item]:
-    """What a run will leave on disk; nothing is measured but the sizes of tensors."""
-    return list(_disk(config, sizes_of(config, architecture)))
+    return Computing(each, run_cost(config).total * each / Computing.rate / 3600)
 
 
 def advise(
@@ -131,23 +124,40 @@ def advise(
     Settings are added in the order of their price until the run fits; then each that is not needed is left
     out again.
     """
-    now, found = estimate(config, architecture=architecture).total, []
+    total_with, found = partial(_total_with, config, architecture), []
     for gib in cards:
         steps = list(counted_savings(config))
         chosen: list[Change] = []
-        total = now
-        while not fits(total, gib) and steps:
+        while not fits(total_with(chosen), gib) and steps:
             chosen.append(steps.pop(0))
-            total = _total_with(config, chosen, architecture)
-        if not fits(total, gib):
-            found.append(Advice(gib, None, total))
+        if not fits(total_with(chosen), gib):
+            found.append(Advice(gib, None, total_with(chosen)))
             continue
         for change in reversed(chosen):
             fewer = [other for other in chosen if other is not change]
-            if fits(_total_with(config, fewer, architecture), gib):
+            if fits(total_with(fewer), gib):
                 chosen = fewer
-        found.append(Advice(gib, tuple(chosen), _total_with(config, chosen, architecture)))
+        found.append(Advice(gib, tuple(chosen), total_with(chosen)))
     return found
+
+
+def _total_with(config: RunConfig, architecture: str | None, changes: Sequence[Change]) -> int:
+    """Most bytes at once after the changes; more than there is anywhere if they cannot be made together."""
+    values = config.model_dump(mode="json")
+    for setting in (setting for change in changes for setting in change.settings):
+        path, text = setting.split("=")
+        *groups, last = path.split(".")
+        target: Any = values
+        for name in groups:
+            target = target[int(name)] if isinstance(target, list) else target[name]
+        target[last] = parse_yaml(text, setting)
+    # Adapters take the place of smaller copies, which are then left out as not needed.
+    if values["tuning"]["kind"] == "lora":
+        values["tuning"].update(WITHOUT_COPIES)
+    try:
+        return estimate(RunConfig.model_validate(values), architecture=architecture).total
+    except (ConfigError, ValueError):
+        return 2**62
 
 
 # ---- memory ------------------------------------------------------------------------------------------------
@@ -155,7 +165,7 @@ def advise(
 
 def _held(config: RunConfig, sizes: Sizes) -> Iterator[Item]:
     """Weights that stay: components, versions, scorers."""
-    for part in sizes.components:
+    for part in sizes.blueprint.components:
         phase = "encode texts" if part.name.startswith("text_encoder") else "always"
         yield Item(part.name, f"{part.parameters:,} {part.dtype}", part.bytes, phase)
     if config.tuning.kind == "lora":
@@ -201,36 +211,36 @@ def _phases(config: RunConfig, sizes: Sizes) -> Iterator[Item]:
     _, forward = activations(sizes.key, False, "no", False)
     held, peak = activations(sizes.key, True, training.mixed_precision, training.gradient_checkpointing)
     moved_in_training, moved_in_drawing = _moved_in(config, sizes)
-    yield from training_items(
-        sizes.trained,
-        has_average=training.ema_decay > 0,
-        held=held,
-        peak=peak,
-        forward=forward,
-        shape=training_shape(config),
-        moved=moved_in_training,
-    )
+    count, size = f"{sizes.trained:,} float32", FLOAT32 * sizes.trained
+    yield Item("gradients", count, size, "train")
+    yield Item("AdamW moments", f"2 x {count}", 2 * size, "train")
+    if training.ema_decay > 0:
+        yield Item("moving average", count, size, "train")
+    shape = training_shape(config)
+    alive = shape.activations(held=held, peak=peak, forward=forward, moved=moved_in_training)
+    yield Item("activations, training", f"{shape.rows} rows", alive, "train")
     # Noisy, noise, target and prediction of one micro-batch, float32.
-    latents = 4 * training_shape(config).rows * sizes.latent
+    latents = 4 * shape.rows * sizes.latent
     yield Item("latents of a batch", f"{training.batch_size} rows", latents, "train")
     images, rows = max(draws(config), key=lambda draw: draw[0] * draw[1])
-    decoder = decoding(sizes.key, config.model.vae_tiling)
-    yield from drawing_items(
-        images,
-        rows_per_image=rows,
-        forward=forward,
-        decoder=PerRow(decoder.peak),
-        image=sizes.image,
-        is_sliced=config.model.vae_slicing,
-        moved=moved_in_drawing,
-        merged=sizes.merged if config.explore.merge_lora else 0,
-    )
+    yield Item("activations, drawing", f"{images * rows} rows", forward.at(images * rows), "draw")
+    one = decoding(sizes.key, config.model.vae_tiling)
+    decoded = one + images * sizes.image if config.model.vae_slicing else images * one
+    yield Item("activations, decoding", f"{images} images", decoded, "decode")
+    if moved_in_drawing:
+        for phase in ("draw", "decode"):
+            yield Item("a copy moved in", "the version that draws", moved_in_drawing, phase)
+    merged = merged_bytes(sizes.blueprint) if config.explore.merge_lora else 0
+    if merged:
+        yield Item("merged weights", "adapted modules", merged, "draw")
 
 
 # ---- disk --------------------------------------------------------------------------------------------------
 
 
-def _disk(config: RunConfig, sizes: Sizes) -> Iterator[Item]:
+def disk_items(config: RunConfig, *, architecture: str | None = None) -> Iterator[Item]:
+    """What a run will leave on disk; nothing is measured but the sizes of tensors."""
+    sizes = sizes_of(config, architecture)
     explore, training = config.explore, config.training
     cost, trained = run_cost(config), FLOAT32 * sizes.trained
     if cost.images:
@@ -247,50 +257,11 @@ def _disk(config: RunConfig, sizes: Sizes) -> Iterator[Item]:
     kept = 3 + (training.ema_decay > 0) + algorithm.needs_old_policy
     # The newest two stay, and a third is being written.
     yield Item("checkpoints of an iteration", "3", 3 * kept * trained)
-    images = _evaluated_images(config)
+    evaluation = config.evaluation
+    evaluated = 1 + (explore.iterations if evaluation.every_iteration else 1) + config.baseline.offline_dpo
+    extra = evaluation.vendi_prompts * max(0, evaluation.vendi_images - evaluation.images_per_prompt)
+    images = evaluated * (evaluation.num_prompts * evaluation.images_per_prompt + extra)
     yield Item("evaluation images", f"{images:,}", int(images * sizes.image / FLOAT32 * PNG_SHARE))
     is_lora = config.tuning.kind == "lora"
-    whole = sum(part.bytes for part in sizes.components)
+    whole = sum(part.bytes for part in sizes.blueprint.components)
     yield Item("export", "LoRA, twice" if is_lora else "whole pipeline", 2 * trained if is_lora else whole)
-
-
-def _evaluated_images(config: RunConfig) -> int:
-    evaluation, iterations = config.evaluation, config.explore.iterations
-    versions = 1 + (iterations if evaluation.every_iteration else 1) + config.baseline.offline_dpo
-    extra = evaluation.vendi_prompts * max(0, evaluation.vendi_images - evaluation.images_per_prompt)
-    return versions * (evaluation.num_prompts * evaluation.images_per_prompt + extra)
-
-
-# ---- what would make it fit --------------------------------------------------------------------------------
-
-
-def _total_with(config: RunConfig, changes: list[Change], architecture: str | None) -> int:
-    values = config.model_dump(mode="json")
-    for setting in (setting for change in changes for setting in change.settings):
-        path, text = setting.split("=")
-        *groups, last = path.split(".")
-        target: Any = values
-        for name in groups:
-            target = target[int(name)] if isinstance(target, list) else target[name]
-        target[last] = {"true": True, "false": False}.get(text, int(text) if text.isdigit() else text)
-    # Adapters take the place of smaller copies, which are then left out as not needed.
-    if values["tuning"]["kind"] == "lora":
-        values["tuning"].update(WITHOUT_COPIES)
-    try:
-        return estimate(RunConfig.model_validate(values), architecture=architecture).total
-    except (ConfigError, ValueError):
-        return 2**62
-
-
-# ---- notes -------------------------------------------------------------------------------------------------
-
-
-def _notes(config: RunConfig) -> Iterator[str]:
-    for scorer in (*config.rewards, *config.evaluation.judges):
-        if scorer_bytes(scorer) is None:
-            yield f"scorer {scorer.name} ({scorer.path}): size not known, not counted"
-    if config.offline.source is not None and config.offline.limit is None:
-        yield (
-            "offline.limit is null: how many offline pairs there are is not known, their latents are not "
-            "counted"
-        )

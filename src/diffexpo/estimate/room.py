@@ -9,7 +9,7 @@ import torch
 from diffexpo.config import RunConfig
 from diffexpo.errors import ConfigError, MissingError, PolicyError
 from diffexpo.estimate.memory import GIB
-from diffexpo.estimate.resources import Advice, Estimate, advise, estimate
+from diffexpo.estimate.resources import advise, estimate
 from diffexpo.online.loop import Console
 from diffexpo.policies.loading import choose_device
 
@@ -42,22 +42,15 @@ def check_room(
     if found.fits(room / GIB):
         return
     advice = advise(config, cards=(room / GIB,))[0]
+    settings = [f"--set {setting}" for change in advice.changes or () for setting in change.settings]
+    smaller = f"{advice.total / GIB:.1f} GiB with {' '.join(settings)} (`diffexpo estimate` has the prices)"
+    larger = "makes it fit; take a larger device or a smaller model (model.path)"
     weights = sum(item.bytes for item in found.memory if item.phase == "always")
-    if weights > room:
-        raise ConfigError(f"no room for this run: {_needs(found, weights, room)}; {_cure(advice)}")
-    console.warning(f"this run may not have room: {_needs(found, weights, room)}; {_cure(advice)}")
-
-
-def _needs(found: Estimate, weights: int, room: int) -> str:
-    return (
+    why = (
         f"about {found.total / GIB:.1f} GiB at once ({weights / GIB:.1f} GiB of it weights), and the "
-        f"accelerator has {room / GIB:.1f} GiB free"
+        f"accelerator has {room / GIB:.1f} GiB free; "
+        + (f"it would take {smaller}" if settings else f"nothing that this version knows {larger}")
     )
-
-
-def _cure(advice: Advice) -> str:
-    if not advice.changes:
-        smaller = "a larger device or a smaller model (model.path)"
-        return f"nothing that this version knows makes it fit; take {smaller}"
-    settings = " ".join(f"--set {setting}" for change in advice.changes for setting in change.settings)
-    return f"it would take {advice.total / GIB:.1f} GiB with {settings} (`diffexpo estimate` has the prices)"
+    if weights > room:
+        raise ConfigError(f"no room for this run: {why}")
+    console.warning(f"this run may not have room: {why}")

@@ -82,17 +82,28 @@ def check_alarms(history: History) -> list[Alarm]:
     found: list[Alarm] = []
     trained = [item for item in history.snapshots if item.iteration > 0]
     for item in history.snapshots:
-        of_training = [_errors_rise, _no_learning, _skipped, _improvement] if item.iteration > 0 else []
+        of_training = [_errors_rise, _training, _improvement] if item.iteration > 0 else []
         for check in (*of_training, _flat_rewards):
             where = f"iteration {item.iteration}: "
             found += (replace(alarm, message=where + alarm.message) for alarm in check(item))
     if trained:
-        found += [*_worse(trained[-1], history), *_budget(trained[-1], history), *_idle_kl(trained)]
+        found += [*_last(trained[-1], history), *_idle_kl(trained)]
         base = next((item for item in history.snapshots if item.iteration == 0), None)
         if base is not None:
             found += [*_over_optimised(base, trained[-1], history), *_diversity(base, trained[-1], history)]
     order = ("critical", "warning", "note")
     return sorted(found, key=lambda alarm: order.index(alarm.severity))
+
+
+def _training(item: Snapshot) -> Iterator[Alarm]:
+    if item.implicit_accuracy is not None and item.implicit_accuracy <= LEARNING_ACCURACY:
+        seen = f"implicit accuracy ended at {item.implicit_accuracy:.3f}, no better than a coin."
+        advice = "Train longer, raise training.learning_rate, or check that winners truly differ."
+        yield Alarm("no_learning", "note", seen, advice)
+    if item.skipped_steps:
+        seen = f"{item.skipped_steps} optimiser step(s) were skipped for a non-finite loss or gradient."
+        advice = "Lower training.learning_rate, or use float32 or bf16 instead of fp16."
+        yield Alarm("skipped_steps", "warning", seen, advice)
 
 
 def _errors_rise(item: Snapshot) -> Iterator[Alarm]:
@@ -118,21 +129,6 @@ def _errors_rise(item: Snapshot) -> Iterator[Alarm]:
 
 def _rise(error: float | None, reference: float | None) -> float | None:
     return None if error is None or reference is None or reference <= 0 else error / reference - 1
-
-
-def _no_learning(item: Snapshot) -> Iterator[Alarm]:
-    accuracy = item.implicit_accuracy
-    if accuracy is not None and accuracy <= LEARNING_ACCURACY:
-        seen = f"implicit accuracy ended at {accuracy:.3f}, no better than a coin."
-        advice = "Train longer, raise training.learning_rate, or check that winners truly differ."
-        yield Alarm("no_learning", "note", seen, advice)
-
-
-def _skipped(item: Snapshot) -> Iterator[Alarm]:
-    if item.skipped_steps:
-        seen = f"{item.skipped_steps} optimiser step(s) were skipped for a non-finite loss or gradient."
-        advice = "Lower training.learning_rate, or use float32 or bf16 instead of fp16."
-        yield Alarm("skipped_steps", "warning", seen, advice)
 
 
 def _improvement(item: Snapshot) -> Iterator[Alarm]:
@@ -201,7 +197,7 @@ def _diversity(base: Snapshot, last: Snapshot, history: History) -> Iterator[Ala
         yield Alarm("diversity", "critical" if drop > DIVERSITY_LOSS else "warning", seen, advice)
 
 
-def _worse(last: Snapshot, history: History) -> Iterator[Alarm]:
+def _last(last: Snapshot, history: History) -> Iterator[Alarm]:
     if last.win_rate is not None and last.win_rate[2] < 0.5:
         rate, low, high = last.win_rate
         interval = f"{rate:.0%} (95% interval {low:.0%} to {high:.0%})"
@@ -209,9 +205,6 @@ def _worse(last: Snapshot, history: History) -> Iterator[Alarm]:
         remedies = dict.fromkeys(["lower training.learning_rate", history.restraint])
         advice = f"Do not use this model. {_sentence(' or '.join(remedies))}."
         yield Alarm("worse_than_base", "critical", seen, advice)
-
-
-def _budget(last: Snapshot, history: History) -> Iterator[Alarm]:
     budget = history.kl_budget
     if budget is not None and last.kl is not None and last.kl > budget:
         seen = f"the KL to the base is {last.kl:.3g} nats per image, above the budget of {budget:.3g}."

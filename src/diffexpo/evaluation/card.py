@@ -17,7 +17,7 @@ import diffexpo
 from diffexpo.config import RunConfig
 from diffexpo.config.citations import citations
 from diffexpo.config.families import FAMILIES, find_checkpoint
-from diffexpo.evaluation.grid import image_grid, save_grid
+from diffexpo.evaluation.grid import save_comparison
 from diffexpo.evaluation.records import RunRecord, load_run
 from diffexpo.evaluation.summary import Summary, summarise
 from diffexpo.evaluation.templates import template
@@ -88,7 +88,7 @@ def licence_of(path: str) -> str | None:
 def _front_matter(config: RunConfig, exported: Exported) -> dict[str, object]:
     path, licence = config.model.path, licence_of(config.model.path)
     front: dict[str, object] = {}
-    if _is_hub_id(path):
+    if re.fullmatch(r"[\w][\w.-]*/[\w][\w.-]*", path) and not Path(path).exists():
         front["base_model"] = path
         front["base_model_relation"] = "adapter" if exported.kind == "lora" else "finetune"
     front |= {"library_name": "diffusers", "pipeline_tag": "text-to-image"}
@@ -99,10 +99,6 @@ def _front_matter(config: RunConfig, exported: Exported) -> dict[str, object]:
     kind = ["lora"] if exported.kind == "lora" else []
     tags = ["text-to-image", "diffusers", *kind, "preference-optimization", "diffexpo"]
     return front | {"tags": [*tags, config.algorithm.type.replace("_", "-")]}
-
-
-def _is_hub_id(path: str) -> bool:
-    return re.fullmatch(r"[\w][\w.-]*/[\w][\w.-]*", path) is not None and not Path(path).exists()
 
 
 def _pipeline_guidance(config: RunConfig, exported: Exported) -> float:
@@ -138,9 +134,7 @@ def _write_grid(record: RunRecord, summary: Summary, config: RunConfig, path: Pa
     base, last = record.suites.get("base"), record.suites.get(summary.final or "")
     if base is None or last is None:
         return False
-    count = min(config.evaluation.grid_prompts, len(base.prompts), len(last.prompts))
-    rows = [[base.image_of(index), last.image_of(index)] for index in range(count)]
-    labels = [prompt.text for prompt in base.prompts[:count]]
     side = max(128, min(256, base.images.shape[1]))
-    save_grid(path, image_grid(rows, labels, ["base", config.name], tile=side))
+    prompts = base.prompts[: min(config.evaluation.grid_prompts, len(last.prompts))]
+    save_comparison(path, [("base", base), (config.name, last)], prompts, tile=side)
     return True

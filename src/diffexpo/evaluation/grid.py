@@ -11,16 +11,11 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from diffexpo.errors import DataError
+from diffexpo.evaluation.records import SuiteResult
 from diffexpo.files import replacing
+from diffexpo.types import Prompt
 
 _PAD = 6
-
-
-def to_uint8(images: np.ndarray) -> np.ndarray:
-    """Images (N,3,H,W) in [0,1] to 8-bit (N,H,W,3), rounded to nearest, as saved, shown and judged."""
-    if images.ndim != 4 or images.shape[1] != 3:
-        raise DataError(f"images of shape {images.shape}; expected (N, 3, H, W)")
-    return np.rint(np.clip(images, 0.0, 1.0) * 255.0).astype(np.uint8).transpose(0, 2, 3, 1)
 
 
 def image_grid(
@@ -60,24 +55,32 @@ def image_grid(
     return sheet
 
 
-def save_grid(path: Path, sheet: Image.Image) -> Path:
+def save_grid(path: Path, sheet: Image.Image) -> None:
     """Write a sheet as PNG so that a reader never sees half of it."""
     with replacing(path) as temporary:
         sheet.save(temporary, format="PNG", optimize=True)
-    return path
 
 
-def data_uri(array: np.ndarray, *, side: int = 224) -> str:
-    """An image (H,W,3) uint8 as a data URI: PNG if small already, else JPEG with no side above `side`."""
+def save_comparison(
+    path: Path, versions: Sequence[tuple[str, SuiteResult]], prompts: Sequence[Prompt], *, tile: int = 128
+) -> None:
+    """Write the sheet of each prompt's first image by every version (label, suite)."""
+    drawn = [[(suite, suite.row_of(prompt.id)) for _, suite in versions] for prompt in prompts]
+    rows = [[None if at is None else suite.images[at] for suite, at in row] for row in drawn]
+    save_grid(
+        path, image_grid(rows, [prompt.text for prompt in prompts], [name for name, _ in versions], tile=tile)
+    )
+
+
+def data_uri(array: np.ndarray) -> str:
+    """An image (H,W,3) uint8 as a data URI: PNG if small already, else JPEG with no side above 224 pixels."""
     image = Image.fromarray(array)
-    buffer = io.BytesIO()
-    if max(image.size) <= 96:
+    buffer, kind = io.BytesIO(), "png" if max(image.size) <= 96 else "jpeg"
+    if kind == "png":
         image.save(buffer, format="PNG", optimize=True)
-        kind = "png"
     else:
-        image.thumbnail((side, side), Image.Resampling.LANCZOS)
+        image.thumbnail((224, 224), Image.Resampling.LANCZOS)
         image.save(buffer, format="JPEG", quality=86)
-        kind = "jpeg"
     return f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode('ascii')}"
 
 

@@ -11,9 +11,10 @@ import yaml
 import diffexpo
 from diffexpo.config import read_resolved
 from diffexpo.config.citations import citations
+from diffexpo.config.load import leaves
 from diffexpo.errors import DiffexpoError
-from diffexpo.evaluation.grid import data_uri, image_grid, save_grid
-from diffexpo.evaluation.records import Json, RunRecord, read_image
+from diffexpo.evaluation.grid import data_uri, save_comparison
+from diffexpo.evaluation.records import Json, RunRecord, SuiteResult, read_image
 from diffexpo.evaluation.summary import BASELINE, Summary
 from diffexpo.evaluation.verdict import equal_cost, give_verdict
 from diffexpo.evaluation.wording import Method
@@ -44,7 +45,7 @@ def page_values(record: RunRecord, summary: Summary) -> Json:
         "tuning": config.get("tuning", {}).get("kind", "full"),
         "base_path": config.get("model", {}).get("path", ""),
         "config_text": yaml.safe_dump(config, sort_keys=False, allow_unicode=True),
-        "env_rows": _flat(record.env),
+        "env_rows": list(leaves(record.env)) if record.env else [],
         "baseline": BASELINE,
         "cite": _cited(record.run_dir),
     }
@@ -61,53 +62,48 @@ def _cited(run_dir: Path) -> list[str]:
 
 def _grid(record: RunRecord, summary: Summary) -> list[Json]:
     """Cards of the first prompts in keyed order, one image per version; also saved as one sheet."""
-    versions = [name for name in ("base", BASELINE, summary.final) if name in record.suites]
+    names = [name for name in ("base", BASELINE, summary.final) if name in record.suites]
+    versions = [(summary.method.label(name), record.suites[name]) for name in names]
     if not versions:
         return []
-    first = record.suites[versions[0]]
     wanted = int(record.config.get("evaluation", {}).get("grid_prompts", 8))
-    label = summary.method.label
-    cards: list[Json] = []
-    rows: list[list[np.ndarray | None]] = []
-    for prompt in first.prompts[: min(wanted, MAX_CARDS)]:
-        pictures: list[Json] = []
-        row: list[np.ndarray | None] = []
-        for name in versions:
-            suite = record.suites[name]
-            same = next((i for i, other in enumerate(suite.prompts) if other.id == prompt.id), None)
-            image = None if same is None else suite.image_of(same)
-            row.append(image)
-            if image is not None:
-                at = np.flatnonzero((suite.prompt_index == same) & (suite.image_index == 0))[0]
-                score = suite.scores[summary.judge][at] if summary.judge in suite.scores else np.nan
-                shown = f"{score:.2f}" if np.isfinite(score) else "not scored"
-                pictures.append({"label": label(name), "uri": data_uri(image), "score": shown})
-        cards.append({"prompt": prompt.text, "category": prompt.category, "pictures": pictures})
-        rows.append(row)
-    sheet = image_grid(rows, [card["prompt"] for card in cards], [label(name) for name in versions])
-    save_grid(record.run_dir / "eval" / "grid.png", sheet)
+    prompts = versions[0][1].prompts[: min(wanted, MAX_CARDS)]
+    save_comparison(record.run_dir / "eval" / "grid.png", versions, prompts)
+    cards = []
+    for prompt in prompts:
+        drawn = [(label, suite, suite.row_of(prompt.id)) for label, suite in versions]
+        pictures = [
+            {"label": label, "uri": data_uri(suite.images[row]), "score": _score(suite, summary.judge, row)}
+            for label, suite, row in drawn
+            if row is not None
+        ]
+        cards.append({"prompt": prompt.text, "pictures": pictures})
     return cards
+
+
+def _score(suite: SuiteResult, judge: str | None, row: int) -> str:
+    score = suite.scores[judge][row] if judge in suite.scores else np.nan
+    return f"{score:.2f}" if np.isfinite(score) else "not scored"
 
 
 def _pairs(record: RunRecord, method: Method) -> list[Json]:
     """Cards of the example pairs; for a method that learns from no pairs, its best and worst images."""
     folder = record.run_dir / "eval" / "pairs"
-    names = {} if method.has_pairs else {"winner": "best", "loser": "worst"}
+    names = {} if method.card.has_pairs else {"winner": "best", "loser": "worst"}
     cards = []
     for example in record.examples[:MAX_CARDS]:
         sides = []
         for side in ("winner", "loser"):
             path = folder / str(vars(example)[f"{side}_image"])
             scores = vars(example)[f"{side}_scores"].items()
-            sides.append(
-                {
-                    "side": names.get(side, side),
-                    "uri": data_uri(read_image(path)) if path.is_file() else "",
-                    "agent": vars(example)[f"{side}_agent"] if method.has_agents else "",
-                    "negative": vars(example)[f"{side}_negative"],
-                    "scores": ", ".join(f"{name} {value:.2f}" for name, value in scores if value is not None),
-                }
-            )
+            shown = {
+                "side": names.get(side, side),
+                "uri": data_uri(read_image(path)) if path.is_file() else "",
+                "agent": vars(example)[f"{side}_agent"] if method.has_agents else "",
+                "negative": vars(example)[f"{side}_negative"],
+                "scores": ", ".join(f"{name} {value:.2f}" for name, value in scores if value is not None),
+            }
+            sides.append(shown)
         cards.append({"example": example, "sides": sides})
     return cards
 
@@ -119,11 +115,3 @@ def pairing_rows(metrics: Sequence[Json]) -> list[Json]:
         for line in metrics
         if line.get("phase") == "pair"
     ]
-
-
-def _flat(values: Json, prefix: str = "") -> list[tuple[str, str]]:
-    rows: list[tuple[str, str]] = []
-    for key, value in values.items():
-        name = f"{prefix}{key}"
-        rows += _flat(value, f"{name}.") if isinstance(value, dict) else [(name, str(value))]
-    return rows

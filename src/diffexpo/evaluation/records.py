@@ -29,6 +29,7 @@ from PIL import Image
 from diffexpo.data.rows import Pair
 from diffexpo.errors import DataError, MissingError
 from diffexpo.files import write_json
+from diffexpo.training.metrics import read_metrics
 from diffexpo.types import Prompt
 
 Json = dict[str, Any]
@@ -75,9 +76,10 @@ class SuiteResult:
         """Prompt id of each row."""
         return [self.prompts[index].id for index in self.prompt_index]
 
-    def image_of(self, prompt: int, index: int = 0) -> np.ndarray:
-        """Image (H,W,3) uint8 of the prompt-th prompt."""
-        return self.images[np.flatnonzero((self.prompt_index == prompt) & (self.image_index == index))[0]]
+    def row_of(self, prompt: str, index: int = 0) -> int | None:
+        """Row of an image of the prompt of this id; None: it was not drawn."""
+        rows = zip(self.prompt_ids(), self.image_index, strict=True)
+        return next((row for row, found in enumerate(rows) if found == (prompt, index)), None)
 
 
 @dataclass(frozen=True)
@@ -192,45 +194,21 @@ def choose_pair_examples(pairs: Sequence[Pair]) -> list[tuple[str, Pair]]:
 
 def save_pair_examples(
     run_dir: Path, iteration: int, examples: Sequence[tuple[PairExample, np.ndarray, np.ndarray]]
-) -> Path:
+) -> None:
     """Write an iteration's example pairs (example, winner (H,W,3) uint8, loser) to `<run>/eval/pairs`."""
     folder = run_dir / "eval" / "pairs"
     folder.mkdir(parents=True, exist_ok=True)
     rows = [row for row in _read_json(folder / "pairs.json", []) if row["iteration"] != iteration]
     for index, (example, winner, loser) in enumerate(examples):
-        names = {side: f"{iteration:04d}-{index}-{side}.png" for side in ("winner", "loser")}
-        Image.fromarray(winner).save(folder / names["winner"])
-        Image.fromarray(loser).save(folder / names["loser"])
-        row = asdict(example) | {"winner_image": names["winner"], "loser_image": names["loser"]}
-        for side in ("winner_scores", "loser_scores"):
-            row[side] = {name: _number(value) for name, value in row[side].items()}
+        row = asdict(example)
+        for side, image in (("winner", winner), ("loser", loser)):
+            row[f"{side}_image"] = f"{iteration:04d}-{index}-{side}.png"
+            Image.fromarray(image).save(folder / row[f"{side}_image"])
+            scores = row[f"{side}_scores"]
+            row[f"{side}_scores"] = {name: _number(value) for name, value in scores.items()}
         rows.append(row)
     rows.sort(key=lambda row: row["iteration"])
     write_json(folder / "pairs.json", rows)
-    return folder / "pairs.json"
-
-
-def read_metrics(path: Path) -> list[Json]:
-    """Lines of a metrics.jsonl; a half-written last line is left out, an absent file is empty.
-
-    Raises:
-        DataError: a line before the last is not a JSON object.
-    """
-    if not path.exists():
-        return []
-    lines = [line for line in path.read_text(encoding="utf-8").split("\n") if line.strip()]
-    rows: list[Json] = []
-    for number, line in enumerate(lines, start=1):
-        try:
-            row = json.loads(line)
-        except ValueError as error:
-            if number == len(lines):
-                break
-            raise DataError(f"{path} line {number}: not JSON ({error}); the file is damaged") from error
-        if not isinstance(row, dict):
-            raise DataError(f"{path} line {number}: expected a JSON object, found {line[:40]!r}")
-        rows.append(row)
-    return rows
 
 
 def series(lines: Iterable[Json], name: str, phase: str | None = None) -> list[tuple[int, float]]:

@@ -12,7 +12,6 @@ import html
 import io
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -38,14 +37,13 @@ BLUE, ORANGE, GREEN, RED, GREY = "#0072b2", "#d98c00", "#009e73", "#d55e00", "#7
 NAMES = {CARD: "card", LINE: "line", BLUE: "blue", ORANGE: "orange", GREEN: "green", RED: "red", GREY: "grey"}
 VARIABLES = {TEXT: "currentColor"} | {colour: f"var(--{name})" for colour, name in NAMES.items()}
 MAX_POINTS = 120
-
-
-@dataclass(frozen=True)
-class Drawing:
-    """A figure as inline SVG, or the sentence that stands in its place."""
-
-    svg: Markup | None = None
-    absent: str = ""
+# Figures of optimiser steps: a method that does not record the metric does not have the figure.
+METRICS = {
+    "loss": "train/loss",
+    "accuracy": "train/implicit_accuracy",
+    "errors": "train/winner_reference_error",
+    "clipping": "train/clip_fraction",
+}
 
 
 class Absent(Exception):
@@ -84,12 +82,12 @@ def _has(name: str, record: RunRecord, method: Method) -> bool:
     trained = [line for line in record.metrics if line.get("phase") == "train"]
     if name in METRICS and trained:
         return any(METRICS[name] in line for line in trained)
-    ranked_pairs = method.collects and method.has_pairs and method.is_ranked
+    ranked_pairs = method.collects and method.card.has_pairs and method.card.is_ranked
     return {
         "train_reward": method.has_rewards,
-        "accuracy": method.has_pairs,
-        "errors": method.has_pairs,
-        "clipping": method.is_rollout,
+        "accuracy": method.card.has_pairs,
+        "errors": method.card.has_pairs,
+        "clipping": method.card.draws_first,
         "tau": method.has_negatives,
         "who_won": ranked_pairs and (method.has_agents or method.has_negatives),
         "agents": method.collects and method.has_rewards,
@@ -105,8 +103,8 @@ def _style() -> dict[Any, Any]:
     return dict(matplotlib.rc_params_from_file(HERE / "figures.mplstyle", use_default_template=False))
 
 
-def _draw(name: str, figure: Plot, record: RunRecord, summary: Summary) -> Drawing:
-    """Run one figure function on fresh axes and turn the result into themed inline SVG."""
+def _draw(name: str, figure: Plot, record: RunRecord, summary: Summary) -> dict[str, Markup | str]:
+    """A figure as themed inline `svg`, or the sentence that stands in its place (`absent`)."""
     with matplotlib.rc_context(_style() | {"svg.hashsalt": name}):
         canvas = Figure(figsize=(3.8, 2.6))
         FigureCanvasAgg(canvas)
@@ -114,16 +112,15 @@ def _draw(name: str, figure: Plot, record: RunRecord, summary: Summary) -> Drawi
         try:
             alt = figure(axes, record, summary)
         except Absent as reason:
-            return Drawing(absent=str(reason))
+            return {"absent": str(reason)}
         _fit(canvas, axes)
         buffer = io.StringIO()
         canvas.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
-    return Drawing(svg=Markup(_theme(buffer.getvalue(), alt)))
+    return {"svg": Markup(_theme(buffer.getvalue(), alt))}
 
 
 def _fit(canvas: Figure, axes: Axes, margin: float = 0.02) -> None:
-    """Let the axes with all their labels fill the figure. This measures once; matplotlib's own layouts
-    measure and draw everything twice."""
+    """Let the axes with all their labels fill the figure; matplotlib's own layouts draw everything twice."""
     box, inner = axes.get_tightbbox(), axes.get_position()
     assert box is not None
     outer = box.transformed(canvas.transFigure.inverted())
@@ -206,8 +203,9 @@ def _train_reward(axes: Axes, record: RunRecord, summary: Summary) -> str:
 
 def _win_rate(axes: Axes, record: RunRecord, summary: Summary) -> str:
     if not summary.wins:
-        needed = "a held-out judge, the base model's evaluation and at least one iterate"
-        raise Absent(f"No win rate: it needs {needed}.")
+        raise Absent(
+            "No win rate: it needs a held-out judge, the base model's evaluation and at least one iterate."
+        )
     estimates = {name: win.interval for name, win in summary.wins.items()}
     x, mean, low, high = _by_iteration(estimates)
     axes.axhline(0.5, color=GREY, linestyle="--", linewidth=1.2, label="no difference")
@@ -233,7 +231,7 @@ def _frontier(axes: Axes, record: RunRecord, summary: Summary) -> str:
     kl = {"base": (0.0, 0.0, 0.0)} | {name: summary.kl[name] for name in shared if name != BASELINE}
     path = {name: estimate[0] for name, estimate in kl.items()}
     axes.plot(list(path.values()), [rewards[name][0] for name in path], color=BLUE, linewidth=1.2)
-    for name, distance in (kl | {name: summary.kl[name] for name in shared if name == BASELINE}).items():
+    for name, distance in (kl | {name: summary.kl[name] for name in shared}).items():
         colour, marker = (RED, "D") if name == BASELINE else (BLUE, "o")
         x, y, xerr, yerr = distance[0], rewards[name][0], _spread(distance), _spread(rewards[name])
         axes.errorbar([x], [y], yerr, xerr, color=colour, marker=marker, capsize=2, elinewidth=0.9)
@@ -269,13 +267,12 @@ def _vendi(axes: Axes, record: RunRecord, summary: Summary) -> str:
 
 
 def _training(record: RunRecord, name: str) -> tuple[np.ndarray, np.ndarray, list[int]]:
-    """Optimiser steps counted through the run, values thinned to means of equal bins, and where iterations
-    begin."""
+    """Optimiser steps through the run and values as means of equal bins, and where iterations begin."""
     lines = [line for line in record.metrics if line.get("phase") == "train"]
-    if not series(lines, name, "train"):
+    found = [(index, value) for index, line in enumerate(lines, start=1) for _, value in series([line], name)]
+    if not found:
         raise Absent(f"No training step with {name} is in metrics.jsonl yet.")
-    x = np.array([index for index, line in enumerate(lines, start=1) if series([line], name)])
-    y = np.array([value for _, value in series(lines, name, "train")])
+    x, y = np.array(found).T
     starts = [i for i in range(1, len(lines)) if lines[i].get("iteration") != lines[i - 1].get("iteration")]
     edges = np.linspace(0, len(y), min(len(y), MAX_POINTS) + 1).astype(int)
     bins = [slice(a, b) for a, b in pairwise(edges)]
@@ -304,7 +301,7 @@ def _steps(axes: Axes, starts: Sequence[int], ylabel: str) -> None:
 
 
 def _loss(axes: Axes, record: RunRecord, summary: Summary) -> str:
-    start = summary.method.start_loss
+    start = summary.method.card.start_loss
     levels = [] if start is None else [(start, GREY, "--", f"ln 2 = {start:.3f}")]
     y = _curve(axes, record, "loss", "loss", "loss" if start is None else "preference loss", *levels)
     meaning = "" if start is None else "; ln 2 is where policy and reference are equal"
@@ -390,7 +387,7 @@ def _who_won(axes: Axes, record: RunRecord, summary: Summary) -> str:
 
 def _agents(axes: Axes, record: RunRecord, summary: Summary) -> str:
     # With one agent the newest iterate draws everything: its curve is that of all images.
-    one = "main" if summary.method.is_rollout else "exploration"
+    one = "main" if summary.method.card.draws_first else "exploration"
     curves = [(f"rollout/agent/{one}/reward", "collected images", BLUE, "o")]
     if summary.method.has_agents:
         curves = [
@@ -429,11 +426,4 @@ FIGURES: dict[str, Plot] = {
         *(_loss, _accuracy, _errors, _clipping),
         *(_tau, _who_won, _agents, _kept),
     )
-}
-# Figures of optimiser steps: a method that does not record the metric does not have the figure.
-METRICS = {
-    "loss": "train/loss",
-    "accuracy": "train/implicit_accuracy",
-    "errors": "train/winner_reference_error",
-    "clipping": "train/clip_fraction",
 }

@@ -10,10 +10,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from functools import cached_property
-from types import TracebackType
-from typing import NamedTuple, Self
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -23,9 +23,9 @@ from diffexpo.config.schema import EvaluationConfig
 from diffexpo.diffusion import NoiseSource, num_network_evaluations, sample
 from diffexpo.errors import DataError
 from diffexpo.evaluation.divergence import kl_estimator, path_kl
-from diffexpo.evaluation.grid import to_uint8
 from diffexpo.evaluation.metrics import vendi_score
 from diffexpo.evaluation.records import SuiteResult
+from diffexpo.rewards.images import to_bytes
 from diffexpo.rewards.scoring import score_drawn
 from diffexpo.rng import keyed_order, torch_generator
 from diffexpo.training.background import Background
@@ -68,7 +68,6 @@ class Evaluation:
             decisive.
         watched: Names of the rewards among them that the run only looks at (`role: watch`).
         embedder: Features for the Vendi score; None leaves it out.
-        reference: Name, in the policy's weight sets, of the version that KLs refer to.
         batch_size: Images per network call.
         encode: Texts to their conditioning, such as `PromptEmbeddings.select`, which keeps them from one
             version to the next; by default `policy.encode_prompts`.
@@ -85,7 +84,6 @@ class Evaluation:
     train_rewards: Sequence[Scorer] = ()
     watched: Collection[str] = ()
     embedder: Embedder | None = None
-    reference: str = "base"
     batch_size: int = 64
     encode: Callable[[Sequence[str]], Conditioning] | None = None
     overlap: bool = True
@@ -112,7 +110,7 @@ class Evaluation:
         started = time.monotonic()
         settings, guided = self.settings, self._conditioning[1] is not None
         embed = self.embedder.features if self.embedder and self._vendi_prompts else None
-        with _Judging(self._scorers, embed, self.overlap) as judging:
+        with closing(_Judging(self._scorers, embed, self.overlap)) as judging:
             images = self._draw(version, judging, tick)
             kl = self._measure_kl(version, tick)
             judging.finish()
@@ -188,7 +186,7 @@ class Evaluation:
             own, negative, noise = self._batch(which, keys)
             with self.policy.weights.use(version):
                 latents = sample(self.policy, own, negative, self.settings.sampler, noise, tick=tick)
-                batch = to_uint8(self.policy.decode_latents(latents).cpu().numpy())
+                batch = to_bytes(self.policy.decode_latents(latents))
             images.append(batch)
             seen = torch.from_numpy(batch.transpose(0, 3, 1, 2).astype(np.float32) / 255.0)
             judging.begin(latents, seen, [prompt.text for prompt in prompts])
@@ -196,14 +194,12 @@ class Evaluation:
         return np.concatenate(images)
 
     def _measure_kl(self, version: str, tick: Tick) -> list[float]:
-        count = min(self.settings.kl_prompts, len(self.prompts)) if version != self.reference else 0
+        count = min(self.settings.kl_prompts, len(self.prompts)) if version != "base" else 0
         values: list[float] = []
         for start in range(0, count, self.batch_size):
             rows = list(range(start, min(start + self.batch_size, count)))
             own, negative, noise = self._batch(rows, [("kl", self.prompts[row].id) for row in rows])
-            kl = path_kl(
-                self.policy, version, self.reference, own, negative, self.settings.sampler, noise, tick=tick
-            )
+            kl = path_kl(self.policy, version, "base", own, negative, self.settings.sampler, noise, tick=tick)
             values.extend(float(value) for value in kl)
         return values
 
@@ -228,13 +224,8 @@ class _Judging:
         self._scorers, self._embed, self._overlap = scorers, embed, overlap
         self._waiting: Background[Mapping[str, np.ndarray]] | None = None
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        # What stopped us is the news, but no scorer may be left at work.
+    def close(self) -> None:
+        """Leave no scorer at work; what one of them raised is no news beside what stopped us."""
         if self._waiting is not None:
             self._waiting.wait()
 

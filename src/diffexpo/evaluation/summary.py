@@ -6,7 +6,6 @@ import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TypedDict
 
 import numpy as np
 
@@ -20,19 +19,15 @@ from diffexpo.online.cost import BACKWARD, sampling_cost, training_cost
 
 Estimate = tuple[float, float, float]
 
-
-class Bootstrap(TypedDict):
-    """How often prompts are resampled, and the name of the resampling."""
-
-    resamples: int
-    seed: int
-
-
 EQUAL_COST = 0.02
 TAIL = 0.1
 # Metrics of training steps whose means at the end of an iteration the alarms look at.
-ERRORS = ("winner_error", "loser_error", "winner_reference_error", "loser_reference_error")
-TAILS = ("implicit_accuracy", *ERRORS)
+TAILS = (
+    "implicit_accuracy",
+    *("winner_error", "loser_error", "winner_reference_error", "loser_reference_error"),
+)
+CONFLICT = "rollout/conflict/"
+IMPROVED = ("images", "relative_distance", "feature_cosine", "feature_cosine_unrelated")
 
 
 @dataclass(frozen=True)
@@ -44,33 +39,6 @@ class CostRow:
     images: float | None = None
     seconds: float | None = None
     peak_gib: float | None = None
-
-
-@dataclass(frozen=True)
-class Conflict:
-    """How two scorers order the images of a prompt in one collection; see `rewards.mixture.conflict_metrics`.
-
-    `rank_correlation` in [-1, 1], `disagreement` the share of couples ordered oppositely; None where nothing
-    was decided.
-    """
-
-    iteration: int
-    first: str
-    second: str
-    rank_correlation: float | None
-    disagreement: float | None
-
-
-@dataclass(frozen=True)
-class Improvement:
-    """What an improvement model made of an iteration's images (metrics `improve/*`); None: not measured."""
-
-    iteration: int
-    images: float | None
-    relative_distance: float | None
-    feature_cosine: float | None
-    feature_cosine_unrelated: float | None
-    gains: dict[str, float]
 
 
 @dataclass
@@ -88,14 +56,13 @@ class Summary:
     kl: dict[str, Estimate] = field(default_factory=dict)
     vendi: dict[str, Estimate] = field(default_factory=dict)
     vendi_change: Estimate | None = None
-    history: History = field(default_factory=History)
     alarms: list[Alarm] = field(default_factory=list)
     costs: list[CostRow] = field(default_factory=list)
     method_cost: float | None = None
     baseline_cost: float | None = None
     problems: list[str] = field(default_factory=list)
-    conflicts: list[Conflict] = field(default_factory=list)
-    improvements: list[Improvement] = field(default_factory=list)
+    conflicts: list[Json] = field(default_factory=list)
+    improvements: list[Json] = field(default_factory=list)
     evaluated: tuple[str, ...] = ()
 
     @property
@@ -126,7 +93,7 @@ def summarise(record: RunRecord) -> Summary:
         planned_iterations=record.config.get("explore", {}).get("iterations"),
         problems=list(record.problems),
     )
-    bootstrap: Bootstrap = {
+    bootstrap: Json = {
         "resamples": int(record.config.get("evaluation", {}).get("bootstrap", 10000)),
         "seed": int(record.config.get("seed", 0)),
     }
@@ -139,8 +106,7 @@ def summarise(record: RunRecord) -> Summary:
         summary.against_baseline = _compare(summary, suites, summary.final, BASELINE, bootstrap)
         if "base" in suites:
             summary.vendi_change = _vendi_change(suites["base"], suites[summary.final], bootstrap)
-    summary.history = build_history(record, summary)
-    summary.alarms = check_alarms(summary.history)
+    summary.alarms = check_alarms(_history(record, summary))
     summary.costs = cost_rows(record.metrics, record.config, suites)
     summary.method_cost = _method_cost(summary.costs)
     summary.conflicts = conflict_rows(record.metrics)
@@ -148,13 +114,6 @@ def summarise(record: RunRecord) -> Summary:
     if record.baseline_metrics:
         summary.baseline_cost = _method_cost(cost_rows(record.baseline_metrics, record.config, {}))
     return summary
-
-
-def build_history(record: RunRecord, summary: Summary) -> History:
-    """What the alarms look at, one snapshot an iteration (0: base)."""
-    numbers = {0, *map(iteration_of, record.metrics), *record.iterations}
-    snapshots = tuple(_snapshot(record, summary, number) for number in sorted(numbers))
-    return History(snapshots, restraint=summary.method.restraint, has_offline=summary.method.has_offline)
 
 
 def cost_rows(metrics: Sequence[Json], config: Json, suites: dict[str, SuiteResult]) -> list[CostRow]:
@@ -189,31 +148,31 @@ def _derived_cost(phase: str, lines: Sequence[Json], images: float | None, confi
         return sampling_cost(settings, int(images))
     method = describe_method(config)
     steps = Counter(iteration_of(line) for line in lines if line.get("phase") == "train")
-    if phase != "train" or not steps or not method.has_pairs or method.is_rollout:
+    if phase != "train" or not steps or not method.card.has_pairs or method.card.draws_first:
         return None
     done = sum(count * training_cost(settings, iteration) for iteration, count in steps.items())
     return done / settings.training.steps
 
 
-CONFLICT = "rollout/conflict/"
+def conflict_rows(metrics: Sequence[Json]) -> list[Json]:
+    """How two scorers order a prompt's images: one row for each collection and couple of scorers.
 
-
-def conflict_rows(metrics: Sequence[Json]) -> list[Conflict]:
-    """One row for each collection and couple of scorers, in the file's order; none where one ranks alone."""
+    `rank_correlation` in [-1, 1] and `disagreement`, the share of couples ordered oppositely, are None where
+    nothing was decided; see `rewards.mixture.conflict_metrics`.
+    """
     rows = []
     for line in metrics:
-        couples = {name.rpartition("/")[0] for name in line if name.startswith(CONFLICT)}
-        for couple in sorted(couples):
+        for couple in sorted({name.rpartition("/")[0] for name in line if name.startswith(CONFLICT)}):
             first, _, second = couple.removeprefix(CONFLICT).partition(":")
-            correlation, disagreement = (
-                _first([line], f"{couple}/{what}") for what in ("rank_correlation", "disagreement")
-            )
-            rows.append(Conflict(iteration_of(line), first, second, correlation, disagreement))
+            measured = {
+                what: _first([line], f"{couple}/{what}") for what in ("rank_correlation", "disagreement")
+            }
+            rows.append({"iteration": iteration_of(line), "first": first, "second": second} | measured)
     return rows
 
 
-def improvement_rows(metrics: Sequence[Json]) -> list[Improvement]:
-    """One row for each iteration whose images an improvement model redrew."""
+def improvement_rows(metrics: Sequence[Json]) -> list[Json]:
+    """What an improvement model made of an iteration's images, one row an iteration; None: not measured."""
     rows = []
     for line in (line for line in metrics if line.get("phase") == "improve"):
         gains = {
@@ -221,9 +180,8 @@ def improvement_rows(metrics: Sequence[Json]) -> list[Improvement]:
             for name, value in line.items()
             if name.startswith("improve/reward/") and name.endswith("/gain") and value is not None
         }
-        names = ("images", "relative_distance", "feature_cosine", "feature_cosine_unrelated")
-        measured = {name: _first([line], f"improve/{name}") for name in names}
-        rows.append(Improvement(iteration_of(line), gains=gains, **measured))
+        measured = {name: _first([line], f"improve/{name}") for name in IMPROVED}
+        rows.append({"iteration": iteration_of(line), "gains": gains} | measured)
     return rows
 
 
@@ -233,12 +191,12 @@ def tail_mean(lines: Sequence[Json], name: str, iteration: int) -> float | None:
     return float(np.mean(values[-max(5, math.ceil(len(values) * TAIL)) :])) if values else None
 
 
-def _measure(summary: Summary, name: str, suite: SuiteResult, bootstrap: Bootstrap) -> None:
-    ids = np.array(suite.prompt_ids())[suite.scored]
+def _measure(summary: Summary, name: str, suite: SuiteResult, bootstrap: Json) -> None:
+    ids = list(np.array(suite.prompt_ids())[suite.scored])
     for scorer, values in suite.scores.items():
         mine = values[suite.scored]
         if np.isfinite(mine).any():
-            summary.rewards.setdefault(scorer, {})[name] = bootstrap_mean(mine, list(ids), **bootstrap)
+            summary.rewards.setdefault(scorer, {})[name] = bootstrap_mean(mine, ids, **bootstrap)
         if failed := int((~np.isfinite(mine)).sum()):
             counts = f"{failed} of {len(mine)} images"
             summary.problems.append(f"{name}: {scorer} could not score {counts}; they are left out.")
@@ -249,7 +207,7 @@ def _measure(summary: Summary, name: str, suite: SuiteResult, bootstrap: Bootstr
 
 
 def _compare(
-    summary: Summary, suites: Mapping[str, SuiteResult], name: str, other: str, bootstrap: Bootstrap
+    summary: Summary, suites: Mapping[str, SuiteResult], name: str, other: str, bootstrap: Json
 ) -> WinRate | None:
     """Win rate on the rows that both versions hold (same prompt, same image index, hence same noise)."""
     if other not in suites or summary.judge is None:
@@ -277,11 +235,19 @@ def _by_key(suite: SuiteResult, judge: str) -> dict[tuple[str, int], float]:
     }
 
 
-def _vendi_change(base: SuiteResult, last: SuiteResult, bootstrap: Bootstrap) -> Estimate | None:
+def _vendi_change(base: SuiteResult, last: SuiteResult, bootstrap: Json) -> Estimate | None:
     shared = [name for name in base.vendi if name in last.vendi]
     if not shared:
         return None
     return bootstrap_mean([last.vendi[name] - base.vendi[name] for name in shared], **bootstrap)
+
+
+def _history(record: RunRecord, summary: Summary) -> History:
+    """What the alarms look at, one snapshot an iteration (0: base)."""
+    numbers = {0, *map(iteration_of, record.metrics), *record.iterations}
+    snapshots = tuple(_snapshot(record, summary, number) for number in sorted(numbers))
+    method = summary.method
+    return History(snapshots, restraint=method.card.restraint, has_offline=method.has_offline)
 
 
 def _snapshot(record: RunRecord, summary: Summary, number: int) -> Snapshot:

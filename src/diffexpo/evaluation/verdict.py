@@ -117,15 +117,15 @@ def _tiles(summary: Summary) -> list[Tile]:
     name, final = summary.method.name, summary.final or ""
     tiles = [_rate_tile("Win rate vs base", summary.wins.get(final), "not available")]
     base, last = summary.vendi.get("base"), summary.vendi.get(final)
-    vendi = Tile("Diversity (Vendi)", "-", "not measured")
+    value, detail = "-", "not measured"
     if base is not None and last is not None:
-        detail = f"base \u2192 {name}, higher is more varied"
-        vendi = Tile("Diversity (Vendi)", f"{base[0]:.2f} \u2192 {last[0]:.2f}", detail)
-    distance = Tile("KL to the base", "-", "not measured")
+        value, detail = f"{base[0]:.2f} \u2192 {last[0]:.2f}", f"base \u2192 {name}, higher is more varied"
+    tiles.append(Tile("Diversity (Vendi)", value, detail))
+    value, detail = "-", "not measured"
     if final in summary.kl:
-        mean, low, high = map(digits, summary.kl[final])
-        distance = Tile("KL to the base", mean, f"nats per image, 95%: {low} to {high}")
-    tiles += [vendi, distance]
+        value, low, high = map(digits, summary.kl[final])
+        detail = f"nats per image, 95%: {low} to {high}"
+    tiles.append(Tile("KL to the base", value, detail))
     if summary.compares_offline:
         tiles.append(_rate_tile(f"{name} vs offline DPO", summary.against_baseline, "no baseline"))
     return tiles

@@ -13,28 +13,25 @@ EMBEDDED_OFFLINE = "emoji:offline"
 
 @dataclass(frozen=True)
 class Method:
-    """A run's method as its report describes it.
+    """A run's method as its report describes it: its card, and what this run does of it.
 
-    `has_pairs`: it learns from pairs of images. `has_agents`: two agents draw. `is_ranked`: rewards order
-    what was drawn. `has_reference`: the loss looks at a reference. `start_loss`: the loss where policy and
-    reference agree, None if that is no fixed number.
+    `has_agents`: two agents draw.
     """
 
-    name: str
+    card: MethodConfig
     story: str
     first_iterate: str
-    has_pairs: bool
     has_agents: bool
     has_negatives: bool
     has_offline: bool
     has_rewards: bool
-    is_ranked: bool
-    has_reference: bool
-    is_rollout: bool
     collects: bool
     compares_offline: bool
-    start_loss: float | None
-    restraint: str
+
+    @property
+    def name(self) -> str:
+        """Its name as papers write it."""
+        return self.card.title
 
     def label(self, version: str) -> str:
         """What an evaluated version is called: base, offline DPO, or the method with the iterate's number."""
@@ -52,27 +49,22 @@ def describe_method(config: Json) -> Method:
         A Method; `describe_method({}).name` is "EXPO".
     """
     explore, card = _group(config, "explore"), card_of(_group(config, "algorithm"))
-    is_rollout, has_pairs = card.draws_first, card.has_pairs
-    collects = is_rollout or int(explore.get("iterations", 5)) > 1
+    collects = card.draws_first or int(explore.get("iterations", 5)) > 1
     has_offline = _group(config, "offline").get("source", EMBEDDED_OFFLINE) is not None
-    has_agents = collects and not is_rollout and card.is_ranked and int(explore.get("agents", 2)) == 2
+    has_agents = collects and not card.draws_first and card.is_ranked and int(explore.get("agents", 2)) == 2
+    negatives = _group(explore, "negatives")
+    has_negatives = negatives.get("source", "") is not None and negatives.get("schedule", "linear") != "off"
     is_planned = bool(_group(config, "baseline").get("offline_dpo", False))
     return Method(
-        name=card.title,
-        story=card.story or _story(collects, is_rollout, has_pairs, has_agents),
+        card=card,
+        story=card.story or _story(card, collects, has_agents),
         first_iterate=_first_iterate(card, collects, has_offline),
-        has_pairs=has_pairs,
         has_agents=has_agents,
-        has_negatives=collects and _has_negatives(explore),
+        has_negatives=collects and has_negatives,
         has_offline=has_offline,
         has_rewards=bool(config.get("rewards", True)),
-        is_ranked=card.is_ranked,
-        has_reference=card.needs_reference,
-        is_rollout=is_rollout,
         collects=collects,
-        compares_offline=is_planned or (has_pairs and has_offline and collects),
-        start_loss=card.start_loss,
-        restraint=card.restraint,
+        compares_offline=is_planned or (card.has_pairs and has_offline and collects),
     )
 
 
@@ -87,21 +79,16 @@ def _group(config: Json, name: str) -> Json:
     return value if isinstance(value, dict) else {}
 
 
-def _has_negatives(explore: Json) -> bool:
-    negatives = _group(explore, "negatives")
-    return negatives.get("source", "") is not None and negatives.get("schedule", "linear") != "off"
-
-
-def _story(collects: bool, is_rollout: bool, has_pairs: bool, has_agents: bool) -> str:
+def _story(card: MethodConfig, collects: bool, has_agents: bool) -> str:
     """One sentence on how it learns."""
     if not collects:
-        return f"the model learns from given {'pairs' if has_pairs else 'images'}; nothing is drawn."
+        return f"the model learns from given {'pairs' if card.has_pairs else 'images'}; nothing is drawn."
     drawn = "two agents draw images" if has_agents else "the model draws images"
-    if has_pairs and is_rollout:
+    if card.has_pairs and card.draws_first:
         return f"{drawn}, rewards rank them, and the steps that led to the better of two become likelier."
-    if is_rollout:
+    if card.draws_first:
         return f"{drawn}, rewards score them, and the steps that led to good ones become likelier."
-    if has_pairs:
+    if card.has_pairs:
         return f"{drawn}, rewards rank them, the model learns from best and worst."
     return f"{drawn}, rewards score them, the model learns from images and scores."
 

@@ -18,6 +18,8 @@ from collections.abc import Hashable, Sequence
 import numpy as np
 from numpy.typing import ArrayLike
 
+from diffexpo.data.draws import positions_by
+
 GROUP_STD_FLOOR = 1e-4
 PROMPT_STD_FLOOR = 1e-6
 
@@ -42,7 +44,7 @@ def group_advantages(rewards: ArrayLike, groups: Sequence[Hashable], *, global_s
     rewards, labels = _checked("group_advantages", rewards, groups, "groups")
     overall = _mean_and_std(_finite(rewards))[1]
     advantages = np.full(rewards.shape, np.nan)
-    for members in _members(labels).values():
+    for members in positions_by(labels, lambda label: label):
         mean, std = _mean_and_std(_finite(rewards[members]))
         advantages[members] = (rewards[members] - mean) / ((overall if global_std else std) + GROUP_STD_FLOOR)
     return np.where(np.isfinite(rewards), advantages, np.nan)
@@ -92,8 +94,8 @@ class PerPromptStats:
         rewards, labels = _checked("PerPromptStats.update", rewards, prompts, "prompts")
         batch = _mean_and_std(_finite(rewards))
         advantages = np.full(rewards.shape, np.nan)
-        for prompt, members in _members(labels).items():
-            known = self._rewards.setdefault(prompt, deque(maxlen=self.buffer_size))
+        for members in positions_by(labels, lambda label: label):
+            known = self._rewards.setdefault(labels[members[0]], deque(maxlen=self.buffer_size))
             known.extend(_finite(rewards[members]))
             mean, std = batch if len(known) < self.min_count else _mean_and_std(list(known))
             advantages[members] = (rewards[members] - mean) / (std + PROMPT_STD_FLOOR)
@@ -112,14 +114,6 @@ def _checked(
             "reward and one label per image"
         )
     return rewards, plain
-
-
-def _members(labels: Sequence[Hashable]) -> dict[Hashable, list[int]]:
-    """Positions of each label, in order of appearance."""
-    members: dict[Hashable, list[int]] = {}
-    for index, label in enumerate(labels):
-        members.setdefault(label, []).append(index)
-    return members
 
 
 def _finite(rewards: np.ndarray) -> list[float]:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from diffexpo.config.schema import ExploreConfig, NegativeConfig
+from diffexpo.config.schema import ExploreConfig
 from diffexpo.types import WeightSets
 
 
@@ -27,31 +27,23 @@ class Agent:
     fingerprint: str
 
 
-def make_agents(weights: WeightSets, explore: ExploreConfig) -> list[Agent]:
+def make_agents(weights: WeightSets, explore: ExploreConfig, *, draws_first: bool = False) -> list[Agent]:
     """The agents of one collecting iteration, in the order in which they draw.
 
-    Args:
-        weights: Holds "main" (p_{t-1}) and "current" (p_t).
-        explore: Number of agents, images and who gets negative prompts.
-    Returns:
-        [main, exploration] for two agents, [exploration] with twice the images for one.
+    `weights` holds "main" (p_{t-1}) and "current" (p_t). A method that `draws_first` what it learns from has
+    p_{t-1} in "current", the main agent of iteration t as everywhere, and no other.
     """
-    negatives = explore.negatives
-    on = _uses_negatives(negatives)
-    images = explore.images_per_prompt
+    images, negatives = explore.images_per_prompt, explore.negatives
+    is_on = negatives.source is not None and negatives.schedule != "off"
+
+    def agent(name: str, version: str, count: int, uses_negatives: bool) -> Agent:
+        return Agent(name, version, count, uses_negatives, weights.fingerprint(version))
+
+    if draws_first:
+        return [agent("main", "current", images, is_on)]
     if explore.agents == 1:
-        return [Agent("exploration", "current", 2 * images, on, weights.fingerprint("current"))]
-    main = Agent("main", "main", images, on and negatives.agents == "both", weights.fingerprint("main"))
-    exploration = Agent("exploration", "current", images, on, weights.fingerprint("current"))
-    return [main, exploration]
-
-
-def one_agent(weights: WeightSets, explore: ExploreConfig) -> list[Agent]:
-    """The agent of a method that learns from its own trajectories: p_{t-1}, the main agent of iteration t as
-    everywhere."""
-    on = _uses_negatives(explore.negatives)
-    return [Agent("main", "current", explore.images_per_prompt, on, weights.fingerprint("current"))]
-
-
-def _uses_negatives(negatives: NegativeConfig) -> bool:
-    return negatives.source is not None and negatives.schedule != "off"
+        return [agent("exploration", "current", 2 * images, is_on)]
+    return [
+        agent("main", "main", images, is_on and negatives.agents == "both"),
+        agent("exploration", "current", images, is_on),
+    ]

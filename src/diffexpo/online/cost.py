@@ -45,15 +45,14 @@ def run_cost(config: RunConfig) -> Cost:
     first trains only if there is something offline to learn from.
     """
     explore, training, algorithm = config.explore, config.training, config.algorithm
-    has_first = algorithm.draws_first or algorithm.learns_from_offline(config)
-    trained = explore.iterations - (not has_first)
     collections = explore.iterations - (not algorithm.draws_first)
     images = collections * explore.prompts_per_iteration * algorithm.images_of_prompt(config)
-    updates = sum(training_cost(config, iteration) for iteration in range(1, explore.iterations + 1))
+    updates = [training_cost(config, iteration) for iteration in range(1, explore.iterations + 1)]
+    trained = sum(cost > 0 for cost in updates)
     extra = algorithm.stage_costs(config, images)
     return Cost(
         sampling=sampling_cost(config, images) + extra["drawing"],
-        training=updates + extra["training"],
+        training=sum(updates) + extra["training"],
         images=images * algorithm.versions_drawn,
         pairs_trained=trained * training.steps * training.batch_size,
         optimizer_steps=trained * training.steps,

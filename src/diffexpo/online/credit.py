@@ -28,6 +28,13 @@ def mixed_rewards(loop: Loop, groups: Sequence[Sequence[Sample]]) -> np.ndarray:
     return np.asarray(loop.ranking.mix(stack_rewards(groups)), dtype=np.float64)
 
 
+def scored_images(loop: Loop, iteration: int) -> list[tuple[Sample, float]]:
+    """Each image of the iteration with its one reward."""
+    groups = group_rows(loop.store.samples(iteration))
+    images = [sample for group in groups for sample in group]
+    return list(zip(images, mixed_rewards(loop, groups).ravel().tolist(), strict=True))
+
+
 def reward_metrics(loop: Loop, groups: Sequence[Sequence[Sample]]) -> dict[str, float]:
     """How many images cannot teach: those without a finite reward, and those of prompts whose images are all
     equal."""
@@ -46,17 +53,16 @@ def image_advantages(
 
     Running statistics are those of all collections so far, read from the store: there is no state besides it.
     """
-    groups = group_rows(loop.store.samples(iteration))
-    samples = [sample for group in groups for sample in group]
+    scored = scored_images(loop, iteration)
     if isinstance(kind, RunningAdvantage):
         stats = PerPromptStats(kind.buffer_size, kind.min_count)
         for number in range(1, iteration + 1):
-            earlier = group_rows(loop.store.samples(number))
-            prompts = [sample.prompt_id for group in earlier for sample in group]
-            advantages = stats.update(prompts, mixed_rewards(loop, earlier).ravel())
+            earlier = scored_images(loop, number)
+            prompts = [sample.prompt_id for sample, _ in earlier]
+            advantages = stats.update(prompts, [reward for _, reward in earlier])
     else:
-        labels = [sample.group for sample in samples]
-        rewards = mixed_rewards(loop, groups).ravel()
+        labels = [sample.group for sample, _ in scored]
+        rewards = [reward for _, reward in scored]
         advantages = group_advantages(rewards, labels, global_std=kind.global_std)
-    clipped = np.clip(advantages, -kind.clip, kind.clip)
-    return list(zip(samples, clipped.tolist(), strict=True))
+    clipped = np.clip(advantages, -kind.clip, kind.clip).tolist()
+    return [(sample, advantage) for (sample, _), advantage in zip(scored, clipped, strict=True)]

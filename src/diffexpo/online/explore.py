@@ -36,30 +36,24 @@ def linear_decay(iteration: int, iterations: int, initial: float) -> float:
         ConfigError: t < 1 or T < 1.
     Source: EXPO, section 5.2 ("linear decay"); values are ours.
     """
-    _check_iteration(iteration, iterations)
-    if iterations == 1:
-        return initial
-    return initial * max(0.0, 1.0 - (iteration - 1) / (iterations - 1))
+    return initial * (1.0 - _progress(iteration, iterations))
 
 
 def cosine_decay(iteration: int, iterations: int, initial: float) -> float:
     """Rate that falls along half a cosine from `initial` at iteration 1 to 0 at the last; 0.5 * initial
     half-way."""
-    _check_iteration(iteration, iterations)
-    if iterations == 1:
-        return initial
-    return initial * 0.5 * (1.0 + math.cos(math.pi * min(1.0, (iteration - 1) / (iterations - 1))))
+    return initial * 0.5 * (1.0 + math.cos(math.pi * _progress(iteration, iterations)))
 
 
 def constant(iteration: int, iterations: int, initial: float) -> float:
     """The same rate in every iteration (the papers' ablation: over-saturates colours late)."""
-    _check_iteration(iteration, iterations)
+    _progress(iteration, iterations)
     return initial
 
 
 def off(iteration: int, iterations: int, initial: float) -> float:
     """No negative prompts: 0 in every iteration."""
-    _check_iteration(iteration, iterations)
+    _progress(iteration, iterations)
     return 0.0
 
 
@@ -73,10 +67,8 @@ SCHEDULES: dict[str, Callable[[int, int, float], float]] = {
 
 @dataclass(frozen=True)
 class Request:
-    """One prompt to draw images for, with the negative prompt it carries (None: the empty prompt guides) and
-    the number of the size of its images among those of the policy: all candidates of a prompt share it,
-    because a ranking between shapes would be one of shapes.
-    """
+    """One prompt to draw images for, the negative prompt it carries (None: the empty prompt guides) and the
+    number of its images' size among the policy's, which they share: a ranking of shapes says nothing."""
 
     prompt: Prompt
     negative: str | None
@@ -90,10 +82,8 @@ def draw_prompts(prompts: Sequence[Prompt], iteration: int, count: int, seed: in
     Args:
         prompts: The pool; ids are unique.
         iteration: Collecting iteration, from 1.
-        count: Prompts an iteration draws.
+        count: Prompts an iteration draws, with another pass if the pool is smaller.
         seed: Run seed.
-    Returns:
-        `count` prompts (repeated with another pass if the pool is smaller), sorted by pass and id order.
     Raises:
         ConfigError: the pool is empty.
     """
@@ -114,16 +104,8 @@ def draw_prompts(prompts: Sequence[Prompt], iteration: int, count: int, seed: in
 def attach_negatives(
     prompts: Sequence[Prompt], negatives: Sequence[str], rate: float, iteration: int, seed: int
 ) -> list[Request]:
-    """Give each prompt a negative prompt with probability `rate`, keyed by prompt and position.
-
-    Args:
-        prompts: Prompts of this iteration.
-        negatives: The list D_N; with none, no prompt gets one.
-        rate: tau(t) in [0, 1].
-        iteration, seed: Names of the random numbers.
-    Returns:
-        One request a prompt, in order.
-    """
+    """One request a prompt, in order; each gets one of the negative prompts D_N, if there are any, with
+    probability `rate` = tau(t) in [0, 1], keyed by prompt and position."""
     requests = []
     for position, prompt in enumerate(prompts):
         key = (seed, iteration, "negative", prompt.id, position)
@@ -137,12 +119,8 @@ def choose_buckets(requests: Sequence[Request], shares: Sequence[float], seed: i
     """Give each request the size of its prompt, drawn with the given shares and keyed by the prompt: the same
     in every iteration.
 
-    Args:
-        requests: Of one iteration.
-        shares: Of the policy's sizes, not negative; only their ratios matter. One size draws nothing.
-        seed: Run seed.
-    Returns:
-        The requests in order; with shares (1, 0) all have size 0.
+    `shares` are those of the policy's sizes, not negative; only their ratios matter, and (1, 0) gives all
+    requests size 0. One size draws nothing.
     """
     if len(shares) == 1:
         return list(requests)
@@ -155,6 +133,8 @@ def choose_buckets(requests: Sequence[Request], shares: Sequence[float], seed: i
     return [replace(request, bucket=bucket_of(request.prompt)) for request in requests]
 
 
-def _check_iteration(iteration: int, iterations: int) -> None:
+def _progress(iteration: int, iterations: int) -> float:
+    """Share of the way from iteration 1 to the last one; 0 where there is one only."""
     if iteration < 1 or iterations < 1:
         raise ConfigError(f"iteration {iteration} of {iterations} - expected counting from 1")
+    return 0.0 if iterations == 1 else min(1.0, (iteration - 1) / (iterations - 1))

@@ -17,12 +17,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from diffexpo.data.rows import Pair, Sample
-from diffexpo.online.pairing import PairingReport
+from diffexpo.data.rows import Sample
+from diffexpo.online.pairing import Paired, pair_against
 from diffexpo.training.engine import Engine
 from diffexpo.types import Policy
 
-SOURCE, JUDGE, IMPROVER = "improved", "improver", "improver"
+Couple = tuple[str, Sample, Sample]
+IMPROVER = "improver"
 # Share of the distance between losers of different prompts below which a winner is its loser, and above which
 # it is unrelated.
 IDENTITY, UNRELATED = 0.05, 0.9
@@ -43,36 +44,36 @@ class Improving:
 
 
 @dataclass
-class ImprovedReport(PairingReport):
-    """What pairing kept and dropped; `dropped_filter` are pairs that the rewards did not agree with."""
+class ImprovedPairs(Paired):
+    """As of every pairing; `dropped_filter` are pairs that the rewards did not agree with."""
 
     dropped_filter: int = 0
 
     def describe(self) -> str:
         """One line for a person."""
         return (
-            f"{self.kept} pairs of {self.groups} prompts ({self.dropped_filter} that the rewards did not "
-            f"agree with, {self.dropped_nan} without finite latents or scores)"
+            f"{len(self.pairs)} pairs of {self.groups} prompts ({self.dropped_filter} that the rewards did "
+            f"not agree with, {self.dropped_nan} without finite latents or scores)"
         )
 
     def metrics(self) -> dict[str, float]:
         """As of every pairing, with the share that passed the filter."""
-        judged = max(self.kept + self.dropped_filter, 1)
+        judged = max(len(self.pairs) + self.dropped_filter, 1)
         return super().metrics() | {
             "pairs/dropped_filter": self.dropped_filter,
-            "pairs/filter_agrees": self.kept / judged,
+            "pairs/filter_agrees": len(self.pairs) / judged,
         }
 
 
-def couples(groups: Sequence[Sequence[Sample]]) -> list[tuple[int, Sample, Sample]]:
-    """(group, winner, loser) of every improved image, in the order of the groups."""
+def couples(groups: Sequence[Sequence[Sample]]) -> list[Couple]:
+    """(place, winner, loser) of every improved image, in the order of the groups."""
     found = []
     for index, samples in enumerate(groups):
         by_id = {sample.sample_id: sample for sample in samples}
+        improved = [sample for sample in samples if sample.improved_from is not None]
         found += [
-            (index, sample, by_id[sample.improved_from])
-            for sample in samples
-            if sample.improved_from is not None
+            (f"{index:06d}-{number:02d}", sample, by_id[str(sample.improved_from)])
+            for number, sample in enumerate(improved)
         ]
     return found
 
@@ -84,7 +85,7 @@ def make_improved_pairs(
     iteration: int,
     score: Callable[[Sequence[Sequence[Sample]]], np.ndarray] | None = None,
     min_margin: float = 0.0,
-) -> tuple[list[Pair], ImprovedReport]:
+) -> ImprovedPairs:
     """Pairs of one iteration, one for each improved image.
 
     Args:
@@ -94,31 +95,31 @@ def make_improved_pairs(
         score: Gaps (P,) between winner and loser of P couples of samples; None keeps all.
         min_margin: With `score`, the gap must exceed it.
     Returns:
-        (pairs, report). The margin is the gap, or 0 without `score`.
+        The pairs; the margin is the gap, or 0 without `score`.
     """
     found = couples(groups)
-    report = ImprovedReport(groups=len(groups))
-    gaps = np.zeros(len(found))
-    if score is not None and found:
-        gaps = score([[winner, loser] for _, winner, loser in found])
-    pairs: list[Pair] = []
-    counts: dict[int, int] = {}
-    for (group, winner, loser), gap in zip(found, gaps, strict=True):
-        place = counts[group] = counts.get(group, -1) + 1
+    paired = ImprovedPairs(groups=len(groups))
+    both = [[winner, loser] for _, winner, loser in found]
+    gaps = score(both) if score is not None and found else np.zeros(len(found))
+    for (place, winner, loser), gap in zip(found, gaps, strict=True):
         is_finite = all(np.isfinite(latent(sample.sample_id)).all() for sample in (winner, loser))
         if not is_finite or not np.isfinite(gap):
-            report.dropped_nan += 1
+            paired.dropped_nan += 1
         elif score is not None and not gap > min_margin:
-            report.dropped_filter += 1
+            paired.dropped_filter += 1
         else:
-            pairs.append(
-                _pair(winner, loser, f"pair-{iteration:04d}-{group:06d}-{place:02d}", iteration, float(gap))
+            pair = pair_against(
+                loser,
+                iteration,
+                place,
+                winner_id=winner.sample_id,
+                winner_agent=winner.agent,
+                judge=IMPROVER,
+                margin=float(gap),
+                source="improved",
             )
-            report.margins.append(float(gap))
-    report.kept = len(pairs)
-    report.winner_from = {IMPROVER: len(pairs)}
-    report.loser_from = {"exploration": len(pairs)}
-    return pairs, report
+            paired.pairs.append(pair)
+    return paired
 
 
 def relative_distance(winner: Tensor, loser: Tensor, prompts: Sequence[str]) -> tuple[float, float]:
@@ -145,7 +146,7 @@ def relative_distance(winner: Tensor, loser: Tensor, prompts: Sequence[str]) -> 
     return distance, distance / unrelated if unrelated > 0 else float("nan")
 
 
-def gain_metrics(pairs: Sequence[tuple[int, Sample, Sample]]) -> dict[str, float]:
+def gain_metrics(pairs: Sequence[Couple]) -> dict[str, float]:
     """For every reward the mean of winner minus loser and the share of winners above their loser (ties
     1/2)."""
     metrics: dict[str, float] = {}
@@ -173,19 +174,3 @@ def distance_warning(relative: float) -> str | None:
             "reconstruct, or train the improvement model longer"
         )
     return None
-
-
-def _pair(winner: Sample, loser: Sample, name: str, iteration: int, margin: float) -> Pair:
-    return Pair(
-        pair_id=name,
-        iteration=iteration,
-        prompt_id=winner.prompt_id,
-        prompt=winner.prompt,
-        winner_id=winner.sample_id,
-        loser_id=loser.sample_id,
-        judge=JUDGE,
-        margin=margin,
-        source=SOURCE,
-        winner_agent=winner.agent,
-        loser_agent=loser.agent,
-    )

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from functools import partial
+from itertools import combinations
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -21,11 +23,12 @@ from diffexpo.data.trajectories import (
     TransitionPairRef,
     TransitionRef,
     read_branch,
+    read_two_trajectories,
 )
 from diffexpo.diffusion.transitions import stochastic_grid
 from diffexpo.online.advantages import group_advantages
 from diffexpo.online.baseline import baseline_advantages
-from diffexpo.online.credit import image_advantages, mixed_rewards
+from diffexpo.online.credit import image_advantages, scored_images
 from diffexpo.online.loop import Loop
 from diffexpo.online.trajectories import chosen_steps, iteration_sampler, trajectories_of
 from diffexpo.online.units import group_rows, texts_of_row
@@ -41,7 +44,8 @@ class Batches(NamedTuple):
 
 def batches_of(loop: Loop, iteration: int) -> Batches:
     """The batches that an iteration trains on."""
-    return LOADERS[type(loop.config.algorithm.data)](loop, iteration)
+    data = loop.config.algorithm.data
+    return LOADERS[type(data)](loop, iteration, data)
 
 
 def sizes_of_images(loop: Loop) -> dict[str, tuple[int, int]]:
@@ -52,39 +56,40 @@ def sizes_of_images(loop: Loop) -> dict[str, tuple[int, int]]:
 # ---- images and pairs of them ------------------------------------------------------------------------------
 
 
-def _pairs(loop: Loop, iteration: int) -> Batches:
-    config, data = loop.config, loop.config.algorithm.data
-    assert isinstance(data, Pairs)
-    refs = PairSource(loop.store, config.hybrid).index(iteration)
-    loop.embeddings.add(["", *refs.prompts()])
-    loader = PairLoader(
+def _pairs(loop: Loop, iteration: int, data: Pairs) -> Batches:
+    batch_size = loop.config.training.batch_size
+    return Batches(pair_loader(loop, iteration, iteration, batch_size, data.contrast_pairs(batch_size)), {})
+
+
+def pair_loader(loop: Loop, iteration: int, until: int, batch_size: int, contrast: int = 0) -> PairLoader:
+    """Batches of the pairs that iteration `until` learns from."""
+    index = PairSource(loop.store, loop.config.hybrid).index(until)
+    loop.embeddings.add(["", *index.prompts()])
+    return PairLoader(
         loop.store,
-        refs,
+        index,
         loop.embeddings,
-        batch_size=config.training.batch_size,
-        run_seed=config.seed,
+        batch_size=batch_size,
+        run_seed=loop.config.seed,
         iteration=iteration,
-        contrast_per_batch=data.contrast_pairs(config.training.batch_size),
+        contrast_per_batch=contrast,
         sizes=sizes_of_images(loop),
     )
-    return Batches(loader, {})
 
 
-def _images(loop: Loop, iteration: int) -> Batches:
-    config, data, sizes = loop.config, loop.config.algorithm.data, sizes_of_images(loop)
-    assert isinstance(data, Images)
-    source = ScoredSource(
+def _images(loop: Loop, iteration: int, data: Images) -> Batches:
+    config, sizes = loop.config, sizes_of_images(loop)
+    index = ScoredSource(
         loop.store,
         config.hybrid,
         loop.ranking.mix,
-        lambda rewards, groups: group_advantages(rewards, groups, global_std=data.global_std),
+        partial(group_advantages, global_std=data.global_std),
         keep=data.keep,
         desirable_fraction=data.desirable_fraction,
         weigh=_weigher(loop.engine.algorithm),
         weigh_scope=data.weigh_scope,
         sizes=sizes,
-    )
-    index = source.index(iteration)
+    ).index(iteration)
     loop.embeddings.add(["", *index.prompts()])
     loader = ScoredLoader(
         loop.store,
@@ -108,30 +113,25 @@ def _weigher(algorithm: Algorithm) -> Weigh | None:
 # ---- transitions -------------------------------------------------------------------------------------------
 
 
-def _transitions(loop: Loop, iteration: int) -> Batches:
+def _transitions(loop: Loop, iteration: int, data: Transitions) -> Batches:
     """Transitions with the advantage of their image, or with its reward less a learned value; images without
     a score, or with an advantage of exactly 0, are left out."""
-    data, sampler = loop.config.algorithm.data, iteration_sampler(loop, iteration)
-    assert isinstance(data, Transitions)
+    sampler, trajectories = iteration_sampler(loop, iteration), trajectories_of(loop, iteration)
+    kind = data.advantage
     metrics: dict[str, float] = {}
-    trajectories = trajectories_of(loop, iteration)
-    if isinstance(data.advantage, PlainReward):
-        groups = group_rows(loop.store.samples(iteration))
-        rewards = mixed_rewards(loop, groups).ravel().tolist()
-        scored = list(zip((one for group in groups for one in group), rewards, strict=True))
+    if isinstance(kind, PlainReward):
+        scored = scored_images(loop, iteration)
     else:
-        scored = [pair for pair in image_advantages(loop, iteration, data.advantage) if pair[1] != 0]
+        scored = [image for image in image_advantages(loop, iteration, kind) if image[1] != 0]
     refs = [
-        ref
+        TransitionRef(sample.sample_id, _place(sample), index, advantage, *texts_of_row(sample))
         for sample, advantage in scored
         if np.isfinite(advantage)
-        for ref in _refs_of(loop, sampler, sample, advantage)
+        for index in chosen_steps(loop, sampler, sample.sample_id)
     ]
-    if isinstance(data.advantage, PlainReward) and data.advantage.baseline is not None and refs:
+    if isinstance(kind, PlainReward) and kind.baseline is not None and refs:
         grid = stochastic_grid(loop.policy.path, sampler)
-        refs, metrics = baseline_advantages(
-            loop, iteration, trajectories, refs, grid, data.advantage.baseline
-        )
+        refs, metrics = baseline_advantages(loop, iteration, trajectories, refs, grid, kind.baseline)
     loader = TransitionLoader(
         trajectories,
         refs,
@@ -145,25 +145,12 @@ def _transitions(loop: Loop, iteration: int) -> Batches:
     return Batches(loader, metrics)
 
 
-def _refs_of(loop: Loop, sampler: SamplerConfig, sample: Sample, advantage: float) -> list[TransitionRef]:
-    text, negative = texts_of_row(sample)
-    name, place = sample.sample_id, _place(sample)
-    return [
-        TransitionRef(name, place, index, advantage, text, negative)
-        for index in chosen_steps(loop, sampler, name)
-    ]
-
-
-def _transition_pairs(loop: Loop, iteration: int) -> Batches:
-    data = loop.config.algorithm.data
-    assert isinstance(data, TransitionPairs)
-    sampler = iteration_sampler(loop, iteration)
-    is_branched = data.source == "branches"
-    refs = (
-        _branches(loop, iteration, sampler)
-        if is_branched
-        else _refs_of_couples(loop, iteration, sampler, COUPLES[data.source](loop, iteration))
-    )
+def _transition_pairs(loop: Loop, iteration: int, data: TransitionPairs) -> Batches:
+    sampler, is_branched = iteration_sampler(loop, iteration), data.source == "branches"
+    if is_branched:
+        refs = _branches(loop, iteration, sampler)
+    else:
+        refs = _refs_of_couples(loop, iteration, sampler, COUPLES[data.source](loop, iteration))
     loader = TransitionPairLoader(
         trajectories_of(loop, iteration),
         refs,
@@ -173,7 +160,7 @@ def _transition_pairs(loop: Loop, iteration: int) -> Batches:
         run_seed=loop.config.seed,
         iteration=iteration,
         whole_pairs=data.whole_pairs,
-        **({"read": read_branch} if is_branched else {}),
+        read=read_branch if is_branched else read_two_trajectories,
     )
     return Batches(loader, {})
 
@@ -192,16 +179,12 @@ def _decided_couples(loop: Loop, iteration: int) -> list[Couple]:
 
 def _every_couple(loop: Loop, iteration: int) -> list[Couple]:
     """Every two scored images of a prompt."""
-    groups = group_rows(loop.store.samples(iteration))
-    couples = []
-    for group, rewards in zip(groups, mixed_rewards(loop, groups), strict=True):
-        usable = [sample for sample, reward in zip(group, rewards, strict=True) if np.isfinite(reward)]
-        couples += [
-            (f"{first.sample_id}+{second.sample_id}", first, second)
-            for number, first in enumerate(usable)
-            for second in usable[number + 1 :]
-        ]
-    return couples
+    usable = [sample for sample, reward in scored_images(loop, iteration) if np.isfinite(reward)]
+    return [
+        (f"{first.sample_id}+{second.sample_id}", first, second)
+        for group in group_rows(usable)
+        for first, second in combinations(group, 2)
+    ]
 
 
 COUPLES = {"decided": _decided_couples, "every": _every_couple}
@@ -211,12 +194,7 @@ def _refs_of_couples(
     loop: Loop, iteration: int, sampler: SamplerConfig, couples: Sequence[Couple]
 ) -> list[TransitionPairRef]:
     """The trained steps of two trajectories each, with the rewards of their images."""
-    groups = group_rows(loop.store.samples(iteration))
-    rewards = {
-        sample.sample_id: float(value)
-        for group, values in zip(groups, mixed_rewards(loop, groups), strict=True)
-        for sample, value in zip(group, values, strict=True)
-    }
+    rewards = {sample.sample_id: reward for sample, reward in scored_images(loop, iteration)}
     return [
         TransitionPairRef(
             pair_id,
@@ -255,7 +233,7 @@ def _place(sample: Sample) -> Place:
     return Place(sample.unit, sample.place[1])
 
 
-LOADERS: dict[type, Callable[[Loop, int], Batches]] = {
+LOADERS: dict[type, Callable[[Loop, int, Any], Batches]] = {
     Pairs: _pairs,
     Images: _images,
     Transitions: _transitions,

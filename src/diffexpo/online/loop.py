@@ -11,6 +11,8 @@ evaluation. Every stage looks at its manifest in the store, so the loop can die 
 
 from __future__ import annotations
 
+import shutil
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
@@ -25,12 +27,12 @@ from diffexpo.data.latents import PromptEmbeddings
 from diffexpo.data.store import Store
 from diffexpo.errors import ResumeError
 from diffexpo.online.improved_pairs import Improving
-from diffexpo.online.units import Score
-from diffexpo.training.checkpoint import read_tensors, remove_checkpoints, write_tensors
+from diffexpo.online.units import Score, Tick
+from diffexpo.training.checkpoint import read_tensors, write_tensors
 from diffexpo.training.distributed import World
 from diffexpo.training.engine import Engine
 from diffexpo.training.metrics import MetricsWriter
-from diffexpo.types import Policy, Prompt, StepJudge
+from diffexpo.types import Policy, Prompt, StepJudge, WeightSets
 
 
 class Bar(Protocol):
@@ -97,9 +99,7 @@ def run(loop: Loop, stages: Mapping[str, Stage], until: tuple[str, int] | None =
     """Run every stage that is not complete, in order.
 
     Args:
-        loop: The run.
-        stages: What runs each stage, by its name: `stages.STAGES`, and `evaluate`, which stands above this
-            room.
+        stages: What runs each stage: `stages.STAGES`, and `evaluate`, which stands above this room.
         until: Stop after this (stage, iteration), e.g. ("collect", 1).
     Raises:
         Interrupted: a signal arrived; everything up to here is saved.
@@ -135,12 +135,12 @@ def keep_iterate(loop: Loop, iteration: int, payload: Mapping[str, float]) -> No
     """Write "current" as p_t; the manifest, written last, makes the stage complete."""
     weights = loop.policy.weights
     if loop.world.rank == 0:
-        write_tensors(weights_path(loop, iteration), weights.state("current"))
+        write_tensors(kept_path(loop, "weights", iteration), weights.state("current"))
         loop.metrics.write_once(iteration, "train_summary", payload)
         loop.store.write_manifest(
             loop.lane + "train", iteration, {**payload, "weights": weights.fingerprint("current")}
         )
-        remove_checkpoints(loop.run_dir / "checkpoints" / f"iteration-{iteration:04d}")
+        shutil.rmtree(loop.run_dir / "checkpoints" / f"iteration-{iteration:04d}", ignore_errors=True)
     loop.world.barrier()
 
 
@@ -151,35 +151,82 @@ def load_iterates(loop: Loop, iteration: int) -> None:
 
 
 def load_iterate(loop: Loop, iteration: int, version: str) -> None:
-    """Put the trained weights of p_t in a version; p_0 is what the policy started with.
-
-    Raises:
-        ResumeError: the file is gone or does not hold what was trained.
-    """
+    """Put the trained weights of p_t in a version, as `load_trained` does; p_0 is what the policy started
+    with."""
     weights = loop.policy.weights
     if iteration == 0:
         weights.load(version, loop.initial)
         return
-    path = weights_path(loop, iteration)
+    path, fact = kept_path(loop, "weights", iteration), f"iteration {iteration} is complete"
+    load_trained(loop, weights, version, path, (loop.lane + "train", iteration), fact)
+
+
+def load_trained(
+    loop: Loop, weights: WeightSets, version: str, path: Path, stage: tuple[str, int], fact: str
+) -> None:
+    """Put a file's weights in a version; `fact` says why the file must be there.
+
+    Raises:
+        ResumeError: the file is gone or does not hold the weights that the stage's manifest names.
+    """
     if not path.exists():
-        raise ResumeError(
-            f"{path} is missing although iteration {iteration} is complete; restore it or start a new run"
-        )
+        raise ResumeError(f"{path} is missing although {fact}; restore it or start a new run")
     weights.load(version, read_tensors(path))
-    expected = loop.store.manifest(loop.lane + "train", iteration)["weights"]
-    if weights.fingerprint(version) != expected:
+    if weights.fingerprint(version) != loop.store.manifest(*stage)["weights"]:
         raise ResumeError(
             f"{path} does not hold the weights that were trained; restore it or start a new run"
         )
 
 
-def weights_path(loop: Loop, iteration: int) -> Path:
-    """Where p_t is kept."""
-    return loop.run_dir / "checkpoints" / f"weights-{iteration:04d}.safetensors"
+def kept_path(loop: Loop, name: str, iteration: int) -> Path:
+    """Where an iteration keeps tensors of a name: "weights" is p_t."""
+    return loop.run_dir / "checkpoints" / f"{name}-{iteration:04d}.safetensors"
+
+
+def read_kept(loop: Loop, name: str, iteration: int) -> dict[str, dict[str, Tensor]]:
+    """What `write_kept` wrote, group -> name -> tensor; empty where there is none."""
+    groups: dict[str, dict[str, Tensor]] = {}
+    path = kept_path(loop, name, iteration)
+    for key, tensor in (read_tensors(path) if path.exists() else {}).items():
+        group, _, inner = key.partition("/")
+        groups.setdefault(group, {})[inner] = tensor
+    return groups
+
+
+def write_kept(loop: Loop, name: str, iteration: int, groups: Mapping[str, Mapping[str, Tensor]]) -> None:
+    """Keep groups of tensors until the next iteration is trained; the first process writes them."""
+    if loop.world.rank == 0:
+        named = {f"{group}/{inner}": tensors[inner] for group, tensors in groups.items() for inner in tensors}
+        write_tensors(kept_path(loop, name, iteration), named)
+
+
+def draw_stage(
+    loop: Loop,
+    stage: str,
+    iteration: int,
+    ticks: int,
+    draw: Callable[[Tick], None],
+    measure: Callable[[], dict[str, float]],
+) -> None:
+    """Let every process draw its units, then let the first measure what was drawn; the manifest, written
+    last, makes the stage complete."""
+    if loop.world.rank == 0:
+        loop.store.discard_incomplete(stage, iteration)
+    loop.world.barrier()
+    began = time.monotonic()
+    with ticking(loop, f"{stage} {iteration}", ticks, "batches") as tick:
+        draw(tick)
+    loop.world.barrier()
+    if loop.world.rank == 0:
+        payload = measure()
+        payload[f"time/{stage}_s"] = time.monotonic() - began
+        loop.metrics.write_once(iteration, stage, payload)
+        loop.store.write_manifest(stage, iteration, payload)
+    loop.world.barrier()
 
 
 @contextmanager
-def ticking(loop: Loop, name: str, total: int, unit: str) -> Iterator[Callable[[], None]]:
+def ticking(loop: Loop, name: str, total: int, unit: str) -> Iterator[Tick]:
     with loop.console.phase(name, total, unit) as bar:
 
         def tick() -> None:

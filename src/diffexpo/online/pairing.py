@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
@@ -33,12 +34,9 @@ def best_and_worst(scores: Tensor, min_margin: float = 0.0) -> tuple[Tensor, Ten
     Source: EXPO algorithm 1 (best and worst of 2B); tie and margin rules are ours.
     """
     finite = torch.isfinite(scores)
-    high = torch.where(finite, scores, torch.full_like(scores, -torch.inf))
-    low = torch.where(finite, scores, torch.full_like(scores, torch.inf))
-    best, worst = high.argmax(dim=1), low.argmin(dim=1)
-    enough = finite.sum(dim=1) >= 2
-    gap = high.gather(1, best[:, None])[:, 0] - low.gather(1, worst[:, None])[:, 0]
-    return best, worst, enough & (gap > min_margin)
+    high, low = scores.masked_fill(~finite, -torch.inf), scores.masked_fill(~finite, torch.inf)
+    is_apart = high.amax(dim=1) - low.amin(dim=1) > min_margin
+    return high.argmax(dim=1), low.argmin(dim=1), (finite.sum(dim=1) >= 2) & is_apart
 
 
 def best_dominating(beats: Tensor, mixed: Tensor, min_margin: float = 0.0) -> tuple[Tensor, Tensor, Tensor]:
@@ -57,43 +55,41 @@ def best_dominating(beats: Tensor, mixed: Tensor, min_margin: float = 0.0) -> tu
     """
     gap = mixed[:, :, None] - mixed[:, None, :]
     allowed = beats & torch.isfinite(gap) & (gap > min_margin)
-    flat = torch.where(allowed, gap, torch.full_like(gap, -torch.inf)).flatten(1)
-    choice = flat.argmax(dim=1)
+    choice = gap.masked_fill(~allowed, -torch.inf).flatten(1).argmax(dim=1)
     return choice // mixed.shape[1], choice % mixed.shape[1], allowed.flatten(1).any(dim=1)
 
 
 @dataclass
-class PairingReport:
-    """What pairing kept and dropped, for metrics."""
+class Paired:
+    """The pairs of one iteration, and what was dropped of `groups` prompts; `agents` drew the images."""
 
-    groups: int = 0
-    kept: int = 0
+    groups: int
+    agents: frozenset[str] = frozenset()
+    pairs: list[Pair] = field(default_factory=list)
     dropped_tie: int = 0
     dropped_nan: int = 0
-    margins: list[float] = field(default_factory=list)
-    winner_from: dict[str, int] = field(default_factory=dict)
-    loser_from: dict[str, int] = field(default_factory=dict)
     winner_with_negative: int = 0
 
     def describe(self) -> str:
-        """One line for a person."""
-        return (
-            f"{self.kept} pairs of {self.groups} prompts ({self.dropped_tie} ties, {self.dropped_nan} "
-            f"without two scores), {self.winner_from.get('exploration', 0)} winners from the exploration "
-            "agent"
-        )
+        """One line for a person; it tells agents apart where there are two."""
+        dropped = f"{self.dropped_tie} ties, {self.dropped_nan} without two scores"
+        line = f"{len(self.pairs)} pairs of {self.groups} prompts ({dropped})"
+        if len(self.agents) < 2:
+            return line
+        explored = sum(pair.winner_agent == "exploration" for pair in self.pairs)
+        return f"{line}, {explored} winners from the exploration agent"
 
     def metrics(self) -> dict[str, float]:
         """Metric name -> value, as documented on the evaluation page."""
-        kept = max(self.kept, 1)
+        pairs, kept = self.pairs, max(len(self.pairs), 1)
         return {
-            "pairs/count": self.kept,
+            "pairs/count": len(pairs),
             "pairs/groups": self.groups,
             "pairs/dropped_ties": self.dropped_tie,
             "pairs/dropped_nan": self.dropped_nan,
-            "pairs/margin_mean": float(np.mean(self.margins)) if self.margins else 0.0,
-            "pairs/winner_from_exploration": self.winner_from.get("exploration", 0) / kept,
-            "pairs/loser_from_exploration": self.loser_from.get("exploration", 0) / kept,
+            "pairs/margin_mean": float(np.mean([pair.margin for pair in pairs])) if pairs else 0.0,
+            "pairs/winner_from_exploration": sum(p.winner_agent == "exploration" for p in pairs) / kept,
+            "pairs/loser_from_exploration": sum(p.loser_agent == "exploration" for p in pairs) / kept,
             "pairs/winner_from_negative": self.winner_with_negative / kept,
         }
 
@@ -108,7 +104,7 @@ def make_pairs(
     min_margin: float = 0.0,
     dominance: np.ndarray | None = None,
     uncertainty: np.ndarray | None = None,
-) -> tuple[list[Pair], PairingReport]:
+) -> Paired:
     """Pairs of one iteration, one at most for each group of candidates.
 
     Args:
@@ -116,86 +112,65 @@ def make_pairs(
         mixed: Mixed score (G, n), NaN where a candidate is out.
         iteration, seed: Names of the pair ids and of the contrast draw.
         judge: What ranked them, for the lineage.
-        min_margin: Smallest gap.
+        min_margin: The gap must exceed it.
         dominance: (G, n, n) bool: which candidate beats which under every reward; the winner must beat the
             loser (Pareto).
         uncertainty: Gamma of each candidate (G, n), stored with the pair.
     Returns:
-        (pairs, report). A pair also names a contrast couple, one image of the exploration agent and one of
-        the main agent drawn by key, whenever both agents drew for the prompt.
+        The pairs. Each also names a contrast couple, one image of the exploration agent and one of the main
+        agent drawn by key, whenever both agents drew for the prompt.
     """
     scores = torch.as_tensor(mixed, dtype=torch.float64)
     if dominance is None:
         best, worst, valid = best_and_worst(scores, min_margin)
     else:
         best, worst, valid = best_dominating(torch.as_tensor(dominance), scores, min_margin)
-    report = PairingReport(groups=len(groups))
-    pairs: list[Pair] = []
+    agents = frozenset(sample.agent for group in groups for sample in group)
+    paired = Paired(len(groups), agents)
     for index, samples in enumerate(groups):
         if not valid[index]:
             enough = int(torch.isfinite(scores[index]).sum()) >= 2
-            report.dropped_tie += enough
-            report.dropped_nan += not enough
+            paired.dropped_tie += enough
+            paired.dropped_nan += not enough
             continue
         w, l = int(best[index]), int(worst[index])
-        margin = float(scores[index, w] - scores[index, l])
-        gammas = (
-            (None, None)
-            if uncertainty is None
-            else (float(uncertainty[index, w]), float(uncertainty[index, l]))
+        explored, main = _contrast(samples, seed, iteration, index)
+        paired.winner_with_negative += bool(samples[w].negative_prompt)
+        pair = pair_against(
+            samples[l],
+            iteration,
+            f"{index:06d}",
+            winner_id=samples[w].sample_id,
+            winner_agent=samples[w].agent,
+            judge=judge,
+            margin=float(scores[index, w] - scores[index, l]),
+            source="online",
+            explored_id=explored,
+            main_id=main,
+            uncertainty_winner=None if uncertainty is None else float(uncertainty[index, w]),
+            uncertainty_loser=None if uncertainty is None else float(uncertainty[index, l]),
         )
-        contrast = _contrast(samples, seed, iteration, index)
-        pair_id = f"pair-{iteration:04d}-{index:06d}"
-        pairs.append(
-            _pair(pair_id, iteration, samples[w], samples[l], judge, margin, gammas=gammas, contrast=contrast)
-        )
-        _count(report, samples[w], samples[l], margin)
-    return pairs, report
+        paired.pairs.append(pair)
+    return paired
 
 
-def _pair(
-    pair_id: str,
-    iteration: int,
-    winner: Sample,
-    loser: Sample,
-    judge: str,
-    margin: float,
-    *,
-    gammas: tuple[float | None, float | None],
-    contrast: tuple[str | None, str | None],
-) -> Pair:
+def pair_against(loser: Sample, iteration: int, place: str, **columns: Any) -> Pair:
+    """The pair that an image lost; `place` tells it from the iteration's other pairs."""
     return Pair(
-        pair_id=pair_id,
+        pair_id=f"pair-{iteration:04d}-{place}",
         iteration=iteration,
-        prompt_id=winner.prompt_id,
-        prompt=winner.prompt,
-        winner_id=winner.sample_id,
+        prompt_id=loser.prompt_id,
+        prompt=loser.prompt,
         loser_id=loser.sample_id,
-        judge=judge,
-        margin=margin,
-        source="online",
-        winner_agent=winner.agent,
         loser_agent=loser.agent,
-        explored_id=contrast[0],
-        main_id=contrast[1],
-        uncertainty_winner=gammas[0],
-        uncertainty_loser=gammas[1],
+        **columns,
     )
 
 
-def _contrast(
-    samples: Sequence[Sample], seed: int, iteration: int, index: int
-) -> tuple[str | None, str | None]:
+def _contrast(samples: Sequence[Sample], seed: int, iteration: int, index: int) -> list[str | None]:
+    """An image of the exploration agent and one of the main agent; both None unless both agents drew."""
     ids: list[str | None] = []
     for agent in ("exploration", "main"):
         own = [sample.sample_id for sample in samples if sample.agent == agent]
         ids.append(own[keyed_choice(len(own), seed, iteration, "contrast", agent, index)] if own else None)
-    return (ids[0], ids[1]) if None not in ids else (None, None)
-
-
-def _count(report: PairingReport, winner: Sample, loser: Sample, margin: float) -> None:
-    report.kept += 1
-    report.margins.append(margin)
-    for counts, sample in ((report.winner_from, winner), (report.loser_from, loser)):
-        counts[sample.agent] = counts.get(sample.agent, 0) + 1
-    report.winner_with_negative += bool(winner.negative_prompt)
+    return [None, None] if None in ids else ids

@@ -9,14 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from diffexpo.data.rows import Pair, Preference, Sample
+from diffexpo.data.rows import Preference, Sample
 from diffexpo.data.store import Store
 from diffexpo.errors import DataError
-from diffexpo.online.pairing import PairingReport
+from diffexpo.online.pairing import Paired, pair_against
 from diffexpo.rng import keyed_choice
 from diffexpo.types import Prompt
-
-SOURCE = "self_play"
 
 
 def data_prompts(store: Store) -> list[Prompt]:
@@ -36,20 +34,13 @@ def data_images(store: Store) -> dict[str, list[str]]:
 
 def make_self_pairs(
     groups: Sequence[Sequence[Sample]], images: Mapping[str, Sequence[str]], *, iteration: int, seed: int
-) -> tuple[list[Pair], PairingReport]:
-    """Pairs of one iteration, one for each image drawn.
+) -> Paired:
+    """Pairs of one iteration, one for each image drawn; which of `images` (`data_images`) wins is keyed.
 
-    Args:
-        groups: Samples of each request; all samples of a group share the prompt.
-        images: `data_images`.
-        iteration, seed: Names of the pair ids and of the choice among a prompt's data images.
-    Returns:
-        (pairs, report).
     Raises:
         DataError: a prompt has no data image.
     """
-    report = PairingReport(groups=len(groups))
-    pairs: list[Pair] = []
+    paired = Paired(groups=len(groups))
     for group, samples in enumerate(groups):
         names = images.get(samples[0].prompt, ())
         if not names:
@@ -59,25 +50,15 @@ def make_self_pairs(
             )
         for place, sample in enumerate(samples):
             winner = names[keyed_choice(len(names), seed, iteration, "self-play", group, place)]
-            pairs.append(_pair(sample, winner, f"pair-{iteration:04d}-{group:06d}-{place:02d}", iteration))
-    report.kept = len(pairs)
-    report.margins = [0.0] * len(pairs)
-    report.winner_from = {"offline": len(pairs)}
-    report.loser_from = {"exploration": len(pairs)}
-    return pairs, report
-
-
-def _pair(loser: Sample, winner: str, name: str, iteration: int) -> Pair:
-    return Pair(
-        pair_id=name,
-        iteration=iteration,
-        prompt_id=loser.prompt_id,
-        prompt=loser.prompt,
-        winner_id=winner,
-        loser_id=loser.sample_id,
-        judge="data",
-        margin=0.0,
-        source=SOURCE,
-        winner_agent="offline",
-        loser_agent=loser.agent,
-    )
+            pair = pair_against(
+                sample,
+                iteration,
+                f"{group:06d}-{place:02d}",
+                winner_id=winner,
+                winner_agent="offline",
+                judge="data",
+                margin=0.0,
+                source="self_play",
+            )
+            paired.pairs.append(pair)
+    return paired

@@ -7,8 +7,7 @@ latents stay. Ratios are to the policy that drew the images, so they serve one i
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -20,13 +19,10 @@ from diffexpo.data.trajectories import Trajectories
 from diffexpo.diffusion.sampling import replay_transitions, sample_trajectory
 from diffexpo.diffusion.transitions import stochastic_grid
 from diffexpo.errors import TrainingError
-from diffexpo.online.baseline import baseline_path
 from diffexpo.online.branching import branch_unit
-from diffexpo.online.loop import Loop
-from diffexpo.online.units import Drawing, Tick, Unit, guidance_of, noise_of, texts_of_row, unit_inputs
+from diffexpo.online.loop import Loop, kept_path
+from diffexpo.online.units import Drawing, Tick, Unit, guidance_of, texts_of_row, unit_inputs
 from diffexpo.rng import keyed_seed
-from diffexpo.training.checkpoint import read_tensors, write_tensors
-from diffexpo.training.optimizer import OptimizerState
 from diffexpo.types import ChoosesSteps
 
 # Elsewhere than on the CPU the replay may take other kernels than the rollout did, which rounds differently.
@@ -77,37 +73,28 @@ def draw_and_keep(loop: Loop, trajectories: Trajectories, drawing: Drawing, unit
         if branches is not None:
             tensors = branch_unit(drawing, unit, branches, loop.step_judge, loop.ranking.mix, tick)
         else:
-            tensors = _draw(drawing, unit, tick, isinstance(data, Transitions) and data.needs_means)
+            conditioning, negative, noise = unit_inputs(drawing, unit)
+            path = sample_trajectory(
+                drawing.policy, conditioning, negative, drawing.sampler, noise, tick=tick
+            )
+            tensors = {"latents": path.latents, "log_probs": path.mean_log_probs}
+            if isinstance(data, Transitions) and data.needs_means:
+                tensors["means"] = path.means
     trajectories.write(unit.number, tensors)
     return tensors["latents"][-1]
 
 
-def _draw(drawing: Drawing, unit: Unit, tick: Tick, keeps_means: bool) -> dict[str, Tensor]:
-    keys, texts, negatives = unit_inputs(drawing, unit)
-    embeddings, sampler, policy = drawing.embeddings, drawing.sampler, drawing.policy
-    trajectory = sample_trajectory(
-        policy,
-        embeddings.select(texts),
-        guidance_of(embeddings, sampler, negatives),
-        sampler,
-        noise_of(policy, keys, unit.bucket),
-        tick=tick,
-    )
-    tensors = {"latents": trajectory.latents, "log_probs": trajectory.mean_log_probs}
-    return tensors | ({"means": trajectory.means} if keeps_means else {})
-
-
-def branch_metrics(loop: Loop, iteration: int, groups: Sequence[Sequence[Sample]]) -> dict[str, float]:
-    """Share of the branched steps that gave a pair; nothing where steps do not branch."""
+def branch_metrics(loop: Loop, iteration: int, samples: Sequence[Sample]) -> dict[str, float]:
+    """Share of the iteration's branched steps that gave a pair; nothing where steps do not branch."""
     branches = loop.config.algorithm.branches
     if branches is None:
         return {}
     random = random_steps(loop, iteration_sampler(loop, iteration))
     branched = sum(index >= branches.first_transition for index in random)
-    units = {sample.unit for group in groups for sample in group}
     trajectories = trajectories_of(loop, iteration)
+    units = {sample.unit for sample in samples}
     kept = sum(len(trajectories.part(unit, "branch_index")) for unit in units)
-    return {"pairs/kept_fraction": kept / max(1, branched * sum(map(len, groups)))}
+    return {"pairs/kept_fraction": kept / max(1, branched * len(samples))}
 
 
 # ---- training ----------------------------------------------------------------------------------------------
@@ -131,7 +118,6 @@ def check_replay(loop: Loop, iteration: int) -> None:
     for index in {random[0], random[-1]}:
         ends = trajectories.part(0, "latents", slice(index, index + 2)).to(policy.device)
         recorded = trajectories.part(0, "log_probs", slice(index, index + 1))[0]
-        conditioning = loop.embeddings.select(texts).to(policy.device)
         negative = guidance_of(loop.embeddings, sampler, negatives)
         with torch.no_grad(), loop.engine.autocast(), policy.weights.use("current"):
             replayed = replay_transitions(
@@ -140,7 +126,7 @@ def check_replay(loop: Loop, iteration: int) -> None:
                 torch.full((len(samples),), index),
                 ends[0],
                 ends[1],
-                conditioning,
+                loop.embeddings.select(texts).to(policy.device),
                 None if negative is None else negative.to(policy.device),
             ).log_prob.cpu()
         worst = float((replayed - recorded).abs().max())
@@ -153,37 +139,9 @@ def check_replay(loop: Loop, iteration: int) -> None:
             )
 
 
-def read_optimizer(loop: Loop, iteration: int) -> OptimizerState | None:
-    """The optimiser's state at the end of an iteration; None: there is none yet."""
-    path = optimizer_path(loop, iteration)
-    if not path.exists():
-        return None
-    state: dict[str, dict[str, Tensor]] = {}
-    for name, tensor in read_tensors(path).items():
-        kind, _, parameter = name.partition("/")
-        state.setdefault(kind, {})[parameter] = tensor
-    return state or None
-
-
-def optimizer_path(loop: Loop, iteration: int) -> Path:
-    """Where the optimiser's state at the end of an iteration is kept until the next one is trained."""
-    return loop.run_dir / "checkpoints" / f"optimizer-{iteration:04d}.safetensors"
-
-
-def keep_optimizer(loop: Loop, iteration: int, state: OptimizerState | None) -> None:
-    """Before the manifest: an iteration that is complete has its state."""
-    if loop.world.rank == 0:
-        flat: Mapping[str, Tensor] = {
-            f"{kind}/{name}": tensor
-            for kind, named in (state or {}).items()
-            for name, tensor in named.items()
-        }
-        write_tensors(optimizer_path(loop, iteration), flat)
-
-
 def forget(loop: Loop, iteration: int) -> None:
     """Remove what only the training of this iteration needed."""
     if loop.world.rank == 0:
         trajectories_of(loop, iteration).remove()
-        for path in (optimizer_path(loop, iteration - 1), baseline_path(loop, iteration - 1)):
-            path.unlink(missing_ok=True)
+        for name in ("optimizer", "baseline"):
+            kept_path(loop, name, iteration - 1).unlink(missing_ok=True)

@@ -38,6 +38,7 @@ Score = Callable[[Drawn, Sequence[str]], Mapping[str, np.ndarray]]
 """What was drawn and its prompts to scores (B,) by reward."""
 Tick = Callable[[], None]
 Draw = Callable[["Drawing", "Unit", Tick], Tensor]
+Key = Sequence[str | int]
 # In a row's sampler settings, of images drawn with merged adapters only.
 MERGED = "merged"
 
@@ -63,6 +64,16 @@ class Unit:
     def bucket(self) -> int:
         """Number of the size among those of the policy."""
         return self.items[0].request.bucket
+
+    @property
+    def prompts(self) -> list[str]:
+        """The plain prompts of its images, which rewards score them against."""
+        return [item.request.prompt.text for item in self.items]
+
+    @property
+    def negatives(self) -> list[str | None]:
+        """The negative prompts of its images; None where there is none, or the agent uses none."""
+        return [item.request.negative if self.agent.uses_negatives else None for item in self.items]
 
 
 @dataclass(frozen=True)
@@ -102,11 +113,9 @@ def make_units(agents: Sequence[Agent], requests: Sequence[Request], batch_size:
 
 def latents_of_unit(drawing: Drawing, unit: Unit, tick: Tick) -> Tensor:
     """Latents (B,C,h,w) of one unit, drawn with its agent's weights."""
-    keys, texts, negatives = unit_inputs(drawing, unit)
     with drawing.policy.weights.use(unit.agent.version, merged=drawing.merged):
-        return draw_latents(
-            drawing.policy, drawing.embeddings, drawing.sampler, keys, texts, negatives, tick, unit.bucket
-        )
+        conditioning, negative, noise = unit_inputs(drawing, unit)
+        return sample(drawing.policy, conditioning, negative, drawing.sampler, noise, tick=tick)
 
 
 def collect(
@@ -123,29 +132,24 @@ def collect(
     """Draw, score and store this process's units that are not in the store yet.
 
     Args:
-        drawing: Policy, embeddings, scorer and names of the random numbers.
         units: All units of the iteration; this process takes every `size`-th from `rank`.
-        store: Where shards go.
-        rank, size: This process among all.
         tick: Called after each network call and each unit.
         draw: Gives the latents of a unit, and may keep more of them than the store does.
         overlap: Score a unit while the next is drawn; changes time only.
     """
-    waiting: tuple[Unit, Tensor, tuple[int, int], Background[Mapping[str, np.ndarray]]] | None = None
+    waiting: list[tuple[Unit, Tensor, tuple[int, int], Background[Mapping[str, np.ndarray]]]] = []
 
     def score_in_turn(drawn: Drawn, prompts: Sequence[str]) -> Mapping[str, np.ndarray]:
         """For a `draw` that scores too: scorers are called one at a time, in the order of the units."""
-        if waiting is not None:
-            waiting[-1].wait()
+        for *_, scoring in waiting:
+            scoring.wait()
         return drawing.score(drawn, prompts)
 
     def keep() -> None:
-        nonlocal waiting
-        if waiting is None:
-            return
-        (unit, latents, size, scoring), waiting = waiting, None
-        rows = rows_of_unit(drawing, unit, scoring.result(), size)
-        store.append_unit(drawing.iteration, rank, unit.number, rows, latents)
+        while waiting:
+            unit, latents, shape, scoring = waiting.pop()
+            rows = rows_of_unit(drawing, unit, scoring.result(), shape)
+            store.append_unit(drawing.iteration, rank, unit.number, rows, latents)
 
     in_turn = replace(drawing, score=score_in_turn)
     try:
@@ -157,9 +161,9 @@ def collect(
             latents = draw(in_turn, unit, tick)
             images = drawing.policy.decode_latents(latents)
             keep()
-            score = partial(drawing.score, Drawn(latents, images), plain_texts(unit))
+            score = partial(drawing.score, Drawn(latents, images), unit.prompts)
             scoring = Background(score, name="scoring", in_background=overlap)
-            waiting = (unit, latents, (int(images.shape[-2]), int(images.shape[-1])), scoring)
+            waiting.append((unit, latents, (images.shape[-2], images.shape[-1]), scoring))
             if not overlap:
                 keep()
             tick()
@@ -176,42 +180,74 @@ def rows_of_unit(
     drawing: Drawing, unit: Unit, scores: Mapping[str, np.ndarray], size: tuple[int, int]
 ) -> list[Sample]:
     """The samples of one unit, whose images have a size (height, width)."""
+    settings = drawing.sampler.model_dump() | {"append_negatives": drawing.append_negatives}
+    if drawing.merged:
+        settings[MERGED] = True
+    agent, parts = unit.agent, (unit.items, unit.negatives, noise_keys(drawing, unit))
     return [
-        _sample(
-            drawing, unit, position, {name: float(values[position]) for name, values in scores.items()}, size
+        Sample(
+            sample_id=f"{drawing.iteration:04d}-{item.group:06d}-{agent.name}-{item.index:02d}",
+            iteration=drawing.iteration,
+            unit=unit.number,
+            group=item.group,
+            prompt_id=item.request.prompt.id,
+            prompt=item.request.prompt.text,
+            negative_prompt=negative,
+            agent=agent.name,
+            weights=agent.fingerprint,
+            seed_key=json.dumps(key),
+            batch_size=len(unit.items),
+            batch_position=position,
+            sampler=json.dumps(settings, sort_keys=True),
+            rewards=scores_at(scores, position),
+            model=drawing.model,
+            source="online",
+            height=size[0],
+            width=size[1],
         )
-        for position in range(len(unit.items))
+        for position, (item, negative, key) in enumerate(zip(*parts, strict=True))
     ]
 
 
-def unit_inputs(drawing: Drawing, unit: Unit) -> tuple[list[tuple[str | int, ...]], list[str], list[str]]:
-    """(name of the noise, text, text on the other side of guidance) of each image of a unit."""
-    keys = [_noise_key(drawing, unit.agent, item) for item in unit.items]
-    texts = [_prompt_text(drawing, unit.agent, item.request) for item in unit.items]
-    negatives = [_guidance_text(drawing, unit.agent, item.request) for item in unit.items]
-    return keys, texts, negatives
+def scores_at(scores: Mapping[str, np.ndarray], position: int) -> dict[str, float]:
+    """One image's score by reward."""
+    return {name: float(values[position]) for name, values in scores.items()}
 
 
-def plain_texts(unit: Unit) -> list[str]:
-    """The prompt of each image of a unit, which rewards score it against."""
-    return [item.request.prompt.text for item in unit.items]
+def noise_keys(drawing: Drawing, unit: Unit) -> list[Key]:
+    """What names the noise of each image of a unit."""
+    first = (drawing.seed, drawing.iteration, "collect", unit.agent.name)
+    return [(*first, item.request.prompt.id, item.group, item.index) for item in unit.items]
+
+
+def unit_inputs(drawing: Drawing, unit: Unit) -> tuple[Conditioning, Conditioning | None, NoiseSource]:
+    """Conditioning, the other side of guidance and noise of a unit."""
+    both = zip(unit.prompts, unit.negatives, strict=True)
+    texts, others = zip(*(texts_of(*one, drawing.append_negatives) for one in both), strict=True)
+    conditioning = drawing.embeddings.select(texts)
+    negative = guidance_of(drawing.embeddings, drawing.sampler, others)
+    return conditioning, negative, noise_of(drawing.policy, noise_keys(drawing, unit), unit.bucket)
+
+
+def texts_of(prompt: str, negative: str | None, appended: bool) -> tuple[str, str]:
+    """(text, text on the other side of guidance) of a prompt and its negative prompt."""
+    if not appended:
+        return prompt, negative or ""
+    return (f"{prompt}, {negative}" if negative else prompt), ""
 
 
 def was_merged(sample: Sample) -> bool:
-    """Whether a stored sample was drawn with adapters folded into the weights, and has to be drawn again
-    so."""
+    """Whether a sample was drawn with adapters folded into the weights, and has to be drawn again so."""
     return bool(sample.sampler_settings.get(MERGED, False))
 
 
 def texts_of_row(sample: Sample) -> tuple[str, str]:
-    """(text, text on the other side of guidance) that a stored sample was drawn with."""
-    append = bool(sample.sampler_settings["append_negatives"])
-    negative = sample.negative_prompt or ""
-    text = _append(sample.prompt, negative) if append and negative else sample.prompt
-    return text, "" if append else negative
+    """`texts_of` a stored sample."""
+    appended = bool(sample.sampler_settings["append_negatives"])
+    return texts_of(sample.prompt, sample.negative_prompt, appended)
 
 
-def noise_of(policy: Policy, keys: Sequence[Sequence[str | int]], bucket: int = 0) -> NoiseSource:
+def noise_of(policy: Policy, keys: Sequence[Key], bucket: int = 0) -> NoiseSource:
     """Noise of a batch of one of the policy's sizes; row i's comes from the generator named keys[i]."""
     return NoiseSource([torch_generator(*key) for key in keys], latent_shapes(policy)[bucket])
 
@@ -227,7 +263,7 @@ def draw_latents(
     policy: Policy,
     embeddings: PromptEmbeddings,
     sampler: SamplerConfig,
-    keys: Sequence[Sequence[str | int]],
+    keys: Sequence[Key],
     texts: Sequence[str],
     negatives: Sequence[str],
     tick: Tick,
@@ -272,11 +308,8 @@ def redraw(policy: Policy, embeddings: PromptEmbeddings, stored: Sample, tick: T
 
 
 def bucket_of_row(policy: Policy, stored: Sample) -> int:
-    """Number of the size of a stored sample's image among those of the policy.
-
-    Raises:
-        StoreError: the policy has no such size.
-    """
+    """Number of the size of a stored sample's image among those of the policy; a StoreError if it has no
+    such size."""
     if len(latent_shapes(policy)) == 1:
         return 0
     size, sizes = (stored.height, stored.width), image_sizes(policy)
@@ -293,79 +326,13 @@ def texts_needed(requests: Sequence[Request], append_negatives: bool) -> list[st
     """Every text whose embedding an iteration needs, the empty prompt first."""
     texts = [""]
     for request in requests:
-        texts.append(request.prompt.text)
-        if request.negative is not None:
-            texts.append(
-                _append(request.prompt.text, request.negative) if append_negatives else request.negative
-            )
+        prompt = request.prompt.text
+        texts += [prompt, *texts_of(prompt, request.negative, append_negatives)]
     return list(dict.fromkeys(texts))
 
 
 def group_rows(samples: Sequence[Sample]) -> list[list[Sample]]:
     """Candidates of each request in a fixed order (by group, then sample id), whatever order shards were
     written in."""
-    groups: dict[int, list[Sample]] = {}
-    for candidate in sorted(samples, key=lambda candidate: (candidate.group or 0, candidate.sample_id)):
-        groups.setdefault(candidate.group or 0, []).append(candidate)
-    return list(groups.values())
-
-
-def _noise_key(drawing: Drawing, agent: Agent, item: Item) -> tuple[str | int, ...]:
-    return (
-        drawing.seed,
-        drawing.iteration,
-        "collect",
-        agent.name,
-        item.request.prompt.id,
-        item.group,
-        item.index,
-    )
-
-
-def _negative_of(agent: Agent, request: Request) -> str | None:
-    return request.negative if agent.uses_negatives else None
-
-
-def _prompt_text(drawing: Drawing, agent: Agent, request: Request) -> str:
-    negative = _negative_of(agent, request)
-    if drawing.append_negatives and negative:
-        return _append(request.prompt.text, negative)
-    return request.prompt.text
-
-
-def _guidance_text(drawing: Drawing, agent: Agent, request: Request) -> str:
-    return "" if drawing.append_negatives else (_negative_of(agent, request) or "")
-
-
-def _append(prompt: str, negative: str) -> str:
-    return f"{prompt}, {negative}"
-
-
-def _sample(
-    drawing: Drawing, unit: Unit, position: int, rewards: dict[str, float], size: tuple[int, int]
-) -> Sample:
-    item, agent = unit.items[position], unit.agent
-    key = _noise_key(drawing, agent, item)
-    settings = drawing.sampler.model_dump() | {"append_negatives": drawing.append_negatives}
-    if drawing.merged:
-        settings[MERGED] = True
-    return Sample(
-        sample_id=f"{drawing.iteration:04d}-{item.group:06d}-{agent.name}-{item.index:02d}",
-        iteration=drawing.iteration,
-        unit=unit.number,
-        group=item.group,
-        prompt_id=item.request.prompt.id,
-        prompt=item.request.prompt.text,
-        negative_prompt=_negative_of(agent, item.request),
-        agent=agent.name,
-        weights=agent.fingerprint,
-        seed_key=json.dumps(list(key)),
-        batch_size=len(unit.items),
-        batch_position=position,
-        sampler=json.dumps(settings, sort_keys=True),
-        rewards=rewards,
-        model=drawing.model,
-        source="online",
-        height=size[0],
-        width=size[1],
-    )
+    ordered = sorted(samples, key=lambda sample: (sample.group or 0, sample.sample_id))
+    return [list(same) for _, same in groupby(ordered, key=lambda sample: sample.group or 0)]

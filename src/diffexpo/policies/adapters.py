@@ -70,7 +70,6 @@ class LoraWeightSets(Versions):
         """Inside the block the network runs with that version; the previous one comes back afterwards.
 
         Args:
-            name: The version.
             merged: Run with W' = W + alpha / rank B A in place of W and B, A: fewer kernels, another
                 rounding. W' is made in float32 and held in W's type; afterwards W itself is back, not W'
                 minus the update. Meanwhile the version cannot be changed. Without an adapter nothing changes.
@@ -79,7 +78,7 @@ class LoraWeightSets(Versions):
                 convolution).
         """
         name = self._stand_in or name
-        previous, adapter = (self._active, self._folded), self._adapter(name)
+        previous, adapter = (self._active, self._folded), self._known(name)
         to_fold = adapter if merged else None
         try:
             if to_fold is not None:
@@ -97,7 +96,7 @@ class LoraWeightSets(Versions):
         A version that equals the base by having no adapter is copied as such; onto "current" it is the
         initial adapter (B = 0).
         """
-        adapter = self._adapter(source)
+        adapter = self._known(source)
         self._refuse_change(target)
         if source == target:
             return
@@ -109,16 +108,12 @@ class LoraWeightSets(Versions):
 
     def _tensors(self, name: str) -> Mapping[str, Tensor]:
         """For the base they are those of the initial adapter, whose B is 0."""
-        adapter = self._adapter(name)
+        adapter = self._known(name)
         return self._initial_state() if adapter is None else self._parameters(adapter)
 
     def _writable(self, name: str) -> str | None:
         if self._versions.get(name) is None:
             self._add(name)
-        return self._versions[name]
-
-    def _adapter(self, name: str) -> str | None:
-        self._check_known(name)
         return self._versions[name]
 
     def _refuse_change(self, name: str) -> None:
@@ -247,12 +242,10 @@ def check_targets(network: nn.Module, targets: tuple[str, ...]) -> None:
     names = [f".{name}" for name, _ in network.named_modules() if name]
     bound = {target: any(name.endswith(f".{target}") for name in names) for target in targets}
     if not any(bound.values()):
-        endings = {
-            ending
-            for name, module in network.named_modules()
-            if isinstance(module, (nn.Linear, nn.Conv2d))
-            for ending in (name.rsplit(".", 1)[-1], ".".join(name.split(".")[-2:]))
-        }
+        layers = [
+            name for name, module in network.named_modules() if isinstance(module, nn.Linear | nn.Conv2d)
+        ]
+        endings = {".".join(name.split(".")[-count:]) for name in layers for count in (1, 2)}
         near = (difflib.get_close_matches(target, endings, n=3, cutoff=0.4) for target in targets)
         shown = list(dict.fromkeys(itertools.chain(*near))) or sorted(endings)[:8]
         raise PolicyError(

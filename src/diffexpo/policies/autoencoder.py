@@ -6,7 +6,6 @@ import torch
 from diffusers import ModelMixin
 from torch import Tensor
 
-from diffexpo.config.schema import ModelConfig
 from diffexpo.errors import PolicyError
 
 # Images the autoencoder decodes in one call: few enough for a CPU's cache (a quarter faster than 64) and a
@@ -20,22 +19,17 @@ def vae_factor(vae: ModelMixin) -> int:
     return 2 ** (len(widths) - 1)
 
 
-def use_slices_and_tiles(vae: ModelMixin, model: ModelConfig) -> None:
-    """Decode one image at a time, or each in tiles, as `model.vae_slicing` and `model.vae_tiling` say."""
-    if model.vae_slicing:
-        vae.enable_slicing()
-    if model.vae_tiling:
-        vae.enable_tiling()
-
-
 def decode_with(vae: ModelMixin, latents: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
     """Scaled latents (B,C,h,w) to float32 images (B,3,H,W) clamped to [0, 1].
 
     Latents of a half-precision denoiser (`dtype`) are checked: a value beyond its range spoils an image. In
     float32 an image that is not finite is excluded where it is scored.
+
+    Raises:
+        PolicyError: says how many images are spoilt and what to do.
     """
     if dtype != torch.float32:
-        check_finite(latents, dtype)
+        _check_finite(latents, dtype)
     shift = vae.config.get("shift_factor") or 0.0
     unscaled = latents.to(vae.dtype) / vae.config.scaling_factor + shift
     with torch.no_grad():
@@ -43,12 +37,8 @@ def decode_with(vae: ModelMixin, latents: Tensor, dtype: torch.dtype = torch.flo
     return (decoded.float() / 2 + 0.5).clamp(0, 1)
 
 
-def check_finite(latents: Tensor, dtype: torch.dtype) -> None:
-    """Refuse latents of a half-precision denoiser that are not finite.
-
-    Raises:
-        PolicyError: says how many images are spoilt and what to do.
-    """
+def _check_finite(latents: Tensor, dtype: torch.dtype) -> None:
+    """Raise PolicyError if latents of a half-precision denoiser are not finite."""
     spoilt = ~torch.isfinite(latents).flatten(1).all(dim=1)
     if bool(spoilt.any()):
         name = str(dtype).removeprefix("torch.")

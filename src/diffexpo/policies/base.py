@@ -8,19 +8,13 @@ from diffexpo.config.families import FAMILIES, Family
 from diffexpo.config.schema import ModelConfig, TuningConfig
 from diffexpo.errors import ConfigError, PolicyError
 from diffexpo.phases import phase
-from diffexpo.policies.autoencoder import use_slices_and_tiles, vae_factor
+from diffexpo.policies.autoencoder import vae_factor
 from diffexpo.policies.family import FamilyPolicy, Loading
-from diffexpo.policies.loading import (
-    ModelFolder,
-    component_folder,
-    read_json,
-    read_model_folder,
-    resolve_folder,
-)
-from diffexpo.policies.sizes import Shape, bucket_shapes, check_areas
-from diffexpo.policies.speed import apply_speed_settings
+from diffexpo.policies.loading import component_folder, read_json, read_model_folder, resolve_folder
+from diffexpo.policies.sizes import bucket_shapes, check_areas
+from diffexpo.policies.weights import apply_speed_settings
 
-# Parts of pipeline class names that tell another task.
+# Parts of pipeline class names that tell another task than text to image.
 OTHER_TASKS = {
     "Inpaint": "an inpainting model",
     "Img2Img": "an image-to-image model or a refiner",
@@ -66,9 +60,11 @@ def load_policy(
     folder = read_model_folder(path, model.variant)
     card = FAMILIES.get(folder.pipeline_class)
     if card is None:
+        what = next((what for part, what in OTHER_TASKS.items() if part in folder.pipeline_class), None)
         raise PolicyError(
             f"{path}: model family {folder.pipeline_class!r} is unknown; expected one of "
-            f"{', '.join(FAMILIES)}{_other_task(folder.pipeline_class)}"
+            + ", ".join(FAMILIES)
+            + (f". This one is {what}; take the text-to-image base model" if what else "")
         )
     _refuse_text_settings(card, model)
     ask = Loading(card, folder, model, tuning, seed, gradient_checkpointing)
@@ -76,27 +72,16 @@ def load_policy(
     _ = ask.files
     # Only this family's code is imported: each brings networks of its own, a second for all of them.
     policy: FamilyPolicy = import_module(f"diffexpo.policies.{card.name}").load(ask)
-    use_slices_and_tiles(policy.vae, model)
+    if model.vae_slicing:
+        policy.vae.enable_slicing()
+    if model.vae_tiling:
+        policy.vae.enable_tiling()
     apply_speed_settings(model, policy.weights, policy.device)
-    policy.latent_shapes = _shapes(folder, model, policy)
-    return policy
-
-
-def _shapes(folder: ModelFolder, model: ModelConfig, policy: FamilyPolicy) -> tuple[Shape, ...]:
-    """Shapes of the latents of all sizes of a run's images; see `Policy` and `HasBuckets`."""
-    if not model.buckets:
-        return (policy.latent_shape,)
-    where, factor = str(folder.path), vae_factor(policy.vae)
-    shapes = bucket_shapes(policy.card, policy.weights.network, policy.latent_shape, factor, model, where)
+    network, factor = policy.weights.network, vae_factor(policy.vae)
+    policy.latent_shapes = bucket_shapes(card, network, policy.latent_shape, factor, model, str(path))
     if read_json(component_folder(folder, "scheduler") / "scheduler_config.json").get("use_dynamic_shifting"):
-        check_areas(shapes, where)
-    return shapes
-
-
-def _other_task(pipeline_class: str) -> str:
-    """What a known kind of model is for, when it is not text to image."""
-    what = next((what for part, what in OTHER_TASKS.items() if part in pipeline_class), None)
-    return f". This one is {what}; take the text-to-image base model" if what else ""
+        check_areas(policy.latent_shapes, str(path))
+    return policy
 
 
 def _refuse_text_settings(card: Family, model: ModelConfig) -> None:

@@ -20,12 +20,11 @@ from diffexpo.config.families import FAMILIES, Family
 from diffexpo.config.schema import ModelConfig, TuningConfig
 from diffexpo.errors import PolicyError
 from diffexpo.policies.autoencoder import vae_factor
+from diffexpo.policies.copies import tensors_of
 from diffexpo.policies.family import class_of
-from diffexpo.policies.frozen import tensors_of
 from diffexpo.policies.loading import DTYPES, ModelFolder, component_folder, read_json
-from diffexpo.policies.sizes import Shape, bucket_shapes, latent_size, patch_of
+from diffexpo.policies.sizes import Shape, Size, bucket_shapes, latent_shape
 from diffexpo.policies.text import read_sequence_length
-from diffexpo.policies.weights import inert_parameters
 
 Described = Mapping[str, tuple[str, Mapping[str, object]]]
 """Component -> (class, settings)."""
@@ -46,13 +45,12 @@ class Blueprint:
     """A base model on the meta device.
 
     Args:
-        card: Its family's.
         source: Where the settings come from, in words.
-        networks: By component.
         dtype: Precision of denoiser and text encoders; the autoencoder is always float32.
         latent_shape: (C, h, w) of one latent, the largest where images have several sizes.
         text_tokens: Length of the text that the denoiser sees.
         image_sizes: (height, width) of all sizes in pixels, the first one first.
+        components: What each network occupies without adapters.
     """
 
     card: Family
@@ -61,57 +59,32 @@ class Blueprint:
     dtype: torch.dtype
     latent_shape: Shape
     text_tokens: int
-    image_sizes: tuple[tuple[int, int], ...] = ()
-
-    @property
-    def denoiser_name(self) -> str:
-        return self.card.denoiser[0]
+    image_sizes: tuple[Size, ...]
+    components: tuple[Component, ...]
 
     @property
     def denoiser(self) -> ModelMixin:
-        return self.networks[self.denoiser_name]
+        return self.networks[self.card.denoiser[0]]
 
     @property
-    def image_size(self) -> tuple[int, int]:
-        """(height, width) in pixels."""
-        factor = vae_factor(self.networks["vae"])
-        return self.latent_shape[1] * factor, self.latent_shape[2] * factor
-
-    def components(self) -> list[Component]:
-        """What is held in memory while a run lasts."""
-        return [
-            Component(
-                name,
-                sum(parameter.numel() for parameter in network.parameters()),
-                sum(tensor.nbytes for tensor in tensors_of(network)),
-                str(next(network.parameters()).dtype).removeprefix("torch."),
-            )
-            for name, network in self.networks.items()
-        ]
+    def image_size(self) -> Size:
+        """The largest of all sizes."""
+        return max(self.image_sizes, key=math.prod)
 
 
 def read_described(index: ModelFolder, card: Family) -> Described:
     """Classes and settings of the networks of a folder, from its JSON files."""
-    found = {}
-    for name in card.parts:
-        if name in (*card.text_encoders,)[1:] and not index.has(name):
-            continue
-        settings = read_json(component_folder(index, name) / "config.json")
-        found[name] = (index.index[name][1], settings)
-    return found
+    names = [name for name in card.parts if index.has(name) or name not in (*card.text_encoders,)[1:]]
+    files = {name: component_folder(index, name) / "config.json" for name in names}
+    return {name: (index.index[name][1], read_json(file)) for name, file in files.items()}
 
 
 def make_blueprint(
     card: Family, described: Described, model: ModelConfig, where: str, source: str
 ) -> Blueprint:
-    """Every network of a base model on the meta device, in its precision.
+    """Every network of a base model on the meta device, in its precision. `where` names the model; a folder
+    may say how many tokens of text it was trained with.
 
-    Args:
-        card: Of its family.
-        described: Classes and settings of its networks.
-        model: Precision, resolution and text encoders.
-        where: The model, for messages; a folder may say how many tokens of text it was trained with.
-        source: Where the settings come from, in words.
     Raises:
         PolicyError: a configuration that its class refuses.
         ConfigError: a size that the model cannot draw.
@@ -126,15 +99,17 @@ def make_blueprint(
     factor = vae_factor(vae)
     # Where no file names a size the pipeline's default is 1024 pixels (FLUX).
     sample = denoiser.config.get("sample_size") or 1024 // factor
-    size = latent_size(sample, vae, where, model.resolution, patch_of(card, denoiser))
-    shape = (vae.config.latent_channels, *size)
+    shape = latent_shape(card, denoiser, vae, model, where, sample)
     shapes = bucket_shapes(card, denoiser, shape, factor, model, where)
-    text_tokens = card.text_tokens and read_sequence_length(folder, model, card.text_tokens)
+    text_tokens = read_sequence_length(folder, model, card.text_tokens)
     if card.has_clip_states:
         text_tokens += networks["text_encoder"].config.max_position_embeddings
-    dtype = DTYPES[model.dtype]
+    dtype, components = DTYPES[model.dtype], []
     for name, network in networks.items():
-        network.to(torch.float32 if name == "vae" else dtype).eval().requires_grad_(False)
+        own = torch.float32 if name == "vae" else dtype
+        network.to(own).eval().requires_grad_(False)
+        held = sum(tensor.nbytes for tensor in tensors_of(network))
+        components.append(Component(name, network.num_parameters(), held, str(own).removeprefix("torch.")))
     return Blueprint(
         card=card,
         source=source,
@@ -143,6 +118,7 @@ def make_blueprint(
         latent_shape=max(shapes, key=math.prod),
         text_tokens=text_tokens,
         image_sizes=tuple((height * factor, width * factor) for _, height, width in shapes),
+        components=tuple(components),
     )
 
 
@@ -170,8 +146,9 @@ def make_trainable(blueprint: Blueprint, tuning: TuningConfig) -> int:
     """
     network = blueprint.denoiser
     if tuning.kind == "full":
-        inert = inert_parameters(blueprint.card, network)
-        trained = [value for name, value in network.named_parameters() if name not in inert]
+        named = dict(network.named_parameters())
+        inert = blueprint.card.inert_parameters(network.config, named)
+        trained = [value for name, value in named.items() if name not in inert]
     else:
         targets = tuning.lora.target_modules or blueprint.card.lora_targets
         config = LoraConfig(r=tuning.lora.rank, lora_alpha=tuning.lora.rank, target_modules=list(targets))

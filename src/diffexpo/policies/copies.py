@@ -1,18 +1,28 @@
-"""Versions of the trainable weights as whole copies of the network, for full fine-tuning."""
+"""Versions of the trainable weights as whole copies of the network, for full fine-tuning; frozen copies can
+take less of the device's memory, with the same results bit for bit.
+
+Under autocast the weights of linear and convolution layers are cast to half precision whenever they run. A
+copy that only runs there may hold exactly those tensors in half precision: casting them once or each time
+rounds alike. All others (normalisation, embeddings, free parameters) stay as they are, because autocast
+leaves them alone. And a copy that seldom runs may lie in main memory and be moved in for as long as it does.
+"""
 
 from __future__ import annotations
 
 import copy as copies
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext
 
 import torch
 from diffusers import ModelMixin
 from torch import Tensor, nn
 
 from diffexpo.errors import PolicyError
-from diffexpo.policies.frozen import lower_precision, moved_to
 from diffexpo.policies.states import BASE, CURRENT, REFERENCE, Versions
+
+# Exact classes: a subclass may read its weights in another way than by the operations that autocast casts
+# for.
+CAST_LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
 class CopyWeightSets(Versions):
@@ -22,16 +32,12 @@ class CopyWeightSets(Versions):
     in place, so copying one frozen version to another name shares the module; a copy is made only when values
     differ.
 
-    With a `reference_dtype` other than float32 the module of "reference" alone holds, in that type, what
-    autocast would cast to it anyway; the base then lies in main memory while it does not run. With
-    `parks_copies` all frozen versions do.
-
     Args:
         network: The denoiser; every parameter becomes trainable except the inert ones.
         inert: Name prefixes of parameters that no gradient can reach.
         reference_dtype: Of the tensors of "reference" that autocast casts. In half precision that version
             runs under autocast of the same type only, where it predicts the same bits as in float32; it
-            cannot be copied from.
+            cannot be copied from, and the base lies in main memory while it does not run.
         parks_copies: Versions other than "current" lie in main memory and are moved to the device for as long
             as they run.
     """
@@ -49,7 +55,7 @@ class CopyWeightSets(Versions):
         network.eval().requires_grad_(False)
         self.base_module = base = copies.deepcopy(network)
         self._inert = inert
-        self._reference_dtype = reference_dtype
+        self._reference_dtype, self._half = reference_dtype, str(reference_dtype).removeprefix("torch.")
         self._parks_copies = parks_copies
         self._device = next(network.parameters()).device
         self._lowered: nn.Module | None = None
@@ -66,9 +72,8 @@ class CopyWeightSets(Versions):
 
     @contextmanager
     def use(self, name: str, *, merged: bool = False) -> Iterator[None]:
-        """Inside the block the network is that version; the previous one comes back afterwards.
-
-        A version is a whole network here, so `merged` changes nothing.
+        """Inside the block the network is that version; the previous one comes back afterwards. `merged`
+        changes nothing.
 
         Raises:
             PolicyError: no such version; a reference in half precision elsewhere than under autocast of its
@@ -76,11 +81,18 @@ class CopyWeightSets(Versions):
         """
         name = self._stand_in or name
         module = self._module(name)
-        if module is self._lowered:
-            self._check_autocast()
+        device, dtype = self._device.type, self._reference_dtype
+        if module is self._lowered and not (
+            torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device) == dtype
+        ):
+            raise PolicyError(
+                f"weights 'reference': held in {self._half}, which equals float32 under autocast of "
+                "that type only; run it there, or set tuning.reference_dtype=float32"
+            )
         previous, self._active = self._active, name
         try:
-            with self._at_hand(module):
+            must_move = self._is_parked(module) and not self._is_moved(module)
+            with moved_to(module, self._device) if must_move else nullcontext():
                 yield
         finally:
             self._active = previous
@@ -93,7 +105,7 @@ class CopyWeightSets(Versions):
             return
         if module is self._lowered:
             raise PolicyError(
-                f"weights {source!r}: held in {self._type_name()}, so its exact values are not here; copy "
+                f"weights {source!r}: held in {self._half}, so its exact values are not here; copy "
                 "the version it was made from"
             )
         if CURRENT in (source, target):
@@ -112,15 +124,12 @@ class CopyWeightSets(Versions):
             # forward.
             module = self._made_from(self.base_module, is_lowered=self._is_lowered(name))
             self._versions[name] = module
-        if self._device.type != "cpu" and self._is_parked(module) and self._is_moved(module):
+        if self._is_parked(module) and self._is_moved(module):
             raise PolicyError(
                 f"weights {name!r}: runs, and what is written to it meanwhile would be lost; change it after "
                 "the block"
             )
         return module
-
-    def _remove(self, name: str) -> None:
-        del self._versions[name]
 
     def prepare_networks(self, prepare: Callable[[ModelMixin], object]) -> None:
         """Apply a change of layout or execution to every version, those made later included."""
@@ -132,8 +141,7 @@ class CopyWeightSets(Versions):
         return {name: value for name, value in module.named_parameters() if not name.startswith(self._inert)}
 
     def _module(self, name: str) -> nn.Module:
-        self._check_known(name)
-        module = self._versions[name]
+        module = self._known(name)
         if self._is_lowered(name) and module is not self._lowered:
             # What was copied here is shared with a version in float32 until the reference is asked for.
             module = self._versions[name] = self._made_from(module, is_lowered=True)
@@ -158,27 +166,62 @@ class CopyWeightSets(Versions):
     def _is_parked(self, module: nn.Module) -> bool:
         """Whether a frozen module lies in main memory while it does not run."""
         is_spare = module is self.base_module and self._reference_dtype != torch.float32
-        return (self._parks_copies or is_spare) and module is not self._versions[CURRENT]
+        is_apart = self._device.type != "cpu" and module is not self._versions[CURRENT]
+        return is_apart and (self._parks_copies or is_spare)
 
     def _settle(self, module: nn.Module) -> None:
-        if self._device.type != "cpu":
-            module.to("cpu" if self._is_parked(module) else self._device)
-
-    def _at_hand(self, module: nn.Module) -> AbstractContextManager[None]:
-        if self._device.type == "cpu" or not self._is_parked(module) or self._is_moved(module):
-            return nullcontext()
-        return moved_to(module, self._device)
+        module.to("cpu" if self._is_parked(module) else self._device)
 
     def _is_moved(self, module: nn.Module) -> bool:
         return next(module.parameters()).device == self._device
 
-    def _check_autocast(self) -> None:
-        device, dtype = self._device.type, self._reference_dtype
-        if not torch.is_autocast_enabled(device) or torch.get_autocast_dtype(device) != dtype:
-            raise PolicyError(
-                f"weights 'reference': held in {self._type_name()}, which equals float32 under autocast of "
-                "that type only; run it there, or set tuning.reference_dtype=float32"
-            )
 
-    def _type_name(self) -> str:
-        return str(self._reference_dtype).removeprefix("torch.")
+def cast_parameters(network: nn.Module) -> Iterator[nn.Parameter]:
+    """Parameters that autocast casts to its own type each time they are used."""
+    for module in network.modules():
+        if type(module) in CAST_LAYERS:
+            yield from module.parameters(recurse=False)
+
+
+def lower_precision(network: nn.Module, dtype: torch.dtype) -> None:
+    """Hold in `dtype` what autocast of that type would cast anyway, in place; the network then runs under
+    that autocast only."""
+    for parameter in cast_parameters(network):
+        parameter.data = parameter.data.to(dtype)
+
+
+def lowered_bytes(network: nn.Module, dtype: torch.dtype) -> int:
+    """Bytes of parameters and buffers after `lower_precision`."""
+    lowered = {id(parameter) for parameter in cast_parameters(network)}
+    return sum(
+        tensor.numel() * (dtype.itemsize if id(tensor) in lowered else tensor.element_size())
+        for tensor in tensors_of(network)
+    )
+
+
+def tensors_of(network: nn.Module) -> Iterator[Tensor]:
+    """All parameters and buffers, each once."""
+    yield from network.parameters()
+    yield from network.buffers()
+
+
+@contextmanager
+def moved_to(network: nn.Module, device: torch.device) -> Iterator[None]:
+    """Inside the block the network's tensors are on the device; afterwards those in main memory are in their
+    place again.
+
+    Nothing is copied back, so what is written inside the block is lost. For CUDA they are put into
+    page-locked memory, from which copies are faster, the first time.
+    """
+    kept = []
+    for tensor in tensors_of(network):
+        if device.type == "cuda" and tensor.device.type == "cpu" and not tensor.is_pinned():
+            tensor.data = tensor.data.pin_memory()
+        kept.append((tensor, tensor.data))
+    try:
+        for tensor, values in kept:
+            tensor.data = values.to(device, non_blocking=True)
+        yield
+    finally:
+        for tensor, values in kept:
+            tensor.data = values

@@ -16,6 +16,7 @@ What a pipeline's call needs beyond prompt, size, steps, guidance and generator 
 
 from __future__ import annotations
 
+import copy
 import datetime
 import json
 import logging
@@ -23,14 +24,12 @@ import math
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
-from enum import Enum
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import diffusers
 import torch
-from diffusers import DiffusionPipeline, ModelMixin
+from diffusers import DiffusionPipeline
 from peft import PeftModel
 from safetensors.torch import save_file
 from torch import Tensor
@@ -38,7 +37,7 @@ from torch import Tensor
 from diffexpo.errors import PolicyError
 from diffexpo.phases import phase
 from diffexpo.policies.autoencoder import vae_factor
-from diffexpo.policies.family import FamilyPolicy
+from diffexpo.policies.family import FamilyPolicy, class_of
 from diffexpo.policies.loading import LOAD_ERRORS
 from diffexpo.policies.text import SETTINGS_FILE
 from diffexpo.policies.weights import LoraWeightSets, fingerprint_state
@@ -59,12 +58,9 @@ _log = logging.getLogger("diffexpo")
 
 @phase("exporting")
 def export_policy(policy: FamilyPolicy, version: str, folder: Path) -> dict[str, object]:
-    """Export a version as its tuning kind says: LoRA files or a whole pipeline folder.
+    """Export a version as its tuning kind says: LoRA files, or a whole pipeline, in a folder that need not
+    exist.
 
-    Args:
-        policy: The policy.
-        version: Which version of its weights.
-        folder: Where to; made if absent.
     Returns:
         kind, version, `file` (of a whole pipeline the folder) and `files`, sha256 of the tensors, base
         fingerprint, and the largest relative differences `forward_difference` and `image_difference` between
@@ -154,12 +150,11 @@ class _LoraExport:
         """Write the files of the family and compare a fresh plain-diffusers pipeline that loads each."""
         policy, version = self.policy, self.version
         self.folder.mkdir(parents=True, exist_ok=True)
-        has_loader = hasattr(_pipeline_class(policy), "load_lora_weights")
-        file = self.write() if has_loader else self.write_peft()
+        file = self.write()
         fresh = _pipeline_from(policy, policy.folder.path)
         attach_lora(fresh, self.folder)
         try:
-            report = _compare(policy, version, fresh, file)
+            report = _compare(policy, version, fresh, file, copy.copy(fresh))
         except PolicyError:
             file.unlink()
             raise
@@ -174,12 +169,6 @@ class _LoraExport:
             name: (tensor * scale if ".lora_B." in name else tensor).contiguous()
             for name, tensor in self.weights.state(self.version).items()
         }
-
-    @cached_property
-    def adapter(self) -> dict[str, object]:
-        """peft's settings, the scale being in the tensors already."""
-        settings = self.weights.peft_config(self.weights.rank).to_dict()
-        return {key: _plain(value) for key, value in settings.items()}
 
     @cached_property
     def header(self) -> dict[str, str]:
@@ -206,24 +195,22 @@ class _LoraExport:
         }
 
     def write(self) -> Path:
-        """By the pipeline class's own `save_lora_weights`, which prefixes the names."""
-        component = self.policy.card.denoiser[0]
-        described = {f"{component}.{key}": value for key, value in self.adapter.items()}
-        metadata = {**self.header, "lora_adapter_metadata": json.dumps(described, sort_keys=True)}
-        _pipeline_class(self.policy).save_lora_weights(
-            str(self.folder),
-            save_function=lambda layers, file: save_file(dict(layers), file, metadata=metadata),
-            **{f"{component}_lora_layers": self.tensors},
-        )
-        return self.folder / LORA_FILE
-
-    def write_peft(self) -> Path:
-        """In peft's own layout."""
-        described = json.dumps(self.adapter | {"inference_mode": True}, indent=2, sort_keys=True)
-        (self.folder / PEFT_CONFIG).write_text(described, encoding="utf-8")
-        named = {f"base_model.model.{name}": tensor for name, tensor in self.tensors.items()}
-        save_file(named, self.folder / PEFT_FILE, metadata=self.header)
-        return self.folder / PEFT_FILE
+        """With the names and the settings that the pipeline's own loader reads, or else in peft's layout."""
+        # The scale is in the tensors already; what peft holds as sets is written as sorted lists.
+        settings = self.weights.peft_config(self.weights.rank).to_dict()
+        if hasattr(class_of(self.policy.folder.pipeline_class), "load_lora_weights"):
+            prefix, file = self.policy.card.denoiser[0], self.folder / LORA_FILE
+            named = {f"{prefix}.{key}": value for key, value in settings.items()}
+            adapter = json.dumps(named, sort_keys=True, default=sorted)
+            metadata = {**self.header, "lora_adapter_metadata": adapter}
+        else:
+            prefix, file, metadata = "base_model.model", self.folder / PEFT_FILE, self.header
+            settings |= {"inference_mode": True}
+            adapter = json.dumps(settings, indent=2, sort_keys=True, default=sorted)
+            (self.folder / PEFT_CONFIG).write_text(adapter, encoding="utf-8")
+        tensors = {f"{prefix}.{name}": value for name, value in self.tensors.items()}
+        save_file(tensors, file, metadata=metadata)
+        return file
 
     def write_kohya(self, fresh: DiffusionPipeline) -> list[Path]:
         """The file for ComfyUI, if diffusers reads it as the same model; else no file and a warning."""
@@ -233,7 +220,7 @@ class _LoraExport:
         try:
             fresh.unload_lora_weights()
             fresh.load_lora_weights(str(self.folder), weight_name=KOHYA_FILE)
-            _compare(self.policy, self.version, fresh, file)
+            _compare(self.policy, self.version, fresh, file, copy.copy(fresh))
         except (*LOAD_ERRORS, PolicyError) as error:
             file.unlink()
             why = "diffusers does not read it as the same model"
@@ -248,42 +235,29 @@ def _image_size(policy: FamilyPolicy) -> dict[str, int]:
     return {"height": policy.latent_shape[1] * factor, "width": policy.latent_shape[2] * factor}
 
 
-def _plain(value: object) -> object:
-    """JSON form of a peft setting: sets become sorted lists, enumerations their text."""
-    if isinstance(value, (set, frozenset)):
-        return sorted(value)
-    if isinstance(value, (bool, int, float, list, dict)) or value is None:
-        return value
-    return str(value.value if isinstance(value, Enum) else value)
-
-
 # ---- reloading ---------------------------------------------------------------------------------------------
 
 
 def left_out(policy: FamilyPolicy) -> tuple[str, ...]:
     """Components that the pipeline is loaded without: those the folder does not have, checkers of its
     images, and T5 where the policy runs without it."""
-    index = policy.folder.index
+    index, card = policy.folder.index, policy.card
     absent = [name for name, entry in index.items() if entry == [None, None]]
+    texts = card.optional if len(policy.text_encoders) < len(card.text_encoders) else ()
     checkers = [name for name in ("safety_checker", "feature_extractor", "image_encoder") if name in index]
-    return tuple(dict.fromkeys([*absent, *policy.left_out, *checkers]))
-
-
-def _pipeline_class(policy: FamilyPolicy) -> type[DiffusionPipeline]:
-    return getattr(diffusers, policy.folder.pipeline_class)
+    return tuple(dict.fromkeys([*absent, *texts, *checkers]))
 
 
 def _pipeline_from(policy: FamilyPolicy, folder: Path) -> DiffusionPipeline:
     """A fresh plain-diffusers pipeline of the folder, as any user would load it."""
     settings: dict[str, Any] = dict.fromkeys(left_out(policy))
-    # The denoiser's precision for all, except components that the family holds in another.
-    others = policy.component_dtypes
+    own = {"text_encoder": policy.text_encoder.dtype, "vae": policy.vae.dtype} if policy.keeps_dtypes else {}
     if "safety_checker" in settings:
         settings["requires_safety_checker"] = False
     try:
-        pipeline = _pipeline_class(policy).from_pretrained(
+        pipeline = class_of(policy.folder.pipeline_class).from_pretrained(
             str(folder),
-            dtype={"default": policy.dtype, **others} if others else policy.dtype,
+            dtype={"default": policy.dtype, **own},
             variant=policy.folder.variant if folder == policy.folder.path else None,
             local_files_only=True,
             **settings,
@@ -296,37 +270,34 @@ def _pipeline_from(policy: FamilyPolicy, folder: Path) -> DiffusionPipeline:
 
 
 def _compare(
-    policy: FamilyPolicy,
-    version: str,
-    fresh: DiffusionPipeline,
-    where: Path,
-    ours: DiffusionPipeline | None = None,
+    policy: FamilyPolicy, version: str, fresh: DiffusionPipeline, where: Path, ours: DiffusionPipeline
 ) -> dict[str, object]:
-    """Compare the first network call and the image of two steps of `ours`, with the version, and of the
-    reloaded pipeline.
-
-    `ours` has the base model's other components; None: those of `fresh`, which an adapter leaves as they are
-    on disk.
+    """Compare the first network call and the image of two steps of the reloaded pipeline, and of `ours` with
+    the version, which has the base model's other components.
 
     Raises:
-        PolicyError: they differ by more than the tolerance; the file must not be trusted.
+        PolicyError: they differ by more than the tolerance, or whole weights by a bit; the file must not be
+            trusted.
     """
     name = policy.card.denoiser[0]
-    if ours is None:
-        ours = type(fresh)(**_components(fresh))
-    ours.set_progress_bar_config(disable=True)
     with torch.no_grad(), policy.weights.use(version):
         setattr(ours, name, policy.weights.network)
         forward_ours, image_ours = _draw(ours, policy)
     with torch.no_grad():
         forward_fresh, image_fresh = _draw(fresh, policy)
     if policy.weights.kind == "full":
-        _refuse_other_weights(policy, version, getattr(fresh, name), where)
+        saved = getattr(fresh, name).state_dict()
+        for key, value in policy.weights.state(version).items():
+            if not torch.equal(saved[key].cpu(), value.to(saved[key].dtype)):
+                raise PolicyError(
+                    f"{where}: {key} differs after reloading; do not use the file, check the disk"
+                )
     largest = max(1.0, float(forward_ours.abs().max()))
     forward_difference = float((forward_ours - forward_fresh).abs().max()) / largest
     image_difference = float((image_ours - image_fresh).abs().max())
-    allowed = TOLERANCE if policy.dtype == torch.float32 else 1e-2
-    allowed = allowed if _is_exact_scale(policy) else 10 * allowed
+    allowed, weights = TOLERANCE if policy.dtype == torch.float32 else 1e-2, policy.weights
+    if isinstance(weights, LoraWeightSets) and math.frexp(weights.alpha / weights.rank)[0] != 0.5:
+        allowed *= 10
     # Written so that a NaN difference fails too.
     if not (forward_difference <= allowed and image_difference <= allowed):
         raise PolicyError(
@@ -339,26 +310,6 @@ def _compare(
         "image_difference": image_difference,
         "base_fingerprint": policy.fingerprint,
     }
-
-
-def _components(pipeline: DiffusionPipeline) -> dict[str, Any]:
-    """What the pipeline's class is made of."""
-    items = pipeline.config.items()
-    settings = {name: value for name, value in items if isinstance(value, bool) and not name.startswith("_")}
-    return settings | pipeline.components
-
-
-def _is_exact_scale(policy: FamilyPolicy) -> bool:
-    weights = policy.weights
-    return not isinstance(weights, LoraWeightSets) or math.frexp(weights.alpha / weights.rank)[0] == 0.5
-
-
-def _refuse_other_weights(policy: FamilyPolicy, version: str, network: ModelMixin, where: Path) -> None:
-    """Raise PolicyError unless the reloaded network holds the version's tensors bit for bit."""
-    saved = network.state_dict()
-    for name, value in policy.weights.state(version).items():
-        if not torch.equal(saved[name].cpu(), value.to(saved[name].dtype)):
-            raise PolicyError(f"{where}: {name} differs after reloading; do not use the file, check the disk")
 
 
 def _draw(pipeline: DiffusionPipeline, policy: FamilyPolicy) -> tuple[Tensor, Tensor]:

@@ -5,14 +5,15 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path as FilePath
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import diffusers
 import torch
 import transformers
 from diffusers import ModelMixin
+from diffusers.configuration_utils import FrozenDict
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -25,7 +26,6 @@ from diffexpo.policies.autoencoder import decode_with, encode_with
 from diffexpo.policies.loading import (
     DTYPES,
     ModelFolder,
-    check_weight_files,
     choose_device,
     component_folder,
     fingerprint_files,
@@ -33,14 +33,15 @@ from diffexpo.policies.loading import (
     read_json,
     weight_files,
 )
-from diffexpo.policies.sizes import Shape, latent_size, patch_of
-from diffexpo.policies.text import LONGEST, count_tokens, load_tokenizer, move_modules, read_sequence_length
+from diffexpo.policies.sizes import Shape, latent_shape
+from diffexpo.policies.text import LONGEST, count_tokens, load_tokenizer, read_sequence_length
 from diffexpo.policies.weights import CopyWeightSets, LoraWeightSets, make_weights
 from diffexpo.types import Conditioning
 
 AnyPolicy = TypeVar("AnyPolicy", bound="FamilyPolicy")
 Empty = Callable[..., Tensor]
 """Makes a tensor without values from a shape without the batch."""
+SchedulerChange = Callable[[Mapping[str, object]], Mapping[str, object]]
 Inputs = dict[str, Any]
 """Arguments of a denoiser's forward besides the time, which a family gives the estimate."""
 
@@ -64,16 +65,13 @@ class FamilyPolicy(ABC):
     device: torch.device
     sequence_length: int
     latent_shapes: tuple[Shape, ...] = ()
+    keeps_dtypes: ClassVar[bool] = False
+    """Whether text encoder and autoencoder keep a precision of their own where plain diffusers draws."""
 
     @property
     def card(self) -> Family:
         """What is known of the family."""
         return FAMILIES[self.folder.pipeline_class]
-
-    @property
-    def default_guidance(self) -> float | None:
-        """The pipeline's own scale of classifier-free guidance, where another is worth a warning."""
-        return self.card.default_guidance
 
     @property
     def text_encoder(self) -> PreTrainedModel:
@@ -85,33 +83,26 @@ class FamilyPolicy(ABC):
         """Longest text, marks included, that is read whole: by default, the length that can be set."""
         return self.sequence_length
 
-    @property
-    def left_out(self) -> tuple[str, ...]:
-        """Components of the folder that this policy runs without."""
-        return self.card.optional if len(self.text_encoders) < len(self.card.text_encoders) else ()
-
-    @property
-    def component_dtypes(self) -> dict[str, torch.dtype]:
-        """Components that are held in another precision than the denoiser where plain diffusers draws."""
-        return {}
-
     def count_tokens(self, prompts: Sequence[str]) -> list[int]:
         """Tokens of each prompt, marks included; above `max_tokens` it would be cut."""
         return count_tokens(self.tokenizers, prompts)
 
     @phase("encoding prompts")
     def encode_prompts(self, prompts: Sequence[str]) -> Conditioning:
-        """What the denoiser is told of each prompt.
-
-        Each distinct text runs alone, so that its bits never depend on the others.
-        """
-        move_modules(self.text_encoders, self.device)
+        """What the denoiser is told of each prompt. Each distinct text runs alone, so that its bits never
+        depend on the others."""
+        self._move_texts(self.device)
         encoded = {prompt: Conditioning(self.encode_prompt(prompt)) for prompt in dict.fromkeys(prompts)}
         return Conditioning.concatenate([encoded[prompt] for prompt in prompts])
 
     def release_text_encoders(self) -> None:
         """Put the text encoders into main memory until the next text is to be encoded."""
-        move_modules(self.text_encoders, torch.device("cpu"))
+        self._move_texts(torch.device("cpu"))
+
+    def _move_texts(self, device: torch.device) -> None:
+        for encoder in self.text_encoders:
+            if encoder.device != device:
+                encoder.to(device)
 
     @phase("encoding images")
     def encode_images(self, images: Tensor) -> Tensor:
@@ -164,11 +155,6 @@ class Loading:
     seed: int
     gradient_checkpointing: bool
 
-    @property
-    def where(self) -> str:
-        """The model, for messages."""
-        return str(self.folder.path)
-
     @cached_property
     def device(self) -> torch.device:
         return choose_device(self.model.device)
@@ -180,13 +166,11 @@ class Loading:
     @cached_property
     def sequence_length(self) -> int:
         """Tokens of T5, or of what stands in its place, that the denoiser sees."""
-        own = self.card.text_tokens
-        return own and read_sequence_length(self.folder.path, self.model, own)
+        return read_sequence_length(self.folder.path, self.model, self.card.text_tokens)
 
     @property
     def without(self) -> tuple[str, ...]:
-        """Components that are left out: optional ones that are not wanted, or that the folder does not
-        have."""
+        """Optional components that are not wanted, or that the folder does not have."""
         is_there = self.card.optional and self.folder.has(self.card.optional[0])
         return () if is_there and not self.model.drop_t5 else self.card.optional
 
@@ -194,40 +178,29 @@ class Loading:
     def files(self) -> list[FilePath]:
         """The weight files of all components in use, checked to be whole."""
         files: list[FilePath] = []
-        for component in self.card.parts:
-            if component in self.without:
-                continue
+        for component in (name for name in self.card.parts if name not in self.without):
             try:
                 files += weight_files(component_folder(self.folder, component), self.folder.variant)
             except MissingError as error:
                 if component not in self.card.optional:
                     raise
                 raise MissingError(f"{error}, or leave T5 out with model.drop_t5=true") from error
-        check_weight_files(files)
         return files
 
     def error(self, message: str) -> PolicyError:
         """An error that names the model."""
-        return PolicyError(f"{self.where}: {message}")
+        return PolicyError(f"{self.folder.path}: {message}")
 
     def unfitting(self, message: str) -> PolicyError:
         """An error about components that do not fit each other."""
         return self.error(f"{message}; the components belong to different models")
 
-    def path(
-        self,
-        kind: str,
-        change: Callable[[Mapping[str, object]], Mapping[str, object]] = dict,
-        **settings: Any,
-    ) -> DiffusionPath:
-        """The noise path of the folder's scheduler.
+    def path(self, kind: str, change: SchedulerChange = dict, **settings: Any) -> DiffusionPath:
+        """The noise path of the folder's scheduler, which the family expects to be of a kind, "vp" or "flow".
 
         Args:
-            kind: "vp" or "flow", as the family expects.
             change: What the family's pipeline does to the scheduler's settings when it loads.
-            settings: Of `DiffusionPath.from_scheduler_config`: `image_tokens` where the shift may follow from
-                the image's size, `lowest_level` of a pipeline that gives the scheduler its own list of
-                levels.
+            settings: Of `DiffusionPath.from_scheduler_config`.
         Raises:
             PolicyError: a scheduler of the other kind (a flow scheduler for a UNet, say), or one that is not
                 reproduced here.
@@ -239,11 +212,6 @@ class Loading:
                 f"{file}: describes a {path.kind!r} path, expected {kind!r} for a {self.card.pipeline}"
             )
         return path
-
-    def network(self, component: str, dtype: torch.dtype) -> Any:
-        """A network of the folder."""
-        found = class_of(self.card.parts[component])
-        return load_module(found, self.folder, component, dtype, self.device)
 
     def parts(self, text_dtype: torch.dtype | None = None) -> Parts:
         """All networks and tokenizers; the text encoders are in `text_dtype` or the denoiser's, the
@@ -260,23 +228,39 @@ class Loading:
                 f"model.max_sequence_length={self.sequence_length}: T5 would read nothing; expected 1 to "
                 f"{LONGEST} (zero tokens in T5's place are model.drop_t5=true, for Stable Diffusion 3)"
             )
+        load = partial(load_module, model=self.folder, device=self.device)
         tokenizers, encoders = [], []
         for name, kind in names.items():
             component = name.replace("text_encoder", "tokenizer")
             tokenizers.append(load_tokenizer(self.folder, component, kind))
-            encoders.append(self.network(name, text_dtype or self.dtype))
+            encoders.append(load(class_of(kind), component=name, dtype=text_dtype or self.dtype))
             count, known = len(tokenizers[-1]), encoders[-1].config.vocab_size
             if "CLIP" not in kind and count > known:
                 raise self.unfitting(f"{component} has {count} tokens, {name} knows {known}")
-        denoiser = self.network(self.card.denoiser[0], self.dtype)
-        return Parts(tuple(tokenizers), tuple(encoders), denoiser, self.network("vae", torch.float32))
+        component, kind = self.card.denoiser
+        denoiser = load(class_of(kind), component=component, dtype=self.dtype)
+        vae = load(class_of(self.card.autoencoder), component="vae", dtype=torch.float32)
+        return Parts(tuple(tokenizers), tuple(encoders), denoiser, vae)
 
     def latent_shape(self, parts: Parts, own: int | Sequence[int] | None = None) -> Shape:
         """(C, h, w) of the latents in `model.resolution`, else in the checkpoint's `own` size in latents,
         which by default the denoiser's file says."""
-        patch, sample_size = patch_of(self.card, parts.denoiser), parts.denoiser.config.get("sample_size")
-        size = latent_size(own or sample_size, parts.vae, self.where, self.model.resolution, patch)
-        return (parts.vae.config.latent_channels, *size)
+        return latent_shape(self.card, parts.denoiser, parts.vae, self.model, str(self.folder.path), own)
+
+    def check_states(self, given: int, taken: int, encoder: str = "the text encoder") -> None:
+        """Raise PolicyError unless the denoiser takes states as wide as a text encoder gives them."""
+        if given != taken:
+            raise self.unfitting(f"{encoder} gives states of {given}, the transformer takes {taken}")
+
+    def check_text(self, pooled: int, width: int, config: FrozenDict, *, is_padded: bool = False) -> None:
+        """Raise PolicyError unless the denoiser takes a pooled vector and states of these widths; states that
+        are padded may be narrower."""
+        taken = config.joint_attention_dim
+        if pooled != config.pooled_projection_dim or width > taken or (width < taken and not is_padded):
+            raise self.unfitting(
+                f"the text encoders give pooled {pooled} and states {width}, the transformer takes "
+                f"{config.pooled_projection_dim} and {taken}"
+            )
 
     def check_channels(self, parts: Parts) -> None:
         """Raise PolicyError unless the denoiser takes and gives the autoencoder's channels."""

@@ -9,10 +9,11 @@ from dataclasses import dataclass
 import torch
 from diffusers.configuration_utils import FrozenDict
 from torch import Tensor
+from torch.nn.functional import pixel_shuffle, pixel_unshuffle
 
 from diffexpo.config.families.flux import CARD
 from diffexpo.policies.autoencoder import vae_factor
-from diffexpo.policies.family import Empty, FamilyPolicy, Inputs, Loading, Parts
+from diffexpo.policies.family import Empty, FamilyPolicy, Inputs, Loading
 from diffexpo.policies.loading import read_json
 from diffexpo.policies.sizes import Shape
 from diffexpo.policies.text import count_tokens, encode_text
@@ -72,24 +73,20 @@ def packed(latents: Tensor) -> Tensor:
 
     Source: FLUX.1's sampling code; diffusers' `FluxPipeline`.
     """
-    rows, channels, height, width = latents.shape
-    blocks = latents.reshape(rows, channels, height // PATCH, PATCH, width // PATCH, PATCH)
-    return blocks.permute(0, 2, 4, 1, 3, 5).reshape(rows, height * width // PATCH**2, channels * PATCH**2)
+    return pixel_unshuffle(latents, PATCH).flatten(2).transpose(1, 2).contiguous()
 
 
 def unpacked(tokens: Tensor, height: int, width: int) -> Tensor:
     """The inverse of `packed`: tokens (B, h/2 w/2, 4C) as latents (B,C,h,w)."""
-    rows, _, channels = tokens.shape
-    blocks = tokens.reshape(rows, height // PATCH, width // PATCH, channels // PATCH**2, PATCH, PATCH)
-    return blocks.permute(0, 3, 1, 4, 2, 5).reshape(rows, channels // PATCH**2, height, width)
+    blocks = tokens.transpose(1, 2).unflatten(2, (height // PATCH, width // PATCH))
+    return pixel_shuffle(blocks, PATCH).contiguous()
 
 
 def image_positions(height: int, width: int, device: torch.device | None = None) -> Tensor:
     """(h/2 w/2, 3) float32: 0, row and column of each token; the rotary embedding turns by them. Texts stand
     at 0."""
-    rows, columns = (torch.arange(side // PATCH, device=device) for side in (height, width))
-    row, column = torch.meshgrid(rows, columns, indexing="ij")
-    return torch.stack([torch.zeros_like(row), row, column], dim=-1).reshape(-1, 3).to(torch.float32)
+    counts = (1, height // PATCH, width // PATCH)
+    return torch.cartesian_prod(*(torch.arange(num, dtype=torch.float32, device=device) for num in counts))
 
 
 def load(ask: Loading) -> FluxPolicy:
@@ -97,23 +94,6 @@ def load(ask: Loading) -> FluxPolicy:
     # Refused before anything is loaded; the shift is known once the image's size is.
     ask.path("flow", image_tokens=1)
     parts = ask.parts()
-    _check_fit(ask, parts)
-    pixels = read_json(ask.folder.path / "vae" / "config.json").get("sample_size")
-    shape = ask.latent_shape(
-        parts, pixels // vae_factor(parts.vae) if isinstance(pixels, int) else LATENT_SIDE
-    )
-    return ask.policy(
-        FluxPolicy,
-        parts,
-        # The pipeline gives its scheduler a list that ends at 1 / steps.
-        path=ask.path("flow", image_tokens=shape[1] * shape[2] // PATCH**2, lowest_level="steps"),
-        latent_shape=shape,
-        guidance_embedding=ask.model.guidance_embedding if parts.denoiser.config.guidance_embeds else None,
-    )
-
-
-def _check_fit(ask: Loading, parts: Parts) -> None:
-    """Raise PolicyError unless the transformer takes what the others give."""
     config, given = parts.denoiser.config, parts.denoiser.proj_out.out_features
     token = PATCH**2 * parts.vae.config.latent_channels
     if not config.in_channels == given == token:
@@ -122,12 +102,19 @@ def _check_fit(ask: Loading, parts: Parts) -> None:
             f"of the autoencoder are {token}; expected all equal (filling and editing models are not "
             "supported)"
         )
-    pooled, width = parts.text_encoders[0].config.hidden_size, parts.text_encoders[1].config.d_model
-    if (pooled, width) != (config.pooled_projection_dim, config.joint_attention_dim):
-        raise ask.unfitting(
-            f"the text encoders give pooled {pooled} and states {width}, the transformer takes "
-            f"{config.pooled_projection_dim} and {config.joint_attention_dim}"
-        )
+    clip, t5 = parts.text_encoders
+    ask.check_text(clip.config.hidden_size, t5.config.d_model, config)
+    pixels = read_json(ask.folder.path / "vae" / "config.json").get("sample_size")
+    own = pixels // vae_factor(parts.vae) if isinstance(pixels, int) else LATENT_SIDE
+    shape = ask.latent_shape(parts, own)
+    return ask.policy(
+        FluxPolicy,
+        parts,
+        # The pipeline gives its scheduler a list that ends at 1 / steps.
+        path=ask.path("flow", image_tokens=shape[1] * shape[2] // PATCH**2, lowest_level="steps"),
+        latent_shape=shape,
+        guidance_embedding=ask.model.guidance_embedding if config.guidance_embeds else None,
+    )
 
 
 def denoiser_inputs(config: FrozenDict, shape: Shape, text_tokens: int, empty: Empty) -> Inputs:

@@ -1,6 +1,5 @@
 """Reading a diffusers folder by components: every broken input is a message that names the file, never a
-silent random weight.
-"""
+silent random weight."""
 
 from __future__ import annotations
 
@@ -15,14 +14,7 @@ from typing import Any
 import torch
 from diffusers import ModelMixin
 from huggingface_hub import snapshot_download
-from huggingface_hub.errors import (
-    GatedRepoError,
-    HfHubHTTPError,
-    HFValidationError,
-    LocalEntryNotFoundError,
-    RepositoryNotFoundError,
-    RevisionNotFoundError,
-)
+from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
 from safetensors import SafetensorError, safe_open
 
 from diffexpo.errors import ConfigError, MissingError, PolicyError
@@ -78,14 +70,13 @@ def resolve_folder(folder_or_id: str, *, revision: str | None = None, variant: s
         return Path(
             snapshot_download(folder_or_id, revision=revision, allow_patterns=allow, ignore_patterns=ignore)
         )
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+    except (OSError, ValueError) as error:
         raise MissingError(_why_not_there(folder_or_id, revision, error)) from error
 
 
 def download_patterns(variant: str | None) -> tuple[list[str], list[str]]:
     """Patterns (allowed, ignored) of a hub model's files: configurations, tokenizers and the component
-    folders' safetensors of the variant (None: the plain one) are fetched.
-    """
+    folders' safetensors of the variant (None: the plain one) are fetched."""
     weights = f"*/*.{variant}*.safetensors" if variant else "*/*.safetensors"
     others = [] if variant else [f"*.{name}*.safetensors" for name in OTHER_VARIANTS]
     return ["*.json", "*.txt", "*.model", weights], [*NOT_READ, *others]
@@ -163,10 +154,12 @@ def component_folder(model: ModelFolder, component: str) -> Path:
 
 
 def weight_files(folder: Path, variant: str | None) -> list[Path]:
-    """The safetensors files of one component (shards included) of the chosen variant.
+    """The safetensors files of one component (shards included) of the chosen variant, each with a readable
+    header.
 
     Raises:
         MissingError: there is none (a pickle file does not count: those can run code).
+        PolicyError: one is truncated or damaged.
     """
     infix = rf"\.{re.escape(variant)}" if variant else ""
     name = re.compile(rf"(diffusion_pytorch_model|model){infix}(-\d+-of-\d+)?\.safetensors")
@@ -177,11 +170,6 @@ def weight_files(folder: Path, variant: str | None) -> list[Path]:
             f"{folder}: no safetensors weights ({kind}); pickled `.bin` files are not read, convert the "
             "model with `save_pretrained` or choose another model.variant"
         )
-    return files
-
-
-def check_weight_files(files: Sequence[Path]) -> None:
-    """Open every header: a truncated or damaged file is named, as a PolicyError, before anything loads."""
     for file in files:
         try:
             with safe_open(file, framework="pt") as tensors:
@@ -191,6 +179,7 @@ def check_weight_files(files: Sequence[Path]) -> None:
                 f"{file}: damaged safetensors file of {file.stat().st_size} bytes ({error}); copy or "
                 "download it again"
             ) from error
+    return files
 
 
 def fingerprint_files(files: Sequence[Path], root: Path) -> str:
@@ -223,7 +212,7 @@ def load_module(
         PolicyError: damaged file, or weights that do not fit the configuration.
     """
     folder = component_folder(model, component)
-    check_weight_files(weight_files(folder, model.variant))
+    weight_files(folder, model.variant)
     read_json(folder / "config.json")
     try:
         module, report = module_class.from_pretrained(

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from diffusers.configuration_utils import FrozenDict
 from torch import Tensor
 
-from diffexpo.policies.family import Empty, FamilyPolicy, Inputs, Loading, Parts
+from diffexpo.policies.family import Empty, FamilyPolicy, Inputs, Loading
 from diffexpo.policies.sizes import Shape
 from diffexpo.policies.text import encode_text
 
@@ -46,14 +46,8 @@ def prepared(prompt: str) -> str:
 def load(ask: Loading) -> PixArtPolicy:
     """Load a PixArtSigmaPipeline folder by components."""
     path, parts = ask.path("vp"), ask.parts()
-    _check_fit(ask, parts)
-    return ask.policy(PixArtPolicy, parts, path=path, latent_shape=ask.latent_shape(parts))
-
-
-def _check_fit(ask: Loading, parts: Parts) -> None:
-    """Raise PolicyError unless the transformer is Sigma's and takes what the others give."""
     transformer, channels = parts.denoiser, parts.vae.config.latent_channels
-    config, width = transformer.config, parts.text_encoders[0].config.d_model
+    config = transformer.config
     if transformer.use_additional_conditions:
         raise ask.error(
             "the transformer is also fed the image's size (use_additional_conditions), as PixArt-alpha's at "
@@ -65,10 +59,8 @@ def _check_fit(ask: Loading, parts: Parts) -> None:
             f"autoencoder has {channels}; expected the same, or twice as many given (a learned variance, "
             "which is left out)"
         )
-    if width != config.caption_channels:
-        raise ask.unfitting(
-            f"the text encoder gives states of {width}, the transformer takes {config.caption_channels}"
-        )
+    ask.check_states(parts.text_encoders[0].config.d_model, config.caption_channels)
+    return ask.policy(PixArtPolicy, parts, path=path, latent_shape=ask.latent_shape(parts))
 
 
 def denoiser_inputs(config: FrozenDict, shape: Shape, text_tokens: int, empty: Empty) -> Inputs:

@@ -67,6 +67,8 @@ class SanaPolicy(FamilyPolicy):
     alone, as the pipeline's negative prompt does.
     """
 
+    keeps_dtypes = True
+
     @cached_property
     def instruction(self) -> str:
         """What stands before every prompt."""
@@ -77,24 +79,20 @@ class SanaPolicy(FamilyPolicy):
         """Tokens of the instruction that the network does not see: all but the first and the last."""
         return len(self.tokenizers[0].encode(self.instruction)) - 2 if self.instruction else 0
 
-    @property
-    def component_dtypes(self) -> dict[str, torch.dtype]:
-        return {"text_encoder": self.text_encoder.dtype, "vae": self.vae.dtype}
-
     def count_tokens(self, prompts: Sequence[str]) -> list[int]:
         """Tokens of each prompt, the start mark and the instruction's last one included; above `max_tokens`
         it would be cut."""
-        counts = super().count_tokens([self._text(prompt) for prompt in prompts])
-        return [count - self._hidden_in(prompt) for count, prompt in zip(counts, prompts, strict=True)]
+        read = [self._read(prompt) for prompt in prompts]
+        counts = super().count_tokens([text for text, _ in read])
+        return [count - hidden for count, (_, hidden) in zip(counts, read, strict=True)]
 
-    def _text(self, prompt: str) -> str:
-        return self.instruction + prepared(prompt) if prompt else ""
-
-    def _hidden_in(self, prompt: str) -> int:
-        return self._hidden if prompt else 0
+    def _read(self, prompt: str) -> tuple[str, int]:
+        """The text that Gemma reads, and how many tokens of it the network does not see."""
+        return (self.instruction + prepared(prompt), self._hidden) if prompt else ("", 0)
 
     def encode_prompt(self, prompt: str) -> Mapping[str, Tensor]:
-        text, length = self._text(prompt), self.max_tokens + self._hidden_in(prompt)
+        text, hidden = self._read(prompt)
+        length = self.max_tokens + hidden
         output, mask = encode_text(self.tokenizers[0], self.text_encoder, text, length, is_masked=True)
         seen = [0, *range(1 - self.max_tokens, 0)]
         return {"encoder_hidden_states": output[0][:, seen], "encoder_attention_mask": mask[:, seen]}
@@ -115,30 +113,20 @@ def load(ask: Loading) -> SanaPolicy:
             "instruction take two tokens, so nothing of a prompt would be read; expected "
             f"{FEWEST} to {LONGEST}"
         )
-    path, parts = ask.path("flow", as_flow_match), ask.parts(text_dtype(ask.dtype))
+    # Gemma's values go beyond float16's range; the example of diffusers' SanaPipeline has it in bfloat16.
+    text_dtype = torch.bfloat16 if ask.dtype == torch.float16 else ask.dtype
+    path, parts = ask.path("flow", as_flow_match), ask.parts(text_dtype)
     # As the pipeline has it: Gemma's own padding stands before the text.
     parts.tokenizers[0].padding_side = "right"
-    config, width = parts.denoiser.config, parts.text_encoders[0].config.hidden_size
+    config = parts.denoiser.config
     if config.guidance_embeds:
         raise ask.error(
             "transformer.guidance_embeds=true, so the network is also fed a guidance scale (a distilled "
             f"model); expected a transformer that takes latents, time and text, as in a {ask.card.pipeline}"
         )
-    if width != config.caption_channels:
-        raise ask.unfitting(
-            f"the text encoder gives states of {width}, the transformer takes {config.caption_channels}"
-        )
+    ask.check_states(parts.text_encoders[0].config.hidden_size, config.caption_channels)
     ask.check_channels(parts)
     return ask.policy(SanaPolicy, parts, path=path, latent_shape=ask.latent_shape(parts))
-
-
-def text_dtype(dtype: torch.dtype) -> torch.dtype:
-    """Precision of Gemma for a denoiser of `dtype`: its values go beyond float16's range, for which
-    bfloat16 stands in.
-
-    Source: the example of diffusers' SanaPipeline, which moves the text encoder to bfloat16.
-    """
-    return torch.bfloat16 if dtype == torch.float16 else dtype
 
 
 def denoiser_inputs(config: FrozenDict, shape: Shape, text_tokens: int, empty: Empty) -> Inputs:

@@ -1,6 +1,5 @@
 """Rectified-flow transformers in the Stable Diffusion 3 and 3.5 layout, with the T5 encoder or without it (as
-diffusers runs with `text_encoder_3=None`).
-"""
+diffusers runs with `text_encoder_3=None`)."""
 
 from __future__ import annotations
 
@@ -12,7 +11,7 @@ from diffusers.configuration_utils import FrozenDict
 from torch import Tensor
 from torch.nn.functional import pad
 
-from diffexpo.policies.family import Empty, FamilyPolicy, Inputs, Loading, Parts
+from diffexpo.policies.family import Empty, FamilyPolicy, Inputs, Loading
 from diffexpo.policies.sizes import Shape, check_positions
 from diffexpo.policies.text import clip_states, count_tokens, encode_text
 
@@ -73,30 +72,17 @@ def load(ask: Loading) -> SD3Policy:
     # Refused before anything is loaded; the shift is known once the image's size is.
     ask.path("flow", image_tokens=1)
     parts = ask.parts()
-    _check_fit(ask, parts)
-    config, shape = parts.denoiser.config, ask.latent_shape(parts)
+    config, clip, t5 = parts.denoiser.config, parts.text_encoders[:2], parts.text_encoders[2:]
+    pooled = sum(encoder.config.projection_dim for encoder in clip)
+    ask.check_text(pooled, sum(encoder.config.hidden_size for encoder in clip), config, is_padded=True)
+    if t5:
+        ask.check_states(t5[0].config.d_model, config.joint_attention_dim, "text_encoder_3")
+    ask.check_channels(parts)
+    shape = ask.latent_shape(parts)
     height, width = (side // config.patch_size for side in shape[1:])
     check_positions(config, (height, width))
     path = ask.path("flow", image_tokens=height * width)
     return ask.policy(SD3Policy, parts, path=path, latent_shape=shape, text_width=config.joint_attention_dim)
-
-
-def _check_fit(ask: Loading, parts: Parts) -> None:
-    """Raise PolicyError unless the transformer takes what the others give."""
-    config, clip, t5 = parts.denoiser.config, parts.text_encoders[:2], parts.text_encoders[2:]
-    pooled = sum(encoder.config.projection_dim for encoder in clip)
-    width = sum(encoder.config.hidden_size for encoder in clip)
-    if pooled != config.pooled_projection_dim or width > config.joint_attention_dim:
-        raise ask.unfitting(
-            f"the text encoders give pooled {pooled} and states {width}, the transformer takes "
-            f"{config.pooled_projection_dim} and {config.joint_attention_dim}"
-        )
-    if t5 and t5[0].config.d_model != config.joint_attention_dim:
-        raise ask.unfitting(
-            f"text_encoder_3 gives states of {t5[0].config.d_model}, the transformer takes "
-            f"{config.joint_attention_dim}"
-        )
-    ask.check_channels(parts)
 
 
 def denoiser_inputs(config: FrozenDict, shape: Shape, text_tokens: int, empty: Empty) -> Inputs:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from diffexpo.policies import unet as plain
 from diffexpo.policies.autoencoder import vae_factor
-from diffexpo.policies.family import Empty, Inputs, Loading, Parts
+from diffexpo.policies.family import Empty, Inputs, Loading
 from diffexpo.policies.sizes import Shape
 from diffexpo.policies.text import clip_states
 
@@ -55,19 +55,6 @@ def load(ask: Loading) -> SDXLPolicy:
     """Load a StableDiffusionXLPipeline folder by components; image encoder and refiner are not part of it."""
     path, parts = ask.path("vp"), ask.parts()
     plain.check_unet(ask, parts)
-    _check_fit(ask, parts)
-    return ask.policy(
-        SDXLPolicy,
-        parts,
-        path=path,
-        latent_shape=ask.latent_shape(parts),
-        is_empty_zero=bool(ask.folder.index.get("force_zeros_for_empty_prompt", True)),
-    )
-
-
-def _check_fit(ask: Loading, parts: Parts) -> None:
-    """Raise PolicyError unless the UNet is told text and size as a base model is, both texts have one length,
-    and the autoencoder's latents are not shifted channel by channel."""
     config = parts.denoiser.config
     if config.addition_embed_type != "text_time":
         raise ask.error(
@@ -92,6 +79,9 @@ def _check_fit(ask: Loading, parts: Parts) -> None:
             "vae.latents_mean is set; latents that are shifted channel by channel are not supported, "
             "expected a scaling_factor alone"
         )
+    is_empty_zero = bool(ask.folder.index.get("force_zeros_for_empty_prompt", True))
+    shape = ask.latent_shape(parts)
+    return ask.policy(SDXLPolicy, parts, path=path, latent_shape=shape, is_empty_zero=is_empty_zero)
 
 
 def denoiser_inputs(config: FrozenDict, shape: Shape, text_tokens: int, empty: Empty) -> Inputs:

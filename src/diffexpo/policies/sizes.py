@@ -25,36 +25,32 @@ def patch_of(card: Family, network: ModelMixin) -> int:
     return card.patch or int(network.config.get("patch_size") or 1)
 
 
-def latent_size(
-    sample_size: int | Sequence[int] | None,
+def latent_shape(
+    card: Family,
+    denoiser: ModelMixin,
     vae: ModelMixin,
+    model: ModelConfig,
     where: str,
-    resolution: int | Size | None,
-    patch: int,
-) -> Size:
-    """(h, w) of latents: of `model.resolution` in pixels, else the denoiser's `sample_size`; 512 pixels of SD
-    1.5 are (64, 64).
+    own: int | Sequence[int] | None = None,
+) -> Shape:
+    """(C, h, w) of latents in `model.resolution`, else in the checkpoint's `own` size in latents, which by
+    default the denoiser's file says; 512 pixels of SD 1.5 are (4, 64, 64). `where` names the model.
 
-    Args:
-        sample_size: In latents; one number for squares.
-        vae: The factor between pixels and latents.
-        where: The model, for messages.
-        resolution: In pixels; None takes `sample_size`.
-        patch: Latents that the denoiser takes together in each direction.
     Raises:
         PolicyError: no size is known.
         ConfigError: the resolution does not divide into whole latents and patches.
     """
-    if resolution is None:
-        if sample_size is None:
-            raise PolicyError(
-                f"{where}: the denoiser's config.json has no sample_size; set model.resolution (pixels)"
-            )
-        height, width = (sample_size,) * 2 if isinstance(sample_size, int) else sample_size
-        return height, width
-    factor = vae_factor(vae)
-    height, width = checked_size(resolution, factor * patch, where)
-    return height // factor, width // factor
+    channels, size = vae.config.latent_channels, own or denoiser.config.get("sample_size")
+    if model.resolution is not None:
+        factor = vae_factor(vae)
+        height, width = checked_size(model.resolution, factor * patch_of(card, denoiser), where)
+        return channels, height // factor, width // factor
+    if size is None:
+        raise PolicyError(
+            f"{where}: the denoiser's config.json has no sample_size; set model.resolution (pixels)"
+        )
+    height, width = (size, size) if isinstance(size, int) else size
+    return channels, height, width
 
 
 def checked_size(size: int | Size, multiple: int, where: str, key: str = "model.resolution") -> Size:

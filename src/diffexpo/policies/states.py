@@ -64,7 +64,7 @@ class Versions(ABC):
 
     def drop(self, name: str) -> None:
         """Forget a version; "reference" falls back to the base."""
-        self._check_known(name)
+        self._known(name)
         self._refuse_change(name)
         if name in (CURRENT, self._active):
             raise PolicyError(f"weights {name!r}: in use, cannot be dropped")
@@ -97,10 +97,12 @@ class Versions(ABC):
         """sha256 of a version's values."""
         return fingerprint_state(self.state(name))
 
-    def _check_known(self, name: str) -> None:
+    def _known(self, name: str) -> Any:
+        """What `_versions` holds of a version."""
         if name not in self._versions:
             known = ", ".join(self.names())
             raise PolicyError(f"weights {name!r}: no such version; expected one of {known}")
+        return self._versions[name]
 
     def _refuse_change(self, name: str) -> None:
         if name == BASE:
@@ -118,5 +120,6 @@ class Versions(ABC):
     def _writable(self, name: str) -> Any:
         """A version to write to, made if there is none of its own."""
 
-    @abstractmethod
-    def _remove(self, name: str) -> None: ...
+    def _remove(self, name: str) -> None:
+        """Forget a version, if there is one."""
+        self._versions.pop(name, None)

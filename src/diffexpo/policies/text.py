@@ -4,13 +4,13 @@ sees."""
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from diffexpo.config.schema import ModelConfig
@@ -72,11 +72,9 @@ def encode_text(
     """The encoder's output for one text, and the mask (1, length) int64 of its tokens, 0 for padding.
 
     Args:
-        tokenizer, encoder: Of one component.
         text: The rest is cut, less is padded.
         length: Number of tokens; None is the tokenizer's own.
         is_masked: The encoder does not look at the padding; otherwise padding is text like any other.
-        options: Of the encoder's forward.
     """
     tokens = tokenizer(
         [text],
@@ -105,24 +103,17 @@ def clip_states(
     return states, [output[0] for output in outputs]
 
 
-def move_modules(modules: Iterable[nn.Module], device: torch.device) -> None:
-    """Move networks that are on another device."""
-    for module in modules:
-        if next(module.parameters()).device != device:
-            module.to(device)
-
-
 def read_sequence_length(folder: Path, model: ModelConfig, default: int) -> int:
     """Tokens of T5, or zeros in their place, that the denoiser sees, 0 to 512: of the settings, else of the
-    folder's `diffexpo.json`, else the pipeline's own.
+    folder's `diffexpo.json`, else the pipeline's own, which is 0 for a family without such a length.
 
     Raises:
         PolicyError: the file holds no such number.
     """
     file = folder / SETTINGS_FILE
-    if model.max_sequence_length is not None:
+    if default and model.max_sequence_length is not None:
         return model.max_sequence_length
-    if not file.is_file():
+    if not default or not file.is_file():
         return default
     count = read_json(file).get("max_sequence_length")
     if not isinstance(count, int) or isinstance(count, bool) or not 0 <= count <= LONGEST:

@@ -1,6 +1,5 @@
 """A two-layer policy on single-pixel latents: real weight versions and a real path, milliseconds per step, no
-model file.
-"""
+model file."""
 
 from __future__ import annotations
 
@@ -84,15 +83,13 @@ class ToyPolicy:
         """Inverse of `decode_latents`; channels beyond three are 0."""
         colour = images.to(self.dtype).mean(dim=(2, 3)).clamp(1e-4, 1 - 1e-4)
         latents = torch.zeros(len(images), *self.latent_shape, dtype=self.dtype)
-        visible = min(3, self.latent_shape[0])
-        latents[:, :visible, 0, 0] = torch.logit(colour[:, :visible])
+        latents[:, :3, 0, 0] = torch.logit(colour[:, : self.latent_shape[0]])
         return latents
 
     def decode_latents(self, latents: Tensor) -> Tensor:
         """One colour (B,3,8,8); absent channels are grey."""
         colour = torch.full((len(latents), 3), 0.5)
-        visible = min(3, self.latent_shape[0])
-        colour[:, :visible] = torch.sigmoid(latents.detach().float()[:, :visible, 0, 0])
+        colour[:, : self.latent_shape[0]] = torch.sigmoid(latents.detach().float()[:, :3, 0, 0])
         return colour[:, :, None, None].expand(-1, -1, 8, 8).clone()
 
     def predict(self, x_t: Tensor, t: Tensor, conditioning: Conditioning) -> Tensor:

@@ -100,7 +100,4 @@ def as_the_pipeline_reads(scheduler: Mapping[str, object]) -> dict[str, object]:
 
 
 def denoiser_inputs(config: FrozenDict, shape: Shape, text_tokens: int, empty: Empty) -> Inputs:
-    return {
-        "sample": empty(*shape),
-        "encoder_hidden_states": empty(text_tokens, config.cross_attention_dim),
-    }
+    return {"sample": empty(*shape), "encoder_hidden_states": empty(text_tokens, config.cross_attention_dim)}

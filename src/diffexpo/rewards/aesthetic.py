@@ -11,16 +11,9 @@ from torch import Tensor
 
 from diffexpo.config.rewards.aesthetic import AestheticCard
 from diffexpo.errors import RewardError
-from diffexpo.rewards.dual_encoder import (
-    MODEL_FILES,
-    DualEncoder,
-    model_files,
-    read_clip_model,
-    read_processor,
-)
+from diffexpo.rewards.dual_encoder import DualEncoder, model_files, read_clip_model, read_processor
 from diffexpo.rewards.heads import STACK, apply_stack, read_stack
-from diffexpo.rewards.images import check_lengths
-from diffexpo.rewards.weights import find_folder, find_weights, fingerprint, read_tensors, settings_files
+from diffexpo.rewards.weights import MODEL_FILES, find_folder, find_weights, fingerprint, read_tensors
 
 
 class AestheticReward(DualEncoder):
@@ -49,7 +42,8 @@ class AestheticReward(DualEncoder):
         file = find_weights(name, AestheticCard, path)
         head = read_head(name, file)
         self.scale = f"rating, about 1 to 10 (v{2 if len(head) > 1 else 1})"
-        folder = find_folder(name, base, key="base", patterns=MODEL_FILES, expected=AestheticCard.base_is)
+        folder = find_folder(name, base, AestheticCard.base_is, patterns=MODEL_FILES)
+        files = [file, *model_files(name, folder)]
         prepare, model = read_processor(name, folder), read_clip_model(name, folder)
         width, own = head[0][0].shape[1], int(model.config.projection_dim)
         if width != own:
@@ -59,15 +53,10 @@ class AestheticReward(DualEncoder):
             )
         super().__init__(name, model, None, prepare, device=device, precision=precision)
         self._head = [(weight.to(device), bias.to(device)) for weight, bias in head]
-        files = [file, *model_files(name, folder), *settings_files(folder)]
-        self.version = fingerprint(files, {"precision": precision})
+        self.version = fingerprint(files, [folder], precision=precision)
 
-    def score(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
-        """Scores (B,) of images (B,3,H,W) in [0,1]; the prompts are not read."""
-        check_lengths(self.name, images, prompts)
-        if len(images) == 0:
-            return torch.zeros(0)
-        return apply_stack(self.embed_images(images), self._head).cpu()
+    def _score(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
+        return apply_stack(self.embed_images(images), self._head)
 
 
 def read_head(name: str, file: Path) -> list[tuple[Tensor, Tensor]]:

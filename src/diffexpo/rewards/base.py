@@ -66,13 +66,14 @@ def scorer_class(card: type[RewardCard]) -> Any:
 
 
 def _cached(scorer: Reward, config: RewardCard, device: torch.device | str) -> Reward:
-    """The scorer with its cache. One with an `identity` is asked image by image; others are networks here."""
+    """The scorer with its cache. One that names its `cache_facts`, what its scores depend on besides type,
+    version and unit, is asked image by image; others are networks here."""
     folder = Path(str(config.cache)).expanduser()
-    identity = getattr(scorer, "identity", None)
-    if identity is not None:
-        return CachedReward(scorer, folder, identity)
+    facts = {"type": config.type, "version": scorer.version, "scale": scorer.scale}
+    own = getattr(scorer, "cache_facts", None)
+    if own is not None:
+        return CachedReward(scorer, folder, facts | own)
     kind = torch.device(device).type  # not which of several: those of one name give the same bits
     here = f"{kind} {torch.cuda.get_device_name(device)}" if kind == "cuda" else kind
-    facts = {"type": config.type, "version": scorer.version, "scale": scorer.scale}
     facts |= {"device": here, "threads": str(torch.get_num_threads()), "torch": torch.__version__}
     return CachedReward(scorer, folder, facts, by_batch=True)

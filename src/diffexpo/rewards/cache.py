@@ -127,22 +127,19 @@ class ScoreCache:
         counted and forgotten."""
         found: dict[str, float] = {}
         refused = []
+        where = "FROM scores WHERE identity = ? AND question = ?"
         with self._opened() as file:
             for key in dict.fromkeys(keys):
-                query = "SELECT score, mark FROM scores WHERE identity = ? AND question = ?"
-                row = file.execute(query, (self._identity, key)).fetchone()
-                if row is not None and row[1] == self._mark(key, row[0]):
-                    found[key] = row[0]
-                elif row is not None:
-                    refused.append((self._identity, key))
-            if refused:
-                file.executemany("DELETE FROM scores WHERE identity = ? AND question = ?", refused)
+                for score, mark in file.execute(f"SELECT score, mark {where}", (self._identity, key)):
+                    if mark == self._mark(key, score):
+                        found[key] = score
+                    else:
+                        refused.append((self._identity, key))
+            file.executemany(f"DELETE {where}", refused)
         if refused:
             self.num_refused += len(refused)
-            text = (
-                "reward %r: %d scores of %s are not this scorer's (changed or copied); they are asked again"
-            )
-            _log.warning(text, self._name, len(refused), self.path)
+            what = "scores of %s are not this scorer's (changed or copied); they are asked again"
+            _log.warning(f"reward %r: %d {what}", self._name, len(refused), self.path)
         return found
 
     def add(self, scores: Mapping[str, float]) -> None:

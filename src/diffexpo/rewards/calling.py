@@ -11,7 +11,7 @@ import os
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import NoReturn, TypeVar
 from urllib.parse import urlsplit
@@ -49,8 +49,9 @@ class CallFailedError(RewardError):
         self.can_retry, self.is_refused_input, self.wait_s = can_retry, is_refused_input, wait_s
 
 
-class Endpoint:
-    """A server that answers JSON.
+class CalledReward:
+    """What scorers behind an address share: a server that answers JSON, a budget of failures, and
+    `concurrency` calls at once.
 
     Redirections are not followed: they would carry the key to another host. Addresses of this machine are
     reached without a proxy.
@@ -62,19 +63,24 @@ class Endpoint:
         MissingError: the key's variable is not set.
     """
 
-    def __init__(self, name: str, url: str, service: ServiceConfig) -> None:
+    cache_facts: Mapping[str, str] = {}
+    """What scores depend on besides image, prompt, type, version and unit."""
+
+    def __init__(
+        self, name: str, url: str, service: ServiceConfig | None = None, concurrency: int | None = None
+    ) -> None:
         self.name = name
         self.url = check_url(name, url)
         self.num_retries = 0
-        self._timeout_s, self._retry_s = service.timeout_s, service.retry_s
-        self._key = _read_key(name, service.api_key_env)
-        json_type = "application/json"
-        headers = {"Accept": json_type, "Accept-Encoding": "identity", "Content-Type": json_type}
-        if self._key:
-            headers["Authorization"] = f"Bearer {self._key}"
+        self._service = service or ServiceConfig()
+        self._concurrency = concurrency or CONCURRENCY
+        self.budget = FailureBudget(name, self._service)
+        self._key = _read_key(name, self._service.api_key_env)
+        headers = dict.fromkeys(("Accept", "Content-Type"), "application/json")
+        headers |= {"Authorization": f"Bearer {self._key}"} if self._key else {}
         self._client = httpx2.Client(
-            headers=headers,
-            timeout=service.timeout_s,
+            headers=headers | {"Accept-Encoding": "identity"},
+            timeout=self._service.timeout_s,
             trust_env=urlsplit(self.url).hostname not in LOCAL_HOSTS,
             # Each call has a connection of its own: a server may close one that waits.
             limits=httpx2.Limits(max_connections=None, max_keepalive_connections=0),
@@ -89,7 +95,7 @@ class Endpoint:
             ScorerStoppedError: the server refuses us (key, address), which no repetition changes.
         """
         method, body = ("GET", None) if payload is None else ("POST", json.dumps(payload).encode())
-        deadline = time.monotonic() + self._timeout_s
+        deadline = time.monotonic() + self._service.timeout_s
         try:
             with self._client.stream(method, self.url + path, content=body) as response:
                 if not response.is_success:
@@ -117,7 +123,7 @@ class Endpoint:
         Raises:
             CallFailedError: of the last attempt.
         """
-        end, pause = time.monotonic() + self._retry_s, FIRST_PAUSE_S
+        end, pause = time.monotonic() + self._service.retry_s, FIRST_PAUSE_S
         while True:
             try:
                 return attempt()
@@ -131,6 +137,17 @@ class Endpoint:
             self.num_retries += 1
             time.sleep(wait)
             pause = min(2 * pause, LONGEST_PAUSE_S)
+
+    def _first(self, ask: Callable[[], Result], expected: str) -> Result:
+        """What the server says of itself; MissingError if nothing answers."""
+        try:
+            return self.persist(ask)
+        except CallFailedError as error:
+            raise MissingError(f"reward {self.name!r}: {error}; expected {expected}") from None
+
+    def _pngs(self, images: Tensor, prompts: Sequence[str]) -> list[str]:
+        check_lengths(self.name, images, prompts)
+        return [png_base64(image) for image in to_bytes(images)]
 
     def _refusal(self, path: str, response: httpx2.Response, deadline: float) -> RewardError:
         """The exception for an error status, with what the server says of it."""
@@ -199,35 +216,6 @@ class FailureBudget:
         )
 
 
-class CalledReward:
-    """What scorers behind an address share: the endpoint, the budget, and `concurrency` calls at once."""
-
-    def __init__(
-        self, name: str, url: str, service: ServiceConfig | None = None, concurrency: int | None = None
-    ) -> None:
-        self.name = name
-        self._service = service or ServiceConfig()
-        self._concurrency = concurrency or CONCURRENCY
-        self._endpoint = Endpoint(name, url, self._service)
-        self.budget = FailureBudget(name, self._service)
-
-    @property
-    def num_retries(self) -> int:
-        """Requests that were sent again so far."""
-        return self._endpoint.num_retries
-
-    def _first(self, ask: Callable[[], Result], expected: str) -> Result:
-        """What the server says of itself; MissingError if nothing answers."""
-        try:
-            return self._endpoint.persist(ask)
-        except CallFailedError as error:
-            raise MissingError(f"reward {self.name!r}: {error}; expected {expected}") from None
-
-    def _pngs(self, images: Tensor, prompts: Sequence[str]) -> list[str]:
-        check_lengths(self.name, images, prompts)
-        return [png_base64(image) for image in to_bytes(images)]
-
-
 def map_concurrently(
     function: Callable[[Item], Result], items: Sequence[Item], concurrency: int
 ) -> list[Result]:
@@ -267,10 +255,8 @@ def check_url(name: str, url: str) -> str:
 
 
 def _read_key(name: str, variable: str | None) -> str:
-    if variable is None:
-        return ""
-    key = os.environ.get(variable, "").strip()
-    if not key:
+    key = os.environ.get(variable, "").strip() if variable else ""
+    if variable and not key:
         raise MissingError(
             f"reward {name!r}: service.api_key_env names {variable}, which is not set in the environment; "
             "export the key there"

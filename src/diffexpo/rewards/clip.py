@@ -3,20 +3,12 @@
 from __future__ import annotations
 
 import torch
+from transformers import CLIPTokenizer
 
 from diffexpo.config.rewards.card import VIT_H
 from diffexpo.config.rewards.pickscore import PICKSCORE
-from diffexpo.rewards.dual_encoder import (
-    MODEL_FILES,
-    SETTINGS_FILES,
-    UNITS,
-    DualEncoder,
-    model_files,
-    read_clip_model,
-    read_processor,
-    read_tokenizer,
-)
-from diffexpo.rewards.weights import find_folder, fingerprint, settings_files
+from diffexpo.rewards.dual_encoder import UNITS, DualEncoder, model_files, read_clip_model, read_processor
+from diffexpo.rewards.weights import MODEL_FILES, find_folder, fingerprint, read_part
 
 # PickScore's own repository holds only the network; its processor is this one's.
 PROCESSORS = {PICKSCORE: VIT_H}
@@ -48,14 +40,13 @@ class ClipReward(DualEncoder):
     ) -> None:
         self.scale = UNITS[scale]
         expected = "a CLIPModel folder, a hub id or `emoji:judge_train`"
-        folder = find_folder(name, path, key="path", patterns=MODEL_FILES, expected=expected)
+        folder = find_folder(name, path, expected, key="path", patterns=MODEL_FILES)
         files = model_files(name, folder)
         processor = folder
         base = base or PROCESSORS.get(path)
         if base is not None:
-            processor = find_folder(name, base, key="base", patterns=SETTINGS_FILES, expected=expected)
+            processor = find_folder(name, base, expected)
         prepare = read_processor(name, processor)
-        model, tokenizer = read_clip_model(name, folder), read_tokenizer(name, processor)
+        model, tokenizer = read_clip_model(name, folder), read_part(name, processor, CLIPTokenizer)
         super().__init__(name, model, tokenizer, prepare, device=device, precision=precision, unit=scale)
-        files += settings_files(*dict.fromkeys((folder, processor)))
-        self.version = fingerprint(files, {"scale": scale, "precision": precision})
+        self.version = fingerprint(files, (folder, processor), scale=scale, precision=precision)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -12,7 +13,6 @@ from PIL import Image
 from torch import Tensor
 from transformers import (
     BatchEncoding,
-    CLIPConfig,
     CLIPImageProcessorPil,
     CLIPModel,
     CLIPTokenizer,
@@ -30,9 +30,6 @@ if "TRANSFORMERS_VERBOSITY" not in os.environ:
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
 
-# The patterns leave out the copies of other libraries that lie in many CLIP repositories.
-MODEL_FILES = ("model*.safetensors", "*.json", "*.txt")
-SETTINGS_FILES = ("*.json", "*.txt")
 UNITS = {"raw": "cosine", "percent": "100 x cosine", "logit": "logit-scaled cosine"}
 
 
@@ -43,21 +40,18 @@ class Texts:
     """
 
     def __init__(
-        self,
-        name: str,
-        tokenizer: PreTrainedTokenizerBase,
-        max_tokens: int,
-        clean: Callable[[str], str] = str,
+        self, tokenizer: PreTrainedTokenizerBase, max_tokens: int, clean: Callable[[str], str] = str
     ) -> None:
-        self._name, self._tokenizer, self._max_tokens, self._clean = name, tokenizer, max_tokens, clean
+        self.max_tokens = max_tokens
         self.cut: set[str] = set()
+        self._tokenizer, self._clean = tokenizer, clean
 
     def tokens(self, prompts: Sequence[str]) -> BatchEncoding:
         """Token ids and attention masks of texts."""
         return self._tokenizer(
             [self._clean(prompt) for prompt in prompts],
             padding="max_length",
-            max_length=self._max_tokens,
+            max_length=self.max_tokens,
             truncation=True,
             return_tensors="pt",
         )
@@ -65,15 +59,34 @@ class Texts:
     def note_cut(self, prompts: Sequence[str]) -> list[str]:
         """Count the prompts that are too long; the new ones among them, sorted."""
         unknown = sorted(set(prompts) - self.cut)
-        if not unknown:
-            return []
-        ids = self._tokenizer([self._clean(prompt) for prompt in unknown], verbose=False).input_ids
-        new = [prompt for prompt, own in zip(unknown, ids, strict=True) if len(own) > self._max_tokens]
+        lengths = [len(self._tokenizer(self._clean(prompt), verbose=False).input_ids) for prompt in unknown]
+        new = [prompt for prompt, length in zip(unknown, lengths, strict=True) if length > self.max_tokens]
         self.cut.update(new)
         return new
 
 
-class DualEncoder:
+class NetworkReward(ABC):
+    """A scorer whose network runs here; `texts` is None where prompts are not read."""
+
+    def __init__(self, name: str, texts: Texts | None) -> None:
+        self.name, self.texts = name, texts
+
+    @property
+    def num_cut_prompts(self) -> int:
+        """Distinct prompts so far that were longer than the text encoder takes and were cut."""
+        return len(self.texts.cut) if self.texts else 0
+
+    def score(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
+        """Scores (B,) of images (B,3,H,W) in [0,1] for their prompts."""
+        check_lengths(self.name, images, prompts)
+        return self._score(images, prompts).cpu() if len(images) else torch.zeros(0)
+
+    @abstractmethod
+    def _score(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
+        """Scores of at least one image."""
+
+
+class DualEncoder(NetworkReward):
     """Scores by the cosine of a text's and an image's vector, in one of three units.
 
     Rows are independent: the text of row i meets the image of row i only. The towers run in `precision`,
@@ -102,29 +115,19 @@ class DualEncoder:
         unit: str = "raw",
         clean: Callable[[str], str] = str,
     ) -> None:
-        self.name = name
+        texts = None
+        if tokenizer is not None:
+            positions = int(model.config.text_config.max_position_embeddings)
+            texts = Texts(tokenizer, min(tokenizer.model_max_length, positions), clean)
+        super().__init__(name, texts)
         self._unit, self._dtype, self._prepare = unit, PRECISIONS[precision], prepare
         self._model = model.to(device).eval().requires_grad_(False)
         for tower in (model.vision_model, model.text_model):
             tower.to(self._dtype)
-        self._max_tokens = int(model.config.text_config.max_position_embeddings)
-        self._texts: Texts | None = None
-        if tokenizer is not None:
-            self._max_tokens = min(tokenizer.model_max_length, self._max_tokens)
-            self._texts = Texts(name, tokenizer, self._max_tokens, clean)
 
-    @property
-    def num_cut_prompts(self) -> int:
-        """Distinct prompts so far that were longer than the text encoder takes and were cut."""
-        return len(self._texts.cut) if self._texts else 0
-
-    def score(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
-        """Scores (B,) of images (B,3,H,W) in [0,1] for their prompts."""
-        check_lengths(self.name, images, prompts)
-        if len(images) == 0:
-            return torch.zeros(0)
+    def _score(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
         factor = {"raw": 1.0, "percent": 100.0, "logit": self._model.logit_scale.float().exp()}[self._unit]
-        return (factor * (self.embed_prompts(prompts) * self.embed_images(images)).sum(dim=-1)).cpu()
+        return factor * (self.embed_prompts(prompts) * self.embed_images(images)).sum(dim=-1)
 
     @phase("scoring images")
     def embed_images(self, images: Tensor) -> Tensor:
@@ -136,11 +139,13 @@ class DualEncoder:
 
     def embed_prompts(self, prompts: Sequence[str]) -> Tensor:
         """Unit vectors (B, D) of texts; each distinct text runs once."""
-        assert self._texts is not None  # only scorers that read no prompt have none
+        assert self.texts is not None  # only scorers that read no prompt have none
         distinct = list(dict.fromkeys(prompts))
-        for prompt in self._texts.note_cut(distinct):
-            _log.warning("reward %r: prompt cut to %d tokens: %.60r", self.name, self._max_tokens, prompt)
-        tokens = self._texts.tokens(distinct).to(self._model.device)
+        for prompt in self.texts.note_cut(distinct):
+            _log.warning(
+                "reward %r: prompt cut to %d tokens: %.60r", self.name, self.texts.max_tokens, prompt
+            )
+        tokens = self.texts.tokens(distinct).to(self._model.device)
         with torch.no_grad():
             pooled = self._model.text_model(
                 input_ids=tokens.input_ids, attention_mask=tokens.attention_mask
@@ -151,8 +156,7 @@ class DualEncoder:
 
 
 def read_clip_model(name: str, folder: Path) -> CLIPModel:
-    """A CLIPModel of a folder, float32; MissingError or RewardError if there is none."""
-    model_files(name, folder)
+    """A CLIPModel of a folder (whose `model_files` are there), float32; RewardError if it is none."""
     try:
         model, report = CLIPModel.from_pretrained(
             str(folder),
@@ -184,39 +188,16 @@ def model_files(name: str, folder: Path) -> list[Path]:
     return files
 
 
-def read_clip_config(name: str, folder: Path) -> CLIPConfig:
-    """Sizes and activations of a CLIPModel folder."""
-    _need(name, folder, "config.json")
-    return read_part(name, folder, CLIPConfig, "CLIPModel configuration")
-
-
-def read_tokenizer(name: str, folder: Path) -> CLIPTokenizer:
-    """The tokenizer of a CLIPModel folder."""
-    _need(name, folder, "tokenizer_config.json")
-    return read_part(name, folder, CLIPTokenizer, "tokenizer")
-
-
 def read_processor(name: str, folder: Path) -> Callable[[Tensor], Tensor]:
     """A function from images (B,3,H,W) in [0,1] to pixel values, by the folder's image processor and PIL."""
-    # Newer libraries keep the image processor's settings inside processor_config.json.
-    _need(name, folder, "preprocessor_config.json", "processor_config.json")
     # The class is named because CLIPImageProcessor means another backend where torchvision is installed.
-    processor = read_part(name, folder, CLIPImageProcessorPil, "image processor")
+    processor = read_part(name, folder, CLIPImageProcessorPil)
 
     def prepare(images: Tensor) -> Tensor:
         pil_images = [Image.fromarray(pixels) for pixels in to_bytes(images)]
         return processor(images=pil_images, return_tensors="pt").pixel_values
 
     return prepare
-
-
-def _need(name: str, folder: Path, *files: str) -> None:
-    """Refuse a folder that holds none of these files."""
-    if not any((folder / file).is_file() for file in files):
-        raise MissingError(
-            f"reward {name!r}: {folder / files[0]} is missing; save configuration, tokenizer and image "
-            "processor next to the model, or name a base that has them"
-        )
 
 
 def _unit(vectors: Tensor) -> Tensor:

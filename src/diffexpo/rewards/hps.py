@@ -3,59 +3,48 @@
 from __future__ import annotations
 
 import html
-import re
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 
 import torch
 from torch import Tensor
-from transformers import CLIPConfig, CLIPModel
+from transformers import CLIPConfig, CLIPModel, CLIPTokenizer
 
 from diffexpo.config.rewards import REWARDS
 from diffexpo.config.rewards.hps import HpsCard
 from diffexpo.errors import RewardError
-from diffexpo.rewards.dual_encoder import (
-    SETTINGS_FILES,
-    UNITS,
-    DualEncoder,
-    read_clip_config,
-    read_tokenizer,
-)
+from diffexpo.rewards.dual_encoder import UNITS, DualEncoder
 from diffexpo.rewards.images import longest_side_pad
 from diffexpo.rewards.weights import (
     fill,
     find_folder,
     find_weights,
     fingerprint,
+    read_part,
     read_tensors,
-    settings_files,
+    renamed,
 )
 
-# OpenCLIP name -> CLIPModel name. Projections are stored transposed there, and query, key and value as one
-# matrix.
-_TOP = {
+# OpenCLIP name -> CLIPModel name.
+_NAMES = {
+    "visual.transformer.resblocks.": "vision_model.encoder.layers.",
     "visual.class_embedding": "vision_model.embeddings.class_embedding",
     "visual.positional_embedding": "vision_model.embeddings.position_embedding.weight",
-    "visual.conv1.weight": "vision_model.embeddings.patch_embedding.weight",
-    "token_embedding.weight": "text_model.embeddings.token_embedding.weight",
+    "visual.conv1.": "vision_model.embeddings.patch_embedding.",
+    "visual.ln_pre.": "vision_model.pre_layrnorm.",
+    "visual.ln_post.": "vision_model.post_layernorm.",
+    "visual.proj": "visual_projection.weight",
+    "transformer.resblocks.": "text_model.encoder.layers.",
+    "token_embedding.": "text_model.embeddings.token_embedding.",
     "positional_embedding": "text_model.embeddings.position_embedding.weight",
-    "logit_scale": "logit_scale",
+    "ln_final.": "text_model.final_layer_norm.",
+    "text_projection": "text_projection.weight",
+    ".ln_": ".layer_norm",
+    ".attn.": ".self_attn.",
+    ".mlp.c_fc.": ".mlp.fc1.",
+    ".mlp.c_proj.": ".mlp.fc2.",
 }
-_NORMS = {
-    "visual.ln_pre": "vision_model.pre_layrnorm",
-    "visual.ln_post": "vision_model.post_layernorm",
-    "ln_final": "text_model.final_layer_norm",
-}
-_PROJECTIONS = {"visual.proj": "visual_projection.weight", "text_projection": "text_projection.weight"}
-_INSIDE = {
-    "ln_1": "layer_norm1",
-    "ln_2": "layer_norm2",
-    "attn.out_proj": "self_attn.out_proj",
-    "mlp.c_fc": "mlp.fc1",
-    "mlp.c_proj": "mlp.fc2",
-}
-_BLOCK = re.compile(r"(visual\.)?transformer\.resblocks\.(\d+)\.(.+)")
 
 
 class HpsReward(DualEncoder):
@@ -86,8 +75,9 @@ class HpsReward(DualEncoder):
     ) -> None:
         self.scale = f"{UNITS[scale]} ({edition})"
         file = find_weights(name, REWARDS[edition], path)
-        folder = find_folder(name, base, key="base", patterns=SETTINGS_FILES, expected=HpsCard.base_is)
-        config, tokenizer = read_clip_config(name, folder), read_tokenizer(name, folder)
+        folder = find_folder(name, base, HpsCard.base_is)
+        config = read_part(name, folder, CLIPConfig)
+        tokenizer = read_part(name, folder, CLIPTokenizer)
         super().__init__(
             name,
             _load(name, file, config),
@@ -98,8 +88,7 @@ class HpsReward(DualEncoder):
             unit=scale,
             clean=clean_text,
         )
-        settings = {"scale": scale, "precision": precision, "edition": edition}
-        self.version = fingerprint([file, *settings_files(folder)], settings)
+        self.version = fingerprint([file], [folder], scale=scale, precision=precision, edition=edition)
 
 
 def clean_text(text: str) -> str:
@@ -113,32 +102,17 @@ def clip_state_dict(openclip: Mapping[str, Tensor]) -> dict[str, Tensor]:
     A fused `attn.in_proj_weight` (3W, W) becomes the weights of q_proj, k_proj and v_proj in this order, and
     the two projections are transposed. Unknown names stay as they are.
     """
-    renamed: dict[str, Tensor] = {}
+    found: dict[str, Tensor] = {}
     for key, tensor in openclip.items():
-        if key != "attn_mask":  # a constant of the causal text tower, not a weight
-            renamed |= _renamed(key, tensor.float())
-    return renamed
-
-
-def _renamed(key: str, tensor: Tensor) -> dict[str, Tensor]:
-    if key in _TOP:
-        return {_TOP[key]: tensor}
-    if key in _PROJECTIONS:
-        return {_PROJECTIONS[key]: tensor.T.contiguous()}
-    stem, _, last = key.rpartition(".")
-    if stem in _NORMS:
-        return {f"{_NORMS[stem]}.{last}": tensor}
-    match = _BLOCK.fullmatch(key)
-    if match is None:
-        return {key: tensor}
-    tower, number, inner = match.groups()
-    block = f"{'vision_model' if tower else 'text_model'}.encoder.layers.{number}"
-    if inner in ("attn.in_proj_weight", "attn.in_proj_bias"):
-        kind = inner.rpartition("_")[2]
-        parts = zip("qkv", tensor.chunk(3), strict=True)
-        return {f"{block}.self_attn.{part}_proj.{kind}": rows.contiguous() for part, rows in parts}
-    stem, _, last = inner.rpartition(".")
-    return {f"{block}.{_INSIDE.get(stem, stem)}.{last}": tensor}
+        name = renamed(key, _NAMES)
+        if ".attn.in_proj_" in key:
+            for part, rows in zip("qkv", tensor.float().chunk(3), strict=True):
+                found[name.replace(".in_proj_", f".{part}_proj.")] = rows.contiguous()
+        elif key in ("visual.proj", "text_projection"):
+            found[name] = tensor.float().T.contiguous()
+        elif key != "attn_mask":  # a constant of the causal text tower, not a weight
+            found[name] = tensor.float()
+    return found
 
 
 def _load(name: str, file: Path, config: CLIPConfig) -> CLIPModel:

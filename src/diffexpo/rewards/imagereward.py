@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -13,9 +12,9 @@ from transformers import BertTokenizer, BlipTextConfig, BlipTextModel, BlipVisio
 
 from diffexpo.config.rewards.imagereward import ImageRewardCard
 from diffexpo.errors import MissingError, RewardError
-from diffexpo.rewards.dual_encoder import SETTINGS_FILES, Texts
+from diffexpo.rewards.dual_encoder import NetworkReward, Texts
 from diffexpo.rewards.heads import STACK, apply_stack, read_stack
-from diffexpo.rewards.images import check_lengths, shortest_side_crop
+from diffexpo.rewards.images import shortest_side_crop
 from diffexpo.rewards.weights import (
     PRECISIONS,
     check_keys,
@@ -25,7 +24,7 @@ from diffexpo.rewards.weights import (
     fingerprint,
     read_part,
     read_tensors,
-    settings_files,
+    renamed,
 )
 
 MEAN, STD = 0.16717362830052426, 1.0333394966054072
@@ -38,22 +37,20 @@ MED_CONFIG = {"hidden_act": "gelu", "layer_norm_eps": 1e-12}
 MED_KEYS = ("hidden_act", "layer_norm_eps", "num_attention_heads")
 
 _VISION, _TEXT, _HEAD = "blip.visual_encoder.", "blip.text_encoder.", "mlp.layers."
-_TOP = {
+# Name in BLIP's image tower -> BlipVisionModel name.
+_NAMES = {
     "cls_token": "embeddings.class_embedding",
     "pos_embed": "embeddings.position_embedding",
-    "patch_embed.proj": "embeddings.patch_embedding",
-    "norm": "post_layernorm",
+    "patch_embed.proj.": "embeddings.patch_embedding.",
+    "norm.": "post_layernorm.",
+    "blocks.": "encoder.layers.",
+    ".norm": ".layer_norm",
+    ".attn.": ".self_attn.",
+    ".proj.": ".projection.",
 }
-_INSIDE = {
-    "norm1": "layer_norm1",
-    "norm2": "layer_norm2",
-    "attn.qkv": "self_attn.qkv",
-    "attn.proj": "self_attn.projection",
-}
-_BLOCK = re.compile(r"blocks\.(\d+)\.(.+)")
 
 
-class ImageRewardScorer:
+class ImageRewardScorer(NetworkReward):
     """(head(BLIP(image, prompt)) - mean) / std, about -2 to 2.
 
     `path` is ImageReward's state dict as safetensors (a file, a folder with one, or a hub id; a
@@ -77,11 +74,8 @@ class ImageRewardScorer:
         base: str,
         precision: str = "float32",
     ) -> None:
-        self.name = name
         file = find_weights(name, ImageRewardCard, path)
-        folder = find_folder(
-            name, base, key="base", patterns=SETTINGS_FILES, expected=ImageRewardCard.base_is
-        )
+        folder = find_folder(name, base, ImageRewardCard.base_is)
         tokenizer = _read_tokenizer(name, folder)
         self._dtype, self._device = PRECISIONS[precision], torch.device(device)
         self._vision, self._text, head = _load(name, file)
@@ -90,20 +84,11 @@ class ImageRewardScorer:
         self._head = [(weight.to(device), bias.to(device)) for weight, bias in head]
         self._size = int(self._vision.config.image_size)
         longest = min(MAX_TOKENS, int(self._text.config.max_position_embeddings))
-        self._texts = Texts(name, tokenizer, longest)
-        files = [file, *settings_files(*dict.fromkeys((file.parent, folder)))]
-        self.version = fingerprint(files, {"precision": precision})
+        self._texts = Texts(tokenizer, longest)
+        super().__init__(name, self._texts)
+        self.version = fingerprint([file], (file.parent, folder), precision=precision)
 
-    @property
-    def num_cut_prompts(self) -> int:
-        """Distinct prompts so far that were longer than 35 tokens and were cut."""
-        return len(self._texts.cut)
-
-    def score(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
-        """Scores (B,) of images (B,3,H,W) in [0,1] for their prompts."""
-        check_lengths(self.name, images, prompts)
-        if len(images) == 0:
-            return torch.zeros(0)
+    def _score(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
         pixels = shortest_side_crop(images, self._size).to(self._device, self._dtype)
         self._texts.note_cut(prompts)
         tokens = self._texts.tokens(prompts).to(self._device)
@@ -115,25 +100,14 @@ class ImageRewardScorer:
                 encoder_hidden_states=patches,
                 is_decoder=False,
             ).last_hidden_state
-            return ((apply_stack(states[:, 0].float(), self._head) - MEAN) / STD).cpu()
-
-
-def vision_state_dict(blip: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """BLIP's image tower (`blocks.0.attn.qkv.weight`, ...) under the names of a BlipVisionModel, float32."""
-    renamed = {}
-    for key, tensor in blip.items():
-        match = _BLOCK.fullmatch(key)
-        stem, _, last = (match[2] if match else key).rpartition(".")
-        if match:
-            name = f"encoder.layers.{match[1]}.{_INSIDE.get(stem, stem)}.{last}"
-        else:
-            name = _TOP.get(key) or (f"{_TOP[stem]}.{last}" if stem in _TOP else key)
-        renamed[name] = tensor.float()
-    return renamed
+            return (apply_stack(states[:, 0].float(), self._head) - MEAN) / STD
 
 
 def _below(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    return {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
+    """Tensors of a part, float32, without its prefix."""
+    return {
+        key.removeprefix(prefix): value.float() for key, value in tensors.items() if key.startswith(prefix)
+    }
 
 
 def _load(name: str, file: Path) -> tuple[BlipVisionModel, BlipTextModel, list[tuple[Tensor, Tensor]]]:
@@ -152,11 +126,12 @@ def _load(name: str, file: Path) -> tuple[BlipVisionModel, BlipTextModel, list[t
     ]
     check_keys(name, file, [key for key in needed if key not in tensors], (), "ImageReward")
     vision = BlipVisionModel(_vision_config(tensors))
-    fill(name, file, vision, vision_state_dict(_below(tensors, _VISION)), "ImageReward")
+    own = {renamed(key, _NAMES): tensor for key, tensor in _below(tensors, _VISION).items()}
+    fill(name, file, vision, own, "ImageReward")
     text = BlipTextModel(_text_config(tensors, med_config), add_pooling_layer=False)
     own = _below(tensors, _TEXT)
     own.pop("embeddings.position_ids", None)  # 0, 1, 2, ...: a constant that older libraries saved
-    fill(name, file, text, {key: tensor.float() for key, tensor in own.items()}, "ImageReward")
+    fill(name, file, text, own, "ImageReward")
     return vision, text, read_stack(tensors, _HEAD)
 
 
@@ -213,4 +188,4 @@ def _read_tokenizer(name: str, folder: Path) -> BertTokenizer:
             f"reward {name!r}: {folder} holds no tokenizer (vocab.txt or tokenizer.json); set base to a copy "
             "of bert-base-uncased"
         )
-    return read_part(name, folder, BertTokenizer, "tokenizer")
+    return read_part(name, folder, BertTokenizer)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -33,6 +33,7 @@ class PythonFileReward:
     """
 
     scale = "the function's own"
+    cache_facts: Mapping[str, str] = {}
 
     def __init__(self, name: str, path: str, *, concurrency: int = 1) -> None:
         self.name = name
@@ -49,11 +50,6 @@ class PythonFileReward:
         self._concurrency = concurrency
         self._where = f"reward {name!r}: {file}:{function_name}"
         self._function = _load_function(name, file, function_name)
-
-    @property
-    def identity(self) -> dict[str, str]:
-        """What scores depend on besides image and prompt, if the function keeps to it."""
-        return {"type": "python", "version": self.version, "scale": self.scale}
 
     def score(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
         """Scores (B,), NaN where the function gave no finite number.

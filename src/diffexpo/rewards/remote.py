@@ -15,7 +15,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -52,12 +52,13 @@ class RemoteReward(CalledReward):
         self._server = (str(facts["name"]), str(facts["version"]))
         self.version = f"{facts['type']} {facts['version']}"
         self.scale = str(facts["scale"])
-        self._check_wanted()
-
-    @property
-    def identity(self) -> dict[str, str]:
-        """What scores depend on besides image and prompt: the served scorer, wherever it is served."""
-        return {"type": "remote", "version": self.version, "scale": self.scale}
+        for key, given in zip(("scorer", "version"), self._server, strict=True):
+            wanted = getattr(self._service, key)
+            if wanted not in (None, given):
+                raise ScorerStoppedError(
+                    f"reward {name!r}: {self.url} serves {key} {given!r}, but service.{key} = {wanted!r}; "
+                    f"start the right one or correct service.{key}"
+                )
 
     def score(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
         """Scores (B,) of images (B,3,H,W) in [0,1] for their prompts, NaN where none was obtained.
@@ -65,20 +66,17 @@ class RemoteReward(CalledReward):
         Raises:
             ScorerStoppedError: past the budget, or the server now serves another scorer.
         """
-        rows = enumerate(zip(self._pngs(images, prompts), prompts, strict=True))
         questions = [
             {"id": _id(position, png, prompt), "prompt": prompt, "image": png}
-            for position, (png, prompt) in rows
+            for position, (png, prompt) in enumerate(zip(self._pngs(images, prompts), prompts, strict=True))
         ]
         size = self._service.images_per_request
         parts = [questions[start : start + size] for start in range(0, len(questions), size)]
         found: dict[str, float] = {}
         for part in map_concurrently(self._score_part, parts, self._concurrency):
             found |= part
-        scores = torch.tensor(
-            [found.get(question["id"], math.nan) for question in questions], dtype=torch.float32
-        )
-        return torch.where(torch.isfinite(scores), scores, torch.nan)
+        scores = [found.get(question["id"], math.nan) for question in questions]
+        return torch.tensor(scores, dtype=torch.float32)
 
     def _score_part(self, questions: Sequence[Question]) -> dict[str, float]:
         """Scores by id of one request's images; those that stay without one are missing."""
@@ -86,7 +84,7 @@ class RemoteReward(CalledReward):
         found: dict[str, float] = {}
         reason = "the scorer gave no number"
         try:
-            self._endpoint.persist(lambda: self._ask(questions, found))
+            self.persist(lambda: self._ask(questions, found))
         except CallFailedError as error:
             if error.is_refused_input and len(questions) > 1:
                 # One image too large or too odd must not cost the others.
@@ -103,60 +101,47 @@ class RemoteReward(CalledReward):
     def _ask(self, questions: Sequence[Question], found: dict[str, float]) -> None:
         """One request for what is not found yet."""
         missing = [question for question in questions if question["id"] not in found]
-        reply = self._endpoint.call("/score", {"protocol": PROTOCOL, "items": missing})
-        self._check_same(reply)
+        reply = self._speak("/score", {"protocol": PROTOCOL, "items": missing})
+        given = (reply.get("name"), reply.get("version"))
+        if None in given:
+            raise CallFailedError(f"{self.url} answered without name and version", can_retry=True)
+        if given != self._server:
+            raise ScorerStoppedError(
+                f"reward {self.name!r}: {self.url} now serves {given[0]!r} version {given[1]!r}, at the "
+                f"start it was {self._server[0]!r} version {self._server[1]!r}; scores of two scorers cannot "
+                "be mixed: start the first one again and resume"
+            )
         scores = _read_scores(reply.get("scores"), {question["id"] for question in missing})
         found.update(scores)
         if len(scores) < len(missing):
             raise CallFailedError(
-                f"{self._endpoint.url} answered {len(scores)} of {len(missing)} images", can_retry=True
+                f"{self.url} answered {len(scores)} of {len(missing)} images", can_retry=True
             )
 
     def _ask_version(self) -> dict[str, object]:
-        facts = self._endpoint.call("/version")
-        self._check_protocol(facts)
+        facts = self._speak("/version")
         lacking = [key for key in ("name", "type", "version", "scale") if not isinstance(facts.get(key), str)]
         if lacking:
             raise CallFailedError(
-                f"{self._endpoint.url}/version gives no {', '.join(lacking)}; it is no scorer of this "
-                "protocol",
+                f"{self.url}/version gives no {', '.join(lacking)}; it is no scorer of this protocol",
                 can_retry=False,
             )
         return facts
 
-    def _check_protocol(self, reply: Mapping[str, object]) -> None:
+    def _speak(self, path: str, payload: object = None) -> dict[str, object]:
+        """One call; an answer of another protocol is none."""
+        reply = self.call(path, payload)
         spoken = reply.get("protocol")
         if spoken is None:
             raise CallFailedError(
-                f"{self._endpoint.url} answered without `protocol`; it is no scorer of this protocol",
-                can_retry=True,
+                f"{self.url} answered without `protocol`; it is no scorer of this protocol", can_retry=True
             )
         if spoken != PROTOCOL:
             raise ScorerStoppedError(
-                f"reward {self.name!r}: {self._endpoint.url} speaks protocol {spoken!r}, expected "
-                f"{PROTOCOL}; run the same version of diffexpo on both sides"
+                f"reward {self.name!r}: {self.url} speaks protocol {spoken!r}, expected {PROTOCOL}; run the "
+                "same version of diffexpo on both sides"
             )
-
-    def _check_wanted(self) -> None:
-        for key, given in zip(("scorer", "version"), self._server, strict=True):
-            wanted = getattr(self._service, key)
-            if wanted not in (None, given):
-                raise ScorerStoppedError(
-                    f"reward {self.name!r}: {self._endpoint.url} serves {key} {given!r}, but service.{key} = "
-                    f"{wanted!r}; start the right one or correct service.{key}"
-                )
-
-    def _check_same(self, reply: Mapping[str, object]) -> None:
-        self._check_protocol(reply)
-        given = (reply.get("name"), reply.get("version"))
-        if None in given:
-            raise CallFailedError(f"{self._endpoint.url} answered without name and version", can_retry=True)
-        if given != self._server:
-            raise ScorerStoppedError(
-                f"reward {self.name!r}: {self._endpoint.url} now serves {given[0]!r} version {given[1]!r}, "
-                f"at the start it was {self._server[0]!r} version {self._server[1]!r}; scores of two scorers "
-                "cannot be mixed: start the first one again and resume"
-            )
+        return reply
 
 
 def _read_scores(given: object, asked: set[str]) -> dict[str, float]:
@@ -169,8 +154,7 @@ def _read_scores(given: object, asked: set[str]) -> dict[str, float]:
             raise CallFailedError(
                 f"the answer holds {value!r:.40} where a number is expected", can_retry=True
             )
-        number = math.nan if value is None or abs(value) > 3e38 else float(value)
-        scores[key] = number if math.isfinite(number) else math.nan
+        scores[key] = float(value) if value is not None and abs(value) <= 3e38 else math.nan
     return scores
 
 

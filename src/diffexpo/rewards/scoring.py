@@ -65,18 +65,6 @@ def score_drawn(
     return scores
 
 
-def score_images(
-    rewards: Sequence[Reward],
-    images: Tensor,
-    prompts: Sequence[str],
-    *,
-    batch_size: int = SCORING_BATCH,
-    tick: Callable[[], None] = lambda: None,
-) -> dict[str, np.ndarray]:
-    """`score_drawn` of images (N,3,H,W) in [0,1] whose latents no scorer reads."""
-    return score_drawn(rewards, Drawn(images=images), prompts, batch_size=batch_size, tick=tick)
-
-
 def reads_latents(scorer: Reward) -> bool:
     """Whether a scorer is given latents as they were drawn, instead of images."""
     return getattr(scorer, "reads", "images") == "latents"

@@ -16,6 +16,7 @@ from __future__ import annotations
 import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -24,7 +25,7 @@ from diffexpo.config.rewards import SelfJudgeConfig
 from diffexpo.diffusion.kernels import at_least_float32
 from diffexpo.diffusion.objectives import NoiseDraw, prediction_errors
 from diffexpo.errors import ConfigError, RewardError
-from diffexpo.types import Conditioning, Policy
+from diffexpo.types import Policy
 
 # Embedded prompts that are kept: candidates of one prompt are consecutive.
 KEPT_PROMPTS = 64
@@ -77,12 +78,14 @@ class SelfJudge(ABC):
     def __init__(self, name: str, policy: Policy, settings: SelfJudgeConfig) -> None:
         """`policy`: the judge's own; a run that trains or draws besides must not switch its weights."""
         self.name, self.policy, self.settings = name, policy, settings
-        self._rows: dict[str, Conditioning] = {}
+        low, high = settings.timestep_range
+        self._range = f"t in [{low:g}, {high:g}]"
+        self._row = lru_cache(KEPT_PROMPTS)(lambda text: policy.encode_prompts([text]).to(policy.device))
 
     @property
     def version(self) -> str:
         """sha256 of the weights and of the settings that act."""
-        text = "|".join([type(self).__name__, *self._parts(), str(self.settings.draws), self._range()])
+        text = "|".join([type(self).__name__, *self._parts(), str(self.settings.draws), self._range])
         return hashlib.sha256(text.encode()).hexdigest()
 
     def score(self, latents: Tensor, prompts: Sequence[str]) -> Tensor:
@@ -108,13 +111,9 @@ class SelfJudge(ABC):
     def _score(self, latents: Tensor, prompt: str) -> Tensor:
         """(1,) for one image's latents (1,C,h,w)."""
 
-    @abstractmethod
     def _parts(self) -> list[str]:
         """What, besides draws and range, decides a score: the weights' fingerprints among it."""
-
-    def _range(self) -> str:
-        low, high = self.settings.timestep_range
-        return f"t in [{low:g}, {high:g}]"
+        return [self.policy.fingerprint]
 
     def _draw(self, prompt: str) -> NoiseDraw:
         names = [str(number) for number in range(self.settings.draws)]
@@ -128,15 +127,6 @@ class SelfJudge(ABC):
         conditioning = self._row(text).select([0] * count)
         with self.policy.weights.use(version):
             return prediction_errors(self.policy, x0, draw.eps, draw.t, conditioning)[None]
-
-    def _row(self, text: str) -> Conditioning:
-        row = self._rows.pop(text, None)
-        if row is None:
-            row = self.policy.encode_prompts([text]).to(self.policy.device)
-            if len(self._rows) >= KEPT_PROMPTS:
-                self._rows.pop(next(iter(self._rows)))
-        self._rows[text] = row
-        return row
 
 
 class ImplicitReward(SelfJudge):
@@ -162,7 +152,7 @@ class ImplicitReward(SelfJudge):
             )
         self.scale = (
             f"beta/2 x (error of the base - error of the trained model), beta {settings.beta:g}, "
-            f"{settings.draws} draws, {self._range()}"
+            f"{settings.draws} draws, {self._range}"
         )
 
     def _score(self, latents: Tensor, prompt: str) -> Tensor:
@@ -171,8 +161,7 @@ class ImplicitReward(SelfJudge):
         return implicit_scores(trained, base, beta=self.settings.beta)
 
     def _parts(self) -> list[str]:
-        weights = self.policy.weights
-        return [self.policy.fingerprint, weights.fingerprint("current"), str(self.settings.beta)]
+        return [*super()._parts(), self.policy.weights.fingerprint("current"), str(self.settings.beta)]
 
 
 class DenoisingReward(SelfJudge):
@@ -181,15 +170,12 @@ class DenoisingReward(SelfJudge):
     def __init__(self, name: str, policy: Policy, settings: SelfJudgeConfig) -> None:
         """`policy`: its version "base" judges."""
         super().__init__(name, policy, settings)
-        self.scale = f"error without prompt - error with prompt, {settings.draws} draws, {self._range()}"
+        self.scale = f"error without prompt - error with prompt, {settings.draws} draws, {self._range}"
 
     def _score(self, latents: Tensor, prompt: str) -> Tensor:
         draw = self._draw(prompt)
         conditional, unconditional = (self._errors("base", latents, draw, text) for text in (prompt, ""))
         return denoising_scores(conditional, unconditional)
-
-    def _parts(self) -> list[str]:
-        return [self.policy.fingerprint]
 
 
 def _is_base(policy: Policy) -> bool:

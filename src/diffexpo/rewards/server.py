@@ -18,9 +18,9 @@ import threading
 import time
 from collections.abc import Sequence
 from concurrent.futures import Future
+from contextlib import suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Self
 
 import numpy as np
 import torch
@@ -29,8 +29,8 @@ from PIL import Image
 from diffexpo.errors import ConfigError, DiffexpoError, RewardError
 from diffexpo.rewards.foreign import blame
 from diffexpo.rewards.remote import PROTOCOL
-from diffexpo.rewards.scoring import score_images
-from diffexpo.types import Reward
+from diffexpo.rewards.scoring import score_drawn
+from diffexpo.types import Drawn, Reward
 
 _log = logging.getLogger("diffexpo")
 MAX_SIDE = 4096
@@ -60,11 +60,10 @@ class Batcher:
     """Scores tickets in batches, in one thread; a batch that is not full waits `wait_ms` for more."""
 
     def __init__(self, reward: Reward, batch_size: int, wait_ms: float) -> None:
-        self.num_batches = 0
         self.num_images = 0
         self._is_closing = False
         self._reward, self._batch_size, self._wait_s = reward, batch_size, wait_ms / 1000
-        self._tickets: queue.Queue[_Ticket | None] = queue.Queue(MAX_WAITING)
+        self._tickets: queue.Queue[_Ticket | None] = queue.Queue()
         self._thread = threading.Thread(target=self._run, name="scorer", daemon=True)
         self._thread.start()
 
@@ -84,44 +83,38 @@ class Batcher:
         self._thread.join()
 
     def _run(self) -> None:
-        is_open = True
-        while is_open:
-            batch: list[_Ticket] = []
-            until = math.inf
-            while len(batch) < self._batch_size:
-                try:
-                    ticket = self._tickets.get(timeout=max(until - time.monotonic(), 0.0) if batch else None)
-                except queue.Empty:
-                    break
-                if ticket is None:
-                    is_open = False
-                    break
-                if not batch:
-                    until = time.monotonic() + self._wait_s
-                batch.append(ticket)
+        ticket = self._tickets.get()
+        while ticket is not None:
+            batch, until = [ticket], time.monotonic() + self._wait_s
+            with suppress(queue.Empty):
+                while len(batch) < self._batch_size:
+                    ticket = self._tickets.get(timeout=max(until - time.monotonic(), 0.0))
+                    if ticket is None:
+                        break
+                    batch.append(ticket)
             # Images of one size can be stacked.
             for shape in dict.fromkeys(ticket.image.shape for ticket in batch):
-                self._score([ticket for ticket in batch if ticket.image.shape == shape])
+                self._score([one for one in batch if one.image.shape == shape])
+            if ticket is not None:
+                ticket = self._tickets.get()
 
     def _score(self, tickets: Sequence[_Ticket]) -> None:
         stacked = torch.from_numpy(np.stack([ticket.image for ticket in tickets]))
         images = stacked.permute(0, 3, 1, 2).float() / 255
         prompts = [ticket.prompt for ticket in tickets]
-        failure: DiffexpoError | None = None
+        self.num_images += len(tickets)
         try:
             # One bad request must not end the server, whatever the scorer raises.
             with blame(f"reward {self._reward.name!r}", "correct the scorer"):
-                scores = score_images([self._reward], images, prompts, batch_size=self._batch_size)
+                drawn = Drawn(images=images)
+                scores = score_drawn([self._reward], drawn, prompts, batch_size=self._batch_size)
         except DiffexpoError as error:
             _log.error("%s", error)
-            failure = error
-        self.num_batches += 1
-        self.num_images += len(tickets)
-        for row, ticket in enumerate(tickets):
-            if failure is None:
-                ticket.score.set_result(float(scores[self._reward.name][row]))
-            else:
-                ticket.score.set_exception(failure)
+            for ticket in tickets:
+                ticket.score.set_exception(error)
+        else:
+            for ticket, score in zip(tickets, scores[self._reward.name].tolist(), strict=True):
+                ticket.score.set_result(score)
 
 
 class ScoreServer(ThreadingHTTPServer):
@@ -152,18 +145,16 @@ class ScoreServer(ThreadingHTTPServer):
         batch_size: int = 64,
         wait_ms: float = 5.0,
         max_mib: float = 64.0,
-        handler: type[ScoreHandler] | None = None,
     ) -> None:
-        self._thread: threading.Thread | None = None
         if getattr(reward, "is_groupwise", False):
             raise ConfigError(
                 f"reward {reward.name!r} compares the images of a prompt with each other; a server mixes the "
                 "images of several requests in one batch, so it cannot serve it: use it in the run itself"
             )
-        told = {"name": reward.name, "type": kind, "version": reward.version, "scale": reward.scale}
-        self.facts: dict[str, object] = {"protocol": PROTOCOL, **told}
+        self.facts: dict[str, object] = {"protocol": PROTOCOL, "name": reward.name, "type": kind}
+        self.facts |= {"version": reward.version, "scale": reward.scale}
         try:
-            super().__init__((host, port), handler or ScoreHandler)
+            super().__init__((host, port), ScoreHandler)
         except OSError as error:
             raise ConfigError(
                 f"cannot listen on {host}:{port} ({error.strerror or error}); choose another --port or --host"
@@ -172,30 +163,6 @@ class ScoreServer(ThreadingHTTPServer):
         self.batcher = Batcher(reward, batch_size, wait_ms)
         self.port = int(self.server_address[1])
         self.url = f"http://{host}:{self.port}"
-
-    def run(self) -> None:
-        """Serve until interrupted."""
-        self.serve_forever(poll_interval=0.1)
-
-    def start(self) -> None:
-        """Serve in a thread of its own until `stop`."""
-        self._thread = threading.Thread(target=self.serve_forever, args=(0.02,), name="server", daemon=True)
-        self._thread.start()
-
-    def stop(self) -> None:
-        """End what `start` began; nothing is listening afterwards."""
-        if self._thread is not None:
-            self.shutdown()
-            self._thread.join()
-            self._thread = None
-            self.close()
-
-    def __enter__(self) -> Self:
-        self.start()
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self.stop()
 
     def close(self) -> None:
         """Stop listening and end the scoring thread."""
@@ -234,19 +201,16 @@ class ScoreHandler(BaseHTTPRequestHandler):
 
     def read(self) -> dict[str, object]:
         """The JSON object in the body."""
-        if self.path != "/score":
-            self.close_connection = True
-            raise RefusedError(404, f"{self.path} is not here; POST to /score")
-        length = self.headers.get("Content-Length", "")
         # What is not read cannot be skipped: the connection ends with the answer.
         self.close_connection = True
+        if self.path != "/score":
+            raise RefusedError(404, f"{self.path} is not here; POST to /score")
+        length = self.headers.get("Content-Length", "")
         if not length.isdecimal():
             raise RefusedError(411, "Content-Length is missing; expected the size of the body")
         if int(length) > self.server.max_bytes:
-            raise RefusedError(
-                413,
-                f"the body has {length} bytes, at most {self.server.max_bytes} are read; send fewer images",
-            )
+            limit = f"at most {self.server.max_bytes} are read; send fewer images"
+            raise RefusedError(413, f"the body has {length} bytes, {limit}")
         # Web pages cannot send this type to another site unasked.
         if self.headers.get_content_type() != "application/json":
             raise RefusedError(415, "Content-Type is not application/json")
@@ -318,10 +282,8 @@ def decode_png(text: str) -> np.ndarray:
 def _check_items(items: object) -> list[dict[str, str]]:
     if not isinstance(items, list) or not items:
         raise RefusedError(400, "items is not a list of images")
-    keys = ("id", "prompt", "image")
-    if not all(
-        isinstance(item, dict) and all(isinstance(item.get(key), str) for key in keys) for item in items
-    ):
+    objects = [item if isinstance(item, dict) else {} for item in items]
+    if not all(isinstance(item.get(key), str) for item in objects for key in ("id", "prompt", "image")):
         raise RefusedError(400, "an item lacks id, prompt or image (each a string)")
     if len({item["id"] for item in items}) < len(items):
         raise RefusedError(400, "two items have one id")

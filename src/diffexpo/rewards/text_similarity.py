@@ -69,7 +69,7 @@ class TextSimilarity:
                 f"reward {name!r}: vlm.text_encoder = {folder!r} holds no config.json; expected the folder "
                 "of a text model"
             )
-        self._name, self._layer = name, layer
+        self._layer = layer
         self._clip: ClipReward | None = None
         # Tokenizers keep state while they work, and several answers may arrive at once.
         self._lock = threading.Lock()
@@ -102,10 +102,8 @@ class TextSimilarity:
             if self._clip is not None:
                 vectors = self._clip.embed_prompts([description, prompt])
                 return float((vectors[0] * vectors[1]).sum())
-            said, wanted = (
-                self._tokens(text) for text in (description, REFERENCE.replace("{prompt}", prompt))
-            )
-            return float(recall(said, wanted))
+            wanted = REFERENCE.replace("{prompt}", prompt)
+            return float(recall(self._tokens(description), self._tokens(wanted)))
 
     def _tokens(self, text: str) -> Tensor:
         """Vectors (N,D) of the text's own tokens."""

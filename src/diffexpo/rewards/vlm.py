@@ -14,7 +14,6 @@ import hashlib
 import itertools
 import logging
 import math
-import threading
 from collections.abc import Callable, Mapping, Sequence
 
 import torch
@@ -52,12 +51,8 @@ def choice_probability(top_logprobs: Sequence[Mapping[str, object]], choices: tu
     for entry in top_logprobs:
         token, logprob = entry.get("token"), entry.get("logprob")
         word = token.strip(_AROUND).casefold() if isinstance(token, str) else ""
-        if (
-            word in mass
-            and isinstance(logprob, int | float)
-            and not isinstance(logprob, bool)
-            and logprob <= 0
-        ):
+        # JSON's false is an int too.
+        if word in mass and isinstance(logprob, int | float) and logprob is not False and logprob <= 0:
             mass[word] += math.exp(logprob)
     total = sum(mass.values())
     return mass[choices[0]] / total if total > 0 else math.nan
@@ -80,8 +75,8 @@ def wins(first_shown: Tensor) -> Tensor:
 class VlmJudge(CalledReward):
     """Scores by what a vision-language model answers.
 
-    `pairwise` compares images of one prompt within one call; an image that is the only
-    one of its prompt gets NaN. Asking is deterministic as far as the server is (temperature 0).
+    `pairwise` compares images of one prompt within one call; an image that is the only one of its prompt gets
+    NaN. Asking is deterministic as far as the server is (temperature 0).
 
     `url` is the server's base address up to and including `/v1`; the text encoder of `caption` runs on
     `device`.
@@ -111,6 +106,9 @@ class VlmJudge(CalledReward):
             )
         self._similarity = self._text_similarity(device) if vlm.mode == "caption" else None
         self._model = self._find_model()
+        # Two servers need not mean the same by a model's name.
+        asked = {key: str(getattr(vlm, key)) for key in ("top_logprobs", "max_tokens")}
+        self.cache_facts = {"url": self.url, **asked}
         digest = hashlib.sha256(self._question.encode()).hexdigest()[:12]
         against = f" against {self._similarity.version}" if self._similarity else ""
         self.version = f"{self._model} {vlm.mode} question {digest}{against}"
@@ -121,14 +119,6 @@ class VlmJudge(CalledReward):
         }[vlm.mode]
         # Wins depend on the other images of the call: scores of one image may not be kept for another call.
         self.is_groupwise = vlm.mode == "pairwise"
-        self._lock = threading.Lock()
-
-    @property
-    def identity(self) -> dict[str, str]:
-        """What scores depend on besides image and prompt. Only the server knows what a model's name means."""
-        asked = {name: str(getattr(self._vlm, name)) for name in ("top_logprobs", "max_tokens")}
-        facts = {"type": "vlm", "version": self.version, "scale": self.scale, "url": self._endpoint.url}
-        return facts | asked
 
     def score(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
         """Scores (B,) of images (B,3,H,W) in [0,1] for their prompts, NaN where none was obtained.
@@ -163,8 +153,8 @@ class VlmJudge(CalledReward):
 
         answers = map_concurrently(ask, orders, self._concurrency)
         first_shown = torch.full((len(prompts), len(prompts)), torch.nan, dtype=torch.float64)
-        for (shown_first, shown_second), answer in zip(orders, answers, strict=True):
-            first_shown[shown_first, shown_second] = answer
+        for pair, answer in zip(orders, answers, strict=True):
+            first_shown[pair] = answer
         self._count_inconsistent(first_shown)
         return wins(first_shown).float()
 
@@ -174,9 +164,8 @@ class VlmJudge(CalledReward):
         forward, backward = first_shown[upper], first_shown.T[upper]
         changed = ((forward > 0.5) & (backward > 0.5)) | ((forward < 0.5) & (backward < 0.5))
         compared, inconsistent = len(forward), int(changed.sum())
-        with self._lock:
-            self.num_compared += compared
-            self.num_inconsistent += inconsistent
+        self.num_compared += compared
+        self.num_inconsistent += inconsistent
         if 2 * inconsistent > compared:
             text = "reward %r: %d of %d comparisons name another winner when the images change places"
             _log.warning(text, self.name, inconsistent, compared)
@@ -207,7 +196,7 @@ class VlmJudge(CalledReward):
         """The result of an attempt that is repeated while that may help; NaN, counted, if all fail."""
         self.budget.check()
         try:
-            value = self._endpoint.persist(attempt)
+            value = self.persist(attempt)
         except CallFailedError as error:
             _log.warning("reward %r: %s; one image stays without this answer", self.name, error)
             self.budget.add(1, 1, str(error))
@@ -221,7 +210,7 @@ class VlmJudge(CalledReward):
         text = {"type": "text", "text": self._question.replace("{prompt}", prompt)}
         messages = [{"role": "user", "content": [*shown, text]}]
         asked = {"model": self._model, "messages": messages, "temperature": 0}
-        reply = self._endpoint.call("/chat/completions", asked | dict(settings))
+        reply = self.call("/chat/completions", asked | dict(settings))
         choices = reply.get("choices")
         if not isinstance(choices, list) or not choices or not isinstance(choices[0], dict):
             raise CallFailedError("the answer holds no choices", can_retry=True)
@@ -245,15 +234,14 @@ class VlmJudge(CalledReward):
     def _find_model(self) -> str:
         """The model asked for, or the only one there is."""
         expected = "an OpenAI-compatible server; its address ends in /v1"
-        reply = self._first(lambda: self._endpoint.call("/models"), expected)
-        models = reply.get("data")
+        models = self._first(lambda: self.call("/models"), expected).get("data")
         entries = models if isinstance(models, list) else []
         names = [entry.get("id") for entry in entries if isinstance(entry, dict)]
         wanted = self._vlm.model
         if wanted in names or (wanted is None and len(names) == 1):
             return str(names[0] if wanted is None else wanted)
         raise MissingError(
-            f"reward {self.name!r}: vlm.model = {wanted!r}; {self._endpoint.url} serves "
+            f"reward {self.name!r}: vlm.model = {wanted!r}; {self.url} serves "
             f"{', '.join(map(str, names[:20])) or 'none'}"
         )
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
@@ -14,14 +14,24 @@ from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
-from transformers import CLIPConfig, CLIPImageProcessorPil, PreTrainedTokenizerBase
+from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPTokenizer, PreTrainedTokenizerBase
 
 from diffexpo.config.rewards import RewardCard
 from diffexpo.errors import MissingError, RewardError
 
 Part = TypeVar("Part", bound=PreTrainedTokenizerBase | CLIPConfig | CLIPImageProcessorPil)
 LOAD_ERRORS = (OSError, ValueError, RuntimeError, TypeError, KeyError, SafetensorError)
+# The patterns leave out the copies of other libraries that lie in many CLIP repositories.
+MODEL_FILES = ("model*.safetensors", "*.json", "*.txt")
+SETTINGS_FILES = ("*.json", "*.txt")
 PRECISIONS = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+# Parts of a CLIPModel folder: what they are called, and the files of which one must be there. Newer libraries
+# keep the image processor's settings inside processor_config.json.
+PARTS: dict[type, tuple[str, tuple[str, ...]]] = {
+    CLIPConfig: ("CLIPModel configuration", ("config.json",)),
+    CLIPTokenizer: ("tokenizer", ("tokenizer_config.json",)),
+    CLIPImageProcessorPil: ("image processor", ("preprocessor_config.json", "processor_config.json")),
+}
 # What decides a score besides the weights: configuration, tokenizer, image processor.
 SETTINGS = (
     "config.json",
@@ -38,22 +48,24 @@ _HUB_ID = re.compile(r"[\w][\w.-]*/[\w][\w.-]*")
 _PICKLED = (".pt", ".pth", ".bin", ".ckpt")
 
 
-def find_folder(name: str, folder_or_id: str, *, key: str, patterns: Sequence[str], expected: str) -> Path:
+def find_folder(
+    name: str, wanted: str, expected: str, *, key: str = "base", patterns: Sequence[str] = SETTINGS_FILES
+) -> Path:
     """A local folder, or the files of a hub repository that match `patterns`; `key` is the setting.
 
     Raises:
         MissingError: it is neither a folder nor a repository that the hub gives.
     """
-    folder = Path(folder_or_id).expanduser()
+    folder = Path(wanted).expanduser()
     if folder.is_dir():
         return folder
-    if not _HUB_ID.fullmatch(folder_or_id):
-        raise MissingError(f"reward {name!r}: {key}={folder_or_id!r} is no folder; expected {expected}")
+    if not _HUB_ID.fullmatch(wanted):
+        raise MissingError(f"reward {name!r}: {key}={wanted!r} is no folder; expected {expected}")
     try:
-        return Path(snapshot_download(folder_or_id, allow_patterns=list(patterns)))
+        return Path(snapshot_download(wanted, allow_patterns=list(patterns)))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         raise MissingError(
-            f"reward {name!r}: {key}={folder_or_id!r} is no folder, and the hub did not give it ({error}); "
+            f"reward {name!r}: {key}={wanted!r} is no folder, and the hub did not give it ({error}); "
             "check the spelling, the network, or download it and name the folder"
         ) from error
 
@@ -75,8 +87,7 @@ def find_weights(name: str, card: type[RewardCard], path: str | None) -> Path:
     elif given.suffix in _PICKLED:
         problem = f"{given} is a pickled file, which is never read"
     elif given.suffix != ".safetensors":
-        patterns = ["*.safetensors", "*.json"]
-        folder = find_folder(name, path, key="path", patterns=patterns, expected=card.path_is)
+        folder = find_folder(name, path, card.path_is, key="path", patterns=("*.safetensors", "*.json"))
         files = sorted(folder.glob("*.safetensors"))
         if len(files) != 1:
             problem = f"{folder} holds {len(files)} .safetensors files; expected one, or name the file"
@@ -119,8 +130,19 @@ def read_tensors(name: str, file: Path) -> dict[str, Tensor]:
         return {key: tensors.get_tensor(key) for key in tensors.keys()}  # noqa: SIM118
 
 
-def read_part(name: str, folder: Path, kind: type[Part], what: str) -> Part:
-    """A tokenizer, configuration or image processor of a folder; RewardError if it cannot be read."""
+def read_part(name: str, folder: Path, kind: type[Part]) -> Part:
+    """A tokenizer, configuration or image processor of a folder.
+
+    Raises:
+        MissingError: the folder has none.
+        RewardError: it cannot be read.
+    """
+    what, files = PARTS.get(kind, ("tokenizer", ()))
+    if files and not any((folder / file).is_file() for file in files):
+        raise MissingError(
+            f"reward {name!r}: {folder / files[0]} is missing; save configuration, tokenizer and image "
+            "processor next to the model, or name a base that has them"
+        )
     try:
         return kind.from_pretrained(str(folder), local_files_only=True)
     except LOAD_ERRORS as error:
@@ -137,21 +159,29 @@ def fill(name: str, source: object, model: torch.nn.Module, state: Mapping[str, 
     model.load_state_dict(state)
 
 
-def fingerprint(files: Sequence[Path], settings: Mapping[str, object]) -> str:
-    """SHA-256 of files (names and contents) and settings: scorers that may score differently differ in it."""
+def renamed(key: str, names: Mapping[str, str]) -> str:
+    """The name that a weight has in another library: old names are replaced at the beginning, those with a
+    leading dot anywhere."""
+    for old, new in names.items():
+        if old.startswith("."):
+            key = key.replace(old, new)
+        elif key.startswith(old):
+            key = new + key.removeprefix(old)
+    return key
+
+
+def fingerprint(weights: Sequence[Path], folders: Iterable[Path], **settings: str) -> str:
+    """SHA-256 of files of weights, the files in folders that decide a score besides them, and settings:
+    scorers that may score differently differ in it."""
     digest = hashlib.sha256()
-    for file in files:
+    others = [folder / file for folder in dict.fromkeys(folders) for file in SETTINGS]
+    for file in [*weights, *(file for file in others if file.is_file())]:
         digest.update(f"{file.name}\n".encode())
         with file.open("rb") as stream:
             while block := stream.read(1 << 20):
                 digest.update(block)
     digest.update("".join(f"{key}={value}\n" for key, value in sorted(settings.items())).encode())
     return digest.hexdigest()
-
-
-def settings_files(*folders: Path) -> list[Path]:
-    """The files of folders that decide a score besides the weights."""
-    return [folder / file for folder in folders for file in SETTINGS if (folder / file).is_file()]
 
 
 def check_keys(

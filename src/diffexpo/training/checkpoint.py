@@ -38,15 +38,14 @@ class Checkpoint:
 
 
 def save_checkpoint(
-    folder: Path, tensors: Mapping[str, Mapping[str, Tensor]], state: Mapping[str, Any], *, keep: int = KEEP
+    folder: Path, tensors: Mapping[str, Mapping[str, Tensor]], state: Mapping[str, Any]
 ) -> Path:
-    """Write a checkpoint after the existing ones and remove all but the newest `keep`.
+    """Write a checkpoint after the existing ones and remove all but the newest `KEEP`.
 
     Args:
         folder: Where checkpoints live; made if missing. One writer at a time (the run lock sees to it).
         tensors: group -> name -> tensor; a group becomes `<group>.safetensors`, an empty one too.
         state: JSON values; floats return bit for bit.
-        keep: How many checkpoints stay, >= 1.
     Returns:
         The new checkpoint's folder.
     Raises:
@@ -71,7 +70,7 @@ def save_checkpoint(
                 put(temporary / name, data)
     except StoreError as error:
         raise StoreError(f"cannot write checkpoint: {error} Go on with `diffexpo run --resume`.") from error
-    for old in _checkpoints(folder)[:-keep]:
+    for old in _checkpoints(folder)[:-KEEP]:
         # Failing to remove an old checkpoint costs space, not the run.
         shutil.rmtree(old, ignore_errors=True)
     return target
@@ -107,11 +106,6 @@ def read_checkpoint(path: Path) -> Checkpoint:
     except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
         raise ResumeError(f"checkpoint {path} is damaged ({type(error).__name__}: {error})") from error
     return Checkpoint(path, tensors, state)
-
-
-def remove_checkpoints(folder: Path) -> None:
-    """Remove a folder of checkpoints that nobody needs any more; it may be missing."""
-    shutil.rmtree(folder, ignore_errors=True)
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:

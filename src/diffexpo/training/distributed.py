@@ -68,17 +68,15 @@ class World:
         return self.gather_objects([value] if self.rank == 0 else [])[0]
 
 
-def start_world(processes: int | None = None, device: str = "auto") -> World:
+def start_world(device: str = "auto") -> World:
     """Join the processes that a launcher started, or be the single one.
 
     Args:
-        processes: How many are expected; None takes what the launcher says.
         device: `auto`, `cpu`, or a torch device (of a single process).
     Returns:
         The World; a single process initialises nothing.
     Raises:
-        ConfigError: the number asked for is not the number that runs, or the launcher's variables are
-            incomplete.
+        ConfigError: the launcher's variables are incomplete, or do not say how many processes run.
     """
     text = os.environ.get("WORLD_SIZE", "1")
     if not text.isdecimal() or int(text) < 1:
@@ -86,11 +84,6 @@ def start_world(processes: int | None = None, device: str = "auto") -> World:
             f"WORLD_SIZE={text!r} is not a number of processes; unset it or start with torchrun"
         )
     announced = int(text)
-    if processes is not None and processes != announced:
-        raise ConfigError(
-            f"{processes} processes were asked for but WORLD_SIZE says {announced}; "
-            f"start with `torchrun --nproc-per-node {processes} -m diffexpo ...`"
-        )
     if announced == 1:
         found = "cuda" if torch.cuda.is_available() else "cpu"
         return World(device=torch.device(found if device == "auto" else device))

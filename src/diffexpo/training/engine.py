@@ -25,13 +25,7 @@ from diffexpo.errors import Interrupted, ResumeError, TrainingError
 from diffexpo.phases import phase
 from diffexpo.rng import keyed_seed
 from diffexpo.training.batches import micro_batches, move_batch, process_share
-from diffexpo.training.checkpoint import (
-    Checkpoint,
-    load_latest,
-    read_checkpoint,
-    remove_checkpoints,
-    save_checkpoint,
-)
+from diffexpo.training.checkpoint import Checkpoint, load_latest, read_checkpoint, save_checkpoint
 from diffexpo.training.distributed import World
 from diffexpo.training.metrics import MetricsWriter
 from diffexpo.training.optimizer import (
@@ -99,7 +93,6 @@ class Engine:
         checkpoint_dir: Path,
         run_seed: int,
         tick: Callable[[], None] = lambda: None,
-        resume: bool = True,
         optimizer_state: OptimizerState | None = None,
         is_checked: bool = True,
     ) -> TrainReport:
@@ -113,7 +106,6 @@ class Engine:
             run_seed: The run's seed.
             tick: Called after every micro-batch; may raise Interrupted. Steps done before a resume are ticked
                 too.
-            resume: False removes the checkpoints and starts at step 0.
             optimizer_state: Of an earlier iteration's report, to go on with; default: a fresh optimiser.
             is_checked: Run the start-up check before step 0. A loss that clips to the reference has no
                 gradient left where the policy is far from it, so later iterations of such methods go without.
@@ -125,7 +117,7 @@ class Engine:
             ResumeError: the checkpoint is of another run.
         """
         self._stopped = None
-        run = self._begin(iteration, steps, Path(checkpoint_dir), run_seed, resume, optimizer_state)
+        run = self._begin(iteration, steps, Path(checkpoint_dir), run_seed, optimizer_state)
         self.metrics.rewind(iteration, run.step)
         try:
             if run.step == 0 and is_checked:
@@ -201,27 +193,20 @@ class Engine:
         run.optimizer.zero_grad()
         run.step += 1
         if self.world.rank == 0:
-            line = values | {
-                "train/lr": rate,
-                "train/grad_norm": grad_norm,
-                "train/skipped_steps": run.skipped,
-            }
+            line = values | {"train/lr": rate, "train/grad_norm": grad_norm}
+            line["train/skipped_steps"] = run.skipped
             if run.scale.is_dynamic:
                 line["train/loss_scale"] = loss_scale
             self.metrics.write(run.iteration, run.step, "train", line)
         if run.bad_in_a_row >= self.settings.max_bad_steps:
+            is_half = getattr(self.policy, "dtype", None) == torch.float16
+            advice = "set model.dtype=bfloat16 or float32 (float16 overflows), " if is_half else ""
             raise TrainingError(
-                f"iteration {run.iteration}, step {run.step}: {run.bad_in_a_row} steps in a row were "
-                f"not finite (loss {values['train/loss']}, gradient norm {grad_norm}; "
-                f"rows {', '.join(batch.keys[:3])}, ...); "
-                "lower training.learning_rate or algorithm.beta, "
-                f"{self._half_precision_advice()}or look at these rows with `diffexpo data inspect`"
+                f"iteration {run.iteration}, step {run.step}: {run.bad_in_a_row} steps in a row were not "
+                f"finite (loss {values['train/loss']}, gradient norm {grad_norm}; rows "
+                f"{', '.join(batch.keys[:3])}, ...); lower training.learning_rate or algorithm.beta, "
+                f"{advice}or look at these rows with `diffexpo data inspect`"
             )
-
-    def _half_precision_advice(self) -> str:
-        """A denoiser in float16 overflows where one in bfloat16 does not."""
-        is_half = getattr(self.policy, "dtype", None) == torch.float16
-        return "set model.dtype=bfloat16 or float32 (float16 overflows), " if is_half else ""
 
     def _accumulate(
         self, run: Progress, batch: Batch, noise_key: tuple[str | int, ...], tick: Callable[[], None]
@@ -305,16 +290,10 @@ class Engine:
         return torch.autocast(self.policy.device.type, dtype=dtype, cache_enabled=False)
 
     def _begin(
-        self,
-        iteration: int,
-        steps: int,
-        folder: Path,
-        run_seed: int,
-        resume: bool,
-        optimizer_state: OptimizerState | None,
+        self, iteration: int, steps: int, folder: Path, run_seed: int, optimizer_state: OptimizerState | None
     ) -> Progress:
         """Fresh state, or the checkpoint's."""
-        checkpoint = self._find_checkpoint(folder, resume)
+        checkpoint = self._find_checkpoint(folder)
         if checkpoint is not None:
             check_identity(checkpoint, iteration, run_seed, steps)
             self.policy.weights.load("current", checkpoint.tensors["current"])
@@ -329,7 +308,7 @@ class Engine:
             parameters=parameters,
             optimizer=make_optimizer(parameters.values(), settings),
             average=Average(parameters, settings.ema_decay) if settings.ema_decay > 0 else None,
-            scale=LossScale.for_precision(settings.mixed_precision),
+            scale=LossScale(65536.0, True) if settings.mixed_precision == "fp16" else LossScale(),
         )
         run.optimizer.zero_grad()
         if checkpoint is not None:
@@ -350,13 +329,9 @@ class Engine:
             missing = f"{checkpoint.path} has no old policy, which the algorithm needs"
             raise ResumeError(f"{missing}; resume with the configuration that wrote it")
 
-    def _find_checkpoint(self, folder: Path, resume: bool) -> Checkpoint | None:
+    def _find_checkpoint(self, folder: Path) -> Checkpoint | None:
         """Rank 0 chooses; the others read the same one."""
-        if self.world.rank == 0 and not resume:
-            remove_checkpoints(folder)
         checkpoint = load_latest(folder, self.warn) if self.world.rank == 0 else None
-        if self.world.size == 1:
-            return checkpoint
         name = self.world.broadcast_object(None if checkpoint is None else checkpoint.path.name)
         if name is None or self.world.rank == 0:
             return checkpoint

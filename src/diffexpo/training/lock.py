@@ -18,18 +18,15 @@ class RunLock:
 
     The lock is the kernel's (flock) and dies with its process; the text in the file only names the holder.
     With several processes (torchrun) rank 0 takes it for all.
+
+    Raises:
+        RunLockedError: another process holds it; the message names its pid and host.
     """
 
     def __init__(self, run_dir: Path) -> None:
         self.path = Path(run_dir) / "run.lock"
-        self._descriptor: int | None = None
 
-    def acquire(self) -> None:
-        """Take the lock or refuse.
-
-        Raises:
-            RunLockedError: another process holds it; the message names its pid and host.
-        """
+    def __enter__(self) -> Self:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         # O_CLOEXEC is Python's default: a program started from here does not inherit (and outlive) the lock.
         descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o644)
@@ -46,20 +43,12 @@ class RunLock:
         os.ftruncate(descriptor, 0)
         os.pwrite(descriptor, text.encode(), 0)
         self._descriptor = descriptor
-
-    def release(self) -> None:
-        """Give the lock back. The file stays, else two processes could lock two different files."""
-        if self._descriptor is not None:
-            os.ftruncate(self._descriptor, 0)
-            os.close(self._descriptor)
-            self._descriptor = None
-
-    def __enter__(self) -> Self:
-        self.acquire()
         return self
 
     def __exit__(self, *raised: object) -> None:
-        self.release()
+        # The file stays, else two processes could lock two different files.
+        os.ftruncate(self._descriptor, 0)
+        os.close(self._descriptor)
 
 
 def _describe(text: bytes) -> str:

@@ -13,8 +13,9 @@ import os
 import time
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
-from diffexpo.errors import DiffexpoError
+from diffexpo.errors import DataError, DiffexpoError
 
 
 class MetricsWriter:
@@ -60,13 +61,12 @@ class MetricsWriter:
             self.write(iteration, None, phase, values)
             self._once.add((iteration, phase))
 
-    def rewind(self, iteration: int, step: int, phase: str = "train") -> int:
-        """Cut the file before the first line of (iteration, phase) with a later step: those are done again.
+    def rewind(self, iteration: int, step: int) -> int:
+        """Cut the file before the first later step of an iteration's training: those steps are done again.
 
         Args:
             iteration: Iteration that is being trained.
             step: Optimiser steps that the checkpoint holds; their lines stay.
-            phase: Phase of the lines.
         Returns:
             Number of lines removed.
         """
@@ -75,7 +75,7 @@ class MetricsWriter:
         lines = self.path.read_bytes().splitlines(keepends=True)
         for number, line in enumerate(lines):
             record = json.loads(line)
-            if record["iteration"] == iteration and record["phase"] == phase and record["step"] > step:
+            if record["iteration"] == iteration and record["phase"] == "train" and record["step"] > step:
                 os.truncate(self.path, sum(map(len, lines[:number])))
                 self._scan()
                 return len(lines) - number
@@ -89,32 +89,38 @@ class MetricsWriter:
 
     def _scan(self) -> None:
         self.path.touch()
-        data = self.path.read_bytes()
-        whole = _whole_lines(data)
-        if whole < len(data):
-            os.truncate(self.path, whole)
-        self._once = {
-            (record["iteration"], record["phase"])
-            for record in map(json.loads, data[:whole].splitlines())
-            if record["step"] is None
-        }
+        rows, length = _whole_lines(self.path.read_bytes())
+        os.truncate(self.path, length)
+        self._once = {(row["iteration"], row["phase"]) for row in rows if row["step"] is None}
 
 
-def read_metrics(path: Path) -> list[dict[str, float | str | None]]:
-    """Every complete line of a metrics file; a truncated last line is left out."""
-    data = Path(path).read_bytes()
-    return [json.loads(line) for line in data[: _whole_lines(data)].splitlines()]
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """Lines of a metrics file; one that a crash tore at the end is left out, an absent file is empty.
+
+    Raises:
+        DataError: a line before the last is not a JSON object.
+    """
+    data = path.read_bytes() if path.exists() else b""
+    rows, length = _whole_lines(data)
+    if b"\n" in data[length:-1]:
+        line = data[length:].splitlines()[0]
+        raise DataError(
+            f"{path} line {len(rows) + 1}: expected a JSON object, found {line[:40]!r}; the file is damaged"
+        )
+    return rows
 
 
-def _whole_lines(data: bytes) -> int:
-    """Length of the complete JSON lines at the start: a crash can tear the tail, or leave zeros there."""
-    length = 0
+def _whole_lines(data: bytes) -> tuple[list[dict[str, Any]], int]:
+    """The JSON objects at the start, a line each, and the length of these lines: a crash can tear the tail,
+    or leave zeros there."""
+    rows, length = [], 0
     for line in data.splitlines(keepends=True):
-        if not line.endswith(b"\n"):
-            break
         try:
-            json.loads(line)
+            row = json.loads(line)
         except ValueError:
             break
+        if not isinstance(row, dict) or not line.endswith(b"\n"):
+            break
+        rows.append(row)
         length += len(line)
-    return length
+    return rows, length

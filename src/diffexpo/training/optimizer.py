@@ -112,10 +112,6 @@ class LossScale:
     good_steps: int = 0
     interval: int = 2000
 
-    @staticmethod
-    def for_precision(mixed_precision: str) -> LossScale:
-        return LossScale(65536.0, True) if mixed_precision == "fp16" else LossScale()
-
     def accept(self) -> None:
         """Count a finite step."""
         self.good_steps += 1

@@ -47,14 +47,15 @@ def check_start(
             "tuning.lora.target_modules against the model's module names"
         )
     first: tuple[Batch, LossOutput] | None = None
+    gradients: dict[str, Tensor | None] = {}
     for part in parts:
         with autocast():
             output = algorithm.loss(policy, part, noise_key)
         output.loss.backward()
         first = first or (part, output)
-        if not unreached_modules({name: parameter.grad for name, parameter in parameters.items()}):
+        gradients = {name: parameter.grad for name, parameter in parameters.items()}
+        if not unreached_modules(gradients):
             break
-    gradients = {name: parameter.grad for name, parameter in parameters.items()}
     for parameter in parameters.values():
         parameter.grad = None
     check_gradients(gradients)
@@ -64,10 +65,7 @@ def check_start(
     if not _same_state(policy.weights, "current", "reference"):
         with policy.weights.standing_in("current"), autocast(), torch.no_grad():
             output = algorithm.loss(policy, part, noise_key)
-    # A reference-free margin (SimPO's) is not 0 at the start; only one that comes with reference errors is.
-    if "train/winner_reference_error" in output.metrics:
-        check_zero_margin(output.metrics["train/margin"], is_exact)
-    check_loss(output.loss.detach(), initial_loss, is_exact)
+    check_agreement(output, initial_loss, is_exact)
 
 
 def check_gradients(gradients: dict[str, Tensor | None]) -> None:
@@ -111,31 +109,28 @@ def trained_module(name: str) -> str:
     return name
 
 
-def check_zero_margin(margin: tuple[Tensor, int], is_exact: bool) -> None:
-    """With the policy as its own reference the margin is 0.
+def check_agreement(output: LossOutput, expected: float | None, is_exact: bool) -> None:
+    """With the policy as its own reference the margin is 0 and the loss the `expected` one, if that is known.
 
     Raises:
-        TrainingError: two forwards differ: something in the network is random.
+        TrainingError: two forwards differ, so something in the network is random, or current and reference
+            are not measured in the same way.
     """
-    mean = float(margin[0]) / margin[1]
-    if not abs(mean) <= (0.0 if is_exact else INEXACT_TOLERANCE):
+    # A reference-free margin (SimPO's) is not 0 at the start; only one that comes with reference errors is.
+    if "train/winner_reference_error" in output.metrics:
+        total, count = output.metrics["train/margin"]
+        margin = float(total) / count
+        if not abs(margin) <= (0.0 if is_exact else INEXACT_TOLERANCE):
+            raise TrainingError(
+                f"with the policy as its own reference the margin is {margin!r}, expected 0: two forwards "
+                "with the same weights and inputs differ; turn off dropout and other randomness in the "
+                "denoiser"
+            )
+    loss = float(output.loss.detach())
+    if expected is not None and not abs(loss - expected) <= (1e-6 if is_exact else INEXACT_TOLERANCE):
         raise TrainingError(
-            f"with the policy as its own reference the margin is {mean!r}, expected 0: two forwards with the "
-            "same weights and inputs differ; turn off dropout and other randomness in the denoiser"
-        )
-
-
-def check_loss(loss: Tensor, expected: float | None, is_exact: bool) -> None:
-    """With the policy as its own reference the loss is the value it has at margin 0 (ln 2 for the sigmoid).
-
-    Raises:
-        TrainingError: current and reference are not measured in the same way.
-    """
-    tolerance = 1e-6 if is_exact else INEXACT_TOLERANCE
-    if expected is not None and not abs(float(loss) - expected) <= tolerance:
-        raise TrainingError(
-            f"with the policy as its own reference the loss is {float(loss)!r}, expected {expected!r}; the "
-            "loss does not measure current and reference in the same way"
+            f"with the policy as its own reference the loss is {loss!r}, expected {expected!r}; the loss "
+            "does not measure current and reference in the same way"
         )
 
 

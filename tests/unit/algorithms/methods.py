@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from diffexpo.algorithms import ALGORITHMS
+from diffexpo.algorithms import algorithm_class
 from diffexpo.config.methods import METHOD_BY_NAME, MethodConfig
 from diffexpo.diffusion import Path
 from diffexpo.policies.toy import TOY_FULL, ToyPolicy
@@ -39,7 +39,7 @@ def settings_of(name: str, **changes: object) -> MethodConfig:
 
 
 def make(name: str, policy: ToyPolicy, **changes: object) -> Algorithm:
-    return ALGORITHMS[name](settings_of(name, **changes), policy.encode_prompts([""]))
+    return algorithm_class(name)(settings_of(name, **changes), policy.encode_prompts([""]))
 
 
 def make_policy(kind: str = "vp", *, moved: bool = True) -> ToyPolicy:

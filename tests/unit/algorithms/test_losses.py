@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 from diffexpo.algorithms import (
-    ALGORITHMS,
     DiffusionDpo,
     Expo,
+    algorithm_class,
     diffusion_dpo_loss,
     exploration_bonus,
     expo_loss,
@@ -115,7 +115,7 @@ def test_the_class_feeds_the_pure_function(kind: str, times: tuple[float, float]
     contrast = NoiseDraw.keyed(batch.contrast_keys, (*KEY, "contrast"), policy.path, shape, times)
     pairs = measure_errors(policy, batch.winner, batch.loser, draw, batch.conditioning)
     couples = measure_errors(policy, batch.explored, batch.main, contrast, batch.contrast_conditioning)
-    eight = [getattr(errors, name) for errors in (pairs, couples) for name in vars(errors)]
+    eight = [*pairs.four, *couples.four]
     expected = expo_loss(*eight, beta=30.0, alpha=0.7, beta_explore=12.0)
     assert torch.equal(output.loss, expected)
     assert not any(errors.requires_grad for errors in (pairs.winner_ref, couples.loser_ref))
@@ -234,7 +234,7 @@ def test_beta_explore_settings() -> None:
     assert settings(beta=5000.0).bonus_beta == 5000.0
     assert settings(beta=5000.0, beta_explore="literal").bonus_beta == 5.0
     assert settings(beta=5000.0, beta_explore=70.0).bonus_beta == 70.0
-    assert (ALGORITHMS["expo"], ALGORITHMS["diffusion_dpo"]) == (Expo, DiffusionDpo)
+    assert (algorithm_class("expo"), algorithm_class("diffusion_dpo")) == (Expo, DiffusionDpo)
 
 
 def test_contrast_pairs_must_be_whole() -> None:

@@ -310,10 +310,10 @@ def test_an_old_policy_that_was_never_set_is_missed(name: str) -> None:
 
 @pytest.mark.parametrize("name", ON_IMAGES + ("spin", "mapo", "orpo"))
 def test_empty_prompts_need_a_conditioning(name: str) -> None:
-    from diffexpo.algorithms import ALGORITHMS
+    from diffexpo.algorithms import algorithm_class
 
     with pytest.raises(ConfigError, match="empty_prompt_fraction is 0.5, but no conditioning"):
-        ALGORITHMS[name](settings_of(name))
+        algorithm_class(name)(settings_of(name))
 
 
 def test_a_clip_makes_dgpo_need_an_old_policy() -> None:

@@ -9,7 +9,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from diffexpo.algorithms import ALGORITHMS
+from diffexpo.algorithms import algorithm_class
 from diffexpo.config import RunConfig, load_config
 from diffexpo.config.methods import METHOD_BY_NAME
 from diffexpo.config.methods.bases import ReferencedConfig, TrajectoryConfig
@@ -76,12 +76,12 @@ def scene(
         contrast_keys=pairs.keys,
     )
     settings = METHOD_BY_NAME["expo"].model_validate({"type": "expo", "beta": 30.0, "alpha": 0.5} | changes)
-    return policy, batch, ALGORITHMS["expo"](settings, policy.encode_prompts([""]))
+    return policy, batch, algorithm_class("expo")(settings, policy.encode_prompts([""]))
 
 
-@pytest.mark.parametrize("name", ALGORITHMS)
+@pytest.mark.parametrize("name", METHOD_BY_NAME)
 def test_every_method_declares_what_it_needs(name: str) -> None:
-    algorithm = ALGORITHMS[name](METHOD_BY_NAME[name](), ToyPolicy(PATHS["vp"]).encode_prompts([""]))
+    algorithm = algorithm_class(name)(METHOD_BY_NAME[name](), ToyPolicy(PATHS["vp"]).encode_prompts([""]))
     card = algorithm.settings
     assert card == METHOD_BY_NAME[name]() and type(card.data) in BATCHES
     assert set(card.versions) <= {"reference", "old"}
@@ -91,7 +91,7 @@ def test_every_method_declares_what_it_needs(name: str) -> None:
     assert isinstance(card, ReferencedConfig) or not card.needs_reference
 
 
-@pytest.mark.parametrize("name", ALGORITHMS)
+@pytest.mark.parametrize("name", METHOD_BY_NAME)
 def test_every_method_has_a_loop_that_gives_its_batches(name: str) -> None:
     card = METHOD_BY_NAME[name]()
     assert type(card.data) in LOADERS
@@ -247,4 +247,4 @@ def test_a_run_without_what_a_method_learns_from_is_refused(name: str) -> None:
 
 def test_every_method_is_here() -> None:
     # The improvement model's method is Diffusion-DPO on pairs of its own: its tests are with that model.
-    assert set(METHODS) | {"improvement_dpo"} >= set(ALGORITHMS)
+    assert set(METHODS) | {"improvement_dpo"} >= set(METHOD_BY_NAME)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from diffexpo.algorithms import ALGORITHMS
+from diffexpo.algorithms import algorithm_class
 from diffexpo.config.methods import METHOD_BY_NAME, MethodConfig
 from diffexpo.config.schema import SamplerConfig
 from diffexpo.diffusion import NoiseSource, sample_trajectory
@@ -38,7 +38,7 @@ def settings_of(name: str, **changes: object) -> MethodConfig:
 
 
 def make(name: str, **changes: object) -> Algorithm:
-    return ALGORITHMS[name](settings_of(name, **changes))
+    return algorithm_class(name)(settings_of(name, **changes))
 
 
 def moved_policy(kind: str, *, moved: bool = True) -> ToyPolicy:

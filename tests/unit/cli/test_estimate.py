@@ -33,6 +33,7 @@ def test_full_tuning_counts_every_copy_and_the_optimiser() -> None:
     assert always["unet"] == 4 * parameters and always["copies of the denoiser"] == 8 * parameters
     assert train["gradients"] == train["moving average"] == 4 * parameters
     assert train["AdamW moments"] == 8 * parameters
+    assert "moving average" not in sizes(config("emoji/expo", sets=("training.ema_decay=0",)), "train")
 
 
 def test_a_moving_reference_and_an_old_policy_are_copies_too() -> None:
@@ -74,6 +75,17 @@ def test_merged_weights_count_while_they_draw() -> None:
     assert (item["what"], item["phase"]) == ("merged weights", "draw")
     unet = sizes(found, "always")["unet"]
     assert 0 < item["bytes"] < unet and item["bytes"] % 4 == 0
+
+
+def test_drawing_counts_two_rows_for_guidance_and_one_image_for_slices() -> None:
+    plain = config("emoji/expo", sets=("explore.sampler.guidance=1.0", "evaluation.sampler.guidance=1.0"))
+    guided = config("emoji/expo", sets=("explore.sampler.guidance=5.0", "evaluation.sampler.guidance=5.0"))
+    rows = [sizes(found, "draw")["activations, drawing"] for found in (plain, guided)]
+    assert rows[1] == 2 * rows[0] > 0
+    images = guided.explore.batch_size
+    whole = sizes(guided, "decode")["activations, decoding"]
+    sliced = sizes(config("emoji/expo", sets=("model.vae_slicing=true",)), "decode")["activations, decoding"]
+    assert images > 1 and sliced == whole // images + images * 4 * 3 * 64 * 64
 
 
 def test_advice_for_full_tuning_makes_the_copies_smaller_before_it_gives_up() -> None:

@@ -8,7 +8,7 @@ import sys
 import pytest
 import yaml
 
-from diffexpo.cli.failures import Boundary
+from diffexpo.cli.failures import boundary
 from diffexpo.cli.folders import find_run, free_folder
 from diffexpo.cli.main import main
 from diffexpo.cli.run import deadline
@@ -162,7 +162,7 @@ def test_new_runs_get_a_free_name(folder):
     ],
 )
 def test_the_boundary_turns_errors_into_exit_codes_and_keeps_them_in_the_log(error, code, tmp_path, capsys):
-    with pytest.raises(SystemExit) as caught, Boundary(tmp_path):
+    with pytest.raises(SystemExit) as caught, boundary(tmp_path):
         raise error
     err = capsys.readouterr().err
     log = (tmp_path / "log.txt").read_text()

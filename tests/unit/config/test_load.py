@@ -7,6 +7,7 @@ from diffexpo.config import config_to_yaml, find_recipe, list_recipes, load_conf
 from diffexpo.config.load import leaves, parse_yaml
 from diffexpo.config.methods.diffusion_dpo import DiffusionDpoConfig
 from diffexpo.config.methods.expo import ExpoConfig
+from diffexpo.config.methods.mapo import MapoConfig
 from diffexpo.errors import ConfigError, MissingError
 
 NONE: dict[str, str] = {}
@@ -123,6 +124,18 @@ def test_a_method_changed_and_changed_back_starts_from_what_survived(tmp_path):
     loaded = load_config([one, two, three], ["algorithm.contrast_fraction=0.5"], NONE)
     assert loaded.config.algorithm == ExpoConfig(beta=100.0, kind="ipo", contrast_fraction=0.5)
     assert len(loaded.notes) == 1 and "alpha" in loaded.notes[0]
+
+
+def test_recipes_that_each_choose_a_method_leave_the_last_one_and_its_defaults(tmp_path):
+    first = "algorithm: {type: improvement_dpo, improver: {steps: 5}}\nexplore: {agents: 1}\n"
+    one = write(tmp_path, "one.yaml", first)
+    two = write(tmp_path, "two.yaml", "algorithm: {type: mapo}\n")
+    loaded = load_config([one, two], [], NONE)
+    assert loaded.config.algorithm == MapoConfig()
+    (note,) = loaded.notes
+    assert note.startswith("algorithm.improver = {") and "'steps': 5" in note
+    assert f"(from {one}) was set for improvement_dpo and is no setting of mapo" in note
+    assert load_config([write(tmp_path, "three.yaml", "algorithm: {type: spo}\n"), two], [], NONE).notes == ()
 
 
 def test_the_same_method_named_again_changes_nothing(tmp_path):

@@ -19,7 +19,7 @@ from torch import Tensor
 from diffexpo.data.store import Store
 from diffexpo.rng import numpy_generator
 from diffexpo.types import Conditioning
-from tests.rows import latents_of, pair_row, sample_row
+from tests.rows import latent_list, pair_row, sample_row
 
 
 class LetterPolicy:
@@ -58,7 +58,7 @@ def fill(store: Store, iteration: int, count: int, *, complete: bool = True, **p
     for unit, start in enumerate(range(0, count, 4)):
         names = [f"{iteration}{role}{k}" for k in range(start, min(start + 4, count)) for role in "wl"]
         rows = [sample_row(n, f"prompt {n[2:]}", "exploration" if "w" in n else "main") for n in names]
-        store.append_collection(iteration, 0, rows, latents_of(names), unit=unit)
+        store.append_unit(iteration, 0, unit, rows, latent_list(names))
     pairs = [
         pair_row(
             f"pair {iteration} {k}", f"{iteration}w{k}", f"{iteration}l{k}", f"prompt {k}",

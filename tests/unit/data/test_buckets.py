@@ -175,7 +175,7 @@ def test_latents_of_several_shapes_come_as_stretches(tmp_path: Path) -> None:
     arrays = {name: np.full((3, *size), number, np.float32) for number, (name, size) in enumerate(
         {"a": SQUARE, "b": SQUARE, "c": WIDE, "d": TALL}.items()
     )}  # fmt: skip
-    store.append_collection(1, 0, [sample_row(name) for name in arrays], arrays)
+    store.append_unit(1, 0, 0, [sample_row(name) for name in arrays], list(arrays.values()))
     found = store.stretches(["b", "a", "c", "c", "d", "a"])
     assert [part.shape for part in found] == [(2, 3, 8, 8), (2, 3, 6, 10), (1, 3, 10, 6), (1, 3, 8, 8)]
     assert [part[:, 0, 0, 0].tolist() for part in found] == [[1, 0], [2, 2], [3], [0]]
@@ -200,18 +200,16 @@ def test_batches_hold_pairs_of_one_size_behind_each_other(store: Store, policy: 
     plain = PairLoader(store, index, PromptEmbeddings(policy), batch_size=8, run_seed=0, iteration=1)
     for step in range(3):
         batch = loader.batch(step)
-        drawn = [row.ref for row in loader.refs(step).pairs]
+        drawn = [row.ref for row in loader.draws.batch(step)]
         # The same pairs as without an order, and no shape twice.
         assert sorted(batch.keys) == sorted(
-            f"{row.ref.pair_id}@{row.epoch}" for row in plain.refs(step).pairs
+            f"{row.ref.pair_id}@{row.epoch}" for row in plain.draws.batch(step)
         )
         assert isinstance(batch.winner, MixedRows) and len(batch.winner.parts) == 3
         assert batch.winner.borders == batch.loser.borders
         for row, ref in enumerate(drawn):
             for rows, name in ((batch.winner, ref.winner_id), (batch.loser, ref.loser_id)):
                 np.testing.assert_array_equal(rows[row : row + 1].numpy()[0], store.latent(name))
-        halves = [loader.shard(step, rank, 2) for rank in (0, 1)]
-        assert halves[0].keys + halves[1].keys == batch.keys
         for part, _ in micro_batches(batch, 3):
             assert part.winner.shape == part.loser.shape
 

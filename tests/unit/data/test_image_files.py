@@ -16,7 +16,6 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from diffexpo.data.offline import rewrite_pairs
 from diffexpo.data.offline.image_files import (
     MAX_SCANS,
     MAX_SEGMENTS,
@@ -24,6 +23,7 @@ from diffexpo.data.offline.image_files import (
     verify_structure,
     whole_image,
 )
+from diffexpo.data.offline.writing import rewrite_pairs
 from diffexpo.errors import ImportFormatError, StoreError
 
 from .conftest import jpeg

@@ -74,7 +74,7 @@ def test_a_reading_goes_on_behind_the_rows_that_were_read(builder: str, tmp_path
         kept = []
         while head.read < start:
             kept.append(next(stream))
-        again = ImportReport.from_json(head.to_json())
+        again = ImportReport(**head.to_json())
         kept += list(read_offline(path, again))
         assert kept == whole and again == report
 

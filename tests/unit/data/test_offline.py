@@ -127,7 +127,7 @@ def test_an_import_encodes_each_picture_once(
     shared = jpeg("shared")
     rows = [vote(n, caption="a cat", jpg_0=shared) for n in range(7)]
     store = Store(tmp_path / "store")
-    report = import_offline(write_votes(rows), policy, store, unit_pairs=3, batch_size=4)
+    report = import_offline(write_votes(rows), policy, store, unit_pairs=3)
     assert report.kept == 7 and policy.encoded_images == 8 == len(store.samples(0))
     pairs = store.pairs(source="offline")
     assert len({pair.winner_id for pair in pairs}) == 1 and len({pair.pair_id for pair in pairs}) == 7

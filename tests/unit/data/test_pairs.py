@@ -60,7 +60,7 @@ def test_any_step_in_any_order_by_any_loader_is_the_same(store: Store) -> None:
 def test_equal_weights_give_plain_shuffled_epochs_across_batch_borders(store: Store) -> None:
     loader = make_loader(store)
     keys = [key for step in range(21) for key in loader.batch(step).keys]  # 21 pairs x 8 epochs
-    assert loader.epoch_length == loader.size == 21
+    assert loader.draws.epochs.length == loader.size == 21
     epochs = [keys[start : start + 21] for start in range(0, len(keys), 21)]
     names = [[key.split("@")[0] for key in epoch] for epoch in epochs]
     assert all(len(set(epoch)) == 21 for epoch in names) and len(set(map(tuple, names))) == 8
@@ -68,28 +68,14 @@ def test_equal_weights_give_plain_shuffled_epochs_across_batch_borders(store: St
     assert len(set(keys)) == len(keys)
 
 
-def test_parts_and_shards_add_up_to_the_batch(store: Store) -> None:
-    loader = make_loader(store, contrast=3)
-    whole = loader.batch(5)
-    for parts in (
-        [loader.batch(5, start, min(start + 3, 8)) for start in range(0, 8, 3)],
-        [loader.shard(5, rank, 3) for rank in range(3)],
-    ):
-        assert tuple(key for part in parts for key in part.keys) == whole.keys
-        assert tuple(key for part in parts for key in part.contrast_keys) == whole.contrast_keys
-        assert torch.equal(torch.cat([part.winner for part in parts]), whole.winner)
-        assert torch.equal(torch.cat([p.explored for p in parts if p.explored is not None]), whole.explored)
-
-
-def test_a_part_reads_only_its_own_latents(store: Store, tmp_path: Path) -> None:
-    loader = make_loader(store)
-    draw = loader.refs(0)
-    wanted = {name for row in draw.pairs[:2] for name in (row.ref.winner_id, row.ref.loser_id)}
+def test_a_batch_reads_only_its_own_latents(store: Store) -> None:
+    loader = make_loader(store, batch_size=2)
+    wanted = {name for row in loader.draws.batch(0) for name in (row.ref.winner_id, row.ref.loser_id)}
     kept = {str(store.sample(name).latent_file) for name in wanted}
     for path in store.root.glob("latents-*"):
         if path.name not in kept:
             path.unlink()
-    assert len(loader.batch(0, 0, 2)) == 2
+    assert len(loader.batch(0)) == 2
 
 
 def test_contrast_pairs_come_from_the_newest_collection(store: Store) -> None:
@@ -145,13 +131,6 @@ def test_weights_follow_age_and_source(store: Store, write_votes, policy: Letter
 def test_a_batch_larger_than_an_epoch_repeats_pairs_under_new_keys(store: Store) -> None:
     batch = make_loader(store, iteration=2, batch_size=25).batch(0)
     assert len(set(batch.keys)) == 25 and len({key.split("@")[0] for key in batch.keys}) == 10
-
-
-def test_rows_outside_the_batch_are_refused(store: Store) -> None:
-    loader = make_loader(store)
-    for step, start, stop in ((-1, 0, 1), (0, 8, 9), (0, 3, 3)):
-        with pytest.raises(ValueError, match="a batch has 8 rows"):
-            loader.batch(step, start, stop)
 
 
 def test_an_embedding_depends_on_its_text_alone_and_is_made_once() -> None:

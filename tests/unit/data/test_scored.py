@@ -16,7 +16,7 @@ from diffexpo.data.scored import Keep, ScoredLoader, ScoredSource
 from diffexpo.data.store import Store
 from diffexpo.errors import DataError
 from diffexpo.training.batches import micro_batches
-from tests.rows import latents_of, pair_row, sample_row
+from tests.rows import latent_list, latents_of, pair_row, sample_row
 
 from .conftest import LetterPolicy
 
@@ -48,7 +48,7 @@ def fill(store: Store, iteration: int, *, units: int = 1, ranks: int = 1) -> Non
     for unit in range(units):
         part = rows[unit::units]
         names = [row.sample_id for row in part]
-        store.append_collection(iteration, unit % ranks, part, latents_of(names), unit=unit)
+        store.append_unit(iteration, unit % ranks, unit, part, latent_list(names))
     store.write_manifest("collect", iteration, {})
 
 
@@ -58,7 +58,7 @@ def fill_offline(store: Store) -> None:
     rows = [
         sample_row(name, "old" if name in "abc" else "odd", "offline", source="offline") for name in names
     ]
-    store.append_collection(0, 0, rows, latents_of(names), stage="offline")
+    store.append_unit(0, 0, 0, rows, latent_list(names), stage="offline")
     pairs = [("a", "b", "old"), ("a", "c", "old"), ("b", "c", "old"), ("y", "x", "odd")]
     store.append_pairs(
         0,
@@ -188,16 +188,6 @@ def test_the_number_of_units_and_processes_that_collected_changes_nothing(tmp_pa
             assert torch.equal(batch.advantages, expected.advantages)
 
 
-def test_parts_add_up_to_the_batch(store: Store) -> None:
-    for whole_groups in (False, True):
-        loader = make_loader(store, whole_groups=whole_groups)
-        whole = loader.batch(5)
-        parts = [loader.batch(5, start, min(start + 3, len(whole))) for start in range(0, len(whole), 3)]
-        assert sum((part.keys for part in parts), ()) == whole.keys
-        for name in ("latents", "rewards", "advantages", "groups", "desirable"):
-            assert torch.equal(torch.cat([getattr(part, name) for part in parts]), getattr(whole, name))
-
-
 def test_equal_weights_give_plain_shuffled_epochs(store: Store) -> None:
     loader = make_loader(store)
     keys = [key for step in range(6) for key in loader.batch(step).keys]  # 24 images x 2 epochs
@@ -239,13 +229,6 @@ def test_an_iteration_sees_only_what_was_collected_before_it(store: Store, tmp_p
     empty = Store(tmp_path / "empty")
     with pytest.raises(DataError, match="iteration 1 has no images to train on"):
         make_source(empty).index(1)
-
-
-def test_rows_outside_the_batch_are_refused(store: Store) -> None:
-    loader = make_loader(store)
-    for step, start, stop in ((-1, 0, 1), (0, 8, 9), (0, 3, 3)):
-        with pytest.raises(ValueError, match="steps count from 0"):
-            loader.batch(step, start, stop)
 
 
 def test_weights_are_of_the_whole_group_and_failed_scores_have_no_part_in_them(store: Store) -> None:

@@ -19,7 +19,7 @@ import torch
 
 from diffexpo.data.store import Store
 from diffexpo.errors import MissingError, StoreError
-from tests.rows import latents_of, pair_row, sample_row
+from tests.rows import latent_list, latents_of, pair_row, sample_row
 
 from .conftest import fill
 
@@ -33,7 +33,7 @@ def test_latents_come_back_bit_for_bit(tmp_path: Path) -> None:
     view = np.arange(24, dtype=np.float32).reshape(2, 3, 4).transpose(2, 0, 1)
     arrays = {"odd": odd, "view": view, "half": half}
     store = Store(tmp_path)
-    store.append_collection(3, 0, [sample_row(name) for name in arrays], arrays)
+    store.append_unit(3, 0, 0, [sample_row(name) for name in arrays], list(arrays.values()))
     for name, array in arrays.items():
         read = Store(tmp_path).latent(name)
         assert read.dtype == array.dtype and read.tobytes() == array.tobytes()
@@ -60,7 +60,7 @@ def test_rows_come_back_equal(tmp_path: Path) -> None:
         sampler='{"name": "ddim"}', rewards={"judge": 0.25, "jpeg": -3}, model="m", improved_from="r",
         height=832, width=1216,
     )  # fmt: skip
-    store.append_collection(7, 1, [row], latents_of(["s"]), unit=2)
+    store.append_unit(7, 1, 2, [row], latent_list(["s"]))
     expected = replace(row, iteration=7, latent_file="latents-0007-r01-u0002.safetensors")
     assert store.sample("s") == expected
     assert store.collected(7) == [expected]
@@ -68,7 +68,7 @@ def test_rows_come_back_equal(tmp_path: Path) -> None:
 
 def test_a_failed_reward_stays_nan(tmp_path: Path) -> None:
     store = Store(tmp_path)
-    store.append_collection(1, 0, [sample_row("s", rewards={"judge": float("nan")})], latents_of(["s"]))
+    store.append_unit(1, 0, 0, [sample_row("s", rewards={"judge": float("nan")})], latent_list(["s"]))
     assert np.isnan(store.sample("s").rewards["judge"])
 
 
@@ -92,8 +92,8 @@ def test_the_number_of_processes_does_not_change_what_is_read(tmp_path: Path) ->
     for unit in (4, 2, 0, 3, 1):
         rows = [sample_row(f"{unit}-{k}") for k in range(3)]
         latents = latents_of([row.sample_id for row in rows])
-        one.append_collection(1, 0, rows, latents, unit=unit)
-        writers[unit % 3].append_collection(1, unit % 3, rows, latents, unit=unit)
+        one.append_unit(1, 0, unit, rows, list(latents.values()))
+        writers[unit % 3].append_unit(1, unit % 3, unit, rows, list(latents.values()))
     for store in (one, three):
         store.write_manifest("collect", 1, {})
     names = [[row.sample_id for row in store.samples(1)] for store in (one, three)]
@@ -103,11 +103,11 @@ def test_the_number_of_processes_does_not_change_what_is_read(tmp_path: Path) ->
 
 def test_what_another_process_wrote_is_found(tmp_path: Path) -> None:
     mine, theirs = Store(tmp_path), Store(tmp_path)
-    mine.append_collection(1, 0, [sample_row("a")], latents_of(["a"]), unit=0)
-    theirs.append_collection(1, 1, [sample_row("b")], latents_of(["b"]), unit=1)
+    mine.append_unit(1, 0, 0, [sample_row("a")], latent_list(["a"]))
+    theirs.append_unit(1, 1, 1, [sample_row("b")], latent_list(["b"]))
     mine.append_pairs(1, 0, [pair_row("p", "a", "b")])
     with pytest.raises(StoreError, match="sample 'b' is in the store already"):
-        mine.append_collection(2, 0, [sample_row("b")], latents_of(["b"]))
+        mine.append_unit(2, 0, 0, [sample_row("b")], latent_list(["b"]))
 
 
 @pytest.mark.parametrize(
@@ -128,8 +128,8 @@ def test_what_another_process_wrote_is_found(tmp_path: Path) -> None:
 def test_a_wrong_sample_row_is_refused_whole(tmp_path: Path, change: dict[str, object], message: str) -> None:
     store = Store(tmp_path)
     with pytest.raises(StoreError, match=message):
-        store.append_collection(
-            1, 0, [sample_row("good"), sample_row("bad", **change)], latents_of(["good", "bad"])
+        store.append_unit(
+            1, 0, 0, [sample_row("good"), sample_row("bad", **change)], latent_list(["good", "bad"])
         )
     assert store.collected(1) == [] and not store.unit_done(1, 0)
 
@@ -166,19 +166,19 @@ def test_a_view_reads_its_columns_only_of_one_source_or_of_all(tmp_path: Path) -
 
 def test_wrong_latents_are_refused(tmp_path: Path) -> None:
     store = Store(tmp_path)
-    with pytest.raises(StoreError, match=r"without latents \['b'\], without a row \['c'\]"):
-        store.append_collection(1, 0, [sample_row("a"), sample_row("b")], latents_of(["a", "c"]))
+    with pytest.raises(StoreError, match="2 samples came with 1 latents; there must be an array for each"):
+        store.append_unit(1, 0, 0, [sample_row("a"), sample_row("b")], latent_list(["a"]))
     with pytest.raises(StoreError, match="must be a float array"):
-        store.append_collection(1, 0, [sample_row("a")], {"a": np.zeros((3, 8, 8), np.int64)})
+        store.append_unit(1, 0, 0, [sample_row("a")], [np.zeros((3, 8, 8), np.int64)])
     with pytest.raises(StoreError, match="occurs twice"):
-        store.append_collection(1, 0, [sample_row("a"), sample_row("a")], latents_of(["a"]))
-    with pytest.raises(StoreError, match="the first axis must count them"):
+        store.append_unit(1, 0, 0, [sample_row("a"), sample_row("a")], latent_list(["a"]))
+    with pytest.raises(StoreError, match="1 samples came with 2 latents"):
         store.append_unit(1, 0, 0, [sample_row("a")], np.zeros((2, 3, 8, 8), np.float32))
 
 
 def test_wrong_pairs_are_refused(tmp_path: Path) -> None:
     store = Store(tmp_path)
-    store.append_collection(1, 0, [sample_row("a"), sample_row("b")], latents_of(["a", "b"]))
+    store.append_unit(1, 0, 0, [sample_row("a"), sample_row("b")], latent_list(["a", "b"]))
     for bad, message in (
         (pair_row("p", "a", "a"), "both winner and loser"),
         (pair_row("p", "a", "z"), "loser_id 'z' is not a sample"),
@@ -192,21 +192,21 @@ def test_wrong_pairs_are_refused(tmp_path: Path) -> None:
 
 def test_nothing_is_written_twice(tmp_path: Path) -> None:
     store = Store(tmp_path)
-    store.append_collection(1, 0, [sample_row("a")], latents_of(["a"]))
+    store.append_unit(1, 0, 0, [sample_row("a")], latent_list(["a"]))
     with pytest.raises(StoreError, match="unit 0 of collect 1 is in the store already"):
-        store.append_collection(1, 5, [sample_row("b")], latents_of(["b"]))
+        store.append_unit(1, 5, 0, [sample_row("b")], latent_list(["b"]))
     store.write_manifest("collect", 1, {})
     with pytest.raises(StoreError, match="collect 1 is complete"):
-        store.append_collection(1, 0, [sample_row("b")], latents_of(["b"]), unit=1)
+        store.append_unit(1, 0, 1, [sample_row("b")], latent_list(["b"]))
 
 
 def test_a_manifest_needs_every_unit_whole(tmp_path: Path) -> None:
     store = Store(tmp_path)
     for unit, name in ((0, "a"), (2, "c")):
-        store.append_collection(1, 0, [sample_row(name)], latents_of([name]), unit=unit)
+        store.append_unit(1, 0, unit, [sample_row(name)], latent_list([name]))
     with pytest.raises(StoreError, match=r"units \[1\] are missing"):
         store.write_manifest("collect", 1, {})
-    store.append_collection(1, 0, [sample_row("b")], latents_of(["b"]), unit=1)
+    store.append_unit(1, 0, 1, [sample_row("b")], latent_list(["b"]))
     (tmp_path / "samples-0001-r00-u0001.parquet").unlink()
     with pytest.raises(StoreError, match="half written"):
         store.write_manifest("collect", 1, {})
@@ -263,12 +263,12 @@ def test_verify_finds_every_kind_of_damage(tmp_path: Path) -> None:
     shard.write_bytes(data)
     (tmp_path / "latents-0001-r00-u0001.safetensors").unlink()
     (tmp_path / "pairs-0001-r00-u0000.parquet").write_bytes(b"")
-    problems = "\n".join(store.problems())
+    with pytest.raises(StoreError, match="3 problems") as caught:
+        store.verify()
+    problems = str(caught.value)
     assert "samples-0001-r00-u0000.parquet has sha256" in problems
     assert "latents-0001-r00-u0001.safetensors is missing although collect-0001.json names it" in problems
     assert "pairs-0001-r00-u0000.parquet has sha256" in problems
-    with pytest.raises(StoreError, match="3 problems"):
-        store.verify()
 
 
 def test_damaged_files_are_named_with_what_to_do(tmp_path: Path) -> None:
@@ -301,7 +301,7 @@ def test_a_foreign_table_in_a_shards_place_is_refused(tmp_path: Path) -> None:
 
 def test_latents_that_are_not_those_of_the_rows_do_not_enter_a_manifest(tmp_path: Path) -> None:
     store = Store(tmp_path)
-    store.append_collection(1, 0, [sample_row("a")], latents_of(["a"]))
+    store.append_unit(1, 0, 0, [sample_row("a")], latent_list(["a"]))
     path = tmp_path / "latents-0001-r00-u0000.safetensors"
     path.write_bytes(path.read_bytes()[:-1] + b"\0")
     with pytest.raises(StoreError, match="not the file that was written with its rows"):
@@ -311,7 +311,7 @@ def test_latents_that_are_not_those_of_the_rows_do_not_enter_a_manifest(tmp_path
 def test_garbage_goes_and_finished_units_stay(tmp_path: Path) -> None:
     store = Store(tmp_path)
     fill(store, 1, 4)
-    store.append_collection(2, 0, [sample_row("done")], latents_of(["done"]))
+    store.append_unit(2, 0, 0, [sample_row("done")], latent_list(["done"]))
     store.append_pairs(2, 0, [pair_row("p", "done", "1w0")])
     garbage = ["latents-0002-r01-u0001.safetensors", "samples-0002-r01-u0001.parquet.tmp"]
     for name in [*garbage, "latents-0003-r00-u0000.safetensors", "notes.txt"]:
@@ -327,18 +327,18 @@ def test_garbage_goes_and_finished_units_stay(tmp_path: Path) -> None:
 
 def test_a_full_disk_loses_nothing(tmp_path: Path) -> None:
     store = Store(tmp_path)
-    store.append_collection(1, 0, [sample_row("a")], latents_of(["a"]))
+    store.append_unit(1, 0, 0, [sample_row("a")], latent_list(["a"]))
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (4096, hard))
     try:
         with pytest.raises(
             StoreError, match="could not write .*latents-0001-r00-u0001.*free space and resume"
         ):
-            store.append_collection(1, 0, [sample_row("b")], latents_of(["b"], (3, 64, 64)), unit=1)
+            store.append_unit(1, 0, 1, [sample_row("b")], latent_list(["b"], (3, 64, 64)))
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert not list(tmp_path.glob("*.tmp")) and not store.unit_done(1, 1)
-    store.append_collection(1, 0, [sample_row("b")], latents_of(["b"]), unit=1)
+    store.append_unit(1, 0, 1, [sample_row("b")], latent_list(["b"]))
     store.write_manifest("collect", 1, {})
     assert store.verify() == 4
 
@@ -347,7 +347,7 @@ _WRITER = """
 import sys
 sys.path[:0] = [sys.argv[2]]
 from diffexpo.data.store import Store
-from rows import latents_of, sample_row, pair_row
+from rows import latent_list, sample_row, pair_row
 store = Store(sys.argv[1])
 print("ready", flush=True)
 if not store.is_complete("collect", 1):
@@ -355,7 +355,7 @@ if not store.is_complete("collect", 1):
     for unit in range(60):
         if not store.unit_done(1, unit):
             names = [f"{unit}-{k}" for k in range(4)]
-            store.append_collection(1, 0, [sample_row(n) for n in names], latents_of(names), unit=unit)
+            store.append_unit(1, 0, unit, [sample_row(n) for n in names], latent_list(names))
     store.write_manifest("collect", 1, {"units": 60})
 if not store.is_complete("pair", 1):
     store.discard_incomplete("pair", 1)
@@ -411,7 +411,7 @@ def test_many_rows_read_in_seconds(tmp_path: Path) -> None:
     tiny = np.zeros((1, 1, 1), np.float32)
     for unit in range(4):
         rows = [sample_row(f"{unit}-{k}", seed_key=json.dumps([0, unit, k])) for k in range(5000)]
-        store.append_collection(1, 0, rows, {row.sample_id: tiny for row in rows}, unit=unit)
+        store.append_unit(1, 0, unit, rows, [tiny] * len(rows))
     store.write_manifest("collect", 1, {})
     start = time.process_time()
     assert len(store.samples(1)) == 20_000

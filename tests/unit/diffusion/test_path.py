@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from diffexpo.diffusion import NoiseDraw, Path, empty_prompt_mask, prediction_error, shifted
+from diffexpo.diffusion import NoiseDraw, Path, empty_prompt_mask, prediction_error
+from diffexpo.diffusion.path import shifted
 from diffexpo.errors import PolicyError
 from tests.unit.diffusion.toys import ABAR
 

@@ -13,7 +13,6 @@ from diffexpo.diffusion import (
     num_network_evaluations,
     predict_guided,
     prediction_errors,
-    replay_log_probs,
     sample,
     sample_trajectory,
     sampler_grid,
@@ -156,13 +155,6 @@ def test_row_counts_must_agree() -> None:
     x = torch.zeros(2, *SHAPE)
     with pytest.raises(ValueError, match="2 latents, 2 noises, 1 times and 2 conditionings"):
         prediction_errors(Gaussian(VP), x, x, torch.tensor([0.5]), condition(0.1, 0.2))
-
-
-def test_a_replay_needs_its_own_sampler() -> None:
-    policy = Gaussian(VP)
-    trajectory = sample_trajectory(policy, condition(0.5), None, settings("ddpm", 4), noise("a"))
-    with pytest.raises(ValueError, match="the trajectory has 4 steps and the sampler 5"):
-        replay_log_probs(policy, trajectory, condition(0.5), None, settings("ddpm", 5))
 
 
 def test_zero_terminal_snr_samples_stay_finite() -> None:

@@ -6,18 +6,9 @@ import pytest
 import torch
 
 from diffexpo.config.schema import SamplerConfig
-from diffexpo.diffusion import (
-    NoiseSource,
-    Path,
-    replay_transitions,
-    sample,
-    sample_trajectory,
-    sampler_transitions,
-    step_moments,
-    transition_rows,
-)
+from diffexpo.diffusion import NoiseSource, Path, replay_transitions, sample, sample_trajectory, step_moments
 from diffexpo.diffusion.kernels import flow_sde_transition
-from diffexpo.diffusion.transitions import stochastic_grid
+from diffexpo.diffusion.transitions import sampler_transitions, stochastic_grid, transition_rows
 from diffexpo.errors import ConfigError
 from diffexpo.policies.toy import ToyPolicy
 from diffexpo.rng import torch_generator

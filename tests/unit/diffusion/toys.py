@@ -8,9 +8,11 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-from diffexpo.diffusion import NoiseSource, Path
+from diffexpo.config.schema import SamplerConfig
+from diffexpo.diffusion import NoiseSource, Path, replay_transitions
+from diffexpo.diffusion.sampling import Trajectory
 from diffexpo.rng import torch_generator
-from diffexpo.types import Conditioning
+from diffexpo.types import Conditioning, Policy
 
 SHAPE = (3, 4, 4)
 ABAR = torch.cumprod(1 - torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2, 0)
@@ -75,3 +77,23 @@ def condition(*means: float) -> Conditioning:
 
 def noise(*keys: str) -> NoiseSource:
     return NoiseSource([torch_generator("toy", key) for key in keys], SHAPE)
+
+
+def replayed_log_probs(
+    policy: Policy,
+    trajectory: Trajectory,
+    conditioning: Conditioning,
+    negative: Conditioning | None,
+    sampler: SamplerConfig,
+) -> Tensor:
+    """Mean log-probs (T,B) of a trajectory under the weights in use; 0 where a step has no density."""
+    rows = []
+    for place, has_density in enumerate(trajectory.has_density.tolist()):
+        index = torch.full((len(conditioning),), place)
+        ends = trajectory.latents[place], trajectory.latents[place + 1]
+        rows.append(
+            replay_transitions(policy, sampler, index, *ends, conditioning, negative).log_prob
+            if has_density
+            else torch.zeros_like(trajectory.mean_log_probs[place])
+        )
+    return torch.stack(rows)

@@ -49,8 +49,8 @@ def test_public_architectures_have_their_published_size(name: str) -> None:
     blueprint = read_blueprint(name, ModelConfig(dtype="bfloat16"), architecture=name)
     _, known = checkpoints()[name]
     assert blueprint.denoiser.num_parameters() == known.parameters
-    counts = {part.name: round(part.parameters / 1e6) for part in blueprint.components()}
-    assert counts.pop(blueprint.denoiser_name) == PUBLISHED[name]
+    counts = {part.name: round(part.parameters / 1e6) for part in blueprint.components}
+    assert counts.pop(blueprint.card.denoiser[0]) == PUBLISHED[name]
     assert counts.pop("vae") == 84
     assert list(counts.values()) == TEXTS[name]
 
@@ -93,14 +93,14 @@ def test_the_embedded_models_have_exactly_their_real_bytes(name: str, texts: int
         held = [*network.parameters(), *network.buffers()]
         return sum(p.numel() for p in network.parameters()), sum(t.numel() * t.element_size() for t in held)
 
-    parts = emoji(name).components()
+    parts = emoji(name).components
     assert [(part.parameters, part.bytes) for part in parts] == [size(network) for network in real]
     trained = sum(parameter.numel() for parameter in policy.weights.trainable().values())
     assert make_trainable(emoji(name), TuningConfig(kind="full")) == trained
 
 
 def test_half_precision_halves_all_but_the_autoencoder() -> None:
-    whole, half = emoji("diffusion").components(), emoji("diffusion", dtype="bfloat16").components()
+    whole, half = emoji("diffusion").components, emoji("diffusion", dtype="bfloat16").components
     for before, after in zip(whole, half, strict=True):
         # Positions are integers whatever the precision.
         assert after.bytes == before.bytes if after.name == "vae" else after.bytes < 0.51 * before.bytes
@@ -200,7 +200,7 @@ def test_dropping_t5_leaves_it_out() -> None:
         part.name
         for part in read_blueprint(
             "sd3-medium", ModelConfig(drop_t5=True), architecture="sd3-medium"
-        ).components()
+        ).components
     ]
     assert names == ["text_encoder", "text_encoder_2", "transformer", "vae"]
 

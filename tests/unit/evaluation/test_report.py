@@ -10,15 +10,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 import yaml
 
 from diffexpo.errors import DataError, MissingError
-from diffexpo.evaluation.grid import data_uri, image_grid, to_uint8
+from diffexpo.evaluation.grid import data_uri, image_grid
 from diffexpo.evaluation.records import (
     choose_pair_examples,
     load_run,
     load_suite,
-    read_metrics,
     save_pair_examples,
     save_suite,
     series,
@@ -26,6 +26,8 @@ from diffexpo.evaluation.records import (
 from diffexpo.evaluation.report import write_report
 from diffexpo.evaluation.summary import summarise
 from diffexpo.evaluation.verdict import give_verdict
+from diffexpo.rewards.images import to_bytes
+from diffexpo.training.metrics import read_metrics
 from tests.rows import pair_row
 from tests.unit.evaluation.synthetic_run import make_config, make_run, make_suite, train_lines, write_lines
 
@@ -265,8 +267,8 @@ def test_example_pairs_follow_the_rule_and_can_be_written_twice(tmp_path: Path) 
 
 
 def test_images_are_rounded_labelled_and_encoded() -> None:
-    images = np.array([0.0, 0.4999, 1.2, -3.0]).reshape(4, 1, 1, 1).repeat(3, axis=1)
-    assert to_uint8(images)[:, 0, 0, 0].tolist() == [0, 127, 255, 0]
+    images = torch.tensor([0.0, 0.4999, 1.2, -3.0]).reshape(4, 1, 1, 1).expand(4, 3, 1, 1)
+    assert to_bytes(images)[:, 0, 0, 0].tolist() == [0, 127, 255, 0]
     red = np.zeros((8, 8, 3), dtype=np.uint8) + np.array([255, 0, 0], dtype=np.uint8)
     sheet = np.asarray(image_grid([[red, None]], ["a very long prompt " * 9], ["base", "EXPO"], tile=64))
     assert (sheet == [255, 0, 0]).all(axis=2).sum() == 64 * 64

@@ -7,9 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from diffexpo.evaluation.records import load_run, read_metrics
+from diffexpo.evaluation.records import load_run
 from diffexpo.evaluation.report import write_report
-from diffexpo.evaluation.summary import Conflict, Improvement, conflict_rows, improvement_rows, summarise
+from diffexpo.evaluation.summary import IMPROVED as MEASURED
+from diffexpo.evaluation.summary import conflict_rows, improvement_rows, summarise
+from diffexpo.training.metrics import read_metrics
 from tests.unit.evaluation.synthetic_run import make_run, write_lines
 
 CONFLICTS = {
@@ -33,15 +35,17 @@ def line(phase: str, iteration: int, values: dict[str, float | None]) -> dict[st
 
 def test_rows_are_those_of_the_metrics() -> None:
     rows = conflict_rows([line("collect", 1, CONFLICTS), line("collect", 2, {}), line("pair", 2, {})])
-    assert rows == [
-        Conflict(1, "implicit", "denoising", None, 0.25),
-        Conflict(1, "judge_train", "denoising", 0.031, 0.485),
+    keys = ("iteration", "first", "second", "rank_correlation", "disagreement")
+    assert [tuple(row[key] for key in keys) for row in rows] == [
+        (1, "implicit", "denoising", None, 0.25),
+        (1, "judge_train", "denoising", 0.031, 0.485),
     ]
     assert improvement_rows([line("collect", 1, CONFLICTS)]) == []
     partly = IMPROVED | {"improve/reward/judge_train/gain": None, "improve/feature_cosine": None}
-    assert improvement_rows([line("improve", 1, IMPROVED), line("improve", 2, partly)]) == [
-        Improvement(1, 192, 0.97, 0.2, 0.19, {"judge_train": -0.4}),
-        Improvement(2, 192, 0.97, None, 0.19, {}),
+    rows = improvement_rows([line("improve", 1, IMPROVED), line("improve", 2, partly)])
+    assert [tuple(row[key] for key in ("iteration", *MEASURED, "gains")) for row in rows] == [
+        (1, 192, 0.97, 0.2, 0.19, {"judge_train": -0.4}),
+        (2, 192, 0.97, None, 0.19, {}),
     ]
 
 
@@ -59,7 +63,7 @@ def shown(tmp_path: Path) -> Path:
 
 def test_the_page_shows_conflicts_improvements_and_their_alarm(shown: Path) -> None:
     summary = summarise(load_run(shown))
-    assert [row.iteration for row in summary.conflicts] == [1, 1, 2, 2]
+    assert [row["iteration"] for row in summary.conflicts] == [1, 1, 2, 2]
     assert [alarm.name for alarm in summary.alarms] == ["improver_unrelated"]
     text = re.sub(r"\s+", " ", re.sub(r"<[^>]+>", " ", write_report(shown).read_text(encoding="utf-8")))
     assert "2 judge_train and denoising 0.0310 48.5%" in text

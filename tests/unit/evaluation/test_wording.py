@@ -16,11 +16,12 @@ from diffexpo.config import config_to_yaml, load_config
 from diffexpo.config.methods import METHOD_BY_NAME
 from diffexpo.config.schema import TrainingConfig
 from diffexpo.evaluation.alarms import History, check_alarms
-from diffexpo.evaluation.records import load_run, read_metrics
+from diffexpo.evaluation.records import load_run
 from diffexpo.evaluation.report import write_report
 from diffexpo.evaluation.summary import summarise
 from diffexpo.evaluation.verdict import give_verdict
 from diffexpo.evaluation.wording import describe_method
+from diffexpo.training.metrics import read_metrics
 from tests.unit.evaluation.synthetic_run import make_run, write_lines
 from tests.unit.evaluation.test_alarms import BASE
 from tests.unit.evaluation.test_report import Page
@@ -178,9 +179,9 @@ def test_every_method_is_described_without_another_ones_words(kind: str) -> None
     texts = f"{method.story} {method.first_iterate}"
     assert method.name != "EXPO" or kind == "expo"
     assert "agent" not in texts and method.label("iteration-2") == f"{method.name} 2"
-    assert method.has_pairs or PAIRS.search(texts) is None
+    assert method.card.has_pairs or PAIRS.search(texts) is None
     assert method.story.endswith(".") and method.first_iterate.endswith(".")
-    group, _, setting = method.restraint.split()[-1].partition(".")
+    group, _, setting = method.card.restraint.split()[-1].partition(".")
     groups = {"algorithm": METHOD_BY_NAME[kind], "training": TrainingConfig}
     assert setting in groups[group].model_fields
 
@@ -201,7 +202,7 @@ def test_every_method_is_described_without_another_ones_words(kind: str) -> None
 def test_where_the_loss_starts_is_stated_only_where_it_is_a_number(
     algorithm: dict, start: float | None
 ) -> None:
-    assert describe_method({"algorithm": algorithm}).start_loss == start
+    assert describe_method({"algorithm": algorithm}).card.start_loss == start
 
 
 def test_nothing_is_compared_with_offline_dpo_unless_there_are_offline_pairs_or_it_is_asked_for() -> None:
@@ -225,7 +226,7 @@ def test_derived_training_cost_is_that_of_pairs_or_unknown(tmp_path: Path) -> No
 def test_alarms_advise_with_the_methods_own_setting() -> None:
     last = replace(BASE, iteration=1, win_rate=(0.3, 0.2, 0.4), vendi=2.0)
     ddpo = describe_method({"algorithm": {"type": "ddpo"}, "offline": {"source": None}})
-    history = History((BASE, last), restraint=ddpo.restraint, has_offline=ddpo.has_offline)
+    history = History((BASE, last), restraint=ddpo.card.restraint, has_offline=ddpo.has_offline)
     advice = " ".join(alarm.what_to_do for alarm in check_alarms(history))
     assert "ower algorithm.clip_range" in advice and "beta" not in advice and "offline" not in advice
     assert "Raise algorithm.beta, keep offline data" in check_alarms(History((BASE, last)))[-1].what_to_do

@@ -37,7 +37,8 @@ def gaps(pairs):
 
 
 def test_every_improved_image_wins_against_what_it_was_made_from() -> None:
-    pairs, report = make_improved_pairs(GROUPS, lambda name: GOOD, iteration=2)
+    paired = make_improved_pairs(GROUPS, lambda name: GOOD, iteration=2)
+    pairs = paired.pairs
     assert [pair.loser_id for pair in pairs] == ["cat-0", "cat-1", "dog-0"]
     assert all(pair.winner_id == f"{pair.loser_id}-improved" for pair in pairs)
     assert [pair.pair_id for pair in pairs] == [
@@ -48,16 +49,17 @@ def test_every_improved_image_wins_against_what_it_was_made_from() -> None:
     assert {(pair.source, pair.judge, pair.winner_agent, pair.margin) for pair in pairs} == {
         ("improved", "improver", "improver", 0.0)
     }
-    assert report.metrics()["pairs/count"] == 3 and report.metrics()["pairs/dropped_filter"] == 0
+    assert paired.metrics()["pairs/count"] == 3 and paired.metrics()["pairs/dropped_filter"] == 0
 
 
 def test_the_filter_keeps_what_rewards_agree_with_and_counts_the_rest() -> None:
-    pairs, report = make_improved_pairs(GROUPS, lambda name: GOOD, iteration=1, score=gaps)
+    paired = make_improved_pairs(GROUPS, lambda name: GOOD, iteration=1, score=gaps)
+    pairs = paired.pairs
     assert [pair.loser_id for pair in pairs] == ["cat-0"] and pairs[0].margin == pytest.approx(0.4)
-    metrics = report.metrics()
+    metrics = paired.metrics()
     assert (metrics["pairs/dropped_filter"], metrics["pairs/filter_agrees"]) == (2, 1 / 3)
-    assert "2 that the rewards did not agree with" in report.describe()
-    assert not make_improved_pairs(GROUPS, lambda name: GOOD, iteration=1, score=gaps, min_margin=0.5)[0]
+    assert "2 that the rewards did not agree with" in paired.describe()
+    assert not make_improved_pairs(GROUPS, lambda name: GOOD, iteration=1, score=gaps, min_margin=0.5).pairs
 
 
 def test_latents_or_scores_that_are_not_finite_never_become_a_pair() -> None:
@@ -65,11 +67,13 @@ def test_latents_or_scores_that_are_not_finite_never_become_a_pair() -> None:
         "cat-0-improved": np.full((2, 1, 1), np.nan, np.float32),
         "dog-0": np.full((2, 1, 1), np.inf, np.float32),
     }
-    pairs, report = make_improved_pairs(GROUPS, lambda name: broken.get(name, GOOD), iteration=1)
-    assert [pair.loser_id for pair in pairs] == ["cat-1"] and report.dropped_nan == 2
+    paired = make_improved_pairs(GROUPS, lambda name: broken.get(name, GOOD), iteration=1)
+    pairs = paired.pairs
+    assert [pair.loser_id for pair in pairs] == ["cat-1"] and paired.dropped_nan == 2
     failed = [group("cat", (0.1, float("nan")))]
-    pairs, report = make_improved_pairs(failed, lambda name: GOOD, iteration=1, score=gaps)
-    assert not pairs and report.dropped_nan == 1
+    paired = make_improved_pairs(failed, lambda name: GOOD, iteration=1, score=gaps)
+    pairs = paired.pairs
+    assert not pairs and paired.dropped_nan == 1
 
 
 def test_gains_by_hand() -> None:

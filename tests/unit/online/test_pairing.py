@@ -69,24 +69,34 @@ def test_pareto_with_one_reward_is_best_and_worst():
 
 def test_pairs_name_their_samples_and_drops_are_counted():
     mixed = np.array([[1.0, 4.0, 2.0, 3.0], [1.0, 1.0, 1.0, 1.0], [NAN, NAN, NAN, 1.0]])
-    pairs, report = make_pairs([rows(0), rows(1), rows(2)], mixed, iteration=2, seed=0, judge="j")
+    paired = make_pairs([rows(0), rows(1), rows(2)], mixed, iteration=2, seed=0, judge="j")
+    pairs = paired.pairs
     assert [pair.winner_id for pair in pairs] == ["0-1"] and pairs[0].loser_id == "0-0"
     assert pairs[0].margin == 3.0 and pairs[0].winner_agent == "main"
-    assert (report.kept, report.dropped_tie, report.dropped_nan) == (1, 1, 1)
-    assert report.metrics()["pairs/winner_from_negative"] == 1.0
+    assert (len(pairs), paired.dropped_tie, paired.dropped_nan) == (1, 1, 1)
+    assert paired.metrics()["pairs/winner_from_negative"] == 1.0
 
 
 def test_contrast_couples_take_one_image_of_each_agent():
-    pairs, _ = make_pairs([rows(0)], np.array([[1.0, 2.0, 3.0, 4.0]]), iteration=1, seed=0, judge="j")
+    pairs = make_pairs([rows(0)], np.array([[1.0, 2.0, 3.0, 4.0]]), iteration=1, seed=0, judge="j").pairs
     assert pairs[0].main_id in ("0-0", "0-1") and pairs[0].explored_id in ("0-2", "0-3")
     alone = [replace(row, agent="exploration") for row in rows(0)]
-    single, _ = make_pairs([alone], np.array([[1.0, 2.0, 3.0, 4.0]]), iteration=1, seed=0, judge="j")
+    single = make_pairs([alone], np.array([[1.0, 2.0, 3.0, 4.0]]), iteration=1, seed=0, judge="j").pairs
     assert single[0].main_id is None and single[0].explored_id is None
+
+
+def test_agents_are_told_apart_where_there_are_two():
+    scores = np.array([[1.0, 2.0, 3.0, 4.0]])
+    report = make_pairs([rows(0)], scores, iteration=1, seed=0, judge="j")
+    kept = "1 pairs of 1 prompts (0 ties, 0 without two scores)"
+    assert report.describe() == f"{kept}, 1 winners from the exploration agent"
+    alone = [replace(row, agent="exploration") for row in rows(0)]
+    report = make_pairs([alone], scores, iteration=1, seed=0, judge="j")
+    assert report.describe() == kept
 
 
 def test_uncertainty_travels_with_the_pair():
     gamma = np.array([[0.1, 0.2, 0.3, 0.4]])
-    pairs, _ = make_pairs(
-        [rows(0)], np.array([[1.0, 2.0, 3.0, 4.0]]), iteration=1, seed=0, judge="j", uncertainty=gamma
-    )
+    scores = np.array([[1.0, 2.0, 3.0, 4.0]])
+    pairs = make_pairs([rows(0)], scores, iteration=1, seed=0, judge="j", uncertainty=gamma).pairs
     assert (pairs[0].uncertainty_winner, pairs[0].uncertainty_loser) == (0.4, 0.1)

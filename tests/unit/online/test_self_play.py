@@ -18,17 +18,18 @@ def group(prompt: str, *names: str) -> list[Sample]:
 
 def test_each_own_image_loses_against_a_data_image_of_its_prompt() -> None:
     groups = [group("a cat", "x", "y"), group("a dog", "z")]
-    pairs, report = make_self_pairs(groups, IMAGES, iteration=2, seed=7)
+    paired = make_self_pairs(groups, IMAGES, iteration=2, seed=7)
+    pairs = paired.pairs
     assert [pair.loser_id for pair in pairs] == ["x", "y", "z"]
     assert all(pair.winner_id in IMAGES[pair.prompt] for pair in pairs)
     assert len({pair.pair_id for pair in pairs}) == 3
-    assert (report.kept, report.groups) == (3, 2)
-    assert pairs == make_self_pairs(groups, IMAGES, iteration=2, seed=7)[0]
+    assert (len(pairs), paired.groups) == (3, 2)
+    assert pairs == make_self_pairs(groups, IMAGES, iteration=2, seed=7).pairs
 
 
 def test_every_data_image_is_used_in_the_end() -> None:
     chosen = {
-        make_self_pairs([group("a cat", "x")], IMAGES, iteration=1, seed=seed)[0][0].winner_id
+        make_self_pairs([group("a cat", "x")], IMAGES, iteration=1, seed=seed).pairs[0].winner_id
         for seed in range(40)
     }
     assert chosen == set(IMAGES["a cat"])

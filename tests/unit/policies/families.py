@@ -84,6 +84,12 @@ def gradient_sizes(policy: Policy) -> dict[str, float]:
     }
 
 
+def inert_parameters(policy: Policy) -> tuple[str, ...]:
+    """Names of the denoiser's parameters that the family's card calls inert."""
+    network = policy.weights.network
+    return policy.card.inert_parameters(network.config, dict(network.named_parameters()))
+
+
 def check_checkpointing(folder: Path) -> None:
     """Recomputed activations give the same gradients, also when another version ran in between."""
     gradients = []

@@ -13,13 +13,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from diffexpo.config.schema import ModelConfig, TuningConfig
-from diffexpo.diffusion import with_image
+from diffexpo.diffusion.guidance import with_image
 from diffexpo.errors import MissingError, PolicyError
 from diffexpo.policies.base import load_policy
 from diffexpo.policies.improver import (
     IMPROVER_FILE,
     Improver,
-    input_convolution,
     load_improver,
     make_improver,
     save_improver,
@@ -45,6 +44,10 @@ def inputs(policy: UNetPolicy | SD3Policy, rows: int = 3) -> tuple[Tensor, Tenso
     generator = torch.Generator().manual_seed(1)
     x_t, image = torch.randn(2, rows, *policy.latent_shape, generator=generator)
     return x_t, torch.linspace(0.1, 0.9, rows), image
+
+
+def input_convolution(policy: UNetPolicy | SD3Policy) -> torch.nn.Conv2d:
+    return policy.weights.network.get_submodule(policy.card.input_convolution)
 
 
 def moved(improver: Improver) -> Improver:
@@ -82,7 +85,7 @@ def test_it_starts_from_the_base_whatever_the_policy_has_learned(diffusion_folde
 def test_the_new_channels_are_zero_and_the_bias_is_the_bases(base: UNetPolicy | SD3Policy) -> None:
     channels = base.latent_shape[0]
     improver = make_improver(base)
-    narrow, wide = (input_convolution(policy.weights.network, policy.card) for policy in (base, improver))
+    narrow, wide = (input_convolution(policy) for policy in (base, improver))
     assert torch.equal(wide.weight[:, :channels], narrow.weight) and torch.equal(wide.bias, narrow.bias)
     assert not wide.weight[:, channels:].any() and wide.weight.shape[1] == 2 * channels
     config = improver.weights.network.config
@@ -98,7 +101,7 @@ def test_the_gradient_reaches_every_tensor_and_the_image_matters_after_a_step(
     improver.predict(x_t, t, with_image(texts, image)).square().mean().backward()
     gradients = {name: parameter.grad for name, parameter in improver.weights.trainable().items()}
     assert all(gradient is not None and gradient.any() for gradient in gradients.values())
-    wide = input_convolution(improver.weights.network, improver.card).weight
+    wide = input_convolution(improver).weight
     assert wide.grad[:, base.latent_shape[0] :].any()
     with torch.no_grad():
         wide -= 0.1 * wide.grad
@@ -108,7 +111,7 @@ def test_the_gradient_reaches_every_tensor_and_the_image_matters_after_a_step(
 
 def test_the_widened_convolution_is_one_over_all_channels(base: UNetPolicy | SD3Policy) -> None:
     improver = moved(make_improver(base))
-    wide = input_convolution(improver.weights.network, improver.card)
+    wide = input_convolution(improver)
     both = torch.randn(
         2, wide.in_channels, *base.latent_shape[1:], generator=torch.Generator().manual_seed(0)
     )

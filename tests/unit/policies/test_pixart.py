@@ -9,11 +9,9 @@ import pytest
 import torch
 from diffusers import DPMSolverMultistepScheduler, PixArtSigmaPipeline
 
-from diffexpo.config.families.pixart import CARD
 from diffexpo.config.schema import SamplerConfig
 from diffexpo.diffusion import NoiseSource, sample
 from diffexpo.errors import ConfigError, PolicyError
-from diffexpo.policies.weights import inert_parameters
 from diffexpo.types import Conditioning
 from tests.contract.transformer_families import T5_TOKENS, build_pixart, build_sd3
 from tests.unit.policies.families import (
@@ -23,6 +21,7 @@ from tests.unit.policies.families import (
     copy,
     edit,
     gradient_sizes,
+    inert_parameters,
     load,
     network_calls,
     noise,
@@ -158,7 +157,7 @@ def test_a_file_of_the_older_class_reads_the_same(broken: Path, sigma: Path) -> 
 def test_biases_of_keys_change_nothing_and_are_not_trained(sigma: Path) -> None:
     policy = load(sigma, FULL)
     network = policy.weights.network
-    inert = inert_parameters(CARD, network)
+    inert = inert_parameters(policy)
     assert len(inert) == 4 and not set(inert) & set(policy.weights.trainable())
     sizes = gradient_sizes(policy)
     assert set(sizes) - set(inert) == set(policy.weights.trainable())

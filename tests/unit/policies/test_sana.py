@@ -19,7 +19,6 @@ from diffexpo.estimate.networks import read_blueprint
 from diffexpo.policies.blueprint import denoiser_inputs, make_trainable
 from diffexpo.policies.export import call_arguments, export_policy
 from diffexpo.policies.sana import SanaPolicy, as_flow_match, pipeline_instruction
-from diffexpo.policies.weights import inert_parameters
 from diffexpo.types import Conditioning
 from tests.contract.sana_families import (
     SHIFT,
@@ -40,6 +39,7 @@ from tests.unit.policies.families import (
     copy,
     edit,
     gradient_sizes,
+    inert_parameters,
     load,
     network_calls,
     noise,
@@ -245,13 +245,13 @@ def test_gemma_stays_out_of_float16(sana: Path, tmp_path: Path) -> None:
 
 def test_biases_of_keys_are_inert_where_nothing_normalises_them(sana: Path, normalised: Path) -> None:
     policy = load(sana, FULL)
-    inert = inert_parameters(policy.card, policy.weights.network)
+    inert = inert_parameters(policy)
     assert inert == tuple(f"transformer_blocks.{block}.attn2.to_k.bias" for block in range(2))
     sizes = gradient_sizes(policy)
     assert set(sizes) - set(inert) == set(policy.weights.trainable())
     assert max(sizes[name] for name in inert) < 1e-4 * min(sizes[name] for name in set(sizes) - set(inert))
     other = load(normalised, FULL)
-    assert inert_parameters(other.card, other.weights.network) == ()
+    assert inert_parameters(other) == ()
     assert min(gradient_sizes(other).values()) > 1e-4 * max(gradient_sizes(other).values())
 
 
@@ -276,7 +276,7 @@ def test_public_architectures_have_their_published_size(name: str, millions: int
     blueprint = read_blueprint(name, ModelConfig(dtype="bfloat16"))
     known = find_checkpoint(name)
     assert known is not None and blueprint.denoiser.num_parameters() == known[1].parameters
-    counts = {part.name: round(part.parameters / 1e6) for part in blueprint.components()}
+    counts = {part.name: round(part.parameters / 1e6) for part in blueprint.components}
     assert counts == {"text_encoder": 2614, "transformer": millions, "vae": 312}
     assert blueprint.latent_shape == (32, 32, 32) and blueprint.image_size == (1024, 1024)
     assert blueprint.text_tokens == 300
@@ -293,7 +293,7 @@ def test_a_folder_is_estimated_as_it_is(sana: Path, tuning: TuningConfig) -> Non
     held = [network.num_parameters() for network in real]
     adapters = sum(p.numel() for n, p in policy.weights.network.named_parameters() if ".lora_" in n)
     held[1] -= adapters
-    assert [part.parameters for part in blueprint.components()] == held
+    assert [part.parameters for part in blueprint.components] == held
     assert make_trainable(blueprint, tuning) == sum(p.numel() for p in policy.weights.trainable().values())
     assert (blueprint.latent_shape, blueprint.text_tokens) == (policy.latent_shape, TOKENS)
     inputs = {name: torch.rand(value.shape) for name, value in denoiser_inputs(blueprint, 2).items()}

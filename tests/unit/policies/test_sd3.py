@@ -16,7 +16,6 @@ from diffexpo.diffusion import sampler_grid
 from diffexpo.diffusion.guidance import IMAGE_CONDITION
 from diffexpo.errors import ConfigError, MissingError, PolicyError
 from diffexpo.policies.improver import load_improver, make_improver, save_improver
-from diffexpo.policies.weights import inert_parameters
 from diffexpo.types import Conditioning, Prompt
 from tests.contract.transformer_families import T5_TOKENS, build_flux, build_sd3
 from tests.unit.policies.families import (
@@ -26,6 +25,7 @@ from tests.unit.policies.families import (
     copy,
     edit,
     gradient_sizes,
+    inert_parameters,
     load,
     network_calls,
     noise,
@@ -129,7 +129,7 @@ def test_too_long_is_what_t5_cuts(folders: dict[str, Path]) -> None:
 @pytest.mark.parametrize("name", list(VARIANTS))
 def test_the_gradient_reaches_all_but_the_inert(folders: dict[str, Path], name: str) -> None:
     policy = load(folders[name], FULL)
-    inert = inert_parameters(policy.card, policy.weights.network)
+    inert = inert_parameters(policy)
     trained = set(policy.weights.trainable())
     for parameter, size in gradient_sizes(policy).items():
         is_inert = parameter.startswith(inert)

@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 
 from diffexpo.config.schema import ModelConfig, TuningConfig
-from diffexpo.data.latents import PromptEmbeddings, image_size
+from diffexpo.data.latents import PromptEmbeddings, image_sizes
 from diffexpo.errors import ConfigError, MissingError, PolicyError
 from diffexpo.policies.base import load_policy
-from diffexpo.policies.speed import check_compiler, compile_blocks
 from diffexpo.policies.unet import UNetPolicy
+from diffexpo.policies.weights import check_compiler, compile_blocks
 
 
 def load(folder: Path, kind: str = "lora", **model: object) -> UNetPolicy:
@@ -42,7 +42,7 @@ def test_latents_follow_the_resolution(
 ) -> None:
     policy = load(diffusion_folder, resolution=resolution)
     assert policy.latent_shape == (4, *latents)
-    height, width = image_size(policy)
+    height, width = image_sizes(policy)[0]
     assert (height, width) == (2 * latents[0], 2 * latents[1])
     encoded = policy.encode_images(torch.rand(1, 3, height, width))
     assert tuple(encoded.shape[1:]) == policy.latent_shape

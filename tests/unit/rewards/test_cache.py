@@ -28,8 +28,8 @@ from diffexpo.rewards.base import load_rewards
 from diffexpo.rewards.cache import FILE, CachedReward, ScoreCache, question_key
 from diffexpo.rewards.images import to_bytes
 from diffexpo.rewards.remote import RemoteReward
-from diffexpo.rewards.scoring import score_images
-from diffexpo.rewards.server import ScoreServer
+from tests.scores import score_images
+from tests.served import Served
 from tests.unit.rewards.scripted_server import Reply, ScriptedServer
 
 IMAGES = torch.rand(6, 3, 8, 8, generator=torch.Generator().manual_seed(0))
@@ -221,7 +221,7 @@ def test_what_another_process_adds_is_found_without_a_new_start(tmp_path: Path) 
 def test_a_served_scorer_is_not_asked_twice(tmp_path: Path) -> None:
     service = ServiceConfig(timeout_s=5.0, retry_s=0.0)
     judge = Counting()
-    with ScoreServer(judge, "python") as server:
+    with Served(judge, "python") as server:
         config = read_card(name="far", type="remote", path=server.url, service=service, cache=str(tmp_path))
         (far,) = load_rewards([config], str, "cpu")
         first = score_images([far], IMAGES, PROMPTS)["far"]
@@ -234,7 +234,7 @@ def test_a_served_scorer_is_not_asked_twice(tmp_path: Path) -> None:
         plain = score_images([RemoteReward("far", server.url, service)], IMAGES, PROMPTS)["far"]
     np.testing.assert_array_equal(first, plain)
     np.testing.assert_array_equal(second, plain[good])
-    with ScoreServer(Counting("2"), "python") as server:
+    with Served(Counting("2"), "python") as server:
         config = config.model_copy(update={"path": server.url})
         (newer,) = load_rewards([config], str, "cpu")
         score_images([newer], IMAGES, PROMPTS)

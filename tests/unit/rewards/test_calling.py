@@ -9,14 +9,14 @@ import pytest
 
 from diffexpo.config.rewards import ServiceConfig
 from diffexpo.errors import ConfigError, MissingError, ScorerStoppedError
-from diffexpo.rewards.calling import CallFailedError, Endpoint, FailureBudget, check_url, map_concurrently
+from diffexpo.rewards.calling import CalledReward, CallFailedError, FailureBudget, check_url, map_concurrently
 from tests.unit.rewards.scripted_server import Reply, ScriptedServer
 
 QUICK = ServiceConfig(timeout_s=1.0, retry_s=0.0)
 
 
-def endpoint(url: str, **settings: object) -> Endpoint:
-    return Endpoint("far", url, QUICK.model_copy(update=settings))
+def endpoint(url: str, **settings: object) -> CalledReward:
+    return CalledReward("far", url, QUICK.model_copy(update=settings))
 
 
 @pytest.mark.parametrize(

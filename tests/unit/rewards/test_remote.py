@@ -22,8 +22,9 @@ from diffexpo.rewards.calling import png_base64
 from diffexpo.rewards.images import quantise, to_bytes
 from diffexpo.rewards.jpeg import JpegCompressibility
 from diffexpo.rewards.remote import RemoteReward
-from diffexpo.rewards.scoring import score_images
-from diffexpo.rewards.server import ScoreServer, decode_png
+from diffexpo.rewards.server import decode_png
+from tests.scores import score_images
+from tests.served import Served
 from tests.unit.rewards.scripted_server import Reply, ScriptedServer
 
 IMAGES = torch.rand(7, 3, 10, 12, generator=torch.Generator().manual_seed(0))
@@ -55,7 +56,7 @@ class Ledger:
 def test_a_served_scorer_gives_its_own_scores() -> None:
     ledger = Ledger()
     expected = score_images([ledger], IMAGES, PROMPTS)["judge"]
-    with ScoreServer(ledger, "python") as server:
+    with Served(ledger, "python") as server:
         far = RemoteReward("judge", server.url, QUICK)
         assert (far.version, far.scale) == ("python v1", "points")
         found = score_images([far], IMAGES, PROMPTS)["judge"]
@@ -71,11 +72,11 @@ def test_a_scorer_that_compares_images_with_each_other_is_not_served() -> None:
     judge = Ledger()
     judge.is_groupwise = True
     with pytest.raises(ConfigError, match="compares the images of a prompt"):
-        ScoreServer(judge, "vlm")
+        Served(judge, "vlm")
 
 
 def test_a_configuration_names_a_served_scorer() -> None:
-    with ScoreServer(JpegCompressibility("size"), "jpeg_compressibility") as server:
+    with Served(JpegCompressibility("size"), "jpeg_compressibility") as server:
         config = read_card(name="far", type="remote", path=server.url, concurrency=2, service=QUICK)
         (far,) = load_rewards([config], str, "cpu")
         expected = JpegCompressibility("size").score(IMAGES, PROMPTS)
@@ -88,7 +89,7 @@ def test_requests_that_come_together_are_scored_together() -> None:
     ledger = Ledger()
     ledger.gate = threading.Event()
     service = QUICK.model_copy(update={"images_per_request": 1})
-    with ScoreServer(ledger, "python", batch_size=5) as server:
+    with Served(ledger, "python", batch_size=5) as server:
         far = RemoteReward("judge", server.url, service, concurrency=7)
         with ThreadPoolExecutor(1) as pool:
             job = pool.submit(far.score, IMAGES, ["x"] * 7)
@@ -104,7 +105,7 @@ def test_requests_that_come_together_are_scored_together() -> None:
 def test_images_of_several_sizes_may_wait_together() -> None:
     ledger = Ledger()
     other = torch.rand(3, 3, 4, 4, generator=torch.Generator().manual_seed(1))
-    with ScoreServer(ledger, "python", wait_ms=50) as server:
+    with Served(ledger, "python", wait_ms=50) as server:
         far = RemoteReward("judge", server.url, QUICK)
         with ThreadPoolExecutor(2) as pool:
             jobs = [pool.submit(far.score, images, ["x"] * len(images)) for images in (IMAGES, other)]
@@ -114,7 +115,7 @@ def test_images_of_several_sizes_may_wait_together() -> None:
 
 
 def test_a_scorer_that_breaks_does_not_end_its_server() -> None:
-    with ScoreServer(Ledger(), "python") as server:
+    with Served(Ledger(), "python") as server:
         far = RemoteReward("judge", server.url, QUICK)
         assert torch.isnan(far.score(IMAGES[:2], ["crash", "a"])).all()
         assert torch.isfinite(far.score(IMAGES[:2], ["b", "a"])).all()
@@ -122,7 +123,7 @@ def test_a_scorer_that_breaks_does_not_end_its_server() -> None:
 
 
 def test_a_dead_server_is_missing_at_the_start_and_stops_the_run_later() -> None:
-    with ScoreServer(Ledger(), "python") as server:
+    with Served(Ledger(), "python") as server:
         far = RemoteReward("judge", server.url, QUICK)
         url = server.url
     with pytest.raises(MissingError, match="start it with `diffexpo rewards serve`"):
@@ -271,13 +272,13 @@ PNG = png_base64(to_bytes(IMAGES)[0])
     ],
 )
 def test_bad_requests_are_explained(body: bytes, status: int, message: str) -> None:
-    with ScoreServer(Ledger(), "python", max_mib=1 / 16) as server:
+    with Served(Ledger(), "python", max_mib=1 / 16) as server:
         found = ask(server.url + "/score", body)
         assert found[0] == status and message in found[1]["error"]
 
 
 def test_what_the_server_says_of_itself() -> None:
-    with ScoreServer(Ledger(), "python") as server:
+    with Served(Ledger(), "python") as server:
         assert ask(server.url + "/health") == (200, {"status": "ok", "images": 0})
         assert ask(server.url + "/version") == (200, FACTS)
         assert ask(server.url + "/secrets")[0] == 404
@@ -289,7 +290,7 @@ def test_what_the_server_says_of_itself() -> None:
 def test_one_unreadable_image_costs_one_row() -> None:
     jpeg = base64.b64encode(b"\xff\xd8\xff\xe0 not a png").decode()
     items = [item("good", PNG), item("jpeg", jpeg), item("text", "?!"), item("cut", PNG[: len(PNG) // 8 * 4])]
-    with ScoreServer(Ledger(), "python") as server:
+    with Served(Ledger(), "python") as server:
         status, reply = ask(server.url + "/score", json.dumps({"protocol": 1, "items": items}).encode())
     assert status == 200
     assert {key for key, score in reply["scores"].items() if score is None} == {"jpeg", "text", "cut"}
@@ -304,7 +305,7 @@ def test_images_travel_without_loss() -> None:
 
 def test_a_taken_port_is_explained() -> None:
     with (
-        ScoreServer(Ledger(), "python") as server,
+        Served(Ledger(), "python") as server,
         pytest.raises(ConfigError, match=f"cannot listen on 127.0.0.1:{server.port}"),
     ):
-        ScoreServer(Ledger(), "python", port=server.port)
+        Served(Ledger(), "python", port=server.port)

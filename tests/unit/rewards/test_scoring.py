@@ -11,7 +11,8 @@ import torch
 from diffexpo.errors import RewardError
 from diffexpo.rewards.jpeg import JpegCompressibility
 from diffexpo.rewards.python_file import PythonFileReward
-from diffexpo.rewards.scoring import check_rewards, num_failed, score_images
+from diffexpo.rewards.scoring import check_rewards, num_failed
+from tests.scores import score_images
 
 SOURCE = """
 calls = []

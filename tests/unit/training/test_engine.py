@@ -356,19 +356,6 @@ def test_a_full_disk_while_saving_is_a_clear_error_and_the_run_continues_after_i
     assert lines(tmp_path / "run") == lines(tmp_path / "whole")
 
 
-def test_resume_false_starts_again(tmp_path: Path) -> None:
-    with pytest.raises(Interrupted):
-        train(tmp_path, tick=stop_at(14))
-    policy = TinyPolicy()
-    engine = Engine(policy, TinyDpo(), settings(), MetricsWriter(tmp_path / "metrics.jsonl"))
-    report = engine.train_iteration(
-        1, TinyLoader(10), steps=STEPS, checkpoint_dir=tmp_path / "checkpoints", run_seed=3, resume=False
-    )
-    assert report.resumed_from == 0
-    assert_same(policy.weights.state("current"), train(tmp_path / "whole")[0])
-    assert lines(tmp_path) == lines(tmp_path / "whole")
-
-
 class TinyFollowed(TinyDpo):
     """Measured against an old policy that follows by a rate that depends on the step."""
 

@@ -34,8 +34,8 @@ def finish(process: subprocess.Popen[str]) -> str:
 
 def test_a_second_process_is_refused_by_name_and_a_killed_one_leaves_no_lock(tmp_path: Path) -> None:
     holder = start(HOLD, str(tmp_path))
-    with pytest.raises(RunLockedError, match=f"in use by process {holder.pid} on "):
-        RunLock(tmp_path).acquire()
+    with pytest.raises(RunLockedError, match=f"in use by process {holder.pid} on "), RunLock(tmp_path):
+        pass
     holder.kill()
     finish(holder)
     assert json.loads((tmp_path / "run.lock").read_text())["pid"] == holder.pid
@@ -45,9 +45,11 @@ def test_a_second_process_is_refused_by_name_and_a_killed_one_leaves_no_lock(tmp
 
 
 def test_the_lock_excludes_within_a_process_too_and_can_be_taken_again(tmp_path: Path) -> None:
-    with RunLock(tmp_path / "new" / "run"), pytest.raises(RunLockedError, match=str(os.getpid())):
-        RunLock(tmp_path / "new" / "run").acquire()
-    RunLock(tmp_path / "new" / "run").acquire()
+    lock = RunLock(tmp_path / "new" / "run")
+    with lock, pytest.raises(RunLockedError, match=str(os.getpid())), RunLock(tmp_path / "new" / "run"):
+        pass
+    with lock:
+        pass
 
 
 def test_a_program_started_by_the_holder_does_not_keep_the_lock(tmp_path: Path) -> None:
@@ -65,5 +67,5 @@ def test_a_program_started_by_the_holder_does_not_keep_the_lock(tmp_path: Path) 
 def test_a_holder_that_has_not_written_its_name_is_still_a_holder(tmp_path: Path, text: bytes) -> None:
     with RunLock(tmp_path):
         (tmp_path / "run.lock").write_bytes(text)
-        with pytest.raises(RunLockedError, match="another process"):
-            RunLock(tmp_path).acquire()
+        with pytest.raises(RunLockedError, match="another process"), RunLock(tmp_path):
+            pass

@@ -1,10 +1,5 @@
-"""The training methods: one card a file, and the table of those that `algorithm.type` chooses among.
-
-A new method is a card here, its code in `diffexpo/algorithms/<type>.py` (a class named after the type) and
-its line in `METHODS`; everything else asks the card. Imports without torch.
-"""
-
-from __future__ import annotations
+"""The training methods: one card a file, and the table of those that `algorithm.type` chooses among. The code
+of each is a class named after its type in `diffexpo/algorithms/<type>.py`. Imports without torch."""
 
 from collections.abc import Mapping
 from inspect import get_annotations
@@ -13,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, TypeVar, Union
 from pydantic import BeforeValidator, Field
 
 from diffexpo.config.methods.awm import AwmConfig
-from diffexpo.config.methods.card import MethodConfig, Run
+from diffexpo.config.methods.card import MethodConfig
 from diffexpo.config.methods.d3po import D3poConfig
 from diffexpo.config.methods.ddpo import DdpoConfig
 from diffexpo.config.methods.dgpo import DgpoConfig
@@ -82,11 +77,6 @@ else:
 """Settings of any method in `METHODS`, told apart by `type`."""
 
 
-def default_method() -> MethodConfig:
-    """The default method with its defaults."""
-    return ExpoConfig()
-
-
 def same_meaning(first: type[MethodConfig], second: type[MethodConfig], name: str) -> bool:
     """Whether both methods have a setting of this name and inherit it from the same class.
 
@@ -135,10 +125,5 @@ __all__ = [
     "METHOD_BY_NAME",
     "AlgorithmConfig",
     "MethodConfig",
-    "Run",
-    "carry_over",
-    "default_method",
-    "name_of",
     "offline_baseline",
-    "same_meaning",
 ]

@@ -1,8 +1,6 @@
 """AWM, advantage-weighted matching: settings and facts."""
 
-from __future__ import annotations
-
-from typing import ClassVar, Literal
+from typing import Literal
 
 from pydantic import Field
 
@@ -26,8 +24,8 @@ class AwmConfig(AgainstOldPolicyConfig):
     empty_prompt_fraction: Fraction = 0.0
     """Share of rows trained with the empty prompt (0: prompts are trained as they were sampled)."""
 
-    title: ClassVar[str] = "AWM"
-    papers: ClassVar[tuple[str, ...]] = ("xue2025awm",)
+    title = "AWM"
+    papers = ("xue2025awm",)
 
     @property
     def versions(self) -> tuple[str, ...]:

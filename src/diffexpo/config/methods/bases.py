@@ -6,6 +6,8 @@ A setting that a base declares means the same in all methods below it and surviv
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator
 from typing import ClassVar, Literal
 
 from pydantic import Field
@@ -25,13 +27,12 @@ class ForwardConfig(MethodConfig):
     the path only (Diffusion-DPO's refiner setting, t below 200 of 1000, is [0, 0.2]). The default is the
     whole path."""
 
-    def problems(self, run: Run) -> list[str]:
+    def problems(self, run: Run) -> Iterator[str]:
+        yield from super().problems(run)
         low, high = self.timestep_range
-        if low < high:
-            return super().problems(run)
-        shown = f"algorithm.timestep_range = [{low:g}, {high:g}]"
-        problem = f"{shown} holds no time: expected two numbers, the first below the second, e.g. [0, 0.2]"
-        return [*super().problems(run), problem]
+        if low >= high:
+            shown = f"algorithm.timestep_range = [{low:g}, {high:g}]"
+            yield f"{shown} holds no time: expected two numbers, the first below the second, e.g. [0, 0.2]"
 
 
 class ReferencedConfig(MethodConfig):
@@ -41,22 +42,30 @@ class ReferencedConfig(MethodConfig):
     """What errors are measured against: the base model throughout, or the previous iterate."""
 
     @property
+    def versions(self) -> tuple[str, ...]:
+        return ("reference",)
+
+    @property
     def moves_reference(self) -> bool:
         return self.reference == "previous"
 
 
-class MarginConfig(ForwardConfig, ReferencedConfig):
+class LogisticConfig(ReferencedConfig):
+    """Methods on the logistic loss of beta times what the policy changed of the reference."""
+
+    restraint = "raise algorithm.beta"
+
+    @property
+    def initial_loss(self) -> float | None:
+        return math.log(2)
+
+
+class MarginConfig(ForwardConfig, LogisticConfig):
     """Methods on the margin h = -beta/2 [(e_w - e_w_ref) - (e_l - e_l_ref)] of a pair."""
 
     beta: Positive = 5000.0
     """Pull towards the reference. Multiplies a *mean* squared error (by beta/2), so the pull grows with the
     number of latent elements: 5000 at 16,384 elements (SD 1.5) pulls like 156 at 512."""
-
-    restraint: ClassVar[str] = "raise algorithm.beta"
-
-    @property
-    def versions(self) -> tuple[str, ...]:
-        return ("reference",)
 
 
 class AdvantageConfig(MethodConfig):
@@ -81,25 +90,37 @@ class TrajectoryConfig(MethodConfig):
     orders_by_number: ClassVar[bool] = True
     """It learns from the size of rewards, so an order without numbers (Pareto) is not enough."""
 
-    def problems(self, run: Run) -> list[str]:
-        return [
-            *super().problems(run),
-            *self._density(run.explore.sampler),
-            *self._unread(run),
-            *self._mixture(run),
-            *self._rounding(run),
-        ]
+    def problems(self, run: Run) -> Iterator[str]:
+        yield from super().problems(run)
+        yield from self._density(run.explore.sampler)
+        head = f"with algorithm.type = {self.type}"
+        if run.offline.source is not None:
+            yield (
+                f"offline.source = {run.offline.source!r} {head}: it learns from the steps in which an image "
+                "was drawn, and offline images have none; set offline.source=null"
+            )
+        if run.pairing.min_margin > 0 and "pair" not in self.stages:
+            yield (
+                f"pairing.min_margin = {run.pairing.min_margin:g} {head}: it makes no pairs of images; set "
+                "it to 0"
+            )
+        yield from self._mixture(run)
+        if run.explore.merge_lora:
+            yield (
+                f"explore.merge_lora = true {head}: log-probabilities would be recorded with merged weights "
+                "and replayed with adapters, which round differently, so the ratio of the two would not be 1 "
+                "before the first update; set explore.merge_lora=false"
+            )
 
-    def notes(self, run: Run) -> list[str]:
-        training, notes = run.training, super().notes(run)
-        if training.warmup_fraction * training.steps >= 2:
-            notes.append(
-                f"training.warmup_fraction = {training.warmup_fraction:g} warms up anew in each of "
+    def notes(self, run: Run) -> Iterator[str]:
+        yield from super().notes(run)
+        if run.training.warmup_fraction * run.training.steps >= 2:
+            yield (
+                f"training.warmup_fraction = {run.training.warmup_fraction:g} warms up anew in each of "
                 f"{run.explore.iterations} iterations; with few steps an iteration 0 is usual"
             )
-        return notes
 
-    def _density(self, sampler: SamplerConfig) -> list[str]:
+    def _density(self, sampler: SamplerConfig) -> Iterator[str]:
         if sampler.name == "ddim" and sampler.eta == 0:
             cause, advice = "explore.sampler.eta = 0", "set eta above 0, e.g. 1"
         elif sampler.name in ("dpmpp", "flow_euler"):
@@ -108,47 +129,19 @@ class TrajectoryConfig(MethodConfig):
         elif sampler.name == "flow_sde" and sampler.noise_level == 0:
             cause, advice = "explore.sampler.noise_level = 0", "set it above 0, e.g. 0.7"
         else:
-            return []
-        problem = (
+            return
+        yield (
             f"{cause} with algorithm.type = {self.type}: the kernel has no density, each step is certain, so "
             f"a transition has no log-probability to raise or lower; {advice}"
         )
-        return [problem]
 
-    def _unread(self, run: Run) -> list[str]:
-        """Data and margins that are never read."""
-        problems = []
-        if run.offline.source is not None:
-            problems.append(
-                f"offline.source = {run.offline.source!r} with algorithm.type = {self.type}: it learns from "
-                "the steps in which an image was drawn, and offline images have none; set offline.source=null"
-            )
-        if run.pairing.min_margin > 0 and "pair" not in self.stages:
-            problems.append(
-                f"pairing.min_margin = {run.pairing.min_margin:g} with algorithm.type = {self.type}: it "
-                "makes no pairs of images; set it to 0"
-            )
-        return problems
-
-    def _mixture(self, run: Run) -> list[str]:
+    def _mixture(self, run: Run) -> Iterator[str]:
         several = sum(reward.role == "train" for reward in run.rewards) > 1
-        if not (several and self.orders_by_number and run.mixture.kind == "pareto"):
-            return []
-        problem = (
-            f"mixture.kind = pareto with algorithm.type = {self.type}: an order without numbers gives no "
-            "reward to learn from; use zscore or rank, or d3po, which compares two images"
-        )
-        return [problem]
-
-    def _rounding(self, run: Run) -> list[str]:
-        if not run.explore.merge_lora:
-            return []
-        problem = (
-            f"explore.merge_lora = true with algorithm.type = {self.type}: log-probabilities would be "
-            "recorded with merged weights and replayed with adapters, which round differently, so the ratio "
-            "of the two would not be 1 before the first update; set explore.merge_lora=false"
-        )
-        return [problem]
+        if several and self.orders_by_number and run.mixture.kind == "pareto":
+            yield (
+                f"mixture.kind = pareto with algorithm.type = {self.type}: an order without numbers gives no "
+                "reward to learn from; use zscore or rank, or d3po, which compares two images"
+            )
 
 
 class ClippedRatioConfig(TrajectoryConfig):

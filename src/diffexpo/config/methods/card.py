@@ -8,28 +8,14 @@ report and citations ask the card.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import ClassVar, Literal
 
 from pydantic import Field
 
+import diffexpo.config.schema as sections
 from diffexpo.config.methods.data import Branches, Data, Pairs, TransitionPairs
 from diffexpo.config.rewards import RewardConfig, read_card
-from diffexpo.config.schema import (
-    BaselineConfig,
-    EvaluationConfig,
-    ExploreConfig,
-    HybridConfig,
-    ImproverConfig,
-    MixtureConfig,
-    ModelConfig,
-    OfflineConfig,
-    PairingConfig,
-    PromptConfig,
-    SamplerConfig,
-    TrainingConfig,
-    TuningConfig,
-)
 from diffexpo.config.section import Section
 
 Work = tuple[str, str | None]
@@ -104,7 +90,7 @@ class MethodConfig(Section):
         return self.initial_loss if self.initial_loss == math.log(2) else None
 
     @property
-    def improvement(self) -> ImproverConfig | None:
+    def improvement(self) -> sections.ImproverConfig | None:
         """The improvement model that redraws what was drawn; None: there is none."""
         return None
 
@@ -171,13 +157,13 @@ class MethodConfig(Section):
 
     # ---- what it says of a run ---------------------------------------------------------------------------
 
-    def problems(self, run: Run) -> list[str]:
+    def problems(self, run: Run) -> Iterable[str]:
         """Every contradiction of the method with the rest of the settings, one line each."""
-        return []
+        return ()
 
-    def notes(self, run: Run) -> list[str]:
+    def notes(self, run: Run) -> Iterable[str]:
         """What is allowed but worth knowing before spending time, one sentence each."""
-        return []
+        return ()
 
     def one_size_reason(self) -> str | None:
         """Why all images must have one size, ending with what to do besides leaving `model.buckets` empty;
@@ -189,7 +175,7 @@ class MethodConfig(Section):
         for key in self.papers:
             yield f"method {self.title}", key
 
-    def evaluations_per_image(self, sampler: SamplerConfig, evaluations: int) -> int:
+    def evaluations_per_image(self, sampler: sections.SamplerConfig, evaluations: int) -> int:
         """Network evaluations of drawing an image for training, where the sampler alone takes
         `evaluations`."""
         return evaluations
@@ -210,19 +196,19 @@ class Run(Section):
     """Run name; the default folder is `runs/<name>`."""
     seed: int = Field(default=0, ge=0, lt=2**63)
     """The one seed. Every random number is keyed by it and by what it is for."""
-    model: ModelConfig = ModelConfig()
-    tuning: TuningConfig = TuningConfig()
-    prompts: PromptConfig = PromptConfig()
-    explore: ExploreConfig = ExploreConfig()
+    model: sections.ModelConfig = sections.ModelConfig()
+    tuning: sections.TuningConfig = sections.TuningConfig()
+    prompts: sections.PromptConfig = sections.PromptConfig()
+    explore: sections.ExploreConfig = sections.ExploreConfig()
     rewards: tuple[RewardConfig, ...] = (
         read_card(name="judge_train", type="clip", path="emoji:judge_train"),
     )
     """Scorers of images: those with `role: train` rank them."""
-    mixture: MixtureConfig = MixtureConfig()
-    pairing: PairingConfig = PairingConfig()
-    offline: OfflineConfig = OfflineConfig()
-    hybrid: HybridConfig = HybridConfig()
+    mixture: sections.MixtureConfig = sections.MixtureConfig()
+    pairing: sections.PairingConfig = sections.PairingConfig()
+    offline: sections.OfflineConfig = sections.OfflineConfig()
+    hybrid: sections.HybridConfig = sections.HybridConfig()
     algorithm: MethodConfig
-    training: TrainingConfig = TrainingConfig()
-    evaluation: EvaluationConfig = EvaluationConfig()
-    baseline: BaselineConfig = BaselineConfig()
+    training: sections.TrainingConfig = sections.TrainingConfig()
+    evaluation: sections.EvaluationConfig = sections.EvaluationConfig()
+    baseline: sections.BaselineConfig = sections.BaselineConfig()

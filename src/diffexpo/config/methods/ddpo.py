@@ -1,9 +1,7 @@
 """DDPO: settings and facts."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
-from typing import ClassVar, Literal
+from typing import Literal
 
 from diffexpo.config.methods.bases import ClippedRatioConfig
 from diffexpo.config.methods.card import Run, Work
@@ -26,34 +24,32 @@ class DdpoConfig(ClippedRatioConfig):
     min_count: Count = 16
     """A prompt with fewer remembered rewards is compared with the whole batch (the authors: 16)."""
 
-    title: ClassVar[str] = "DDPO"
-    papers: ClassVar[tuple[str, ...]] = ("black2024ddpo",)
-    group_size: ClassVar[int] = 1
-    restraint: ClassVar[str] = "lower algorithm.clip_range"
+    title = "DDPO"
+    papers = ("black2024ddpo",)
+    group_size = 1
+    restraint = "lower algorithm.clip_range"
 
     @property
     def data(self) -> Transitions:
         advantage = RunningAdvantage(self.buffer_size, self.min_count, self.advantage_clip)
         return Transitions(advantage, self.timestep_fraction)
 
-    def problems(self, run: Run) -> list[str]:
-        problems = super().problems(run)
+    def problems(self, run: Run) -> Iterator[str]:
+        yield from super().problems(run)
         if self.estimator == "score_function" and run.training.steps > 1:
-            problems.append(
+            yield (
                 f"algorithm.estimator = score_function with training.steps = {run.training.steps}: after the "
                 "first update the images are no longer the policy's own and the estimate is biased; set "
                 "training.steps=1 or importance_sampling"
             )
-        return problems
 
-    def notes(self, run: Run) -> list[str]:
-        notes = super().notes(run)
+    def notes(self, run: Run) -> Iterator[str]:
+        yield from super().notes(run)
         if self.min_count > self.buffer_size:
-            notes.append(
+            yield (
                 "algorithm.min_count exceeds buffer_size: every image is compared with the whole batch, not "
                 "with its prompt's"
             )
-        return notes
 
     def works(self, run: Run) -> Iterator[Work]:
         yield from super().works(run)

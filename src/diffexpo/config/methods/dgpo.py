@@ -1,18 +1,15 @@
 """DGPO: settings and facts."""
 
-from __future__ import annotations
-
-import math
-from typing import ClassVar, Literal
+from typing import Literal
 
 from pydantic import Field
 
-from diffexpo.config.methods.bases import AdvantageConfig, ForwardConfig, ReferencedConfig
+from diffexpo.config.methods.bases import AdvantageConfig, ForwardConfig, LogisticConfig
 from diffexpo.config.methods.data import Images
 from diffexpo.config.section import Fraction, Positive
 
 
-class DgpoConfig(ForwardConfig, ReferencedConfig, AdvantageConfig):
+class DgpoConfig(ForwardConfig, LogisticConfig, AdvantageConfig):
     """DGPO (arXiv 2510.08425): errors of a whole group, weighted by advantage, within one sigmoid."""
 
     type: Literal["dgpo"] = "dgpo"
@@ -26,9 +23,8 @@ class DgpoConfig(ForwardConfig, ReferencedConfig, AdvantageConfig):
     empty_prompt_fraction: Fraction = 0.0
     """Share of rows trained with the empty prompt (0: prompts are trained as they were sampled)."""
 
-    title: ClassVar[str] = "DGPO"
-    papers: ClassVar[tuple[str, ...]] = ("luo2025dgpo",)
-    restraint: ClassVar[str] = "raise algorithm.beta"
+    title = "DGPO"
+    papers = ("luo2025dgpo",)
 
     @property
     def data(self) -> Images:
@@ -37,7 +33,3 @@ class DgpoConfig(ForwardConfig, ReferencedConfig, AdvantageConfig):
     @property
     def versions(self) -> tuple[str, ...]:
         return ("reference",) if self.clip_range is None else ("reference", "old")
-
-    @property
-    def initial_loss(self) -> float:
-        return math.log(2)

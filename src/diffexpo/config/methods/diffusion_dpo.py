@@ -1,7 +1,5 @@
 """Diffusion-DPO: settings and facts."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterator
 from typing import ClassVar, Literal
@@ -44,7 +42,7 @@ class DiffusionDpoConfig(MarginConfig):
     auto_beta_target: float = Field(default=0.2, gt=0.0, lt=0.5)
     """Gradient factor sigmoid(-h) that `auto_beta` aims at (SimpleTuner: 0.2)."""
 
-    title: ClassVar[str] = "Diffusion-DPO"
+    title = "Diffusion-DPO"
     papers: ClassVar[tuple[str, ...]] = ("wallace2024diffusiondpo",)
 
     @property
@@ -69,16 +67,32 @@ class DiffusionDpoConfig(MarginConfig):
         is_logistic = self.kind in ("sigmoid", "cdpo", "robust")
         return math.log(2) if is_logistic and not self.sft_weight and not self.needs_uncertainty else None
 
-    def problems(self, run: Run) -> list[str]:
-        return [*super().problems(run), *self._kinds(), *self._uncertainty(run), *self._auto_beta()]
+    def problems(self, run: Run) -> Iterator[str]:
+        yield from super().problems(run)
+        if self.label_smoothing > 0 and self.kind not in ("cdpo", "robust"):
+            yield (
+                f"algorithm.label_smoothing = {self.label_smoothing:g} with kind: {self.kind}: only cdpo and "
+                "robust assume flipped labels; choose one of them or set it to 0"
+            )
+        if self.simpo_gamma > 0 and self.kind != "simpo":
+            yield (
+                f"algorithm.simpo_gamma = {self.simpo_gamma:g} with kind: {self.kind}: only simpo has a "
+                "target margin"
+            )
+        if self.needs_uncertainty:
+            yield from self._uncertainty(run)
+        if self.auto_beta and self.kind == "simpo":
+            yield (
+                "algorithm.auto_beta = true with kind: simpo: its margins do not start at 0, so their size "
+                "says nothing of saturation"
+            )
 
-    def notes(self, run: Run) -> list[str]:
-        notes = super().notes(run)
+    def notes(self, run: Run) -> Iterator[str]:
+        yield from super().notes(run)
         if self.kind in ("cdpo", "robust") and self.label_smoothing == 0:
-            notes.append(f"algorithm.kind = {self.kind} with label_smoothing 0 is the same loss as sigmoid")
+            yield f"algorithm.kind = {self.kind} with label_smoothing 0 is the same loss as sigmoid"
         if self.kind == "simpo" and self.reference == "previous":
-            notes.append("algorithm.reference = previous is not used: simpo has no reference")
-        return notes
+            yield "algorithm.reference = previous is not used: simpo has no reference"
 
     def works(self, run: Run) -> Iterator[Work]:
         yield from super().works(run)
@@ -89,49 +103,21 @@ class DiffusionDpoConfig(MarginConfig):
         if self.auto_beta:
             yield "automatic beta", "simpletuner"
 
-    def _kinds(self) -> list[str]:
-        problems = []
-        if self.label_smoothing > 0 and self.kind not in ("cdpo", "robust"):
-            problems.append(
-                f"algorithm.label_smoothing = {self.label_smoothing:g} with kind: {self.kind}: only cdpo and "
-                "robust assume flipped labels; choose one of them or set it to 0"
-            )
-        if self.simpo_gamma > 0 and self.kind != "simpo":
-            problems.append(
-                f"algorithm.simpo_gamma = {self.simpo_gamma:g} with kind: {self.kind}: only simpo has a "
-                "target margin"
-            )
-        return problems
-
-    def _uncertainty(self, run: Run) -> list[str]:
-        if not self.needs_uncertainty:
-            return []
-        head, problems = f"algorithm.uncertainty = {self.uncertainty}", []
+    def _uncertainty(self, run: Run) -> Iterator[str]:
+        head = f"algorithm.uncertainty = {self.uncertainty}"
         count = sum(reward.role == "train" for reward in run.rewards)
         if count < 2:
-            problems.append(
+            yield (
                 f"{head} with {count} train reward{'s' * (count != 1)}: Gamma is the spread between scorers, "
                 "one scorer has none; add a second train reward"
             )
         if self.kind == "simpo":
-            problems.append(
+            yield (
                 f"{head} with kind: simpo: the offset belongs to the logit against a reference, simpo has "
                 "none"
             )
         if self.uncertainty_scale == 0:
-            problems.append(
-                f"{head} with algorithm.uncertainty_scale = 0: the offset is always 0; use uncertainty: off"
-            )
-        return problems
-
-    def _auto_beta(self) -> list[str]:
-        if not (self.auto_beta and self.kind == "simpo"):
-            return []
-        problem = (
-            "algorithm.auto_beta = true with kind: simpo: its margins do not start at 0, so their size says "
-            "nothing of saturation"
-        )
-        return [problem]
+            yield f"{head} with algorithm.uncertainty_scale = 0: the offset is always 0; use uncertainty: off"
 
 
 KINDS = {

@@ -1,8 +1,6 @@
 """Diffusion-KTO: settings and facts."""
 
-from __future__ import annotations
-
-from typing import ClassVar, Literal
+from typing import Literal
 
 from pydantic import Field
 
@@ -33,18 +31,14 @@ class DiffusionKtoConfig(ForwardConfig, ReferencedConfig):
     desirable_fraction: float = Field(default=0.8, gt=0.0, lt=1.0)
     """Share of desirable images in the draw (the authors' positive ratio: 0.8)."""
 
-    title: ClassVar[str] = "Diffusion-KTO"
-    papers: ClassVar[tuple[str, ...]] = ("li2024diffusionkto",)
-    restraint: ClassVar[str] = "raise algorithm.beta"
+    title = "Diffusion-KTO"
+    papers = ("li2024diffusionkto",)
+    restraint = "raise algorithm.beta"
 
     @property
     def data(self) -> Images:
         """An image that equals its prompt's mean is neither desirable nor not."""
         return Images(keep="decided", desirable_fraction=self.desirable_fraction)
-
-    @property
-    def versions(self) -> tuple[str, ...]:
-        return ("reference",)
 
     @property
     def measures_batch(self) -> bool:

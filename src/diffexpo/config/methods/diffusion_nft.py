@@ -1,8 +1,6 @@
 """DiffusionNFT: settings and facts."""
 
-from __future__ import annotations
-
-from typing import ClassVar, Literal
+from typing import Literal
 
 from diffexpo.config.methods.own_images import AgainstOldPolicyConfig
 from diffexpo.config.section import Fraction, NotNegative, Positive
@@ -29,8 +27,8 @@ class DiffusionNftConfig(AgainstOldPolicyConfig):
     empty_prompt_fraction: Fraction = 0.0
     """Share of rows trained with the empty prompt (the method is free of guidance: 0)."""
 
-    title: ClassVar[str] = "DiffusionNFT"
-    papers: ClassVar[tuple[str, ...]] = ("zheng2026diffusionnft",)
+    title = "DiffusionNFT"
+    papers = ("zheng2026diffusionnft",)
 
     @property
     def versions(self) -> tuple[str, ...]:

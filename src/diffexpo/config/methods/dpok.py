@@ -1,8 +1,7 @@
 """DPOK: settings and facts."""
 
-from __future__ import annotations
-
-from typing import ClassVar, Literal
+from collections.abc import Iterator
+from typing import Literal
 
 from diffexpo.config.methods.bases import ClippedRatioConfig, ReferencedConfig
 from diffexpo.config.methods.card import Run
@@ -31,10 +30,10 @@ class DpokConfig(ClippedRatioConfig, ReferencedConfig):
     value_batch_size: Count = 256
     """Transitions in each of them (the authors: 256)."""
 
-    title: ClassVar[str] = "DPOK"
-    papers: ClassVar[tuple[str, ...]] = ("fan2023dpok",)
-    group_size: ClassVar[int] = 1
-    restraint: ClassVar[str] = "raise algorithm.kl_weight"
+    title = "DPOK"
+    papers = ("fan2023dpok",)
+    group_size = 1
+    restraint = "raise algorithm.kl_weight"
 
     @property
     def data(self) -> Transitions:
@@ -45,14 +44,13 @@ class DpokConfig(ClippedRatioConfig, ReferencedConfig):
     def versions(self) -> tuple[str, ...]:
         return ("reference",) if self.kl_weight > 0 else ()
 
-    def notes(self, run: Run) -> list[str]:
-        notes = super().notes(run)
+    def notes(self, run: Run) -> Iterator[str]:
+        yield from super().notes(run)
         if not self.has_value_baseline:
-            notes.append(
+            yield (
                 "algorithm.has_value_baseline = false: advantages are plain rewards; if they are all of one "
                 "sign, every image is pushed the same way"
             )
-        return notes
 
     def one_size_reason(self) -> str | None:
         if not self.has_value_baseline:

@@ -1,10 +1,8 @@
 """EXPO: settings and facts."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterator
-from typing import ClassVar, Literal
+from typing import Literal
 
 from diffexpo.config.methods.card import Run, Work
 from diffexpo.config.methods.data import Pairs
@@ -29,8 +27,8 @@ class ExpoConfig(DiffusionDpoConfig):
     contrast_fraction: Fraction = 0.25
     """Contrast pairs per preference pair in a batch when alpha > 0."""
 
-    title: ClassVar[str] = "EXPO"
-    papers: ClassVar[tuple[str, ...]] = ("zhan_expo", "wallace2024diffusiondpo")
+    title = "EXPO"
+    papers = ("zhan_expo", "wallace2024diffusiondpo")
 
     @property
     def data(self) -> Pairs:
@@ -52,36 +50,46 @@ class ExpoConfig(DiffusionDpoConfig):
             return self.beta
         return self.beta / LITERAL_SCALE if self.beta_explore == "literal" else float(self.beta_explore)
 
-    def problems(self, run: Run) -> list[str]:
-        problems = super().problems(run)
+    def problems(self, run: Run) -> Iterator[str]:
+        yield from super().problems(run)
         if self.alpha == 0:
-            return problems
+            return
         head = f"algorithm.alpha = {self.alpha:g}"
         if self.kind == "simpo":
-            problems.append(
+            yield (
                 f"{head} with kind: simpo: the bonus measures errors against the reference, simpo has none; "
                 "the two terms would speak of different rewards"
             )
         if run.explore.agents == 1:
-            problems.append(
+            yield (
                 f"{head} with explore.agents = 1: both agents are the same weights, so exploration and main "
                 "samples follow one distribution and the bonus is noise; use agents 2 or alpha 0"
             )
         if run.explore.iterations == 1:
-            problems.append(
-                f"{head} with explore.iterations = 1: no sample is ever explored, the bonus never acts"
-            )
+            yield f"{head} with explore.iterations = 1: no sample is ever explored, the bonus never acts"
         if self.contrast_fraction == 0:
-            problems.append(f"{head} with algorithm.contrast_fraction = 0: the bonus has no contrast pairs")
+            yield f"{head} with algorithm.contrast_fraction = 0: the bonus has no contrast pairs"
         if self.auto_beta:
-            problems.append(
+            yield (
                 f"algorithm.auto_beta = true with {head}: the bonus keeps its beta while that of the pairs "
                 "falls, so alpha <= 1 would no longer protect labels; use one of them"
             )
-        return problems
 
-    def notes(self, run: Run) -> list[str]:
-        return [*self._strength(), *super().notes(run)]
+    def notes(self, run: Run) -> Iterator[str]:
+        strength = self.alpha * self.bonus_beta / self.beta
+        if strength > 1:
+            yield (
+                f"algorithm.alpha x beta_explore / beta = {strength:.3g} > 1: where the loser was explored, "
+                f"the labelled margin stalls at h = {-math.log(strength - 1):+.3g}"
+            )
+        if self.alpha > 0 and self.beta_explore == "literal":
+            yield (
+                "algorithm.beta_explore = literal: the bonus acts with alpha x beta_explore / beta = "
+                f"{strength:.3g}, nearly inert unless alpha is in the hundreds"
+            )
+        if self.alpha > 0 and self.kind != "sigmoid":
+            yield f"algorithm.kind = {self.kind}: alpha <= 1 protects labels only with kind sigmoid"
+        yield from super().notes(run)
 
     def works(self, run: Run) -> Iterator[Work]:
         yield from super().works(run)
@@ -90,22 +98,3 @@ class ExpoConfig(DiffusionDpoConfig):
         if self.alpha > 0:
             yield "exploration bonus", "zhan_online_rlhf"
             yield "form of the exploration bonus", "chen2025sepopo"
-
-    def _strength(self) -> list[str]:
-        notes: list[str] = []
-        if self.alpha == 0:
-            return notes
-        strength = self.alpha * self.bonus_beta / self.beta
-        if strength > 1:
-            notes.append(
-                f"algorithm.alpha x beta_explore / beta = {strength:.3g} > 1: where the loser was explored, "
-                f"the labelled margin stalls at h = {-math.log(strength - 1):+.3g}"
-            )
-        if self.beta_explore == "literal":
-            notes.append(
-                "algorithm.beta_explore = literal: the bonus acts with alpha x beta_explore / beta = "
-                f"{strength:.3g}, nearly inert unless alpha is in the hundreds"
-            )
-        if self.kind != "sigmoid":
-            notes.append(f"algorithm.kind = {self.kind}: alpha <= 1 protects labels only with kind sigmoid")
-        return notes

@@ -1,9 +1,7 @@
 """Flow-GRPO: settings and facts."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
-from typing import ClassVar, Literal
+from typing import Literal
 
 from pydantic import Field
 
@@ -37,9 +35,9 @@ class FlowGrpoConfig(ClippedRatioConfig, ReferencedConfig, AdvantageConfig):
     timestep_fraction: float = Field(default=0.99, gt=0.0, le=1.0)
     """Share of a trajectory's transitions that is trained (the authors: 0.99, which leaves out the last)."""
 
-    title: ClassVar[str] = "Flow-GRPO"
-    papers: ClassVar[tuple[str, ...]] = ("liu2025flowgrpo", "schulman2017ppo")
-    restraint: ClassVar[str] = "raise algorithm.kl_weight"
+    title = "Flow-GRPO"
+    papers = ("liu2025flowgrpo", "schulman2017ppo")
+    restraint = "raise algorithm.kl_weight"
 
     @property
     def data(self) -> Transitions:
@@ -55,32 +53,32 @@ class FlowGrpoConfig(ClippedRatioConfig, ReferencedConfig, AdvantageConfig):
     def versions(self) -> tuple[str, ...]:
         return ("reference",) if self.kl_weight > 0 else ()
 
-    def problems(self, run: Run) -> list[str]:
-        sampler, problems = run.explore.sampler, super().problems(run)
+    def problems(self, run: Run) -> Iterator[str]:
+        yield from super().problems(run)
+        sampler = run.explore.sampler
         if self.window is not None and self.window > sampler.steps:
-            problems.append(
+            yield (
                 f"algorithm.window = {self.window} with explore.sampler.steps = {sampler.steps}: the window "
                 "holds more steps than there are"
             )
         if self.window is not None and sampler.random_steps is not None:
-            problems.append(
+            yield (
                 "algorithm.window with explore.sampler.random_steps: both say which steps are random; set "
                 "one of them to null"
             )
         has_time = sampler.name == "flow_sde" and sampler.sde in FLOW_SDES_WITH_TIME
         kernel = f"flow_sde, {sampler.sde}" if sampler.name == "flow_sde" else sampler.name
         if self.kl == "flow_grpo" and self.kl_weight > 0 and not has_time:
-            problems.append(
+            yield (
                 f"algorithm.kl = flow_grpo with the sampler {kernel}: it leaves out a factor of the time "
                 "step that only the kernels flow_grpo and dance of flow_sde have; set algorithm.kl=exact"
             )
         if self.ratio == "guard" and not has_time:
-            problems.append(
+            yield (
                 f"algorithm.ratio = guard with the sampler {kernel}: it divides by the time step, in "
                 "proportion to which only the kernels flow_grpo and dance of flow_sde move; set "
                 "algorithm.ratio=plain"
             )
-        return problems
 
     def works(self, run: Run) -> Iterator[Work]:
         yield from super().works(run)

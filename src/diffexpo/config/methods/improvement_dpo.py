@@ -1,10 +1,8 @@
 """Iterative DPO with an improvement model: settings and facts."""
 
-from __future__ import annotations
-
 import math
-from collections.abc import Mapping
-from typing import ClassVar, Literal
+from collections.abc import Iterator, Mapping
+from typing import Literal
 
 from diffexpo.config.methods.card import Run
 from diffexpo.config.methods.diffusion_dpo import DiffusionDpoConfig
@@ -27,18 +25,14 @@ class ImprovementDpoConfig(DiffusionDpoConfig):
     """Keep a pair only if the train rewards too score the improved image above its loser (an ablation; the
     paper has no rewards)."""
 
-    title: ClassVar[str] = "Improvement DPO"
-    papers: ClassVar[tuple[str, ...]] = (
-        "improvement_model",
-        "wallace2024diffusiondpo",
-        "brooks2023instructpix2pix",
-    )
-    first_stages: ClassVar[tuple[str, ...]] = ("improver",)
-    stages: ClassVar[tuple[str, ...]] = ("train", "evaluate", "collect", "improve", "pair")
-    pairing: ClassVar[Literal["improved"]] = "improved"
-    versions_drawn: ClassVar[int] = 2
-    group_size: ClassVar[int] = 1
-    story: ClassVar[str] = "an improvement model redraws the model's own images, and the improved image wins."
+    title = "Improvement DPO"
+    papers = ("improvement_model", "wallace2024diffusiondpo", "brooks2023instructpix2pix")
+    first_stages = ("improver",)
+    stages = ("train", "evaluate", "collect", "improve", "pair")
+    pairing = "improved"
+    versions_drawn = 2
+    group_size = 1
+    story = "an improvement model redraws the model's own images, and the improved image wins."
 
     @property
     def improvement(self) -> ImproverConfig:
@@ -56,36 +50,35 @@ class ImprovementDpoConfig(DiffusionDpoConfig):
         """Offline pairs of weight 0 train the improvement model only."""
         return super().learns_from_offline(run) and run.hybrid.offline_weight > 0
 
-    def problems(self, run: Run) -> list[str]:
-        improver, problems = self.improver, super().problems(run)
-        head = "with algorithm.type = improvement_dpo"
+    def problems(self, run: Run) -> Iterator[str]:
+        yield from super().problems(run)
+        improver, head = self.improver, "with algorithm.type = improvement_dpo"
         if run.offline.source is None and improver.path is None:
-            problems.append(
+            yield (
                 f"offline.source = null {head}: the improvement model learns from offline pairs; name some, "
                 "or a trained one in algorithm.improver.path"
             )
-        problems += own_losers(run, head)
+        yield from own_losers(run, head)
         if self.needs_uncertainty:
-            problems.append(
+            yield (
                 f"algorithm.uncertainty = {self.uncertainty} {head}: no rewards rank its pairs, so there is "
                 "no spread between them; set uncertainty: off"
             )
         if self.filter_by_reward and not any(reward.role == "train" for reward in run.rewards):
-            problems.append(
+            yield (
                 f"algorithm.filter_by_reward = true {head}: no reward has role: train, so nothing can "
                 "filter; add one"
             )
         total = sum(improver.task_probabilities)
         if abs(total - 1) > 1e-6:
-            problems.append(
+            yield (
                 f"algorithm.improver.task_probabilities add up to {total:g}: expected 1, e.g. [0.8, 0.1, 0.1]"
             )
         if improver.batch_size % improver.micro_batch_size:
-            problems.append(
+            yield (
                 f"algorithm.improver.micro_batch_size = {improver.micro_batch_size} does not divide "
                 f"algorithm.improver.batch_size = {improver.batch_size}"
             )
-        return problems
 
     def one_size_reason(self) -> str:
         return "distances between improved images and losers are measured over latents of one shape;"

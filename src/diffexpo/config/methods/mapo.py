@@ -1,8 +1,6 @@
 """MaPO: settings and facts."""
 
-from __future__ import annotations
-
-from typing import ClassVar, Literal
+from typing import Literal
 
 from diffexpo.config.methods.bases import ForwardConfig
 from diffexpo.config.section import Count, Positive
@@ -21,5 +19,5 @@ class MapoConfig(ForwardConfig):
     num_train_timesteps: Count = 1000
     """T, which multiplies the difference of the two phi (the authors: 1000)."""
 
-    title: ClassVar[str] = "MaPO"
-    papers: ClassVar[tuple[str, ...]] = ("hong2024mapo",)
+    title = "MaPO"
+    papers = ("hong2024mapo",)

@@ -1,8 +1,6 @@
 """ORPO: settings and facts."""
 
-from __future__ import annotations
-
-from typing import ClassVar, Literal
+from typing import Literal
 
 from diffexpo.config.methods.bases import ForwardConfig
 from diffexpo.config.section import Positive
@@ -21,5 +19,5 @@ class OrpoConfig(ForwardConfig):
     """lambda, the weight of the odds-ratio term added to the winner's error (TRL's default for language
     models: 0.1)."""
 
-    title: ClassVar[str] = "ORPO"
-    papers: ClassVar[tuple[str, ...]] = ("hong2024orpo",)
+    title = "ORPO"
+    papers = ("hong2024orpo",)

@@ -1,8 +1,7 @@
 """PRDP: settings and facts."""
 
-from __future__ import annotations
-
-from typing import ClassVar, Literal
+from collections.abc import Iterator
+from typing import Literal
 
 from diffexpo.config.methods.bases import ReferencedConfig, TrajectoryConfig
 from diffexpo.config.methods.card import Run
@@ -21,23 +20,18 @@ class PrdpConfig(TrajectoryConfig, ReferencedConfig):
     clip_range: Positive = 1e-4
     """Each transition's log-ratio to the sampling policy is clipped to plus or minus this (not verified)."""
 
-    title: ClassVar[str] = "PRDP"
-    papers: ClassVar[tuple[str, ...]] = ("deng2024prdp",)
-    restraint: ClassVar[str] = "raise algorithm.beta"
+    title = "PRDP"
+    papers = ("deng2024prdp",)
+    restraint = "raise algorithm.beta"
 
     @property
     def data(self) -> TransitionPairs:
         return TransitionPairs("every", self.timestep_fraction, whole_pairs=True)
 
-    @property
-    def versions(self) -> tuple[str, ...]:
-        return ("reference",)
-
-    def problems(self, run: Run) -> list[str]:
-        problems = super().problems(run)
+    def problems(self, run: Run) -> Iterator[str]:
+        yield from super().problems(run)
         if self.timestep_fraction < 1:
-            problems.append(
+            yield (
                 f"algorithm.timestep_fraction = {self.timestep_fraction:g} with algorithm.type = prdp: the "
                 "log-ratio of a trajectory is the sum over all its steps; set it to 1"
             )
-        return problems

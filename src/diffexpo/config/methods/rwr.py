@@ -1,8 +1,7 @@
 """Reward-weighted regression: settings and facts."""
 
-from __future__ import annotations
-
-from typing import ClassVar, Literal
+from collections.abc import Iterator
+from typing import Literal
 
 from pydantic import Field
 
@@ -29,16 +28,17 @@ class RwrConfig(ForwardConfig):
     percentile: float = Field(default=90.0, ge=0.0, lt=100.0)
     """Smallest percentile of the kept images, for `sparse` (the authors: 90 or 95)."""
 
-    title: ClassVar[str] = "RWR"
-    papers: ClassVar[tuple[str, ...]] = ("peters2007rwr", "lee2023aligning", "black2024ddpo")
+    title = "RWR"
+    papers = ("peters2007rwr", "lee2023aligning", "black2024ddpo")
 
     @property
     def data(self) -> Images:
         return Images(weigh_scope=self.scope)
 
-    def problems(self, run: Run) -> list[str]:
-        why = (
+    def problems(self, run: Run) -> Iterator[str]:
+        yield from super().problems(run)
+        yield from no_offline(
+            run,
             "its images have won or lost pairs but have no reward, so exp(reward / temperature) is not "
-            "defined for them"
+            "defined for them",
         )
-        return [*super().problems(run), *no_offline(run, why)]

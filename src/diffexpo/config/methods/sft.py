@@ -1,9 +1,7 @@
 """Supervised fine-tuning: settings and facts."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
-from typing import ClassVar, Literal
+from typing import Literal
 
 from diffexpo.config.methods.bases import ForwardConfig
 from diffexpo.config.methods.card import Run, Work
@@ -20,7 +18,7 @@ class SftConfig(ForwardConfig):
     """Images learned from: the best of each prompt (RAFT), all above their prompt's mean, or all. Others
     never enter a batch, so that the mean is over what was kept."""
 
-    title: ClassVar[str] = "SFT"
+    title = "SFT"
 
     @property
     def data(self) -> Images:

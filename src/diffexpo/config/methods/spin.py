@@ -1,9 +1,7 @@
 """SPIN-Diffusion: settings and facts."""
 
-from __future__ import annotations
-
-import math
-from typing import ClassVar, Literal
+from collections.abc import Iterator
+from typing import Literal
 
 from diffexpo.config.methods.bases import MarginConfig
 from diffexpo.config.methods.card import Run
@@ -22,38 +20,31 @@ class SpinConfig(MarginConfig):
     """What errors are measured against: the previous iterate, whose images are the losers (the paper), or the
     base model."""
 
-    title: ClassVar[str] = "SPIN-Diffusion"
-    papers: ClassVar[tuple[str, ...]] = ("yuan2024spin",)
-    pairing: ClassVar[Literal["data"]] = "data"
-    prompts_of_data: ClassVar[bool] = True
-    learns_at_once: ClassVar[bool] = False
-    group_size: ClassVar[int] = 1
-    story: ClassVar[str] = (
-        "images of the data set win against those that the model draws for the same prompts."
-    )
+    title = "SPIN-Diffusion"
+    papers = ("yuan2024spin",)
+    pairing = "data"
+    prompts_of_data = True
+    learns_at_once = False
+    group_size = 1
+    story = "images of the data set win against those that the model draws for the same prompts."
 
-    @property
-    def initial_loss(self) -> float:
-        return math.log(2)
-
-    def problems(self, run: Run) -> list[str]:
-        explore, hybrid, problems = run.explore, run.hybrid, super().problems(run)
-        head = "with algorithm.type = spin"
+    def problems(self, run: Run) -> Iterator[str]:
+        yield from super().problems(run)
+        hybrid, head = run.hybrid, "with algorithm.type = spin"
         if run.offline.source is None:
-            problems.append(f"offline.source = null {head}: its winners are images of a data set; name one")
-        problems += own_losers(run, head)
+            yield f"offline.source = null {head}: its winners are images of a data set; name one"
+        yield from own_losers(run, head)
         if hybrid.offline_weight > 0:
-            problems.append(
+            yield (
                 f"hybrid.offline_weight = {hybrid.offline_weight:g} {head}: the losers of offline pairs are "
                 "not the model's own, so these pairs would teach preferences instead; set "
                 "hybrid.offline_weight=0 (their winners are used all the same)"
             )
-        if explore.iterations > 2 and hybrid.decay > 0:
-            problems.append(
+        if run.explore.iterations > 2 and hybrid.decay > 0:
+            yield (
                 f"hybrid.decay = {hybrid.decay:g} {head}: losers of earlier collections are not images of "
                 "the previous iterate, and no longer what has to be told from data; set hybrid.decay=0"
             )
-        return problems
 
     def one_size_reason(self) -> str:
         return (
@@ -62,17 +53,15 @@ class SpinConfig(MarginConfig):
         )
 
 
-def own_losers(run: Run, head: str) -> list[str]:
+def own_losers(run: Run, head: str) -> Iterator[str]:
     """What contradicts a method whose losers are images of the newest iterate."""
-    problems = []
     if run.explore.iterations == 1:
-        problems.append(
+        yield (
             f"explore.iterations = 1 {head}: its losers are the model's own images, which iteration 1 draws "
             "and iteration 2 is the first to learn from; use two iterations or more"
         )
     if run.explore.agents == 2:
-        problems.append(
+        yield (
             f"explore.agents = 2 {head}: losers are images of the newest iterate, and there is no second "
             "agent; set explore.agents=1"
         )
-    return problems

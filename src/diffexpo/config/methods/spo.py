@@ -1,21 +1,19 @@
 """SPO: settings and facts."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterator
-from typing import ClassVar, Literal
+from typing import Literal
 
 from pydantic import Field
 
-from diffexpo.config.methods.bases import ReferencedConfig, TrajectoryConfig
+from diffexpo.config.methods.bases import LogisticConfig, TrajectoryConfig
 from diffexpo.config.methods.card import Run, Work
 from diffexpo.config.methods.data import Branches, TransitionPairs
 from diffexpo.config.schema import SamplerConfig
 from diffexpo.config.section import Positive
 
 
-class SpoConfig(TrajectoryConfig, ReferencedConfig):
+class SpoConfig(TrajectoryConfig, LogisticConfig):
     """SPO (arXiv 2406.04314): preferences between candidates of one transition."""
 
     type: Literal["spo"] = "spo"
@@ -36,13 +34,10 @@ class SpoConfig(TrajectoryConfig, ReferencedConfig):
     and its noise level; or null, the run's rewards on the image of its predicted x0. The authors: a
     step-aware judge of that image."""
 
-    title: ClassVar[str] = "SPO"
-    papers: ClassVar[tuple[str, ...]] = ("liang2024spo",)
-    group_size: ClassVar[int] = 1
-    restraint: ClassVar[str] = "raise algorithm.beta"
-    story: ClassVar[str] = (
-        "candidates of single denoising steps are ranked, and the better ones become likelier."
-    )
+    title = "SPO"
+    papers = ("liang2024spo",)
+    group_size = 1
+    story = "candidates of single denoising steps are ranked, and the better ones become likelier."
 
     @property
     def data(self) -> TransitionPairs:
@@ -53,53 +48,42 @@ class SpoConfig(TrajectoryConfig, ReferencedConfig):
         return TransitionPairs("branches", self.timestep_fraction, branches=branches)
 
     @property
-    def versions(self) -> tuple[str, ...]:
-        return ("reference",)
-
-    @property
-    def initial_loss(self) -> float:
-        return math.log(2)
-
-    @property
     def named_files(self) -> tuple[str, ...]:
         return () if self.judge is None else (self.judge,)
 
-    def problems(self, run: Run) -> list[str]:
-        sampler, problems = run.explore.sampler, super().problems(run)
+    def problems(self, run: Run) -> Iterator[str]:
+        yield from super().problems(run)
+        sampler = run.explore.sampler
         # The last step of ddpm and ddim adds no noise: its candidates would be equal.
         branchable = sampler.steps - (sampler.name in ("ddpm", "ddim"))
         if self.first_transition >= branchable:
-            problems.append(
+            yield (
                 f"algorithm.first_transition = {self.first_transition} with explore.sampler.steps = "
                 f"{sampler.steps}: no step is branched (the first {branchable} can be); set it below "
                 f"{branchable}"
             )
         if self.judge is not None and not self.judge.strip():
-            problems.append(
+            yield (
                 "algorithm.judge is empty: name a step-aware judge (a folder, or emoji:step_judge), or null "
                 "to let the rewards rank"
             )
-        return problems
 
-    def _mixture(self, run: Run) -> list[str]:
-        several = sum(reward.role == "train" for reward in run.rewards) > 1
-        if not several or run.mixture.kind != "global":
-            return super()._mixture(run)
-        problem = (
-            f"mixture.kind = global with algorithm.type = {self.type}: candidates are ranked while they are "
-            "drawn, so all prompts are never at hand and the ranking would depend on the batch; use zscore "
-            "or rank"
-        )
-        return [problem]
+    def _mixture(self, run: Run) -> Iterator[str]:
+        yield from super()._mixture(run)
+        if sum(reward.role == "train" for reward in run.rewards) > 1 and run.mixture.kind == "global":
+            yield (
+                f"mixture.kind = global with algorithm.type = {self.type}: candidates are ranked while they "
+                "are drawn, so all prompts are never at hand and the ranking would depend on the batch; use "
+                "zscore or rank"
+            )
 
-    def notes(self, run: Run) -> list[str]:
-        notes = super().notes(run)
+    def notes(self, run: Run) -> Iterator[str]:
+        yield from super().notes(run)
         if self.judge is not None:
-            notes.append(
+            yield (
                 f"algorithm.judge = {self.judge} ranks the candidates: the rewards only score finished "
                 "images, for the metrics"
             )
-        return notes
 
     def one_size_reason(self) -> str | None:
         if self.judge is None:

@@ -1,10 +1,5 @@
 """The rewards: one card a type, each in the file named like its code in `diffexpo.rewards`. Imports without
-torch.
-
-To add a reward: its card, its scorer, and a line in `CARDS`.
-"""
-
-from __future__ import annotations
+torch."""
 
 from typing import TYPE_CHECKING, Annotated, Union
 
@@ -63,7 +58,6 @@ def read_card(**values: object) -> RewardCard:
 
 
 __all__ = [
-    "CARDS",
     "REWARDS",
     "RewardCard",
     "RewardConfig",

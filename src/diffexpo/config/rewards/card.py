@@ -5,10 +5,8 @@ All types take the same settings, so that resolved files are complete; a type re
 read.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
-from typing import Any, ClassVar, Literal, Protocol
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
@@ -30,15 +28,8 @@ GROUPS = {
 }
 
 
-class Run(Protocol):
-    """What a card asks of a run's settings (`diffexpo.config.run`)."""
-
-    @property
-    def model(self) -> Any: ...
-    @property
-    def explore(self) -> Any: ...
-    @property
-    def algorithm(self) -> Any: ...
+Run = Any
+"""The settings of a run, which cards are a part of: `Run` of `diffexpo.config.methods.card`."""
 
 
 class RewardCard(Section):
@@ -163,11 +154,6 @@ class RewardCard(Section):
         return self.path or self.default_path
 
     @property
-    def chosen_base(self) -> str | None:
-        """`base`, or what stands in for it."""
-        return self.base or self.default_base
-
-    @property
     def chosen_scale(self) -> str | None:
         """`scale`, or the type's default; None where it has its own unit only."""
         return self.scale or next(iter(self.scales), None)
@@ -210,17 +196,13 @@ class RewardCard(Section):
         for key in self.papers:
             yield "", key
 
-    def problems(self, run: Run, where: str) -> list[str]:
-        """What is wrong with these settings in a run, a sentence each.
+    def problems(self, run: Run, where: str) -> Iterator[str]:
+        """What is wrong with these settings in a run: sentences that begin with the name of a setting.
 
         Args:
             run: The whole configuration, whose single values are valid.
             where: Place of these settings in it, `rewards.0` or `evaluation.judges.0`.
         """
-        return [f"{where}.{problem}" for problem in self._wrong(run, where)]
-
-    def _wrong(self, run: Run, where: str) -> Iterator[str]:
-        """The problems, each beginning with the setting."""
         head = f"type {self.type}"
         if self.path_is and self.default_path is None and not self.path:
             yield f"path is empty: {head} needs {self.path_is}"
@@ -254,7 +236,7 @@ class NetworkCard(RewardCard):
 
     def arguments(self, resolve: Callable[[str], str], device: object) -> dict[str, object]:
         """Where its weights are, and how they run."""
-        path, base = self.chosen_path, self.chosen_base
+        path, base = self.chosen_path, self.base or self.default_base
         return {
             "path": resolve(path) if path else None,
             "device": device,
@@ -288,7 +270,7 @@ class CalledCard(RewardCard):
         """Its address, and how it is called."""
         return {"url": self.path, "service": self.service, "concurrency": self.concurrency}
 
-    def _wrong(self, run: Run, where: str) -> Iterator[str]:
-        yield from super()._wrong(run, where)
+    def problems(self, run: Run, where: str) -> Iterator[str]:
+        yield from super().problems(run, where)
         if self.path and not self.path.startswith(("http://", "https://")):
             yield f"path = {self.path!r}: type {self.type} needs an address such as http://127.0.0.1:8188"

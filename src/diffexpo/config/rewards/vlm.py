@@ -1,9 +1,7 @@
 """A vision-language model as a judge: card of `rewards/vlm.py`."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
-from typing import ClassVar, Literal
+from typing import Literal
 
 from diffexpo.config.rewards.card import EMBEDDED, SCORING_BATCH, CalledCard, Run
 
@@ -11,13 +9,13 @@ from diffexpo.config.rewards.card import EMBEDDED, SCORING_BATCH, CalledCard, Ru
 class VlmCard(CalledCard):
     """Any OpenAI-compatible server with image input."""
 
-    scorer: ClassVar[str] = "VlmJudge"
-    what: ClassVar[str] = "a vision-language model's answer: yes or no, which of two, or a description"
-    unit: ClassVar[str] = "probability or share of wins, 0 to 1; similarity, up to 1"
-    path_is: ClassVar[str] = "http://host:port/v1 of an OpenAI-compatible server"
-    source: ClassVar[str] = "any server with image input (vLLM, SGLang, llama.cpp, a hosted one)"
-    licence: ClassVar[str] = "the model's own"
-    groups: ClassVar[frozenset[str]] = frozenset({"service", "vlm"})
+    scorer = "VlmJudge"
+    what = "a vision-language model's answer: yes or no, which of two, or a description"
+    unit = "probability or share of wins, 0 to 1; similarity, up to 1"
+    path_is = "http://host:port/v1 of an OpenAI-compatible server"
+    source = "any server with image input (vLLM, SGLang, llama.cpp, a hosted one)"
+    licence = "the model's own"
+    groups = frozenset({"service", "vlm"})
 
     type: Literal["vlm"] = "vlm"
 
@@ -55,43 +53,41 @@ class VlmCard(CalledCard):
                 yield " (similarity of texts)", "zhang2020bertscore"
         yield from super().uses()
 
-    def _wrong(self, run: Run, where: str) -> Iterator[str]:
-        yield from super()._wrong(run, where)
+    def problems(self, run: Run, where: str) -> Iterator[str]:
+        yield from super().problems(run, where)
         if self.vlm.mode == "caption" and not self.vlm.text_encoder:
             yield (
                 "vlm.mode = caption with vlm.text_encoder = null: nothing compares description and prompt; "
                 "name a text model"
             )
         if self.is_groupwise:
-            reason = self._why_no_group(run, is_judge=where.startswith("evaluation"))
-            if reason:
-                yield f"vlm.mode = pairwise{reason}"
+            yield from self._group_problems(run, where)
 
-    def _why_no_group(self, run: Run, is_judge: bool) -> str:
-        """Why a batch would not hold all images of a prompt; "" if it does."""
-        if is_judge:
-            return (
-                ": evaluation compares versions of the model, but shares of wins compare images of one "
-                "version; use yes_no"
-            )
-        if run.algorithm.branches is not None:
-            return (
-                f" with algorithm.type = {run.algorithm.type}: it scores one candidate of each image at a "
-                "time; use yes_no"
-            )
+    def _group_problems(self, run: Run, where: str) -> Iterator[str]:
+        """Why a batch would not hold all images of a prompt."""
         size, group = run.explore.batch_size, run.algorithm.images_of_prompt(run)
-        if run.explore.agents == 2 and not run.algorithm.draws_first:
-            return (
-                " with explore.agents = 2: each agent's images are scored apart, their shares of wins cannot "
-                "be compared; use explore.agents=1 or vlm.mode=yes_no"
+        if where.startswith("evaluation"):
+            yield (
+                "vlm.mode = pairwise: evaluation compares versions of the model, but shares of wins compare "
+                "images of one version; use yes_no"
             )
-        if group > SCORING_BATCH:
-            return (
-                f" with {group} images of a prompt: at most {SCORING_BATCH} are compared at once; draw fewer"
+        elif run.algorithm.branches is not None:
+            yield (
+                f"vlm.mode = pairwise with algorithm.type = {run.algorithm.type}: it scores one candidate of "
+                "each image at a time; use yes_no"
             )
-        if size % group or (size > SCORING_BATCH and SCORING_BATCH % group):
-            return (
-                f" with explore.batch_size = {size} and {group} images of a prompt: a batch must hold whole "
-                f"prompts; {SCORING_BATCH // group * group} does"
+        elif run.explore.agents == 2 and not run.algorithm.draws_first:
+            yield (
+                "vlm.mode = pairwise with explore.agents = 2: each agent's images are scored apart, their "
+                "shares of wins cannot be compared; use explore.agents=1 or vlm.mode=yes_no"
             )
-        return ""
+        elif group > SCORING_BATCH:
+            yield (
+                f"vlm.mode = pairwise with {group} images of a prompt: at most {SCORING_BATCH} are compared "
+                "at once; draw fewer"
+            )
+        elif size % group or (size > SCORING_BATCH and SCORING_BATCH % group):
+            yield (
+                f"vlm.mode = pairwise with explore.batch_size = {size} and {group} images of a prompt: a "
+                f"batch must hold whole prompts; {SCORING_BATCH // group * group} does"
+            )

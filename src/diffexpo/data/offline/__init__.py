@@ -9,18 +9,3 @@ writing        any set as Parquet shards in the Pick-a-Pic v2 columns, without a
 summary        what a set holds
 ingest         any set into a run's store, every image encoded once (the torch side)
 """
-
-from diffexpo.data.offline.formats import OFFLINE, detect_format, read_offline, read_pickapic
-from diffexpo.data.offline.votes import ImportReport, OfflinePair
-from diffexpo.data.offline.writing import rewrite_pairs, verify_rewritten
-
-__all__ = [
-    "OFFLINE",
-    "ImportReport",
-    "OfflinePair",
-    "detect_format",
-    "read_offline",
-    "read_pickapic",
-    "rewrite_pairs",
-    "verify_rewritten",
-]

@@ -17,7 +17,6 @@ Result = TypeVar("Result")
 MAX_THREADS = 4
 MAX_ITEMS = 64
 MAX_WEIGHT = 8 * 1024 * 1024
-MAX_BEHIND = 2
 
 
 def map_ahead(
@@ -32,14 +31,15 @@ def map_ahead(
     Errors of `function` and of reading `items` are raised in their turn, after all results before them.
 
     Args:
-        function: Called in several threads, which overlap where it leaves the interpreter, as decoding does.
-        items: Read in the calling thread.
+        function: Called in several threads; `items` are read in the calling one.
         weight: Bytes of an item. Those ahead are at most 64 and weigh 8 MiB with all but the last of them;
             one of weight 0 takes no thread.
         threads: How many; by default one for each processor that this process may use, up to 4. One does
             nothing ahead.
     """
-    threads = min(MAX_THREADS, _num_processors()) if threads is None else threads
+    if threads is None:
+        usable = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)
+        threads = min(MAX_THREADS, len(usable))
     if threads == 1:
         yield from map(function, items)
         return
@@ -53,12 +53,12 @@ def map_ahead(
                     item = next(items)
                 except (StopIteration, DiffexpoError, OSError) as error:
                     failure = error
-                else:
-                    size = weight(item)
-                    result: Callable[[], Result]
-                    result = pool.submit(function, item).result if size else partial(function, item)
-                    waiting.append((size, result))
-                    held += size
+                    break
+                size = weight(item)
+                result: Callable[[], Result]
+                result = pool.submit(function, item).result if size else partial(function, item)
+                waiting.append((size, result))
+                held += size
             if not waiting:
                 break
             size, result = waiting.popleft()
@@ -71,27 +71,25 @@ def map_ahead(
 
 
 class Behind:
-    """Does jobs in a thread of its own, in order, while its owner prepares the next ones; at most two wait.
+    """Does jobs in a thread of its own, one after the other, while its owner prepares the next one.
 
-    What a job raises is raised by a later call, and no later job is done. The context waits for all jobs at
-    its end.
+    What a job raises is raised by a later call, and no later job is done. The context waits for the last job
+    at its end.
     """
 
     def __init__(self) -> None:
         self._pool = ThreadPoolExecutor(1, "behind")
-        self._waiting: deque[Future[None]] = deque()
-        self._failed = False
+        self._last: Future[None] | None = None
 
     def do(self, job: Callable[[], None]) -> None:
-        """Add a job to those there are."""
-        while len(self._waiting) >= MAX_BEHIND:
-            self._take()
-        self._waiting.append(self._pool.submit(self._run, job))
+        """Begin a job as soon as the one before it is done."""
+        self.wait()
+        self._last = self._pool.submit(job)
 
     def wait(self) -> None:
         """Until all jobs are done."""
-        while self._waiting:
-            self._take()
+        if self._last is not None:
+            self._last.result()
 
     def __enter__(self) -> Self:
         return self
@@ -100,20 +98,3 @@ class Behind:
         self._pool.shutdown()
         if kind is None:
             self.wait()
-
-    def _run(self, job: Callable[[], None]) -> None:
-        if self._failed:
-            return
-        try:
-            job()
-        except BaseException:
-            self._failed = True
-            raise
-
-    def _take(self) -> None:
-        self._waiting[0].result()
-        self._waiting.popleft()
-
-
-def _num_processors() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

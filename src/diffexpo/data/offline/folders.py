@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 from diffexpo.data.offline.reading import Damage, column_names, read_rows
@@ -47,12 +48,12 @@ def _votes(path: Path, start: int) -> Iterator[Vote]:
     return skip_votes(votes, start)
 
 
-def _vote(name: str, prompt: object, images: dict[str, list[Path]]) -> Vote:
+def _vote(name: str, prompt: object, winners: list[Path], losers: list[Path]) -> Vote:
     """The vote of the images that were found for each role: there must be one for each."""
-    for role, found in images.items():
+    for role, found in zip(ROLES, (winners, losers), strict=True):
         if len(found) != 1:
             return Vote(name, f"two {role} pictures" if found else f"no {role} picture")
-    return Vote(name, "0", prompt, lambda side: _read(images[ROLES[side]][0], MAX_IMAGE_BYTES))
+    return Vote(name, "0", prompt, lambda side: _read((winners, losers)[side][0], MAX_IMAGE_BYTES))
 
 
 def _read(file: Path, most: int) -> bytes:
@@ -69,9 +70,6 @@ def _by_stem(files: Iterable[Path], *, lower: bool = False) -> dict[str, list[Pa
     return found
 
 
-# ---- one folder per pair -----------------------------------------------------------------------------------
-
-
 def _pair_folders(path: Path) -> list[Path]:
     with os.scandir(path) as entries:
         return sorted(Path(entry.path) for entry in entries if entry.is_dir(follow_symlinks=False))
@@ -80,19 +78,15 @@ def _pair_folders(path: Path) -> list[Path]:
 def _of_folder(folder: Path) -> Vote:
     name = printable(folder.name)
     found = _by_stem(folder.iterdir(), lower=True)
-    vote = _vote(name, "", {role: found.get(role, []) for role in ROLES})
+    vote = _vote(name, "", *(found.get(role, []) for role in ROLES))
     if vote.verdict != "0":
         return vote
     try:
-        prompt = _read(folder / "prompt.txt", _PROMPT_BYTES).decode("utf-8-sig")
+        return replace(vote, caption=_read(folder / "prompt.txt", _PROMPT_BYTES).decode("utf-8-sig"))
     except ImportFormatError:
         return Vote(name, "no prompt.txt")
     except UnicodeDecodeError:
         return Vote(name, "text is not UTF-8")
-    return Vote(name, "0", prompt, vote.load)
-
-
-# ---- winners/ and losers/ ----------------------------------------------------------------------------------
 
 
 def _prompts_file(path: Path) -> Path:
@@ -122,7 +116,7 @@ def _listed(path: Path) -> Iterator[Vote]:
             yield Vote(row_name, "name is there twice")
         else:
             used.add(name)
-            yield _vote(row_name, row.get("prompt"), {role: images[role].get(name, []) for role in ROLES})
+            yield _vote(row_name, row.get("prompt"), *(images[role].get(name, []) for role in ROLES))
     for role in ROLES:
         for name in sorted(set(images[role]) - used):
             yield Vote(printable(f"{role}s/{name}"), "no prompt")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 from diffexpo.data.offline.folders import FOLDERS
@@ -80,19 +81,10 @@ def read_offline(
     Raises:
         ConfigError, MissingError, ImportFormatError: the set as a whole cannot be read.
     """
-    report = ImportReport() if report is None else report
     form = find_format(format, path)[1]
     check: Check = "decode" if check_images else "none"
-    yield from read_votes(form, Path(path), report, check=check, limit=limit, seed=seed)
+    yield from read_votes(form, Path(path), report or ImportReport(), check=check, limit=limit, seed=seed)
 
 
-def read_pickapic(
-    path: str | Path,
-    report: ImportReport | None = None,
-    *,
-    check_images: bool = True,
-    limit: int | None = None,
-    seed: int = 0,
-) -> Iterator[OfflinePair]:
-    """`read_offline` of Parquet in the Pick-a-Pic columns: a `.parquet` file, or a folder that holds some."""
-    return read_offline(path, report, format="pickapic", check_images=check_images, limit=limit, seed=seed)
+read_pickapic = partial(read_offline, format="pickapic")
+"""`read_offline` of Parquet in the Pick-a-Pic columns: a `.parquet` file, or a folder that holds some."""

@@ -15,10 +15,6 @@ from diffexpo.data.offline.sources import ImageFolder, index_file
 from diffexpo.data.offline.votes import Layout, Vote, has_columns, row_format, votes_of_ranking
 
 
-def _find(path: Path) -> list[Path]:
-    return [index_file(path)]
-
-
 def _hpdv2(file: Path) -> Layout:
     column_names(file)  # a file that is no list, or cut, is refused before anything is read
     folder = ImageFolder(file.parent)
@@ -59,12 +55,12 @@ def _hpdv3(file: Path) -> Layout:
 HPDV2 = row_format(
     "HPDv2: train.json or test.json next to the unpacked image folders",
     has_columns(index_file, (".json",), ("prompt", "human_preference"), ("prompt", "image_path", "rank")),
-    _find,
+    lambda path: [index_file(path)],
     _hpdv2,
 )
 HPDV3 = row_format(
     "HPDv3: train.json next to the unpacked images",
     has_columns(index_file, (".json",), ("prompt", "path1", "path2")),
-    _find,
+    lambda path: [index_file(path)],
     _hpdv3,
 )

@@ -34,9 +34,6 @@ _FRAMES = {0xC0: True, 0xC1: True, 0xC2: False, 0xC9: True, 0xCA: False}
 _NO_IMAGE, _DAMAGED = "not an image", "truncated or damaged"
 
 
-# ---- by decoding -------------------------------------------------------------------------------------------
-
-
 def verify_image(data: bytes) -> None:
     """Refuse bytes that are no whole image. Every byte is decoded, a JPEG at an eighth of its size.
 
@@ -66,8 +63,7 @@ def _decoded(data: bytes, turn: ExitStack) -> Image.Image:
 
 
 class _Quiet:
-    """No warnings while a thread is inside; with `warnings.catch_warnings` alone a thread that leaves would
-    bring back what another has turned off, or keep it off for good."""
+    """No warnings while any thread is inside; `warnings.catch_warnings` alone is not for threads."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -136,9 +132,6 @@ def _check_scans(count: int) -> None:
     # each scan is a pass over the whole image, so a few kilobytes of them can take hours
     if count > MAX_SCANS:
         raise ImportFormatError(f"a JPEG of more than {MAX_SCANS} scans")
-
-
-# ---- by the structure of the file --------------------------------------------------------------------------
 
 
 def verify_structure(data: bytes) -> None:

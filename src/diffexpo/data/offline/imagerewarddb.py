@@ -69,10 +69,8 @@ def _rankings(file: Path, columns: Sequence[str], start: int) -> Iterator[tuple[
         if problem:
             yield number, Damage(problem)
     for group in groups.values():
-        if len(group.paths) == 1:
-            yield group.first, Damage("the only picture of its prompt")
-        else:
-            yield (group.first, {"prompt": group.prompt, "generations": group.paths, "ranking": group.ranks})
+        ranking = {"prompt": group.prompt, "generations": group.paths, "ranking": group.ranks}
+        yield group.first, ranking if len(group.paths) > 1 else Damage("the only picture of its prompt")
 
 
 def _layout(file: Path) -> Layout:

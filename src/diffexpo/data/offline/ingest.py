@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
@@ -28,6 +28,7 @@ from diffexpo.files import replacing
 from diffexpo.types import Policy
 
 STAGE, ITERATION = "offline", 0
+_ENCODED_AT_ONCE = 16
 
 
 # Many parameters because each is an option of `diffexpo data import`.
@@ -39,36 +40,28 @@ def import_offline(
     format: str = AUTO,
     limit: int | None = None,
     seed: int = 0,
-    judge: str = "offline",
-    accepts_prompt: Callable[[str], bool] | None = None,
+    accepts_prompt: Callable[[str], bool] = lambda text: True,
     unit_pairs: int = 256,
-    batch_size: int = 16,
-    size: tuple[int, int] | None = None,
     tick: Callable[[], None] = lambda: None,
 ) -> ImportReport:
     """Append a preference set to the store as samples and pairs of iteration 0, source "offline".
 
     Resumable by unit and idempotent: what is in the store is not encoded again, and a second call only
     reports. Only one process may call it. Rows that could not be used are listed in `quarantine.jsonl` of
-    the store.
+    the store. Images are fitted to the size that the policy draws; where it draws several, both images of a
+    pair get the one that is nearest in shape to the winner.
 
     Args:
-        path: File or folder, see `read_offline`.
+        path, format, limit, seed: As in `read_offline`.
         policy: Encodes images; the latents belong to it.
         store: Where rows go.
-        format: A key of `OFFLINE`, or "auto".
-        limit, seed: At most this many pairs, chosen by key.
-        judge: Who preferred, written in each pair.
         accepts_prompt: False for prompts that are too long; such pairs are quarantined.
         unit_pairs: Pairs per unit.
-        batch_size: Images per call of the encoder.
-        size: (height, width) to crop and resize to; by default what the policy draws. Where it draws several
-            sizes, both images of a pair get the one that is nearest in shape to the winner.
         tick: Called after each unit.
     Returns:
         The report, the same whether the import ran through, was resumed or had been done before.
     """
-    sizes = image_sizes(policy) if size is None else (size,)
+    sizes = image_sizes(policy)
     source = Path(path)
     name, form = find_format(format, source)
     origin: dict[str, object] = {
@@ -85,15 +78,17 @@ def import_offline(
     if store.is_complete(STAGE, ITERATION):
         done = store.manifest(STAGE, ITERATION)
         _refuse_other(done["origin"], origin, store)
-        return ImportReport.from_json(done["report"])
+        return ImportReport(**done["report"])
     store.discard_incomplete(STAGE, ITERATION)
     known = {sample.sample_id for sample in store.collected(ITERATION, stage=STAGE)}
-    work = _Work(policy, store, judge, accepts_prompt or (lambda text: True), batch_size, sizes, known)
+    work = _Work(policy, store, accepts_prompt, sizes, origin, known)
     report = ImportReport()
     with replacing(store.root / QUARANTINE) as temporary, open(temporary, "wb") as log:
         report.log = partial(log_line, log)
         stream = read_votes(form, source, report, check="none", limit=limit, seed=seed)
-        _append_units(work, stream, report, origin, unit_pairs, tick)
+        for unit, pairs in enumerate(iter(lambda: list(islice(stream, unit_pairs)), [])):
+            work.append_unit(unit, pairs, report)
+            tick()
         report.log = None
     if report.kept == 0:
         raise ImportFormatError(
@@ -105,79 +100,59 @@ def import_offline(
     return report
 
 
-def _append_units(
-    work: _Work,
-    stream: Iterator[OfflinePair],
-    report: ImportReport,
-    origin: Mapping[str, object],
-    unit_pairs: int,
-    tick: Callable[[], None],
-) -> None:
-    """Every unit of the set that is not in the store yet; the report counts them all."""
-    store = work.store
-    for unit, pairs in enumerate(iter(lambda: list(islice(stream, unit_pairs)), [])):
-        if not store.unit_done(ITERATION, unit, stage=STAGE):
-            rows, dropped, counts = _append_samples(work, unit, pairs)
-            unit_note = {"origin": origin, "dropped": dropped} | ({"sizes": counts} if counts else {})
-            store.append_pairs(ITERATION, 0, rows, unit=unit, stage=STAGE, note=unit_note)
-        note = store.note(ITERATION, unit, stage=STAGE)
-        _refuse_other(note["origin"], origin, store)
+@dataclass(frozen=True)
+class _Work:
+    policy: Policy
+    store: Store
+    accepts_prompt: Callable[[str], bool]
+    sizes: tuple[tuple[int, int], ...]
+    origin: Mapping[str, object]
+    known: set[str]
+
+    def append_unit(self, unit: int, pairs: Sequence[OfflinePair], report: ImportReport) -> None:
+        """Store a unit unless it is in the store, and count it either way."""
+        if not self.store.unit_done(ITERATION, unit, stage=STAGE):
+            rows, dropped, counts = self._append_samples(unit, pairs)
+            unit_note = {"origin": self.origin, "dropped": dropped} | ({"sizes": counts} if counts else {})
+            self.store.append_pairs(ITERATION, 0, rows, unit=unit, stage=STAGE, note=unit_note)
+        note = self.store.note(ITERATION, unit, stage=STAGE)
+        _refuse_other(note["origin"], self.origin, self.store)
         for row, reason in note["dropped"].items():
             report.kept -= 1
             report.quarantine(row, reason)
         for size, count in note.get("sizes", {}).items():
             report.sizes[size] = report.sizes.get(size, 0) + count
-        tick()
 
-
-@dataclass(frozen=True)
-class _Work:
-    policy: Policy
-    store: Store
-    judge: str
-    accepts_prompt: Callable[[str], bool]
-    batch_size: int
-    sizes: tuple[tuple[int, int], ...]
-    known: set[str]
-
-
-def _append_samples(
-    work: _Work, unit: int, pairs: Sequence[OfflinePair]
-) -> tuple[list[Pair], dict[str, str], dict[str, int]]:
-    """Encode and store what is new in one unit; returns its pair rows, row -> reason of the dropped, and
-    where there are several sizes the number of pairs of each.
-    """
-    accepted: list[OfflinePair] = []
-    dropped: dict[str, str] = {}
-    for pair in pairs:
-        if work.accepts_prompt(pair.caption):
-            accepted.append(pair)
-        else:
-            dropped[pair.row] = "prompt too long"
-    samples: list[Sample] = []
-    pixels: list[np.ndarray] = []
-    rows: list[Pair] = []
-    counts: Counter[str] = Counter()
-    fit = partial(_fitted_pair, sizes=work.sizes)
-    for pair, fitted in map_ahead(fit, iter(accepted), lambda pair: pair.bytes):
-        if isinstance(fitted, str):
-            dropped[pair.row] = fitted
-            continue
-        size, decoded = fitted
-        name = size_name(*size) if len(work.sizes) > 1 else ""
-        *two_samples, row = _rows(pair, size, name, work.judge)
-        for sample, image in zip(two_samples, decoded, strict=True):
-            if sample.sample_id not in work.known:
-                work.known.add(sample.sample_id)
-                samples.append(sample)
-                pixels.append(image)
-        rows.append(row)
-        if name:
-            counts[name] += 1
-    latents = encode_images(work.policy, pixels, work.batch_size)
-    by_id = {sample.sample_id: array for sample, array in zip(samples, latents, strict=True)}
-    work.store.append_collection(ITERATION, 0, samples, by_id, unit=unit, stage=STAGE)
-    return rows, dropped, dict(counts)
+    def _append_samples(
+        self, unit: int, pairs: Sequence[OfflinePair]
+    ) -> tuple[list[Pair], dict[str, str], dict[str, int]]:
+        """Encode and store what is new in one unit; returns its pair rows, row -> reason of the dropped, and
+        where there are several sizes the number of pairs of each."""
+        dropped = {pair.row: "prompt too long" for pair in pairs if not self.accepts_prompt(pair.caption)}
+        accepted = (pair for pair in pairs if pair.row not in dropped)
+        samples: list[Sample] = []
+        pixels: list[np.ndarray] = []
+        rows: list[Pair] = []
+        counts: Counter[str] = Counter()
+        fit = partial(_fitted_pair, sizes=self.sizes)
+        for pair, fitted in map_ahead(fit, accepted, lambda pair: pair.bytes):
+            if isinstance(fitted, str):
+                dropped[pair.row] = fitted
+                continue
+            size, decoded = fitted
+            name = size_name(*size) if len(self.sizes) > 1 else ""
+            *two_samples, row = _rows(pair, size, name)
+            for sample, image in zip(two_samples, decoded, strict=True):
+                if sample.sample_id not in self.known:
+                    self.known.add(sample.sample_id)
+                    samples.append(sample)
+                    pixels.append(image)
+            rows.append(row)
+            if name:
+                counts[name] += 1
+        latents = encode_images(self.policy, pixels, _ENCODED_AT_ONCE)
+        self.store.append_unit(ITERATION, 0, unit, samples, latents, stage=STAGE)
+        return rows, dropped, dict(counts)
 
 
 _Fitted = tuple[tuple[int, int], list[np.ndarray]]
@@ -185,10 +160,7 @@ _Fitted = tuple[tuple[int, int], list[np.ndarray]]
 
 def _fitted_pair(pair: OfflinePair, sizes: Sequence[tuple[int, int]]) -> tuple[OfflinePair, _Fitted | str]:
     """The pair with the size nearest in shape to the winner, and both images cropped and resized to it,
-    winner first; or with the reason why it is dropped.
-
-    A loser of another shape loses its borders: what is compared has one shape.
-    """
+    winner first; or with the reason why it is dropped."""
     try:
         with whole_image(pair.winner_jpg) as image:
             size = nearest_size(image, sizes)
@@ -200,7 +172,7 @@ def _fitted_pair(pair: OfflinePair, sizes: Sequence[tuple[int, int]]) -> tuple[O
     return pair, (size, [winner, loser])
 
 
-def _rows(pair: OfflinePair, size: tuple[int, int], name: str, judge: str) -> tuple[Sample, Sample, Pair]:
+def _rows(pair: OfflinePair, size: tuple[int, int], name: str) -> tuple[Sample, Sample, Pair]:
     """What the store holds of a pair: both samples, winner first, and the pair itself."""
     number = prompt_id(pair.caption)
     winner, loser = (
@@ -223,7 +195,7 @@ def _rows(pair: OfflinePair, size: tuple[int, int], name: str, judge: str) -> tu
         prompt=pair.caption,
         winner_id=winner.sample_id,
         loser_id=loser.sample_id,
-        judge=judge,
+        judge="offline",
         margin=pair.margin,
         source="offline",
         winner_agent="offline",

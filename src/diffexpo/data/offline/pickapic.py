@@ -13,9 +13,9 @@ from pathlib import Path
 import pyarrow as pa
 
 from diffexpo.data.export import SCHEMA_VERSION
-from diffexpo.data.offline.reading import Record, nearest, parquet_rows, parquet_schema
+from diffexpo.data.offline.reading import Record, parquet_rows, parquet_schema, require_columns
 from diffexpo.data.offline.sources import find_files, has_suffix
-from diffexpo.data.offline.votes import Layout, Vote, row_format, verdict_of_labels
+from diffexpo.data.offline.votes import Layout, Vote, has_columns, row_format, verdict_of_labels
 from diffexpo.errors import ImportFormatError
 
 REQUIRED = ("caption", "jpg_0", "jpg_1", "label_0", "label_1")
@@ -39,13 +39,9 @@ def _find(path: Path) -> list[Path]:
 def _layout(file: Path) -> Layout:
     schema = parquet_schema(file)
     for name in REQUIRED:
-        if name not in schema.names:
-            hint = nearest(name, schema.names)
-            if name.startswith("jpg") and "image_0_url" in schema.names:
-                hint += "; this looks like a variant without images, get the one with them"
-            raise ImportFormatError(
-                f"{file}: column {name!r} is missing; {hint}. Expected the columns {', '.join(REQUIRED)}."
-            )
+        is_linked = name.startswith("jpg") and "image_0_url" in schema.names
+        hint = "; this looks like a variant without images, get the one with them" if is_linked else ""
+        require_columns(file, [name], schema.names, f"the columns {', '.join(REQUIRED)}", hint)
         kind = schema.field(name).type
         if not _is_allowed(name, kind):
             raise ImportFormatError(
@@ -60,7 +56,7 @@ def _is_allowed(name: str, kind: pa.DataType) -> bool:
     if name.startswith("label"):
         return pa.types.is_floating(kind) or pa.types.is_integer(kind)
     # image columns of the datasets library are structs of bytes and path
-    struct = pa.types.is_struct(kind) and "bytes" in [kind.field(i).name for i in range(kind.num_fields)]
+    struct = pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0
     return struct or pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
 
 
@@ -99,23 +95,16 @@ PICKAPIC = row_format(
 )
 
 
-# ---- our own -----------------------------------------------------------------------------------------------
+_is_marked = has_columns(lambda path: _find(path)[0], (".parquet",), MARK)
 
 
 def _is_ours(path: Path) -> bool:
     """Whether the first Parquet file has the columns of our own sets alone, or an import has begun here."""
-    if path.is_dir() and (path / STARTED).is_file():
-        return True
-    if not has_suffix(path, (".parquet",)):
-        return False
-    try:
-        return set(MARK) <= set(parquet_schema(_find(path)[0]).names)
-    except ImportFormatError:
-        return False
+    return (path / STARTED).is_file() or _is_marked(path)
 
 
 def _find_ours(path: Path) -> list[Path]:
-    if path.is_dir() and (path / STARTED).is_file() and not (path / FINISHED).is_file():
+    if (path / STARTED).is_file() and not (path / FINISHED).is_file():
         raise ImportFormatError(
             f"{path} is an import that was not finished; repeat its `diffexpo data import` command to go on"
         )

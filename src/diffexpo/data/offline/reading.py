@@ -14,7 +14,6 @@ import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any
@@ -73,12 +72,14 @@ def column_names(file: Path) -> list[str]:
     raise ImportFormatError(f"{file}: none of the first 100 lines is a JSON object; expected one a line")
 
 
-def require_columns(file: Path, needed: Sequence[str], present: Sequence[str], expected: str) -> None:
+def require_columns(
+    file: Path, needed: Sequence[str], present: Sequence[str], expected: str, hint: str = ""
+) -> None:
     """Refuse a file that lacks a column."""
     for name in needed:
         if name not in present:
             raise ImportFormatError(
-                f"{file}: column {name!r} is missing; {nearest(name, present)}. Expected {expected}."
+                f"{file}: column {name!r} is missing; {nearest(name, present)}{hint}. Expected {expected}."
             )
 
 
@@ -88,20 +89,18 @@ def nearest(name: str, present: Sequence[str]) -> str:
     return f"the nearest present one is {near[0]!r}" if near else "there are none"
 
 
-def _require_distinct(file: Path, names: Sequence[str]) -> None:
+def _distinct(file: Path, names: list[str]) -> list[str]:
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
         raise ImportFormatError(f"{file}: column {twice[0]!r} is there twice; rename or drop one of the two")
-
-
-# ---- Parquet -----------------------------------------------------------------------------------------------
+    return names
 
 
 def parquet_schema(file: Path) -> pa.Schema:
     """The columns of a Parquet file, no two of one name."""
     with _damage(file):
         schema = pq.read_schema(file)
-    _require_distinct(file, schema.names)
+    _distinct(file, schema.names)
     return schema
 
 
@@ -143,79 +142,44 @@ def _group_rows(
         return
     number = first
     try:
-        # columns of images a few rows at a time, so that the others need not be, which would take most time
-        read = partial(parquet.iter_batches, row_groups=[group], use_threads=False)
-        parts = [
-            chain.from_iterable(map(_rows, read(batch_size=most, columns=names)))
-            for names, most in _parts(metadata, columns)
-        ]
-        for pieces in zip(*parts, strict=True):
+        most = _rows_at_once(metadata, columns)
+        batches = parquet.iter_batches(most, row_groups=[group], columns=columns, use_threads=False)
+        for row in chain.from_iterable(map(_rows, batches)):
             if start <= number < end:
-                yield number, _joined(pieces)
+                yield number, row
             number += 1
-    except (pa.ArrowException, OSError, ValueError) as error:
-        if isinstance(error, ImportFormatError):
-            raise
+    except ImportFormatError:
+        raise
+    except (pa.ArrowException, OSError, ValueError):
+        pass
     if number < end:
         stopped = max(number, start)
         yield stopped, Damage("damaged Parquet: these rows do not decode", end - stopped)
 
 
-def _parts(metadata: pq.RowGroupMetaData, columns: list[str]) -> list[tuple[list[str], int]]:
-    """The columns in one or two parts, and how many rows of each may be in memory: fewer of those that could
-    be large."""
-    worst = dict.fromkeys(columns, 1)
+def _rows_at_once(metadata: pq.RowGroupMetaData, columns: list[str]) -> int:
+    """How many rows of a group may be in memory: fewer of those that could be large."""
+    worst = 1
     for i in range(metadata.num_columns):
         column = metadata.column(i)
-        name = column.path_in_schema.split(".", 1)[0]
-        if name in worst:
+        if column.path_in_schema.split(".", 1)[0] in columns:
             whole, _, dictionary = _column_size(column)
-            worst[name] += max(whole // max(1, metadata.num_rows), dictionary)
-    wide = [name for name in columns if worst[name] > _BATCH_BYTES // _BATCH_ROWS]
-    narrow = [name for name in columns if name not in wide]
-    parts = [(names, sum(worst[name] for name in names)) for names in (narrow, wide) if names] or [([], 1)]
+            worst += max(whole // max(1, metadata.num_rows), dictionary)
     # two rows at least, which cost half as much as one at a time
-    return [(names, max(_MIN_ROWS, min(_BATCH_ROWS, _BATCH_BYTES // most))) for names, most in parts]
+    return max(_MIN_ROWS, min(_BATCH_ROWS, _BATCH_BYTES // worst))
 
 
-def _joined(pieces: tuple[Record | Damage, ...]) -> Record | Damage:
-    """The parts of a row as one, or the damage of one of them."""
-    row: Record = {}
-    for piece in pieces:
-        if isinstance(piece, Damage):
-            return piece
-        row |= piece
-    return row
-
-
-def _rows(batch: pa.RecordBatch) -> Iterator[Record | Damage]:
-    """The rows of a batch, column by column: a call for each cell would cost more than reading the file
-    does."""
-    names = batch.schema.names
+def _rows(batch: pa.RecordBatch) -> list[Record | Damage]:
+    """The rows of a batch; one by one only where a value of one of them cannot be read."""
     try:
-        columns = [_values(column) for column in batch.columns]
+        return batch.to_pylist()
     except (ValueError, OverflowError, pa.ArrowException):
-        yield from (_row(batch, i) for i in range(batch.num_rows))
-        return
-    if not names:
-        yield from ({} for _ in range(batch.num_rows))
-    for values in zip(*columns, strict=True):
-        yield dict(zip(names, values, strict=True))
+        return [_row(batch.slice(i, 1)) for i in range(batch.num_rows)]
 
 
-def _values(column: pa.Array) -> list[Any]:
-    """A column as Python values, exactly those of `to_pylist`."""
-    kind = column.type
-    is_plain = pa.types.is_string(kind) or pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
-    is_number = pa.types.is_integer(kind) or pa.types.is_float64(kind)
-    if is_plain or (is_number and column.null_count == 0):
-        return column.to_numpy(zero_copy_only=False).tolist()
-    return column.to_pylist()
-
-
-def _row(batch: pa.RecordBatch, position: int) -> Record | Damage:
+def _row(batch: pa.RecordBatch) -> Record | Damage:
     try:
-        return {name: batch.column(name)[position].as_py() for name in batch.schema.names}
+        return batch.to_pylist()[0]
     except UnicodeDecodeError:
         return Damage("text is not UTF-8")
     except (ValueError, OverflowError, pa.ArrowException):
@@ -237,9 +201,6 @@ def _damage(file: Path) -> Iterator[None]:
         yield
     except (pa.ArrowException, OSError, ValueError) as error:
         raise ImportFormatError(f"{file} is truncated or not Parquet ({error}); get it again") from error
-
-
-# ---- text --------------------------------------------------------------------------------------------------
 
 
 class _TooLong(Exception):
@@ -268,8 +229,7 @@ def csv_header(file: Path) -> list[str]:
     names = [name.strip() for name in header]
     if not any(names) or not all(map(is_utf8, names)):
         raise ImportFormatError(f"{file} has no header line in UTF-8; expected the column names")
-    _require_distinct(file, names)
-    return names
+    return _distinct(file, names)
 
 
 def csv_rows(file: Path) -> Iterator[tuple[int, Record | Damage]]:
@@ -281,7 +241,13 @@ def csv_rows(file: Path) -> Iterator[tuple[int, Record | Damage]]:
         number = 0
         while True:
             try:
-                yield number, _csv_row(names, next(reader))
+                cells = next(reader)
+                if len(cells) != len(names):
+                    yield number, Damage("not one cell a column")
+                elif not all(map(is_utf8, cells)):
+                    yield number, Damage("text is not UTF-8")
+                else:
+                    yield number, dict(zip(names, cells, strict=True))
             except StopIteration:
                 return
             except csv.Error:
@@ -290,14 +256,6 @@ def csv_rows(file: Path) -> Iterator[tuple[int, Record | Damage]]:
                 yield number, Damage(f"a line longer than {MAX_LINE:,} characters; the rest is not read")
                 return
             number += 1
-
-
-def _csv_row(names: Sequence[str], cells: Sequence[str]) -> Record | Damage:
-    if len(cells) != len(names):
-        return Damage("not one cell a column")
-    if not all(map(is_utf8, cells)):
-        return Damage("text is not UTF-8")
-    return dict(zip(names, cells, strict=True))
 
 
 def json_lines(file: Path) -> Iterator[tuple[int, Record | Damage]]:
@@ -338,7 +296,7 @@ def json_list(file: Path) -> Iterator[tuple[int, Any]]:
 
 
 class _JsonText:
-    """The part of a JSON file that is being parsed, and the place in it."""
+    """The part of a JSON file that is still to be parsed."""
 
     def __init__(self, stream: Any) -> None:
         self._stream = stream

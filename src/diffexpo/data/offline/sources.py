@@ -26,10 +26,8 @@ class ImageFolder:
         self.root = root.resolve()
 
     def read(self, name: object, *prefixes: str) -> bytes:
-        """Bytes of `root/name`, or of `root/prefix/name` for the first prefix under which it is found.
-
-        What cannot be read is an ImportFormatError with a reason that can be counted.
-        """
+        """Bytes of `root/name`, or of `root/prefix/name` for the first prefix under which it is found; what
+        cannot be read is an ImportFormatError with a reason that can be counted."""
         if not isinstance(name, str) or not name.strip():
             raise ImportFormatError("no picture is named")
         if "://" in name or name.startswith("data:"):
@@ -38,21 +36,16 @@ class ImageFolder:
         if inside.is_absolute() or ".." in inside.parts or ":" in inside.parts[0] or "\0" in name:
             raise ImportFormatError("picture path leaves the folder")
         for prefix in ("", *prefixes):
-            data = self._read(self.root / prefix / inside)
-            if data is not None:
-                return data
+            try:
+                real = (self.root / prefix / inside).resolve(strict=True)
+            except (FileNotFoundError, NotADirectoryError):
+                continue
+            except (OSError, RuntimeError, ValueError) as error:
+                raise ImportFormatError("picture cannot be opened") from error
+            if not real.is_relative_to(self.root):
+                raise ImportFormatError("picture path leaves the folder")
+            return read_regular(real)
         raise ImportFormatError("picture is missing")
-
-    def _read(self, path: Path) -> bytes | None:
-        try:
-            real = path.resolve(strict=True)
-        except (FileNotFoundError, NotADirectoryError):
-            return None
-        except (OSError, RuntimeError, ValueError) as error:
-            raise ImportFormatError("picture cannot be opened") from error
-        if not real.is_relative_to(self.root):
-            raise ImportFormatError("picture path leaves the folder")
-        return read_regular(real)
 
 
 def read_regular(path: Path, most: int = MAX_IMAGE_BYTES) -> bytes:
@@ -80,9 +73,9 @@ def find_files(path: Path, suffixes: Sequence[str], expected: str) -> list[Path]
         raise MissingError(f"offline.source: {path} holds no {suffixes[0]} file; expected {expected}")
     for file in found:
         if not file.is_file():
-            what = "a pipe, a device or a dead link"
             raise ImportFormatError(
-                f"{file} is not a regular file ({what}); remove it or name another source"
+                f"{file} is not a regular file (a pipe, a device or a dead link); remove it or name another "
+                "source"
             )
     return found
 
@@ -95,8 +88,10 @@ def index_file(path: Path, name: str = "train.json", suffix: str = ".json") -> P
         return path / name
     found = sorted(file for file in path.glob(f"*{suffix}") if file.is_file())
     if len(found) != 1:
-        what = f"holds {', '.join(file.name for file in found[:5])}" if found else f"holds no {suffix} file"
-        raise MissingError(f"offline.source: {path} {what}, not {name}; name the file that lists the pairs")
+        what = ", ".join(file.name for file in found[:5]) or f"no {suffix} file"
+        raise MissingError(
+            f"offline.source: {path} holds {what}, not {name}; name the file that lists the pairs"
+        )
     return found[0]
 
 
@@ -121,12 +116,8 @@ def printable(text: str) -> str:
 
 
 def fingerprint(files: Iterable[Path], root: Path) -> dict[str, str]:
-    """What tells one set of files from another, by name: length and SHA-256, of large ones only of their end,
-    of images the length alone.
-
-    Parquet keeps its index at the end, so that two sets that differ in a row differ there. Beyond 32 files
-    the whole list becomes one digest.
-    """
+    """What tells one set of files from another, by name: length and SHA-256, of large ones only of their end
+    (where Parquet keeps its index), of images the length alone; beyond 32 files one digest of all that."""
     found = {row_name(root, file, "").rstrip(":"): _file_mark(file) for file in files}
     if len(found) <= 32:
         return found

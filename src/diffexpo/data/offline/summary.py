@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import io
 from collections import Counter
-from collections.abc import Callable
 from itertools import islice
 from pathlib import Path
 from statistics import median_low
@@ -22,11 +21,8 @@ _WON = {"0": "the first picture won", "1": "the second picture won"}
 
 
 def inspect_offline(path: str | Path, *, format: str = AUTO, rows: int = 3) -> dict[str, object]:
-    """Format, files and the first `rows` votes of a set, without reading the rest.
-
-    Returns:
-        {"format", "what", "files", "bytes", "first rows": [{"row", "verdict", "prompt", ...}]}.
-    """
+    """Format, files and the first `rows` votes of a set, without reading the rest, as
+    {"format", "what", "files", "bytes", "first rows": [{"row", "verdict", "prompt", ...}]}."""
     path = Path(path)
     name, form = find_format(format, path)
     files = form.files(path)
@@ -49,20 +45,12 @@ def inspect_offline(path: str | Path, *, format: str = AUTO, rows: int = 3) -> d
 
 
 def summarise_offline(
-    path: str | Path,
-    *,
-    format: str = AUTO,
-    limit: int | None = None,
-    seed: int = 0,
-    tick: Callable[[int], None] = lambda pairs: None,
+    path: str | Path, *, format: str = AUTO, limit: int | None = None, seed: int = 0
 ) -> dict[str, object]:
     """Everything countable about a set, images decoded as an import would.
 
     Args:
-        path: File or folder.
-        format: A key of `OFFLINE`, or "auto".
-        limit, seed: At most this many pairs, chosen by key.
-        tick: Called after each pair with 1.
+        path, format, limit, seed: As in `read_offline`.
     Returns:
         Counts of rows, pairs, prompts, models, image formats and sizes. "same pair again" counts pairs
         whose prompt and images came before with the same winner, "contradicting pairs" those with the other
@@ -73,7 +61,6 @@ def summarise_offline(
     report, counts = ImportReport(), _Counts()
     for pair in read_votes(form, path, report, limit=limit, seed=seed):
         counts.add(pair)
-        tick(1)
     return {
         "format": name,
         "rows": report.read,
@@ -125,7 +112,7 @@ class _Counts:
         return {
             "prompts": len(self.prompts),
             "most pairs of one prompt": max(self.prompts.values(), default=0),
-            "prompt characters (median)": _median(self.characters),
+            "prompt characters (median)": median_low(self.characters.elements()) if self.characters else 0,
             "same pair again": self.again,
             "contradicting pairs": self.contradicting,
             **{name: dict(counter.most_common(_MOST)) for name, counter in self.named.items()},
@@ -135,10 +122,6 @@ class _Counts:
     def _count(self, what: str, name: str) -> None:
         counter = self.named[what]
         counter[name if name in counter or len(counter) < _KINDS else _OTHER] += 1
-
-
-def _median(counter: Counter[int]) -> int:
-    return median_low(counter.elements()) if counter else 0
 
 
 def _digest(*parts: bytes) -> bytes:

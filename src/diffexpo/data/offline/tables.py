@@ -33,11 +33,11 @@ def _columns(names: Sequence[str], file: Path) -> tuple[str, tuple[str, str], tu
         require_columns(file, ("prompt",), names, EXPECTED)
     prompt = "prompt" if "prompt" in names else "caption"
     for pair in DECIDED:
-        if all(name in names for name in pair):
+        if set(pair) <= set(names):
             return prompt, pair, ()
     require_columns(file, SIDES, names, EXPECTED)
     for judged in JUDGED:
-        if all(name in names for name in judged):
+        if set(judged) <= set(names):
             return prompt, SIDES, judged
     raise ImportFormatError(
         f"{file}: no column says who won; {nearest('preferred', names)}. Expected preferred, label or "
@@ -58,10 +58,6 @@ def _is_like(path: Path) -> bool:
         # a text table that does not parse is still meant as one; Parquet may be another format
         return path.is_file() and path.suffix.lower() in SUFFIXES[:3]
     return True
-
-
-def _find(path: Path) -> list[Path]:
-    return find_files(path, SUFFIXES, f"a table with {EXPECTED}")
 
 
 def _layout(file: Path) -> Layout:
@@ -97,5 +93,8 @@ def _confidence(value: object) -> object:
 
 
 TABLE = row_format(
-    "CSV, TSV, JSON lines or Parquet with a prompt, two images and who won", _is_like, _find, _layout
+    "CSV, TSV, JSON lines or Parquet with a prompt, two images and who won",
+    _is_like,
+    lambda path: find_files(path, SUFFIXES, f"a table with {EXPECTED}"),
+    _layout,
 )

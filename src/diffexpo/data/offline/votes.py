@@ -11,7 +11,7 @@ from __future__ import annotations
 import heapq
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from itertools import combinations
 from pathlib import Path
@@ -78,16 +78,9 @@ class ImportReport:
             self.log(row, reason, count)
 
     def to_json(self) -> dict[str, Any]:
-        """The counts and examples as JSON values."""
-        found = {item.name: getattr(self, item.name) for item in fields(self) if item.name != "log"}
-        if not self.sizes:
-            del found["sizes"]
-        return {name: value if isinstance(value, int) else value.copy() for name, value in found.items()}
-
-    @staticmethod
-    def from_json(record: Mapping[str, Any]) -> ImportReport:
-        """The report that `to_json` was stored from."""
-        return ImportReport(**record)
+        """The counts and examples as JSON values, from which `ImportReport(**values)` is made again."""
+        found = asdict(replace(self, log=None))
+        return {name: value for name, value in found.items() if name not in ("log", "sizes") or value}
 
     def describe(self) -> str:
         """One line for a person."""
@@ -192,7 +185,9 @@ def row_format(
             prefix = row_name(path, file, "")
             for number, row in rows(file, columns, first):
                 name = prefix + printable(str(number))
-                for vote in votes_of(name, row) if isinstance(row, dict) else [_no_row(name, row)]:
+                damage = row if isinstance(row, Damage) else Damage("not a JSON object")
+                no_row = Vote(name, damage.reason, count=damage.count)
+                for vote in votes_of(name, row) if isinstance(row, dict) else [no_row]:
                     if passed >= start:
                         yield vote
                     passed += vote.count
@@ -216,11 +211,6 @@ def has_columns(
     return is_like
 
 
-def _no_row(name: str, row: object) -> Vote:
-    damage = row if isinstance(row, Damage) else Damage("not a JSON object")
-    return Vote(name, damage.reason, count=damage.count)
-
-
 # ---- from votes to pairs -----------------------------------------------------------------------------------
 
 
@@ -236,20 +226,19 @@ def read_votes(
     """The usable pairs of a set, in order, one in memory at a time.
 
     Args:
-        form: The set's format.
-        path: File or folder.
         report: Counts what happens; complete when the iterator is. A report of an earlier, unfinished reading
             makes this one continue after its last row.
         check: How both images are found to be whole; a row with one that is not is quarantined. "decode":
-            both are decoded; "structure": see `verify_structure`; "none": not at all, because the caller
-            decodes anyway.
-        limit: Take at most this many labelled rows, chosen by key, not from the front.
-        seed: Name of that choice.
+            both are decoded; "structure": see `verify_structure`; "none": the caller decodes anyway.
+        limit, seed: At most this many labelled rows, chosen by key, not from the front.
     Raises:
         MissingError, ImportFormatError: the set as a whole cannot be read.
     """
     form.files(path)
-    selected = None if limit is None else _select(form, path, limit, seed)
+    selected = None
+    if limit is not None:
+        named = (vote.row for vote in form.votes(path, 0) if vote.verdict in ("0", "1"))
+        selected = frozenset(heapq.nsmallest(limit, named, key=lambda row: keyed_seed(seed, "offline", row)))
     read = (_pair_of(vote, selected) for vote in form.votes(path, report.read))
     verify = partial(_verified, verify=_VERIFIERS[check])
     # what waits for its turn is a pair's bytes; nothing has to be done for what is no pair
@@ -304,12 +293,6 @@ def _verified(found: _Found, verify: Callable[[bytes], None]) -> _Found:
         except ImportFormatError as error:
             return vote, str(error)
     return found
-
-
-def _select(form: Format, path: Path, limit: int, seed: int) -> frozenset[str]:
-    named = (vote.row for vote in form.votes(path, 0) if vote.verdict in ("0", "1"))
-    keyed = ((keyed_seed(seed, "offline", row), row) for row in named)
-    return frozenset(row for _, row in heapq.nsmallest(limit, keyed))
 
 
 def _pair(vote: Vote) -> OfflinePair:
@@ -414,6 +397,10 @@ def votes_of_ranking(
     `ranks` should be one number for each image, smaller is better, and `paths` their paths and uids; neither
     has been checked. Votes of more than two images are named row/i-j.
     """
+
+    def load_of(pair: tuple[object, object]) -> Callable[[int], bytes]:
+        return lambda side: read(pair[side])
+
     reason = _ranking_problem(ranks, paths)
     if reason:
         yield Vote(row, reason)
@@ -423,11 +410,7 @@ def votes_of_ranking(
         verdict = "tie" if ranks[i] == ranks[j] else "0" if ranks[i] < ranks[j] else "1"
         name = row if len(paths) == 2 else f"{row}/{i}-{j}"
         pair = (paths[i], paths[j])
-        yield Vote(name, verdict, caption, partial(_read_side, read, pair), uids=pair)
-
-
-def _read_side(read: Callable[[object], bytes], paths: tuple[object, object], side: int) -> bytes:
-    return read(paths[side])
+        yield Vote(name, verdict, caption, load_of(pair), uids=pair)
 
 
 def _ranking_problem(ranks: object, paths: object) -> str:

@@ -16,13 +16,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
 
 from diffexpo.data.offline.reading import Damage, Record
-from diffexpo.data.offline.sources import (
-    IMAGE_SUFFIXES,
-    MAX_IMAGE_BYTES,
-    find_files,
-    has_suffix,
-    printable,
-)
+from diffexpo.data.offline.sources import IMAGE_SUFFIXES, MAX_IMAGE_BYTES, find_files, has_suffix, printable
 from diffexpo.data.offline.votes import Layout, Vote, row_format, verdict_of_record
 from diffexpo.errors import ImportFormatError
 

@@ -43,6 +43,13 @@ _IMAGES = ("jpg_0", "jpg_1")
 _OURS = ("pair_id", "reward_margin", "source", "confidence", "schema_version")
 SCHEMA = pa.schema([*list(EXPORT_SCHEMA)[:19], *(EXPORT_SCHEMA.field(name) for name in _OURS)])
 """The 19 columns of Pick-a-Pic v2 in its order, then ours."""
+_PARQUET: dict[str, Any] = {
+    # images are compressed already, and each differs from the others
+    "compression": {name: "none" if name in _IMAGES else "zstd" for name in SCHEMA.names},
+    "use_dictionary": [name for name in SCHEMA.names if name not in _IMAGES],
+    "write_statistics": False,
+    "write_page_checksum": True,
+}
 
 
 def rewrite_pairs(
@@ -62,10 +69,8 @@ def rewrite_pairs(
     reports.
 
     Args:
-        source: Preference set of any format.
+        source, format, limit, seed: As in `read_offline`.
         folder: Where the shards go; made if need be.
-        format: A key of `OFFLINE`, or "auto".
-        limit, seed: At most this many pairs, chosen by key.
         check: As in `read_votes`; "structure" takes a fraction of the time and finds files that are cut. The
             run that encodes the images finds what is left.
         shard_pairs: Pairs per shard.
@@ -85,7 +90,7 @@ def rewrite_pairs(
     }
     _begin(folder, source, origin)
     if (folder / FINISHED).exists():
-        return ImportReport.from_json(_read_json(folder / FINISHED)["report"])
+        return ImportReport(**_read_json(folder / FINISHED)["report"])
     report, digests = _resumed(folder)
     pairs = read_votes(form, source, report, check=check, limit=limit, seed=seed)
     digests |= _write(folder, pairs, report, len(digests), shard_pairs, tick)
@@ -166,9 +171,6 @@ def log_line(file: IO[bytes], row: str, reason: str, rows: int) -> None:
     file.write((json.dumps({"row": row, "reason": reason, "rows": rows}) + "\n").encode())
 
 
-# ---- a shard -----------------------------------------------------------------------------------------------
-
-
 class Shard:
     """One Parquet file in the making: filled by one thread, written by `behind`, visible when it is whole.
 
@@ -196,14 +198,12 @@ class Shard:
             self._flush()
 
     def close(self, state: Mapping[str, object]) -> None:
-        """Have it written to its end, with `state` in its metadata, and made visible; `sha256` is known when
-        the writing is done."""
+        """Have it written to its end, with `state` in its metadata, and made visible; sets `sha256` then."""
         self._flush()
         self._behind.do(partial(self._close, json.dumps(state).encode()))
 
     def discard(self) -> None:
-        """Give up: what was written is removed, unless it has become visible. Not to be called while
-        something is being written."""
+        """Remove what was written, unless it has become visible; call it when nothing is being written."""
         for stream in (self._writer, self._file):
             if stream is not None:
                 with suppress(OSError, pa.ArrowException):
@@ -222,15 +222,7 @@ class Shard:
             if self._writer is None:
                 # Arrow's own file: it is written to without the interpreter, which reads meanwhile
                 self._file = pa.OSFile(str(self._temporary), "wb")
-                self._writer = pq.ParquetWriter(
-                    self._file,
-                    SCHEMA,
-                    # images are compressed already, and each differs from the others
-                    compression={name: "none" if name in _IMAGES else "zstd" for name in SCHEMA.names},
-                    use_dictionary=[name for name in SCHEMA.names if name not in _IMAGES],
-                    write_statistics=False,
-                    write_page_checksum=True,
-                )
+                self._writer = pq.ParquetWriter(self._file, SCHEMA, **_PARQUET)
             if rows:
                 self._writer.write_table(pa.Table.from_pylist(rows, SCHEMA))
 
@@ -251,18 +243,15 @@ def _refusal(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise StoreError(
-            f"could not write {path}: {error.strerror or error}. Whole shards are kept: free space and "
-            "repeat the import."
-        ) from error
+        advice = "Whole shards are kept: free space and repeat the import."
+        raise StoreError(f"could not write {path}: {error.strerror or error}. {advice}") from error
 
 
 def _row(pair: OfflinePair) -> dict[str, object]:
     """A pair in the Pick-a-Pic columns."""
     # a winner that always came first would teach a reader of the file the position
     winner = keyed_choice(2, "import", pair.row)
-    loser = 1 - winner
-    return {
+    row: dict[str, object] = {
         "are_different": True,
         "best_image_uid": pair.winner_uid,
         "caption": pair.caption,
@@ -272,18 +261,12 @@ def _row(pair: OfflinePair) -> dict[str, object]:
         "source": "offline",
         "confidence": pair.confidence,
         "schema_version": SCHEMA_VERSION,
-        f"jpg_{winner}": pair.winner_jpg,
-        f"jpg_{loser}": pair.loser_jpg,
-        f"label_{winner}": 1.0,
-        f"label_{loser}": 0.0,
-        f"model_{winner}": pair.winner_model,
-        f"model_{loser}": pair.loser_model,
-        f"image_{winner}_uid": pair.winner_uid,
-        f"image_{loser}_uid": pair.loser_uid,
     }
-
-
-# ---- state -------------------------------------------------------------------------------------------------
+    for side, role in ((winner, "winner"), (1 - winner, "loser")):
+        row[f"label_{side}"] = float(side == winner)
+        row[f"image_{side}_uid"] = getattr(pair, f"{role}_uid")
+        row |= {f"{name}_{side}": getattr(pair, f"{role}_{name}") for name in ("jpg", "model")}
+    return row
 
 
 def _begin(folder: Path, source: Path, origin: Mapping[str, object]) -> None:
@@ -328,7 +311,7 @@ def _resumed(folder: Path) -> tuple[ImportReport, dict[str, str]]:
     if log.stat().st_size < state["quarantine_bytes"]:
         raise StoreError(f"{log} is shorter than {shards[-1].name} says; import into a new folder")
     os.truncate(log, state["quarantine_bytes"])
-    return ImportReport.from_json(state["report"]), {path.name: sha256_of(path) for path in shards}
+    return ImportReport(**state["report"]), {path.name: sha256_of(path) for path in shards}
 
 
 def _entry(path: Path, digest: str) -> dict[str, object]:

@@ -10,5 +10,3 @@ STAGES: dict[str, Stage] = {
     "improve": improve.improve,
     "pair": pair.pair,
 }
-
-__all__ = ["STAGES"]

@@ -13,9 +13,11 @@ where they were stopped.
 from __future__ import annotations
 
 import json
+import shutil
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from itertools import groupby
 from pathlib import Path
 
 import torch
@@ -24,11 +26,9 @@ from torch import Tensor
 from diffexpo.config import RunConfig
 from diffexpo.config.schema import ImproverConfig, SamplerConfig
 from diffexpo.data.latents import PromptEmbeddings
-from diffexpo.data.pairs import PairLoader, PairSource
 from diffexpo.data.rows import Sample
 from diffexpo.diffusion.guidance import DoubleGuidance
 from diffexpo.diffusion.sampling import sample_double_guided
-from diffexpo.errors import ResumeError
 from diffexpo.online.improved_pairs import (
     IMPROVER,
     Improving,
@@ -37,9 +37,10 @@ from diffexpo.online.improved_pairs import (
     gain_metrics,
     relative_distance,
 )
-from diffexpo.online.loop import Loop, ticking
-from diffexpo.online.units import Tick, group_rows, noise_of
-from diffexpo.training.checkpoint import read_tensors, remove_checkpoints, write_tensors
+from diffexpo.online.loaders import pair_loader
+from diffexpo.online.loop import Loop, draw_stage, is_complete, load_trained, ticking
+from diffexpo.online.units import Key, Tick, group_rows, noise_of, scores_at
+from diffexpo.training.checkpoint import write_tensors
 from diffexpo.types import Drawn, Policy
 
 MEASURED_PAIRS = 256
@@ -48,14 +49,15 @@ MEASURED_PAIRS = 256
 def train_improver(loop: Loop, iteration: int = 0) -> None:
     """Train the improvement model on D_off, or take over the one that was given; continues at its last
     checkpoint."""
-    if loop.store.is_complete("improver", iteration):
+    if is_complete(loop, "improver", iteration):
         return
     settings, improving = improver_settings(loop.config), _improving(loop)
     payload: dict[str, float] = {}
     began = time.monotonic()
     checkpoints = loop.run_dir / "checkpoints" / "improver"
     if settings.path is None:
-        loader = _offline_loader(loop, iteration)
+        # D_off, whatever has been collected since.
+        loader = pair_loader(loop, iteration, 1, settings.batch_size)
         loop.console.line(f"improvement model: training on {loader.describe()}")
         total = settings.steps * improving.engine.micro_steps
         with ticking(loop, "train the improvement model", total, "micro-batches") as tick:
@@ -78,39 +80,25 @@ def train_improver(loop: Loop, iteration: int = 0) -> None:
         loop.store.write_manifest(
             "improver", iteration, {**payload, "weights": weights.fingerprint("current")}
         )
-        remove_checkpoints(checkpoints)
+        shutil.rmtree(checkpoints, ignore_errors=True)
         if settings.path is None:
-            loop.console.line(
-                "improvement model: "
-                + ", ".join(
-                    f"{name.removeprefix('improver/error_')} error {value:.4f}"
-                    for name, value in payload.items()
-                    if name.startswith("improver/error_")
-                )
-                + f"; saved {loop.run_dir / 'improver'}"
-            )
+            errors = [
+                f"{name.removeprefix('improver/error_')} error {value:.4f}"
+                for name, value in payload.items()
+                if name.startswith("improver/error_")
+            ]
+            folder = loop.run_dir / "improver"
+            loop.console.line(f"improvement model: {', '.join(errors)}; saved {folder}")
     loop.world.barrier()
 
 
 def load_improver(loop: Loop) -> str:
-    """Put the trained weights into the improvement model; returns their fingerprint.
-
-    Raises:
-        ResumeError: the file is gone or does not hold what was trained.
-    """
-    weights, path = _improving(loop).policy.weights, weights_path(loop.run_dir)
-    expected = str(loop.store.manifest("improver", 0)["weights"])
-    if weights.fingerprint("current") == expected:
-        return expected
-    if not path.exists():
-        raise ResumeError(
-            f"{path} is missing although the improvement model is trained; restore it or start a new run"
-        )
-    weights.load("current", read_tensors(path))
+    """Put the trained weights into the improvement model, as `load_trained` does; returns their
+    fingerprint."""
+    weights, expected = _improving(loop).policy.weights, str(loop.store.manifest("improver", 0)["weights"])
     if weights.fingerprint("current") != expected:
-        raise ResumeError(
-            f"{path} does not hold the weights that were trained; restore it or start a new run"
-        )
+        path, fact = weights_path(loop.run_dir), "the improvement model is trained"
+        load_trained(loop, weights, "current", path, ("improver", 0), fact)
     return expected
 
 
@@ -120,35 +108,27 @@ def weights_path(run_dir: Path) -> Path:
 
 
 def improve(loop: Loop, iteration: int) -> None:
-    """Draw a winner for every image that the iteration collected; the manifest, written last, makes the stage
-    complete."""
-    store = loop.store
-    if store.is_complete("improve", iteration):
+    """Draw a winner for every image that the iteration collected, in the batches of their losers."""
+    if is_complete(loop, "improve", iteration):
         return
-    fingerprint = load_improver(loop)
-    units = units_of(store.collected(iteration))
-    sampler = improver_sampler(loop.config)
-    share = len(units[loop.world.rank :: loop.world.size])
-    if loop.world.rank == 0:
-        store.discard_incomplete("improve", iteration)
-    loop.world.barrier()
-    began = time.monotonic()
-    with ticking(loop, f"improve {iteration}", share * (sampler.steps + 1), "batches") as tick:
-        for number, losers in units[loop.world.rank :: loop.world.size]:
-            if store.unit_done(iteration, number, stage="improve"):
-                for _ in range(sampler.steps + 1):
+    fingerprint, sampler, world = load_improver(loop), improver_sampler(loop.config), loop.world
+    ordered = sorted(loop.store.collected(iteration), key=lambda sample: (sample.unit, sample.place))
+    units = [list(same) for _, same in groupby(ordered, key=lambda sample: sample.unit)]
+    mine = units[world.rank :: world.size]
+
+    def draw(tick: Tick) -> None:
+        for losers in mine:
+            number = losers[0].unit
+            if loop.store.unit_done(iteration, number, stage="improve"):
+                for _ in range(sampler.steps):
                     tick()
-                continue
-            rows, latents = _improve_unit(loop, losers, sampler, fingerprint, tick)
-            store.append_unit(iteration, loop.world.rank, number, rows, latents, stage="improve")
+            else:
+                rows, latents = _improve_unit(loop, losers, sampler, fingerprint, tick)
+                loop.store.append_unit(iteration, world.rank, number, rows, latents, stage="improve")
             tick()
-    loop.world.barrier()
-    if loop.world.rank == 0:
-        payload = measure(loop, iteration)
-        payload["time/improve_s"] = time.monotonic() - began
-        loop.metrics.write_once(iteration, "improve", payload)
-        store.write_manifest("improve", iteration, payload)
-    loop.world.barrier()
+
+    ticks = len(mine) * (sampler.steps + 1)
+    draw_stage(loop, "improve", iteration, ticks, draw, lambda: _measure(loop, iteration))
 
 
 def improve_latents(
@@ -156,7 +136,7 @@ def improve_latents(
     embeddings: PromptEmbeddings,
     sampler: SamplerConfig,
     scales: DoubleGuidance,
-    keys: Sequence[Sequence[str | int]],
+    keys: Sequence[Key],
     texts: Sequence[str],
     losers: Tensor,
     tick: Tick,
@@ -182,7 +162,7 @@ def redraw_improved(
     """Draw one stored winner again, (1,C,h,w), from its loser's latents (1,C,h,w); equal bit for bit to what
     was stored.
 
-    The batch is filled to its old size, as in `collect.redraw`.
+    The batch is filled to its old size, as in `units.redraw`.
     """
     size, position = winner.place
     settings = winner.sampler_settings
@@ -206,16 +186,7 @@ def double_guidance_of(config: RunConfig) -> DoubleGuidance:
     return DoubleGuidance(improver.image_scale, improver.text_scale)
 
 
-def units_of(samples: Sequence[Sample]) -> list[tuple[int, list[Sample]]]:
-    """(unit, its samples in the order of the batch) by number: winners are drawn in the batches of their
-    losers."""
-    units: dict[int, list[Sample]] = {}
-    for sample in sorted(samples, key=lambda sample: (sample.unit, sample.place)):
-        units.setdefault(sample.unit, []).append(sample)
-    return list(units.items())
-
-
-def measure(loop: Loop, iteration: int) -> dict[str, float]:
+def _measure(loop: Loop, iteration: int) -> dict[str, float]:
     """What is to be known of an iteration's improved images: how far from their losers, and what rewards say
     of them."""
     store, improving = loop.store, _improving(loop)
@@ -228,20 +199,16 @@ def measure(loop: Loop, iteration: int) -> dict[str, float]:
     }
     # A spread of the whole iteration, not its front.
     chosen = pairs[:: max(1, len(pairs) // MEASURED_PAIRS)][:MEASURED_PAIRS]
-    winner, loser = (
-        torch.from_numpy(store.latents([sample.sample_id for sample in samples]))
-        for samples in ([pair[1] for pair in chosen], [pair[2] for pair in chosen])
-    )
-    prompts = [winner.prompt for _, winner, _ in chosen]
-    distance, relative = relative_distance(winner, loser, prompts)
+    winner = torch.from_numpy(store.latents([winner.sample_id for _, winner, _ in chosen]))
+    loser = torch.from_numpy(store.latents([loser.sample_id for _, _, loser in chosen]))
+    distance, relative = relative_distance(winner, loser, [winner.prompt for _, winner, _ in chosen])
     metrics |= {"improve/latent_distance": distance, "improve/relative_distance": relative}
     if improving.embed is not None:
-        features = [_features(loop.policy, improving.embed, latents) for latents in (winner, loser)]
-        metrics["improve/feature_cosine"] = float((features[0] * features[1]).sum(dim=1).mean())
-        unrelated = features[1].roll(max(1, len(chosen) // 2), dims=0)
-        metrics["improve/feature_cosine_unrelated"] = float((features[1] * unrelated).sum(dim=1).mean())
-    warning = distance_warning(relative)
-    if warning is not None:
+        improved, original = (_features(loop.policy, improving.embed, side) for side in (winner, loser))
+        unrelated = original.roll(max(1, len(chosen) // 2), dims=0)
+        metrics["improve/feature_cosine"] = float((improved * original).sum(dim=1).mean())
+        metrics["improve/feature_cosine_unrelated"] = float((original * unrelated).sum(dim=1).mean())
+    if (warning := distance_warning(relative)) is not None:
         loop.console.warning(f"iteration {iteration}: {warning}")
     gains = [
         f"{name.split('/')[2]} {value:+.3f}" for name, value in metrics.items() if name.endswith("/gain")
@@ -258,7 +225,7 @@ def _improve_unit(
 ) -> tuple[list[Sample], Tensor]:
     """Winners and their latents (B,C,h,w) of one unit of losers."""
     scales = double_guidance_of(loop.config)
-    keys = [_noise_key(loop.config.seed, loser) for loser in losers]
+    keys = [(loop.config.seed, loser.iteration, "improve", loser.sample_id) for loser in losers]
     texts = [loser.prompt for loser in losers]
     images = torch.from_numpy(loop.store.latents([loser.sample_id for loser in losers]))
     improver = _improving(loop).policy
@@ -272,9 +239,9 @@ def _improve_unit(
             negative_prompt=None,
             agent=IMPROVER,
             weights=fingerprint,
-            seed_key=json.dumps(list(key)),
+            seed_key=json.dumps(key),
             sampler=drawn_with,
-            rewards={name: float(values[position]) for name, values in scores.items()},
+            rewards=scores_at(scores, position),
             latent_file="",
             improved_from=loser.sample_id,
         )
@@ -283,27 +250,9 @@ def _improve_unit(
     return winners, latents
 
 
-def _noise_key(seed: int, loser: Sample) -> tuple[str | int, ...]:
-    return (seed, loser.iteration, "improve", loser.sample_id)
-
-
 def _features(policy: Policy, embed: Callable[[Tensor], Tensor], latents: Tensor) -> Tensor:
     parts = [embed(policy.decode_latents(part)).double() for part in torch.split(latents, 64)]
     return torch.nn.functional.normalize(torch.cat(parts), dim=1)
-
-
-def _offline_loader(loop: Loop, iteration: int) -> PairLoader:
-    """Batches of D_off, whatever has been collected since."""
-    index = PairSource(loop.store, loop.config.hybrid).index(1)
-    loop.embeddings.add(["", *index.prompts()])
-    return PairLoader(
-        loop.store,
-        index,
-        loop.embeddings,
-        batch_size=improver_settings(loop.config).batch_size,
-        run_seed=loop.config.seed,
-        iteration=iteration,
-    )
 
 
 def improver_settings(config: RunConfig) -> ImproverConfig:

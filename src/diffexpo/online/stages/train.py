@@ -6,8 +6,18 @@ import time
 
 from diffexpo.online.cost import training_cost
 from diffexpo.online.loaders import Batches, batches_of
-from diffexpo.online.loop import Loop, is_complete, keep_iterate, load_iterate, load_iterates, ticking
-from diffexpo.online.trajectories import check_replay, forget, keep_optimizer, read_optimizer
+from diffexpo.online.loop import (
+    Loop,
+    is_complete,
+    keep_iterate,
+    load_iterate,
+    load_iterates,
+    read_kept,
+    ticking,
+    write_kept,
+)
+from diffexpo.online.trajectories import check_replay, forget
+from diffexpo.training.optimizer import OptimizerState
 from diffexpo.training.progress import TrainReport
 
 
@@ -35,26 +45,28 @@ def train(loop: Loop, iteration: int) -> None:
     began = time.monotonic()
     batches = batches_of(loop, iteration)
     payload = batches.metrics
+    state: OptimizerState = read_kept(loop, "optimizer", iteration - 1) if card.draws_first else {}
     if batches.loader.size == 0:
         loop.console.warning(
             f"iteration {iteration}: no transition has anything to teach (rewards equal within every prompt, "
             "or failed); the policy stays as it is"
         )
-        keep_optimizer(loop, iteration, read_optimizer(loop, iteration - 1))
     else:
-        report = _train(loop, iteration, batches)
+        report = _train(loop, iteration, batches, state)
         payload = report.metrics() | payload
         payload["cost/network_evaluations"] = training_cost(loop.config, iteration)
-        if card.draws_first:
-            keep_optimizer(loop, iteration, report.optimizer_state)
+        state = report.optimizer_state
     unit = "transitions" if card.draws_first else "pairs"
     payload |= {f"{unit}/available": batches.loader.size, "time/train_s": time.monotonic() - began}
+    if card.draws_first:
+        # Before the manifest: an iteration that is complete has its state.
+        write_kept(loop, "optimizer", iteration, state)
     keep_iterate(loop, iteration, payload)
     if card.draws_first:
         forget(loop, iteration)
 
 
-def _train(loop: Loop, iteration: int, batches: Batches) -> TrainReport:
+def _train(loop: Loop, iteration: int, batches: Batches, state: OptimizerState) -> TrainReport:
     steps, draws_first = loop.config.training.steps, loop.config.algorithm.draws_first
     if draws_first:
         check_replay(loop, iteration)
@@ -68,7 +80,7 @@ def _train(loop: Loop, iteration: int, batches: Batches) -> TrainReport:
             checkpoint_dir=loop.run_dir / "checkpoints" / f"iteration-{iteration:04d}",
             run_seed=loop.config.seed,
             tick=tick,
-            optimizer_state=read_optimizer(loop, iteration - 1) if draws_first else None,
+            optimizer_state=state,
             is_checked=iteration == 1 or not draws_first,
         )
 

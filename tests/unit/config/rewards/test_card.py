@@ -13,7 +13,7 @@ from diffexpo.config.rewards import CARDS, REWARDS, RewardCard, read_card
 from diffexpo.config.rewards.card import SCORING_BATCH
 from diffexpo.errors import ConfigError
 from diffexpo.rewards.base import scorer_class
-from diffexpo.rewards.scoring import score_drawn, score_images
+from diffexpo.rewards.scoring import score_drawn
 
 TWO = "rewards=[{name: a, type: clip, path: emoji:judge_train}, {name: b, type: jpeg_compressibility}]"
 ONE = "rewards=[{{name: far, {}}}]"
@@ -87,8 +87,7 @@ def test_card_and_code_are_two_files_of_one_name() -> None:
 
 
 def test_the_batch_is_that_of_scoring() -> None:
-    for function in (score_drawn, score_images):
-        assert inspect.signature(function).parameters["batch_size"].default == SCORING_BATCH
+    assert inspect.signature(score_drawn).parameters["batch_size"].default == SCORING_BATCH
 
 
 def test_every_setting_is_documented_and_has_the_same_meaning_in_all_types() -> None:

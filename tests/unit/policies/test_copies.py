@@ -11,12 +11,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from diffexpo.algorithms import ALGORITHMS
+from diffexpo.algorithms import algorithm_class
 from diffexpo.config.methods.diffusion_dpo import DiffusionDpoConfig
 from diffexpo.config.schema import ModelConfig, TuningConfig
 from diffexpo.errors import PolicyError
 from diffexpo.policies.base import load_policy
-from diffexpo.policies.frozen import CAST_LAYERS, cast_parameters, lower_precision, lowered_bytes
+from diffexpo.policies.copies import CAST_LAYERS, cast_parameters, lower_precision, lowered_bytes
 from diffexpo.types import PairBatch, Policy
 from tests.contract.family import Family
 from tests.contract.transformer_families import FAMILIES as TRANSFORMERS
@@ -117,7 +117,7 @@ def test_the_loss_starts_at_ln_2_exactly(diffusion_folder: Path, tuning: TuningC
     latents = [torch.randn(3, *policy.latent_shape, generator=draw) for _ in range(2)]
     batch = PairBatch(*latents, policy.encode_prompts(["a", "b", "c"]), ("1", "2", "3"))
     settings = DiffusionDpoConfig(beta=5000.0, empty_prompt_fraction=0.0)
-    algorithm = ALGORITHMS["diffusion_dpo"](settings, policy.encode_prompts([""]))
+    algorithm = algorithm_class("diffusion_dpo")(settings, policy.encode_prompts([""]))
     with bf16():
         output = algorithm.loss(policy, batch, (0, "test"))
         assert output.loss.item() == torch.tensor(math.log(2.0)).item()
@@ -135,7 +135,7 @@ def test_equal_losses_and_gradients_with_either_reference(diffusion_folder: Path
         latents = [torch.randn(2, *policy.latent_shape, generator=draw) for _ in range(2)]
         batch = PairBatch(*latents, policy.encode_prompts(["a", "b"]), ("1", "2"))
         settings = DiffusionDpoConfig(beta=50.0, empty_prompt_fraction=0.0)
-        algorithm = ALGORITHMS["diffusion_dpo"](settings, policy.encode_prompts([""]))
+        algorithm = algorithm_class("diffusion_dpo")(settings, policy.encode_prompts([""]))
         with bf16():
             loss = algorithm.loss(policy, batch, (0, "test")).loss
         loss.backward()

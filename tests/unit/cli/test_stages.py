@@ -1,4 +1,4 @@
-"""`diffexpo cite` through the entry point."""
+"""`diffexpo cite`, one of the commands on an existing run, through the entry point."""
 
 import re
 
