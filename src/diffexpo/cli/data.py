@@ -175,8 +175,10 @@ def regenerate(
 
 def _is_set(name: str) -> bool:
     """Whether a name means a preference set: it is an alias, or it exists and is not a run folder."""
-    if name.startswith("emoji:") or not Path(name).exists():
-        return name.startswith("emoji:")
+    from diffexpo.config.worlds import world_of
+
+    if world_of(name) or not Path(name).exists():
+        return world_of(name) is not None
     try:
         find_run(name)
     except MissingError:

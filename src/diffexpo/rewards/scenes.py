@@ -14,7 +14,6 @@ import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -22,7 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from diffexpo.errors import RewardError
-from diffexpo.rewards.images import check_lengths
+from diffexpo.rewards.dual_encoder import NetworkReward
 from diffexpo.rewards.weights import fill, find_folder, fingerprint, read_tensors
 from diffexpo.worlds.scenes.compose import IMAGE_SIZE, READ_CLARITY, clarity
 from diffexpo.worlds.scenes.grammar import (
@@ -286,8 +285,8 @@ def load_checker(name: str, path: str) -> tuple[nn.Module, str]:
         MissingError: there is no such folder.
         RewardError: its files are damaged or of another architecture.
     """
-    folder = find_folder(name, path, key="path", patterns=[CONFIG, WEIGHTS], expected="a checker's folder")
-    files = [Path(folder) / CONFIG, Path(folder) / WEIGHTS]
+    folder = find_folder(name, path, "a checker's folder", key="path", patterns=(CONFIG, WEIGHTS))
+    files = [folder / CONFIG, folder / WEIGHTS]
     settings = json.loads(files[0].read_text(encoding="utf-8"))
     if settings.get("architecture") not in NETWORKS:
         raise RewardError(
@@ -299,8 +298,12 @@ def load_checker(name: str, path: str) -> tuple[nn.Module, str]:
     return network.eval(), fingerprint(files, {})
 
 
-class SceneScore:
-    """`scene_score` of images under a checker; the text of a prompt says what has to be seen."""
+class SceneScore(NetworkReward):
+    """`scene_score` of images (B,3,64,64) under a checker; the text of a prompt says what has to be seen.
+
+    Raises:
+        RewardError: images of another size, or a prompt that is not of the scenes' grammar.
+    """
 
     scale = "log-probability"
 
@@ -313,7 +316,8 @@ class SceneScore:
         base: str | None = None,
         precision: str = "float32",
     ) -> None:
-        self.name, self.device = name, torch.device(device)
+        super().__init__(name, texts=None)
+        self.device = torch.device(device)
         self.network, self.version = load_checker(name, path)
         self.network.to(self.device)
 
@@ -321,13 +325,7 @@ class SceneScore:
         """The score of one image."""
         return scene_score(found, scene)
 
-    def score(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
-        """Scores (B,) of images (B,3,64,64) in [0,1].
-
-        Raises:
-            RewardError: another size, or a prompt that is none of the scenes' grammar.
-        """
-        check_lengths(self.name, images, prompts)
+    def _score(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
         if images.shape[-2:] != (IMAGE_SIZE, IMAGE_SIZE):
             raise RewardError(
                 f"reward {self.name!r}: images are {tuple(images.shape[-2:])}; checkers of scenes read "

@@ -15,7 +15,6 @@ from diffexpo.config.section import Section
 
 # Images that are scored in one call; a scorer that compares images of a prompt sees no more of them.
 SCORING_BATCH = 64
-EMBEDDED = "emoji:"
 VIT_H = "laion/CLIP-ViT-H-14-laion2B-s32B-b79K"
 VIT_L = "openai/clip-vit-large-patch14"
 # Parameters of these CLIPModels, text and image towers together.
