@@ -19,6 +19,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
+# Garbage is collected from when everything has been imported.
+FORK_SERVER = "import gc, runpy; gc.disable(); runpy.run_module('tests.forkserver', run_name='__main__')"
 
 
 def environment() -> dict[str, str]:
@@ -49,7 +51,7 @@ class Server:
         self._folder = tempfile.TemporaryDirectory(prefix="diffexpo-commands-")
         self._numbers = itertools.count()
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "tests.forkserver"],
+            [sys.executable, "-c", FORK_SERVER],
             cwd=ROOT,
             env=environment(),
             stdin=subprocess.PIPE,

@@ -10,12 +10,16 @@ for name in [name for name in os.environ if name.startswith("DIFFEXPO_")]:
     del os.environ[name]
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# What is imported and collected stays until the end: the garbage collector need not look at it again and again, neither while it
+# grows (a third of that time) nor afterwards.
+gc.disable()
 
 
 def pytest_collection_finish() -> None:
-    """What was imported and collected stays until the end: the garbage collector need not look at it again and again."""
+    """From here on there is garbage."""
     gc.collect()
     gc.freeze()
+    gc.enable()
 
 
 @pytest.fixture

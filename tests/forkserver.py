@@ -21,7 +21,8 @@ import warnings
 import diffexpo.assembly.actions
 import diffexpo.assembly.runs
 import diffexpo.assembly.sweeping
-import diffexpo.assembly.verifying  # noqa: F401  (what a command would import)
+import diffexpo.assembly.verifying
+import diffexpo.evaluation.report  # noqa: F401  (what a command would import)
 from diffexpo.cli.main import main
 
 
@@ -45,6 +46,8 @@ def child(request: dict) -> int:
             main(request["start"])
         else:
             warnings.simplefilter("error")
+            # A launcher that forks its workers while its own threads wait.
+            warnings.filterwarnings("ignore", "This process .* is multi-threaded", DeprecationWarning)
             runpy.run_module(request["module"], run_name="__main__", alter_sys=True)
     except SystemExit as stop:
         return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
@@ -76,6 +79,7 @@ def wait(pid: int, block: bool) -> int | None:
 
 if __name__ == "__main__":
     gc.freeze()  # children share what was imported instead of copying it when they collect
+    gc.enable()
     # Answers have a descriptor of their own, so that nothing printed can mix with them.
     with os.fdopen(os.dup(1), "w") as answers:
         os.dup2(2, 1)

@@ -18,7 +18,7 @@ from tests.commands import diffexpo
 from tests.world import jpeg, weights
 
 SMALL = ("explore.iterations=2", "training.steps=2", "evaluation.bootstrap=20")
-ALONE = ("explore.iterations=1", "algorithm.alpha=0", "training.steps=40", "evaluation.bootstrap=20")
+ALONE = ("explore.iterations=1", "algorithm.alpha=0", "training.steps=24", "evaluation.bootstrap=20")
 
 SCORERS = """\
 import torch
@@ -313,7 +313,7 @@ def test_a_folder_in_use_is_refused_and_left_alone(command, world, tmp_path):
 def undisturbed(command, world, tmp_path_factory) -> dict[str, str]:
     """Weights of the run that the full disk interrupts, without that."""
     run_dir = tmp_path_factory.mktemp("undisturbed") / "run"
-    done = command(*arguments(world, run_dir, *ALONE))
+    done = command(*arguments(world, run_dir, *ALONE), "--stop-after", "train-1")
     assert done.code == 0, done.err
     return weights(run_dir)
 
@@ -344,7 +344,7 @@ def test_a_full_disk_keeps_the_last_checkpoint_and_a_damaged_one_is_passed_over(
 
     done = command("run", "--resume", run_dir)
     assert done.code == 0, done.err
-    done = command("run", "--resume", copy)
+    done = command("run", "--resume", copy, "--stop-after", "train-1")
     assert done.code == 0, done.err
     said = done.out + done.err
     assert kept.path.name in said and "current.safetensors" in said and "falling back" in said
@@ -358,7 +358,7 @@ def test_a_disk_full_to_the_last_byte_is_still_a_message(command, world, undistu
     )
     assert done.code == 4, done.err
     assert "free space" in done.message
-    done = command("run", "--resume", run_dir)
+    done = command("run", "--resume", run_dir, "--stop-after", "train-1")
     assert done.code == 0, done.err
     assert weights(run_dir) == undisturbed
 

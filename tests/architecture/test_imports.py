@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.architecture.tree import FILES, SOURCE, imported
+from tests.architecture.tree import FILES, SOURCE, imported, nodes_of
 
 GROUND = {"errors", "types", "rng", "files", "phases", "config"}
 BELOW = GROUND | {"diffusion", "algorithms", "policies", "rewards", "data", "training", "online"}
@@ -91,38 +91,42 @@ def room_of(module: str) -> str | None:
     return names[1] if names[1] in MAY_IMPORT else "__init__"
 
 
-@pytest.mark.parametrize("path", FILES, ids=[parts(path)[1] for path in FILES])
-def test_rooms_import_only_what_lies_below(path):
-    room, name = parts(path)
-    allowed = MAY_IMPORT[room] | {room, None}
-    wrong = [
-        f"{name}:{line} imports {module}"
-        for module, line in imported(path, typing=room == "cli")
-        if module.split(".")[0] == "diffexpo" and room_of(module) not in allowed
-    ]
-    assert not wrong, f"{room} may import {sorted(allowed - {None})} only:\n" + "\n".join(wrong)
-
-
-@pytest.mark.parametrize("path", FILES, ids=[parts(path)[1] for path in FILES])
-def test_third_parties_stay_in_quarantine(path):
-    room, name = parts(path)
+def test_rooms_import_only_what_lies_below():
     wrong = []
-    for module, line in imported(path):
-        top = module.split(".")[0]
-        if top in BANNED:
-            wrong.append(f"{name}:{line} imports {module}, which stands nowhere")
-        elif top in QUARANTINE and room not in QUARANTINE[top] and name not in QUARANTINE[top]:
-            wrong.append(f"{name}:{line} imports {module}, allowed only in {sorted(QUARANTINE[top])}")
+    for path in FILES:
+        room, name = parts(path)
+        allowed = MAY_IMPORT[room] | {room, None}
+        wrong += [
+            f"{name}:{line} imports {module}; {room} may import {sorted(allowed - {None})} only"
+            for module, line in imported(path, typing=room == "cli")
+            if module.split(".")[0] == "diffexpo" and room_of(module) not in allowed
+        ]
     assert not wrong, "\n".join(wrong)
 
 
-@pytest.mark.parametrize("path", FILES, ids=[parts(path)[1] for path in FILES])
-def test_light_files_do_not_import_torch(path):
-    room, name = parts(path)
-    if not NO_TORCH & {room, name}:
-        return
-    wrong = [line for module, line in imported(path, top_level=True) if module.split(".")[0] == "torch"]
-    assert not wrong, f"{name} imports torch at lines {wrong}"
+def test_third_parties_stay_in_quarantine():
+    wrong = []
+    for path in FILES:
+        room, name = parts(path)
+        for module, line in imported(path):
+            top = module.split(".")[0]
+            if top in BANNED:
+                wrong.append(f"{name}:{line} imports {module}, which stands nowhere")
+            elif top in QUARANTINE and room not in QUARANTINE[top] and name not in QUARANTINE[top]:
+                wrong.append(f"{name}:{line} imports {module}, allowed only in {sorted(QUARANTINE[top])}")
+    assert not wrong, "\n".join(wrong)
+
+
+def test_light_files_do_not_import_torch():
+    light = [path for path in FILES if NO_TORCH & {*parts(path)}]
+    assert light
+    wrong = [
+        f"{parts(path)[1]}:{line} imports {module}"
+        for path in light
+        for module, line in imported(path, top_level=True)
+        if module.split(".")[0] == "torch"
+    ]
+    assert not wrong, "\n".join(wrong)
 
 
 @pytest.mark.parametrize("room", ["diffusion", "algorithms"])
@@ -135,11 +139,11 @@ def test_mathematics_imports_only_torch(room):
         assert not foreign, f"{parts(path)[1]} imports {sorted(foreign)}"
 
 
-@pytest.mark.parametrize("path", FILES, ids=[parts(path)[1] for path in FILES])
-def test_no_torch_save_load_or_pickle(path):
+def test_no_torch_save_load_or_pickle():
     calls = [
-        f"{path.name}:{node.lineno} {ast.unparse(node)}"
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        f"{parts(path)[1]}:{node.lineno} {ast.unparse(node)}"
+        for path in FILES
+        for node in nodes_of(path)
         if isinstance(node, ast.Attribute)
         and ast.unparse(node) in ("torch.save", "torch.load", "torch.hub", "np.load", "numpy.load")
     ]

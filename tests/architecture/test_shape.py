@@ -6,7 +6,7 @@ import ast
 from collections.abc import Iterator
 from pathlib import Path
 
-from tests.architecture.tree import FILES, MAKERS, SOURCE, imported, module_of, name_of, tree_of
+from tests.architecture.tree import FILES, MAKERS, SOURCE, imported, module_of, name_of, nodes_of
 
 MAX_LINES_OF_A_FILE = 450
 MAX_LINES_OF_A_FUNCTION = 80
@@ -18,7 +18,7 @@ def none(found: list[str], rule: str) -> None:
 
 
 def functions(path: Path) -> Iterator[ast.FunctionDef | ast.AsyncFunctionDef]:
-    for node in ast.walk(tree_of(path)):
+    for node in nodes_of(path):
         if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
             yield node
 
@@ -113,7 +113,7 @@ def settings_classes() -> set[str]:
     return {
         node.name
         for path in methods_places()
-        for node in ast.walk(tree_of(path))
+        for node in nodes_of(path)
         if isinstance(node, ast.ClassDef)
         and any(
             isinstance(field, ast.AnnAssign)
@@ -132,7 +132,7 @@ def test_a_methods_settings_are_named_in_their_own_place_only() -> None:
     for path in FILES:
         if path in own:
             continue
-        for node in ast.walk(tree_of(path)):
+        for node in nodes_of(path):
             named = {
                 name
                 for name in (

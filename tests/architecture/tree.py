@@ -18,6 +18,12 @@ def tree_of(path: Path) -> ast.Module:
     return ast.parse(path.read_text(encoding="utf-8"))
 
 
+@cache
+def nodes_of(path: Path) -> tuple[ast.AST, ...]:
+    """All nodes of a file's syntax tree."""
+    return tuple(ast.walk(tree_of(path)))
+
+
 def name_of(path: Path) -> str:
     """A file as messages name it, relative to the repository."""
     return path.relative_to(ROOT).as_posix()
@@ -29,7 +35,8 @@ def module_of(path: Path) -> str:
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
 
-def imported(path: Path, *, top_level: bool = False, typing: bool = False) -> list[tuple[str, int]]:
+@cache
+def imported(path: Path, *, top_level: bool = False, typing: bool = False) -> tuple[tuple[str, int], ...]:
     """Dotted names that a file imports, with their lines; TYPE_CHECKING blocks count with `typing` only.
 
     With `top_level` only the imports that run when the file itself is imported.
@@ -57,4 +64,4 @@ def imported(path: Path, *, top_level: bool = False, typing: bool = False) -> li
             visit(child)
 
     visit(tree_of(path))
-    return found
+    return tuple(found)

@@ -1,6 +1,6 @@
 """The tiny world and one uninterrupted run in it (see tests/world.py)."""
 
-from tests.commands import diffexpo, environment, in_two_processes, kill_when
+from tests.commands import diffexpo, in_two_processes, kill_when
 from tests.world import (
     SIGINT,
     SIGKILL,
@@ -15,7 +15,6 @@ __all__ = [
     "SIGINT",
     "SIGKILL",
     "diffexpo",
-    "environment",
     "in_two_processes",
     "kill_when",
     "pair_rows",

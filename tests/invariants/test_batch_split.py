@@ -15,7 +15,8 @@ from tests.world import base_weights, distance
 @pytest.mark.parametrize("micro", [1, 4])
 def test_micro_batches_do_not_change_the_result(world, truth, tmp_path, micro):
     run_dir = tmp_path / "run"
-    diffexpo(*run_arguments(world, run_dir), "--set", f"training.micro_batch_size={micro}")
+    changed = ("--set", f"training.micro_batch_size={micro}")
+    diffexpo(*run_arguments(world, run_dir), *changed, "--stop-after", "train-1")
     one = load_file(truth / "checkpoints" / "weights-0001.safetensors")
     two = load_file(run_dir / "checkpoints" / "weights-0001.safetensors")
     difference = np.concatenate([(one[name] - two[name]).ravel() for name in one]).astype(np.float64)

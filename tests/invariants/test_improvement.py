@@ -43,9 +43,18 @@ SETTINGS = [
 ]
 
 
-def run(world: Path, folder: Path, *more: str, resume: bool = False) -> RunConfig:
+def run(
+    world: Path, folder: Path, *more: str, resume: bool = False, stop_after: str | None = None
+) -> RunConfig:
     loaded = load_config([str(world / "recipe.yaml")], [*SETTINGS, *more])
-    assembly.run(loaded.config, folder, sources=loaded.sources, resume=resume, console=Console())
+    assembly.run(
+        loaded.config,
+        folder,
+        sources=loaded.sources,
+        resume=resume,
+        console=Console(),
+        stop_after=stop_after,
+    )
     return loaded.config
 
 
@@ -127,8 +136,11 @@ def test_the_cost_is_what_the_stages_say(truth: Path, world: Path) -> None:
 
 SCALES = {
     "three predictions a step": [],
-    "one prediction a step": ["algorithm.improver.text_scale=1", "algorithm.improver.image_scale=1"],
-    "offline pairs join": ["hybrid.offline_weight=0.5"],
+    "one prediction a step, offline pairs join": [
+        "algorithm.improver.text_scale=1",
+        "algorithm.improver.image_scale=1",
+        "hybrid.offline_weight=0.5",
+    ],
 }
 
 
@@ -156,7 +168,7 @@ def test_every_call_of_both_denoisers_is_declared(
     monkeypatch.setattr(UNetPolicy, "predict", counting)
     monkeypatch.setattr(Engine, "self_check", lambda engine, batch, noise_key: None)
     monkeypatch.setattr(runs, "STAGES", {name: counted(name, stage) for name, stage in STAGES.items()})
-    config = run(world, tmp_path / "run", *settings)
+    config = run(world, tmp_path / "run", *settings, stop_after="train-3")
     card, explore = config.algorithm, config.explore
     images = explore.prompts_per_iteration * card.images_of_prompt(config)
     declared = {
@@ -180,13 +192,13 @@ MOMENTS = {
 }
 
 
-@pytest.mark.parametrize("pattern", MOMENTS.values(), ids=MOMENTS.keys())
-def test_kill_9_and_resume_is_bit_identical(world: Path, truth: Path, tmp_path: Path, pattern: str) -> None:
+def test_kill_9_and_resume_is_bit_identical(world: Path, truth: Path, tmp_path: Path) -> None:
     run_dir = tmp_path / "run"
     arguments = [*run_arguments(world, run_dir), *(f"--set={setting}" for setting in SETTINGS)]
-    assert kill_when(arguments, lambda: any(run_dir.glob(pattern)), SIGKILL) == -9, (
-        "ended before it could be killed"
-    )
+    for moment, pattern in MOMENTS.items():
+        code = kill_when(arguments, lambda pattern=pattern: any(run_dir.glob(pattern)), SIGKILL)
+        assert code == -9, f"ended before it could be killed {moment}"
+        arguments = ["run", "--resume", str(run_dir)]
     run(world, run_dir, resume=True)
     assert weights(run_dir) == weights(truth)
     assert pair_rows(run_dir) == pair_rows(truth)
@@ -201,7 +213,8 @@ def test_kill_9_and_resume_is_bit_identical(world: Path, truth: Path, tmp_path: 
 
 def test_two_processes_equal_one(world: Path, truth: Path, tmp_path: Path) -> None:
     run_dir = tmp_path / "run"
-    in_two_processes(*run_arguments(world, run_dir), *(f"--set={setting}" for setting in SETTINGS))
+    settings = [f"--set={setting}" for setting in SETTINGS]
+    in_two_processes(*run_arguments(world, run_dir), *settings, "--stop-after", "train-3")
     names = ("pair_id", "winner_id", "loser_id", "prompt", "source")
     ours, theirs = ([[row[name] for name in names] for row in pair_rows(path)] for path in (run_dir, truth))
     assert ours == theirs
@@ -227,7 +240,8 @@ def test_a_trained_model_is_given_to_another_run_and_improves_alike(
     world: Path, truth: Path, tmp_path: Path
 ) -> None:
     folder = tmp_path / "run"
-    run(world, folder, f"algorithm.improver.path={truth / 'improver'}", "explore.iterations=2")
+    given = f"algorithm.improver.path={truth / 'improver'}"
+    run(world, folder, given, "explore.iterations=2", stop_after="train-2")
     first, second = (Store(path / "store", create=False) for path in (truth, folder))
     assert first.manifest("improver", 0)["weights"] == second.manifest("improver", 0)["weights"]
     names = [row.winner_id for row in first.pairs(1)]
@@ -238,7 +252,8 @@ def test_a_trained_model_is_given_to_another_run_and_improves_alike(
 
 def test_the_filter_keeps_agreeing_pairs_and_offline_pairs_may_join(world: Path, tmp_path: Path) -> None:
     folder = tmp_path / "run"
-    run(world, folder, "algorithm.filter_by_reward=true", "hybrid.offline_weight=0.5", "explore.iterations=2")
+    settings = ("algorithm.filter_by_reward=true", "hybrid.offline_weight=0.5", "explore.iterations=2")
+    run(world, folder, *settings, stop_after="train-2")
     store = Store(folder / "store", create=False)
     samples = {row.sample_id: row for row in store.samples(1)}
     payload = store.manifest("pair", 1)
@@ -289,6 +304,7 @@ def test_flow_models_are_improved_alike(world: Path, tmp_path: Path) -> None:
         "explore.sampler.name=flow_euler",
         "evaluation.sampler.name=flow_euler",
         "explore.iterations=2",
+        stop_after="train-2",
     )
     assert schedule(config)[0] == ("improver", 0)
     assert len(Store(folder / "store", create=False).pairs(1)) == 8

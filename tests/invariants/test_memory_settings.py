@@ -32,7 +32,7 @@ HALF = sets("tuning.reference_dtype=bfloat16", "tuning.reference_device=cpu")
 def merged(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of an uninterrupted run that draws with merged adapters."""
     folder = tmp_path_factory.mktemp("merged") / "run"
-    diffexpo(*run_arguments(world, folder), *LORA)
+    diffexpo(*run_arguments(world, folder), *LORA, "--stop-after", "train-2")
     return folder
 
 
@@ -59,7 +59,7 @@ def test_its_samples_are_drawn_again_bit_for_bit(merged: Path, tmp_path: Path) -
 def test_a_half_precision_reference_gives_the_weights_of_float32(world: Path, tmp_path: Path) -> None:
     """Also where the setting is only made on resuming, and after a kill."""
     whole, half = tmp_path / "whole", tmp_path / "half"
-    diffexpo(*run_arguments(world, whole), *BF16)
+    diffexpo(*run_arguments(world, whole), *BF16, "--stop-after", "train-2")
     diffexpo(*run_arguments(world, half), *BF16, "--stop-after", "train-1")
     moment = "checkpoints/iteration-0002/checkpoint-*"
     assert kill_when(["run", "--resume", str(half), *HALF], lambda: any(half.glob(moment)), SIGKILL) == -9
@@ -77,7 +77,8 @@ def test_a_resumed_run_goes_on_with_smaller_micro_batches(world: Path, truth: Pa
     refused = diffexpo("run", "--resume", folder, "--set", "training.learning_rate=1", check=False)
     assert refused.code == 2 and "results depend on it" in refused.message
     assert (folder / "config.yaml").read_text() == before
-    done = diffexpo("run", "--resume", folder, "--set", "training.micro_batch_size=1")
+    smaller = ("--set", "training.micro_batch_size=1")
+    done = diffexpo("run", "--resume", folder, *smaller, "--stop-after", "train-2")
     assert "goes on with training.micro_batch_size=1" in done.out
     origins = (folder / "config.source.yaml").read_text()
     assert "training.micro_batch_size: --set training.micro_batch_size=1, on resuming\n" in origins

@@ -160,16 +160,17 @@ def test_the_cost_of_a_row_is_what_a_step_does(
 # ---- whole runs ------------------------------------------------------------------------------------------------
 
 OWN = ["offline.source=null", "hybrid.decay=0", "explore.agents=1"]
+# Two iterations train where offline pairs teach first; the others train from the second iteration on.
 RUNS = {
     "sft": ["algorithm.type=sft", "explore.iterations=1"],
     "raft": ["algorithm.type=sft", "algorithm.keep=best", "offline.source=null"],
-    "diffusion_kto": ["algorithm.type=diffusion_kto"],
+    "diffusion_kto": ["algorithm.type=diffusion_kto", "explore.iterations=2"],
     "rwr": ["algorithm.type=rwr", "algorithm.temperature=0.3", "offline.source=null"],
-    "mapo": ["algorithm.type=mapo", "training.pair_gradient=two_pass"],
-    "orpo": ["algorithm.type=orpo", "training.pair_gradient=two_pass"],
+    "mapo": ["algorithm.type=mapo", "training.pair_gradient=two_pass", "explore.iterations=2"],
+    "orpo": ["algorithm.type=orpo", "training.pair_gradient=two_pass", "explore.iterations=2"],
     "diffusion_nft": ["algorithm.type=diffusion_nft", "algorithm.old_decay=1", *OWN],
     "awm": ["algorithm.type=awm", "algorithm.kl_weight=0.1", *OWN],
-    "dgpo": ["algorithm.type=dgpo", "algorithm.clip_range=0.1"],
+    "dgpo": ["algorithm.type=dgpo", "algorithm.clip_range=0.1", "explore.iterations=2"],
     "spin": [
         "algorithm.type=spin", "explore.agents=1", "hybrid={offline_weight: 0, decay: 0}", "rewards=[]",
     ],
@@ -187,10 +188,17 @@ SMALL = [
 ]
 
 
-def run(world: Path, folder: Path, settings: list[str]) -> RunConfig:
+def run(world: Path, folder: Path, settings: list[str], stop_after: str | None = None) -> RunConfig:
     # Settings of the world's own method are null before another one is chosen.
     loaded = load_config([str(world / "recipe.yaml")], [*SMALL, *settings])
-    assembly.run(loaded.config, folder, sources=loaded.sources, resume=False, console=Console())
+    assembly.run(
+        loaded.config,
+        folder,
+        sources=loaded.sources,
+        resume=False,
+        console=Console(),
+        stop_after=stop_after,
+    )
     return loaded.config
 
 
@@ -210,23 +218,30 @@ def test_a_method_runs_whole(name: str, world: Path, tmp_path: Path) -> None:
     assert (folder / "report.html").stat().st_size > 10_000
 
 
+@pytest.fixture(scope="module")
+def flow_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_flow(tmp_path_factory.mktemp("flow") / "model")
+
+
 @pytest.mark.parametrize("name", ["orpo", "diffusion_kto", "rwr", "diffusion_nft", "awm", "dgpo", "spin"])
-def test_flow_models_learn_by_the_same_methods(name: str, world: Path, tmp_path: Path) -> None:
+def test_flow_models_learn_by_the_same_methods(
+    name: str, world: Path, flow_model: Path, tmp_path: Path
+) -> None:
     flow = [
-        f"model.path={tiny_flow(tmp_path / 'flow')}",
+        f"model.path={flow_model}",
         "explore.sampler.name=flow_euler",
         "evaluation.sampler.name=flow_euler",
         "explore.iterations=2",
     ]
     folder = tmp_path / "run"
-    run(world, folder, [*RUNS[name], *flow])
+    run(world, folder, [*RUNS[name], *flow], stop_after="train-2")
     losses = [row["train/loss"] for row in read_metrics(folder / "metrics.jsonl") if row["phase"] == "train"]
     assert losses and all(loss is not None for loss in losses)
 
 
 def test_spin_sets_data_against_own_images_of_the_same_prompt(world: Path, tmp_path: Path) -> None:
     folder = tmp_path / "run"
-    config = run(world, folder, [*RUNS["spin"], "explore.iterations=2"])
+    config = run(world, folder, [*RUNS["spin"], "explore.iterations=2"], stop_after="pair-1")
     store = Store(folder / "store")
     winners: dict[str, set[str]] = {}
     for row in store.pairs(source="offline"):

@@ -3,29 +3,20 @@
 In float32, over the whole command; `test_every_split` has two processes in float64, to 1e-9 in every weight.
 """
 
-import subprocess
-import sys
-
 from safetensors.numpy import load_file
 
-from tests.invariants.conftest import environment, pair_rows, run_arguments
+from tests.commands import ROOT, start
+from tests.invariants.conftest import pair_rows, run_arguments
 from tests.world import base_weights, distance
 
 
 def test_two_processes_equal_one(world, truth, tmp_path):
     run_dir = tmp_path / "run"
-    done = subprocess.run(
-        [
-            sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2",
-            "-m", "diffexpo", *run_arguments(world, run_dir),
-        ],
-        env=environment(),
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    # torchrun forks its workers here, so that none of them imports everything again.
+    launcher = ["--standalone", "--nproc-per-node", "2", "--start-method", "fork", "--run-path"]
+    command = [ROOT / "src" / "diffexpo" / "__main__.py", *run_arguments(world, run_dir)]
+    done = start(*launcher, *command, module="torch.distributed.run").wait()
+    assert done.code == 0, done.out[-3000:] + done.err[-3000:]
     ours, theirs = pair_rows(run_dir), pair_rows(truth)
     names = ("pair_id", "winner_id", "loser_id", "prompt", "explored_id", "main_id")
     assert [[row[name] for name in names] for row in ours] == [

@@ -7,11 +7,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import random
 import signal
 import socket
-import subprocess
-import sys
 import threading
 import time
 from collections import Counter
@@ -32,7 +31,7 @@ from diffexpo.online.units import collect, group_rows
 from diffexpo.rewards.jpeg import JpegIncompressibility
 from diffexpo.rewards.remote import RemoteReward
 from diffexpo.rewards.server import ScoreHandler
-from tests.invariants.conftest import environment
+from tests.commands import start
 from tests.scores import score_images
 from tests.served import Served
 from tests.unit.online.test_collect import REQUESTS, make_drawing, units_of
@@ -206,26 +205,18 @@ def test_a_server_that_stays_away_stops_the_run_and_a_resume_completes_it(
 
 def test_the_command_serves_a_scorer_until_interrupted(tmp_path: Path) -> None:
     (tmp_path / "reward.yaml").write_text("name: size\ntype: jpeg_incompressibility\n")
-    command = [
-        sys.executable,
-        "-m",
-        "diffexpo",
-        "rewards",
-        "serve",
-        "--config",
-        str(tmp_path / "reward.yaml"),
-    ]
-    with subprocess.Popen(
-        [*command, "--port", "0"], env=environment(), stdout=subprocess.PIPE, text=True
-    ) as process:
-        assert process.stdout is not None
-        lines = [process.stdout.readline() for _ in range(3)]
-        url = lines[0].split()[-1]
-        assert lines[2] == f"in a recipe: rewards: [{{name: size, type: remote, path: {url}}}]\n"
-        images = torch.rand(3, 3, 8, 8, generator=torch.Generator().manual_seed(0))
-        far = RemoteReward("size", url, ServiceConfig(scorer="size", retry_s=5.0))
-        assert torch.equal(
-            far.score(images, ["x"] * 3), JpegIncompressibility("size").score(images, ["x"] * 3)
-        )
-        process.send_signal(signal.SIGINT)
-        assert process.stdout.read() == "stopped\n" and process.wait(20) == 0
+    command = start("rewards", "serve", "--config", tmp_path / "reward.yaml", "--port", "0")
+    lines: list[str] = []
+    deadline = time.monotonic() + 60
+    while len(lines) < 3:
+        assert time.monotonic() < deadline and command.poll() is None, "the server says nothing"
+        time.sleep(0.01)
+        lines = command.out.read_text().splitlines() if command.out.exists() else []
+    url = lines[0].split()[-1]
+    assert lines[2] == f"in a recipe: rewards: [{{name: size, type: remote, path: {url}}}]"
+    images = torch.rand(3, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    far = RemoteReward("size", url, ServiceConfig(scorer="size", retry_s=5.0))
+    assert torch.equal(far.score(images, ["x"] * 3), JpegIncompressibility("size").score(images, ["x"] * 3))
+    os.kill(command.pid, signal.SIGINT)
+    done = command.wait()
+    assert done.code == 0 and done.out.splitlines()[3:] == ["stopped"]

@@ -2,8 +2,6 @@
 
 import json
 
-import pytest
-
 from tests.invariants.conftest import SIGINT, SIGKILL, diffexpo, kill_when, pair_rows, run_arguments, weights
 
 
@@ -13,33 +11,30 @@ def lines(run_dir):
     return [{name: value for name, value in row.items() if not timeless(name)} for row in rows]
 
 
+# In the order in which a run comes to them.
 MOMENTS = {
+    "before pairing": "store/manifests/collect-0001.json",
     "in training": "checkpoints/iteration-0002/checkpoint-*",
     "in collecting": "store/**/samples-0002-*",
-    "before pairing": "store/manifests/collect-0001.json",
 }
 
 
-@pytest.mark.parametrize("pattern", MOMENTS.values(), ids=MOMENTS.keys())
-def test_kill_9_and_resume_is_bit_identical(world, truth, tmp_path, pattern):
+def test_killed_at_every_moment_and_resumed_is_bit_identical(world, truth, tmp_path):
+    """One run, killed with signal 9 at one moment after the other, and stopped with Ctrl-C at last."""
     run_dir = tmp_path / "run"
     arguments = run_arguments(world, run_dir)
-    code = kill_when(arguments, lambda: any(run_dir.glob(pattern)), SIGKILL)
-    assert code == -9, "the run ended before it could be killed"
+    for moment, pattern in MOMENTS.items():
+        code = kill_when(arguments, lambda pattern=pattern: any(run_dir.glob(pattern)), SIGKILL)
+        assert code == -9, f"the run ended before it could be killed {moment}"
+        arguments = ["run", "--resume", str(run_dir)]
+    in_last_training = "checkpoints/iteration-0003/checkpoint-*"
+    code = kill_when(arguments, lambda: any(run_dir.glob(in_last_training)), SIGINT)
+    assert code == 75, "Ctrl-C saves and exits with 75"
+    assert "--resume" in (run_dir / "log.txt").read_text()
     diffexpo("run", "--resume", run_dir)
     assert weights(run_dir) == weights(truth)
     assert pair_rows(run_dir) == pair_rows(truth)
     assert lines(run_dir) == lines(truth)
-
-
-def test_ctrl_c_saves_exits_75_and_resumes(world, truth, tmp_path):
-    run_dir = tmp_path / "run"
-    arguments = run_arguments(world, run_dir)
-    code = kill_when(arguments, lambda: any(run_dir.glob(MOMENTS["in training"])), SIGINT)
-    assert code == 75
-    assert "--resume" in (run_dir / "log.txt").read_text()
-    diffexpo("run", "--resume", run_dir)
-    assert weights(run_dir) == weights(truth)
 
 
 def test_a_finished_run_says_so_and_changes_nothing(truth):

@@ -1,7 +1,6 @@
 """Methods on trajectories through real runs: killed anywhere, split anyhow, on one process or two, the result is the same."""
 
 import json
-from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +23,7 @@ model: {{path: {model}, device: cpu}}
 prompts: {{source: {root}/prompts.txt}}
 offline: {{source: null}}
 explore:
-  iterations: 3
+  iterations: 2
   prompts_per_iteration: 4
   images_per_prompt: 2
   batch_size: 4
@@ -82,9 +81,16 @@ def write_recipe(world: Path, models: dict[str, Path], method: str, sampler: str
     return path
 
 
-def run(recipe: Path, folder: Path, *settings: str, resume: bool = False) -> Path:
+def run(recipe: Path, folder: Path, *settings: str, stop_after: str | None = None) -> Path:
     loaded = load_config([str(recipe)], list(settings))
-    assembly.run(loaded.config, folder, sources=loaded.sources, resume=resume, console=Console())
+    assembly.run(
+        loaded.config,
+        folder,
+        sources=loaded.sources,
+        resume=folder.exists(),
+        console=Console(),
+        stop_after=stop_after,
+    )
     return folder
 
 
@@ -130,14 +136,13 @@ def test_a_method_runs_whole_and_leaves_what_it_must(runs, method):
     _, folder = runs[method]
     store = Store(folder / "store")
     stages = {"collect", "train"} | ({"pair"} if method == "d3po" else set())
-    assert {(name, t) for name, t in store.completed()} == {(name, t) for name in stages for t in (1, 2, 3)}
-    assert [len(store.samples(t)) for t in (1, 2, 3)] == [8, 8, 8]
-    files = [load_file(folder / "checkpoints" / f"weights-{t:04d}.safetensors") for t in (1, 2, 3)]
-    for one, two in pairwise(files):
-        assert any(np.abs(one[name] - two[name]).max() > 0 for name in one)
+    assert {(name, t) for name, t in store.completed()} == {(name, t) for name in stages for t in (1, 2)}
+    assert [len(store.samples(t)) for t in (1, 2)] == [8, 8]
+    one, two = (load_file(folder / "checkpoints" / f"weights-{t:04d}.safetensors") for t in (1, 2))
+    assert any(np.abs(one[name] - two[name]).max() > 0 for name in one)
     assert not list((folder / "trajectories").iterdir())
     assert [path.name for path in (folder / "checkpoints").glob("optimizer-*")] == [
-        "optimizer-0003.safetensors"
+        "optimizer-0002.safetensors"
     ]
     assert json.loads((folder / "status.json").read_text())["state"] == "finished"
     assert (folder / "report.html").stat().st_size > 10_000
@@ -147,20 +152,21 @@ def test_a_method_runs_whole_and_leaves_what_it_must(runs, method):
 
 
 @pytest.mark.parametrize(
-    ("method", "pattern"),
+    ("method", "patterns"),
     [
-        ("ddpo", "trajectories/iteration-0002/unit-*"),
-        ("ddpo", "checkpoints/iteration-0002/checkpoint-*"),
-        ("flow_grpo", "checkpoints/optimizer-0001.safetensors"),
+        ("ddpo", ["trajectories/iteration-0002/unit-*", "checkpoints/iteration-0002/checkpoint-*"]),
+        ("flow_grpo", ["checkpoints/optimizer-0001.safetensors"]),
     ],
 )
-def test_kill_9_and_resume_is_bit_identical(runs, tmp_path, method, pattern):
+def test_kill_9_and_resume_is_bit_identical(runs, tmp_path, method, patterns):
     recipe, truth = runs[method]
     folder = tmp_path / "run"
-    code = kill_when(["run", str(recipe), "--out", str(folder)], lambda: any(folder.glob(pattern)), SIGKILL)
-    assert code == -9, "the run ended before it could be killed"
-    loaded = load_config([str(recipe)], [])
-    assembly.run(loaded.config, folder, sources=loaded.sources, resume=True, console=Console())
+    arguments = ["run", str(recipe), "--out", str(folder)]
+    for pattern in patterns:
+        code = kill_when(arguments, lambda pattern=pattern: any(folder.glob(pattern)), SIGKILL)
+        assert code == -9, f"the run ended before it could be killed at {pattern}"
+        arguments = ["run", "--resume", str(folder)]
+    run(recipe, folder)
     assert weights(folder) == weights(truth)
     assert payloads(folder) == payloads(truth)
     assert lines(folder) == lines(truth)
@@ -169,17 +175,8 @@ def test_kill_9_and_resume_is_bit_identical(runs, tmp_path, method, pattern):
 @pytest.mark.parametrize("method", ["dpok", "d3po", "prdp", "spo"])
 def test_stage_by_stage_is_bit_identical(runs, tmp_path, method):
     recipe, truth = runs[method]
-    loaded = load_config([str(recipe)], [])
-    for stage in ("collect-1", "train-1", "collect-2", None):
-        folder = tmp_path / "run"
-        assembly.run(
-            loaded.config,
-            folder,
-            sources=loaded.sources,
-            resume=folder.exists(),
-            console=Console(),
-            stop_after=stage,
-        )
+    for stage in ("collect-1", "train-1", "collect-2", "train-2"):
+        folder = run(recipe, tmp_path / "run", stop_after=stage)
     assert weights(folder) == weights(truth)
     assert payloads(folder) == payloads(truth)
 
@@ -194,7 +191,8 @@ def start_of(models, method):
 @pytest.mark.parametrize("method", ["ddpo", "flow_grpo"])
 def test_micro_batches_do_not_change_the_result(runs, world, models, tmp_path, method, micro):
     recipe, truth = runs[method]
-    folder = run(recipe, tmp_path / "run", f"training.micro_batch_size={micro}", "explore.iterations=1")
+    settings = (f"training.micro_batch_size={micro}", "explore.iterations=1")
+    folder = run(recipe, tmp_path / "run", *settings, stop_after="train-1")
     one = load_file(truth / "checkpoints" / "weights-0001.safetensors")
     two = load_file(folder / "checkpoints" / "weights-0001.safetensors")
     difference = np.concatenate([(one[name] - two[name]).ravel() for name in one]).astype(np.float64)
@@ -207,13 +205,13 @@ def test_micro_batches_do_not_change_the_result(runs, world, models, tmp_path, m
 def test_two_processes_equal_one(runs, models, tmp_path, method):
     recipe, truth = runs[method]
     folder = tmp_path / "run"
-    in_two_processes("run", recipe, "--out", folder)
+    in_two_processes("run", recipe, "--out", folder, "--stop-after", "train-2")
     rows = [
         {row.sample_id: row.seed_key for row in Store(path / "store").samples(1)} for path in (folder, truth)
     ]
     assert rows[0] == rows[1]
-    # From the second iteration on images are drawn with weights that differ by rounding.
-    for number, bound in ((1, 1e-2), (3, 1e-1)):
+    # In the second iteration images are drawn with weights that differ by rounding.
+    for number, bound in ((1, 1e-2), (2, 1e-1)):
         file = f"checkpoints/weights-{number:04d}.safetensors"
         assert (
             distance(*(load_file(path / file) for path in (truth, folder)), start_of(models, method)) < bound

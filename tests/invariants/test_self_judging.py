@@ -31,9 +31,16 @@ WATCHED = '{{name: brightness, type: python, path: "{}/rewards.py:brightness", r
 SELF = "self_judge: {draws: 3, timestep_range: [0.2, 1.0]}"
 
 
-def run(world: Path, folder: Path, *settings: str) -> RunConfig:
+def run(world: Path, folder: Path, *settings: str, stop_after: str | None = None) -> RunConfig:
     loaded = load_config([str(world / "recipe.yaml")], settings)
-    assembly.run(loaded.config, folder, sources=loaded.sources, resume=False, console=Console())
+    assembly.run(
+        loaded.config,
+        folder,
+        sources=loaded.sources,
+        resume=False,
+        console=Console(),
+        stop_after=stop_after,
+    )
     return loaded.config
 
 
@@ -152,7 +159,7 @@ def test_an_export_judges_as_its_run_and_other_folders_are_refused(
 def test_the_base_judges_killed_while_collecting_and_resumed(world: Path, tmp_path: Path) -> None:
     truth, killed = tmp_path / "truth", tmp_path / "killed"
     settings = [*expo(world, "type: denoising"), "explore.iterations=2"]
-    run(world, truth, *settings)
+    run(world, truth, *settings, stop_after="train-2")
     check_pairs(truth, (1,))
     arguments = [*run_arguments(world, killed), *(f"--set={setting}" for setting in settings)]
     code = kill_when(arguments, lambda: any(killed.glob("store/**/samples-0001-*")), SIGKILL)
@@ -167,7 +174,7 @@ def test_spo_and_the_filter_of_improved_pairs_take_self_judges(world: Path, tmp_
     spo = tmp_path / "spo"
     run(
         world, spo, *QUICK, told, "offline.source=null", "explore.iterations=1", "explore.agents=1",
-        "algorithm={type: spo, num_candidates: 2, first_transition: 1, threshold: 0.0}",
+        "algorithm={type: spo, num_candidates: 2, first_transition: 1, threshold: 0.0}", stop_after="train-1",
     )  # fmt: skip
     store = Store(spo / "store", create=False)
     assert all(np.isfinite(row.rewards["own"]) for row in store.samples(1))
@@ -176,6 +183,7 @@ def test_spo_and_the_filter_of_improved_pairs_take_self_judges(world: Path, tmp_
         world, improved, *QUICK, told, "explore.iterations=2", "explore.agents=1", "explore.negatives.source=null",
         "algorithm={type: improvement_dpo, beta: 200.0, filter_by_reward: true}", "hybrid={offline_weight: 1, decay: 0}",
         "algorithm.improver={steps: 2, batch_size: 4, micro_batch_size: 4, learning_rate: 1e-3}",
+        stop_after="train-2",
     )  # fmt: skip
     rows = {row.sample_id: row for row in Store(improved / "store", create=False).samples(1)}
     pairs = Store(improved / "store", create=False).pairs(1)

@@ -51,7 +51,7 @@ def test_training_starts_there_and_the_base_stays_the_reference(
     world: Path, earlier: Path, tmp_path: Path, source: str
 ) -> None:
     start = earlier if source == "run" else earlier / "export"
-    folder = run(world, tmp_path / "run", *OFFLINE, f"tuning.start={start}")
+    folder = run(world, tmp_path / "run", *OFFLINE, f"tuning.start={start}", stop_after="train-1")
     ended = read_tensors(earlier / "checkpoints" / "weights-0001.safetensors")
     kept = read_tensors(folder / "checkpoints" / "weights-0000.safetensors")
     assert ended.keys() == kept.keys() and all(torch.equal(ended[name], kept[name]) for name in ended)
@@ -70,7 +70,7 @@ def test_agents_draw_from_the_start_and_a_resumed_run_does_not_need_its_source(
 ) -> None:
     copy = shutil.copytree(earlier, tmp_path / "copy")
     settings = [*QUICK, "explore.iterations=2", "offline.source=null", f"tuning.start={copy}"]
-    truth = run(world, tmp_path / "truth", *settings)
+    truth = run(world, tmp_path / "truth", *settings, stop_after="train-2")
     folder = run(world, tmp_path / "run", *settings, stop_after="train-1")
     shutil.rmtree(copy)
     run(world, folder, *settings)
@@ -88,7 +88,7 @@ def test_agents_draw_from_the_start_and_a_resumed_run_does_not_need_its_source(
 def test_adapters_start_from_adapters_of_the_same_scale(world: Path, earlier: Path, tmp_path: Path) -> None:
     lora = ["tuning.kind=lora", "tuning.lora.rank=2"]
     first = run(world, tmp_path / "first", *OFFLINE, *lora)
-    second = run(world, tmp_path / "second", *OFFLINE, *lora, f"tuning.start={first}")
+    second = run(world, tmp_path / "second", *OFFLINE, *lora, f"tuning.start={first}", stop_after="train-1")
     ended = read_tensors(first / "checkpoints" / "weights-0001.safetensors")
     kept = read_tensors(second / "checkpoints" / "weights-0000.safetensors")
     assert all(torch.equal(ended[name], kept[name]) for name in ended)

@@ -47,7 +47,7 @@ def config(kind: str, name: str, **training: object) -> RunConfig:
         "negatives": {"source": None},
     }
     values = {
-        "steps": 60,
+        "steps": 40,
         "batch_size": 32,
         "micro_batch_size": 32,
         "learning_rate": 1e-3,
