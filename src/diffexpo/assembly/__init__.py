@@ -35,13 +35,13 @@ _HOME = {
     "stage": "runs",
     "open_server": "serving",
     "read_reward": "serving",
-    "count_set": "sets",
-    "count_store": "sets",
-    "import_pairs": "sets",
+    "Store": "diffexpo.data.store",
     "import_prompts": "sets",
-    "inspect_set": "sets",
+    "inspect_offline": "diffexpo.data.offline.summary",
+    "rewrite_pairs": "diffexpo.data.offline.writing",
+    "summarise_offline": "diffexpo.data.offline.summary",
+    "summarise_store": "diffexpo.data.statistics",
     "verify_rewritten": "diffexpo.data.offline.writing",
-    "verify_store": "sets",
     "sweep": "sweeping",
     "require_passed": "verifying",
     "verify_rewards": "verifying",
@@ -53,8 +53,7 @@ __all__ = ["ConfigError", "DiffexpoError", "Interrupted", "MissingError", "memor
 
 def __getattr__(name: str) -> Any:
     if name not in _HOME:
-        raise AttributeError(
-            f"module 'diffexpo.assembly' has no attribute {name!r}; it has {', '.join(sorted(_HOME))}"
-        )
+        known = f"it has {', '.join(sorted(_HOME))}"
+        raise AttributeError(f"module 'diffexpo.assembly' has no attribute {name!r}; {known}")
     home = _HOME[name]
     return vars(import_module(home if "." in home else f"diffexpo.assembly.{home}"))[name]

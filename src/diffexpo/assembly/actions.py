@@ -56,30 +56,21 @@ def open_run(run_dir: Path) -> tuple[RunConfig, Store, FamilyPolicy]:
 
 
 def load_weights(run_dir: Path, policy: Policy, iteration: int, version: str) -> None:
-    """Put an iterate's file into a version; p_0 is what a policy starts with.
-
-    Raises:
-        MissingError: that iterate was not trained.
-    """
+    """Put an iterate's file into a version; p_0 is what a policy starts with, and a MissingError says that a
+    later one was not trained."""
     path = run_dir / "checkpoints" / f"weights-{iteration:04d}.safetensors"
-    # Only a run with `tuning.start` keeps a file of p_0; without one it is the base.
-    if iteration == 0 and not path.exists():
+    if path.exists():
+        policy.weights.load(version, read_tensors(path))
+    elif iteration == 0:  # only a run with `tuning.start` keeps a file of p_0; without one it is the base
         policy.weights.load(version, policy.weights.state("base"))
-        return
-    if not path.exists():
-        raise MissingError(
-            f"{path} does not exist: iteration {iteration} has not been trained; resume the run first"
-        )
-    policy.weights.load(version, read_tensors(path))
+    else:
+        reason = f"iteration {iteration} has not been trained; resume the run first"
+        raise MissingError(f"{path} does not exist: {reason}")
 
 
 def regenerate(run_dir: Path, sample_id: str, out: Path) -> dict[str, object]:
-    """Draw a stored sample again from its row and compare with the stored latents.
-
-    Raises:
-        StoreError: no such sample, or one that was not drawn here.
-        PolicyError: the weights at hand are not those that drew it.
-    """
+    """Draw a stored sample again from its row and compare with the stored latents: StoreError if there is no
+    such sample or it was not drawn here, PolicyError if the weights at hand are not those that drew it."""
     config, store, policy = open_run(run_dir)
     sample = store.sample(sample_id)
     iteration = sample.iteration - (sample.agent == "main")
@@ -121,25 +112,20 @@ def export(run_dir: Path, loop: Loop | None = None) -> list[Path]:
     load_weights(run_dir, policy, config.explore.iterations, "current")
     folder = run_dir / "export"
     done: dict[str, Any] = export_policy(policy, "current", folder)
-    files = [Path(file) for file in done["files"]]
-    arguments = call_arguments(policy)
+    files, arguments = [Path(file) for file in done["files"]], call_arguments(policy)
     if config.model.resolution is not None:
         nothing = torch.zeros(1, *policy.latent_shape, device=policy.device)
         height, width = policy.decode_latents(nothing).shape[-2:]
         arguments |= {"height": height, "width": width}
+    # What plain diffusers is told to load: the hub id that the settings name, or the folder.
+    path = Path(config.model.path).expanduser()
+    is_hub_id = not path.exists() and resolve(config.model.path) == config.model.path
     exported = Exported(
         kind=str(done["kind"]),
         pipeline_class=policy.folder.pipeline_class,
         files=tuple(file.name for file in files),
         left_out=left_out(policy),
         arguments=arguments,
-        base=_base_for_users(config, policy),
+        base=config.model.path if is_hub_id else str(policy.folder.path.resolve()),
     )
     return [*files, write_card(run_dir, folder, config, exported)]
-
-
-def _base_for_users(config: RunConfig, policy: FamilyPolicy) -> str:
-    """What plain diffusers is told to load: the hub id that the settings name, or the folder."""
-    path = Path(config.model.path).expanduser()
-    is_hub_id = not path.exists() and resolve(config.model.path) == config.model.path
-    return config.model.path if is_hub_id else str(policy.folder.path.resolve())

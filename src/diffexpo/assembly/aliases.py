@@ -15,11 +15,7 @@ PROMPTS = "prompts:"
 
 def resolve(path: str) -> str:
     """An embedded alias (`emoji:NAME`, `scenes:NAME`, `prompts:NAME`) as the folder or file it stands for;
-    anything else unchanged.
-
-    Raises:
-        MissingError: nothing of that name is shipped; the message lists what is.
-    """
+    anything else unchanged. A MissingError of a name that is not shipped lists what is."""
     if path.startswith(PROMPTS):
         return str(shipped_prompts(path.removeprefix(PROMPTS)))
     world = world_of(path)

@@ -16,15 +16,8 @@ from diffexpo.assembly.aliases import named_prompts
 from diffexpo.config import RunConfig
 from diffexpo.errors import ResumeError
 from diffexpo.estimate.method import evaluation_batch
-from diffexpo.evaluation.records import (
-    PairExample,
-    SuiteResult,
-    choose_pair_examples,
-    is_saved,
-    load_suite,
-    save_pair_examples,
-    save_suite,
-)
+from diffexpo.evaluation import records
+from diffexpo.evaluation.records import PairExample, SuiteResult
 from diffexpo.evaluation.suites import Embedder, Evaluation, choose_prompts, describe_scorer
 from diffexpo.online.loop import Loop, load_iterate, ticking
 from diffexpo.rewards.cache import cached
@@ -39,17 +32,14 @@ def make_evaluator(judges: Sequence[Scorer], rewards: Sequence[Scorer]) -> Calla
 
     def evaluate(loop: Loop, name: str, iteration: int) -> None:
         folder = eval_dir(loop) / name
-        if is_saved(folder):
+        if records.is_saved(folder):
             check_same_judges(folder, scorers)
         elif loop.world.rank == 0:
             config = loop.config
+            prompts = named_prompts(config.evaluation.prompts, "evaluation.prompts")
             evaluation = Evaluation(
                 policy=loop.policy,
-                prompts=choose_prompts(
-                    named_prompts(config.evaluation.prompts, "evaluation.prompts"),
-                    config.evaluation.num_prompts,
-                    config.seed,
-                ),
+                prompts=choose_prompts(prompts, config.evaluation.num_prompts, config.seed),
                 settings=config.evaluation,
                 judges=judges,
                 seed=config.seed,
@@ -65,7 +55,7 @@ def make_evaluator(judges: Sequence[Scorer], rewards: Sequence[Scorer]) -> Calla
             ticks = evaluation_ticks(config, name)
             with ticking(loop, f"evaluate {name}", ticks, "batches") as tick:
                 result = evaluation.run("base" if iteration == 0 else "current", tick, name=name)
-            save_suite(result, folder)
+            records.save_suite(result, folder)
             tell(loop, result, iteration, scorers)
         loop.world.barrier()
 
@@ -79,7 +69,9 @@ def tell(loop: Loop, result: SuiteResult, iteration: int, scorers: Sequence[Scor
     for scorer in cached(scorers):
         line[f"reward_cache/{scorer.name}/hits"] = float(scorer.num_hits)
         line[f"reward_cache/{scorer.name}/misses"] = float(scorer.num_misses)
-    line |= {"time/evaluate_s": result.seconds, "mem/peak_gib": peak_memory_gib()}
+    # The largest resident set of this process so far.
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**30 if sys.platform == "darwin" else 2**20)
+    line |= {"time/evaluate_s": result.seconds, "mem/peak_gib": peak}
     loop.metrics.write_once(iteration, "evaluate", line)
     told = ", ".join(f"{name} {mean:.3f}" for name, mean in means.items())
     loop.console.line(f"{result.version}: {told}")
@@ -89,13 +81,9 @@ def tell(loop: Loop, result: SuiteResult, iteration: int, scorers: Sequence[Scor
 
 
 def check_same_judges(folder: Path, scorers: Sequence[Scorer]) -> None:
-    """Refuse to continue with a judge that was trained again since the run began.
-
-    Raises:
-        ResumeError: the scores at hand are those of other weights.
-    """
+    """Refuse, with a ResumeError, to continue with a judge that was trained again since the run began."""
     of_latents = [scorer for scorer in scorers if reads_latents(scorer)]
-    before = load_suite(folder).scorers if of_latents else {}
+    before = records.load_suite(folder).scorers if of_latents else {}
     for scorer in of_latents:
         now = describe_scorer(scorer)
         if before.get(scorer.name, now) != now:
@@ -151,7 +139,7 @@ def save_examples(loop: Loop) -> None:
     """Images of a few pairs of each iteration for the report, chosen by rule."""
     for iteration in (number for stage, number in loop.store.completed() if stage == "pair"):
         examples = []
-        for rule, pair in choose_pair_examples(loop.store.pairs(iteration)):
+        for rule, pair in records.choose_pair_examples(loop.store.pairs(iteration)):
             sides = {"winner": pair.winner_id, "loser": pair.loser_id}
             latents = torch.from_numpy(loop.store.latents(list(sides.values())))
             images = to_bytes(loop.policy.decode_latents(latents))
@@ -162,10 +150,4 @@ def save_examples(loop: Loop) -> None:
                 told[f"{side}_negative"] = sample.negative_prompt or ""
             example = PairExample(pair.pair_id, iteration, pair.prompt, rule, pair.margin, **told)
             examples.append((example, images[0], images[1]))
-        save_pair_examples(loop.run_dir, iteration, examples)
-
-
-def peak_memory_gib() -> float:
-    """Largest resident set of this process so far, GiB."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / (2**30 if sys.platform == "darwin" else 2**20)
+        records.save_pair_examples(loop.run_dir, iteration, examples)

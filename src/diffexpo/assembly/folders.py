@@ -10,6 +10,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 import diffexpo
 from diffexpo.config import RunConfig, config_to_yaml, read_resolved
@@ -17,30 +18,24 @@ from diffexpo.config.load import leaves
 from diffexpo.config.resuming import CHANGEABLE, differences
 from diffexpo.errors import ConfigError, MissingError, ResumeError
 from diffexpo.files import write_json, write_text
+from diffexpo.training.checkpoint import read_tensors
 from diffexpo.training.distributed import World
 
 
 def prepare_folder(
     config: RunConfig, run_dir: Path, sources: Mapping[str, str], resume: bool, world: World
 ) -> None:
-    """Write what was asked for, or check that the folder was made for the same; a resumed run may differ in
-    what leaves its results alone.
-
-    Raises:
-        ConfigError: the folder holds a run with other settings.
-        ResumeError: there is nothing to resume.
-    """
+    """Write what was asked for, or check that the folder was made for the same (else a ConfigError); a
+    resumed run may differ in what leaves its results alone (a ResumeError if there is none)."""
     path = run_dir / "config.yaml"
     if path.exists():
         changed = differences(read_resolved(path).config, config)
         if changed and not (resume and set(changed) <= set(CHANGEABLE)):
-            raise ConfigError(
-                f"{run_dir} holds a run with other settings; resume it with --resume or choose another --name"
-            )
+            advice = "resume it with --resume or choose another --name"
+            raise ConfigError(f"{run_dir} holds a run with other settings; {advice}")
     elif resume:
-        raise ResumeError(
-            f"{path} does not exist: {run_dir} is no run folder; start one with `diffexpo run RECIPE`"
-        )
+        advice = "start one with `diffexpo run RECIPE`"
+        raise ResumeError(f"{path} does not exist: {run_dir} is no run folder; {advice}")
     if world.rank == 0 and not path.exists():
         run_dir.mkdir(parents=True, exist_ok=True)
         write_json(run_dir / "env.json", environment())
@@ -63,19 +58,14 @@ def keep_changes(config: RunConfig, run_dir: Path, sources: Mapping[str, str]) -
     return [f"{name}={values[name]}" for name in changed]
 
 
-def last_iterate(run_dir: Path, config: RunConfig, what: str) -> Path:
-    """The file of the weights that a finished run ended with.
-
-    Raises:
-        MissingError: it is not trained to its end; the message begins with `what`, who asks for it.
-    """
+def last_iterate(run_dir: Path, config: RunConfig, what: str) -> Mapping[str, Tensor]:
+    """The weights that a finished run ended with; a MissingError of one that is not trained to its end begins
+    with `what`, who asks for them."""
     path = run_dir / "checkpoints" / f"weights-{config.explore.iterations:04d}.safetensors"
     if not path.is_file():
-        raise MissingError(
-            f"{what}: {path} does not exist, so {run_dir} is not trained to its end; finish it with "
-            f"`diffexpo run --resume {run_dir}`"
-        )
-    return path
+        advice = f"finish it with `diffexpo run --resume {run_dir}`"
+        raise MissingError(f"{what}: {path} does not exist, so {run_dir} is not trained to its end; {advice}")
+    return read_tensors(path)
 
 
 def environment() -> dict[str, object]:

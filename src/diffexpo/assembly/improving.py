@@ -34,22 +34,19 @@ def build_improving(
     world: World,
     console: Console,
 ) -> Improving:
-    """The improvement model and its engine.
-
-    Raises:
-        MissingError, PolicyError: the given model is not there or belongs to other latents or texts.
-    """
+    """The improvement model and its engine; a given model may be missing (MissingError) or belong to other
+    latents or texts (PolicyError)."""
     settings = improver_settings(config)
     own = ("steps", "batch_size", "micro_batch_size", "learning_rate", "ema_decay", "checkpoint_every")
     training = {name: getattr(settings, name) for name in own} | {"pair_gradient": "joint"}
     checkpointing = config.training.gradient_checkpointing
     # Once a run has taken a given model over, it has a copy of its own.
     is_given = settings.path is not None and not store.is_complete("improver", 0)
-    improver = (
-        load_improver(Path(resolve(str(settings.path))), policy, gradient_checkpointing=checkpointing)
-        if is_given
-        else make_improver(policy, gradient_checkpointing=checkpointing)
-    )
+    if is_given:
+        given = Path(resolve(str(settings.path)))
+        improver = load_improver(given, policy, gradient_checkpointing=checkpointing)
+    else:
+        improver = make_improver(policy, gradient_checkpointing=checkpointing)
     engine = Engine(
         improver,
         Improvement(settings, empty.select([""])),
@@ -63,21 +60,14 @@ def build_improving(
 
 
 def restore_improver(config: RunConfig, run_dir: Path, store: Store, policy: Policy) -> Policy:
-    """The trained improvement model of a run.
-
-    Raises:
-        ConfigError: the run has another method. MissingError: it is not trained yet.
-    """
+    """The trained improvement model of a run; ConfigError if the run has another method, MissingError if it
+    is not trained yet."""
     if config.algorithm.improvement is None:
-        raise ConfigError(
-            f"{run_dir}: algorithm.type = {config.algorithm.type} has no improvement model; expected a run "
-            "of improvement_dpo"
-        )
+        reason = f"algorithm.type = {config.algorithm.type} has no improvement model"
+        raise ConfigError(f"{run_dir}: {reason}; expected a run of improvement_dpo")
     if not store.is_complete("improver", 0):
-        raise MissingError(
-            f"{run_dir}: the improvement model is not trained yet; train it with `diffexpo improve train "
-            f"{run_dir}`"
-        )
+        advice = f"train it with `diffexpo improve train {run_dir}`"
+        raise MissingError(f"{run_dir}: the improvement model is not trained yet; {advice}")
     improver = make_improver(policy)
     improver.weights.load("current", read_tensors(weights_path(run_dir)))
     return improver

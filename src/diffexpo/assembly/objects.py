@@ -128,11 +128,7 @@ def build_policy(config: RunConfig) -> FamilyPolicy:
 
 @phase("loading scorers")
 def build_step_judge(config: RunConfig, policy: Policy) -> LatentStepJudge | None:
-    """The judge of noisy candidates, if the method has one.
-
-    Raises:
-        ConfigError: it cannot read this model's latents or kind of path.
-    """
+    """The judge of noisy candidates, if the method has one; ConfigError if it cannot read this model."""
     branches = config.algorithm.branches
     if branches is None or branches.judge is None:
         return None
@@ -159,11 +155,9 @@ def build_prompts(config: RunConfig, policy: FamilyPolicy, console: Console) -> 
     limit = config.prompts.max_tokens or policy.max_tokens
     kept, dropped = filter_long(prompts, policy.count_tokens, min(limit, policy.max_tokens))
     if not kept:
-        raise ConfigError(
-            f"prompts.source = {config.prompts.source}: all {len(prompts)} prompts exceed {limit} tokens, "
-            "none is left; shorten them"
-            + ("" if config.prompts.max_tokens is None else ", or raise prompts.max_tokens")
-        )
+        advice = "shorten them" + (", or raise prompts.max_tokens" if config.prompts.max_tokens else "")
+        reason = f"all {len(prompts)} prompts exceed {limit} tokens, none is left"
+        raise ConfigError(f"prompts.source = {config.prompts.source}: {reason}; {advice}")
     if dropped:
         console.warning(f"prompts: {len(dropped)} of {len(prompts)} exceed {limit} tokens and are left out")
     return kept
@@ -172,7 +166,7 @@ def build_prompts(config: RunConfig, policy: FamilyPolicy, console: Console) -> 
 def build_ranking(config: RunConfig) -> Ranking:
     """How the train rewards become one order."""
     train = {reward.name: reward.weight for reward in config.rewards if reward.role == "train"}
-    kind = config.mixture.kind
+    kind, needs_uncertainty = config.mixture.kind, config.algorithm.needs_uncertainty
 
     def only(scores: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         return {name: scores[name] for name in train}
@@ -182,9 +176,7 @@ def build_ranking(config: RunConfig) -> Ranking:
         mix=lambda scores: mix_rewards(only(scores), train, kind),
         check=lambda scores: check_rewards(only(scores)),
         dominance=(lambda scores: dominance(only(scores), train)) if kind == "pareto" else None,
-        uncertainty=(lambda scores: uncertainty(only(scores)))
-        if config.algorithm.needs_uncertainty
-        else None,
+        uncertainty=(lambda scores: uncertainty(only(scores))) if needs_uncertainty else None,
         conflicts=lambda scores: conflict_metrics(scores, train),
     )
 

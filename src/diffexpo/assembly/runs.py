@@ -47,9 +47,8 @@ def run(
     """A whole run, or what is left of it: base evaluation, the loop, the baseline, export, report.
 
     Args:
-        config: Resolved configuration.
+        config: Resolved configuration, with the origin of every value in `sources`.
         run_dir: Its folder; made if new.
-        sources: Origin of every value, written to config.source.yaml.
         resume: Continue an existing folder; otherwise the folder must be new or hold the same configuration.
         console: Where progress goes.
         stop_after: Stop after this stage, e.g. "collect-1" (`plan` lists them).
@@ -57,7 +56,6 @@ def run(
         Where the report is, or will be when the run is finished.
     Raises:
         Interrupted: a signal arrived; everything is saved.
-        DiffexpoError: what went wrong, with the exit code.
     """
     until = parse_stage(config, stop_after)
     with ExitStack() as stack:
@@ -126,10 +124,8 @@ def _run(
     began = time.monotonic()
     loop = build_loop(config, run_dir, console, stop, world)
     start = "" if config.tuning.start is None else f", starting from {config.tuning.start}"
-    console.line(
-        f"loaded {config.model.path} ({describe_policy(loop.policy)}){start} in "
-        f"{time.monotonic() - began:.1f} s"
-    )
+    seconds = f"{time.monotonic() - began:.1f} s"
+    console.line(f"loaded {config.model.path} ({describe_policy(loop.policy)}){start} in {seconds}")
     loop.evaluate(loop, "base", 0)
     # Rewards of the base's images must be finite and not all the same, or they cannot rank anything.
     scores = load_suite(eval_dir(loop) / "base").scores
@@ -144,8 +140,8 @@ def _run(
 
         save_examples(loop)
         for path in export(run_dir, loop=loop):
-            is_card = path.suffix == ".md"
-            console.line(f"saved {path}{'' if is_card else ' (reloaded in plain diffusers and compared)'}")
+            checked = "" if path.suffix == ".md" else " (reloaded in plain diffusers and compared)"
+            console.line(f"saved {path}{checked}")
     world.barrier()
 
 
@@ -159,9 +155,8 @@ def run_baseline(loop: Loop) -> None:
             "training": loop.config.training.model_copy(update={"steps": steps}),
         }
     )
-    loop.console.line(
-        f"baseline: offline Diffusion-DPO, {steps} steps (as many network evaluations as the run)"
-    )
+    done = f"{steps} steps (as many network evaluations as the run)"
+    loop.console.line(f"baseline: offline Diffusion-DPO, {done}")
     folder = loop.run_dir / "baseline"
     metrics = MetricsWriter(folder / "metrics.jsonl", active=loop.world.rank == 0)
     engine = make_engine(config, loop.policy, loop.embeddings, metrics, loop.world, loop.console)
@@ -170,11 +165,7 @@ def run_baseline(loop: Loop) -> None:
 
 
 def parse_stage(config: RunConfig, text: str | None) -> tuple[str, int] | None:
-    """ "collect-1" as ("collect", 1).
-
-    Raises:
-        ConfigError: the run has no such stage.
-    """
+    """ "collect-1" as ("collect", 1); ConfigError if the run has no such stage."""
     stages = {f"{name}-{iteration}": (name, iteration) for name, iteration in schedule(config)}
     if text is not None and text not in stages:
         raise ConfigError(f"stage {text!r} - expected one of {', '.join(stages)}")

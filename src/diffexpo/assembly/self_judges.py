@@ -5,17 +5,18 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor
 
 from diffexpo.assembly.aliases import resolve
 from diffexpo.assembly.folders import last_iterate
+from diffexpo.assembly.starting import elsewhere, whole_model
 from diffexpo.config import RunConfig, read_resolved
 from diffexpo.config.rewards.self_judging import SelfJudgeCard
 from diffexpo.config.schema import LoraConfig, ModelConfig, TuningConfig
 from diffexpo.errors import ConfigError, MissingError
 from diffexpo.policies.base import load_policy
-from diffexpo.training.checkpoint import read_tensors
 from diffexpo.types import Policy
 
 # As `policies.export` names it.
@@ -25,20 +26,19 @@ NO_TUNING = TuningConfig(kind="lora", lora=LoraConfig(rank=1))
 
 
 def open_denoiser(config: RunConfig, own: Policy, reward: SelfJudgeCard) -> Policy:
-    """The model that a self-judging reward asks, apart from the run's own, so that it can score while the run
-    draws.
+    """The model that a self-judging reward of a run asks, apart from the run's `own`, so that it can score
+    while the run draws: its "base" judges, or, of a trained judge, its "current" against its "base".
 
-    Args:
-        config: Of the run in which it judges.
-        own: The run's policy; the judge must read the same latents.
-        reward: Its card.
-    Returns:
-        A policy whose "base" judges, or, of a trained judge, whose "current" judges against its "base".
     Raises:
-        MissingError: the folder is not there or was not trained. ConfigError: it holds no trained model, or
-            one of other latents.
+        MissingError: the folder is not there or was not trained.
+        ConfigError: it holds no trained model, or one of other latents than the run's.
     """
-    judge = _trained(config, reward) if reward.is_trained else _base(config, reward)
+    if reward.is_trained:
+        judge = _trained(config, reward)
+    else:
+        path = reward.path or config.model.path
+        model = config.model if path == config.model.path else elsewhere(config.model, path)
+        judge = _load(model.model_copy(update={"dtype": reward.precision}), NO_TUNING)
     if tuple(judge.latent_shape) != tuple(own.latent_shape):
         raise ConfigError(
             f"reward {reward.name!r}: the judge's latents are {tuple(judge.latent_shape)}, those of "
@@ -46,12 +46,6 @@ def open_denoiser(config: RunConfig, own: Policy, reward: SelfJudgeCard) -> Poli
             "autoencoder"
         )
     return judge
-
-
-def _base(config: RunConfig, reward: SelfJudgeCard) -> Policy:
-    path = reward.path or config.model.path
-    model = config.model if path == config.model.path else _elsewhere(config.model, path)
-    return _load(model.model_copy(update={"dtype": reward.precision}), NO_TUNING)
 
 
 def _trained(config: RunConfig, reward: SelfJudgeCard) -> Policy:
@@ -63,20 +57,15 @@ def _trained(config: RunConfig, reward: SelfJudgeCard) -> Policy:
         return _from_lora(config, reward, folder / LORA_FILE)
     if (folder / "model_index.json").is_file():
         _refuse_half(reward)
-        trained = _load(_elsewhere(config.model, str(folder)), TuningConfig(kind="full"))
-        judge = _load(config.model, TuningConfig(kind="full"))
-        judge.weights.load("current", trained.weights.state("base"))
-        return judge
+        return _load(config.model, TuningConfig(kind="full"), whole_model(config, folder))
     if folder.exists():
         raise ConfigError(
             f"reward {reward.name!r}: path = {folder} holds no run (config.yaml) and no export "
             f"(model_index.json or {LORA_FILE}); expected the folder of a run that was trained on pairs, or "
             "its export"
         )
-    raise MissingError(
-        f"reward {reward.name!r}: path = {folder} does not exist; train a judge first, e.g. `diffexpo run "
-        "emoji/dpo_offline`"
-    )
+    advice = "train a judge first, e.g. `diffexpo run emoji/dpo_offline`"
+    raise MissingError(f"reward {reward.name!r}: path = {folder} does not exist; {advice}")
 
 
 def _from_run(config: RunConfig, reward: SelfJudgeCard, folder: Path) -> Policy:
@@ -88,33 +77,22 @@ def _from_run(config: RunConfig, reward: SelfJudgeCard, folder: Path) -> Policy:
     model = trained.model.model_copy(update={"device": config.model.device, "dtype": reward.precision})
     # Both versions run for every score: they stay on the device, in full precision.
     tuning = trained.tuning.model_copy(update={"reference_dtype": "float32", "reference_device": "same"})
-    judge = _load(model, tuning)
-    judge.weights.load("current", read_tensors(weights))
-    return judge
+    return _load(model, tuning, weights)
 
 
 def _from_lora(config: RunConfig, reward: SelfJudgeCard, file: Path) -> Policy:
     """An exported adapter on the run's base; its scale is inside the tensors."""
-    tensors = _adapter_tensors(file)
-    down = next(value for name, value in tensors.items() if ".lora_A." in name)
-    targets = tuple(sorted({name.split(".lora_")[0] for name in tensors}))
-    tuning = TuningConfig(kind="lora", lora=LoraConfig(rank=len(down), target_modules=targets))
-    judge = _load(config.model.model_copy(update={"dtype": reward.precision}), tuning)
-    judge.weights.load("current", tensors)
-    return judge
-
-
-def _adapter_tensors(file: Path) -> Mapping[str, Tensor]:
-    """Tensors by their names in the denoiser, without the component before them."""
     try:
-        with safe_open(str(file), framework="pt") as opened:
-            names = opened.keys()
-            tensors = {name.partition(".")[2]: opened.get_tensor(name) for name in names}
+        # Names in the denoiser come without the component before them.
+        tensors = {name.partition(".")[2]: tensor for name, tensor in load_file(file).items()}
     except (OSError, SafetensorError) as error:
         raise ConfigError(f"{file}: not readable as safetensors ({error}); export the run again") from error
-    if not any(".lora_A." in name for name in tensors):
+    rank = next((len(tensor) for name, tensor in tensors.items() if ".lora_A." in name), None)
+    if rank is None:
         raise ConfigError(f"{file}: holds no tensor named *.lora_A.*; expected what `diffexpo export` writes")
-    return tensors
+    targets = tuple(sorted({name.split(".lora_")[0] for name in tensors}))
+    tuning = TuningConfig(kind="lora", lora=LoraConfig(rank=rank, target_modules=targets))
+    return _load(config.model.model_copy(update={"dtype": reward.precision}), tuning, tensors)
 
 
 def _refuse_half(reward: SelfJudgeCard) -> None:
@@ -125,10 +103,8 @@ def _refuse_half(reward: SelfJudgeCard) -> None:
         )
 
 
-def _elsewhere(model: ModelConfig, path: str) -> ModelConfig:
-    """Another model on the same device; revision and variant belong to the run's own."""
-    return model.model_copy(update={"path": path, "revision": None, "variant": None})
-
-
-def _load(model: ModelConfig, tuning: TuningConfig) -> Policy:
-    return load_policy(model, tuning, folder_or_id=resolve(model.path), seed=0)
+def _load(model: ModelConfig, tuning: TuningConfig, trained: Mapping[str, Tensor] | None = None) -> Policy:
+    judge = load_policy(model, tuning, folder_or_id=resolve(model.path), seed=0)
+    if trained is not None:
+        judge.weights.load("current", trained)
+    return judge

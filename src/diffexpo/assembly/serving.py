@@ -19,26 +19,20 @@ from diffexpo.rewards.server import ScoreServer
 
 def read_reward(file: Path | None, given: Mapping[str, str]) -> RewardCard:
     """Settings of one reward, from a file or from what is given; without a name it is called by its type.
-
-    Raises:
-        ConfigError: not YAML, not one reward, or settings that are wrong.
-    """
+    ConfigError for what is not YAML, not one reward, or has settings that are wrong."""
     values: object = dict(given)
-    origin = "the command line"
+    origin = "the command line" if file is None else str(file)
     if file is not None:
-        origin = str(file)
         try:
             values = parse_yaml(file.read_text(encoding="utf-8"), origin)
         except (OSError, UnicodeDecodeError) as error:
-            raise ConfigError(
-                f"{file} cannot be read ({error}); expected a YAML file with one reward"
-            ) from None
+            reason = f"{file} cannot be read ({error})"
+            raise ConfigError(f"{reason}; expected a YAML file with one reward") from None
     if isinstance(values, list) and len(values) == 1:
         values = values[0]
     if not isinstance(values, dict):
-        raise ConfigError(
-            f"{origin} holds no single reward; expected settings such as `type: clip` and `path: ...`"
-        )
+        advice = "expected settings such as `type: clip` and `path: ...`"
+        raise ConfigError(f"{origin} holds no single reward; {advice}")
     # Checked as the only reward of a run would be; whether it trains is the run's affair.
     only = {"name": values.get("type"), **values, "role": "train"}
     override = f"rewards={json.dumps([only])}"
@@ -49,12 +43,8 @@ def read_reward(file: Path | None, given: Mapping[str, str]) -> RewardCard:
 
 
 def open_server(config: RewardCard, *, device: str, **options: Any) -> ScoreServer:
-    """The scorer of a configuration, loaded, behind a listening server with these options of `ScoreServer`.
-
-    Raises:
-        ConfigError: the address cannot be listened on, or settings are wrong.
-        MissingError: model, file or package is not there.
-    """
+    """The scorer of a configuration, loaded, behind a listening server with these options of `ScoreServer`;
+    see `load_rewards` and `ScoreServer` for what they refuse."""
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     (reward,) = load_rewards([config], resolve, device)

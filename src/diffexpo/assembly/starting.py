@@ -10,7 +10,7 @@ from torch import Tensor
 from diffexpo.assembly.aliases import resolve
 from diffexpo.assembly.folders import last_iterate
 from diffexpo.config import RunConfig, read_resolved
-from diffexpo.config.schema import TuningConfig
+from diffexpo.config.schema import ModelConfig, TuningConfig
 from diffexpo.errors import ConfigError, MissingError
 from diffexpo.policies.base import load_policy
 from diffexpo.training.checkpoint import read_tensors, write_tensors
@@ -21,13 +21,10 @@ KEY = "tuning.start"
 
 
 def put_start(config: RunConfig, run_dir: Path, policy: Policy, world: World) -> None:
-    """Load p_0 of `tuning.start` into "current"; base and reference stay those of `model.path`.
+    """Load p_0 of `tuning.start` (see `read_start`) into "current"; base and reference stay those of
+    `model.path`, and a PolicyError refuses weights of other names or shapes.
 
     The run keeps its own copy, so what happens to the other folder afterwards does not matter to it.
-
-    Raises:
-        MissingError: the folder is not there, or its run is not finished. ConfigError: it is of another kind.
-        PolicyError: its weights have other names or shapes.
     """
     if config.tuning.start is None:
         return
@@ -50,15 +47,19 @@ def read_start(config: RunConfig) -> Mapping[str, Tensor]:
     if (folder / "config.yaml").is_file():
         return _of_run(config, folder)
     if (folder / "model_index.json").is_file():
-        return _of_model(config, folder)
+        if config.tuning.kind == "full":
+            return whole_model(config, folder)
+        raise ConfigError(
+            f"{KEY} = {folder} is a whole model, but tuning.kind=lora starts from adapters; expected the "
+            "folder of a run with LoRA, or make that model the base: model.path"
+        )
     if folder.exists():
         raise ConfigError(
             f"{KEY} = {folder} holds neither a run (config.yaml) nor a model (model_index.json); expected "
             "one of them"
         )
-    raise MissingError(
-        f"{KEY} = {folder} does not exist; expected the folder of a finished run, or of a model"
-    )
+    advice = "expected the folder of a finished run, or of a model"
+    raise MissingError(f"{KEY} = {folder} does not exist; {advice}")
 
 
 def _of_run(config: RunConfig, folder: Path) -> Mapping[str, Tensor]:
@@ -76,7 +77,7 @@ def _of_run(config: RunConfig, folder: Path) -> Mapping[str, Tensor]:
             f"by {_scale(config.tuning):g}, so the same factors would be another model; set "
             "tuning.lora.alpha to match"
         )
-    return read_tensors(last_iterate(folder, other, KEY))
+    return last_iterate(folder, other, KEY)
 
 
 def _scale(tuning: TuningConfig) -> float:
@@ -84,13 +85,12 @@ def _scale(tuning: TuningConfig) -> float:
     return 1.0 if alpha is None else alpha / rank
 
 
-def _of_model(config: RunConfig, folder: Path) -> Mapping[str, Tensor]:
+def elsewhere(model: ModelConfig, path: str) -> ModelConfig:
+    """Another model on the same device; revision and variant belong to the run's own."""
+    return model.model_copy(update={"path": path, "revision": None, "variant": None})
+
+
+def whole_model(config: RunConfig, folder: Path) -> Mapping[str, Tensor]:
     """The denoiser of a diffusers folder."""
-    if config.tuning.kind == "lora":
-        raise ConfigError(
-            f"{KEY} = {folder} is a whole model, but tuning.kind=lora starts from adapters; expected the "
-            "folder of a run with LoRA, or make that model the base: model.path"
-        )
-    model = config.model.model_copy(update={"path": str(folder), "revision": None, "variant": None})
-    other = load_policy(model, TuningConfig(kind="full"), folder_or_id=str(folder), seed=config.seed)
-    return other.weights.state("base")
+    model, tuning = elsewhere(config.model, str(folder)), TuningConfig(kind="full")
+    return load_policy(model, tuning, folder_or_id=str(folder), seed=0).weights.state("base")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -38,63 +39,43 @@ def sweep(
     """Improve a few images at every pair of guidance scales, from the same noise: one image, and numbers.
 
     Args:
-        run_dir: A run whose improvement model is trained.
+        run_dir: A run whose improvement model is trained; see `restore_improver` for what is refused.
         text_scales, image_scales: s_T and s_I.
         num_prompts: Rows of the image: one image each of the newest collected prompts, before that losers
             of the offline pairs.
     Returns:
         Where image and numbers lie, and a line for each pair of scales.
-    Raises:
-        ConfigError: the run has another method. MissingError: its improvement model is not trained yet.
     """
     config, store, policy = open_run(run_dir)
     improver = restore_improver(config, run_dir, store, policy)
     losers = losers_to_show(store, num_prompts)
     texts = [loser.prompt for loser in losers]
     latents = torch.from_numpy(store.latents([loser.sample_id for loser in losers]))
-    scorers = load_rewards(
-        [*config.rewards, *config.evaluation.judges],
-        resolve,
-        policy.device,
-        partial(open_denoiser, config, policy),
-    )
+    cards, judging = [*config.rewards, *config.evaluation.judges], partial(open_denoiser, config, policy)
+    scorers = load_rewards(cards, resolve, policy.device, judging)
     embeddings = PromptEmbeddings(policy, ["", *texts])
     keys = [(config.seed, "sweep", loser.sample_id) for loser in losers]
-    before = _look(policy, scorers, latents, texts)
-    columns, labels = [before[0]], ["loser"]
+    shown, before = _look(policy, scorers, latents, texts)
+    columns, labels, lines = [shown], ["loser"], []
     numbers: list[dict[str, Any]] = []
-    for text_scale in text_scales:
-        for image_scale in image_scales:
-            scales = DoubleGuidance(image_scale, text_scale)
-            sampler = improver_sampler(config)
-            improved = improve_latents(
-                improver, embeddings, sampler, scales, keys, texts, latents, lambda: None
-            )
-            after = _look(policy, scorers, improved.cpu(), texts)
-            columns.append(after[0])
-            labels.append(f"text {text_scale:g}, image {image_scale:g}")
-            distance, relative = relative_distance(improved.cpu(), latents, texts)
-            gains = {name: finite_mean(after[1][name] - before[1][name]) for name in after[1]}
-            numbers.append(
-                {
-                    "text_scale": text_scale,
-                    "image_scale": image_scale,
-                    "latent_distance": distance,
-                    "relative_distance": relative,
-                    "gain": gains,
-                }
-            )
-    rows = [[column[index] for column in columns] for index in range(len(losers))]
-    folder = run_dir / "eval"
-    save_grid(folder / SWEEP_PICTURE, image_grid(rows, texts, labels))
-    write_json(folder / SWEEP_NUMBERS, {"prompts": texts, "cells": numbers})
-    lines = [
-        f"text {cell['text_scale']:g}, image {cell['image_scale']:g}: relative distance "
-        f"{cell['relative_distance']:.2f}"
-        + "".join(f", {name} {gain:+.3f}" for name, gain in cell["gain"].items())
-        for cell in numbers
-    ]
-    return {"picture": str(folder / SWEEP_PICTURE), "numbers": str(folder / SWEEP_NUMBERS), "scales": lines}
+    for text_scale, image_scale in product(text_scales, image_scales):
+        scales, sampler = DoubleGuidance(image_scale, text_scale), improver_sampler(config)
+        drawn = improve_latents(improver, embeddings, sampler, scales, keys, texts, latents, lambda: None)
+        improved = drawn.cpu()
+        shown, after = _look(policy, scorers, improved, texts)
+        columns.append(shown)
+        labels.append(f"text {text_scale:g}, image {image_scale:g}")
+        distance, relative = relative_distance(improved, latents, texts)
+        gains = {name: finite_mean(after[name] - before[name]) for name in after}
+        cell = {"text_scale": text_scale, "image_scale": image_scale, "latent_distance": distance}
+        numbers.append(cell | {"relative_distance": relative, "gain": gains})
+        told = "".join(f", {name} {gain:+.3f}" for name, gain in gains.items())
+        lines.append(f"{labels[-1]}: relative distance {relative:.2f}{told}")
+    rows = list(zip(*columns, strict=True))
+    picture, table = run_dir / "eval" / SWEEP_PICTURE, run_dir / "eval" / SWEEP_NUMBERS
+    save_grid(picture, image_grid(rows, texts, labels))
+    write_json(table, {"prompts": texts, "cells": numbers})
+    return {"picture": str(picture), "numbers": str(table), "scales": lines}
 
 
 def losers_to_show(store: Store, count: int) -> list[Sample]:

@@ -104,10 +104,7 @@ def verify_rewards(
         pictures: Folder to write images and prompts to.
         settings: `path`, `base`, `scale` and `precision` of the reward, for a type.
     Returns:
-        One report a scorer.
-    Raises:
-        ConfigError: no such type or recipe, or settings that do not fit it.
-        MissingError: weights that are not there.
+        One report a scorer; a ConfigError refuses what is no type or recipe and settings that do not fit it.
     """
     configs = _configs(what, settings)
     shown, images = verify_pictures()
@@ -171,17 +168,11 @@ def write_scores(reports: Sequence[VerifyReport], file: Path) -> None:
 
 
 def require_passed(reports: Sequence[VerifyReport]) -> None:
-    """Refuse scorers of which a check failed.
-
-    Raises:
-        RewardError: names them.
-    """
+    """Refuse scorers of which a check failed, with a RewardError that names them."""
     failed = {report.name for report in reports for check in report.checks if check.state == "fail"}
     if failed:
-        raise RewardError(
-            f"{', '.join(sorted(failed))}: a check failed (above); do not train on this reward before it is "
-            "understood"
-        )
+        advice = "do not train on this reward before it is understood"
+        raise RewardError(f"{', '.join(sorted(failed))}: a check failed (above); {advice}")
 
 
 def _configs(what: str, settings: Mapping[str, str | None]) -> list[RewardCard]:
@@ -205,9 +196,8 @@ def _device(device: str) -> torch.device:
     try:
         return choose_device("auto") if device == "auto" else torch.device(device)
     except RuntimeError as error:
-        raise ConfigError(
-            f"--device {device!r}: expected auto, cpu, cuda, cuda:1, mps, ... ({error})"
-        ) from None
+        expected = f"expected auto, cpu, cuda, cuda:1, mps, ... ({error})"
+        raise ConfigError(f"--device {device!r}: {expected}") from None
 
 
 def _findings(config: RewardCard, own: np.ndarray, other: np.ndarray, alone: np.ndarray) -> Iterator[Finding]:
@@ -224,11 +214,10 @@ def _findings(config: RewardCard, own: np.ndarray, other: np.ndarray, alone: np.
         yield Finding("note", "the prompt does not matter to it")
     else:
         share = float((own > other).mean())
-        told = (
-            f"own prompt above another picture's for {share:.0%} of the pictures, at least {SHARE_RIGHT:.0%}"
-        )
+        told = f"own prompt above another picture's for {share:.0%} of the pictures"
         means = f"mean {np.nanmean(own):.4g} and {np.nanmean(other):.4g}"
-        yield Finding("ok" if share >= SHARE_RIGHT else "fail", f"{told}; {means}")
+        state = "ok" if share >= SHARE_RIGHT else "fail"
+        yield Finding(state, f"{told}, at least {SHARE_RIGHT:.0%}; {means}")
     if config.usual_range is not None:
         low, high = float(np.nanmin(own)), float(np.nanmax(own))
         least, most = config.usual_range

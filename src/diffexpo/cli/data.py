@@ -61,10 +61,10 @@ def import_pairs(
         raise ConfigError(f"--check {check}: expected decode or structure")
     console = Console()
     with console.phase(f"import {source}", 0, "pairs") as bar:
-        lines = assembly.import_pairs(
-            source, to, format=kind, limit=limit, seed=seed, check=check, tick=bar.advance
+        report = assembly.rewrite_pairs(
+            assembly.resolve(source), to, format=kind, limit=limit, seed=seed, check=check, tick=bar.advance
         )
-    for line in lines:
+    for line in (report.describe(), *(f"  {example}" for example in report.examples[:5])):
         console.line(line)
     console.line(f"offline.source: {to}")
 
@@ -85,10 +85,9 @@ def inspect(
     """
     if _is_set(source):
         if pair is not None:
-            raise ConfigError(
-                f"PAIR {pair!r}: {source} is a preference set, whose pairs have no history; leave it out"
-            )
-        found = assembly.inspect_set(source, kind)
+            reason = f"{source} is a preference set, whose pairs have no history"
+            raise ConfigError(f"PAIR {pair!r}: {reason}; leave it out")
+        found = assembly.inspect_offline(assembly.resolve(source), format=kind)
     else:
         found = assembly.inspect(find_run(source), pair)
     _print(found, as_json)
@@ -100,16 +99,15 @@ def stats(
 ) -> None:
     """Count all in a run's store or a preference set: pairs, prompts, judges, models, sizes, bad rows."""
     if _is_set(source):
-        found = assembly.count_set(source, format=kind, limit=limit, seed=seed)
+        found = assembly.summarise_offline(assembly.resolve(source), format=kind, limit=limit, seed=seed)
     else:
-        found = assembly.count_store(find_run(source))
+        found = assembly.summarise_store(assembly.Store(find_run(source) / "store", create=False))
     _print(found, as_json)
 
 
 @app.command()
 def export(
-    run: Run,
-    target: Annotated[Path, typer.Argument(metavar="OUT", help="Parquet file to write.")],
+    run: Run, target: Annotated[Path, typer.Argument(metavar="OUT", help="Parquet file to write.")]
 ) -> None:
     """Write all pairs as one Parquet file in the Pick-a-Pic v2 columns, images included."""
     rows = assembly.export_pairs(find_run(run), target)
@@ -125,9 +123,9 @@ def verify(
     """Recompute the checksum and row count of every stored file; exit code 4 if one differs."""
     if _is_set(run):
         print(f"{run}: {assembly.verify_rewritten(run)} files are as their manifest says")
-        return
-    run_dir = find_run(run)
-    print(f"{run_dir / 'store'}: {assembly.verify_store(run_dir)} files are as their manifests say")
+    else:
+        folder = find_run(run) / "store"
+        print(f"{folder}: {assembly.Store(folder).verify()} files are as their manifests say")
 
 
 @app.command()
@@ -156,10 +154,8 @@ def prompts(
     Formats: text, jsonl, parquet, hpdv2, pickapic, partiprompts, drawbench, t2i_compbench, geneval,
     imagereward, ddpo_animals
     """
-    shares = _shares(split or [])
-    for line in assembly.import_prompts(
-        source, to, format=kind, categories=category or (), shares=shares, seed=seed
-    ):
+    chosen = {"categories": category or (), "shares": _shares(split or []), "seed": seed}
+    for line in assembly.import_prompts(source, to, format=kind, **chosen):
         print(line)
 
 
@@ -177,7 +173,7 @@ def _is_set(name: str) -> bool:
     """Whether a name means a preference set: it is an alias, or it exists and is not a run folder."""
     from diffexpo.config.worlds import world_of
 
-    if world_of(name) or not Path(name).exists():
+    if not Path(name).exists():
         return world_of(name) is not None
     try:
         find_run(name)
@@ -208,11 +204,9 @@ def _lines(value: object, indent: int) -> Iterator[str]:
     pad = "  " * indent
     if isinstance(value, dict):
         for key, inner in value.items():
-            if isinstance(inner, (dict, list)) and inner:
-                yield f"{pad}{key}:"
-                yield from _lines(inner, indent + 1)
-            else:
-                yield f"{pad}{key}: {'' if inner is None else inner}".rstrip()
+            is_nested = isinstance(inner, (dict, list)) and bool(inner)
+            yield f"{pad}{key}: {'' if is_nested or inner is None else inner}".rstrip()
+            yield from _lines(inner, indent + 1) if is_nested else ()
     elif isinstance(value, list):
         for inner in value:
             lines = list(_lines(inner, indent + 1))

@@ -49,10 +49,8 @@ def estimate(
     compute = assembly.computing(config, architecture=architecture)
     advices = assembly.advise(config, architecture=architecture) if advice else []
     if as_json:
-        told = found.as_json() | {
-            "computing": vars(compute),
-            "advice": [{"gib": one.gib, "total": one.total} | asdict(one) for one in advices],
-        }
+        advised = [{"gib": one.gib, "total": one.total} | asdict(one) for one in advices]
+        told = found.as_json() | {"computing": vars(compute), "advice": advised}
         print(json.dumps(told, indent=2))
         return
     console = Console(interactive=False)
@@ -74,20 +72,14 @@ def _print(found: Estimate, compute: Computing, console: Console) -> None:
     console.line(f"  in all {_gib(found.on_disk)} GiB")
     console.line()
     cost = found.cost
-    console.line(
-        f"{cost.total:,} network evaluations ({cost.sampling:,} sampling, {cost.training:,} training), "
-        f"{cost.images:,} images"
-    )
-    console.line(
-        f"{compute.flops / 1e12:.3g} TFLOP each: {compute.hours:,.3g} GPU-hours at {compute.rate / 1e12:.0f} "
-        "TFLOP/s, scoring and evaluation apart"
-    )
+    split = f"{cost.sampling:,} sampling, {cost.training:,} training"
+    console.line(f"{cost.total:,} network evaluations ({split}), {cost.images:,} images")
+    speed = f"{compute.hours:,.3g} GPU-hours at {compute.rate / 1e12:.0f} TFLOP/s"
+    console.line(f"{compute.flops / 1e12:.3g} TFLOP each: {speed}, scoring and evaluation apart")
     for note in found.notes:
         console.warning(note)
-    console.line(
-        "An estimate: weights are exact, activations are counted tensor by tensor, workspace inside kernels "
-        "is not counted."
-    )
+    exact = "weights are exact, activations are counted tensor by tensor"
+    console.line(f"An estimate: {exact}, workspace inside kernels is not counted.")
 
 
 def _sentence(one: Advice) -> str:

@@ -18,9 +18,8 @@ from diffexpo.cli.folders import find_run
 def boundary(run_dir: Path | None = None) -> Iterator[None]:
     """Inside the block an exception ends the process: 2, 3 or 4 with a message, 75 when interrupted.
 
-    Args:
-        run_dir: The run at work, if any: its log.txt gets the message (and the traceback of what nobody
-            expected), and an interruption names the command that continues it.
+    The log.txt of the run at work, if any, gets the message (and the traceback of what nobody expected), and
+    an interruption names the command that continues it.
     """
     try:
         yield
@@ -67,10 +66,9 @@ def _tell(run_dir: Path | None, text: str) -> None:
 
 
 def _log(run_dir: Path | None, text: str) -> None:
-    if run_dir is None or not run_dir.is_dir():
-        return
-    try:
-        with (run_dir / "log.txt").open("a", encoding="utf-8") as file:
-            file.write(text)
-    except OSError as problem:
-        print(f"(log.txt could not be written: {problem.strerror})", file=sys.stderr)
+    if run_dir is not None and run_dir.is_dir():
+        try:
+            with (run_dir / "log.txt").open("a", encoding="utf-8") as file:
+                file.write(text)
+        except OSError as problem:
+            print(f"(log.txt could not be written: {problem.strerror})", file=sys.stderr)

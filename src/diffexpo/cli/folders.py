@@ -15,14 +15,12 @@ ACTIVITY = ("config.yaml", "status.json", "metrics.jsonl")
 
 def find_run(name: str | None) -> Path:
     """An existing run: a folder, the name of one below `runs`, or the most recently active if none is named.
+    A MissingError gives the nearest names."""
 
-    Raises:
-        MissingError: there is none; the nearest names are given.
-    """
-    found = [path.parent for path in RUNS.glob("*/config.yaml")]
-    runs = sorted(
-        found, key=lambda run: max((run / file).stat().st_mtime for file in ACTIVITY if (run / file).exists())
-    )
+    def last_active(run: Path) -> float:
+        return max((run / file).stat().st_mtime for file in ACTIVITY if (run / file).exists())
+
+    runs = sorted((path.parent for path in RUNS.glob("*/config.yaml")), key=last_active)
     if name is None:
         if not runs:
             raise MissingError(f"no run folder in {RUNS}/: start one with `diffexpo run emoji/expo`")
@@ -45,7 +43,6 @@ def free_folder(name: str) -> Path:
 def run_state(run_dir: Path) -> str:
     """`state` of status.json (running, interrupted, failed, finished), or "unknown"."""
     try:
-        status = json.loads((run_dir / "status.json").read_text(encoding="utf-8"))
-    except (FileNotFoundError, ValueError):
+        return str(json.loads((run_dir / "status.json").read_text(encoding="utf-8"))["state"])
+    except (FileNotFoundError, ValueError, KeyError, TypeError):
         return "unknown"
-    return str(status.get("state", "unknown")) if isinstance(status, dict) else "unknown"

@@ -11,21 +11,12 @@ from diffexpo.assembly import ConfigError
 from diffexpo.cli.failures import working_on
 from diffexpo.cli.options import Run
 from diffexpo.cli.progress import Console
-from diffexpo.cli.stages import run_stage
+from diffexpo.cli.stages import stage_command
 
 app = typer.Typer(no_args_is_help=True, help="The improvement model of an improvement_dpo run.")
-
-
-@app.command()
-def train(run: Run = None) -> None:
-    """Train the run's improvement model on the offline pairs; continues at the last checkpoint."""
-    run_stage(run, "improver")
-
-
-@app.command()
-def draw(run: Run = None) -> None:
-    """Improve the images of the next collected iteration."""
-    run_stage(run, "improve")
+TRAIN = "Train the run's improvement model on the offline pairs; continues at the last checkpoint."
+app.command("train", help=TRAIN)(stage_command("improver"))
+app.command("draw", help="Improve the images of the next collected iteration.")(stage_command("improve"))
 
 
 @app.command()

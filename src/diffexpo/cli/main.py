@@ -11,7 +11,7 @@ from diffexpo.cli import config, data, doctor, improve, recipes, rewards
 from diffexpo.cli.estimate import estimate
 from diffexpo.cli.failures import boundary
 from diffexpo.cli.run import run
-from diffexpo.cli.stages import cite, collect, evaluate, export, pair, report, train
+from diffexpo.cli.stages import SINGLE_STAGES, cite, export, report, stage_command
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -26,8 +26,8 @@ app.command("estimate")(estimate)
 app.command("report")(report)
 app.command("export")(export)
 app.command("cite")(cite)
-for stage in (collect, pair, train, evaluate):
-    app.command(stage.__name__, rich_help_panel="Single stages")(stage)
+for stage, text in SINGLE_STAGES.items():
+    app.command(stage, help=text, rich_help_panel="Single stages")(stage_command(stage))
 app.add_typer(recipes.app, name="recipes")
 app.add_typer(config.app, name="config")
 app.add_typer(data.app, name="data")

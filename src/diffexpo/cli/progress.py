@@ -48,8 +48,7 @@ class Phase:
     def __init__(
         self, name: str, total: int, unit: str, say: Callable[[str], None], clock: Callable[[], float]
     ) -> None:
-        self.name, self.total, self.unit = name, total, unit
-        self.done = 0
+        self.name, self.total, self.unit, self.done = name, total, unit, 0
         self.bar: Callable[[int], None] | None = None
         self._say, self._clock = say, clock
         self._start = self._last = clock()
@@ -87,14 +86,8 @@ class Phase:
 
 
 class Console:
-    """Output of a command.
-
-    Args:
-        stream: Where to write; standard output by default.
-        interactive: Live bars or plain lines; default: whether the stream is a terminal.
-        environment: Read for NO_COLOR and RANK.
-        clock: Seconds, monotonic.
-    """
+    """Output of a command to a stream (by default standard output), with live bars or plain lines (by default
+    as the stream is a terminal or not); NO_COLOR and RANK are read from `environment`."""
 
     def __init__(
         self,
@@ -116,34 +109,30 @@ class Console:
 
     def attach_log(self, path: Path) -> None:
         """Every line goes to this file too, with its time; also those that were said before."""
-        if self._silent:
-            return
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self._log = path
-        self._write_log()
+        if not self._silent:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._log = path
+            self._write_log()
 
     def line(self, text: str = "") -> None:
         """One plain line."""
-        self._to_screen(text)
-        self._to_log(text)
+        self._tell(text, None)
 
     def warning(self, text: str) -> None:
         """A line that begins with `warning:`."""
-        self._to_screen(f"warning: {text}", style="yellow")
-        self._to_log(f"warning: {text}")
+        self._tell(f"warning: {text}", "yellow")
 
     def table(self, title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
         """A titled table; numbers to the right."""
         cells = [[_cell(value) for value in row] for row in rows]
         widths = [max([len(name), *(len(row[i]) for row in cells)]) for i, name in enumerate(columns)]
-        numeric = [
+        numbers = [
             bool(rows) and all(isinstance(row[i], (int, float)) for row in rows) for i in range(len(columns))
         ]
+        forms = [f"{{:{'>' if right else '<'}{width}}}" for width, right in zip(widths, numbers, strict=True)]
         self.line(title)
-        self.line("  " + _join(columns, widths, numeric))
-        self.line("  " + "  ".join("-" * width for width in widths))
-        for row in cells:
-            self.line("  " + _join(row, widths, numeric))
+        for row in (columns, ["-" * width for width in widths], *cells):
+            self.line("  " + "  ".join(forms).format(*row).rstrip())
 
     @contextmanager
     def phase(self, name: str, total: int, unit: str) -> Iterator[Phase]:
@@ -203,32 +192,23 @@ class Console:
             soft_wrap=True,
         )
 
-    def _to_screen(self, text: str, style: str | None = None) -> None:
-        if self._silent:
-            return
-        if self._interactive:
+    def _tell(self, text: str, style: str | None) -> None:
+        if self._interactive and not self._silent:
             self._rich.print(text, style=style)
-        else:
+        elif not self._silent:
             print(text, file=self._stream, flush=True)
+        self._to_log(text)
 
     def _to_log(self, text: str) -> None:
         self._unlogged.append(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}\n")
-        if self._log is not None:
-            self._write_log()
+        self._write_log()
 
     def _write_log(self) -> None:
-        waiting, self._unlogged = self._unlogged, []
-        if self._log is not None and waiting:
+        if self._log is not None:
+            waiting, self._unlogged = self._unlogged, []
             with self._log.open("a", encoding="utf-8") as file:
                 file.writelines(waiting)
 
 
 def _cell(value: object) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
-
-
-def _join(row: Sequence[str], widths: Sequence[int], numeric: Sequence[bool]) -> str:
-    cells = zip(row, widths, numeric, strict=True)
-    return "  ".join(
-        text.rjust(width) if right else text.ljust(width) for text, width, right in cells
-    ).rstrip()

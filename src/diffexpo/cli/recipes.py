@@ -19,9 +19,8 @@ def recipes(context: typer.Context) -> None:
     from diffexpo.config import list_recipes
 
     console = Console(interactive=False)
-    console.table(
-        "embedded recipes", ["name", "what"], [(recipe.name, recipe.summary) for recipe in list_recipes()]
-    )
+    rows = [(recipe.name, recipe.summary) for recipe in list_recipes()]
+    console.table("embedded recipes", ["name", "what"], rows)
     console.line("start one with `diffexpo run NAME`; copy one with `diffexpo recipes show NAME > my.yaml`")
 
 

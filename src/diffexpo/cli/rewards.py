@@ -51,9 +51,8 @@ def serve(
 ) -> None:
     """Serve one scorer over HTTP until interrupted; a run uses it as `type: remote`."""
     if (config is None) == (kind is None):
-        raise ConfigError(
-            "expected either --config REWARD.yaml or --type TYPE (with --path where the type needs one)"
-        )
+        expected = "either --config REWARD.yaml or --type TYPE (with --path where the type needs one)"
+        raise ConfigError(f"expected {expected}")
     if config is not None and (path is not None or name is not None):
         raise ConfigError("--path and --name go with --type; with --config they stand in the file")
     given = {"type": kind, "path": path, "name": name}
@@ -61,12 +60,9 @@ def serve(
     options = {"host": host, "port": port, "batch_size": batch_size, "wait_ms": wait_ms, "max_mib": max_mib}
     server = assembly.open_server(reward, device=device, **options)
     facts = server.facts
-    print(f"{facts['name']} ({facts['type']}, {facts['scale']}) at {server.url}", flush=True)
-    print(f"version {facts['version']}", flush=True)
-    print(
-        "in a recipe: " + f"rewards: [{{name: {facts['name']}, type: remote, path: {server.url}}}]",
-        flush=True,
-    )
+    print(f"{facts['name']} ({facts['type']}, {facts['scale']}) at {server.url}")
+    print(f"version {facts['version']}")
+    print(f"in a recipe: rewards: [{{name: {facts['name']}, type: remote, path: {server.url}}}]", flush=True)
     # A service started in the background has SIGINT ignored by its shell; it must stop all the same, and on
     # SIGTERM too.
     for number in (signal.SIGINT, signal.SIGTERM):

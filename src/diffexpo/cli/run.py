@@ -6,7 +6,7 @@ import json
 import os
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -74,9 +74,7 @@ def run(
     diffexpo run --resume                        continue the most recent run
     diffexpo run --resume --set training.micro_batch_size=2    the same with less memory, at the same results
     """
-    loaded, run_dir = (
-        _resume(recipes, out, name, overrides) if resume else _start(recipes, out, name, overrides)
-    )
+    loaded, run_dir = (_resume if resume else _start)(recipes or [], out, name, overrides or ())
     console = Console()
     for note in loaded.notes:
         console.warning(note)
@@ -90,22 +88,16 @@ def run(
         return
     with boundary(run_dir), deadline(max_minutes):
         _print_header(loaded.config, run_dir, resume, console)
-        report = assembly.run(
-            loaded.config,
-            run_dir,
-            sources=loaded.sources,
-            stop_after=stop_after,
-            resume=resume,
-            console=console,
-        )
-        if stop_after is not None:
+        options = {"sources": loaded.sources, "stop_after": stop_after, "resume": resume, "console": console}
+        report = assembly.run(loaded.config, run_dir, **options)
+        if stop_after is None:
+            console.line(f"report: {report}")
+        else:
             console.line(f"stopped after {stop_after}; continue with: diffexpo run --resume {run_dir}")
-            return
-        console.line(f"report: {report}")
 
 
 def _start(
-    recipes: list[str] | None, out: Path | None, name: str | None, overrides: list[str] | None
+    recipes: list[str], out: Path | None, name: str | None, overrides: Sequence[str]
 ) -> tuple[LoadedConfig, Path]:
     """Settings and folder of a new run.
 
@@ -118,8 +110,7 @@ def _start(
     if not recipes:
         known = ", ".join(recipe.name for recipe in list_recipes())
         raise ConfigError(f"no recipe given: expected an embedded recipe or a YAML file (embedded: {known})")
-    chosen = [*(overrides or ()), *([f"name={json.dumps(name)}"] if name is not None else ())]
-    loaded = load_config(recipes, chosen)
+    loaded = load_config(recipes, [*overrides, *([] if name is None else [f"name={json.dumps(name)}"])])
     if out is not None:
         return loaded, out
     is_chosen = loaded.sources["name"].startswith("--set")
@@ -129,15 +120,15 @@ def _start(
 
 
 def _resume(
-    recipes: list[str] | None, out: Path | None, name: str | None, overrides: list[str] | None
+    recipes: list[str], out: Path | None, name: str | None, overrides: Sequence[str]
 ) -> tuple[LoadedConfig, Path]:
     from diffexpo.config.resuming import resumed_config
 
-    named = [*(recipes or ()), *(str(given) for given in (name, out) if given is not None)]
+    named = [*recipes, *(str(given) for given in (name, out) if given is not None)]
     if len(named) > 1:
         raise ConfigError(f"--resume continues one run, not {len(named)} ({', '.join(named)})")
     run_dir = find_run(named[0] if named else None)
-    return resumed_config(run_dir / "config.yaml", overrides or ()), run_dir
+    return resumed_config(run_dir / "config.yaml", overrides), run_dir
 
 
 def _print_plan(config: RunConfig, run_dir: Path, console: Console) -> None:
@@ -153,14 +144,10 @@ def _print_header(config: RunConfig, run_dir: Path, resume: bool, console: Conso
     verb = "resumes" if resume else "runs"
     has_agents = config.explore.iterations > 1 and not config.algorithm.draws_first
     agents = f", {config.explore.agents} agent{'s' * (config.explore.agents > 1)}" if has_agents else ""
-    console.line(
-        f"diffexpo {__version__} {verb} {config.algorithm.type} on {config.model.path} "
-        f"({config.tuning.kind}{agents}), {config.explore.iterations} iterations"
-    )
-    console.line(
-        f"device {_device(config)} | seed {config.seed} | folder {run_dir} | settings "
-        f"{run_dir / 'config.yaml'}"
-    )
+    how = f"({config.tuning.kind}{agents}), {config.explore.iterations} iterations"
+    console.line(f"diffexpo {__version__} {verb} {config.algorithm.type} on {config.model.path} {how}")
+    where = f"folder {run_dir} | settings {run_dir / 'config.yaml'}"
+    console.line(f"device {_device(config)} | seed {config.seed} | {where}")
 
 
 def _device(config: RunConfig) -> str:

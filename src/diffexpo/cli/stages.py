@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Annotated
 
 import typer
@@ -11,33 +12,24 @@ from diffexpo.cli.failures import working_on
 from diffexpo.cli.options import Run
 from diffexpo.cli.progress import Console
 
-
-def run_stage(run: str | None, name: str) -> None:
-    """Run the next stage of a kind."""
-    with working_on(run) as run_dir:
-        console = Console()
-        console.attach_log(run_dir / "log.txt")
-        assembly.stage(run_dir, name, console)
-
-
-def collect(run: Run = None) -> None:
-    """Draw and score the images of the next iteration (does nothing if they are complete)."""
-    run_stage(run, "collect")
+SINGLE_STAGES = {
+    "collect": "Draw and score the images of the next iteration (does nothing if they are complete).",
+    "pair": "Rank what was collected and keep the best and the worst image of every prompt.",
+    "train": "Train the next iterate on the offline and all online pairs; continues at the last checkpoint.",
+    "evaluate": "Draw the held-out prompts with the newest iterate and score them by the held-out judges.",
+}
 
 
-def pair(run: Run = None) -> None:
-    """Rank what was collected and keep the best and the worst image of every prompt."""
-    run_stage(run, "pair")
+def stage_command(name: str) -> Callable[[Run], None]:
+    """The command that runs the next stage of a kind."""
 
+    def command(run: Run = None) -> None:
+        with working_on(run) as run_dir:
+            console = Console()
+            console.attach_log(run_dir / "log.txt")
+            assembly.stage(run_dir, name, console)
 
-def train(run: Run = None) -> None:
-    """Train the next iterate on the offline and all online pairs; continues at the last checkpoint."""
-    run_stage(run, "train")
-
-
-def evaluate(run: Run = None) -> None:
-    """Draw the held-out prompts with the newest iterate and score them by the held-out judges."""
-    run_stage(run, "evaluate")
+    return command
 
 
 def export(run: Run = None) -> None:
@@ -54,8 +46,7 @@ def report(run: Run = None) -> None:
 
 
 def cite(
-    run: Run = None,
-    bibtex: Annotated[bool, typer.Option("--bibtex", help="Print BibTeX entries.")] = False,
+    run: Run = None, bibtex: Annotated[bool, typer.Option("--bibtex", help="Print BibTeX entries.")] = False
 ) -> None:
     """List the papers, models, data and software that a run used, from its settings alone."""
     with working_on(run) as run_dir:

@@ -50,13 +50,13 @@ class Exported:
 def write_card(run_dir: Path, folder: Path, config: RunConfig, exported: Exported) -> Path:
     """Write README.md to the export's folder and, if the run was evaluated, before_after.png.
 
-    Returns:
-        Path of the card. Its Python block loads the export in plain diffusers when run in its folder.
+    Returns the card's path; its Python block loads the export in plain diffusers when run in its folder.
     """
-    record = load_run(run_dir)
+    # What the pipeline calls guidance: for some families (FLUX) the number that the network is fed.
+    is_fed = FAMILIES[exported.pipeline_class].is_fed_guidance
+    guidance = config.model.guidance_embedding if is_fed else config.evaluation.sampler.guidance
+    record, found = load_run(run_dir), citations(config)
     summary = summarise(record)
-    has_grid = _write_grid(record, summary, config, folder / GRID)
-    found = citations(config)
     text = template("card.md.j2").render(
         front=yaml.safe_dump(_front_matter(config, exported), sort_keys=False, allow_unicode=True),
         config=config,
@@ -67,9 +67,9 @@ def write_card(run_dir: Path, folder: Path, config: RunConfig, exported: Exporte
         trained=[reward for reward in config.rewards if reward.role == "train"],
         licence=licence_of(config.model.path),
         version=diffexpo.__version__,
-        guidance=_pipeline_guidance(config, exported),
+        guidance=guidance,
         scheduler=SCHEDULERS.get(config.evaluation.sampler.name),
-        grid=GRID if has_grid else None,
+        grid=GRID if _write_grid(record, summary, config, folder / GRID) else None,
         settings_told=list(_told(config)),
         citations=found,
         entries="\n\n".join(one.work.entry for one in found.known),
@@ -100,13 +100,6 @@ def _front_matter(config: RunConfig, exported: Exported) -> dict[str, object]:
     kind = ["lora"] if exported.kind == "lora" else []
     tags = ["text-to-image", "diffusers", *kind, "preference-optimization", "diffexpo"]
     return front | {"tags": [*tags, config.algorithm.type.replace("_", "-")]}
-
-
-def _pipeline_guidance(config: RunConfig, exported: Exported) -> float:
-    """What the pipeline calls guidance: for some families (FLUX) the number that the network is fed."""
-    if FAMILIES[exported.pipeline_class].is_fed_guidance:
-        return config.model.guidance_embedding
-    return config.evaluation.sampler.guidance
 
 
 def _told(config: RunConfig) -> Iterator[tuple[str, object]]:

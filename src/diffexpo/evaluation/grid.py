@@ -25,21 +25,15 @@ def image_grid(
     *,
     tile: int = 128,
 ) -> Image.Image:
-    """One labelled sheet: prompts down, models across.
+    """One labelled sheet: prompts (above their images) down, models across.
 
-    Args:
-        rows: Per prompt its images (H,W,3) uint8, one per column; None leaves a hole.
-        row_labels: Prompt of each row, shown above its images.
-        column_labels: Model of each column.
-        tile: Side of an image in the sheet, in pixels.
-    Returns:
-        An RGB image of width columns * (tile + 6) + 6.
+    `rows` holds per prompt its images (H,W,3) uint8, one per column; None leaves a hole. Each is shown with a
+    side of `tile` pixels, so that the RGB image has width columns * (tile + 6) + 6.
     """
     if len(rows) != len(row_labels) or any(len(row) != len(column_labels) for row in rows):
         labels = f"{len(row_labels)} row labels, {len(column_labels)} column labels"
         raise DataError(f"image grid: {len(rows)} rows, {labels}")
-    font = ImageFont.load_default(size=13)
-    line = 20
+    font, line = ImageFont.load_default(size=13), 20
     width = len(column_labels) * (tile + _PAD) + _PAD
     sheet = Image.new("RGB", (width, line + len(rows) * (tile + line + _PAD)), "white")
     draw = ImageDraw.Draw(sheet)
@@ -67,9 +61,8 @@ def save_comparison(
     """Write the sheet of each prompt's first image by every version (label, suite)."""
     drawn = [[(suite, suite.row_of(prompt.id)) for _, suite in versions] for prompt in prompts]
     rows = [[None if at is None else suite.images[at] for suite, at in row] for row in drawn]
-    save_grid(
-        path, image_grid(rows, [prompt.text for prompt in prompts], [name for name, _ in versions], tile=tile)
-    )
+    labels = [prompt.text for prompt in prompts], [name for name, _ in versions]
+    save_grid(path, image_grid(rows, *labels, tile=tile))
 
 
 def data_uri(array: np.ndarray) -> str:

@@ -107,10 +107,7 @@ def sign_test(wins: int, losses: int) -> float:
 
         p = min(1, 2 P[X <= min(wins, losses)]),  X ~ Binomial(wins + losses, 1/2)
 
-    Args:
-        wins, losses: Counts >= 0; ties are left out.
-    Returns:
-        p in (0, 1]; sign_test(6, 0) = 2/64, sign_test(0, 0) = 1.
+    The counts are >= 0 without ties, p in (0, 1]; sign_test(6, 0) = 2/64, sign_test(0, 0) = 1.
     """
     num = wins + losses
     tail = sum(math.comb(num, k) for k in range(min(wins, losses) + 1))
@@ -127,9 +124,7 @@ def bootstrap_mean(
         clusters: Cluster (prompt) of each value; without it every value is its own.
         resamples, seed: Number of resamples and their name.
     Returns:
-        (mean, low, high); a constant gives (c, c, c).
-    Raises:
-        DataError: no finite value.
+        (mean, low, high); a constant gives (c, c, c). DataError if there is no finite value.
     """
     numbers = np.asarray(values, dtype=np.float64).reshape(-1)
     labels = _labels(clusters, len(numbers))

@@ -122,11 +122,8 @@ class RunRecord:
 
 
 def save_suite(result: SuiteResult, folder: Path) -> Path:
-    """Write images as PNG, then suite.json (its existence means complete), to `<run>/eval/<version>`.
-
-    Returns:
-        The folder. `load_suite` gives back an equal result, images bit for bit.
-    """
+    """Write images as PNG, then suite.json (its existence means complete), to `<run>/eval/<version>`, the
+    folder; `load_suite` gives back an equal result, images bit for bit."""
     (folder / "images").mkdir(parents=True, exist_ok=True)
     for row, image in enumerate(result.images):
         Image.fromarray(image).save(_image_path(folder, row))
@@ -148,12 +145,8 @@ def is_saved(folder: Path) -> bool:
 
 
 def load_suite(folder: Path) -> SuiteResult:
-    """Read what `save_suite` wrote.
-
-    Raises:
-        MissingError: no suite.json (the evaluation never finished).
-        DataError: a file is damaged, or an image is missing.
-    """
+    """Read what `save_suite` wrote: MissingError without suite.json (the evaluation never finished), and
+    DataError if a file is damaged or an image is missing."""
     path = folder / "suite.json"
     if not path.exists():
         reason = f"the evaluation of {folder.name!r} did not finish; run `diffexpo run --resume`"
@@ -227,16 +220,12 @@ def iteration_of(line: Json) -> int:
 
 
 def load_run(run_dir: Path) -> RunRecord:
-    """Read a run folder, finished or not; what cannot be read becomes a sentence in `problems`.
-
-    Raises:
-        MissingError: the folder holds no config.yaml, so it is not a run.
-    """
+    """Read a run folder, finished or not; what cannot be read becomes a sentence in `problems`. MissingError
+    if the folder holds no config.yaml, so that it is not a run."""
     config_path = run_dir / "config.yaml"
     if not config_path.exists():
         advice = "give the folder of `diffexpo run`"
         raise MissingError(f"{run_dir} is not a run folder: {config_path} does not exist; {advice}")
-    config = yaml.safe_load(config_path.read_text(encoding="utf-8")) or {}
     problems: list[str] = []
     suites: dict[str, SuiteResult] = {}
     for folder in sorted((run_dir / "eval").glob("*/"), key=_version_order):
@@ -248,7 +237,7 @@ def load_run(run_dir: Path) -> RunRecord:
             problems.append(str(error))
     return RunRecord(
         run_dir=run_dir,
-        config=config,
+        config=yaml.safe_load(config_path.read_text(encoding="utf-8")) or {},
         env=_read_json(run_dir / "env.json", {}),
         status=_read_json(run_dir / "status.json", {}),
         metrics=read_metrics(run_dir / "metrics.jsonl"),

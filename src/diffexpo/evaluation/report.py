@@ -7,16 +7,14 @@ a figure that the run's method does not have is left out.
 
 from __future__ import annotations
 
-import functools
 import html
 import io
 import re
 from collections.abc import Callable, Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
-import matplotlib
+import matplotlib.style
 import numpy as np
 from markupsafe import Markup
 from matplotlib.axes import Axes
@@ -51,28 +49,19 @@ class Absent(Exception):
 
 
 def write_report(run_dir: Path) -> Path:
-    """Write `<run>/report.html` and the before/after sheet `<run>/eval/grid.png`.
+    """Write `<run>/report.html` of a run, finished or not, and the before/after sheet `<run>/eval/grid.png`.
 
-    Args:
-        run_dir: A run folder; unfinished runs are fine.
-    Returns:
-        Path of the page. The same files give the same bytes.
-    Raises:
-        MissingError: the folder is not a run. DataError: one of its files is damaged.
+    Returns the page's path; the same files give the same bytes. MissingError if the folder is not a run,
+    DataError if one of its files is damaged.
     """
-    run_dir = Path(run_dir)
-    record = load_run(run_dir)
-    summary = summarise(record)
+    record = load_run(Path(run_dir))
+    summary, path = summarise(record), record.run_dir / "report.html"
+    has = {name: figure for name, figure in FIGURES.items() if _has(name, record, summary.method)}
     page = template("report.html.j2").render(
         page_values(record, summary),
         style=Markup((HERE / "report.css").read_text(encoding="utf-8")),
-        figures={
-            name: _draw(name, figure, record, summary)
-            for name, figure in FIGURES.items()
-            if _has(name, record, summary.method)
-        },
+        figures={name: _draw(name, figure, record, summary) for name, figure in has.items()},
     )
-    path = run_dir / "report.html"
     write_text(path, page)
     return path
 
@@ -98,14 +87,9 @@ def _has(name: str, record: RunRecord, method: Method) -> bool:
 # ---- drawing ----------------------------------------------------------------------------------------------
 
 
-@functools.cache
-def _style() -> dict[Any, Any]:
-    return dict(matplotlib.rc_params_from_file(HERE / "figures.mplstyle", use_default_template=False))
-
-
 def _draw(name: str, figure: Plot, record: RunRecord, summary: Summary) -> dict[str, Markup | str]:
     """A figure as themed inline `svg`, or the sentence that stands in its place (`absent`)."""
-    with matplotlib.rc_context(_style() | {"svg.hashsalt": name}):
+    with matplotlib.style.context([HERE / "figures.mplstyle", {"svg.hashsalt": name}]):
         canvas = Figure(figsize=(3.8, 2.6))
         FigureCanvasAgg(canvas)
         axes = canvas.add_subplot()
@@ -137,8 +121,7 @@ def _theme(svg: str, alt: str) -> str:
     svg = re.sub(r'<g id="[^"]*"', "<g", svg)
     for colour, variable in VARIABLES.items():
         svg = svg.replace(colour, variable)
-    words = html.escape(alt, quote=True)
-    return svg.replace("<svg", f'<svg role="img" aria-label="{words}"', 1)
+    return svg.replace("<svg", f'<svg role="img" aria-label="{html.escape(alt, quote=True)}"', 1)
 
 
 def _iterations(axes: Axes, label: str = "iteration (0 = base)") -> None:
@@ -203,9 +186,8 @@ def _train_reward(axes: Axes, record: RunRecord, summary: Summary) -> str:
 
 def _win_rate(axes: Axes, record: RunRecord, summary: Summary) -> str:
     if not summary.wins:
-        raise Absent(
-            "No win rate: it needs a held-out judge, the base model's evaluation and at least one iterate."
-        )
+        needed = "a held-out judge, the base model's evaluation and at least one iterate"
+        raise Absent(f"No win rate: it needs {needed}.")
     estimates = {name: win.interval for name, win in summary.wins.items()}
     x, mean, low, high = _by_iteration(estimates)
     axes.axhline(0.5, color=GREY, linestyle="--", linewidth=1.2, label="no difference")
@@ -244,10 +226,10 @@ def _frontier(axes: Axes, record: RunRecord, summary: Summary) -> str:
 
 
 def _vendi(axes: Axes, record: RunRecord, summary: Summary) -> str:
+    label = summary.method.label
     if not summary.vendi:
         reason = "evaluation.vendi_prompts is 0, vendi_images is 1, or no embedder was given"
         raise Absent(f"No Vendi score: {reason}.")
-    label = summary.method.label
     for index, (name, estimate) in enumerate(summary.vendi.items()):
         colour, spread = {"base": GREY, BASELINE: RED}.get(name, BLUE), _spread(estimate)
         axes.bar(index, estimate[0], 0.6, yerr=spread, capsize=3, color=colour, ecolor=TEXT)

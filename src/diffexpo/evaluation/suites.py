@@ -58,22 +58,16 @@ class Evaluation:
     """What all evaluated versions share; `run` draws, judges and measures one of them.
 
     Args:
-        policy: The model.
-        prompts: Evaluation prompts in order; Vendi scores and KLs use the first `vendi_prompts` and
-            `kl_prompts` of them.
-        settings: Sampler and counts.
+        prompts: At least one, in order; Vendi scores and KLs use the first `vendi_prompts` and `kl_prompts`.
         judges: Held-out scorers, never trained on; the first decides win rates.
-        seed: The run's seed.
         train_rewards: Scorers of the run's rewards, for the over-optimisation alarm; reported, never
-            decisive.
+            decisive. No two scorers have one name.
         watched: Names of the rewards among them that the run only looks at (`role: watch`).
         embedder: Features for the Vendi score; None leaves it out.
         batch_size: Images per network call.
         encode: Texts to their conditioning, such as `PromptEmbeddings.select`, which keeps them from one
             version to the next; by default `policy.encode_prompts`.
         overlap: Judge a batch while the next is drawn; changes time only.
-    Raises:
-        DataError: no prompts, or two scorers of one name.
     """
 
     policy: Policy
@@ -96,16 +90,12 @@ class Evaluation:
             raise DataError(f"evaluation scorers are named {names}; expected different names")
 
     def run(self, version: str, tick: Tick = lambda: None, *, name: str | None = None) -> SuiteResult:
-        """Draw, judge and measure one version.
+        """Draw, judge and measure one version, images ordered by prompt, then image.
 
         Args:
             version: Its name in the policy's weight sets.
-            tick: Called after every denoising step of a batch and after every batch.
+            tick: Called after every denoising step of a batch and after every batch; may raise Interrupted.
             name: Name of the result, if not `version` (e.g. "iteration-2" for the weights "current").
-        Returns:
-            A SuiteResult with images (N,H,W,3) uint8 ordered by prompt, then image.
-        Raises:
-            Interrupted: from `tick`.
         """
         started = time.monotonic()
         settings, guided = self.settings, self._conditioning[1] is not None
@@ -118,6 +108,7 @@ class Evaluation:
         roles = {scorer.name: "heldout" for scorer in self.judges}
         for scorer in self.train_rewards:
             roles[scorer.name] = "watch" if scorer.name in self.watched else "train"
+        scores = {scorer: np.concatenate(values).astype(float) for scorer, values in judging.scores.items()}
         prompt_index, image_index = self._rows
         return SuiteResult(
             version=name or version,
@@ -125,9 +116,7 @@ class Evaluation:
             prompt_index=prompt_index,
             image_index=image_index,
             images=images,
-            scores={
-                scorer: np.concatenate(values).astype(np.float64) for scorer, values in judging.scores.items()
-            },
+            scores=scores,
             roles=roles,
             scorers={scorer.name: describe_scorer(scorer) for scorer in self._scorers},
             images_per_prompt=settings.images_per_prompt,

@@ -22,10 +22,7 @@ Estimate = tuple[float, float, float]
 EQUAL_COST = 0.02
 TAIL = 0.1
 # Metrics of training steps whose means at the end of an iteration the alarms look at.
-TAILS = (
-    "implicit_accuracy",
-    *("winner_error", "loser_error", "winner_reference_error", "loser_reference_error"),
-)
+ERRORS = ("winner_error", "loser_error", "winner_reference_error", "loser_reference_error")
 CONFLICT = "rollout/conflict/"
 IMPROVED = ("images", "relative_distance", "feature_cosine", "feature_cosine_unrelated")
 
@@ -77,11 +74,8 @@ class Summary:
 
 
 def summarise(record: RunRecord) -> Summary:
-    """Everything the report states in numbers, from a run's files, complete or not.
-
-    Returns:
-        What cannot be computed is None or missing, with a sentence in `problems` where a file is at fault.
-    """
+    """Everything the report states in numbers, from a run's files, complete or not. What cannot be computed
+    is None or missing, with a sentence in `problems` where a file is at fault."""
     suites, iterations = record.suites, record.iterations
     roles = next(iter(suites.values())).roles if suites else {}
     summary = Summary(
@@ -93,10 +87,8 @@ def summarise(record: RunRecord) -> Summary:
         planned_iterations=record.config.get("explore", {}).get("iterations"),
         problems=list(record.problems),
     )
-    bootstrap: Json = {
-        "resamples": int(record.config.get("evaluation", {}).get("bootstrap", 10000)),
-        "seed": int(record.config.get("seed", 0)),
-    }
+    resamples = int(record.config.get("evaluation", {}).get("bootstrap", 10000))
+    bootstrap: Json = {"resamples": resamples, "seed": int(record.config.get("seed", 0))}
     for name, suite in suites.items():
         _measure(summary, name, suite, bootstrap)
     for name in suites:
@@ -105,8 +97,13 @@ def summarise(record: RunRecord) -> Summary:
     if summary.final is not None:
         summary.against_baseline = _compare(summary, suites, summary.final, BASELINE, bootstrap)
         if "base" in suites:
-            summary.vendi_change = _vendi_change(suites["base"], suites[summary.final], bootstrap)
-    summary.alarms = check_alarms(_history(record, summary))
+            base, last = suites["base"].vendi, suites[summary.final].vendi
+            changes = [last[name] - base[name] for name in base if name in last]
+            summary.vendi_change = bootstrap_mean(changes, **bootstrap) if changes else None
+    method, numbers = summary.method, {0, *map(iteration_of, record.metrics), *iterations}
+    snapshots = tuple(_snapshot(record, summary, number) for number in sorted(numbers))
+    history = History(snapshots, restraint=method.card.restraint, has_offline=method.has_offline)
+    summary.alarms = check_alarms(history)
     summary.costs = cost_rows(record.metrics, record.config, suites)
     summary.method_cost = _method_cost(summary.costs)
     summary.conflicts = conflict_rows(record.metrics)
@@ -155,19 +152,15 @@ def _derived_cost(phase: str, lines: Sequence[Json], images: float | None, confi
 
 
 def conflict_rows(metrics: Sequence[Json]) -> list[Json]:
-    """How two scorers order a prompt's images: one row for each collection and couple of scorers.
-
-    `rank_correlation` in [-1, 1] and `disagreement`, the share of couples ordered oppositely, are None where
-    nothing was decided; see `rewards.mixture.conflict_metrics`.
-    """
+    """How two scorers order a prompt's images, see `rewards.mixture.conflict_metrics`: one row for each
+    collection and couple of scorers. Measures are None where nothing was decided."""
     rows = []
     for line in metrics:
         for couple in sorted({name.rpartition("/")[0] for name in line if name.startswith(CONFLICT)}):
             first, _, second = couple.removeprefix(CONFLICT).partition(":")
-            measured = {
-                what: _first([line], f"{couple}/{what}") for what in ("rank_correlation", "disagreement")
-            }
-            rows.append({"iteration": iteration_of(line), "first": first, "second": second} | measured)
+            row: Json = {"iteration": iteration_of(line), "first": first, "second": second}
+            measures = ("rank_correlation", "disagreement")
+            rows.append(row | {what: _first([line], f"{couple}/{what}") for what in measures})
     return rows
 
 
@@ -235,22 +228,8 @@ def _by_key(suite: SuiteResult, judge: str) -> dict[tuple[str, int], float]:
     }
 
 
-def _vendi_change(base: SuiteResult, last: SuiteResult, bootstrap: Json) -> Estimate | None:
-    shared = [name for name in base.vendi if name in last.vendi]
-    if not shared:
-        return None
-    return bootstrap_mean([last.vendi[name] - base.vendi[name] for name in shared], **bootstrap)
-
-
-def _history(record: RunRecord, summary: Summary) -> History:
-    """What the alarms look at, one snapshot an iteration (0: base)."""
-    numbers = {0, *map(iteration_of, record.metrics), *record.iterations}
-    snapshots = tuple(_snapshot(record, summary, number) for number in sorted(numbers))
-    method = summary.method
-    return History(snapshots, restraint=method.card.restraint, has_offline=method.has_offline)
-
-
 def _snapshot(record: RunRecord, summary: Summary, number: int) -> Snapshot:
+    """What the alarms look at of one iteration (0: base)."""
     name = "base" if number == 0 else f"iteration-{number}"
     wins = summary.wins.get(name)
     lines = [line for line in record.metrics if iteration_of(line) == number]
@@ -274,7 +253,7 @@ def _snapshot(record: RunRecord, summary: Summary, number: int) -> Snapshot:
         dropped_ties=_last(lines, "pairs/dropped_ties"),
         skipped_steps=_last(lines, "train/skipped_steps"),
         improved_distance=_first(lines, "improve/relative_distance"),
-        **{key: tail_mean(lines, f"train/{key}", number) for key in TAILS},
+        **{key: tail_mean(lines, f"train/{key}", number) for key in ("implicit_accuracy", *ERRORS)},
     )
 
 

@@ -41,13 +41,8 @@ class Method:
 
 
 def describe_method(config: Json) -> Method:
-    """The method of a run in words.
-
-    Args:
-        config: Settings of the run as nested values; what is missing has its default.
-    Returns:
-        A Method; `describe_method({}).name` is "EXPO".
-    """
+    """The method of a run in words, from its settings as nested values; what is missing has its default:
+    `describe_method({}).name` is "EXPO"."""
     explore, card = _group(config, "explore"), card_of(_group(config, "algorithm"))
     collects = card.draws_first or int(explore.get("iterations", 5)) > 1
     has_offline = _group(config, "offline").get("source", EMBEDDED_OFFLINE) is not None

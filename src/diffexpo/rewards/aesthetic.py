@@ -6,14 +6,13 @@ from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
 from diffexpo.config.rewards.aesthetic import AestheticCard
 from diffexpo.errors import RewardError
 from diffexpo.rewards.dual_encoder import DualEncoder, model_files, read_clip_model, read_processor
 from diffexpo.rewards.heads import STACK, apply_stack, read_stack
-from diffexpo.rewards.weights import MODEL_FILES, find_folder, find_weights, fingerprint, read_tensors
+from diffexpo.rewards.weights import MODEL_FILES, Device, find_folder, find_weights, fingerprint, read_tensors
 
 
 class AestheticReward(DualEncoder):
@@ -31,13 +30,7 @@ class AestheticReward(DualEncoder):
     """
 
     def __init__(
-        self,
-        name: str,
-        path: str | None,
-        device: torch.device | str = "cpu",
-        *,
-        base: str,
-        precision: str = "float32",
+        self, name: str, path: str | None, device: Device = "cpu", *, base: str, precision: str = "float32"
     ) -> None:
         file = find_weights(name, AestheticCard, path)
         head = read_head(name, file)
@@ -60,11 +53,7 @@ class AestheticReward(DualEncoder):
 
 
 def read_head(name: str, file: Path) -> list[tuple[Tensor, Tensor]]:
-    """(weight, bias) of every map of a head.
-
-    Raises:
-        RewardError: the tensors are neither v1's nor v2's.
-    """
+    """(weight, bias) of every map of a head; RewardError if the tensors are neither v1's nor v2's."""
     tensors = read_tensors(name, file)
     v2 = {f"layers.{place}.{kind}" for place in STACK for kind in ("weight", "bias")}
     if tensors.keys() == {"weight", "bias"}:

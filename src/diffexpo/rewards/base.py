@@ -24,22 +24,20 @@ def load_rewards(
     device: torch.device | str,
     open_denoiser: Callable[[RewardCard], Policy] | None = None,
 ) -> list[Reward]:
-    """Build the scorers of a configuration, in its order.
+    """Build the scorers of a configuration, in its order, on a device.
 
-    Args:
-        configs: Reward settings; names must differ.
-        resolve: Turns a `path` (an `emoji:` alias, say) into a folder, hub id or file.
-        device: Where networks run.
-        open_denoiser: Gives the model of a scorer that judges by denoising errors; None outside of a run.
+    `resolve` turns a `path` (an `emoji:` alias, say) into a folder, hub id or file. `open_denoiser` gives the
+    model of a scorer that judges by denoising errors; None outside of a run.
+
     Raises:
         ConfigError: two rewards have one name, or a type lacks its path or the latents that it judges.
         MissingError: model, file or function is missing.
         RewardError: a model is not what the type needs.
     """
+    scorers: list[Reward] = []
     for name, count in Counter(config.name for config in configs).items():
         if count > 1:
             raise ConfigError(f"rewards: name {name!r} is used {count} times; names must be unique")
-    scorers: list[Reward] = []
     for config in configs:
         scorer_type = scorer_class(type(config))
         if config.reads == "latents":
@@ -51,9 +49,8 @@ def load_rewards(
             scorers.append(scorer_type(config.name, open_denoiser(config), config.self_judge))
             continue
         if config.path_is and config.chosen_path is None and config.pickled_entry is None:
-            raise ConfigError(
-                f"rewards: {config.name!r} has type {config.type} but no path; expected {config.path_is}"
-            )
+            advice = f"expected {config.path_is}"
+            raise ConfigError(f"rewards: {config.name!r} has type {config.type} but no path; {advice}")
         scorer = scorer_type(config.name, **config.arguments(resolve, device))
         scorers.append(scorer if config.cache is None else _cached(scorer, config, device))
     return scorers

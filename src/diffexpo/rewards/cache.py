@@ -46,14 +46,10 @@ CREATE TABLE IF NOT EXISTS scores(identity TEXT, question TEXT, score REAL, mark
 class CachedReward:
     """A scorer that is asked only for what is not in its cache. Scores are those of the scorer, bit for bit.
 
-    Args:
-        reward: The scorer.
-        folder: Where scores are kept; made if need be.
-        identity: What a score depends on besides image and prompt.
-        by_batch: The scorer is a network here, whose last bits depend on the images that it gets together: a
-            batch is known as a whole or not at all. False: each image is scored, and known, independently.
-    Raises:
-        StoreError: the folder cannot be used.
+    They are kept in `folder`, which is made if need be (StoreError: it cannot be used). `identity` is what a
+    score depends on besides image and prompt. With `by_batch` the scorer is a network here, whose last bits
+    depend on the images that it gets together: a batch is known as a whole or not at all. Otherwise each
+    image is scored, and known, independently.
     """
 
     def __init__(
@@ -99,14 +95,10 @@ def cached(scorers: Iterable[Reward]) -> list[CachedReward]:
 
 
 class ScoreCache:
-    """The scores of one identity in a folder.
+    """The scores of one identity in a folder; StoreError if it cannot be used, or its file is damaged.
 
     Each call opens the file again: a connection may not be taken into another thread or a forked process.
-
     `name` is the reward's, for messages; another name of the same identity finds the same scores.
-
-    Raises:
-        StoreError: the folder cannot be used, or its file is damaged.
     """
 
     def __init__(self, folder: Path, name: str, identity: Mapping[str, str]) -> None:
@@ -162,10 +154,9 @@ class ScoreCache:
         except sqlite3.OperationalError as error:
             raise self._unusable(error) from error
         except sqlite3.DatabaseError as error:
-            raise StoreError(
-                f"reward {self._name!r}: the score cache {self.path} is damaged ({error}); delete it and "
-                "resume, its scores are asked again"
-            ) from error
+            reason = f"the score cache {self.path} is damaged ({error})"
+            advice = "delete it and resume, its scores are asked again"
+            raise StoreError(f"reward {self._name!r}: {reason}; {advice}") from error
 
     def _unusable(self, reason: object) -> StoreError:
         return StoreError(

@@ -39,8 +39,7 @@ BUDGET_WINDOW, BUDGET_FROM = 256, 20
 
 
 class CallFailedError(RewardError):
-    """One call that gave no answer. `can_retry`: the same call may succeed later; `is_refused_input`: another
-    input may."""
+    """A call without an answer. `can_retry`: it may succeed later, `is_refused_input`: another input may."""
 
     def __init__(
         self, reason: str, *, can_retry: bool, is_refused_input: bool = False, wait_s: float = 0.0
@@ -53,10 +52,9 @@ class CalledReward:
     """What scorers behind an address share: a server that answers JSON, a budget of failures, and
     `concurrency` calls at once.
 
+    `url` is `http://host:port` or `https://...`, with or without a path; paths are appended to it.
     Redirections are not followed: they would carry the key to another host. Addresses of this machine are
     reached without a proxy.
-
-    `url` is `http://host:port` or `https://...`, with or without a path; paths are appended to it.
 
     Raises:
         ConfigError: not such an address, or one with a password in it.
@@ -75,7 +73,11 @@ class CalledReward:
         self._service = service or ServiceConfig()
         self._concurrency = concurrency or CONCURRENCY
         self.budget = FailureBudget(name, self._service)
-        self._key = _read_key(name, self._service.api_key_env)
+        variable = self._service.api_key_env
+        self._key = os.environ.get(variable, "").strip() if variable else ""
+        if variable and not self._key:
+            reason = f"service.api_key_env names {variable}, which is not set in the environment"
+            raise MissingError(f"reward {name!r}: {reason}; export the key there")
         headers = dict.fromkeys(("Accept", "Content-Type"), "application/json")
         headers |= {"Authorization": f"Bearer {self._key}"} if self._key else {}
         self._client = httpx2.Client(
@@ -95,34 +97,25 @@ class CalledReward:
             ScorerStoppedError: the server refuses us (key, address), which no repetition changes.
         """
         method, body = ("GET", None) if payload is None else ("POST", json.dumps(payload).encode())
-        deadline = time.monotonic() + self._service.timeout_s
+        url, deadline = self.url + path, time.monotonic() + self._service.timeout_s
         try:
-            with self._client.stream(method, self.url + path, content=body) as response:
+            with self._client.stream(method, url, content=body) as response:
                 if not response.is_success:
-                    raise self._refusal(path, response, deadline)
+                    raise self._refusal(url, response, deadline)
                 text = _read(response, deadline, MAX_REPLY_BYTES)
                 if len(text) > MAX_REPLY_BYTES:
                     raise httpx2.DecodingError(f"the answer is larger than {MAX_REPLY_BYTES} bytes")
         except (httpx2.HTTPError, httpx2.InvalidURL, OSError) as error:
-            raise CallFailedError(
-                f"{self.url}{path} gave no answer ({type(error).__name__}: {self._redacted(error)})",
-                can_retry=True,
-            ) from None
-        reply = _object(text)
-        if reply is None:
-            raise CallFailedError(
-                f"{self.url}{path} answered {self._redacted(text)[:80]!r}, which is no JSON object",
-                can_retry=True,
-            )
+            reason = f"{type(error).__name__}: {self._redacted(error)}"
+            raise CallFailedError(f"{url} gave no answer ({reason})", can_retry=True) from None
+        if (reply := _object(text)) is None:
+            answer = f"{self._redacted(text)[:80]!r}, which is no JSON object"
+            raise CallFailedError(f"{url} answered {answer}", can_retry=True)
         return reply
 
     def persist(self, attempt: Callable[[], Result]) -> Result:
         """The result of `attempt`, repeated with growing pauses while it fails in a way that may pass and
-        time is left.
-
-        Raises:
-            CallFailedError: of the last attempt.
-        """
+        time is left; CallFailedError of the last attempt."""
         end, pause = time.monotonic() + self._service.retry_s, FIRST_PAUSE_S
         while True:
             try:
@@ -149,14 +142,14 @@ class CalledReward:
         check_lengths(self.name, images, prompts)
         return [png_base64(image) for image in to_bytes(images)]
 
-    def _refusal(self, path: str, response: httpx2.Response, deadline: float) -> RewardError:
+    def _refusal(self, url: str, response: httpx2.Response, deadline: float) -> RewardError:
         """The exception for an error status, with what the server says of it."""
         try:
             detail = _shorten(self._redacted(_read(response, deadline, MAX_DETAIL_BYTES)[:MAX_DETAIL_BYTES]))
         except (httpx2.HTTPError, OSError):
             detail = ""
         status = response.status_code
-        text = f"{self.url}{path} answered status {status}: {detail}"
+        text = f"{url} answered status {status}: {detail}"
         if status >= 500 or status in PASSING:
             after = response.headers.get("Retry-After", "")
             return CallFailedError(text, can_retry=True, wait_s=float(after) if after.isdecimal() else 0.0)
@@ -176,10 +169,8 @@ class FailureBudget:
     """Counts images without a score, and stops the run when they are too many."""
 
     def __init__(self, name: str, service: ServiceConfig) -> None:
-        self.name = name
-        self.num_asked = 0
-        self.num_failed = 0
-        self._service = service
+        self.name, self._service = name, service
+        self.num_asked = self.num_failed = 0
         self._recent: deque[bool] = deque(maxlen=BUDGET_WINDOW)
         self._reason = ""
         self._lock = threading.Lock()
@@ -195,11 +186,7 @@ class FailureBudget:
         self.check()
 
     def check(self) -> None:
-        """Stop the run if too many images failed.
-
-        Raises:
-            ScorerStoppedError: past the budget.
-        """
+        """Stop the run with a ScorerStoppedError if too many images failed."""
         with self._lock:
             recent, failed = len(self._recent), sum(self._recent)
         share, most = self._service.max_failed_fraction, self._service.max_failed
@@ -234,11 +221,8 @@ def png_base64(image: np.ndarray) -> str:
 
 
 def check_url(name: str, url: str) -> str:
-    """The address without a slash at its end.
-
-    Raises:
-        ConfigError: not http or https, no host, a password, or a query or fragment.
-    """
+    """The address without a slash at its end; ConfigError if it is not http or https, or has no host, a
+    password, a query or a fragment."""
     try:
         parts = urlsplit(url)
         is_good = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
@@ -247,21 +231,10 @@ def check_url(name: str, url: str) -> str:
     if not is_good or parts.query or parts.fragment:
         raise ConfigError(f"reward {name!r}: path={url!r}; expected an address such as http://127.0.0.1:8188")
     if parts.username or parts.password:
-        raise ConfigError(
-            f"reward {name!r}: its path holds a user name or password, which would be written to "
-            "config.yaml; put the key in an environment variable and name it in service.api_key_env"
-        )
+        reason = "its path holds a user name or password, which would be written to config.yaml"
+        advice = "put the key in an environment variable and name it in service.api_key_env"
+        raise ConfigError(f"reward {name!r}: {reason}; {advice}")
     return url.rstrip("/")
-
-
-def _read_key(name: str, variable: str | None) -> str:
-    key = os.environ.get(variable, "").strip() if variable else ""
-    if variable and not key:
-        raise MissingError(
-            f"reward {name!r}: service.api_key_env names {variable}, which is not set in the environment; "
-            "export the key there"
-        )
-    return key
 
 
 def _read(response: httpx2.Response, deadline: float, most: int) -> bytes:
@@ -278,8 +251,7 @@ def _read(response: httpx2.Response, deadline: float, most: int) -> bytes:
 
 def _shorten(text: str) -> str:
     """The message inside an error body, on one line."""
-    reply = _object(text)
-    inner = text if reply is None else reply.get("error", text)
+    inner = (_object(text) or {}).get("error", text)
     message = inner.get("message", inner) if isinstance(inner, dict) else inner
     return " ".join(str(message).split())[:300]
 

@@ -42,10 +42,8 @@ class ClipReward(DualEncoder):
         expected = "a CLIPModel folder, a hub id or `emoji:judge_train`"
         folder = find_folder(name, path, expected, key="path", patterns=MODEL_FILES)
         files = model_files(name, folder)
-        processor = folder
         base = base or PROCESSORS.get(path)
-        if base is not None:
-            processor = find_folder(name, base, expected)
+        processor = folder if base is None else find_folder(name, base, expected)
         prepare = read_processor(name, processor)
         model, tokenizer = read_clip_model(name, folder), read_part(name, processor, CLIPTokenizer)
         super().__init__(name, model, tokenizer, prepare, device=device, precision=precision, unit=scale)

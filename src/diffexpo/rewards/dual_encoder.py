@@ -87,20 +87,12 @@ class NetworkReward(ABC):
 
 
 class DualEncoder(NetworkReward):
-    """Scores by the cosine of a text's and an image's vector, in one of three units.
+    """Scores by the cosine of a text's and an image's vector, in a unit of `UNITS`.
 
-    Rows are independent: the text of row i meets the image of row i only. The towers run in `precision`,
-    projections and normalisation in float32.
-
-    Args:
-        name: Name in metrics.
-        model: A CLIPModel; its towers are moved and cast.
-        tokenizer: Its tokenizer; None where prompts are not read.
-        prepare: Images (B,3,H,W) in [0,1] to pixel values.
-        device: Where it runs.
-        precision: A key of `PRECISIONS`.
-        unit: A key of `UNITS`.
-        clean: Applied to each text before the tokenizer.
+    Rows are independent: the text of row i meets the image of row i only. The towers of the model are moved
+    and cast, and run in `precision`, a key of `PRECISIONS`; projections and normalisation run in float32.
+    `tokenizer` is None where prompts are not read, `prepare` turns images (B,3,H,W) in [0,1] into pixel
+    values, and `clean` is applied to each text before the tokenizer.
     """
 
     def __init__(
@@ -141,16 +133,13 @@ class DualEncoder(NetworkReward):
         """Unit vectors (B, D) of texts; each distinct text runs once."""
         assert self.texts is not None  # only scorers that read no prompt have none
         distinct = list(dict.fromkeys(prompts))
+        most = self.texts.max_tokens
         for prompt in self.texts.note_cut(distinct):
-            _log.warning(
-                "reward %r: prompt cut to %d tokens: %.60r", self.name, self.texts.max_tokens, prompt
-            )
+            _log.warning("reward %r: prompt cut to %d tokens: %.60r", self.name, most, prompt)
         tokens = self.texts.tokens(distinct).to(self._model.device)
         with torch.no_grad():
-            pooled = self._model.text_model(
-                input_ids=tokens.input_ids, attention_mask=tokens.attention_mask
-            ).pooler_output
-            vectors = _unit(self._model.text_projection(pooled.float()))
+            read = self._model.text_model(input_ids=tokens.input_ids, attention_mask=tokens.attention_mask)
+            vectors = _unit(self._model.text_projection(read.pooler_output.float()))
         rows = {prompt: row for row, prompt in enumerate(distinct)}
         return vectors[[rows[prompt] for prompt in prompts]]
 
@@ -158,18 +147,11 @@ class DualEncoder(NetworkReward):
 def read_clip_model(name: str, folder: Path) -> CLIPModel:
     """A CLIPModel of a folder (whose `model_files` are there), float32; RewardError if it is none."""
     try:
-        model, report = CLIPModel.from_pretrained(
-            str(folder),
-            dtype=torch.float32,
-            use_safetensors=True,
-            local_files_only=True,
-            output_loading_info=True,
-        )
+        options = {"use_safetensors": True, "local_files_only": True, "output_loading_info": True}
+        model, report = CLIPModel.from_pretrained(str(folder), dtype=torch.float32, **options)
     except LOAD_ERRORS as error:
-        raise RewardError(
-            f"reward {name!r}: {folder} cannot be loaded as a CLIPModel ({error}); expected the PickScore "
-            "layout"
-        ) from error
+        reason = f"{folder} cannot be loaded as a CLIPModel ({error})"
+        raise RewardError(f"reward {name!r}: {reason}; expected the PickScore layout") from error
     wrong = [str(key) for key in (*report["missing_keys"], *report["mismatched_keys"])]
     check_keys(name, folder, wrong, (), "CLIPModel")
     return model
@@ -179,9 +161,8 @@ def model_files(name: str, folder: Path) -> list[Path]:
     """The weight files of a CLIPModel folder; MissingError without any, RewardError if one is damaged."""
     files = sorted(folder.glob("model*.safetensors"))
     if not files:
-        raise MissingError(
-            f"reward {name!r}: {folder} holds no model.safetensors (pickled `.bin` files are not read)"
-        )
+        what = "model.safetensors (pickled `.bin` files are not read)"
+        raise MissingError(f"reward {name!r}: {folder} holds no {what}")
     for file in files:
         with opened(name, file):
             pass

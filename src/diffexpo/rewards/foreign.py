@@ -36,12 +36,8 @@ def blame(where: str, advice: str = "correct the function") -> Iterator[None]:
 
 
 class PackageReward(ABC):
-    """A scorer whose model comes with an optional package.
-
-    Raises:
-        MissingError: the package is not installed.
-        RewardError: its model cannot be built.
-    """
+    """A scorer whose model comes with an optional package: MissingError if that is not installed, RewardError
+    if its model cannot be built."""
 
     package: ClassVar[str]
     """Name of the distribution; the module's has `_` for `-`."""

@@ -116,13 +116,10 @@ def clip_state_dict(openclip: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _load(name: str, file: Path, config: CLIPConfig) -> CLIPModel:
-    openclip = read_tensors(name, file)
     activations = {config.text_config.hidden_act, config.vision_config.hidden_act}
     if activations != {"gelu"}:
-        raise RewardError(
-            f"reward {name!r}: base has activation {', '.join(sorted(activations))}; HPS stands on a CLIP "
-            f"ViT-H/14 with gelu, set base={HpsCard.default_base}"
-        )
-    model = CLIPModel(config)
-    fill(name, file, model, clip_state_dict(openclip), "HPS (of the base's sizes)")
-    return model
+        advice = f"HPS stands on a CLIP ViT-H/14 with gelu, set base={HpsCard.default_base}"
+        raise RewardError(f"reward {name!r}: base has activation {', '.join(sorted(activations))}; {advice}")
+    return fill(
+        name, file, CLIPModel(config), clip_state_dict(read_tensors(name, file)), "HPS (of the base's sizes)"
+    )

@@ -17,6 +17,7 @@ from diffexpo.rewards.heads import STACK, apply_stack, read_stack
 from diffexpo.rewards.images import shortest_side_crop
 from diffexpo.rewards.weights import (
     PRECISIONS,
+    Device,
     check_keys,
     fill,
     find_folder,
@@ -66,13 +67,7 @@ class ImageRewardScorer(NetworkReward):
     scale = "standardised reward, about -2 to 2"
 
     def __init__(
-        self,
-        name: str,
-        path: str | None,
-        device: torch.device | str = "cpu",
-        *,
-        base: str,
-        precision: str = "float32",
+        self, name: str, path: str | None, device: Device = "cpu", *, base: str, precision: str = "float32"
     ) -> None:
         file = find_weights(name, ImageRewardCard, path)
         folder = find_folder(name, base, ImageRewardCard.base_is)
@@ -125,14 +120,12 @@ def _load(name: str, file: Path) -> tuple[BlipVisionModel, BlipTextModel, list[t
         *(f"{_HEAD}{place}.{kind}" for place in STACK for kind in ("weight", "bias")),
     ]
     check_keys(name, file, [key for key in needed if key not in tensors], (), "ImageReward")
-    vision = BlipVisionModel(_vision_config(tensors))
-    own = {renamed(key, _NAMES): tensor for key, tensor in _below(tensors, _VISION).items()}
-    fill(name, file, vision, own, "ImageReward")
+    seen = {renamed(key, _NAMES): tensor for key, tensor in _below(tensors, _VISION).items()}
+    vision = fill(name, file, BlipVisionModel(_vision_config(tensors)), seen, "ImageReward")
+    read = _below(tensors, _TEXT)
+    read.pop("embeddings.position_ids", None)  # 0, 1, 2, ...: a constant that older libraries saved
     text = BlipTextModel(_text_config(tensors, med_config), add_pooling_layer=False)
-    own = _below(tensors, _TEXT)
-    own.pop("embeddings.position_ids", None)  # 0, 1, 2, ...: a constant that older libraries saved
-    fill(name, file, text, own, "ImageReward")
-    return vision, text, read_stack(tensors, _HEAD)
+    return vision, fill(name, file, text, read, "ImageReward"), read_stack(tensors, _HEAD)
 
 
 def _vision_config(tensors: Mapping[str, Tensor]) -> BlipVisionConfig:
@@ -184,8 +177,6 @@ def _med_config(name: str, folder: Path) -> dict[str, object]:
 
 def _read_tokenizer(name: str, folder: Path) -> BertTokenizer:
     if not any((folder / file).is_file() for file in ("vocab.txt", "tokenizer.json")):
-        raise MissingError(
-            f"reward {name!r}: {folder} holds no tokenizer (vocab.txt or tokenizer.json); set base to a copy "
-            "of bert-base-uncased"
-        )
+        reason = f"{folder} holds no tokenizer (vocab.txt or tokenizer.json)"
+        raise MissingError(f"reward {name!r}: {reason}; set base to a copy of bert-base-uncased")
     return read_part(name, folder, BertTokenizer)

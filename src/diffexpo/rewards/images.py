@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
+from torch.nn.functional import interpolate, pad
 
 from diffexpo.errors import RewardError
 
@@ -36,9 +37,7 @@ def shortest_side_crop(images: Tensor, size: int) -> Tensor:
     """Shortest side to `size` (PIL bicubic on 8 bits), centre crop, normalised.
 
     The longer side becomes int(size * long / short); the crop starts at round((side - size) / 2), half to
-    even.
-
-    Images (B,3,H,W) in [0,1] are rounded to 8 bits and become (B,3,size,size) float32; a white one is
+    even. Images (B,3,H,W) in [0,1] are rounded to 8 bits and become (B,3,size,size) float32; a white one is
     (1 - mean) / std everywhere.
 
     Source: the transform of CLIP and ImageReward (torchvision Resize and CenterCrop on PIL images).
@@ -71,13 +70,10 @@ def longest_side_pad(images: Tensor, size: int) -> Tensor:
     scale = size / max(height, width)
     target = (round(height * scale), round(width * scale))
     if target != (height, width):
-        pixels = torch.nn.functional.interpolate(
-            pixels, size=target, mode="bicubic", align_corners=False, antialias=True
-        )
+        pixels = interpolate(pixels, size=target, mode="bicubic", align_corners=False, antialias=True)
     free_height, free_width = size - target[0], size - target[1]
     left, top = free_width // 2, free_height // 2
-    padded = torch.nn.functional.pad(pixels, (left, free_width - left, top, free_height - top))
-    return normalised(padded)
+    return normalised(pad(pixels, (left, free_width - left, top, free_height - top)))
 
 
 def normalised(pixels: Tensor) -> Tensor:

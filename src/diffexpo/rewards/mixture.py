@@ -66,10 +66,8 @@ def uncertainty(scores: Mapping[str, np.ndarray]) -> np.ndarray:
         RewardError: fewer than two scorers.
     """
     if len(scores) < 2:
-        raise RewardError(
-            f"uncertainty: needs two or more rewards, got {len(scores)}; add one or set "
-            "algorithm.uncertainty=off"
-        )
+        advice = "add one or set algorithm.uncertainty=off"
+        raise RewardError(f"uncertainty: needs two or more rewards, got {len(scores)}; {advice}")
     stacked, _ = _stack(scores, dict.fromkeys(scores, 1.0))
     return _zscores(stacked).std(axis=0)
 
@@ -153,15 +151,12 @@ def _stack(scores: Mapping[str, np.ndarray], weights: Mapping[str, float]) -> tu
     if not scores:
         raise RewardError("mixture: no train reward; expected at least one with role=train")
     if scores.keys() != weights.keys():
-        raise RewardError(
-            f"mixture: scores of {sorted(scores)} but weights of {sorted(weights)}; expected the same names"
-        )
+        advice = "expected the same names"
+        raise RewardError(f"mixture: scores of {sorted(scores)} but weights of {sorted(weights)}; {advice}")
     for name, weight in weights.items():
         if weight == 0 or not np.isfinite(weight):
-            raise RewardError(
-                f"mixture: reward {name!r} has weight {weight}; use role=watch for a reward that must not "
-                "rank"
-            )
+            advice = "use role=watch for a reward that must not rank"
+            raise RewardError(f"mixture: reward {name!r} has weight {weight}; {advice}")
     shapes = {name: np.shape(values) for name, values in scores.items()}
     if len(set(shapes.values())) > 1 or any(len(shape) != 2 for shape in shapes.values()):
         raise RewardError(f"mixture: shapes {shapes}; expected one (prompts, candidates) for all")

@@ -24,12 +24,9 @@ class PythonFileReward:
     excludes that image and is counted.
 
     `concurrency` calls may be under way at once, each with its share of a batch; with more than one the
-    function must be thread-safe and score each image by itself.
-
-    Raises:
-        ConfigError: `path` is not `file.py:function`.
-        MissingError: there is no such file or function.
-        RewardError: the file cannot be run.
+    function must be thread-safe and score each image by itself. Refused are a `path` that is not
+    `file.py:function` (ConfigError), one that is not there (MissingError) and a file that cannot be run
+    (RewardError).
     """
 
     scale = "the function's own"
@@ -42,9 +39,8 @@ class PythonFileReward:
             raise ConfigError(f"reward {name!r}: path={path!r}; expected `file.py:function`")
         file = Path(file_name).expanduser()
         if not file.is_file():
-            raise MissingError(
-                f"reward {name!r}: no file {file}; expected a Python file with a function {function_name}"
-            )
+            advice = f"expected a Python file with a function {function_name}"
+            raise MissingError(f"reward {name!r}: no file {file}; {advice}")
         # One file may hold several scorers.
         self.version = f"{hashlib.sha256(file.read_bytes()).hexdigest()} {function_name}"
         self._concurrency = concurrency
@@ -52,34 +48,27 @@ class PythonFileReward:
         self._function = _load_function(name, file, function_name)
 
     def score(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
-        """Scores (B,), NaN where the function gave no finite number.
-
-        Raises:
-            RewardError: the function raised, or returned something other than B numbers.
-        """
+        """Scores (B,), NaN where the function gave no finite number; RewardError if it raised, or returned
+        something other than B numbers."""
         images, texts = images.detach().float().cpu(), list(prompts)
         size = max(-(-len(texts) // self._concurrency), 1)
-        parts = [slice(start, start + size) for start in range(0, len(texts), size)] or [slice(0, 0)]
-        scores = map_concurrently(
-            lambda part: self._score_part(images[part], texts[part]), parts, self._concurrency
-        )
-        return torch.cat(scores)
+        parts = [(images[at : at + size], texts[at : at + size]) for at in range(0, max(len(texts), 1), size)]
+        return torch.cat(map_concurrently(self._score_part, parts, self._concurrency))
 
-    def _score_part(self, images: Tensor, prompts: list[str]) -> Tensor:
+    def _score_part(self, part: tuple[Tensor, list[str]]) -> Tensor:
+        images, prompts = part
         with blame(self._where):
             result = self._function(images, prompts)
         try:
             scores = torch.as_tensor(result, dtype=torch.float32).detach().cpu()
         except (TypeError, ValueError, RuntimeError) as error:
-            raise RewardError(
-                f"{self._where} returned {type(result).__name__}, which is not numbers ({error}); expected "
-                f"{len(images)} numbers"
-            ) from error
+            reason = f"{self._where} returned {type(result).__name__}, which is not numbers ({error})"
+            advice = f"expected {len(images)} numbers"
+            raise RewardError(f"{reason}; {advice}") from error
         if scores.shape != (len(images),):
-            raise RewardError(
-                f"{self._where} returned shape {tuple(scores.shape)} for {len(images)} images; expected one "
-                "number each"
-            )
+            reason = f"{self._where} returned shape {tuple(scores.shape)} for {len(images)} images"
+            advice = "expected one number each"
+            raise RewardError(f"{reason}; {advice}")
         return torch.where(torch.isfinite(scores), scores, torch.nan)
 
 
@@ -94,8 +83,6 @@ def _load_function(name: str, file: Path, function_name: str) -> Callable[[Tenso
     function = vars(module).get(function_name)
     if not callable(function):
         names = sorted(key for key, value in vars(module).items() if callable(value) and key[0] != "_")
-        raise MissingError(
-            f"reward {name!r}: {file} has no function {function_name!r}; it defines "
-            f"{', '.join(names) or 'none'}"
-        )
+        found = f"it defines {', '.join(names) or 'none'}"
+        raise MissingError(f"reward {name!r}: {file} has no function {function_name!r}; {found}")
     return function

@@ -47,29 +47,23 @@ class RemoteReward(CalledReward):
         self, name: str, url: str, service: ServiceConfig | None = None, concurrency: int | None = None
     ) -> None:
         super().__init__(name, url, service, concurrency)
-        expected = "a running scorer: start it with `diffexpo rewards serve`"
-        facts = self._first(self._ask_version, expected)
+        facts = self._first(self._ask_version, "a running scorer: start it with `diffexpo rewards serve`")
         self._server = (str(facts["name"]), str(facts["version"]))
-        self.version = f"{facts['type']} {facts['version']}"
-        self.scale = str(facts["scale"])
+        self.version, self.scale = f"{facts['type']} {facts['version']}", str(facts["scale"])
         for key, given in zip(("scorer", "version"), self._server, strict=True):
             wanted = getattr(self._service, key)
             if wanted not in (None, given):
-                raise ScorerStoppedError(
-                    f"reward {name!r}: {self.url} serves {key} {given!r}, but service.{key} = {wanted!r}; "
-                    f"start the right one or correct service.{key}"
-                )
+                reason = f"{self.url} serves {key} {given!r}, but service.{key} = {wanted!r}"
+                advice = f"start the right one or correct service.{key}"
+                raise ScorerStoppedError(f"reward {name!r}: {reason}; {advice}")
 
     def score(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
-        """Scores (B,) of images (B,3,H,W) in [0,1] for their prompts, NaN where none was obtained.
-
-        Raises:
-            ScorerStoppedError: past the budget, or the server now serves another scorer.
-        """
-        questions = [
-            {"id": _id(position, png, prompt), "prompt": prompt, "image": png}
-            for position, (png, prompt) in enumerate(zip(self._pngs(images, prompts), prompts, strict=True))
-        ]
+        """Scores (B,) of images (B,3,H,W) in [0,1] for their prompts, NaN where none was obtained;
+        ScorerStoppedError past the budget, or if the server now serves another scorer."""
+        questions: list[Question] = []
+        for png, prompt in zip(self._pngs(images, prompts), prompts, strict=True):
+            digest = hashlib.sha256(f"{prompt}\0{png}".encode()).hexdigest()[:16]
+            questions.append({"id": f"{len(questions)}-{digest}", "prompt": prompt, "image": png})
         size = self._service.images_per_request
         parts = [questions[start : start + size] for start in range(0, len(questions), size)]
         found: dict[str, float] = {}
@@ -90,10 +84,8 @@ class RemoteReward(CalledReward):
                 # One image too large or too odd must not cost the others.
                 half = len(questions) // 2
                 return self._score_part(questions[:half]) | self._score_part(questions[half:])
-            reason = str(error)
-            _log.warning(
-                "reward %r: %s; %d images stay without a score", self.name, error, len(questions) - len(found)
-            )
+            reason, missing = str(error), len(questions) - len(found)
+            _log.warning("reward %r: %s; %d images stay without a score", self.name, error, missing)
         num_failed = sum(math.isnan(found.get(question["id"], math.nan)) for question in questions)
         self.budget.add(len(questions), num_failed, reason)
         return found
@@ -114,18 +106,15 @@ class RemoteReward(CalledReward):
         scores = _read_scores(reply.get("scores"), {question["id"] for question in missing})
         found.update(scores)
         if len(scores) < len(missing):
-            raise CallFailedError(
-                f"{self.url} answered {len(scores)} of {len(missing)} images", can_retry=True
-            )
+            text = f"{self.url} answered {len(scores)} of {len(missing)} images"
+            raise CallFailedError(text, can_retry=True)
 
     def _ask_version(self) -> dict[str, object]:
         facts = self._speak("/version")
         lacking = [key for key in ("name", "type", "version", "scale") if not isinstance(facts.get(key), str)]
         if lacking:
-            raise CallFailedError(
-                f"{self.url}/version gives no {', '.join(lacking)}; it is no scorer of this protocol",
-                can_retry=False,
-            )
+            text = f"{self.url}/version gives no {', '.join(lacking)}; it is no scorer of this protocol"
+            raise CallFailedError(text, can_retry=False)
         return facts
 
     def _speak(self, path: str, payload: object = None) -> dict[str, object]:
@@ -133,14 +122,12 @@ class RemoteReward(CalledReward):
         reply = self.call(path, payload)
         spoken = reply.get("protocol")
         if spoken is None:
-            raise CallFailedError(
-                f"{self.url} answered without `protocol`; it is no scorer of this protocol", can_retry=True
-            )
+            text = f"{self.url} answered without `protocol`; it is no scorer of this protocol"
+            raise CallFailedError(text, can_retry=True)
         if spoken != PROTOCOL:
-            raise ScorerStoppedError(
-                f"reward {self.name!r}: {self.url} speaks protocol {spoken!r}, expected {PROTOCOL}; run the "
-                "same version of diffexpo on both sides"
-            )
+            reason = f"{self.url} speaks protocol {spoken!r}, expected {PROTOCOL}"
+            advice = "run the same version of diffexpo on both sides"
+            raise ScorerStoppedError(f"reward {self.name!r}: {reason}; {advice}")
         return reply
 
 
@@ -151,13 +138,7 @@ def _read_scores(given: object, asked: set[str]) -> dict[str, float]:
     scores = {}
     for key, value in given.items():
         if value is not None and (isinstance(value, bool) or not isinstance(value, int | float)):
-            raise CallFailedError(
-                f"the answer holds {value!r:.40} where a number is expected", can_retry=True
-            )
+            text = f"the answer holds {value!r:.40} where a number is expected"
+            raise CallFailedError(text, can_retry=True)
         scores[key] = float(value) if value is not None and abs(value) <= 3e38 else math.nan
     return scores
-
-
-def _id(position: int, png: str, prompt: str) -> str:
-    digest = hashlib.sha256(f"{prompt}\0{png}".encode()).hexdigest()[:16]
-    return f"{position}-{digest}"

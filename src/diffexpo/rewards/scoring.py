@@ -34,10 +34,8 @@ def score_drawn(
 
     Args:
         scorers: Scorers of images and of latents.
-        drawn: N latents and their images; what no scorer reads may be None.
-        prompts: N texts.
-        batch_size: Rows per call of a scorer.
-        tick: Called after every scored batch.
+        drawn: N latents and their images, for N `prompts`; what no scorer reads may be None.
+        batch_size: Rows per call of a scorer; `tick` is called after each.
     Returns:
         name -> (N,) float32, NaN where scoring failed or was not finite; `num_failed` counts them.
     Raises:
@@ -50,9 +48,8 @@ def score_drawn(
         read = drawn.latents if reads_latents(scorer) else images
         assert read is not None  # the caller knows its scorers
         if len(read) != len(prompts):
-            raise RewardError(
-                f"scoring: {len(read)} images but {len(prompts)} prompts; expected one prompt an image"
-            )
+            advice = "expected one prompt an image"
+            raise RewardError(f"scoring: {len(read)} images but {len(prompts)} prompts; {advice}")
         scores[scorer.name] = np.full(len(prompts), np.nan, dtype=np.float32)
         for start in range(0, len(prompts), batch_size):
             rows = slice(start, min(start + batch_size, len(prompts)))
@@ -76,23 +73,16 @@ def num_failed(scores: Mapping[str, np.ndarray]) -> dict[str, int]:
 
 
 def check_rewards(scores: Mapping[str, np.ndarray]) -> None:
-    """Start-up self-check of the train rewards: refuse scores of different images that rank nothing.
-
-    Raises:
-        RewardError: a scorer gave no finite score at all, or the same one for every image.
-    """
+    """Start-up self-check of the train rewards: refuse, with a RewardError, a scorer that gave no finite
+    score at all, or the same one for every image: it ranks nothing."""
     for name, values in scores.items():
         finite = np.asarray(values)[np.isfinite(values)]
         if finite.size == 0:
-            raise RewardError(
-                f"reward {name!r}: none of {np.size(values)} images got a finite score; look at the warnings "
-                "above and correct the scorer"
-            )
+            reason = f"none of {np.size(values)} images got a finite score"
+            raise RewardError(f"reward {name!r}: {reason}; look at the warnings above and correct the scorer")
         if finite.size > 1 and np.ptp(finite) == 0:
-            raise RewardError(
-                f"reward {name!r}: all {finite.size} images got {finite[0]:.6g}; a constant reward ranks "
-                "nothing, use another"
-            )
+            advice = "a constant reward ranks nothing, use another"
+            raise RewardError(f"reward {name!r}: all {finite.size} images got {finite[0]:.6g}; {advice}")
 
 
 def _score_batch(scorer: Reward, inputs: Tensor, prompts: Sequence[str]) -> np.ndarray:

@@ -89,11 +89,8 @@ class SelfJudge(ABC):
         return hashlib.sha256(text.encode()).hexdigest()
 
     def score(self, latents: Tensor, prompts: Sequence[str]) -> Tensor:
-        """(B,) float32 for latents (B,C,h,w) and their prompts; the same bits however a batch is cut.
-
-        Raises:
-            RewardError: latents of another shape, or not one prompt for each.
-        """
+        """(B,) float32 for latents (B,C,h,w) and their prompts, the same bits however a batch is cut;
+        RewardError for latents of another shape, or if there is not one prompt for each."""
         shape = tuple(self.policy.latent_shape)
         if len(latents) != len(prompts) or tuple(latents.shape[1:]) != shape:
             raise RewardError(
@@ -139,17 +136,13 @@ class ImplicitReward(SelfJudge):
     """
 
     def __init__(self, name: str, policy: Policy, settings: SelfJudgeConfig) -> None:
-        """`policy`: its version "current" is the trained model, "base" what it started from.
-
-        Raises:
-            ConfigError: the two are equal, so every score would be 0.
-        """
+        """`policy`: its version "current" is the trained model, "base" what it started from; a ConfigError
+        refuses two that are equal, as every score would be 0."""
         super().__init__(name, policy, settings)
         if _is_base(policy):
-            raise ConfigError(
-                f"reward {name!r} (type implicit): the trained weights are those of its base, so every image "
-                "would score 0; expected a model that was trained on pairs, e.g. path: runs/dpo_offline"
-            )
+            reason = "the trained weights are those of its base, so every image would score 0"
+            advice = "expected a model that was trained on pairs, e.g. path: runs/dpo_offline"
+            raise ConfigError(f"reward {name!r} (type implicit): {reason}; {advice}")
         self.scale = (
             f"beta/2 x (error of the base - error of the trained model), beta {settings.beta:g}, "
             f"{settings.draws} draws, {self._range}"
@@ -188,7 +181,5 @@ def _is_base(policy: Policy) -> bool:
 
 def _check_errors(name: str, first: Tensor, second: Tensor) -> None:
     if first.shape != second.shape or first.ndim != 2:
-        raise ValueError(
-            f"{name}: errors of shape {tuple(first.shape)} and {tuple(second.shape)}; expected two of one "
-            "shape (B, K)"
-        )
+        advice = "expected two of one shape (B, K)"
+        raise ValueError(f"{name}: errors of shape {tuple(first.shape)} and {tuple(second.shape)}; {advice}")

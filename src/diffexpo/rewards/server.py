@@ -49,8 +49,6 @@ class RefusedError(RewardError):
 
 @dataclass
 class _Ticket:
-    """One image on its way through the batcher."""
-
     image: np.ndarray
     prompt: str
     score: Future[float] = field(default_factory=Future)
@@ -118,16 +116,12 @@ class Batcher:
 
 
 class ScoreServer(ThreadingHTTPServer):
-    """A scorer behind `GET /health`, `GET /version` and `POST /score`.
+    """A scorer of a type (`kind`) behind `GET /health`, `GET /version` and `POST /score`.
 
-    Args:
-        reward: The scorer.
-        kind: Its type, as in a configuration.
-        host: Address to listen on; anything but this machine's own lets others in, without a password.
-        port: Port; 0 takes a free one.
-        batch_size: Largest batch.
-        wait_ms: How long a batch that is not full waits for more.
-        max_mib: Largest request body, MiB.
+    `host` is the address to listen on; anything but this machine's own lets others in, without a password.
+    `port` 0 takes a free one. A batch that has not `batch_size` images waits `wait_ms` for more; `max_mib` is
+    the largest request body, MiB.
+
     Raises:
         ConfigError: the address cannot be listened on, or a score depends on the other images of its call.
     """
@@ -200,7 +194,6 @@ class ScoreHandler(BaseHTTPRequestHandler):
             self.reply(error.status, {"error": str(error)})
 
     def read(self) -> dict[str, object]:
-        """The JSON object in the body."""
         # What is not read cannot be skipped: the connection ends with the answer.
         self.close_connection = True
         if self.path != "/score":
@@ -208,9 +201,10 @@ class ScoreHandler(BaseHTTPRequestHandler):
         length = self.headers.get("Content-Length", "")
         if not length.isdecimal():
             raise RefusedError(411, "Content-Length is missing; expected the size of the body")
-        if int(length) > self.server.max_bytes:
-            limit = f"at most {self.server.max_bytes} are read; send fewer images"
-            raise RefusedError(413, f"the body has {length} bytes, {limit}")
+        if int(length) > (most := self.server.max_bytes):
+            raise RefusedError(
+                413, f"the body has {length} bytes, at most {most} are read; send fewer images"
+            )
         # Web pages cannot send this type to another site unasked.
         if self.headers.get_content_type() != "application/json":
             raise RefusedError(415, "Content-Type is not application/json")
@@ -263,12 +257,8 @@ class ScoreHandler(BaseHTTPRequestHandler):
 
 
 def decode_png(text: str) -> np.ndarray:
-    """The image (H,W,3) uint8 in the base64 text of a PNG.
-
-    Raises:
-        ValueError: not base64, or larger than 4096 pixels a side.
-        OSError: not a PNG, or a damaged one.
-    """
+    """The image (H,W,3) uint8 in the base64 text of a PNG; ValueError if it is not base64 or larger than 4096
+    pixels a side, OSError if it is no PNG or a damaged one."""
     try:
         data = base64.b64decode(text, validate=True)
     except binascii.Error as error:

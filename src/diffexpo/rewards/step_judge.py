@@ -28,6 +28,7 @@ from torch.nn.functional import gelu, layer_norm, normalize
 from diffexpo.errors import ConfigError, MissingError, RewardError
 from diffexpo.phases import phase
 from diffexpo.rewards.clip import ClipReward
+from diffexpo.rewards.weights import Device
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 KIND = "step_judge"
@@ -126,11 +127,9 @@ def noise_level(alpha_t: Tensor, sigma_t: Tensor) -> Tensor:
 
 class LatentStepJudge:
     """A step judge from a folder: config.json and model.safetensors, and the CLIP judge that config.json
-    names.
+    names (its `text`, an alias, say, made a folder or hub id by `resolve`).
 
     Rows are independent, so a score does not depend on its batch (beyond rounding). Always float32.
-
-    `resolve` turns the `text` of config.json (an `emoji:` alias, say) into a folder or hub id.
 
     Raises:
         MissingError: the folder, a file of it, or its text tower is missing.
@@ -138,7 +137,7 @@ class LatentStepJudge:
     """
 
     def __init__(
-        self, folder: str | Path, resolve: Callable[[str], str] = str, device: torch.device | str = "cpu"
+        self, folder: str | Path, resolve: Callable[[str], str] = str, device: Device = "cpu"
     ) -> None:
         self.folder = Path(folder).expanduser()
         self.shape = read_shape(self.folder)
@@ -159,11 +158,8 @@ class LatentStepJudge:
             )
 
     def check_fits(self, latent_shape: Sequence[int], path_kind: str, key: str, model: str) -> None:
-        """Refuse a model whose states this judge cannot read; `key` is the setting that names the judge.
-
-        Raises:
-            ConfigError: it has another `latent_shape` (C, h, w), or a path that the judge was not trained on.
-        """
+        """Refuse, with a ConfigError, a model of another `latent_shape` (C, h, w), or of a path that this
+        judge was not trained on; `key` is the setting that names the judge."""
         own, paths = self.shape.latent_shape, self.shape.paths
         wrong = ""
         if tuple(latent_shape) != own:
@@ -193,10 +189,9 @@ class LatentStepJudge:
             RewardError: another latent shape, or x_t and prompts differ in number.
         """
         if tuple(x_t.shape[1:]) != self.shape.latent_shape or len(x_t) != len(prompts):
-            raise RewardError(
-                f"step judge {self.folder}: {len(x_t)} states {_by(x_t.shape[1:])} for {len(prompts)} "
-                f"prompts; expected one state {_by(self.shape.latent_shape)} a prompt"
-            )
+            reason = f"{len(x_t)} states {_by(x_t.shape[1:])} for {len(prompts)} prompts"
+            advice = f"expected one state {_by(self.shape.latent_shape)} a prompt"
+            raise RewardError(f"step judge {self.folder}: {reason}; {advice}")
         if len(x_t) == 0:
             return torch.zeros(0)
         vectors, scale = self.embed_states(x_t, alpha_t, sigma_t)
@@ -231,12 +226,8 @@ class LatentStepJudge:
 
 
 def read_shape(folder: Path) -> StepJudgeShape:
-    """What a folder's config.json says.
-
-    Raises:
-        MissingError: no such folder, or config.json or model.safetensors is not there.
-        RewardError: config.json is not that of a step judge.
-    """
+    """What a folder's config.json says: MissingError without it or model.safetensors, RewardError if it is
+    not that of a step judge."""
     for name in (CONFIG, WEIGHTS):
         if not (folder / name).is_file():
             raise MissingError(
@@ -247,18 +238,14 @@ def read_shape(folder: Path) -> StepJudgeShape:
         values = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
         kind = values.pop("kind", values.get("model_type"))
         if kind != KIND:
-            raise RewardError(
-                f"step judge {folder}: {CONFIG} is of kind {kind!r}, expected {KIND!r}; a judge of clean "
-                "images is a reward, not a step judge"
-            )
+            expected = f"{KIND!r}; a judge of clean images is a reward, not a step judge"
+            raise RewardError(f"step judge {folder}: {CONFIG} is of kind {kind!r}, expected {expected}")
         latent_shape = tuple(int(side) for side in values.pop("latent_shape"))
         sample = tuple(float(value) for value in values.pop("text_sample"))
         shape = StepJudgeShape(latent_shape, tuple(values.pop("paths")), text_sample=sample, **values)
     except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise RewardError(
-            f"step judge {folder}: {CONFIG} cannot be read ({error}); expected the keys "
-            f"{', '.join(StepJudgeShape.__dataclass_fields__)}"
-        ) from error
+        advice = f"expected the keys {', '.join(StepJudgeShape.__dataclass_fields__)}"
+        raise RewardError(f"step judge {folder}: {CONFIG} cannot be read ({error}); {advice}") from error
     sizes = (*latent_shape, shape.patch, shape.width, shape.hidden, shape.blocks, shape.embedding)
     is_whole = len(latent_shape) == 3 and all(isinstance(size, int) and size >= 1 for size in sizes)
     if not is_whole or any(side % shape.patch for side in latent_shape[1:]):
@@ -286,10 +273,8 @@ def _load_network(folder: Path, shape: StepJudgeShape) -> StepJudgeNetwork:
         tensors = {name: tensor.float() for name, tensor in load_file(folder / WEIGHTS).items()}
         network.load_state_dict(tensors)
     except (SafetensorError, OSError, RuntimeError) as error:
-        raise RewardError(
-            f"step judge {folder}: {WEIGHTS} does not hold the network of {CONFIG} ({error}); copy or train "
-            "it again"
-        ) from error
+        reason = f"{WEIGHTS} does not hold the network of {CONFIG} ({error})"
+        raise RewardError(f"step judge {folder}: {reason}; copy or train it again") from error
     return network.eval().requires_grad_(False)
 
 

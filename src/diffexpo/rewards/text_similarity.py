@@ -18,7 +18,7 @@ from transformers import AutoModel, AutoTokenizer
 
 from diffexpo.errors import MissingError, RewardError
 from diffexpo.rewards.clip import ClipReward
-from diffexpo.rewards.weights import LOAD_ERRORS
+from diffexpo.rewards.weights import LOAD_ERRORS, Device
 
 # What DDPO compares the description with.
 REFERENCE = "The image contains {prompt}"
@@ -37,10 +37,9 @@ def recall(candidate: Tensor, reference: Tensor) -> Tensor:
     Source: BERTScore (arXiv 1904.09675) equation 1, without idf weights and rescaling; DDPO uses its recall.
     """
     if len(candidate) == 0 or len(reference) == 0:
-        raise RewardError(
-            f"recall of {len(candidate)} candidate and {len(reference)} reference tokens; expected one of "
-            "each at least"
-        )
+        reason = f"recall of {len(candidate)} candidate and {len(reference)} reference tokens"
+        advice = "expected one of each at least"
+        raise RewardError(f"{reason}; {advice}")
     x = reference / reference.norm(dim=-1, keepdim=True)
     y = candidate / candidate.norm(dim=-1, keepdim=True)
     return (x @ y.T).amax(dim=1).mean()
@@ -51,24 +50,15 @@ class TextSimilarity:
 
     A CLIPModel folder gives the cosine of the two text vectors (of the plain prompt). Any other encoder gives
     BERTScore recall against "The image contains {prompt}", as in DDPO, without the tokens that the tokenizer
-    adds.
-
-    `layer` is the hidden layer that is compared, 0 is the embedding and None the last; CLIP does not use it.
-
-    Raises:
-        MissingError: there is no such folder.
-        RewardError: it holds no text model.
+    adds. `layer` is the hidden layer that is compared, 0 is the embedding and None the last; CLIP does not
+    use it. MissingError if there is no such folder, RewardError if it holds no text model.
     """
 
-    def __init__(
-        self, name: str, folder: str, *, layer: int | None = None, device: torch.device | str = "cpu"
-    ) -> None:
+    def __init__(self, name: str, folder: str, *, layer: int | None = None, device: Device = "cpu") -> None:
         config = Path(folder).expanduser() / "config.json"
         if not config.is_file():
-            raise MissingError(
-                f"reward {name!r}: vlm.text_encoder = {folder!r} holds no config.json; expected the folder "
-                "of a text model"
-            )
+            reason = f"vlm.text_encoder = {folder!r} holds no config.json"
+            raise MissingError(f"reward {name!r}: {reason}; expected the folder of a text model")
         self._layer = layer
         self._clip: ClipReward | None = None
         # Tokenizers keep state while they work, and several answers may arrive at once.
@@ -79,20 +69,17 @@ class TextSimilarity:
             return
         try:
             self._tokenizer = AutoTokenizer.from_pretrained(str(config.parent), local_files_only=True)
-            self._model = AutoModel.from_pretrained(
-                str(config.parent), dtype=torch.float32, use_safetensors=True, local_files_only=True
-            )
+            options = {"dtype": torch.float32, "use_safetensors": True, "local_files_only": True}
+            model = AutoModel.from_pretrained(str(config.parent), **options)
         except LOAD_ERRORS as error:
             raise RewardError(
                 f"reward {name!r}: vlm.text_encoder = {folder!r} cannot be loaded as a text model ({error})"
             ) from error
-        self._model = self._model.to(device).eval().requires_grad_(False)
+        self._model = model.to(device).eval().requires_grad_(False)
         depth = int(self._model.config.num_hidden_layers)
         if layer is not None and layer > depth:
-            raise RewardError(
-                f"reward {name!r}: vlm.text_layer = {layer}, but {folder!r} has {depth} layers; choose one "
-                f"of 0 to {depth}"
-            )
+            reason = f"vlm.text_layer = {layer}, but {folder!r} has {depth} layers"
+            raise RewardError(f"reward {name!r}: {reason}; choose one of 0 to {depth}")
         used = depth if layer is None else layer
         self.version = f"{self._model.config.model_type} layer {used} of {config.parent.name}"
 

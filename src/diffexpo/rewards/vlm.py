@@ -76,10 +76,8 @@ class VlmJudge(CalledReward):
     """Scores by what a vision-language model answers.
 
     `pairwise` compares images of one prompt within one call; an image that is the only one of its prompt gets
-    NaN. Asking is deterministic as far as the server is (temperature 0).
-
-    `url` is the server's base address up to and including `/v1`; the text encoder of `caption` runs on
-    `device`.
+    NaN. Asking is deterministic as far as the server is (temperature 0). `url` is the server's base address
+    up to and including `/v1`; the text encoder of `caption` runs on `device`.
 
     Raises:
         ConfigError: `url` is no address, or the question lacks a {prompt} that it needs.
@@ -100,10 +98,8 @@ class VlmJudge(CalledReward):
         self._vlm = vlm = vlm or VlmConfig()
         self._question = QUESTIONS[vlm.mode] if vlm.question is None else vlm.question
         if vlm.mode != "caption" and "{prompt}" not in self._question:
-            raise ConfigError(
-                f"reward {name!r}: vlm.question = {self._question!r} holds no {{prompt}}; the model would "
-                "not know what to look for"
-            )
+            reason = f"vlm.question = {self._question!r} holds no {{prompt}}"
+            raise ConfigError(f"reward {name!r}: {reason}; the model would not know what to look for")
         self._similarity = self._text_similarity(device) if vlm.mode == "caption" else None
         self._model = self._find_model()
         # Two servers need not mean the same by a model's name.
@@ -121,17 +117,14 @@ class VlmJudge(CalledReward):
         self.is_groupwise = vlm.mode == "pairwise"
 
     def score(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
-        """Scores (B,) of images (B,3,H,W) in [0,1] for their prompts, NaN where none was obtained.
-
-        Raises:
-            ScorerStoppedError: past the budget, or the server gives no log-probabilities.
-        """
+        """Scores (B,) of images (B,3,H,W) in [0,1] for their prompts, NaN where none was obtained;
+        ScorerStoppedError past the budget, or if the server gives no log-probabilities."""
         pngs = self._pngs(images, prompts)
         if self._vlm.mode == "pairwise":
             return self._score_groups(pngs, prompts)
         ask = self._probability if self._vlm.mode == "yes_no" else self._caption_score
-        pairs = list(zip(pngs, prompts, strict=True))
-        scores = map_concurrently(lambda pair: ask([pair[0]], pair[1]), pairs, self._concurrency)
+        shown = [([png], prompt) for png, prompt in zip(pngs, prompts, strict=True)]
+        scores = map_concurrently(lambda question: ask(*question), shown, self._concurrency)
         return torch.tensor(scores, dtype=torch.float32)
 
     def describe(self, png: str, prompt: str) -> str:
@@ -147,11 +140,8 @@ class VlmJudge(CalledReward):
         for row, prompt in enumerate(prompts):
             groups.setdefault(prompt, []).append(row)
         orders = [pair for rows in groups.values() for pair in itertools.permutations(rows, 2)]
-
-        def ask(pair: tuple[int, int]) -> float:
-            return self._probability([pngs[row] for row in pair], prompts[pair[0]])
-
-        answers = map_concurrently(ask, orders, self._concurrency)
+        shown = [([pngs[row] for row in pair], prompts[pair[0]]) for pair in orders]
+        answers = map_concurrently(lambda question: self._probability(*question), shown, self._concurrency)
         first_shown = torch.full((len(prompts), len(prompts)), torch.nan, dtype=torch.float64)
         for pair, answer in zip(orders, answers, strict=True):
             first_shown[pair] = answer
@@ -178,11 +168,9 @@ class VlmJudge(CalledReward):
             settings = {"max_tokens": 1, "logprobs": True, "top_logprobs": self._vlm.top_logprobs}
             value = choice_probability(self._first_token(self._ask(pngs, prompt, settings)), choices)
             if math.isnan(value):
-                raise CallFailedError(
-                    f"neither {choices[0]} nor {choices[1]} is among the likeliest first tokens; a model "
-                    "that thinks before it answers needs thinking turned off",
-                    can_retry=False,
-                )
+                absent = f"neither {choices[0]} nor {choices[1]} is among the likeliest first tokens"
+                advice = "a model that thinks before it answers needs thinking turned off"
+                raise CallFailedError(f"{absent}; {advice}", can_retry=False)
             return value
 
         return self._counted(attempt)
@@ -220,10 +208,9 @@ class VlmJudge(CalledReward):
         """The likeliest first tokens of an answer."""
         logprobs = choice.get("logprobs")
         if logprobs is None:
-            raise ScorerStoppedError(
-                f"reward {self.name!r}: {self._model!r} answers without log-probabilities; serve it with "
-                "them (vLLM and SGLang give them), or use vlm.mode = caption"
-            )
+            reason = f"{self._model!r} answers without log-probabilities"
+            advice = "serve it with them (vLLM and SGLang give them), or use vlm.mode = caption"
+            raise ScorerStoppedError(f"reward {self.name!r}: {reason}; {advice}")
         content = logprobs.get("content") if isinstance(logprobs, dict) else None
         first = content[0] if isinstance(content, list) and content else None
         top = first.get("top_logprobs") if isinstance(first, dict) else None
@@ -240,10 +227,8 @@ class VlmJudge(CalledReward):
         wanted = self._vlm.model
         if wanted in names or (wanted is None and len(names) == 1):
             return str(names[0] if wanted is None else wanted)
-        raise MissingError(
-            f"reward {self.name!r}: vlm.model = {wanted!r}; {self.url} serves "
-            f"{', '.join(map(str, names[:20])) or 'none'}"
-        )
+        served = f"{self.url} serves {', '.join(map(str, names[:20])) or 'none'}"
+        raise MissingError(f"reward {self.name!r}: vlm.model = {wanted!r}; {served}")
 
     def _text_similarity(self, device: torch.device | str) -> TextSimilarity:
         if self._vlm.text_encoder is None:

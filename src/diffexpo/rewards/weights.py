@@ -20,6 +20,8 @@ from diffexpo.config.rewards import RewardCard
 from diffexpo.errors import MissingError, RewardError
 
 Part = TypeVar("Part", bound=PreTrainedTokenizerBase | CLIPConfig | CLIPImageProcessorPil)
+Model = TypeVar("Model", bound=torch.nn.Module)
+Device = torch.device | str
 LOAD_ERRORS = (OSError, ValueError, RuntimeError, TypeError, KeyError, SafetensorError)
 # The patterns leave out the copies of other libraries that lie in many CLIP repositories.
 MODEL_FILES = ("model*.safetensors", "*.json", "*.txt")
@@ -34,15 +36,8 @@ PARTS: dict[type, tuple[str, tuple[str, ...]]] = {
 }
 # What decides a score besides the weights: configuration, tokenizer, image processor.
 SETTINGS = (
-    "config.json",
-    "med_config.json",
-    "merges.txt",
-    "preprocessor_config.json",
-    "processor_config.json",
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "vocab.json",
-    "vocab.txt",
+    *("config.json", "med_config.json", "merges.txt", "preprocessor_config.json", "processor_config.json"),
+    *("tokenizer.json", "tokenizer_config.json", "vocab.json", "vocab.txt"),
 )
 _HUB_ID = re.compile(r"[\w][\w.-]*/[\w][\w.-]*")
 _PICKLED = (".pt", ".pth", ".bin", ".ckpt")
@@ -51,11 +46,8 @@ _PICKLED = (".pt", ".pth", ".bin", ".ckpt")
 def find_folder(
     name: str, wanted: str, expected: str, *, key: str = "base", patterns: Sequence[str] = SETTINGS_FILES
 ) -> Path:
-    """A local folder, or the files of a hub repository that match `patterns`; `key` is the setting.
-
-    Raises:
-        MissingError: it is neither a folder nor a repository that the hub gives.
-    """
+    """A local folder, or the files of a hub repository that match `patterns`, else a MissingError; `key` is
+    the setting."""
     folder = Path(wanted).expanduser()
     if folder.is_dir():
         return folder
@@ -64,21 +56,17 @@ def find_folder(
     try:
         return Path(snapshot_download(wanted, allow_patterns=list(patterns)))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-        raise MissingError(
-            f"reward {name!r}: {key}={wanted!r} is no folder, and the hub did not give it ({error}); "
-            "check the spelling, the network, or download it and name the folder"
-        ) from error
+        reason = f"{key}={wanted!r} is no folder, and the hub did not give it ({error})"
+        advice = "check the spelling, the network, or download it and name the folder"
+        raise MissingError(f"reward {name!r}: {reason}; {advice}") from error
 
 
 def find_weights(name: str, card: type[RewardCard], path: str | None) -> Path:
     """The one safetensors file of a type whose official weights are a pickle that its user converts.
 
-    `path` is a `.safetensors` file, a folder with exactly one, or the hub id of such a repository.
-
-    Raises:
-        MissingError: there is nothing, or a pickled file; the message says where the weights are found and
-            how to convert them.
-        RewardError: the file is damaged, which is found before anything else is looked for.
+    `path` is a `.safetensors` file, a folder with exactly one, or the hub id of such a repository. A
+    MissingError for nothing, or a pickled file, says where the weights are found and how to convert them; a
+    damaged file (RewardError) is found before anything else is looked for.
     """
     given, problem = Path(path or "").expanduser(), ""
     files = [given]
@@ -118,9 +106,8 @@ def opened(name: str, file: Path) -> Iterator[safe_open]:
         with safe_open(file, framework="pt") as tensors:
             yield tensors
     except (SafetensorError, OSError) as error:
-        raise RewardError(
-            f"reward {name!r}: {file} is a damaged safetensors file ({error}); copy or download it again"
-        ) from error
+        reason = f"{file} is a damaged safetensors file ({error})"
+        raise RewardError(f"reward {name!r}: {reason}; copy or download it again") from error
 
 
 def read_tensors(name: str, file: Path) -> dict[str, Tensor]:
@@ -131,12 +118,8 @@ def read_tensors(name: str, file: Path) -> dict[str, Tensor]:
 
 
 def read_part(name: str, folder: Path, kind: type[Part]) -> Part:
-    """A tokenizer, configuration or image processor of a folder.
-
-    Raises:
-        MissingError: the folder has none.
-        RewardError: it cannot be read.
-    """
+    """A tokenizer, configuration or image processor of a folder: MissingError if there is none, RewardError
+    if it cannot be read."""
     what, files = PARTS.get(kind, ("tokenizer", ()))
     if files and not any((folder / file).is_file() for file in files):
         raise MissingError(
@@ -146,17 +129,17 @@ def read_part(name: str, folder: Path, kind: type[Part]) -> Part:
     try:
         return kind.from_pretrained(str(folder), local_files_only=True)
     except LOAD_ERRORS as error:
-        raise RewardError(
-            f"reward {name!r}: the {what} of {folder} cannot be read ({error}); copy it again"
-        ) from error
+        reason = f"the {what} of {folder} cannot be read ({error})"
+        raise RewardError(f"reward {name!r}: {reason}; copy it again") from error
 
 
-def fill(name: str, source: object, model: torch.nn.Module, state: Mapping[str, Tensor], kind: str) -> None:
-    """Load weights into a model; RewardError unless they fit exactly."""
+def fill(name: str, source: object, model: Model, state: Mapping[str, Tensor], kind: str) -> Model:
+    """The model with weights loaded into it; RewardError unless they fit exactly."""
     own = model.state_dict()
     wrong = [key for key in own if key not in state or state[key].shape != own[key].shape]
     check_keys(name, source, wrong, [key for key in state if key not in own], kind)
     model.load_state_dict(state)
+    return model
 
 
 def renamed(key: str, names: Mapping[str, str]) -> str:
@@ -192,6 +175,5 @@ def check_keys(
     has = f"has {len(unexpected)} weights that {kind} has not"
     for keys, what in ((missing, lacks), (unexpected, has)):
         if keys:
-            raise RewardError(
-                f"reward {name!r}: {source} {what} (first: {keys[0]}); it is another kind of model"
-            )
+            advice = "it is another kind of model"
+            raise RewardError(f"reward {name!r}: {source} {what} (first: {keys[0]}); {advice}")

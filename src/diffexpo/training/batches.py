@@ -3,8 +3,7 @@
 Nothing here knows what a batch means. A batch is a frozen dataclass whose fields are tensors, conditionings
 and tuples with one row for each of `keys`, or None; a field marked with `ROWS_OF` has one row for each name
 in another field (the contrast pairs of a batch of pairs). Numbers and flags go with every part. Rows of
-several shapes (`MixedRows`) are cut so that each micro-batch has one shape; this changes no mean, because
-factors count rows.
+several shapes (`MixedRows`) are cut so that each micro-batch has one shape: factors count rows.
 """
 
 from __future__ import annotations
@@ -23,16 +22,11 @@ AnyBatch = TypeVar("AnyBatch", bound=Batch)
 
 
 def split_batch(batch: AnyBatch, start: int, stop: int) -> AnyBatch:
-    """Rows start..stop-1 of a batch, with the proportional slice of its contrast pairs. Views, no copies.
+    """Rows start..stop-1 of a batch, 0 <= start <= stop <= B, with the proportional slice of its contrast
+    pairs. Views, no copies; split_batch(b, 0, len(b)) equals b.
 
     A batch of B pairs and E contrast pairs gives the part those from floor(start E / B) to floor(stop E / B),
-    so that adjoining parts together hold every contrast pair once.
-
-    Args:
-        batch: B rows.
-        start, stop: First row and one past the last, 0 <= start <= stop <= B.
-    Returns:
-        stop - start rows, without contrast pairs if their slice is empty; split_batch(b, 0, len(b)) equals b.
+    so that adjoining parts together hold every contrast pair once; the part has none if that slice is empty.
     """
     assert 0 <= start <= stop <= len(batch)
     total = max(1, len(batch))
@@ -54,19 +48,12 @@ def micro_batches(batch: AnyBatch, size: int, rank: int = 0, world: int = 1) -> 
 
     sum over all processes and micro-batches of factor * loss(micro-batch) = loss(batch), if loss is the mean
     of weight * (loss of a row) plus the mean of a term over contrast pairs. Where a micro-batch's share of
-    the contrast pairs is not its share of the pairs, the factor is the former and `weight` makes up for it.
-    Groups that must stay whole (`ScoredBatch.is_grouped`) are not cut; where another shape begins, a cut is
-    made.
+    the contrast pairs is not its share of the pairs, the factor is the former and `weight` makes up for it;
+    without contrast pairs the factors are rows / B and sum to 1 over all processes.
 
-    Args:
-        batch: The global batch of B rows.
-        size: Most rows in a micro-batch; a group that is larger stands alone.
-        rank: This process, 0 <= rank < world. It takes the rows from rank B / world up to (rank + 1) B /
-            world, or up to the nearest borders of groups.
-        world: Number of processes.
-    Returns:
-        (micro-batch, factor) in order; without contrast pairs the factors are rows / B and sum to 1 over all
-        processes.
+    Groups that must stay whole (`ScoredBatch.is_grouped`) are not cut, so that one of more than `size` rows
+    stands alone; where another shape begins, a cut is made. Process `rank` of `world` takes the rows from
+    rank B / world up to (rank + 1) B / world, or up to the nearest borders of groups.
     """
     total = len(batch)
     borders, cuts = group_borders(batch), shape_borders(batch)

@@ -40,14 +40,12 @@ class Checkpoint:
 def save_checkpoint(
     folder: Path, tensors: Mapping[str, Mapping[str, Tensor]], state: Mapping[str, Any]
 ) -> Path:
-    """Write a checkpoint after the existing ones and remove all but the newest `KEEP`.
+    """Write a checkpoint after the existing ones, remove all but the newest `KEEP` and return its folder.
 
     Args:
         folder: Where checkpoints live; made if missing. One writer at a time (the run lock sees to it).
         tensors: group -> name -> tensor; a group becomes `<group>.safetensors`, an empty one too.
         state: JSON values; floats return bit for bit.
-    Returns:
-        The new checkpoint's folder.
     Raises:
         StoreError: the disk is full or fails. The earlier checkpoints are untouched.
     """
@@ -91,11 +89,8 @@ def load_latest(folder: Path, warn: Callable[[str], None] | None = None) -> Chec
 
 
 def read_checkpoint(path: Path) -> Checkpoint:
-    """Read one checkpoint and verify every file.
-
-    Raises:
-        ResumeError: a file is missing, has another checksum or cannot be read; the message names it.
-    """
+    """Read one checkpoint and verify every file; a ResumeError names one that is missing, has another
+    checksum or cannot be read."""
     try:
         files = json.loads((path / "manifest.json").read_bytes())["files"]
         contents = {name: _verified(path / name, entry) for name, entry in files.items()}
@@ -109,20 +104,13 @@ def read_checkpoint(path: Path) -> Checkpoint:
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    """Write one safetensors file, whole or not at all.
-
-    Raises:
-        StoreError: the disk is full or fails; an earlier file of this name is untouched.
-    """
+    """Write one safetensors file, whole or not at all: after a StoreError (the disk is full or fails) an
+    earlier file of this name is untouched."""
     write_bytes(Path(path), _serialise(tensors))
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
-    """Tensors of a safetensors file, on the CPU.
-
-    Raises:
-        ResumeError: the file is missing, truncated or not safetensors.
-    """
+    """Tensors of a safetensors file, on the CPU; ResumeError if it is missing, truncated or another kind."""
     try:
         return safetensors.torch.load(Path(path).read_bytes())
     except (OSError, SafetensorError) as error:

@@ -69,21 +69,16 @@ class World:
 
 
 def start_world(device: str = "auto") -> World:
-    """Join the processes that a launcher started, or be the single one.
+    """Join the processes that a launcher started, or be the single one, which initialises nothing.
 
-    Args:
-        device: `auto`, `cpu`, or a torch device (of a single process).
-    Returns:
-        The World; a single process initialises nothing.
-    Raises:
-        ConfigError: the launcher's variables are incomplete, or do not say how many processes run.
+    `device` is `auto`, `cpu`, or a torch device (of a single process). ConfigError if the launcher's
+    variables are incomplete, or do not say how many processes run.
     """
     text = os.environ.get("WORLD_SIZE", "1")
-    if not text.isdecimal() or int(text) < 1:
-        raise ConfigError(
-            f"WORLD_SIZE={text!r} is not a number of processes; unset it or start with torchrun"
-        )
-    announced = int(text)
+    announced = int(text) if text.isdecimal() else 0
+    if announced < 1:
+        advice = "unset it or start with torchrun"
+        raise ConfigError(f"WORLD_SIZE={text!r} is not a number of processes; {advice}")
     if announced == 1:
         found = "cuda" if torch.cuda.is_available() else "cpu"
         return World(device=torch.device(found if device == "auto" else device))

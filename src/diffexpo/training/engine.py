@@ -55,15 +55,9 @@ class Loader(Protocol):
 class Engine:
     """Trains a policy's "current" weights with an algorithm, one iteration at a time.
 
-    Args:
-        policy: The policy; its "reference" is set by the caller.
-        algorithm: Gives the loss of a batch.
-        settings: Optimiser settings.
-        metrics: Where each step's line goes (rank 0 only).
-        world: The processes; default: one.
-        initial_loss: The loss's value when current and reference agree, for the start-up check; None: not
-            checked.
-        warn: Gets lines that a person should see; default: the log.
+    The policy's "reference" is set by the caller; `metrics` gets each step's line (rank 0 only).
+    `initial_loss` is the loss's value when current and reference agree, for the start-up check; None: not
+    checked. `warn` gets lines that a person should see; default: the log.
     """
 
     policy: Policy
@@ -99,11 +93,8 @@ class Engine:
         """Train one iteration, from its newest valid checkpoint if there is one.
 
         Args:
-            iteration: Its number; part of every key and of the metrics.
-            loader: Global batches by step.
-            steps: Optimiser steps of the iteration.
-            checkpoint_dir: This iteration's checkpoints.
-            run_seed: The run's seed.
+            iteration: Its number; with `run_seed` part of every key.
+            loader: Global batches of the iteration's `steps`; `checkpoint_dir` is for this iteration alone.
             tick: Called after every micro-batch; may raise Interrupted. Steps done before a resume are ticked
                 too.
             optimizer_state: Of an earlier iteration's report, to go on with; default: a fresh optimiser.
@@ -342,9 +333,8 @@ class Engine:
         if self.world.size == 1:
             return
         if len(set(self.world.gather_objects([self.policy.weights.fingerprint("current")]))) > 1:
-            raise TrainingError(
-                "the processes start from different weights; give all of them the same model and run folder"
-            )
+            advice = "give all of them the same model and run folder"
+            raise TrainingError(f"the processes start from different weights; {advice}")
 
     def _save(self, run: Progress, folder: Path) -> None:
         if self.world.rank == 0:

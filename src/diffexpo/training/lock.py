@@ -14,13 +14,11 @@ from diffexpo.errors import RunLockedError
 
 
 class RunLock:
-    """Holds `run.lock` of a run folder while the `with` block runs.
+    """Holds `run.lock` of a run folder while the `with` block runs; a RunLockedError names the pid and host
+    of another process that has it.
 
     The lock is the kernel's (flock) and dies with its process; the text in the file only names the holder.
     With several processes (torchrun) rank 0 takes it for all.
-
-    Raises:
-        RunLockedError: another process holds it; the message names its pid and host.
     """
 
     def __init__(self, run_dir: Path) -> None:

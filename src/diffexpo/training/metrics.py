@@ -19,12 +19,8 @@ from diffexpo.errors import DataError, DiffexpoError
 
 
 class MetricsWriter:
-    """Appends to one metrics file. A line torn by a crash is removed when the file is opened.
-
-    Args:
-        path: The file; its folder is made.
-        active: False makes every method do nothing (processes other than rank 0).
-    """
+    """Appends to one metrics file, whose folder is made. A line torn by a crash is removed when the file is
+    opened; with `active=False` (processes other than rank 0) every method does nothing."""
 
     def __init__(self, path: Path, *, active: bool = True) -> None:
         self.path = Path(path)
@@ -36,11 +32,7 @@ class MetricsWriter:
             self._scan()
 
     def write(self, iteration: int, step: int | None, phase: str, values: Mapping[str, float | None]) -> None:
-        """Append one line and hand it to the operating system.
-
-        Raises:
-            DiffexpoError: the disk is full or the file cannot be written.
-        """
+        """Append one line and hand it to the operating system; DiffexpoError if it cannot be written."""
         if not self.active:
             return
         since = round(time.monotonic() - self._start, 3)
@@ -62,14 +54,8 @@ class MetricsWriter:
             self._once.add((iteration, phase))
 
     def rewind(self, iteration: int, step: int) -> int:
-        """Cut the file before the first later step of an iteration's training: those steps are done again.
-
-        Args:
-            iteration: Iteration that is being trained.
-            step: Optimiser steps that the checkpoint holds; their lines stay.
-        Returns:
-            Number of lines removed.
-        """
+        """Cut the file before the first step after `step` (that of the checkpoint) of an iteration's
+        training, as those steps are done again; returns the number of lines removed."""
         if not self.active:
             return 0
         lines = self.path.read_bytes().splitlines(keepends=True)
@@ -96,17 +82,13 @@ class MetricsWriter:
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
     """Lines of a metrics file; one that a crash tore at the end is left out, an absent file is empty.
-
-    Raises:
-        DataError: a line before the last is not a JSON object.
-    """
+    DataError if a line before the last is not a JSON object."""
     data = path.read_bytes() if path.exists() else b""
     rows, length = _whole_lines(data)
     if b"\n" in data[length:-1]:
         line = data[length:].splitlines()[0]
-        raise DataError(
-            f"{path} line {len(rows) + 1}: expected a JSON object, found {line[:40]!r}; the file is damaged"
-        )
+        advice = "the file is damaged"
+        raise DataError(f"{path} line {len(rows) + 1}: expected a JSON object, found {line[:40]!r}; {advice}")
     return rows
 
 

@@ -36,12 +36,8 @@ def learning_rate(step: int, steps: int, settings: TrainingConfig) -> float:
 
         lr(step) = learning_rate * min(1, (step + 1) / max(1, round(warmup_fraction * steps)))
 
-    Args:
-        step: Steps done before this one, from 0.
-        steps: Steps of the iteration.
-        settings: Gives learning_rate and warmup_fraction.
-    Returns:
-        The rate of this step; with warmup_fraction 0.25 and 8 steps: 1/2, 1, 1, ... of learning_rate.
+    `step` counts those done before this one, from 0, of the iteration's `steps`. With warmup_fraction 0.25
+    and 8 steps the rates are 1/2, 1, 1, ... of learning_rate.
     """
     warmup = max(1, round(settings.warmup_fraction * steps))
     return settings.learning_rate * min(1.0, (step + 1) / warmup)
@@ -64,11 +60,7 @@ def optimizer_tensors(
 def load_optimizer(
     optimizer: torch.optim.AdamW, parameters: Mapping[str, Parameter], tensors: OptimizerState
 ) -> None:
-    """Put saved state back.
-
-    Raises:
-        ResumeError: the state belongs to other parameters.
-    """
+    """Put saved state back; ResumeError if it belongs to other parameters."""
     saved = {name: value.shape for name, value in tensors["adamw_exp_avg"].items()}
     expected = {name: value.shape for name, value in parameters.items()}
     if saved and saved != expected:
@@ -77,10 +69,9 @@ def load_optimizer(
             f"the checkpoint's optimiser state has {len(saved)} tensors and the model {len(expected)}, "
             f"different at {odd!r}; resume with the configuration that wrote it"
         )
+    kinds = [kind for kind in tensors if kind.startswith("adamw_")]
     state = {
-        index: {
-            kind.removeprefix("adamw_"): tensors[kind][name] for kind in tensors if kind.startswith("adamw_")
-        }
+        index: {kind.removeprefix("adamw_"): tensors[kind][name] for kind in kinds}
         for index, name in enumerate(parameters)
         if name in saved
     }

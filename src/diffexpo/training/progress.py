@@ -65,11 +65,8 @@ class Progress:
         return tensors
 
     def restore(self, checkpoint: Checkpoint) -> None:
-        """Take over a checkpoint's state.
-
-        Raises:
-            ResumeError: it was written with other parameters or without an average of the weights.
-        """
+        """Take over a checkpoint's state; ResumeError if it was written with other parameters or without an
+        average of the weights."""
         load_optimizer(self.optimizer, self.parameters, checkpoint.tensors)
         if self.average is not None:
             if "average" not in checkpoint.tensors:
@@ -92,11 +89,7 @@ class Progress:
 
 
 def check_identity(checkpoint: Checkpoint, iteration: int, run_seed: int, steps: int) -> None:
-    """Refuse a checkpoint of another iteration, seed or length.
-
-    Raises:
-        ResumeError: names what the checkpoint belongs to and what was expected.
-    """
+    """Refuse a checkpoint of another iteration, seed or length with a ResumeError that names both."""
     state = checkpoint.state
     if (state["iteration"], state["run_seed"]) != (iteration, run_seed) or state["step"] > steps:
         raise ResumeError(

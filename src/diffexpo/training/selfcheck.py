@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
 
@@ -25,27 +26,21 @@ def check_start(
     autocast: Callable[[], AbstractContextManager[None]],
     is_exact: bool,
 ) -> None:
-    """Check that something is trained, that gradients reach all of it, and that the margin is 0 at the start.
+    """Check that something is trained, that gradients reach all of it, and that the margin is 0 at the start;
+    a TrainingError names what failed and what to do.
 
     Args:
-        policy: Policy about to be trained.
-        algorithm: Its method.
         parts: Micro-batches of the first step, at least one. The first shows margin and loss; others are
             taken only while some module has no gradient, as a few rows may teach nothing (equal rewards).
         noise_key: As in the first step.
         initial_loss: What the loss must be when current and reference agree (ln 2 for Diffusion-DPO's
             sigmoid); None: unknown.
-        autocast: Context of the forwards.
         is_exact: Demand exact zeros (CPU, float32).
-    Raises:
-        TrainingError: names what failed and what to do.
     """
     parameters = policy.weights.trainable()
     if not parameters:
-        raise TrainingError(
-            "nothing to train: the policy has 0 trainable tensors; check tuning.kind, and "
-            "tuning.lora.target_modules against the model's module names"
-        )
+        advice = "check tuning.kind, and tuning.lora.target_modules against the model's module names"
+        raise TrainingError(f"nothing to train: the policy has 0 trainable tensors; {advice}")
     first: tuple[Batch, LossOutput] | None = None
     gradients: dict[str, Tensor | None] = {}
     for part in parts:
@@ -69,11 +64,7 @@ def check_start(
 
 
 def check_gradients(gradients: dict[str, Tensor | None]) -> None:
-    """Every trained module has a gradient that is not zero.
-
-    Raises:
-        TrainingError: names the modules that the gradient does not reach.
-    """
+    """Every trained module has a gradient that is not zero; a TrainingError names those that it misses."""
     modules = {trained_module(name) for name in gradients}
     missed = unreached_modules(gradients)
     if len(missed) == len(modules):
@@ -83,10 +74,9 @@ def check_gradients(gradients: dict[str, Tensor | None]) -> None:
         )
     if missed:
         shown = ", ".join(missed[:5]) + (", ..." if len(missed) > 5 else "")
-        raise TrainingError(
-            f"no gradient reaches {len(missed)} of {len(modules)} trained modules: {shown}; they are not "
-            "part of the forward pass, so leave them out of tuning.lora.target_modules"
-        )
+        reason = f"no gradient reaches {len(missed)} of {len(modules)} trained modules: {shown}"
+        advice = "they are not part of the forward pass, so leave them out of tuning.lora.target_modules"
+        raise TrainingError(f"{reason}; {advice}")
 
 
 def unreached_modules(gradients: dict[str, Tensor | None]) -> list[str]:
@@ -103,19 +93,13 @@ def unreached_modules(gradients: dict[str, Tensor | None]) -> list[str]:
 
 def trained_module(name: str) -> str:
     """The module of a trained tensor: the adapted layer of a low-rank matrix, else the tensor itself."""
-    for marker in (".lora_A.", ".lora_B."):
-        if marker in name:
-            return name.split(marker)[0]
-    return name
+    return re.split(r"\.lora_[AB]\.", name)[0]
 
 
 def check_agreement(output: LossOutput, expected: float | None, is_exact: bool) -> None:
-    """With the policy as its own reference the margin is 0 and the loss the `expected` one, if that is known.
-
-    Raises:
-        TrainingError: two forwards differ, so something in the network is random, or current and reference
-            are not measured in the same way.
-    """
+    """With the policy as its own reference the margin is 0 and the loss the `expected` one, if that is known;
+    else a TrainingError says that something in the network is random, or that current and reference are not
+    measured in the same way."""
     # A reference-free margin (SimPO's) is not 0 at the start; only one that comes with reference errors is.
     if "train/winner_reference_error" in output.metrics:
         total, count = output.metrics["train/margin"]
@@ -128,10 +112,9 @@ def check_agreement(output: LossOutput, expected: float | None, is_exact: bool) 
             )
     loss = float(output.loss.detach())
     if expected is not None and not abs(loss - expected) <= (1e-6 if is_exact else INEXACT_TOLERANCE):
-        raise TrainingError(
-            f"with the policy as its own reference the loss is {loss!r}, expected {expected!r}; the loss "
-            "does not measure current and reference in the same way"
-        )
+        reason = f"with the policy as its own reference the loss is {loss!r}, expected {expected!r}"
+        advice = "the loss does not measure current and reference in the same way"
+        raise TrainingError(f"{reason}; {advice}")
 
 
 def _same_state(weights: WeightSets, first: str, second: str) -> bool:

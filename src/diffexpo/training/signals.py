@@ -18,11 +18,8 @@ class StopSignal:
 
     The handler only sets a flag; `check()`, called from inner loops, raises `Interrupted`. A second signal
     ends the process at once with exit code 75, which is safe too: nothing on disk depends on an orderly end.
-
-    Args:
-        echo_seconds: A second signal this soon after the first counts as the same one. Launchers such as
-            torchrun forward a Ctrl-C that the terminal has already delivered; by default this is 1 s under
-            them and 0 otherwise.
+    One that comes within `echo_seconds` of the first counts as the same: launchers such as torchrun forward a
+    Ctrl-C that the terminal has already delivered; by default this is 1 s under them and 0 otherwise.
     """
 
     def __init__(self, echo_seconds: float | None = None) -> None:
@@ -44,11 +41,7 @@ class StopSignal:
         self._previous.clear()
 
     def check(self) -> None:
-        """Do nothing, or stop.
-
-        Raises:
-            Interrupted: a signal has arrived since the block was entered.
-        """
+        """Raise Interrupted if a signal has arrived since the block was entered."""
         if self.received is not None:
             saved = "everything so far is saved, continue with `diffexpo run --resume`"
             raise Interrupted(f"stopped by {self.received}; {saved}")
