@@ -14,6 +14,7 @@ from diffexpo.errors import DataError, DiffexpoError
 from diffexpo.evaluation.alarms import Alarm, History, Snapshot, check_alarms
 from diffexpo.evaluation.metrics import WinRate, bootstrap_mean, win_rate
 from diffexpo.evaluation.records import Json, RunRecord, SuiteResult, iteration_of, series
+from diffexpo.evaluation.shares import ShareRow, share_judge, share_rows
 from diffexpo.evaluation.wording import BASELINE, Method, describe_method
 from diffexpo.online.cost import BACKWARD, sampling_cost, training_cost
 
@@ -60,6 +61,8 @@ class Summary:
     problems: list[str] = field(default_factory=list)
     conflicts: list[Json] = field(default_factory=list)
     improvements: list[Json] = field(default_factory=list)
+    share_judge: str | None = None
+    shares: list[ShareRow] = field(default_factory=list)
     evaluated: tuple[str, ...] = ()
 
     @property
@@ -96,6 +99,7 @@ def summarise(record: RunRecord) -> Summary:
             summary.wins[name] = outcome
     if summary.final is not None:
         summary.against_baseline = _compare(summary, suites, summary.final, BASELINE, bootstrap)
+        _count_shares(summary, record, bootstrap)
         if "base" in suites:
             base, last = suites["base"].vendi, suites[summary.final].vendi
             changes = [last[name] - base[name] for name in base if name in last]
@@ -197,6 +201,21 @@ def _measure(summary: Summary, name: str, suite: SuiteResult, bootstrap: Json) -
         summary.kl[name] = bootstrap_mean(suite.kl, **bootstrap)
     if suite.vendi:
         summary.vendi[name] = bootstrap_mean(list(suite.vendi.values()), **bootstrap)
+
+
+def _count_shares(summary: Summary, record: RunRecord, bootstrap: Json) -> None:
+    """Shares of right images, where a judge tells right from wrong and the versions drew the same images."""
+    suites, final = record.suites, summary.final or ""
+    judge = share_judge(record.config, suites[final].roles)
+    rows = _rows_of(suites[final])
+    same = {name: suite for name, suite in suites.items() if _rows_of(suite) == rows}
+    if judge is not None and "base" in same:
+        summary.share_judge = judge
+        summary.shares = share_rows(same, judge, final, **bootstrap)
+
+
+def _rows_of(suite: SuiteResult) -> tuple[list[str], list[int]]:
+    return suite.prompt_ids(), suite.image_index.tolist()
 
 
 def _compare(

@@ -33,5 +33,6 @@ class SceneCorrectCard(SceneCard):
     what = "whether an image shows the scene of its prompt and nothing else"
     unit = "1 entirely right, 0 not"
     score_range = (0.0, 1.0)
+    is_right_or_wrong = True
 
     type: Literal["scene_correct"] = "scene_correct"
