@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-import json
+from collections import Counter
+from collections.abc import Iterable
+from itertools import pairwise
 
 from diffusers import UNet2DConditionModel
-from tokenizers import pre_tokenizers, trainers
+from tokenizers import pre_tokenizers
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from diffexpo.worlds.scenes.grammar import all_scenes
@@ -13,28 +15,39 @@ from worlds.emoji.models import LATENT_CHANNELS, LATENT_SIZE
 
 PROMPT_LENGTH = 16
 TEXT_WIDTH = 128
-START, END = "<|startoftext|>", "<|endoftext|>"
+START, END, END_OF_WORD = "<|startoftext|>", "<|endoftext|>", "</w>"
 OTHER_WORDS = ("blurry", "half", "broken", "extra", "many", "missing", "wrong", "mixed", "faded", "messy")
 """Words of negative prompts, which no caption uses."""
+
+
+def learn_merges(words: Iterable[str]) -> list[tuple[str, str]]:
+    """Return byte-pair merges that make each word one token: the most frequent pair first, of equally
+    frequent ones the first in the alphabet, so that every machine learns the same."""
+    spelt = [[*word[:-1], word[-1] + END_OF_WORD] for word in sorted(set(words))]
+    merges = []
+    while counts := Counter(pair for word in spelt for pair in pairwise(word)):
+        best = min(counts, key=lambda pair: (-counts[pair], pair))
+        merges.append(best)
+        spelt = [_merged(word, best) for word in spelt]
+    return merges
+
+
+def _merged(word: list[str], pair: tuple[str, str]) -> list[str]:
+    out: list[str] = []
+    for symbol in word:
+        if out and (out[-1], symbol) == pair:
+            out[-1] += symbol
+        else:
+            out.append(symbol)
+    return out
 
 
 def make_tokenizer() -> CLIPTokenizer:
     """Return a CLIPTokenizer with one token for every word of the grammar."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    core = CLIPTokenizer(vocab={START: 0, END: 1}, merges=[]).backend_tokenizer
-    words = sorted({word for scene in all_scenes() for word in scene.text.split()} | set(OTHER_WORDS))
-    trainer = trainers.BpeTrainer(
-        vocab_size=1200,
-        min_frequency=2,
-        special_tokens=[START, END],
-        initial_alphabet=alphabet,
-        end_of_word_suffix="</w>",
-        show_progress=False,
-    )
-    core.train_from_iterator(words * 5, trainer)
-    merges = [tuple(pair) for pair in json.loads(core.to_str())["model"]["merges"]]
+    merges = learn_merges([*(word for scene in all_scenes() for word in scene.text.split()), *OTHER_WORDS])
     vocabulary: dict[str, int] = {}
-    endings, joined = (letter + "</w>" for letter in alphabet), ("".join(pair) for pair in merges)
+    endings, joined = (letter + END_OF_WORD for letter in alphabet), ("".join(pair) for pair in merges)
     for token in [*alphabet, *endings, *joined, START, END]:
         vocabulary.setdefault(token, len(vocabulary))
     return CLIPTokenizer(vocab=vocabulary, merges=merges, model_max_length=PROMPT_LENGTH)
