@@ -1,13 +1,13 @@
-"""Work done a little before its turn, in a few threads, or a little after, in one; always in order."""
+"""Work done a little before its turn, in other threads; always in order."""
 
 from __future__ import annotations
 
 import os
 from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from typing import Self, TypeVar
+from typing import TypeVar
 
 from diffexpo.errors import DiffexpoError
 
@@ -70,31 +70,11 @@ def map_ahead(
         raise failure
 
 
-class Behind:
-    """Does jobs in a thread of its own, one after the other, while its owner prepares the next one.
-
-    What a job raises is raised by a later call, and no later job is done. The context waits for the last job
-    at its end.
-    """
-
-    def __init__(self) -> None:
-        self._pool = ThreadPoolExecutor(1, "behind")
-        self._last: Future[None] | None = None
-
-    def do(self, job: Callable[[], None]) -> None:
-        """Begin a job as soon as the one before it is done."""
-        self.wait()
-        self._last = self._pool.submit(job)
-
-    def wait(self) -> None:
-        """Until all jobs are done."""
-        if self._last is not None:
-            self._last.result()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
-        self._pool.shutdown()
-        if kind is None:
-            self.wait()
+def one_ahead(items: Iterator[Item]) -> Iterator[Item]:
+    """The items in order, each made in a thread of its own while the one before it is used; what making one
+    raises is raised in its turn."""
+    with ThreadPoolExecutor(1, "ahead") as pool:
+        coming = pool.submit(lambda: next(items, None))
+        while (item := coming.result()) is not None:
+            coming = pool.submit(lambda: next(items, None))
+            yield item
