@@ -110,6 +110,24 @@ class Epochs:
         return order[np.minimum(np.searchsorted(ends, points, side="right"), len(order) - 1)]
 
 
+@dataclass(eq=False, kw_only=True)
+class Loader:
+    """Batches by step number, without state: any step, any order, any process.
+
+    Args:
+        batch_size: Rows per step, over all processes; of units of several rows as in `Draws`.
+        run_seed, iteration: Names of the random numbers.
+    """
+
+    batch_size: int
+    run_seed: int
+    iteration: int
+
+    def name(self, what: str = "batch") -> tuple[str | int, ...]:
+        """Key of the generators of its draws."""
+        return self.run_seed, self.iteration, what
+
+
 class Drawn(NamedTuple, Generic[Ref]):
     """A row of a batch: what it is, the epoch of its draw, and the draw's number in the whole sequence."""
 

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import KW_ONLY, dataclass
+from dataclasses import dataclass
 from functools import partial
 from itertools import groupby
 from pathlib import Path
@@ -27,7 +27,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from diffexpo.config.schema import SamplerConfig
-from diffexpo.data.draws import Drawn, Draws, positions_by
+from diffexpo.data.draws import Drawn, Draws, Loader, positions_by
 from diffexpo.data.latents import PromptEmbeddings, stacked
 from diffexpo.errors import ResumeError
 from diffexpo.files import write_bytes
@@ -166,29 +166,17 @@ def read_branch(trajectories: Trajectories, ref: TransitionPairRef) -> PairTenso
 
 
 @dataclass(eq=False)
-class _Loader(Generic[Ref]):
-    """Batches by step number, without state: passes over all rows in keyed orders.
-
-    Args:
-        refs: Transitions or pairs of them, in an order that no process changes.
-        sampler: What drew them.
-        batch_size: Rows per step, over all processes; whole units are taken while they fit.
-        run_seed, iteration: Names of the random numbers.
-    """
+class _Loader(Loader, Generic[Ref]):
+    """Passes over all rows, in an order that no process changes, that were drawn by a sampler."""
 
     trajectories: Trajectories
     refs: Sequence[Ref]
     embeddings: PromptEmbeddings
     sampler: SamplerConfig
-    _: KW_ONLY
-    batch_size: int
-    run_seed: int
-    iteration: int
 
     def __post_init__(self) -> None:
         self.size = len(self.refs)
-        key = (self.run_seed, self.iteration, "batch")
-        self._draws: Draws[Ref] = Draws(self.refs, None, key, self.batch_size, units=self._units())
+        self._draws: Draws[Ref] = Draws(self.refs, None, self.name(), self.batch_size, units=self._units())
 
     def _units(self) -> list[list[int]] | None:
         return None

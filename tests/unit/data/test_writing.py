@@ -179,7 +179,9 @@ def run_to_its_death(source: Path, out: Path, moment: str) -> None:
     assert done.returncode == -signal.SIGKILL, done.stderr.decode()
 
 
-def test_a_kill_while_a_shard_is_written_and_the_next_is_read_leaves_whole_shards(source: Path, tmp_path: Path) -> None:
+def test_a_kill_while_a_shard_is_written_and_the_next_is_read_leaves_whole_shards(
+    source: Path, tmp_path: Path
+) -> None:
     report = rewrite_pairs(source, tmp_path / "whole", shard_pairs=7)
     out = tmp_path / "killed"
     run_to_its_death(source, out, "while one is written")

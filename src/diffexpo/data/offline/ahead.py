@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import TypeVar
@@ -70,7 +70,7 @@ def map_ahead(
         raise failure
 
 
-def one_ahead(items: Iterator[Item]) -> Iterator[Item]:
+def one_ahead(items: Iterator[Item]) -> Generator[Item, None, None]:
     """The items in order, each made in a thread of its own while the one before it is used; what making one
     raises is raised in its turn."""
     with ThreadPoolExecutor(1, "ahead") as pool:

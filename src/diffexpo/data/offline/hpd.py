@@ -13,6 +13,7 @@ from pathlib import Path
 from diffexpo.data.offline.reading import Record, column_names
 from diffexpo.data.offline.sources import ImageFolder, index_file
 from diffexpo.data.offline.votes import Layout, Vote, has_columns, row_format, votes_of_ranking
+from diffexpo.errors import ImportFormatError
 
 
 def _hpdv2(file: Path) -> Layout:
@@ -23,11 +24,10 @@ def _hpdv2(file: Path) -> Layout:
         ranks, preference = row.get("rank"), row.get("human_preference")
         if preference is not None:
             if not isinstance(preference, list) or any(value not in (0, 1) for value in preference):
-                yield Vote(name, "human_preference is not a list of 0 and 1")
-                return
+                raise ImportFormatError("human_preference is not a list of 0 and 1")
             ranks = [1 - int(value) for value in preference]
         paths = row.get("file_path", row.get("image_path"))
-        yield from votes_of_ranking(
+        return votes_of_ranking(
             name, row.get("prompt"), ranks, paths, lambda path: folder.read(path, file.stem)
         )
 

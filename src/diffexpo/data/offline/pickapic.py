@@ -26,9 +26,9 @@ OPTIONAL = (
 MARK = ("pair_id", "schema_version", "jpg_0")
 STARTED, FINISHED = "import.json", "manifest.json"
 _TYPES = {
-    "caption": "string",
-    "jpg": "binary (the file's bytes)",
-    "label": "a number (1, 0, or 0.5 for a tie)",
+    "caption": ("string", (pa.types.is_string, pa.types.is_large_string)),
+    "jpg": ("binary (the file's bytes)", (pa.types.is_binary, pa.types.is_large_binary)),
+    "label": ("a number (1, 0, or 0.5 for a tie)", (pa.types.is_floating, pa.types.is_integer)),
 }
 
 
@@ -43,21 +43,12 @@ def _layout(file: Path) -> Layout:
         hint = "; this looks like a variant without images, get the one with them" if is_linked else ""
         require_columns(file, [name], schema.names, f"the columns {', '.join(REQUIRED)}", hint)
         kind = schema.field(name).type
-        if not _is_allowed(name, kind):
-            raise ImportFormatError(
-                f"{file}: column {name!r} is of type {kind}; expected {_TYPES[name.split('_')[0]]}"
-            )
+        expected, tests = _TYPES[name.split("_")[0]]
+        # image columns of the datasets library are structs of bytes and path
+        is_image = name.startswith("jpg") and pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0
+        if not is_image and not any(test(kind) for test in tests):
+            raise ImportFormatError(f"{file}: column {name!r} is of type {kind}; expected {expected}")
     return Layout((*REQUIRED, *OPTIONAL), _votes)
-
-
-def _is_allowed(name: str, kind: pa.DataType) -> bool:
-    if name == "caption":
-        return pa.types.is_string(kind) or pa.types.is_large_string(kind)
-    if name.startswith("label"):
-        return pa.types.is_floating(kind) or pa.types.is_integer(kind)
-    # image columns of the datasets library are structs of bytes and path
-    struct = pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0
-    return struct or pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
 
 
 def _votes(name: str, row: Record) -> Iterator[Vote]:

@@ -258,25 +258,37 @@ def csv_rows(file: Path) -> Iterator[tuple[int, Record | Damage]]:
             number += 1
 
 
+def text_of(data: bytes, encoding: str = "utf-8-sig") -> str:
+    """Bytes as text, by default without the mark that some editors put first."""
+    try:
+        return data.decode(encoding)
+    except UnicodeDecodeError as error:
+        raise ImportFormatError("text is not UTF-8") from error
+
+
+def object_of(data: bytes, encoding: str = "utf-8-sig") -> Record:
+    """Bytes as a JSON object."""
+    try:
+        value = json.loads(text_of(data, encoding))
+    except (ValueError, RecursionError) as error:
+        raise ImportFormatError("not JSON") from error
+    if not isinstance(value, dict):
+        raise ImportFormatError("not a JSON object")
+    return value
+
+
 def json_lines(file: Path) -> Iterator[tuple[int, Record | Damage]]:
     """Objects of a JSON-lines file."""
     number = -1
     with open(file, "rb") as stream:
         try:
             for number, line in enumerate(_bounded(stream)):
-                yield number, _json_line(line.removeprefix(codecs.BOM_UTF8) if number == 0 else line)
+                try:
+                    yield number, object_of(line, "utf-8" if number else "utf-8-sig")
+                except ImportFormatError as error:
+                    yield number, Damage(str(error))
         except _TooLong:
             yield number + 1, Damage(f"a line longer than {MAX_LINE:,} bytes; the rest is not read")
-
-
-def _json_line(line: bytes) -> Record | Damage:
-    try:
-        value = json.loads(line.decode())
-    except UnicodeDecodeError:
-        return Damage("text is not UTF-8")
-    except (ValueError, RecursionError):
-        return Damage("not JSON")
-    return value if isinstance(value, dict) else Damage("not a JSON object")
 
 
 def json_list(file: Path) -> Iterator[tuple[int, Any]]:

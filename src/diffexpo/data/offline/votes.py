@@ -140,7 +140,8 @@ def skip_votes(votes: Iterable[Vote], start: int) -> Iterator[Vote]:
 
 
 class Layout(NamedTuple):
-    """How one file of rows is read: its columns (of Parquet), and votes(row name, row)."""
+    """How one file of rows is read: its columns (of Parquet), and votes(row name, row), which raises
+    ImportFormatError with the reason why a row is unusable."""
 
     columns: Sequence[str]
     votes: Callable[[str, Record], Iterable[Vote]]
@@ -184,15 +185,23 @@ def row_format(
                 passed += first
             prefix = row_name(path, file, "")
             for number, row in rows(file, columns, first):
-                name = prefix + printable(str(number))
-                damage = row if isinstance(row, Damage) else Damage("not a JSON object")
-                no_row = Vote(name, damage.reason, count=damage.count)
-                for vote in votes_of(name, row) if isinstance(row, dict) else [no_row]:
+                for vote in _votes_of(row, prefix + printable(str(number)), votes_of):
                     if passed >= start:
                         yield vote
                     passed += vote.count
 
     return Format(summary, is_like, files, votes)
+
+
+def _votes_of(row: Any, name: str, votes: Callable[[str, Record], Iterable[Vote]]) -> Iterator[Vote]:
+    if not isinstance(row, dict):
+        damage = row if isinstance(row, Damage) else Damage("not a JSON object")
+        yield Vote(name, damage.reason, count=damage.count)
+        return
+    try:
+        yield from votes(name, row)
+    except ImportFormatError as error:
+        yield Vote(name, str(error))
 
 
 def has_columns(
@@ -401,25 +410,16 @@ def votes_of_ranking(
     def load_of(pair: tuple[object, object]) -> Callable[[int], bytes]:
         return lambda side: read(pair[side])
 
-    reason = _ranking_problem(ranks, paths)
-    if reason:
-        yield Vote(row, reason)
-        return
-    assert isinstance(ranks, (list, tuple)) and isinstance(paths, list)  # what _ranking_problem has checked
+    if not isinstance(paths, list) or len(paths) < 2:
+        raise ImportFormatError("no list of two pictures or more")
+    if len(paths) > MAX_RANKED:
+        raise ImportFormatError(f"more than {MAX_RANKED} pictures in one ranking")
+    if not isinstance(ranks, list) or len(ranks) != len(paths):
+        raise ImportFormatError("not one rank a picture")
+    if any(_number(rank) is None for rank in ranks):
+        raise ImportFormatError("a rank is not a number")
     for i, j in combinations(range(len(paths)), 2):
         verdict = "tie" if ranks[i] == ranks[j] else "0" if ranks[i] < ranks[j] else "1"
         name = row if len(paths) == 2 else f"{row}/{i}-{j}"
         pair = (paths[i], paths[j])
         yield Vote(name, verdict, caption, load_of(pair), uids=pair)
-
-
-def _ranking_problem(ranks: object, paths: object) -> str:
-    if not isinstance(paths, list) or len(paths) < 2:
-        return "no list of two pictures or more"
-    if len(paths) > MAX_RANKED:
-        return f"more than {MAX_RANKED} pictures in one ranking"
-    if not isinstance(ranks, (list, tuple)) or len(ranks) != len(paths):
-        return "not one rank a picture"
-    if any(_number(rank) is None for rank in ranks):
-        return "a rank is not a number"
-    return ""

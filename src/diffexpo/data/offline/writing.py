@@ -18,7 +18,7 @@ from contextlib import closing, contextmanager
 from functools import partial
 from itertools import chain
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import IO, Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -113,16 +113,13 @@ def rewrite_pairs(
     return report
 
 
-class Group(NamedTuple):
-    """Rows that are written together, and what the metadata says of the shard if they complete it."""
-
-    rows: list[dict[str, object]]
-    state: bytes
+_Group = tuple[list[dict[str, object]], bytes]
+"""Rows that are written together, and what the metadata says of the shard if they complete it."""
 
 
 def _groups(
     pairs: Iterator[OfflinePair], report: ImportReport, log: IO[bytes], shard_pairs: int
-) -> Iterator[Group]:
+) -> Iterator[_Group]:
     """The rows of the pairs in groups, each shard's last one with its state."""
     rows: list[dict[str, object]] = []
     num_pairs = group_bytes = shard_bytes = 0
@@ -133,13 +130,13 @@ def _groups(
         shard_bytes += pair.bytes
         is_full = num_pairs >= shard_pairs or shard_bytes >= SHARD_BYTES
         if is_full or len(rows) >= _GROUP_PAIRS or group_bytes >= _GROUP_BYTES:
-            yield Group(rows, _state(report, log) if is_full else b"")
+            yield rows, _state(report, log) if is_full else b""
             rows, group_bytes = [], 0
             if is_full:
                 num_pairs = shard_bytes = 0
     state = _state(report, log)
     if num_pairs:
-        yield Group(rows, state)
+        yield rows, state
 
 
 def _state(report: ImportReport, log: IO[bytes]) -> bytes:
@@ -148,7 +145,7 @@ def _state(report: ImportReport, log: IO[bytes]) -> bytes:
     return json.dumps({"report": report.to_json(), "quarantine_bytes": log.tell()}).encode()
 
 
-def _write_shard(path: Path, groups: Iterator[Group]) -> tuple[str, int]:
+def _write_shard(path: Path, groups: Iterator[_Group]) -> tuple[str, int]:
     """Write groups as one file, up to the one with a state; its SHA-256 and its number of pairs."""
     num_pairs = 0
     with replacing(path) as temporary:
