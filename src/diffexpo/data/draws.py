@@ -43,9 +43,6 @@ class Index(Generic[Collected]):
     refs: tuple[Collected, ...]
     weights: np.ndarray
 
-    def __len__(self) -> int:
-        return len(self.refs)
-
     def prompts(self) -> list[str]:
         """Distinct prompts, in order."""
         return list(dict.fromkeys(ref.prompt for ref in self.refs))

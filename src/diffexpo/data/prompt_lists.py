@@ -132,8 +132,7 @@ def write_prompts(prompts: Sequence[Prompt], target: str | Path) -> None:
 
 
 def _table(*columns: str, is_tsv: bool = False) -> Callable[[Path], Located]:
-    """A reader of tables with a header and columns for the prompt, its category and attributes; in a TSV
-    quotation marks are text."""
+    """A reader of the prompt, its category and attributes; in a TSV quotation marks are text."""
 
     def read(path: Path) -> Located:
         for _ in prompt_lines(path):
@@ -193,8 +192,7 @@ def _files(path: Path, pattern: str) -> list[Path]:
 
 
 def _pickapic(path: Path) -> Located:
-    """A JSON list of texts or of objects with a `prompt` or `caption`; a text file; Parquet, or a folder of
-    it, of which only the captions are read."""
+    """A JSON list of texts or objects, a text file, or Parquet, of which only the captions are read."""
     if path.is_dir() or path.suffix.lower() == ".parquet":
         for file in _files(path, "*.parquet"):
             names = [name for name in ("prompt", "caption") if name in parquet_schema(file).names]

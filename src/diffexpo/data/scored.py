@@ -164,8 +164,7 @@ class ScoredSource:
         return [replace(ref, advantage=float(value)) for ref, value in zip(refs, advantages, strict=True)]
 
     def _weighed(self, refs: list[ScoredRef]) -> list[ScoredRef]:
-        """The images with the weights of their losses, computed over each whole scope, in which they are
-        consecutive."""
+        """The images with the weights of their losses; those of a scope are weighed together."""
         if self.weigh is None:
             return refs
         scope = (lambda ref: ref.group) if self.weigh_scope == "prompt" else (lambda ref: ref.iteration)
@@ -256,13 +255,9 @@ class ScoredLoader(Loader):
 
 
 def _without_weightless(refs: list[ScoredRef]) -> tuple[tuple[ScoredRef, ...], np.ndarray]:
-    """Images whose loss has a weight, and which they are; an image of weight 0 would cost a forward and teach
-    nothing.
-
-    The weights that stay are scaled by the share of the images that stay, so that the mean over a draw is
-    what it was.
-    """
+    """Images whose loss has a weight, and which they are; one of weight 0 costs a forward for nothing."""
     counted = np.array([ref.weight != 0 for ref in refs])
+    # the weights that stay are scaled, so that the mean over a draw is what it was
     share = float(counted.mean())
     if share == 1:
         return tuple(refs), counted

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections import deque
 from collections.abc import Callable, Generator, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from typing import TypeVar
 
@@ -43,22 +43,24 @@ def map_ahead(
     if threads == 1:
         yield from map(function, items)
         return
-    waiting: deque[tuple[int, Callable[[], Result]]] = deque()
-    held, failure = 0, None
     pool = ThreadPoolExecutor(threads, "ahead")
+
+    def begun() -> Iterator[tuple[int, Callable[[], Result]]]:
+        try:
+            for item in items:
+                size = weight(item)
+                yield size, pool.submit(function, item).result if size else partial(function, item)
+        except (DiffexpoError, OSError) as error:
+            failed: Future[Result] = Future()
+            failed.set_exception(error)
+            yield 0, failed.result
+
+    coming, waiting, held = begun(), deque[tuple[int, Callable[[], Result]]](), 0
     try:
         while True:
-            while failure is None and len(waiting) < MAX_ITEMS and held < MAX_WEIGHT:
-                try:
-                    item = next(items)
-                except (StopIteration, DiffexpoError, OSError) as error:
-                    failure = error
-                    break
-                size = weight(item)
-                result: Callable[[], Result]
-                result = pool.submit(function, item).result if size else partial(function, item)
-                waiting.append((size, result))
-                held += size
+            while len(waiting) < MAX_ITEMS and held < MAX_WEIGHT and (one := next(coming, None)):
+                waiting.append(one)
+                held += one[0]
             if not waiting:
                 break
             size, result = waiting.popleft()
@@ -66,8 +68,6 @@ def map_ahead(
             yield result()
     finally:
         pool.shutdown(cancel_futures=True)
-    if failure is not None and not isinstance(failure, StopIteration):
-        raise failure
 
 
 def one_ahead(items: Iterator[Item]) -> Generator[Item, None, None]:

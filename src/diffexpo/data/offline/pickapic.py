@@ -89,11 +89,6 @@ PICKAPIC = row_format(
 _is_marked = has_columns(lambda path: _find(path)[0], (".parquet",), MARK)
 
 
-def _is_ours(path: Path) -> bool:
-    """Whether the first Parquet file has the columns of our own sets alone, or an import has begun here."""
-    return (path / STARTED).is_file() or _is_marked(path)
-
-
 def _find_ours(path: Path) -> list[Path]:
     if (path / STARTED).is_file() and not (path / FINISHED).is_file():
         raise ImportFormatError(
@@ -116,7 +111,7 @@ def _layout_of_ours(file: Path) -> Layout:
 
 EXPORTED = row_format(
     "what `diffexpo data export` and `diffexpo data import` write",
-    _is_ours,
+    lambda path: (path / STARTED).is_file() or _is_marked(path),
     _find_ours,
     _layout_of_ours,
     is_vote_a_row=True,

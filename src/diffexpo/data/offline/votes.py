@@ -9,13 +9,14 @@ be used are quarantined: counted by reason, the first ones named. One bad row ne
 from __future__ import annotations
 
 import heapq
+import json
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from itertools import combinations
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import IO, Any, Literal, NamedTuple
 
 from diffexpo.data.offline.ahead import map_ahead
 from diffexpo.data.offline.image_files import verify_image, verify_structure
@@ -67,15 +68,15 @@ class ImportReport:
     quarantined: dict[str, int] = field(default_factory=dict)
     examples: list[str] = field(default_factory=list)
     sizes: dict[str, int] = field(default_factory=dict)
-    log: Callable[[str, str, int], None] | None = field(default=None, repr=False, compare=False)
+    log: IO[bytes] | None = field(default=None, repr=False, compare=False)
 
     def quarantine(self, row: str, reason: str, count: int = 1) -> None:
-        """Count rows that cannot be used, and tell `log` their name, the reason and how many they are."""
+        """Count rows that cannot be used; their name, the reason and how many they are go to `log`."""
         self.quarantined[reason] = self.quarantined.get(reason, 0) + count
         if len(self.examples) < _EXAMPLES:
             self.examples.append(f"{row}: {reason}")
         if self.log is not None:
-            self.log(row, reason, count)
+            self.log.write((json.dumps({"row": row, "reason": reason, "rows": count}) + "\n").encode())
 
     def to_json(self) -> dict[str, Any]:
         """The counts and examples as JSON values, from which `ImportReport(**values)` is made again."""

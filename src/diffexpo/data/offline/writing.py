@@ -15,7 +15,6 @@ import json
 import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager
-from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import IO, Any
@@ -95,7 +94,7 @@ def rewrite_pairs(
     report, digests = _resumed(folder)
     pairs = read_votes(form, source, report, check=check, limit=limit, seed=seed)
     with open(folder / QUARANTINE, "ab") as log:
-        report.log = partial(log_line, log)
+        report.log = log
         with closing(one_ahead(_groups(pairs, report, log, shard_pairs))) as groups:
             for group in groups:
                 path = folder / f"pairs-{len(digests):05d}.parquet"
@@ -203,11 +202,6 @@ def verify_rewritten(folder: str | Path) -> int:
     return len(body["files"])
 
 
-def log_line(file: IO[bytes], row: str, reason: str, rows: int) -> None:
-    """Append what `ImportReport.log` is told to a quarantine file."""
-    file.write((json.dumps({"row": row, "reason": reason, "rows": rows}) + "\n").encode())
-
-
 def _row(pair: OfflinePair) -> dict[str, object]:
     """A pair in the Pick-a-Pic columns."""
     # a winner that always came first would teach a reader of the file the position
@@ -251,8 +245,7 @@ def _begin(folder: Path, source: Path, origin: Mapping[str, object]) -> None:
 
 
 def _resumed(folder: Path) -> tuple[ImportReport, dict[str, str]]:
-    """The counts up to the last whole shard, and every shard's SHA-256; what a killed import left of others
-    is removed, and the log is cut back to that moment."""
+    """The counts and every SHA-256 up to the last whole shard; what was left behind it is removed."""
     for path in folder.glob(f"*{TEMPORARY}"):
         path.unlink()
     shards = sorted(folder.glob("pairs-*.parquet"))
