@@ -33,29 +33,22 @@ class PairRef(CollectedRef):
 PairIndex = Index[PairRef]
 
 
-@dataclass(frozen=True)
-class PairSource:
-    """The hybrid mixture: offline pairs and all pairs collected so far, by weight."""
+def pair_index(store: Store, hybrid: HybridConfig, iteration: int) -> PairIndex:
+    """Pairs that iteration t trains on: D_off and D_1 .. D_{t-1}, with the weights of `hybrid_weights`.
 
-    store: Store
-    hybrid: HybridConfig
-
-    def index(self, iteration: int) -> PairIndex:
-        """Pairs that iteration t trains on: D_off and D_1 .. D_{t-1}, with the weights of `hybrid_weights`.
-
-        Later collections are not read, whatever the store holds. The result has pairs of positive weight, in
-        the store's order. A DataError is raised when no pair is left.
-        """
-        refs = [ref for ref in self.store.pairs(view=PairRef) if ref.iteration < iteration]
-        weights = hybrid_weights(self.hybrid, refs, _newest(refs))
-        kept = np.flatnonzero(weights > 0)
-        if len(kept) == 0:
-            raise DataError(
-                f"iteration {iteration} has no pairs to train on ({len(refs)} in the store, none of positive "
-                "weight): set offline.source, or check why pairing kept nothing (pairs/dropped_ties, "
-                "pairing.min_margin)"
-            )
-        return PairIndex(tuple(refs[i] for i in kept), weights[kept])
+    Later collections are not read, whatever the store holds. The result has pairs of positive weight, in the
+    store's order. A DataError is raised when no pair is left.
+    """
+    refs = [ref for ref in store.pairs(view=PairRef) if ref.iteration < iteration]
+    weights = hybrid_weights(hybrid, refs, _newest(refs))
+    kept = np.flatnonzero(weights > 0)
+    if len(kept) == 0:
+        raise DataError(
+            f"iteration {iteration} has no pairs to train on ({len(refs)} in the store, none of positive "
+            "weight): set offline.source, or check why pairing kept nothing (pairs/dropped_ties, "
+            "pairing.min_margin)"
+        )
+    return PairIndex(tuple(refs[i] for i in kept), weights[kept])
 
 
 @dataclass(eq=False)
@@ -63,7 +56,7 @@ class PairLoader(Loader):
     """Batches of pairs.
 
     Args:
-        index: Pairs and weights, from `PairSource.index`.
+        index: Pairs and weights, from `pair_index`.
         contrast_per_batch: Contrast pairs per step, drawn from the newest collection's pairs that have one;
             0 is none. With no such pairs (the first iteration) batches carry none.
         sizes: Image sizes by sample id, where there are several (`Store.sizes`).

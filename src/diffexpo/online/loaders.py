@@ -11,7 +11,7 @@ import torch
 from diffexpo.config.methods.data import Images, Pairs, PlainReward, TransitionPairs, Transitions
 from diffexpo.config.schema import SamplerConfig
 from diffexpo.data.latents import latent_shapes
-from diffexpo.data.pairs import PairLoader, PairSource
+from diffexpo.data.pairs import PairLoader, pair_index
 from diffexpo.data.rows import Sample
 from diffexpo.data.scored import ScoredLoader, ScoredSource, Weigh
 from diffexpo.data.trajectories import (
@@ -55,7 +55,7 @@ def sizes_of_images(loop: Loop) -> dict[str, tuple[int, int]]:
 def _pairs(loop: Loop, iteration: int) -> Batches:
     config, data = loop.config, loop.config.algorithm.data
     assert isinstance(data, Pairs)
-    refs = PairSource(loop.store, config.hybrid).index(iteration)
+    refs = pair_index(loop.store, config.hybrid, iteration)
     loop.embeddings.add(["", *refs.prompts()])
     loader = PairLoader(
         loop.store,

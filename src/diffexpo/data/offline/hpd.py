@@ -30,7 +30,7 @@ def _hpdv2(file: Path) -> Layout:
             name, row.get("prompt"), ranks, paths, lambda path: read_image(file.parent, path, file.stem)
         )
 
-    return Layout((), votes)
+    return (), votes
 
 
 def _hpdv3(file: Path) -> Layout:
@@ -47,7 +47,7 @@ def _hpdv3(file: Path) -> Layout:
             confidence=row.get("confidence"),
         )
 
-    return Layout((), votes)
+    return (), votes
 
 
 HPDV2 = row_format(

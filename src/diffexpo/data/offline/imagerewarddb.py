@@ -75,7 +75,7 @@ def _layout(file: Path) -> Layout:
     def votes(name: str, row: Record) -> Iterator[Vote]:
         return votes_of_ranking(name, row.get("prompt"), row.get("ranking"), row["generations"], read)
 
-    return Layout(COLUMNS, votes)
+    return COLUMNS, votes
 
 
 IMAGEREWARDDB = row_format(

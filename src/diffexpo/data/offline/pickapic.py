@@ -48,7 +48,7 @@ def _layout(file: Path) -> Layout:
         is_image = name.startswith("jpg") and pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0
         if not is_image and not any(test(kind) for test in tests):
             raise ImportFormatError(f"{file}: column {name!r} is of type {kind}; expected {expected}")
-    return Layout((*REQUIRED, *OPTIONAL), _votes)
+    return (*REQUIRED, *OPTIONAL), _votes
 
 
 def _votes(name: str, row: Record) -> Iterator[Vote]:

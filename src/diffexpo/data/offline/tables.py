@@ -75,7 +75,7 @@ def _layout(file: Path) -> Layout:
             confidence=_confidence(row.get("confidence")),
         )
 
-    return Layout((prompt, *sides, *judged, "model_0", "model_1", "confidence"), votes)
+    return (prompt, *sides, *judged, "model_0", "model_1", "confidence"), votes
 
 
 def _image(value: Any, folder: Path) -> object:

@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from itertools import combinations
 from pathlib import Path
-from typing import IO, Any, Literal, NamedTuple
+from typing import IO, Any, Literal
 
 from diffexpo.data.offline.ahead import map_ahead
 from diffexpo.data.offline.image_files import verify_image, verify_structure
@@ -140,13 +140,9 @@ def skip_votes(votes: Iterable[Vote], start: int) -> Iterator[Vote]:
 # ---- formats of rows ---------------------------------------------------------------------------------------
 
 
-class Layout(NamedTuple):
-    """How one file of rows is read: its columns (of Parquet), and votes(row name, row), which raises
-    ImportFormatError with the reason why a row is unusable."""
-
-    columns: Sequence[str]
-    votes: Callable[[str, Record], Iterable[Vote]]
-
+Layout = tuple[Sequence[str], Callable[[str, Record], Iterable[Vote]]]
+"""How one file of rows is read: its columns (of Parquet), and votes(row name, row), which raises
+ImportFormatError with the reason why a row is unusable."""
 
 Rows = Callable[[Path, Sequence[str], int], Iterator[tuple[object, Any]]]
 

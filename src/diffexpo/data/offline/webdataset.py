@@ -32,7 +32,7 @@ def _layout(file: Path) -> Layout:
         raise ImportFormatError(
             f"{file} is not an uncompressed tar file, or is damaged ({error}); get it again or unpack it"
         ) from error
-    return Layout((), _votes)
+    return (), _votes
 
 
 def _samples(file: Path, columns: Sequence[str], start: int) -> Iterator[tuple[str, Record | Damage]]:

@@ -25,7 +25,7 @@ from torch import Tensor
 from diffexpo.config import RunConfig
 from diffexpo.config.schema import ImproverConfig, SamplerConfig
 from diffexpo.data.latents import PromptEmbeddings
-from diffexpo.data.pairs import PairLoader, PairSource
+from diffexpo.data.pairs import PairLoader, pair_index
 from diffexpo.data.rows import Sample
 from diffexpo.diffusion.guidance import DoubleGuidance
 from diffexpo.diffusion.sampling import sample_double_guided
@@ -295,7 +295,7 @@ def _features(policy: Policy, embed: Callable[[Tensor], Tensor], latents: Tensor
 
 def _offline_loader(loop: Loop, iteration: int) -> PairLoader:
     """Batches of D_off, whatever has been collected since."""
-    index = PairSource(loop.store, loop.config.hybrid).index(1)
+    index = pair_index(loop.store, loop.config.hybrid, 1)
     loop.embeddings.add(["", *index.prompts()])
     return PairLoader(
         loop.store,
