@@ -112,8 +112,7 @@ class _Work:
     def append_unit(self, unit: int, pairs: Sequence[OfflinePair], report: ImportReport) -> None:
         """Store a unit unless it is in the store, and count it either way."""
         if not self.store.unit_done(ITERATION, unit, stage=STAGE):
-            rows, dropped, counts = self._append_samples(unit, pairs)
-            unit_note = {"origin": self.origin, "dropped": dropped} | ({"sizes": counts} if counts else {})
+            rows, unit_note = self._append_samples(unit, pairs)
             self.store.append_pairs(ITERATION, 0, rows, unit=unit, stage=STAGE, note=unit_note)
         note = self.store.note(ITERATION, unit, stage=STAGE)
         _refuse_other(note["origin"], self.origin, self.store)
@@ -125,8 +124,8 @@ class _Work:
 
     def _append_samples(
         self, unit: int, pairs: Sequence[OfflinePair]
-    ) -> tuple[list[Pair], dict[str, str], dict[str, int]]:
-        """Store what is new; returns the pair rows, why others were dropped by row, and counts by size."""
+    ) -> tuple[list[Pair], dict[str, object]]:
+        """Encode and store what is new; returns the unit's pair rows and its note."""
         dropped = {pair.row: "prompt too long" for pair in pairs if not self.accepts_prompt(pair.caption)}
         accepted = (pair for pair in pairs if pair.row not in dropped)
         samples: list[Sample] = []
@@ -151,7 +150,8 @@ class _Work:
                 counts[name] += 1
         latents = encode_images(self.policy, pixels, _ENCODED_AT_ONCE)
         self.store.append_unit(ITERATION, 0, unit, samples, latents, stage=STAGE)
-        return rows, dropped, dict(counts)
+        note: dict[str, object] = {"origin": self.origin, "dropped": dropped}
+        return rows, note | ({"sizes": counts} if counts else {})
 
 
 _Fitted = tuple[tuple[int, int], list[np.ndarray]]

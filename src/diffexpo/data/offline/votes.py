@@ -181,11 +181,14 @@ def row_format(
                 first = min(start - passed, parquet_length(file)) if start > passed else 0
                 passed += first
             prefix = row_name(path, file, "")
-            for number, row in rows(file, columns, first):
-                for vote in _votes_of(row, prefix + printable(str(number)), votes_of):
-                    if passed >= start:
-                        yield vote
-                    passed += vote.count
+            try:
+                for number, row in rows(file, columns, first):
+                    for vote in _votes_of(row, prefix + printable(str(number)), votes_of):
+                        if passed >= start:
+                            yield vote
+                        passed += vote.count
+            except OSError as error:
+                raise ImportFormatError(f"{file} cannot be read ({error}); get it again") from error
 
     return Format(summary, is_like, files, votes)
 
