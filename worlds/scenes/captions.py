@@ -36,7 +36,7 @@ WRONG_SHARE = 0.05
 UNSTATED_PERSON_SHARE = 0.6
 """Captions of a person that leave gender or skin tone out, each with this probability."""
 
-SCENES = {"single": 0.12, "counting": 0.24, "two": 0.56, "person": 0.08}
+SCENES = {"single": 0.20, "counting": 0.22, "two": 0.48, "person": 0.10}
 """Shares of the training images; colours are always drawn, and three of four scenes of two things are placed
 in a relation."""
 RELATION_SHARE = 0.75
