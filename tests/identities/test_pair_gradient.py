@@ -32,6 +32,7 @@ LOSSES = {
     "ipo": ("diffusion_dpo", {"kind": "ipo"}),
     "robust": ("diffusion_dpo", {"kind": "robust", "label_smoothing": 0.2}),
     "simpo": ("diffusion_dpo", {"kind": "simpo", "simpo_gamma": 0.3}),
+    "linear": ("diffusion_dpo", {"kind": "linear"}),
     "anchor": ("diffusion_dpo", {"sft_weight": 2.0}),
     "safeguard": ("diffusion_dpo", {"safeguard": True}),
     "automatic beta": ("diffusion_dpo", {"beta": 5000.0, "auto_beta": True}),

@@ -30,6 +30,7 @@ PAIR_LOSSES: dict[str, dict[str, object]] = {
     "ipo": {"kind": "ipo"},
     "cdpo": {"kind": "cdpo", "label_smoothing": 0.1},
     "robust": {"kind": "robust", "label_smoothing": 0.1},
+    "linear": {"kind": "linear"},
     "simpo": {"kind": "simpo", "simpo_gamma": 0.5},
     "anchor": {"sft_weight": 1.0},
     "safeguard": {"safeguard": True, "safeguard_mu": 0.6},

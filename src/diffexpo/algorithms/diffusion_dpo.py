@@ -24,8 +24,10 @@ from diffexpo.diffusion.kernels import at_least_float32
 from diffexpo.diffusion.objectives import noisy_pairs, pair_errors, under
 from diffexpo.types import PairBatch, Policy
 
-Kind = Literal["sigmoid", "hinge", "ipo", "cdpo", "robust"]
+Kind = Literal["sigmoid", "hinge", "ipo", "cdpo", "robust", "linear"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
+LINEAR_END = 1.25
+"""Logit beyond which the loss `linear` has no slope, and below whose negative it has the full one."""
 
 
 def pair_margin(
@@ -63,6 +65,8 @@ def diffusion_dpo_loss(
     sigmoid  -logsigmoid(z)                                        hinge  max(0, 1 - z)
     cdpo     -(1-q) logsigmoid(z) - q logsigmoid(-z)               ipo    (z - 1/2)^2
     robust   [-(1-q) logsigmoid(z) + q logsigmoid(-z)] / (1 - 2q)
+    linear   f(z) with f'(z) = -clamp(1/2 - 0.4 z, 0, 1):   -z below -1.25, 0 above 1.25,
+             0.2 (z - 1.25)^2 between
 
     Args:
         winner, loser: (B,) mean squared prediction errors of the policy.
@@ -73,18 +77,20 @@ def diffusion_dpo_loss(
         offset: number or (B,), demanded margin; Gamma_w - Gamma_l is optimism about uncertainty, its negative
             pessimism.
     Returns:
-        (B,). With policy = reference, sigmoid gives ln 2 = 0.6931472.
+        (B,). With policy = reference, sigmoid gives ln 2 = 0.6931472 and linear f(0) = 0.3125.
     Raises:
         ValueError: beta, kind or label_smoothing out of range.
     Source: Diffusion-DPO (arXiv 2311.12908) eq. 14; SLiC (2305.10425) hinge, IPO (2310.12036) eq. 17
         multiplied by (beta/2)^2 so that its gradient is of usable size, conservative DPO (Mitchell 2023),
-        robust DPO (2403.00409) eq. 12.
+        robust DPO (2403.00409) eq. 12. Linear-DPO (2605.21123): its gradient, the error difference times
+        clamp(1/2 + 0.2 beta d, 0, 1) with d = -2 h / beta, is given as that of a function of the logit, and
+        so has the factor beta/2 of all margins here, which the authors' loss has not.
     """
     check_above_zero("diffusion_dpo_loss", beta=beta)
     if kind not in KINDS:
         raise ValueError(
-            f"diffusion_dpo_loss: kind is {kind!r}; expected sigmoid, hinge, ipo, cdpo or robust (simpo has "
-            "its own function)"
+            f"diffusion_dpo_loss: kind is {kind!r}; expected sigmoid, hinge, ipo, cdpo, robust or linear "
+            "(simpo has its own function)"
         )
     if not 0 <= label_smoothing < 0.5:
         raise ValueError(f"diffusion_dpo_loss: label_smoothing is {label_smoothing}; expected 0 <= q < 0.5")
@@ -104,6 +110,9 @@ def _loss_of_logit(z: Tensor, kind: Kind, label_smoothing: float) -> Tensor:
         return torch.relu(1 - z)
     if kind == "ipo":
         return (z - 0.5).square()
+    if kind == "linear":
+        held = z.clamp(-LINEAR_END, LINEAR_END)
+        return 0.2 * (held - LINEAR_END).square() + torch.relu(-LINEAR_END - z)
     agree, flipped = -(1 - label_smoothing) * logsigmoid(z), label_smoothing * logsigmoid(-z)
     if kind == "cdpo":
         return agree - flipped

@@ -86,7 +86,7 @@ class MethodConfig(Section):
 
     @property
     def start_loss(self) -> float | None:
-        """What a report draws as the start of the loss: ln 2 of a logistic loss; None where it is no such."""
+        """What a report draws as the start of the loss, e.g. ln 2 of a logistic one; None: nothing."""
         return self.initial_loss if self.initial_loss == math.log(2) else None
 
     @property
