@@ -34,6 +34,11 @@ METHODS: dict[str, tuple[dict[str, object], dict[str, object], dict[str, object]
     # name: (sampler, settings of the method, other settings)
     "expo": (DDIM, {"type": "expo", "beta": 30.0, "alpha": 0.5, "contrast_fraction": 0.4}, {}),
     "diffusion_dpo": (DDIM, {"type": "diffusion_dpo", "beta": 30.0, "sft_weight": 0.5, "kind": "ipo"}, {}),
+    "several draws": (
+        DDIM,
+        {"type": "expo", "beta": 30.0, "alpha": 0.5, "contrast_fraction": 0.4, "draws": 4},
+        {},
+    ),
     "automatic beta": (
         DDIM,
         {"type": "diffusion_dpo", "beta": 5000.0, "auto_beta": True, "safeguard": True},

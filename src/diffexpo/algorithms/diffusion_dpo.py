@@ -17,11 +17,10 @@ from torch.nn.functional import logsigmoid
 
 from diffexpo.algorithms.checks import check_above_zero
 from diffexpo.algorithms.forward import NoiseKey, RowLosses
-from diffexpo.algorithms.pairs import NoisyPairs, PairErrors, PairMethod, error_metrics, measure_errors
+from diffexpo.algorithms.pairs import PairErrors, PairMethod, PairPredictions, error_metrics, measure_errors
 from diffexpo.algorithms.safeguards import auto_beta, safeguard_scale, safeguarded_loser
 from diffexpo.config.methods.diffusion_dpo import DiffusionDpoConfig
 from diffexpo.diffusion.kernels import at_least_float32
-from diffexpo.diffusion.objectives import noisy_pairs, pair_errors, under
 from diffexpo.types import PairBatch, Policy
 
 Kind = Literal["sigmoid", "hinge", "ipo", "cdpo", "robust", "linear"]
@@ -164,19 +163,14 @@ class DiffusionDpo(PairMethod):
             metrics["train/beta"] = margin.new_tensor([beta])
         return per_pair, metrics
 
-    def measure_pairs(self, policy: Policy, pairs: NoisyPairs) -> PairErrors:
-        """The four errors; with the safeguard, those of the very predictions that give its scale."""
+    def errors_of(self, seen: PairPredictions) -> PairErrors:
+        """The four errors and, with the safeguard, the scale that follows from all draws of a pair."""
+        errors = super().errors_of(seen)
         if not self.settings.safeguard:
-            return super().measure_pairs(policy, pairs)
-        given = (policy, pairs.winner, pairs.loser, pairs.draw.eps, pairs.draw.t, pairs.conditioning)
-        images = noisy_pairs(*given)
-        winner, loser = (images.predict_under(policy, "current") - images.target).chunk(2)
-        scale = safeguard_scale(winner, loser, mu=self.settings.safeguard_mu)
-        e_w, e_l = (difference.square().flatten(1).mean(dim=1) for difference in (winner, loser))
-        if not self.settings.needs_reference:
-            return PairErrors(e_w, e_l, loser_scale=scale)
-        with under(policy, "reference"):
-            return PairErrors(e_w, e_l, *pair_errors(*given), loser_scale=scale)
+            return errors
+        difference = seen.current.detach() - seen.images.target
+        winner, loser = (seen.pairs.by_pair(half) for half in difference.chunk(2))
+        return replace(errors, loser_scale=safeguard_scale(winner, loser, mu=self.settings.safeguard_mu))
 
     def measure(self, policy: Policy, batch: PairBatch, noise_key: NoiseKey) -> Tensor:
         """(sum of |h| at beta 1, number of pairs), for the automatic beta."""

@@ -36,10 +36,11 @@ class ForwardMethod:
         self.empty = empty
 
     def draw_noise(
-        self, policy: Policy, names: Sequence[str], noise_key: NoiseKey, latents: Tensor
+        self, policy: Policy, names: Sequence[str], noise_key: NoiseKey, latents: Tensor, draws: int = 1
     ) -> NoiseDraw:
         """Noise and times of rows by their names, so that no split of a batch changes them."""
-        return NoiseDraw.keyed(names, noise_key, policy.path, latents.shape[1:], self.settings.timestep_range)
+        shape, times = latents.shape[1:], self.settings.timestep_range
+        return NoiseDraw.keyed(names, noise_key, policy.path, shape, times, draws)
 
     def with_empty_prompts(
         self, conditioning: Conditioning, names: Sequence[str], noise_key: NoiseKey

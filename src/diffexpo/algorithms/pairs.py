@@ -29,23 +29,53 @@ from diffexpo.algorithms.forward import (
     share_above_zero,
     weighted,
 )
-from diffexpo.diffusion.objectives import NoiseDraw, pair_errors, prediction_errors, under
+from diffexpo.config.methods.bases import PairsConfig
+from diffexpo.diffusion.objectives import NoiseDraw, NoisyImages, noisy_pairs
 from diffexpo.types import Conditioning, LossOutput, PairBatch, Policy
 
 
 class NoisyPairs(NamedTuple):
-    """Winners and losers (B,C,h,w) with the noise, times and prompts that both share."""
+    """Winners and losers (B,C,h,w) with the prompts, noise and times that both share. Of K draws of noise and
+    time the first K B rows of `draw` are those of all pairs, then come the second ones."""
 
     winner: Tensor
     loser: Tensor
     draw: NoiseDraw
     conditioning: Conditioning
 
+    def both(self, policy: Policy) -> NoisyImages:
+        """[winner; loser], each at every draw: 2 K B images."""
+        return noisy_pairs(policy, self._many(self.winner), self._many(self.loser), *self.draw, self._prompts)
+
+    def half(self, policy: Policy, latents: Tensor) -> NoisyImages:
+        """The winners or the losers at every draw: K B images."""
+        return NoisyImages.at(policy, self._many(latents), *self.draw, self._prompts)
+
+    def by_pair(self, rows: Tensor) -> Tensor:
+        """K B rows as (B, K, ...)."""
+        return rows.reshape(self._num_draws, -1, *rows.shape[1:]).transpose(0, 1)
+
+    def mean(self, rows: Tensor) -> Tensor:
+        """Mean (B,) over the draws of K B numbers."""
+        return rows if self._num_draws == 1 else self.by_pair(rows).mean(dim=1)
+
+    @property
+    def _num_draws(self) -> int:
+        return len(self.draw.t) // len(self.winner)
+
+    @property
+    def _prompts(self) -> Conditioning:
+        count = self._num_draws
+        return self.conditioning if count == 1 else Conditioning.concatenate([self.conditioning] * count)
+
+    def _many(self, latents: Tensor) -> Tensor:
+        return latents if self._num_draws == 1 else torch.cat([latents] * self._num_draws)
+
 
 @dataclass(frozen=True)
 class PairErrors:
-    """Errors (B,) of policy and, where the loss needs them, reference on winners and losers; with a safeguard
-    the scale (B,) of each loser's gradient."""
+    """Errors (B,) of policy and, where the loss needs them, reference on winners and losers, means over a
+    pair's draws of noise and time; with a safeguard the scale (B,) of each loser's gradient."""
 
     winner: Tensor
     loser: Tensor
@@ -63,6 +93,8 @@ class PairErrors:
 class PairMethod(ForwardMethod, ABC):
     """A method whose loss is a mean over pairs of a function of their errors, which a subclass gives
     (`losses_of_errors`)."""
+
+    settings: PairsConfig
 
     @abstractmethod
     def losses_of_errors(self, errors: PairErrors, batch: PairBatch) -> RowLosses:
@@ -86,17 +118,50 @@ class PairMethod(ForwardMethod, ABC):
 
     def noised(self, policy: Policy, batch: PairBatch, noise_key: NoiseKey) -> NoisyPairs:
         """The batch's pairs at their noise, times and prompts."""
-        draw = self.draw_noise(policy, batch.keys, noise_key, batch.winner)
+        draw = self.draw_noise(policy, batch.keys, noise_key, batch.winner, self.settings.draws)
         conditioning = self.with_empty_prompts(batch.conditioning, batch.keys, noise_key)
         return NoisyPairs(batch.winner, batch.loser, draw, conditioning)
 
     def measure_pairs(self, policy: Policy, pairs: NoisyPairs) -> PairErrors:
         """The errors that `losses_of_errors` is given."""
-        return measure_errors(policy, *pairs, needs_reference=self.settings.needs_reference)
+        return self.errors_of(predict_pairs(policy, pairs, needs_reference=self.settings.needs_reference))
+
+    def errors_of(self, seen: PairPredictions) -> PairErrors:
+        """The errors of predictions; what else a loss takes from them, a subclass adds."""
+        return seen.errors()
 
     def _weighted(self, errors: PairErrors, batch: PairBatch) -> tuple[Tensor, Metrics]:
         per_pair, values = self.losses_of_errors(errors, batch)
         return weighted(per_pair, batch.weight), as_metrics(values)
+
+
+@dataclass(frozen=True)
+class PairPredictions:
+    """What policy and, where the loss needs it, reference predict of `images`, [winner; loser] at every
+    draw."""
+
+    pairs: NoisyPairs
+    images: NoisyImages
+    current: Tensor
+    reference: Tensor | None
+
+    def halves(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """Means (B,) over the draws of winners and of losers, of a number for each image."""
+        winner, loser = rows.chunk(2)
+        return self.pairs.mean(winner), self.pairs.mean(loser)
+
+    def errors(self) -> PairErrors:
+        """The errors of both, or of the policy alone."""
+        known = [given for given in (self.current, self.reference) if given is not None]
+        return PairErrors(*(error for given in known for error in self.halves(self.images.error(given))))
+
+
+def predict_pairs(policy: Policy, pairs: NoisyPairs, *, needs_reference: bool = True) -> PairPredictions:
+    """Predictions under "current" with gradient and "reference" without, in one forward each."""
+    images = pairs.both(policy)
+    current = images.predict_under(policy, "current")
+    reference = images.predict_under(policy, "reference") if needs_reference else None
+    return PairPredictions(pairs, images, current, reference)
 
 
 def measure_errors(
@@ -109,13 +174,8 @@ def measure_errors(
     needs_reference: bool = True,
 ) -> PairErrors:
     """Errors under "current" with gradient and "reference" without, at the same noise, time and prompts."""
-    given = (policy, winner, loser, draw.eps, draw.t, conditioning)
-    with under(policy, "current"):
-        current = pair_errors(*given)
-    if not needs_reference:
-        return PairErrors(*current)
-    with under(policy, "reference"):
-        return PairErrors(*current, *pair_errors(*given))
+    pairs = NoisyPairs(winner, loser, draw, conditioning)
+    return predict_pairs(policy, pairs, needs_reference=needs_reference).errors()
 
 
 def in_parts(
@@ -137,8 +197,7 @@ def in_parts(
     slopes = torch.autograd.grad(whole.loss, [winner, loser], allow_unused=True, materialize_grads=True)
     shown, metrics = whole.loss.detach(), whole.metrics
     for half, slope in zip((pairs.winner, pairs.loser), slopes, strict=True):
-        with policy.weights.use("current"):
-            error = prediction_errors(policy, half, pairs.draw.eps, pairs.draw.t, pairs.conditioning)
+        error = pairs.mean(pairs.half(policy, half).error_under(policy, "current"))
         yield LossOutput(shown + (slope * (error - error.detach())).sum(), metrics)
         shown, metrics = torch.zeros_like(shown), {}
 

@@ -86,7 +86,7 @@ def row_cost(config: RunConfig) -> int:
 
 def evaluations_of_row(algorithm: MethodConfig, training: TrainingConfig, is_guided: bool) -> int:
     """Network evaluations of training on one row: (1 + 2 with its backward + 1 for every other version of the
-    weights + passes without gradient) for each image or transition of the row.
+    weights + passes without gradient) for each image or transition of the row, at each of its draws of noise.
 
     Args:
         algorithm: The method.
@@ -101,7 +101,7 @@ def evaluations_of_row(algorithm: MethodConfig, training: TrainingConfig, is_gui
     forwards += evaluated if algorithm.measures_batch else 0
     forwards += isinstance(data, Pairs) and training.pair_gradient == "two_pass"
     sides = 2 if is_guided and isinstance(data, Transitions | TransitionPairs) else 1
-    return forwards * sides * data.images_per_row
+    return forwards * sides * data.images_per_row * data.draws
 
 
 def offline_steps_of_equal_cost(config: RunConfig) -> int:

@@ -13,8 +13,9 @@ from typing import ClassVar, Literal
 from pydantic import Field
 
 from diffexpo.config.methods.card import MethodConfig, Run
+from diffexpo.config.methods.data import Pairs
 from diffexpo.config.schema import SamplerConfig
-from diffexpo.config.section import Fraction, Positive
+from diffexpo.config.section import Count, Fraction, Positive
 
 
 class ForwardConfig(MethodConfig):
@@ -33,6 +34,20 @@ class ForwardConfig(MethodConfig):
         if low >= high:
             shown = f"algorithm.timestep_range = [{low:g}, {high:g}]"
             yield f"{shown} holds no time: expected two numbers, the first below the second, e.g. [0, 0.2]"
+
+
+class PairsConfig(ForwardConfig):
+    """Methods whose loss is a function of a pair's prediction errors."""
+
+    draws: Count = 1
+    """Draws (t, eps) of time and noise at which each pair of a step is looked at. Its errors are means over
+    them, taken before the loss: the margin of one draw is mostly noise, on which the sigmoid saturates. Draw
+    k of K has its time in the k-th of K equally probable slices of `timestep_range`. Forwards and activations
+    grow in proportion."""
+
+    @property
+    def data(self) -> Pairs:
+        return Pairs(draws=self.draws)
 
 
 class ReferencedConfig(MethodConfig):
@@ -60,7 +75,7 @@ class LogisticConfig(ReferencedConfig):
         return math.log(2)
 
 
-class MarginConfig(ForwardConfig, LogisticConfig):
+class MarginConfig(PairsConfig, LogisticConfig):
     """Methods on the margin h = -beta/2 [(e_w - e_w_ref) - (e_l - e_l_ref)] of a pair."""
 
     beta: Positive = 5000.0
