@@ -34,6 +34,7 @@ VARIANTS = {
     "optimism": ["algorithm.uncertainty=optimism"],
     "pessimism": ["algorithm.uncertainty=pessimism"],
     "previous reference": ["algorithm.reference=previous"],
+    "average reference of adapters": ["algorithm.reference=ema", "tuning.kind=lora", "tuning.lora.rank=2"],
     "literal beta": ["algorithm.beta_explore=literal"],
     "lora": ["tuning.kind=lora", "tuning.lora.rank=2"],
     "average": ["training.ema_decay=0.9"],

@@ -34,6 +34,8 @@ def load(*overrides):
         (["algorithm.timestep_range=[0.5, 0.2]", "algorithm.type=diffusion_dpo"], "holds no time"),
         (["algorithm.label_smoothing=0.1"], "only cdpo and robust"),
         (["algorithm.simpo_gamma=0.1"], "only simpo"),
+        (["algorithm.reference_decay=0.9"], "reference = base: only ema averages"),
+        (["algorithm.reference=previous", "algorithm.reference_decay=0.0"], "only ema averages"),
         (["explore.sampler.guidance=1"], "never evaluated"),
         (["explore.sampler.guidance=0.5"], "followed instead of avoided"),
         (["explore.negatives.agents=exploration", "explore.agents=1"], "no separate exploration agent"),
@@ -71,6 +73,7 @@ def test_a_contradiction_is_refused_with_its_reason(overrides, reason):
         ["algorithm.uncertainty=optimism", TWO_REWARDS],
         ["algorithm.alpha=0.1"],
         ["algorithm.timestep_range=[0.0, 0.2]"],
+        ["algorithm.reference=ema", "algorithm.reference_decay=0.9"],
         ["algorithm.label_smoothing=0.1", "algorithm.kind=cdpo"],
         ["offline.source=null"],
         [JUDGE, "rewards.0.role=watch", "explore.iterations=1"],
@@ -101,6 +104,10 @@ def test_notes_speak_of_what_is_odd_and_are_silent_otherwise():
     assert notes("algorithm.alpha=1") == ""
     assert "nearly inert" in notes("algorithm.alpha=1", "algorithm.beta_explore=literal")
     assert "same loss as sigmoid" in notes("algorithm.kind=robust")
+    assert notes("algorithm.reference=ema") == ""
+    for decay, what in ((0, "the previous iterate"), (1, "where training starts, and never moves")):
+        assert what in notes("algorithm.reference=ema", f"algorithm.reference_decay={decay}")
+    assert "reference = ema is not used" in notes("algorithm.reference=ema", "algorithm.kind=simpo")
     assert "iteration 1 has no offline pairs" in notes("offline.source=null")
     assert "no win rate" in "\n".join(config_notes(RunConfig()))
     assert "collapsed" in notes("training.learning_rate=1e-4")

@@ -17,6 +17,9 @@ from diffexpo.config.methods.data import Pairs
 from diffexpo.config.schema import SamplerConfig
 from diffexpo.config.section import Count, Fraction, Positive
 
+DECAY = 0.5
+"""Default of `reference_decay`."""
+
 
 class ForwardConfig(MethodConfig):
     """Methods that noise a clean image to one random time and look at the prediction error there."""
@@ -53,16 +56,41 @@ class PairsConfig(ForwardConfig):
 class ReferencedConfig(MethodConfig):
     """Methods that measure the policy against a reference."""
 
-    reference: Literal["base", "previous"] = "base"
-    """What errors are measured against: the base model throughout, or the previous iterate."""
+    reference: Literal["base", "previous", "ema"] = "base"
+    """What errors are measured against: the base model throughout, the previous iterate, or a moving average
+    of the iterates (`ema`), r_t = d r_{t-1} + (1 - d) p_t over the trained weights (of adapters: their
+    factors) from r_0 = p_0; iteration t + 1 is measured against r_t."""
+    reference_decay: Fraction = DECAY
+    """d, the share of itself that the reference `ema` keeps after each iteration."""
 
     @property
     def versions(self) -> tuple[str, ...]:
         return ("reference",)
 
     @property
-    def moves_reference(self) -> bool:
-        return self.reference == "previous"
+    def reference_memory(self) -> float | None:
+        return {"base": None, "previous": 0.0, "ema": self.reference_decay}[self.reference]
+
+    def problems(self, run: Run) -> Iterator[str]:
+        yield from super().problems(run)
+        if self.reference != "ema" and self.reference_decay != DECAY:
+            yield (
+                f"algorithm.reference_decay = {self.reference_decay:g} with algorithm.reference = "
+                f"{self.reference}: only ema averages iterates; set algorithm.reference=ema, or "
+                f"algorithm.reference_decay={DECAY:g}"
+            )
+
+    def notes(self, run: Run) -> Iterator[str]:
+        yield from super().notes(run)
+        same = {
+            0.0: "the previous iterate (reference: previous)",
+            1.0: "where training starts, and never moves",
+        }
+        if self.reference == "ema" and self.reference_decay in same:
+            yield (
+                f"algorithm.reference_decay = {self.reference_decay:g}: the reference is "
+                f"{same[self.reference_decay]}"
+            )
 
 
 class LogisticConfig(ReferencedConfig):

@@ -112,9 +112,15 @@ class MethodConfig(Section):
         return "old" in self.versions
 
     @property
+    def reference_memory(self) -> float | None:
+        """Share of itself that the reference keeps when it follows an iterate: 0 is the previous iterate;
+        None: it does not follow, and is the base."""
+        return None
+
+    @property
     def moves_reference(self) -> bool:
-        """Whether the reference is the previous iterate instead of the base."""
-        return False
+        """Whether the reference follows the iterates instead of being the base."""
+        return self.reference_memory is not None
 
     @property
     def draws_first(self) -> bool:

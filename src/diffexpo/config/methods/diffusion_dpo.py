@@ -92,8 +92,8 @@ class DiffusionDpoConfig(MarginConfig):
         yield from super().notes(run)
         if self.kind in ("cdpo", "robust") and self.label_smoothing == 0:
             yield f"algorithm.kind = {self.kind} with label_smoothing 0 is the same loss as sigmoid"
-        if self.kind == "simpo" and self.reference == "previous":
-            yield "algorithm.reference = previous is not used: simpo has no reference"
+        if self.kind == "simpo" and self.moves_reference:
+            yield f"algorithm.reference = {self.reference} is not used: simpo has no reference"
 
     def works(self, run: Run) -> Iterator[Work]:
         yield from super().works(run)
