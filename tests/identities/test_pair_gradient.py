@@ -37,6 +37,11 @@ LOSSES = {
     "safeguard": ("diffusion_dpo", {"safeguard": True}),
     "automatic beta": ("diffusion_dpo", {"beta": 5000.0, "auto_beta": True}),
     "several draws": ("diffusion_dpo", {"draws": 3, "safeguard": True}),
+    "held to the base": ("diffusion_dpo", {"anchor_weight": 2.0, "auto_beta": True}),
+    "held to the guided base": (
+        "spin",
+        {"draws": 2, "reference": "previous", "anchor_weight": 2.0, "anchor_guidance": 3.0},
+    ),
     "spin": ("spin", {}),
     "mapo": ("mapo", {}),
     "orpo": ("orpo", {"weight": 2.0}),

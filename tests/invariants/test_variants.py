@@ -35,6 +35,13 @@ VARIANTS = {
     "pessimism": ["algorithm.uncertainty=pessimism"],
     "previous reference": ["algorithm.reference=previous"],
     "average reference of adapters": ["algorithm.reference=ema", "tuning.kind=lora", "tuning.lora.rank=2"],
+    "held to the base": [
+        "algorithm.alpha=0",
+        "algorithm.reference=previous",
+        "algorithm.anchor_weight=0.01",
+        "algorithm.draws=2",
+    ],
+    "held to the guided base": ["algorithm.anchor_weight=0.01", "algorithm.anchor_guidance=3"],
     "literal beta": ["algorithm.beta_explore=literal"],
     "lora": ["tuning.kind=lora", "tuning.lora.rank=2"],
     "average": ["training.ema_decay=0.9"],

@@ -151,7 +151,7 @@ class DiffusionDpo(PairMethod):
             per_pair = simpo_loss(errors.winner, loser, beta=beta, gamma=settings.simpo_gamma + offset)
             margin = 0.5 * beta * (errors.loser - errors.winner)
         else:
-            beta = self._beta(batch, errors)
+            beta = self.beta_of(errors, batch)
             margin = pair_margin(*replace(errors, loser=loser).four, beta=beta)
             per_pair = _loss_of_logit(margin - offset, settings.kind, settings.label_smoothing)
         if settings.sft_weight > 0:
@@ -186,7 +186,8 @@ class DiffusionDpo(PairMethod):
         beta = self._suited_beta(mean) if bool(torch.isfinite(mean).all()) else self.settings.beta
         return replace(batch, measured=beta)
 
-    def _beta(self, batch: PairBatch, errors: PairErrors) -> float:
+    def beta_of(self, errors: PairErrors, batch: PairBatch) -> float:
+        """beta, or with the automatic one what suits the whole batch."""
         if not self.settings.auto_beta:
             return self.settings.beta
         if batch.measured is not None:

@@ -59,4 +59,5 @@ def training_shape(config: RunConfig) -> TrainingShape:
             return TrainingShape(rows // 2, 0, rows)
         # The graph of the contrast pairs is held together with that of the preference pairs.
         rows += 2 * data.draws * data.contrast_pairs(training.micro_batch_size)
-    return TrainingShape(rows, rows if config.algorithm.needs_reference else 0)
+    card = config.algorithm
+    return TrainingShape(rows, rows if card.needs_reference or card.anchor_forwards else 0)

@@ -62,7 +62,8 @@ def check_start(
     if not algorithm.settings.needs_reference or first is None:
         return
     part, output = first
-    if not _same_state(policy.weights, "current", "reference"):
+    is_apart = algorithm.settings.anchor_version == "base"
+    if is_apart or not _same_state(policy.weights, "current", "reference"):
         with policy.weights.standing_in("current"), autocast(), torch.no_grad():
             output = algorithm.loss(policy, part, noise_key)
     check_agreement(output, initial_loss, is_exact)

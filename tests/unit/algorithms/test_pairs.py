@@ -22,9 +22,12 @@ from diffexpo.algorithms import (
     safeguard_scale,
     spin_loss,
 )
+from diffexpo.algorithms.diffusion_dpo import DiffusionDpo
 from diffexpo.algorithms.expo import Expo
+from diffexpo.config.methods.diffusion_dpo import DiffusionDpoConfig
 from diffexpo.config.methods.expo import ExpoConfig
 from diffexpo.diffusion import NoiseDraw, empty_prompt_mask, prediction_errors
+from diffexpo.errors import ConfigError
 from diffexpo.policies.toy import ToyPolicy
 from diffexpo.rng import torch_generator
 from diffexpo.types import Conditioning, PairBatch
@@ -169,3 +172,124 @@ def test_the_automatic_beta_is_that_of_mean_margins() -> None:
     algorithm = make("diffusion_dpo", policy, beta=5000.0, auto_beta=True, draws=DRAWS)
     measured = algorithm.with_measured(batch, algorithm.measure(policy, batch, KEY)).measured
     assert measured == pytest.approx(expected, rel=BOUND) and expected < 5000
+
+
+# ---- anchor ------------------------------------------------------------------------------------------------
+
+
+def moved_reference() -> ToyPolicy:
+    """Current, reference and base apart from one another."""
+    policy = make_policy()
+    policy.weights.load("reference", policy.weights.state("old"))
+    return policy
+
+
+def distance_by_hand(
+    policy: ToyPolicy, batch: PairBatch, conditioning: Conditioning, guidance: float
+) -> Tensor:
+    """Mean over both images and all draws of |policy - anchor|^2 / elements, (B,), with the base under its own name."""
+    empty = policy.encode_prompts([""] * len(batch))
+    found = []
+    for x0 in (batch.winner, batch.loser):
+        for number in range(DRAWS):
+            draw = own_draw(policy, batch.keys, KEY, number, DRAWS)
+            alpha, sigma = (scale[:, None, None, None] for scale in policy.path.alpha_sigma(draw.t.double()))
+            x_t = alpha * x0 + sigma * draw.eps
+            with policy.weights.use("base"), torch.no_grad():
+                e_c, e_u = (policy.predict(x_t, draw.t, prompt) for prompt in (conditioning, empty))
+            difference = policy.predict(x_t, draw.t, conditioning) - (e_u + guidance * (e_c - e_u))
+            found.append((difference**2).flatten(1).mean(dim=1))
+    return sum(found) / len(found)
+
+
+@pytest.mark.parametrize("guidance", [1.0, 3.0])
+@pytest.mark.parametrize("name", ["diffusion_dpo", "spin"])
+def test_the_anchor_adds_its_share_of_half_beta_times_the_distance_from_the_base(
+    name: str, guidance: float
+) -> None:
+    policy = moved_reference()
+    batch = make_batch(name, policy)
+    conditioning = prompts_of(policy, batch)
+    four = mean_errors(policy, (batch.winner, batch.loser), batch.keys, KEY, conditioning)
+    distance = distance_by_hand(policy, batch, conditioning, guidance)
+    per_pair = diffusion_dpo_loss(*four, beta=30.0) + 0.2 * 15.0 * distance
+    expected = (batch.weight * per_pair).mean()
+    anchor = {"anchor_weight": 0.2, "anchor_guidance": guidance, "reference": "previous"}
+    algorithm = make(name, policy, draws=DRAWS, **anchor)
+    output = algorithm.loss(policy, batch, KEY)
+    torch.testing.assert_close(output.loss, expected, rtol=BOUND, atol=BOUND)
+    slopes = gradients(policy, output.loss)
+    close(slopes, gradients(policy, expected))
+    total, count = output.metrics["train/anchor_distance"]
+    assert float(total) / count == pytest.approx(float(distance.detach().mean()), rel=BOUND)
+
+    # Finite differences along one direction: the slope of the very loss that is trained.
+    start = policy.weights.state("current")
+    direction = {
+        key: torch.randn(value.shape, generator=torch_generator(key)) for key, value in start.items()
+    }
+    values = []
+    for step in (1e-5, -1e-5):
+        policy.weights.load("current", {key: value + step * direction[key] for key, value in start.items()})
+        values.append(float(algorithm.loss(policy, batch, KEY).loss.detach()))
+    policy.weights.load("current", start)
+    slope = sum(float((slopes[key] * direction[key]).sum()) for key in slopes)
+    assert (values[0] - values[1]) / 2e-5 == pytest.approx(slope, rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("reference", "guidance", "forwards"),
+    [("base", 1.0, 2), ("base", 3.0, 3), ("previous", 1.0, 3), ("ema", 3.0, 4)],
+)
+def test_the_base_runs_only_for_what_the_reference_has_not_said(
+    reference: str, guidance: float, forwards: int
+) -> None:
+    policy = make_policy()
+    batch = make_batch("diffusion_dpo", policy)
+    rows = []
+    inner = policy.predict
+    policy.predict = lambda *args: rows.append((len(args[0]), torch.is_grad_enabled())) or inner(*args)
+    anchor = {"anchor_weight": 0.2, "anchor_guidance": guidance, "reference": reference}
+    algorithm = make("diffusion_dpo", policy, **anchor)
+    output = algorithm.loss(policy, batch, KEY)
+    assert rows == [(2 * len(batch), True)] + [(2 * len(batch), False)] * (forwards - 1)
+    assert 1 + len(algorithm.settings.versions) + algorithm.settings.anchor_forwards == forwards
+    # With the base as reference the versions are the same weights: so are the losses.
+    other = make("diffusion_dpo", policy, **anchor | {"reference": "previous"}).loss(policy, batch, KEY)
+    torch.testing.assert_close(output.loss, other.loss, rtol=BOUND, atol=BOUND)
+
+
+def test_rows_with_the_empty_prompt_have_the_unguided_anchor() -> None:
+    policy = moved_reference()
+    batch = make_batch("diffusion_dpo", policy)
+    shared = {"anchor_weight": 0.2, "reference": "previous", "empty_prompt_fraction": 1.0}
+    plain, guided = (
+        make("diffusion_dpo", policy, **shared, anchor_guidance=g).loss(policy, batch, KEY)
+        for g in (1.0, 5.0)
+    )
+    torch.testing.assert_close(guided.loss, plain.loss, rtol=BOUND, atol=BOUND)
+    assert float(plain.metrics["train/anchor_distance"][0]) > 0
+
+
+def test_the_anchor_of_an_automatic_beta_is_a_share_of_it() -> None:
+    policy = moved_reference()
+    batch = replace(make_batch("diffusion_dpo", policy), weight=None)
+    settings = {"beta": 5000.0, "auto_beta": True, "reference": "previous"}
+    plain = make("diffusion_dpo", policy, **settings).loss(policy, batch, KEY)
+    held = make("diffusion_dpo", policy, **settings, anchor_weight=0.2).loss(policy, batch, KEY)
+    beta, distance = (
+        float(held.metrics[name][0]) / held.metrics[name][1]
+        for name in ("train/beta", "train/anchor_distance")
+    )
+    assert (
+        float((held.loss - plain.loss).detach()) == pytest.approx(0.2 * beta / 2 * distance, rel=1e-9)
+        and beta < 5000
+    )
+
+
+def test_a_guided_anchor_needs_the_empty_prompt() -> None:
+    settings = DiffusionDpoConfig(empty_prompt_fraction=0.0, anchor_weight=0.1, anchor_guidance=2.0)
+    with pytest.raises(ConfigError, match="anchor_guidance is 2, but no conditioning of the empty prompt"):
+        DiffusionDpo(settings)
+    assert settings.initial_loss is None and settings.start_loss is None
+    assert settings.model_copy(update={"anchor_guidance": 1.0}).initial_loss == pytest.approx(0.6931472)

@@ -123,6 +123,16 @@ class MethodConfig(Section):
         return self.reference_memory is not None
 
     @property
+    def anchor_version(self) -> Literal["reference", "base"] | None:
+        """Version of the weights that holds the base, where the loss pulls to its prediction; else None."""
+        return None
+
+    @property
+    def anchor_forwards(self) -> int:
+        """Forwards without gradient that this takes of each image of a pair, besides those of `versions`."""
+        return 0
+
+    @property
     def draws_first(self) -> bool:
         """Whether each iteration draws the images that it learns from, with one agent, keeping every step of
         the sampler; else it learns from those of the iterations before it."""

@@ -64,7 +64,7 @@ class DiffusionDpoConfig(MarginConfig):
 
     @property
     def start_loss(self) -> float | None:
-        if self.sft_weight or self.needs_uncertainty:
+        if self.sft_weight or self.needs_uncertainty or self.has_guided_anchor:
             return None
         return START_LOSSES.get(self.kind)
 
