@@ -14,7 +14,7 @@ from diffexpo.diffusion.objectives import NoiseDraw, empty_prompt_mask
 from diffexpo.errors import ConfigError
 from diffexpo.types import Conditioning, LossOutput, Policy
 
-Metrics = dict[str, tuple[Tensor, int]]
+Metrics = dict[str, tuple[Tensor, int | Tensor]]
 NoiseKey = tuple[str | int, ...]
 RowLosses = tuple[Tensor, dict[str, Tensor]]
 """Loss (B,) of each row before its weight, and metrics row by row."""

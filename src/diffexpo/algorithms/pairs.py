@@ -159,7 +159,7 @@ class PairMethod(ForwardMethod, ABC):
             pull = 0.5 * self.anchor.weight * self.beta_of(errors, batch)
             per_pair = per_pair + pull * errors.distance
             values["train/anchor_distance"] = errors.distance
-        return weighted(per_pair, batch.weight), as_metrics(values)
+        return weighted(per_pair, batch.weight), as_metrics(values) | common_part(errors)
 
 
 @dataclass(frozen=True)
@@ -277,6 +277,22 @@ def in_parts(
         loss = shown + sum((slope * (error - error.detach())).sum() for slope, error in terms)
         yield LossOutput(loss, metrics)
         shown, metrics = torch.zeros_like(shown), {}
+
+
+def common_part(errors: PairErrors) -> Metrics:
+    """How far both errors of the policy have risen together, which the margin does not see.
+
+    mean((e_w - r_w) + (e_l - r_l)) / mean(r_w + r_l)
+
+    Returns:
+        The metric `train/common_part` as two sums: 0 where policy = reference, 1 where the errors have
+        doubled. Empty without a reference.
+    """
+    if errors.winner_ref is None or errors.loser_ref is None:
+        return {}
+    reference = errors.winner_ref + errors.loser_ref
+    rise = errors.winner.detach() + errors.loser.detach() - reference
+    return {"train/common_part": (rise.sum(), reference.sum())}
 
 
 def error_metrics(errors: PairErrors, margin: Tensor, beta: Tensor | float) -> dict[str, Tensor]:

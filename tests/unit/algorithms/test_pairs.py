@@ -293,3 +293,22 @@ def test_a_guided_anchor_needs_the_empty_prompt() -> None:
         DiffusionDpo(settings)
     assert settings.initial_loss is None and settings.start_loss is None
     assert settings.model_copy(update={"anchor_guidance": 1.0}).initial_loss == pytest.approx(0.6931472)
+
+
+# ---- common part -------------------------------------------------------------------------------------------
+
+
+def test_the_common_part_is_the_rise_of_both_errors_over_the_references() -> None:
+    policy = moved_reference()
+    batch = make_batch("diffusion_dpo", policy)
+    four = mean_errors(policy, (batch.winner, batch.loser), batch.keys, KEY, prompts_of(policy, batch))
+    winner, loser, winner_ref, loser_ref = (float(error.detach().mean()) for error in four)
+    settings = {"draws": DRAWS, "reference": "previous"}
+    total, below = (
+        make("diffusion_dpo", policy, **settings).loss(policy, batch, KEY).metrics["train/common_part"]
+    )
+    expected = (winner + loser - winner_ref - loser_ref) / (winner_ref + loser_ref)
+    assert float(total) / float(below) == pytest.approx(expected, rel=1e-10)
+    assert "train/common_part" not in make("mapo", policy).loss(policy, batch, KEY).metrics
+    start = make_policy(moved=False)
+    assert float(make("diffusion_dpo", start).loss(start, batch, KEY).metrics["train/common_part"][0]) == 0

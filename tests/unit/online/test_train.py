@@ -14,6 +14,7 @@ from diffexpo.config.schema import TuningConfig
 from diffexpo.online.loop import run, schedule
 from diffexpo.online.stages import STAGES, train
 from diffexpo.policies.toy import ToyPolicy
+from diffexpo.training.metrics import read_metrics
 from tests.learning.toy import PATHS, make_loop, online_config
 
 QUIET = {**STAGES, "evaluate": lambda loop, iteration: None}
@@ -75,6 +76,18 @@ def test_a_run_that_goes_on_has_the_same_average_bit_for_bit(
     assert all(torch.equal(whole[t][name], parts[t][name]) for t in whole for name in whole[t])
     one, two = (tmp_path / name / "checkpoints" / "weights-0004.safetensors" for name in ("whole", "parts"))
     assert one.read_bytes() == two.read_bytes()
+
+
+def test_the_common_part_in_the_log_is_that_of_the_errors_beside_it(tmp_path: Path) -> None:
+    run(make_loop(settings("base"), ToyPolicy(PATHS["vp"]), tmp_path), QUIET, ("train", 2))
+    rows = [row for row in read_metrics(tmp_path / "metrics.jsonl") if row["phase"] == "train"]
+    for row in rows:
+        current, reference = (
+            row[f"train/winner_{what}"] + row[f"train/loser_{what}"] for what in ("error", "reference_error")
+        )
+        # Float32 sums of 32 rows: some eps of the errors, of which the rise is a part.
+        assert row["train/common_part"] == pytest.approx(current / reference - 1, abs=1e-5)
+    assert len(rows) == 6 and max(abs(row["train/common_part"]) for row in rows) > 1e-3
 
 
 @pytest.mark.parametrize(("reference", "decay"), [("previous", 0.0), ("base", 1.0)])
