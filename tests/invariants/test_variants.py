@@ -34,7 +34,12 @@ VARIANTS = {
     "optimism": ["algorithm.uncertainty=optimism"],
     "pessimism": ["algorithm.uncertainty=pessimism"],
     "previous reference": ["algorithm.reference=previous"],
-    "average reference of adapters": ["algorithm.reference=ema", "tuning.kind=lora", "tuning.lora.rank=2"],
+    "average reference of adapters": [
+        "algorithm.reference=ema",
+        "algorithm.anchor_weight=0.01",
+        "tuning.kind=lora",
+        "tuning.lora.rank=2",
+    ],
     "held to the base": [
         "algorithm.alpha=0",
         "algorithm.reference=previous",

@@ -144,7 +144,7 @@ class Expo:
             )
         # Its own name: the same pair may stand in the batch as a preference, with other noise.
         key = (*noise_key, "contrast")
-        names, draws = batch.contrast_keys, self.settings.draws
+        names, draws = batch.contrast_keys, self.settings.data.draws
         draw = self.preference.draw_noise(policy, names, key, batch.explored, draws)
         return NoisyPairs(batch.explored, batch.main, draw, batch.contrast_conditioning)
 

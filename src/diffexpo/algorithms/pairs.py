@@ -31,7 +31,7 @@ from diffexpo.algorithms.forward import (
     weighted,
     with_rows_replaced,
 )
-from diffexpo.config.methods.bases import MarginConfig, PairsConfig
+from diffexpo.config.methods.bases import ForwardConfig, MarginConfig
 from diffexpo.diffusion.guidance import classifier_free_guidance
 from diffexpo.diffusion.objectives import NoiseDraw, NoisyImages, noisy_pairs
 from diffexpo.errors import ConfigError
@@ -101,9 +101,7 @@ class PairMethod(ForwardMethod, ABC):
     """A method whose loss is a mean over pairs of a function of their errors, which a subclass gives
     (`losses_of_errors`)."""
 
-    settings: PairsConfig
-
-    def __init__(self, settings: PairsConfig, empty: Conditioning | None = None) -> None:
+    def __init__(self, settings: ForwardConfig, empty: Conditioning | None = None) -> None:
         """`empty`: as of `ForwardMethod`; an anchor to the guided base needs it too."""
         super().__init__(settings, empty)
         self.anchor = anchor_of(settings, empty)
@@ -130,7 +128,7 @@ class PairMethod(ForwardMethod, ABC):
 
     def noised(self, policy: Policy, batch: PairBatch, noise_key: NoiseKey) -> NoisyPairs:
         """The batch's pairs at their noise, times and prompts."""
-        draw = self.draw_noise(policy, batch.keys, noise_key, batch.winner, self.settings.draws)
+        draw = self.draw_noise(policy, batch.keys, noise_key, batch.winner, self.settings.data.draws)
         conditioning = self.with_empty_prompts(batch.conditioning, batch.keys, noise_key)
         return NoisyPairs(batch.winner, batch.loser, draw, conditioning)
 
@@ -208,7 +206,7 @@ class Anchor:
         return classifier_free_guidance(unconditional, conditional, scale=self.guidance)
 
 
-def anchor_of(settings: PairsConfig, empty: Conditioning | None) -> Anchor | None:
+def anchor_of(settings: ForwardConfig, empty: Conditioning | None) -> Anchor | None:
     """The anchor that a method's settings name.
 
     Raises:
