@@ -258,6 +258,7 @@ def _snapshot(record: RunRecord, summary: Summary, number: int) -> Snapshot:
         [value for name in ranked for _, value in series(lines, f"rollout/reward/{name}/{what}", "collect")]
         for what in ("std", "failed")
     )
+    common = [value for _, value in series(lines, "train/common_part", "train")]
     return Snapshot(
         iteration=number,
         train_reward=summary.rewards.get(summary.train_reward or "", {}).get(name),
@@ -272,6 +273,7 @@ def _snapshot(record: RunRecord, summary: Summary, number: int) -> Snapshot:
         dropped_ties=_last(lines, "pairs/dropped_ties"),
         skipped_steps=_last(lines, "train/skipped_steps"),
         improved_distance=_first(lines, "improve/relative_distance"),
+        common_part=float(np.mean(common)) if common else None,
         **{key: tail_mean(lines, f"train/{key}", number) for key in ("implicit_accuracy", *ERRORS)},
     )
 
