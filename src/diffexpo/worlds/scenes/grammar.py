@@ -11,6 +11,7 @@ import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from itertools import islice
 
 from diffexpo.types import Prompt
 from diffexpo.worlds.keyed import keyed_fraction
@@ -227,13 +228,16 @@ def _by_kind() -> dict[tuple[str, bool], list[Scene]]:
     }
 
 
-SPLITS = {"train": (False, 0.0, 0.7), "validation": (False, 0.7, 0.8), "new": (False, 0.8, 1.0)}
-"""Of the prompts of seen combinations: the share, in keyed order, that runs may train on, that chooses among
-iterates, and that only evaluations draw."""
+SPLITS = {"train": (0.0, 0.7), "validation": (0.7, 0.8), "new": (0.8, 1.0)}
+"""Of each kind's prompts of seen combinations: the part, in keyed order, that runs may train on, that chooses
+among iterates, and that only evaluations draw."""
+LENGTHS = {"train": 6000, "validation": 600, "new": 1000, "unseen": 1000}
+"""Prompts of each list: beyond that only the kinds with the most combinations would go on."""
 
 
 def scenes_of(split: str) -> list[Scene]:
-    """The scenes of a list of prompts, in a keyed order in which every beginning has the shares of `KINDS`.
+    """The scenes of a list of prompts, in a keyed order in which every beginning has the shares of `KINDS`, as
+    long as each kind lasts.
 
     Args:
         split: "train", "validation" and "new" (prompts of combinations that the base models saw; no two lists
@@ -243,16 +247,15 @@ def scenes_of(split: str) -> list[Scene]:
         KeyError: for any other name.
     """
     if split == "heldout":
-        pairs = zip(scenes_of("new"), scenes_of("unseen"), strict=False)
+        pairs = zip(scenes_of("new"), scenes_of("unseen"), strict=True)
         return [scene for pair in pairs for scene in pair]
     if split == "unseen":
         chosen = {kind: _by_kind().get((kind, True), []) for kind in KINDS}
     elif split in SPLITS:
-        _, low, high = SPLITS[split]
-        chosen = {kind: _slice(_by_kind()[kind, False], low, high) for kind in KINDS}
+        chosen = {kind: _slice(_by_kind()[kind, False], *SPLITS[split]) for kind in KINDS}
     else:
         raise KeyError(f"scenes {split!r} are unknown - expected {', '.join(SPLITS)}, unseen or heldout")
-    return list(_mixed(chosen))
+    return list(islice(_mixed(chosen), LENGTHS[split]))
 
 
 def _slice(scenes: list[Scene], low: float, high: float) -> list[Scene]:

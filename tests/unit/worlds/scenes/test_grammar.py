@@ -12,6 +12,7 @@ from diffexpo.worlds.scenes.grammar import (
     COLOURS,
     HELDOUT_SHARE,
     KINDS,
+    LENGTHS,
     OBJECTS,
     OPPOSITE,
     Person,
@@ -88,7 +89,8 @@ def test_what_is_held_out_is_a_combination_and_about_its_share() -> None:
 def test_lists_of_prompts_share_no_text_and_keep_what_is_held_out() -> None:
     lists = {split: scenes_of(split) for split in SPLITS}
     texts = [scene.text for scenes in lists.values() for scene in scenes]
-    assert len(texts) == len(set(texts)) == len(all_scenes())
+    assert len(texts) == len(set(texts)) == sum(LENGTHS.values())
+    assert {split: len(scenes) for split, scenes in lists.items()} == LENGTHS
     assert all(scene.is_heldout for scene in lists["unseen"])
     assert not any(scene.is_heldout for split in SPLITS[:3] for scene in lists[split])
     with pytest.raises(KeyError, match="expected train, validation"):
