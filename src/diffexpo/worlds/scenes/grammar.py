@@ -231,7 +231,7 @@ def _by_kind() -> dict[tuple[str, bool], list[Scene]]:
 SPLITS = {"train": (0.0, 0.7), "validation": (0.7, 0.8), "new": (0.8, 1.0)}
 """Of each kind's prompts of seen combinations: the part, in keyed order, that runs may train on, that chooses
 among iterates, and that only evaluations draw."""
-LENGTHS = {"train": 6000, "validation": 600, "new": 1000, "unseen": 1000}
+LENGTHS = {"train": 1200, "validation": 150, "new": 300, "unseen": 300}
 """Prompts of each list: beyond that only the kinds with the most combinations would go on."""
 
 
