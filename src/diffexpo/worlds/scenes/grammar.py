@@ -236,8 +236,8 @@ LENGTHS = {"train": 1200, "validation": 150, "new": 300, "unseen": 300}
 
 
 def scenes_of(split: str) -> list[Scene]:
-    """The scenes of a list of prompts, in a keyed order in which every beginning has the shares of `KINDS`, as
-    long as each kind lasts.
+    """The scenes of a list of prompts, in a keyed order in which every beginning has the shares of `KINDS`,
+    as long as each kind lasts.
 
     Args:
         split: "train", "validation" and "new" (prompts of combinations that the base models saw; no two lists
