@@ -41,7 +41,7 @@ from diffexpo.config.schema import (
     TuningConfig,
 )
 from diffexpo.data.latents import PromptEmbeddings
-from diffexpo.data.pairs import PairLoader, PairSource
+from diffexpo.data.pairs import PairLoader, pair_index
 from diffexpo.data.rows import Pair, Sample
 from diffexpo.data.store import Store
 from diffexpo.diffusion.objectives import NoiseDraw
@@ -84,7 +84,7 @@ class Bench:
         self.start = self.policy.weights.state("current")
         self.embeddings = PromptEmbeddings(self.policy, [""])
         self.store = make_store(root / "store", self.policy.latent_shape)
-        self.index = PairSource(self.store, HybridConfig()).index(1)
+        self.index = pair_index(self.store, HybridConfig(), 1)
         self.embeddings.add(self.index.prompts())
         self.settings = TrainingConfig(
             steps=STEPS,

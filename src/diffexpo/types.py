@@ -318,10 +318,10 @@ class TrajectoryPairBatch(NamedRows):
 @dataclass(frozen=True)
 class LossOutput:
     """A scalar loss to minimise and metrics: name -> (sum over samples, count), so that means are exact over
-    any split."""
+    any split. A sum over the samples in place of the count makes the metric a ratio of two sums."""
 
     loss: Tensor
-    metrics: dict[str, tuple[Tensor, int]]
+    metrics: dict[str, tuple[Tensor, int | Tensor]]
 
 
 Batch = PairBatch | ScoredBatch | TrajectoryBatch | TrajectoryPairBatch

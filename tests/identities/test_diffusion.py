@@ -268,6 +268,30 @@ def test_times_are_mapped_affinely_into_their_range(path: Path, low: float, high
     assert path is FLOW or (index.min() >= round(low * 999) and index.max() <= round(high * 999))
 
 
+@pytest.mark.parametrize("path", [VP, FLOW], ids=["vp", "flow"])
+def test_several_draws_lie_in_slices_of_equal_probability(path: Path) -> None:
+    keys, times = [f"p{row}" for row in range(500)], (0.2, 0.8)
+    whole = NoiseDraw.keyed(keys, (0, "noise"), path, SHAPE, times, 4)
+    assert whole.eps.shape == (2000, *SHAPE) and len({row.sum().item() for row in whole.eps}) == 2000
+    t = whole.t.reshape(4, 500)
+    # Where a quarter of all times ends: the levels are uniform, and the logit of a flow's time is normal before the shift.
+    normal = torch.special.ndtri(torch.tensor([0.25, 0.5, 0.75], dtype=torch.float64))
+    inner = (
+        torch.tensor([0.25, 0.5, 0.75])
+        if path is VP
+        else FLOW.shift / (FLOW.shift - 1 + 1 / normal.sigmoid())
+    )
+    borders = [0.2, *(0.2 + 0.6 * inner).tolist(), 0.8]
+    for row, low, high in zip(t, borders, borders[1:], strict=False):
+        assert low - 1e-6 <= float(row.min()) < float(row.max()) <= high + 1e-6
+    # As a whole they are spread as single draws are.
+    single = NoiseDraw.keyed([f"q{row}" for row in range(2000)], (0, "noise"), path, SHAPE, times).t
+    assert float((t.flatten().sort().values - single.sort().values).abs().max()) < 0.05
+    part = NoiseDraw.keyed(keys[7:9], (0, "noise"), path, SHAPE, times, 4)
+    rows = [7, 8, 507, 508, 1007, 1008, 1507, 1508]
+    assert torch.equal(part.eps, whole.eps[rows]) and torch.equal(part.t, whole.t[rows])
+
+
 @pytest.mark.parametrize("times", [(0.5, 0.5), (0.7, 0.2), (-0.1, 0.5), (0.5, 1.1), (float("nan"), 1.0)])
 def test_a_range_without_times_is_refused(times: tuple[float, float]) -> None:
     with pytest.raises(ValueError, match=r"timestep_range is .* expected 0 <= low < high <= 1"):

@@ -32,9 +32,16 @@ LOSSES = {
     "ipo": ("diffusion_dpo", {"kind": "ipo"}),
     "robust": ("diffusion_dpo", {"kind": "robust", "label_smoothing": 0.2}),
     "simpo": ("diffusion_dpo", {"kind": "simpo", "simpo_gamma": 0.3}),
+    "linear": ("diffusion_dpo", {"kind": "linear"}),
     "anchor": ("diffusion_dpo", {"sft_weight": 2.0}),
     "safeguard": ("diffusion_dpo", {"safeguard": True}),
     "automatic beta": ("diffusion_dpo", {"beta": 5000.0, "auto_beta": True}),
+    "several draws": ("diffusion_dpo", {"draws": 3, "safeguard": True}),
+    "held to the base": ("diffusion_dpo", {"anchor_weight": 2.0, "auto_beta": True}),
+    "held to the guided base": (
+        "spin",
+        {"draws": 2, "reference": "previous", "anchor_weight": 2.0, "anchor_guidance": 3.0},
+    ),
     "spin": ("spin", {}),
     "mapo": ("mapo", {}),
     "orpo": ("orpo", {"weight": 2.0}),
@@ -67,7 +74,7 @@ def test_two_halves_are_the_joint_gradient(name: str, changes: dict[str, object]
     assert value == pytest.approx(float(joint.loss.detach()), rel=BOUND)
     assert metrics.keys() == joint.metrics.keys()
     # The graph of one half at a time.
-    assert [count for count, has_gradient in rows if has_gradient] == [ROWS, ROWS]
+    assert [count for count, has_gradient in rows if has_gradient] == [ROWS * algorithm.settings.draws] * 2
     scale = max(float(slope.abs().max()) for slope in expected.values())
     for key, slope in expected.items():
         assert float((found[key] - slope).abs().max()) <= BOUND * scale, key

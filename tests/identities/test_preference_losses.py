@@ -17,7 +17,7 @@ from diffexpo.algorithms import (
 )
 
 LN2 = 0.6931471805599453
-KINDS = [("sigmoid", 0.0), ("hinge", 0.0), ("ipo", 0.0), ("cdpo", 0.1), ("robust", 0.1)]
+KINDS = [("sigmoid", 0.0), ("hinge", 0.0), ("ipo", 0.0), ("cdpo", 0.1), ("robust", 0.1), ("linear", 0.0)]
 
 
 def errors(count: int, size: int = 6, seed: int = 0, dtype: torch.dtype = torch.float64) -> list[Tensor]:
@@ -41,6 +41,8 @@ def test_ln_2_where_policy_is_reference(dtype: torch.dtype, beta: float) -> None
     assert (diffusion_dpo_loss(winner, loser, winner, loser, beta=beta) == exactly).all()
     assert (diffusion_dpo_loss(winner, loser, winner, loser, beta=beta, kind="hinge") == 1).all()
     assert (diffusion_dpo_loss(winner, loser, winner, loser, beta=beta, kind="ipo") == 0.25).all()
+    linear = diffusion_dpo_loss(winner, loser, winner, loser, beta=beta, kind="linear")
+    torch.testing.assert_close(linear, torch.full_like(linear, 0.3125), rtol=0, atol=1e-7)
     assert (simpo_loss(winner, winner, beta=beta, gamma=0.0) == exactly).all()
     assert (exploration_bonus(winner, loser, winner, loser, beta=beta) == 0.5).all()
 
@@ -87,6 +89,17 @@ def test_swapping_winner_and_loser_negates_the_margin_and_at_0_the_gradient() ->
             assert torch.equal(one.grad, -other.grad), kind
         assert torch.equal(first[0].grad, -first[1].grad), kind
         assert (first[0].grad > 0).all(), f"{kind}: descent must lower the winner's error"
+
+
+def test_the_slope_of_linear_is_clamped_and_the_loss_has_no_jump() -> None:
+    zeros = torch.zeros(9, dtype=torch.float64)
+    z = torch.tensor([-1e5, -3.0, -1.25, -1.0, 0.0, 0.5, 1.25, 2.0, 1e5], dtype=torch.float64)
+    loser = z.clone().requires_grad_()  # beta 2: the logit is the loser's error
+    loss = diffusion_dpo_loss(zeros, loser, zeros, zeros, beta=2.0, kind="linear")
+    loss.sum().backward()
+    torch.testing.assert_close(loser.grad, -(0.5 - 0.4 * z).clamp(0, 1), rtol=0, atol=1e-15)
+    expected = [1e5, 3.0, 1.25, 1.0125, 0.3125, 0.1125, 0.0, 0.0, 0.0]
+    assert loss.tolist() == pytest.approx(expected, abs=1e-12)
 
 
 def test_the_bonus_is_antisymmetric() -> None:

@@ -34,6 +34,23 @@ METHODS: dict[str, tuple[dict[str, object], dict[str, object], dict[str, object]
     # name: (sampler, settings of the method, other settings)
     "expo": (DDIM, {"type": "expo", "beta": 30.0, "alpha": 0.5, "contrast_fraction": 0.4}, {}),
     "diffusion_dpo": (DDIM, {"type": "diffusion_dpo", "beta": 30.0, "sft_weight": 0.5, "kind": "ipo"}, {}),
+    "held to the guided base": (
+        DDIM,
+        {"type": "expo", "beta": 30.0, "alpha": 0.5, "contrast_fraction": 0.4, "draws": 4}
+        | {"reference": "ema", "anchor_weight": 0.5, "anchor_guidance": 2.0},
+        {},
+    ),
+    "held to its reference": (
+        DDIM,
+        {
+            "type": "diffusion_dpo",
+            "auto_beta": True,
+            "draws": 2,
+            "anchor_weight": 0.5,
+            "anchor_guidance": 2.0,
+        },
+        {},
+    ),
     "automatic beta": (
         DDIM,
         {"type": "diffusion_dpo", "beta": 5000.0, "auto_beta": True, "safeguard": True},

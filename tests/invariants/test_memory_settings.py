@@ -25,6 +25,7 @@ LORA = [
     *sets("tuning.kind=lora", "tuning.lora.rank=4", "tuning.lora.alpha=3", "explore.merge_lora=true"),
 ]
 BF16 = [*SHORT, *sets("training.mixed_precision=bf16")]
+HELD = sets("algorithm.reference=ema", "algorithm.anchor_weight=0.1", "algorithm.anchor_guidance=2")
 HALF = sets("tuning.reference_dtype=bfloat16", "tuning.reference_device=cpu")
 
 
@@ -56,11 +57,14 @@ def test_its_samples_are_drawn_again_bit_for_bit(merged: Path, tmp_path: Path) -
         assert found["latents"] == "identical", found
 
 
-def test_a_half_precision_reference_gives_the_weights_of_float32(world: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("method", [[], HELD], ids=["base", "average and anchor"])
+def test_a_half_precision_reference_gives_the_weights_of_float32(
+    world: Path, tmp_path: Path, method: list[str]
+) -> None:
     """Also where the setting is only made on resuming, and after a kill."""
     whole, half = tmp_path / "whole", tmp_path / "half"
-    diffexpo(*run_arguments(world, whole), *BF16, "--stop-after", "train-2")
-    diffexpo(*run_arguments(world, half), *BF16, "--stop-after", "train-1")
+    diffexpo(*run_arguments(world, whole), *BF16, *method, "--stop-after", "train-2")
+    diffexpo(*run_arguments(world, half), *BF16, *method, "--stop-after", "train-1")
     moment = "checkpoints/iteration-0002/checkpoint-*"
     assert kill_when(["run", "--resume", str(half), *HALF], lambda: any(half.glob(moment)), SIGKILL) == -9
     diffexpo("run", "--resume", half)

@@ -37,6 +37,30 @@ def test_killed_at_every_moment_and_resumed_is_bit_identical(world, truth, tmp_p
     assert lines(run_dir) == lines(truth)
 
 
+HELD = [
+    word
+    for setting in (
+        "reference=ema",
+        "reference_decay=0.7",
+        "draws=2",
+        "anchor_weight=0.1",
+        "anchor_guidance=2",
+    )
+    for word in ("--set", f"algorithm.{setting}")
+]
+
+
+def test_a_killed_run_goes_on_with_the_same_average_of_iterates(world, tmp_path):
+    whole, run_dir = tmp_path / "whole", tmp_path / "run"
+    diffexpo(*run_arguments(world, whole), *HELD)
+    arguments = [*run_arguments(world, run_dir), *HELD]
+    moment = "checkpoints/iteration-0003/checkpoint-*"
+    assert kill_when(arguments, lambda: any(run_dir.glob(moment)), SIGKILL) == -9
+    diffexpo("run", "--resume", run_dir)
+    assert weights(run_dir) == weights(whole)
+    assert lines(run_dir) == lines(whole)
+
+
 def test_a_finished_run_says_so_and_changes_nothing(truth):
     before = weights(truth)
     done = diffexpo("run", "--resume", truth)

@@ -30,9 +30,12 @@ PAIR_LOSSES: dict[str, dict[str, object]] = {
     "ipo": {"kind": "ipo"},
     "cdpo": {"kind": "cdpo", "label_smoothing": 0.1},
     "robust": {"kind": "robust", "label_smoothing": 0.1},
+    "linear": {"kind": "linear"},
     "simpo": {"kind": "simpo", "simpo_gamma": 0.5},
     "anchor": {"sft_weight": 1.0},
     "safeguard": {"safeguard": True, "safeguard_mu": 0.6},
+    "several draws": {"draws": 4},
+    "held to the base": {"anchor_weight": 0.02, "anchor_guidance": 2.0},
     "automatic beta": {"auto_beta": True, "beta": 5000.0},
 }
 IMAGE_LOSSES: dict[str, DiffusionKtoConfig | RwrConfig] = {

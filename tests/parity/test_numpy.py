@@ -80,6 +80,7 @@ def dpo(kind: str, q: float = 0.0) -> Case:
             "hinge": np.maximum(0, 1 - z),
             "ipo": (z - 0.5) ** 2,
             "cdpo": -(1 - q) * logsig(z) - q * logsig(-z),
+            "linear": np.where(z < -1.25, -z, np.where(z > 1.25, 0, 0.2 * (z - 1.25) ** 2)),
             "robust": (-(1 - q) * logsig(z) + q * logsig(-z)) / (1 - 2 * q),
         }[kind]
 
@@ -188,6 +189,7 @@ CASES = {
     "diffusion_dpo_loss ipo": dpo("ipo"),
     "diffusion_dpo_loss cdpo": dpo("cdpo", 0.2),
     "diffusion_dpo_loss robust": dpo("robust", 0.1),
+    "diffusion_dpo_loss linear": dpo("linear"),
     "simpo_loss": Case(
         lambda w, l_: algorithms.simpo_loss(w, l_, beta=40.0, gamma=0.5),
         lambda w, l_: -logsig(20.0 * (l_ - w) - 0.5),

@@ -17,15 +17,16 @@ from torch.nn.functional import logsigmoid
 
 from diffexpo.algorithms.checks import check_above_zero
 from diffexpo.algorithms.forward import NoiseKey, RowLosses
-from diffexpo.algorithms.pairs import NoisyPairs, PairErrors, PairMethod, error_metrics, measure_errors
+from diffexpo.algorithms.pairs import PairErrors, PairMethod, PairPredictions, error_metrics, measure_errors
 from diffexpo.algorithms.safeguards import auto_beta, safeguard_scale, safeguarded_loser
 from diffexpo.config.methods.diffusion_dpo import DiffusionDpoConfig
 from diffexpo.diffusion.kernels import at_least_float32
-from diffexpo.diffusion.objectives import noisy_pairs, pair_errors, under
 from diffexpo.types import PairBatch, Policy
 
-Kind = Literal["sigmoid", "hinge", "ipo", "cdpo", "robust"]
+Kind = Literal["sigmoid", "hinge", "ipo", "cdpo", "robust", "linear"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
+LINEAR_END = 1.25
+"""Logit beyond which the loss `linear` has no slope, and below whose negative it has the full one."""
 
 
 def pair_margin(
@@ -63,6 +64,8 @@ def diffusion_dpo_loss(
     sigmoid  -logsigmoid(z)                                        hinge  max(0, 1 - z)
     cdpo     -(1-q) logsigmoid(z) - q logsigmoid(-z)               ipo    (z - 1/2)^2
     robust   [-(1-q) logsigmoid(z) + q logsigmoid(-z)] / (1 - 2q)
+    linear   f(z) with f'(z) = -clamp(1/2 - 0.4 z, 0, 1):   -z below -1.25, 0 above 1.25,
+             0.2 (z - 1.25)^2 between
 
     Args:
         winner, loser: (B,) mean squared prediction errors of the policy.
@@ -73,18 +76,20 @@ def diffusion_dpo_loss(
         offset: number or (B,), demanded margin; Gamma_w - Gamma_l is optimism about uncertainty, its negative
             pessimism.
     Returns:
-        (B,). With policy = reference, sigmoid gives ln 2 = 0.6931472.
+        (B,). With policy = reference, sigmoid gives ln 2 = 0.6931472 and linear f(0) = 0.3125.
     Raises:
         ValueError: beta, kind or label_smoothing out of range.
     Source: Diffusion-DPO (arXiv 2311.12908) eq. 14; SLiC (2305.10425) hinge, IPO (2310.12036) eq. 17
         multiplied by (beta/2)^2 so that its gradient is of usable size, conservative DPO (Mitchell 2023),
-        robust DPO (2403.00409) eq. 12.
+        robust DPO (2403.00409) eq. 12. Linear-DPO (2605.21123): its gradient, the error difference times
+        clamp(1/2 + 0.2 beta d, 0, 1) with d = -2 h / beta, is given as that of a function of the logit, and
+        so has the factor beta/2 of all margins here, which the authors' loss has not.
     """
     check_above_zero("diffusion_dpo_loss", beta=beta)
     if kind not in KINDS:
         raise ValueError(
-            f"diffusion_dpo_loss: kind is {kind!r}; expected sigmoid, hinge, ipo, cdpo or robust (simpo has "
-            "its own function)"
+            f"diffusion_dpo_loss: kind is {kind!r}; expected sigmoid, hinge, ipo, cdpo, robust or linear "
+            "(simpo has its own function)"
         )
     if not 0 <= label_smoothing < 0.5:
         raise ValueError(f"diffusion_dpo_loss: label_smoothing is {label_smoothing}; expected 0 <= q < 0.5")
@@ -104,6 +109,9 @@ def _loss_of_logit(z: Tensor, kind: Kind, label_smoothing: float) -> Tensor:
         return torch.relu(1 - z)
     if kind == "ipo":
         return (z - 0.5).square()
+    if kind == "linear":
+        held = z.clamp(-LINEAR_END, LINEAR_END)
+        return 0.2 * (held - LINEAR_END).square() + torch.relu(-LINEAR_END - z)
     agree, flipped = -(1 - label_smoothing) * logsigmoid(z), label_smoothing * logsigmoid(-z)
     if kind == "cdpo":
         return agree - flipped
@@ -143,7 +151,7 @@ class DiffusionDpo(PairMethod):
             per_pair = simpo_loss(errors.winner, loser, beta=beta, gamma=settings.simpo_gamma + offset)
             margin = 0.5 * beta * (errors.loser - errors.winner)
         else:
-            beta = self._beta(batch, errors)
+            beta = self.beta_of(errors, batch)
             margin = pair_margin(*replace(errors, loser=loser).four, beta=beta)
             per_pair = _loss_of_logit(margin - offset, settings.kind, settings.label_smoothing)
         if settings.sft_weight > 0:
@@ -155,19 +163,14 @@ class DiffusionDpo(PairMethod):
             metrics["train/beta"] = margin.new_tensor([beta])
         return per_pair, metrics
 
-    def measure_pairs(self, policy: Policy, pairs: NoisyPairs) -> PairErrors:
-        """The four errors; with the safeguard, those of the very predictions that give its scale."""
+    def errors_of(self, seen: PairPredictions) -> PairErrors:
+        """The four errors and, with the safeguard, the scale that follows from all draws of a pair."""
+        errors = super().errors_of(seen)
         if not self.settings.safeguard:
-            return super().measure_pairs(policy, pairs)
-        given = (policy, pairs.winner, pairs.loser, pairs.draw.eps, pairs.draw.t, pairs.conditioning)
-        images = noisy_pairs(*given)
-        winner, loser = (images.predict_under(policy, "current") - images.target).chunk(2)
-        scale = safeguard_scale(winner, loser, mu=self.settings.safeguard_mu)
-        e_w, e_l = (difference.square().flatten(1).mean(dim=1) for difference in (winner, loser))
-        if not self.settings.needs_reference:
-            return PairErrors(e_w, e_l, loser_scale=scale)
-        with under(policy, "reference"):
-            return PairErrors(e_w, e_l, *pair_errors(*given), loser_scale=scale)
+            return errors
+        difference = seen.current.detach() - seen.images.target
+        winner, loser = (seen.pairs.by_pair(half) for half in difference.chunk(2))
+        return replace(errors, loser_scale=safeguard_scale(winner, loser, mu=self.settings.safeguard_mu))
 
     def measure(self, policy: Policy, batch: PairBatch, noise_key: NoiseKey) -> Tensor:
         """(sum of |h| at beta 1, number of pairs), for the automatic beta."""
@@ -183,7 +186,8 @@ class DiffusionDpo(PairMethod):
         beta = self._suited_beta(mean) if bool(torch.isfinite(mean).all()) else self.settings.beta
         return replace(batch, measured=beta)
 
-    def _beta(self, batch: PairBatch, errors: PairErrors) -> float:
+    def beta_of(self, errors: PairErrors, batch: PairBatch) -> float:
+        """beta, or with the automatic one what suits the whole batch."""
         if not self.settings.auto_beta:
             return self.settings.beta
         if batch.measured is not None:

@@ -144,7 +144,8 @@ class Expo:
             )
         # Its own name: the same pair may stand in the batch as a preference, with other noise.
         key = (*noise_key, "contrast")
-        draw = self.preference.draw_noise(policy, batch.contrast_keys, key, batch.explored)
+        names, draws = batch.contrast_keys, self.settings.data.draws
+        draw = self.preference.draw_noise(policy, names, key, batch.explored, draws)
         return NoisyPairs(batch.explored, batch.main, draw, batch.contrast_conditioning)
 
     def _bonus(self, errors: PairErrors) -> tuple[Tensor, Metrics]:

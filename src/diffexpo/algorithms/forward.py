@@ -14,7 +14,7 @@ from diffexpo.diffusion.objectives import NoiseDraw, empty_prompt_mask
 from diffexpo.errors import ConfigError
 from diffexpo.types import Conditioning, LossOutput, Policy
 
-Metrics = dict[str, tuple[Tensor, int]]
+Metrics = dict[str, tuple[Tensor, int | Tensor]]
 NoiseKey = tuple[str | int, ...]
 RowLosses = tuple[Tensor, dict[str, Tensor]]
 """Loss (B,) of each row before its weight, and metrics row by row."""
@@ -36,10 +36,11 @@ class ForwardMethod:
         self.empty = empty
 
     def draw_noise(
-        self, policy: Policy, names: Sequence[str], noise_key: NoiseKey, latents: Tensor
+        self, policy: Policy, names: Sequence[str], noise_key: NoiseKey, latents: Tensor, draws: int = 1
     ) -> NoiseDraw:
         """Noise and times of rows by their names, so that no split of a batch changes them."""
-        return NoiseDraw.keyed(names, noise_key, policy.path, latents.shape[1:], self.settings.timestep_range)
+        shape, times = latents.shape[1:], self.settings.timestep_range
+        return NoiseDraw.keyed(names, noise_key, policy.path, shape, times, draws)
 
     def with_empty_prompts(
         self, conditioning: Conditioning, names: Sequence[str], noise_key: NoiseKey

@@ -3,7 +3,7 @@ two graphs.
 
 joint      one forward of the policy on [winner; loser], one backward
 in parts   slopes q_w = dL/de_w and q_l = dL/de_l from a pass without gradient, then q_w e_w and q_l e_l one
-after the other
+after the other (and so with the distances from the anchor, if there is one)
 
 Both have the same gradient. In parts, the activations of one half are held at a time; the policy runs once
 more.
@@ -14,7 +14,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -27,31 +27,68 @@ from diffexpo.algorithms.forward import (
     as_metrics,
     mean_output,
     share_above_zero,
+    squared_distance,
     weighted,
+    with_rows_replaced,
 )
-from diffexpo.diffusion.objectives import NoiseDraw, pair_errors, prediction_errors, under
+from diffexpo.config.methods.bases import ForwardConfig, MarginConfig
+from diffexpo.diffusion.guidance import classifier_free_guidance
+from diffexpo.diffusion.objectives import NoiseDraw, NoisyImages, noisy_pairs
+from diffexpo.errors import ConfigError
 from diffexpo.types import Conditioning, LossOutput, PairBatch, Policy
 
 
 class NoisyPairs(NamedTuple):
-    """Winners and losers (B,C,h,w) with the noise, times and prompts that both share."""
+    """Winners and losers (B,C,h,w) with the prompts, noise and times that both share. Of K draws of noise and
+    time the first K B rows of `draw` are those of all pairs, then come the second ones."""
 
     winner: Tensor
     loser: Tensor
     draw: NoiseDraw
     conditioning: Conditioning
 
+    def both(self, policy: Policy) -> NoisyImages:
+        """[winner; loser], each at every draw: 2 K B images."""
+        return noisy_pairs(policy, self._many(self.winner), self._many(self.loser), *self.draw, self._prompts)
+
+    def half(self, policy: Policy, latents: Tensor) -> NoisyImages:
+        """The winners or the losers at every draw: K B images."""
+        return NoisyImages.at(policy, self._many(latents), *self.draw, self._prompts)
+
+    def by_pair(self, rows: Tensor) -> Tensor:
+        """K B rows as (B, K, ...)."""
+        return rows.reshape(self._num_draws, -1, *rows.shape[1:]).transpose(0, 1)
+
+    def mean(self, rows: Tensor) -> Tensor:
+        """Mean (B,) over the draws of K B numbers."""
+        return rows if self._num_draws == 1 else self.by_pair(rows).mean(dim=1)
+
+    @property
+    def _num_draws(self) -> int:
+        return len(self.draw.t) // len(self.winner)
+
+    @property
+    def _prompts(self) -> Conditioning:
+        count = self._num_draws
+        return self.conditioning if count == 1 else Conditioning.concatenate([self.conditioning] * count)
+
+    def _many(self, latents: Tensor) -> Tensor:
+        return latents if self._num_draws == 1 else torch.cat([latents] * self._num_draws)
+
 
 @dataclass(frozen=True)
 class PairErrors:
-    """Errors (B,) of policy and, where the loss needs them, reference on winners and losers; with a safeguard
-    the scale (B,) of each loser's gradient."""
+    """Errors (B,) of policy and, where the loss needs them, reference on winners and losers, means over a
+    pair's draws of noise and time; with a safeguard the scale (B,) of each loser's gradient; with an anchor
+    its predictions of `NoisyPairs.both` and the pair's mean squared distance (B,) from them."""
 
     winner: Tensor
     loser: Tensor
     winner_ref: Tensor | None = None
     loser_ref: Tensor | None = None
     loser_scale: Tensor | None = None
+    distance: Tensor | None = None
+    anchor: Tensor | None = None
 
     @property
     def four(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -63,6 +100,11 @@ class PairErrors:
 class PairMethod(ForwardMethod, ABC):
     """A method whose loss is a mean over pairs of a function of their errors, which a subclass gives
     (`losses_of_errors`)."""
+
+    def __init__(self, settings: ForwardConfig, empty: Conditioning | None = None) -> None:
+        """`empty`: as of `ForwardMethod`; an anchor to the guided base needs it too."""
+        super().__init__(settings, empty)
+        self.anchor = anchor_of(settings, empty)
 
     @abstractmethod
     def losses_of_errors(self, errors: PairErrors, batch: PairBatch) -> RowLosses:
@@ -86,17 +128,106 @@ class PairMethod(ForwardMethod, ABC):
 
     def noised(self, policy: Policy, batch: PairBatch, noise_key: NoiseKey) -> NoisyPairs:
         """The batch's pairs at their noise, times and prompts."""
-        draw = self.draw_noise(policy, batch.keys, noise_key, batch.winner)
+        draw = self.draw_noise(policy, batch.keys, noise_key, batch.winner, self.settings.data.draws)
         conditioning = self.with_empty_prompts(batch.conditioning, batch.keys, noise_key)
         return NoisyPairs(batch.winner, batch.loser, draw, conditioning)
 
     def measure_pairs(self, policy: Policy, pairs: NoisyPairs) -> PairErrors:
         """The errors that `losses_of_errors` is given."""
-        return measure_errors(policy, *pairs, needs_reference=self.settings.needs_reference)
+        seen = predict_pairs(policy, pairs, needs_reference=self.settings.needs_reference)
+        errors = self.errors_of(seen)
+        if self.anchor is None:
+            return errors
+        anchor = self.anchor.predict(policy, seen)
+        winner, loser = seen.halves(squared_distance(seen.current, anchor))
+        return replace(errors, distance=0.5 * (winner + loser), anchor=anchor)
+
+    def errors_of(self, seen: PairPredictions) -> PairErrors:
+        """The errors of predictions; what else a loss takes from them, a subclass adds."""
+        return seen.errors()
+
+    def beta_of(self, errors: PairErrors, batch: PairBatch) -> float:
+        """beta, in whose half the anchor is weighed."""
+        assert isinstance(self.settings, MarginConfig)  # the others have no anchor
+        return self.settings.beta
 
     def _weighted(self, errors: PairErrors, batch: PairBatch) -> tuple[Tensor, Metrics]:
         per_pair, values = self.losses_of_errors(errors, batch)
-        return weighted(per_pair, batch.weight), as_metrics(values)
+        if self.anchor is not None and errors.distance is not None:
+            pull = 0.5 * self.anchor.weight * self.beta_of(errors, batch)
+            per_pair = per_pair + pull * errors.distance
+            values["train/anchor_distance"] = errors.distance
+        return weighted(per_pair, batch.weight), as_metrics(values) | common_part(errors)
+
+
+@dataclass(frozen=True)
+class PairPredictions:
+    """What policy and, where the loss needs it, reference predict of `images`, [winner; loser] at every
+    draw."""
+
+    pairs: NoisyPairs
+    images: NoisyImages
+    current: Tensor
+    reference: Tensor | None
+
+    def halves(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """Means (B,) over the draws of winners and of losers, of a number for each image."""
+        winner, loser = rows.chunk(2)
+        return self.pairs.mean(winner), self.pairs.mean(loser)
+
+    def errors(self) -> PairErrors:
+        """The errors of both, or of the policy alone."""
+        known = [given for given in (self.current, self.reference) if given is not None]
+        return PairErrors(*(error for given in known for error in self.halves(self.images.error(given))))
+
+
+@dataclass(frozen=True)
+class Anchor:
+    """The base's prediction, guided or not, that the policy's is pulled to; `version` holds the base."""
+
+    version: Literal["reference", "base"]
+    weight: float
+    guidance: float
+    empty: Conditioning | None
+
+    def predict(self, policy: Policy, seen: PairPredictions) -> Tensor:
+        """e_u + g (e_c - e_u) of all images, without gradient; e_c alone for g = 1.
+
+        Rows whose prompt is the empty one have e_c = e_u, and so the unguided prediction.
+        """
+        images, conditional = seen.images, seen.reference
+        if self.version == "base" or conditional is None:
+            conditional = images.predict_under(policy, "base")
+        if self.guidance == 1 or self.empty is None:
+            return conditional
+        every = torch.ones(len(images.t), dtype=torch.bool)
+        without = replace(images, conditioning=with_rows_replaced(images.conditioning, self.empty, every))
+        unconditional = without.predict_under(policy, self.version)
+        return classifier_free_guidance(unconditional, conditional, scale=self.guidance)
+
+
+def anchor_of(settings: ForwardConfig, empty: Conditioning | None) -> Anchor | None:
+    """The anchor that a method's settings name.
+
+    Raises:
+        ConfigError: it is guided, and there is no conditioning of the empty prompt.
+    """
+    if not isinstance(settings, MarginConfig) or settings.anchor_version is None:
+        return None
+    if settings.has_guided_anchor and empty is None:
+        raise ConfigError(
+            f"algorithm.anchor_guidance is {settings.anchor_guidance:g}, but no conditioning of the empty "
+            "prompt was given; pass `empty`, or set it to 1"
+        )
+    return Anchor(settings.anchor_version, settings.anchor_weight, settings.anchor_guidance, empty)
+
+
+def predict_pairs(policy: Policy, pairs: NoisyPairs, *, needs_reference: bool = True) -> PairPredictions:
+    """Predictions under "current" with gradient and "reference" without, in one forward each."""
+    images = pairs.both(policy)
+    current = images.predict_under(policy, "current")
+    reference = images.predict_under(policy, "reference") if needs_reference else None
+    return PairPredictions(pairs, images, current, reference)
 
 
 def measure_errors(
@@ -109,13 +240,8 @@ def measure_errors(
     needs_reference: bool = True,
 ) -> PairErrors:
     """Errors under "current" with gradient and "reference" without, at the same noise, time and prompts."""
-    given = (policy, winner, loser, draw.eps, draw.t, conditioning)
-    with under(policy, "current"):
-        current = pair_errors(*given)
-    if not needs_reference:
-        return PairErrors(*current)
-    with under(policy, "reference"):
-        return PairErrors(*current, *pair_errors(*given))
+    pairs = NoisyPairs(winner, loser, draw, conditioning)
+    return predict_pairs(policy, pairs, needs_reference=needs_reference).errors()
 
 
 def in_parts(
@@ -132,15 +258,39 @@ def in_parts(
         Two losses in turn: the first has the objective's value and the winners' gradient, the second value 0
         and the losers'. The graph of the second is built when it is asked for.
     """
-    winner, loser = (error.detach().requires_grad_() for error in (errors.winner, errors.loser))
-    whole = objective(replace(errors, winner=winner, loser=loser))
-    slopes = torch.autograd.grad(whole.loss, [winner, loser], allow_unused=True, materialize_grads=True)
+    measured = {"winner": errors.winner, "loser": errors.loser, "distance": errors.distance}
+    leaves = {name: error.detach().requires_grad_() for name, error in measured.items() if error is not None}
+    whole = objective(replace(errors, **leaves))
+    winner, loser, *pull = torch.autograd.grad(
+        whole.loss, list(leaves.values()), allow_unused=True, materialize_grads=True
+    )
     shown, metrics = whole.loss.detach(), whole.metrics
-    for half, slope in zip((pairs.winner, pairs.loser), slopes, strict=True):
-        with policy.weights.use("current"):
-            error = prediction_errors(policy, half, pairs.draw.eps, pairs.draw.t, pairs.conditioning)
-        yield LossOutput(shown + (slope * (error - error.detach())).sum(), metrics)
+    anchors = (None, None) if errors.anchor is None else errors.anchor.chunk(2)
+    for half, slope, anchor in zip((pairs.winner, pairs.loser), (winner, loser), anchors, strict=True):
+        images = pairs.half(policy, half)
+        prediction = images.predict_under(policy, "current")
+        terms = [(slope, pairs.mean(images.error(prediction)))]
+        if anchor is not None:
+            terms.append((0.5 * pull[0], pairs.mean(squared_distance(prediction, anchor))))
+        loss = shown + sum((slope * (error - error.detach())).sum() for slope, error in terms)
+        yield LossOutput(loss, metrics)
         shown, metrics = torch.zeros_like(shown), {}
+
+
+def common_part(errors: PairErrors) -> Metrics:
+    """How far both errors of the policy have risen together, which the margin does not see.
+
+    mean((e_w - r_w) + (e_l - r_l)) / mean(r_w + r_l)
+
+    Returns:
+        The metric `train/common_part` as two sums: 0 where policy = reference, 1 where the errors have
+        doubled. Empty without a reference.
+    """
+    if errors.winner_ref is None or errors.loser_ref is None:
+        return {}
+    reference = errors.winner_ref + errors.loser_ref
+    rise = errors.winner.detach() + errors.loser.detach() - reference
+    return {"train/common_part": (rise.sum(), reference.sum())}
 
 
 def error_metrics(errors: PairErrors, margin: Tensor, beta: Tensor | float) -> dict[str, Tensor]:

@@ -14,9 +14,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from diffexpo.assembly.aliases import EMBEDDED, resolve
+from diffexpo.assembly.aliases import resolve
 from diffexpo.config import load_config
 from diffexpo.config.rewards import REWARDS, RewardCard
+from diffexpo.config.worlds import world_of
 from diffexpo.errors import ConfigError, DataError, MissingError, RewardError
 from diffexpo.policies.loading import choose_device
 from diffexpo.rewards.base import load_rewards
@@ -127,7 +128,7 @@ def check_scorer(
     tolerance: float,
 ) -> VerifyReport:
     """Score images under their own and under the next one's prompt, and check what can be checked."""
-    is_judge = (config.path or "").startswith(EMBEDDED)
+    is_judge = world_of(config.path or "") == "emoji"
     prompts = [picture.styled_prompt if is_judge else picture.prompt for picture in shown]
     own = score_drawn([scorer], Drawn(images=images), prompts)[scorer.name]
     other = score_drawn([scorer], Drawn(images=images), [*prompts[1:], prompts[0]])[scorer.name]

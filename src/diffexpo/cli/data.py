@@ -171,8 +171,10 @@ def regenerate(
 
 def _is_set(name: str) -> bool:
     """Whether a name means a preference set: it is an alias, or it exists and is not a run folder."""
+    from diffexpo.config.worlds import world_of
+
     if not Path(name).exists():
-        return name.startswith("emoji:")
+        return world_of(name) is not None
     try:
         find_run(name)
     except MissingError:

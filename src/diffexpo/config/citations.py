@@ -12,9 +12,7 @@ from diffexpo.config.families import FAMILIES, Family, family_of_name
 from diffexpo.config.methods import offline_baseline
 from diffexpo.config.papers import WORKS, Work, readable
 from diffexpo.config.run import RunConfig
-
-EMBEDDED = "emoji:"
-OURS = (EMBEDDED, "prompts:")
+from diffexpo.config.worlds import world_of
 
 SAMPLERS = {
     "ddpm": "ho2020ddpm",
@@ -29,6 +27,14 @@ OFFLINE_FORMATS = {
     "hpdv2": "wu2023hpsv2",
     "hpdv3": "ma2025hpsv3",
     "imagerewarddb": "xu2023imagereward",
+}
+WORLD_WORKS = {
+    "emoji": (
+        ("pictures of the emoji world", "noto_emoji"),
+        ("pictures of the emoji world", "twemoji"),
+        ("captions of the emoji world", "cldr"),
+    ),
+    "scenes": (("sprites of the scenes", "twemoji"), ("kinds of the scenes' prompts", "ghosh2023geneval")),
 }
 
 
@@ -107,8 +113,8 @@ def _samplers(config: RunConfig) -> Uses:
 
 def _model(config: RunConfig) -> Uses:
     path = config.model.path
-    if path.startswith(EMBEDDED):
-        is_flow = "flow" in path.removeprefix(EMBEDDED)
+    if world_of(path):
+        is_flow = "flow" in path.partition(":")[2]
         yield f"architecture of {path}", "esser2024sd3" if is_flow else "rombach2022ldm"
         return
     family = _family_of_folder(Path(path)) or family_of_name(path)
@@ -133,15 +139,15 @@ def _rewards(config: RunConfig) -> Uses:
 
 
 def _data(config: RunConfig) -> Uses:
-    if any(path.startswith(EMBEDDED) for path in _named_files(config)):
-        yield "pictures of the emoji world", "noto_emoji"
-        yield "pictures of the emoji world", "twemoji"
-        yield "captions of the emoji world", "cldr"
+    named = {world_of(path) for path in _named_files(config)}
+    for world, works in WORLD_WORKS.items():
+        if world in named:
+            yield from works
     for key, prompts in (("prompts", config.prompts.source), ("held-out prompts", config.evaluation.prompts)):
-        if not prompts.startswith(OURS):
+        if not (world_of(prompts) or prompts.startswith("prompts:")):
             yield f"{key} {prompts}", None
     source = config.offline.source
-    if source is not None and not source.startswith(EMBEDDED):
+    if source is not None and not world_of(source):
         work = OFFLINE_FORMATS.get(config.offline.format)
         what = "data or layout of the offline pairs" if work else "offline pairs"
         yield f"{what} {source}", work

@@ -43,9 +43,6 @@ class Index(Generic[Collected]):
     refs: tuple[Collected, ...]
     weights: np.ndarray
 
-    def __len__(self) -> int:
-        return len(self.refs)
-
     def prompts(self) -> list[str]:
         """Distinct prompts, in order."""
         return list(dict.fromkeys(ref.prompt for ref in self.refs))
@@ -108,6 +105,24 @@ class Epochs:
         ends *= self.length / ends[-1]
         points = generator.random() + np.arange(self.length)
         return order[np.minimum(np.searchsorted(ends, points, side="right"), len(order) - 1)]
+
+
+@dataclass(eq=False, kw_only=True)
+class Loader:
+    """Batches by step number, without state: any step, any order, any process.
+
+    Args:
+        batch_size: Rows per step, over all processes; of units of several rows as in `Draws`.
+        run_seed, iteration: Names of the random numbers.
+    """
+
+    batch_size: int
+    run_seed: int
+    iteration: int
+
+    def name(self, what: str = "batch") -> tuple[str | int, ...]:
+        """Key of the generators of its draws."""
+        return self.run_seed, self.iteration, what
 
 
 class Drawn(NamedTuple, Generic[Ref]):

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from diffexpo.config.schema import HybridConfig
-from diffexpo.data.draws import CollectedRef, Drawn, Draws, Index, hybrid_weights
+from diffexpo.data.draws import CollectedRef, Drawn, Draws, Index, Loader, hybrid_weights
 from diffexpo.data.latents import PromptEmbeddings, stacked
 from diffexpo.data.store import Store
 from diffexpo.errors import DataError, StoreError
@@ -33,39 +33,30 @@ class PairRef(CollectedRef):
 PairIndex = Index[PairRef]
 
 
-class PairSource:
-    """The hybrid mixture: offline pairs and all pairs collected so far, by weight."""
+def pair_index(store: Store, hybrid: HybridConfig, iteration: int) -> PairIndex:
+    """Pairs that iteration t trains on: D_off and D_1 .. D_{t-1}, with the weights of `hybrid_weights`.
 
-    def __init__(self, store: Store, hybrid: HybridConfig) -> None:
-        self._store = store
-        self._hybrid = hybrid
-
-    def index(self, iteration: int) -> PairIndex:
-        """Pairs that iteration t trains on: D_off and D_1 .. D_{t-1}, with the weights of `hybrid_weights`.
-
-        Later collections are not read, whatever the store holds. The result has pairs of positive weight, in
-        the store's order. A DataError is raised when no pair is left.
-        """
-        refs = [ref for ref in self._store.pairs(view=PairRef) if ref.iteration < iteration]
-        weights = hybrid_weights(self._hybrid, refs, _newest(refs))
-        kept = np.flatnonzero(weights > 0)
-        if len(kept) == 0:
-            raise DataError(
-                f"iteration {iteration} has no pairs to train on ({len(refs)} in the store, none of positive "
-                "weight): set offline.source, or check why pairing kept nothing (pairs/dropped_ties, "
-                "pairing.min_margin)"
-            )
-        return PairIndex(tuple(refs[i] for i in kept), weights[kept])
+    Later collections are not read, whatever the store holds. The result has pairs of positive weight, in the
+    store's order. A DataError is raised when no pair is left.
+    """
+    refs = [ref for ref in store.pairs(view=PairRef) if ref.iteration < iteration]
+    weights = hybrid_weights(hybrid, refs, _newest(refs))
+    kept = np.flatnonzero(weights > 0)
+    if len(kept) == 0:
+        raise DataError(
+            f"iteration {iteration} has no pairs to train on ({len(refs)} in the store, none of positive "
+            "weight): set offline.source, or check why pairing kept nothing (pairs/dropped_ties, "
+            "pairing.min_margin)"
+        )
+    return PairIndex(tuple(refs[i] for i in kept), weights[kept])
 
 
 @dataclass(eq=False)
-class PairLoader:
-    """Batches by step number, without state: any step, any order, any process.
+class PairLoader(Loader):
+    """Batches of pairs.
 
     Args:
-        index: Pairs and weights, from `PairSource.index`.
-        batch_size: Pairs per step, over all processes.
-        run_seed, iteration: Names of the random numbers.
+        index: Pairs and weights, from `pair_index`.
         contrast_per_batch: Contrast pairs per step, drawn from the newest collection's pairs that have one;
             0 is none. With no such pairs (the first iteration) batches carry none.
         sizes: Image sizes by sample id, where there are several (`Store.sizes`).
@@ -75,9 +66,6 @@ class PairLoader:
     index: PairIndex
     embeddings: PromptEmbeddings
     _: KW_ONLY
-    batch_size: int
-    run_seed: int
-    iteration: int
     contrast_per_batch: int = 0
     sizes: Mapping[str, tuple[int, int]] = field(default_factory=dict)
 
@@ -122,8 +110,8 @@ class PairLoader:
         self, refs: Sequence[PairRef], weights: np.ndarray | None, name: str, count: int
     ) -> Draws[PairRef]:
         # winner and loser have one size
-        key = (self.run_seed, self.iteration, name)
-        return Draws(refs, weights, key, count, sizes=self.sizes, sample_id=lambda ref: ref.winner_id)
+        size_of = lambda ref: ref.winner_id
+        return Draws(refs, weights, self.name(name), count, sizes=self.sizes, sample_id=size_of)
 
     def _with_contrast(self, batch: PairBatch, drawn: Sequence[Drawn[PairRef]]) -> PairBatch:
         refs = [row.ref for row in drawn]

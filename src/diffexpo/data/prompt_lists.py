@@ -22,10 +22,9 @@ from diffexpo.data.prompts import (
     READERS,
     Located,
     PromptReport,
-    check_text,
     distinct_prompts,
     json_records,
-    prompt_id,
+    make_prompt,
     prompt_lines,
     read_jsonl,
     read_parquet,
@@ -133,8 +132,7 @@ def write_prompts(prompts: Sequence[Prompt], target: str | Path) -> None:
 
 
 def _table(*columns: str, is_tsv: bool = False) -> Callable[[Path], Located]:
-    """A reader of tables with a header and columns for the prompt, its category and attributes; in a TSV
-    quotation marks are text."""
+    """A reader of the prompt, its category and attributes; in a TSV quotation marks are text."""
 
     def read(path: Path) -> Located:
         for _ in prompt_lines(path):
@@ -166,11 +164,10 @@ def _prompt(
 ) -> tuple[str, Prompt]:
     if not isinstance(text, str) or not text.strip():
         raise ImportFormatError(f"{where}: the prompt is {str(text)[:60]!r}; expected text")
-    check_text(where, text)
     if id is not None and (not isinstance(id, str) or not id):
         raise ImportFormatError(f"{where}: 'id' is {id!r}; expected text")
     kept = {name: value for name, value in attributes.items() if value}
-    return where, Prompt(id or prompt_id(text.strip()), text.strip(), category, kept)
+    return where, make_prompt(where, text, category, id, kept)
 
 
 def _json_list(path: Path) -> list[tuple[str, Any]]:
@@ -195,8 +192,7 @@ def _files(path: Path, pattern: str) -> list[Path]:
 
 
 def _pickapic(path: Path) -> Located:
-    """A JSON list of texts or of objects with a `prompt` or `caption`; a text file; Parquet, or a folder of
-    it, of which only the captions are read."""
+    """A JSON list of texts or objects, a text file, or Parquet, of which only the captions are read."""
     if path.is_dir() or path.suffix.lower() == ".parquet":
         for file in _files(path, "*.parquet"):
             names = [name for name in ("prompt", "caption") if name in parquet_schema(file).names]
@@ -254,9 +250,8 @@ def _ddpo_animals(path: Path) -> Located:
             for activity in activities:
                 yield _prompt(where, f"{_with_article(noun)} {activity}", activity, animal=noun)
     elif path.stem == "imagenet_classes":
-        for where, text in list(prompt_lines(path))[
-            :_IMAGENET_ANIMALS
-        ]:  # the classes that are animals come first
+        # the classes that are animals come first
+        for where, text in list(prompt_lines(path))[:_IMAGENET_ANIMALS]:
             yield _prompt(where, text, "imagenet animals")
     elif path.stem == "activities":
         what = "what animals do, which is no prompt"

@@ -146,16 +146,19 @@ def read_parquet(path: Path, only: Sequence[str] = ()) -> Located:
         raise ImportFormatError(f"{path} is not readable Parquet ({error}); get it again") from error
 
 
-def check_text(where: str, *texts: object) -> None:
-    """Refuse text that cannot be written in UTF-8, as JSON can spell it with half of a surrogate pair."""
-    for text in texts:
+def make_prompt(
+    where: str, text: str, category: str, id: str | None, attributes: Mapping[str, str]
+) -> Prompt:
+    """The prompt; text that cannot be written in UTF-8, as JSON can spell it, is an ImportFormatError."""
+    for part in (text, id, category):
         try:
-            str(text).encode()
+            str(part).encode()
         except UnicodeEncodeError as error:
             raise ImportFormatError(
                 f"{where} holds half a surrogate pair at character {error.start + 1}, which is no text; "
                 "write the character itself"
             ) from error
+    return Prompt(id or prompt_id(text.strip()), text.strip(), category, attributes)
 
 
 def _from_record(where: str, record: Mapping[str, object]) -> Prompt:
@@ -168,11 +171,8 @@ def _from_record(where: str, record: Mapping[str, object]) -> Prompt:
     for key in ("id", "category"):
         if not isinstance(record.get(key) or "", str):
             raise ImportFormatError(f"{where}: {key!r} is {record[key]!r}; expected text")
-    text, number, category = text.strip(), record.get("id"), str(record.get("category") or "")
-    check_text(where, text, number, category)
-    others = {key: value for key, value in record.items() if key not in (name, "id", "category")}
-    attributes = {key: value for key, value in others.items() if isinstance(value, str)}
-    return Prompt(str(number or prompt_id(text)), text, category, attributes)
+    texts = {key: value for key, value in record.items() if key != name and isinstance(value, str)}
+    return make_prompt(where, text, texts.pop("category", ""), texts.pop("id", None), texts)
 
 
 def prompt_lines(path: Path) -> Iterator[tuple[str, str]]:

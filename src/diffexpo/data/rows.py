@@ -192,24 +192,19 @@ def _check(value: object, field: pa.Field, filled: Mapping[str, object], label: 
                 f"{label}: column {field.name!r} is {value!r} in a shard of {filled[field.name]!r}"
             )
         return filled[field.name]
-    kind = str(field.type)
     if value is None and field.nullable:
         return None
-    if value is None:
-        raise StoreError(f"{label}: column {field.name!r} is missing; it must hold {_EXPECTED[kind]}")
+    kind, is_bool = str(field.type), isinstance(value, bool)
     if kind == "string" and isinstance(value, str) and is_utf8(value):
         return _check_json(value, field.name, label) if field.name in _JSON_COLUMNS else value
-    is_bool = isinstance(value, bool)
     if kind == "int64" and isinstance(value, Integral) and not is_bool and -(2**63) <= int(value) < 2**63:
         return int(value)
     if kind == "double" and isinstance(value, Real) and not is_bool:
         return float(value)
     if kind.startswith("map") and isinstance(value, Mapping):
         return [_check_entry(name, number, label) for name, number in value.items()]
-    raise StoreError(
-        f"{label}: column {field.name!r} is {value!r} ({type(value).__name__}); it must hold "
-        f"{_EXPECTED[kind]}"
-    )
+    found = "missing" if value is None else f"{value!r} ({type(value).__name__})"
+    raise StoreError(f"{label}: column {field.name!r} is {found}; it must hold {_EXPECTED[kind]}")
 
 
 def _check_entry(name: object, number: object, label: str) -> tuple[str, float]:

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 
 from diffexpo.config.schema import HybridConfig
-from diffexpo.data.draws import CollectedRef, Draws, Index, hybrid_weights, positions_by
+from diffexpo.data.draws import CollectedRef, Draws, Index, Loader, hybrid_weights, positions_by
 from diffexpo.data.latents import PromptEmbeddings, stacked
 from diffexpo.data.rows import Preference
 from diffexpo.data.store import Store
@@ -164,8 +164,7 @@ class ScoredSource:
         return [replace(ref, advantage=float(value)) for ref, value in zip(refs, advantages, strict=True)]
 
     def _weighed(self, refs: list[ScoredRef]) -> list[ScoredRef]:
-        """The images with the weights of their losses, computed over each whole scope, in which they are
-        consecutive."""
+        """The images with the weights of their losses; those of a scope are weighed together."""
         if self.weigh is None:
             return refs
         scope = (lambda ref: ref.group) if self.weigh_scope == "prompt" else (lambda ref: ref.iteration)
@@ -195,26 +194,19 @@ _KEPT: dict[Keep, Callable[[ScoredRef], bool]] = {
 
 
 @dataclass(eq=False)
-class ScoredLoader:
-    """Batches of images by step number, without state: any step, any order, any process.
+class ScoredLoader(Loader):
+    """Batches of images.
 
     Args:
         index: Images and weights, from `ScoredSource.index`.
-        batch_size: Images per step, over all processes; with whole groups as many groups as have about that
-            many images.
-        run_seed, iteration: Names of the random numbers.
         whole_groups: Draw groups instead of images: a batch then holds all images of each of its groups.
-        sizes: Image sizes by sample id, where there are several; in a batch those of one size are then
-            consecutive.
+        sizes: Image sizes by sample id, where there are several (`Store.sizes`).
     """
 
     store: Store
     index: ScoredIndex
     embeddings: PromptEmbeddings
     _: KW_ONLY
-    batch_size: int
-    run_seed: int
-    iteration: int
     whole_groups: bool = False
     sizes: Mapping[str, tuple[int, int]] = field(default_factory=dict)
 
@@ -224,7 +216,7 @@ class ScoredLoader:
         self._draws = Draws(
             refs,
             self.index.weights,
-            (self.run_seed, self.iteration, "batch"),
+            self.name(),
             self.batch_size,
             units=positions_by(refs, lambda ref: ref.group) if self.whole_groups else None,
             sizes=self.sizes,
@@ -263,13 +255,9 @@ class ScoredLoader:
 
 
 def _without_weightless(refs: list[ScoredRef]) -> tuple[tuple[ScoredRef, ...], np.ndarray]:
-    """Images whose loss has a weight, and which they are; an image of weight 0 would cost a forward and teach
-    nothing.
-
-    The weights that stay are scaled by the share of the images that stay, so that the mean over a draw is
-    what it was.
-    """
+    """Images whose loss has a weight, and which they are; one of weight 0 costs a forward for nothing."""
     counted = np.array([ref.weight != 0 for ref in refs])
+    # the weights that stay are scaled, so that the mean over a draw is what it was
     share = float(counted.mean())
     if share == 1:
         return tuple(refs), counted

@@ -289,15 +289,15 @@ class Store:
     def _named_shards(self, kind: str, iteration: int | None = None) -> list[Shard]:
         """Shards of complete stages."""
         shards = list_shards(self.root, kind, iteration=iteration)
-        groups = {(shard.stage, shard.iteration) for shard in shards}
-        complete = {group: manifest_files(self.root, *group) for group in groups}
-        for stage, number in groups:
+        named: set[str] = set()
+        for stage, number in {(shard.stage, shard.iteration) for shard in shards}:
             if iteration is not None and not self.is_complete(stage, number):
                 raise StoreError(
                     f"{stage} {number} is not complete: {manifest_path(self.root, stage, number)} is "
                     "missing. Resume the run to finish it; `collected()` reads finished units."
                 )
-        return [shard for shard in shards if shard.name in complete[(shard.stage, shard.iteration)]]
+            named |= manifest_files(self.root, stage, number).keys()
+        return [shard for shard in shards if shard.name in named]
 
     def _rows(
         self, kind: str, shards: Sequence[Shard], view: type[Row], source: str | None = None

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import KW_ONLY, dataclass
+from dataclasses import dataclass
 from functools import partial
 from itertools import groupby
 from pathlib import Path
@@ -27,7 +27,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from diffexpo.config.schema import SamplerConfig
-from diffexpo.data.draws import Drawn, Draws, positions_by
+from diffexpo.data.draws import Drawn, Draws, Loader, positions_by
 from diffexpo.data.latents import PromptEmbeddings, stacked
 from diffexpo.errors import ResumeError
 from diffexpo.files import write_bytes
@@ -117,31 +117,14 @@ class TransitionPairRef:
 Ref = TypeVar("Ref", TransitionRef, TransitionPairRef)
 
 
-class TransitionTensors(NamedTuple):
-    """A transition, each tensor with one row; the names are those of `TrajectoryBatch`."""
-
-    x_t: Tensor
-    x_next: Tensor
-    old_log_prob: Tensor
-    old_mean: Tensor | None = None
+Tensors = dict[str, Tensor]
+"""A transition or two, one row of each tensor, named as in `TrajectoryBatch` and `TrajectoryPairBatch`."""
 
 
-class PairTensors(NamedTuple):
-    """Both transitions of a pair, each tensor with one row; the names are those of `TrajectoryPairBatch`."""
-
-    winner_x_t: Tensor
-    winner_x_next: Tensor
-    loser_x_t: Tensor
-    loser_x_next: Tensor
-    winner_old_log_prob: Tensor
-    loser_old_log_prob: Tensor
-
-
-def transition(trajectories: Trajectories, place: Place, index: int) -> TransitionTensors:
+def transition(trajectories: Trajectories, place: Place, index: int) -> Tensors:
     """One step of a trajectory as it was recorded."""
-    here = slice(place.row, place.row + 1)
-    x_t, x_next = trajectories.part(place.unit, "latents", slice(index, index + 2), here)
-    return TransitionTensors(x_t, x_next, row_of(trajectories, "log_probs", place, index))
+    x_t, x_next = (row_of(trajectories, "latents", place, at) for at in (index, index + 1))
+    return {"x_t": x_t, "x_next": x_next, "old_log_prob": row_of(trajectories, "log_probs", place, index)}
 
 
 def row_of(trajectories: Trajectories, name: str, place: Place, index: int) -> Tensor:
@@ -149,60 +132,46 @@ def row_of(trajectories: Trajectories, name: str, place: Place, index: int) -> T
     return trajectories.part(place.unit, name, slice(index, index + 1), slice(place.row, place.row + 1))[0]
 
 
-def read_two_trajectories(trajectories: Trajectories, ref: TransitionPairRef) -> PairTensors:
+def read_two_trajectories(trajectories: Trajectories, ref: TransitionPairRef) -> Tensors:
     """The same step of two trajectories."""
-    winner, loser = (transition(trajectories, place, ref.index) for place in (ref.winner, ref.loser))
-    return PairTensors(*winner[:2], *loser[:2], winner.old_log_prob, loser.old_log_prob)
+    sides = ("winner", ref.winner), ("loser", ref.loser)
+    found = ((side, transition(trajectories, place, ref.index)) for side, place in sides)
+    return {f"{side}_{name}": tensor for side, tensors in found for name, tensor in tensors.items()}
 
 
-def read_branch(trajectories: Trajectories, ref: TransitionPairRef) -> PairTensors:
+def read_branch(trajectories: Trajectories, ref: TransitionPairRef) -> Tensors:
     """Two candidates of one x_t."""
     unit, row = ref.winner
-    x_t, winner, loser, log_probs = (
-        trajectories.part(unit, f"branch_{name}", slice(row, row + 1))
-        for name in ("x_t", "winner", "loser", "log_probs")
-    )
-    return PairTensors(x_t, winner, x_t, loser, log_probs[:, 0], log_probs[:, 1])
+    names = ("x_t", "winner", "loser", "log_probs")
+    parts = (trajectories.part(unit, f"branch_{name}", slice(row, row + 1)) for name in names)
+    x_t, winner, loser, log_probs = parts
+    found = {"winner_x_t": x_t, "winner_x_next": winner, "loser_x_t": x_t, "loser_x_next": loser}
+    return found | {"winner_old_log_prob": log_probs[:, 0], "loser_old_log_prob": log_probs[:, 1]}
 
 
 @dataclass(eq=False)
-class _Loader(Generic[Ref]):
-    """Batches by step number, without state: passes over all rows in keyed orders.
-
-    Args:
-        refs: Transitions or pairs of them, in an order that no process changes.
-        sampler: What drew them.
-        batch_size: Rows per step, over all processes; whole units are taken while they fit.
-        run_seed, iteration: Names of the random numbers.
-    """
+class _Loader(Loader, Generic[Ref]):
+    """Passes over all rows, in an order that no process changes, that were drawn by a sampler."""
 
     trajectories: Trajectories
     refs: Sequence[Ref]
     embeddings: PromptEmbeddings
     sampler: SamplerConfig
-    _: KW_ONLY
-    batch_size: int
-    run_seed: int
-    iteration: int
 
     def __post_init__(self) -> None:
         self.size = len(self.refs)
-        key = (self.run_seed, self.iteration, "batch")
-        self._draws: Draws[Ref] = Draws(self.refs, None, key, self.batch_size, units=self._units())
+        self._draws: Draws[Ref] = Draws(self.refs, None, self.name(), self.batch_size, units=self._units())
 
     def _units(self) -> list[list[int]] | None:
         return None
 
-    def _read(
-        self, step: int, read: Callable[[Ref], TransitionTensors | PairTensors]
-    ) -> tuple[list[Drawn[Ref]], dict[str, Any]]:
+    def _read(self, step: int, read: Callable[[Ref], Tensors]) -> tuple[list[Drawn[Ref]], dict[str, Any]]:
         """The rows of a step's batch, those of one shape consecutive, and the fields of all batches."""
-        found = [(row, read(row.ref)._asdict()) for row in self._draws.batch(step)]
+        found = [(row, read(row.ref)) for row in self._draws.batch(step)]
         found.sort(key=lambda entry: tuple(next(iter(entry[1].values())).shape))
         drawn, parts = [row for row, _ in found], [part for _, part in found]
-        names = [name for name, tensor in parts[0].items() if tensor is not None]
         select, is_guided = self.embeddings.select, self.sampler.guidance != 1.0
-        return drawn, {name: _stacked([part[name] for part in parts]) for name in names} | {
+        return drawn, {name: _stacked([part[name] for part in parts]) for name in parts[0]} | {
             "index": torch.tensor([row.ref.index for row in drawn], dtype=torch.int64),
             "conditioning": select([row.ref.text for row in drawn]),
             "sampler": self.sampler,
@@ -230,11 +199,11 @@ class TransitionLoader(_Loader[TransitionRef]):
             **fields,
         )
 
-    def _transition(self, ref: TransitionRef) -> TransitionTensors:
+    def _transition(self, ref: TransitionRef) -> Tensors:
         found = transition(self.trajectories, ref.place, ref.index)
-        if not self.needs_means:
-            return found
-        return found._replace(old_mean=row_of(self.trajectories, "means", ref.place, ref.index))
+        if self.needs_means:
+            found["old_mean"] = row_of(self.trajectories, "means", ref.place, ref.index)
+        return found
 
 
 @dataclass(eq=False)
@@ -247,7 +216,7 @@ class TransitionPairLoader(_Loader[TransitionPairRef]):
             consecutive.
     """
 
-    read: Callable[[Trajectories, TransitionPairRef], PairTensors] = read_two_trajectories
+    read: Callable[[Trajectories, TransitionPairRef], Tensors] = read_two_trajectories
     whole_pairs: bool = False
 
     def describe(self) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import product
 from typing import NamedTuple
 
 import torch
@@ -33,8 +34,9 @@ class NoiseDraw(NamedTuple):
         path: Path,
         shape: Sequence[int],
         timestep_range: tuple[float, float] = (0.0, 1.0),
+        draws: int = 1,
     ) -> NoiseDraw:
-        """One draw per key; t = low + (high - low) t', with t' distributed as the path says.
+        """One draw per key, or several; t = low + (high - low) t', with t' distributed as the path says.
 
         Args:
             keys: Names of the rows, e.g. pair ids.
@@ -43,9 +45,12 @@ class NoiseDraw(NamedTuple):
             shape: Of one latent, (C, h, w).
             timestep_range: (low, high), 0 <= low < high <= 1. With a table of levels (vp) t is rounded to its
                 nearest level where it is used.
+            draws: K >= 1. With several, draw k has the key (noise_key, key, k), and its t' lies in the k-th
+                of K slices of equal probability: means over all draws keep their expectation and vary less.
         Returns:
-            (eps, t); row i depends on noise_key and keys[i] only. The range (0, 1) leaves t' as it is, bit
-            for bit; eps does not depend on the range.
+            (eps, t) of K B rows, the first draw of all keys, then the second; a row depends on noise_key, its
+            key and its draw only. The range (0, 1) leaves t' as it is, bit for bit; eps does not depend on
+            the range.
         Raises:
             ValueError: the range is empty or leaves [0, 1].
         """
@@ -55,10 +60,10 @@ class NoiseDraw(NamedTuple):
                 f"NoiseDraw.keyed: timestep_range is ({low}, {high}); expected 0 <= low < high <= 1"
             )
         eps, t = [], []
-        for key in keys:
-            generator = torch_generator(*noise_key, key)
+        for draw, key in product(range(draws), keys):
+            generator = torch_generator(*noise_key, key, *([draw] if draws > 1 else []))
             eps.append(torch.randn(tuple(shape), generator=generator))
-            t.append(path.training_t(1, generator))
+            t.append(path.training_t(1, generator, (draw, draws)))
         # The clamp catches a last-bit excess of the sum, which would be a time beyond the path's end.
         return NoiseDraw(torch.stack(eps), (low + (high - low) * torch.cat(t)).clamp(low, high))
 

@@ -233,18 +233,27 @@ class Path:
             return x0
         return velocity_target(x0, eps)
 
-    def training_t(self, count: int, generator: torch.Generator) -> Tensor:
+    def training_t(self, count: int, generator: torch.Generator, part: tuple[int, int] = (0, 1)) -> Tensor:
         """Training times t (count,) float32.
 
-        vp: uniform over the N levels; flow: logit-normal(0, 1), then shifted.
+        vp: uniform over the N levels; flow: logit-normal(0, 1), then shifted. With `part` = (k, K) they come
+        from the k-th of K slices, from low to high times, that are equally probable (of a vp table: up to one
+        level).
 
         Source: Diffusion-DPO's code (uniform); SD3 (arXiv 2403.03206) section 3.1 and eq. 23 (logit-normal,
             shift).
         """
+        k, parts = part
         if self.kind == "vp":
-            index = torch.randint(self.num_train_timesteps, (count,), generator=generator)
+            first, stop = (number * self.num_train_timesteps // parts for number in (k, k + 1))
+            index = torch.randint(first, max(stop, first + 1), (count,), generator=generator)
             return index.to(torch.float32) / (self.num_train_timesteps - 1)
-        return shifted(torch.sigmoid(torch.randn(count, generator=generator)), self.shift)
+        if parts == 1:
+            normal = torch.randn(count, generator=generator)
+        else:
+            share = (k + torch.rand(count, generator=generator, dtype=torch.float64)) / parts
+            normal = torch.special.ndtri(share).to(torch.float32)
+        return shifted(torch.sigmoid(normal), self.shift)
 
     def _index(self, t: Tensor) -> Tensor:
         return torch.round(t.to(torch.float32) * (self.num_train_timesteps - 1)).to(torch.int64)

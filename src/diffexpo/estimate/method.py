@@ -51,12 +51,13 @@ def draws(config: RunConfig) -> Iterator[tuple[int, int]]:
 def training_shape(config: RunConfig) -> TrainingShape:
     """Rows of one micro-batch, as the methods run them."""
     training, data = config.training, config.algorithm.data
-    rows = training.micro_batch_size * data.images_per_row
+    rows = training.micro_batch_size * data.images_per_row * data.draws
     if isinstance(data, Transitions | TransitionPairs):
         rows *= 2 if config.explore.sampler.guidance != 1.0 else 1
     elif isinstance(data, Pairs):
         if training.pair_gradient == "two_pass":
-            return TrainingShape(training.micro_batch_size, 0, rows)
+            return TrainingShape(rows // 2, 0, rows)
         # The graph of the contrast pairs is held together with that of the preference pairs.
-        rows += 2 * data.contrast_pairs(training.micro_batch_size)
-    return TrainingShape(rows, rows if config.algorithm.needs_reference else 0)
+        rows += 2 * data.draws * data.contrast_pairs(training.micro_batch_size)
+    card = config.algorithm
+    return TrainingShape(rows, rows if card.needs_reference or card.anchor_forwards else 0)

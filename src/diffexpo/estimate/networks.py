@@ -19,6 +19,7 @@ from diffexpo.config import RunConfig
 from diffexpo.config.families import FAMILIES, checkpoints, find_checkpoint
 from diffexpo.config.rewards import RewardCard
 from diffexpo.config.schema import ModelConfig, TuningConfig
+from diffexpo.config.worlds import world_of
 from diffexpo.errors import MissingError, PolicyError
 from diffexpo.estimate.activations import forward_flops, measure_decoder, measure_denoiser
 from diffexpo.estimate.memory import FLOAT32, PerRow
@@ -26,10 +27,9 @@ from diffexpo.policies.blueprint import Blueprint, Component, make_blueprint, ma
 from diffexpo.policies.copies import lowered_bytes
 from diffexpo.policies.loading import read_model_folder
 from diffexpo.training.engine import AUTOCAST
-from diffexpo.worlds.emoji import asset_path
+from diffexpo.worlds import asset_path
 
 PUBLISHED = json.loads(Path(__file__).with_name("architectures.json").read_text(encoding="utf-8"))
-EMBEDDED = "emoji:"
 Key = tuple[ModelConfig, TuningConfig, str | None]
 """What decides sizes: model, tuning, `--architecture`."""
 
@@ -172,9 +172,10 @@ def scorer_bytes(scorer: RewardCard) -> int | None:
 
 def _local(path: str) -> str:
     """The folder or file behind an embedded name; any other path as it is."""
-    if not path.startswith(EMBEDDED):
+    world = world_of(path)
+    if world is None:
         return path
     try:
-        return str(asset_path(path.removeprefix(EMBEDDED)))
+        return str(asset_path(world, path.partition(":")[2]))
     except KeyError as error:
         raise MissingError(f"there is no {path!r}: {error.args[0]}") from error

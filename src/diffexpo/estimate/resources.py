@@ -202,8 +202,10 @@ def _moved_in(config: RunConfig, sizes: Sizes) -> tuple[int, int]:
         return 0, 0
     reference = sizes.denoiser.bytes if tuning.reference_dtype == "float32" else sizes.lowered
     passes = [sizes.denoiser.bytes] * algorithm.needs_old_policy + [reference] * algorithm.needs_reference
-    # The base draws in its evaluation wherever it lies otherwise.
-    return max(passes, default=0) if tuning.reference_device == "cpu" else 0, sizes.denoiser.bytes
+    passes = passes if tuning.reference_device == "cpu" else []
+    # The base lies in main memory either way: it is moved in for an anchor, and where it draws itself.
+    passes += [sizes.denoiser.bytes] * (algorithm.anchor_version == "base")
+    return max(passes, default=0), sizes.denoiser.bytes
 
 
 def _phases(config: RunConfig, sizes: Sizes) -> Iterator[Item]:

@@ -17,6 +17,7 @@ import diffexpo
 from diffexpo.config import RunConfig
 from diffexpo.config.citations import citations
 from diffexpo.config.families import FAMILIES, find_checkpoint
+from diffexpo.config.worlds import world_of
 from diffexpo.evaluation.grid import save_comparison
 from diffexpo.evaluation.records import RunRecord, load_run
 from diffexpo.evaluation.summary import Summary, summarise
@@ -79,7 +80,7 @@ def write_card(run_dir: Path, folder: Path, config: RunConfig, exported: Exporte
 
 def licence_of(path: str) -> str | None:
     """The base model's licence as far as its name tells: "creativeml-openrail-m" of "x/sd15"."""
-    if path.startswith("emoji:"):
+    if world_of(path):
         return EMBEDDED_LICENCE
     found = find_checkpoint(path)
     return found[1].licence if found else None

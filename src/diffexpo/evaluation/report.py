@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import html
 import io
+import math
 import re
 from collections.abc import Callable, Sequence
 from itertools import pairwise
@@ -284,9 +285,10 @@ def _steps(axes: Axes, starts: Sequence[int], ylabel: str) -> None:
 
 def _loss(axes: Axes, record: RunRecord, summary: Summary) -> str:
     start = summary.method.card.start_loss
-    levels = [] if start is None else [(start, GREY, "--", f"ln 2 = {start:.3f}")]
+    name = "ln 2" if start == math.log(2) else f"{start}"
+    levels = [] if start is None else [(start, GREY, "--", f"{name} = {start:.3f}")]
     y = _curve(axes, record, "loss", "loss", "loss" if start is None else "preference loss", *levels)
-    meaning = "" if start is None else "; ln 2 is where policy and reference are equal"
+    meaning = "" if start is None else f"; {name} is where policy and reference are equal"
     return f"Training loss from {y[0]:.3f} to {y[-1]:.3f}{meaning}."
 
 

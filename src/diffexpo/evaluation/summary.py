@@ -14,6 +14,7 @@ from diffexpo.errors import DataError, DiffexpoError
 from diffexpo.evaluation.alarms import Alarm, History, Snapshot, check_alarms
 from diffexpo.evaluation.metrics import WinRate, bootstrap_mean, win_rate
 from diffexpo.evaluation.records import Json, RunRecord, SuiteResult, iteration_of, series
+from diffexpo.evaluation.shares import ShareRow, share_judge, share_rows
 from diffexpo.evaluation.wording import BASELINE, Method, describe_method
 from diffexpo.online.cost import BACKWARD, sampling_cost, training_cost
 
@@ -60,6 +61,8 @@ class Summary:
     problems: list[str] = field(default_factory=list)
     conflicts: list[Json] = field(default_factory=list)
     improvements: list[Json] = field(default_factory=list)
+    share_judge: str | None = None
+    shares: list[ShareRow] = field(default_factory=list)
     evaluated: tuple[str, ...] = ()
 
     @property
@@ -96,6 +99,7 @@ def summarise(record: RunRecord) -> Summary:
             summary.wins[name] = outcome
     if summary.final is not None:
         summary.against_baseline = _compare(summary, suites, summary.final, BASELINE, bootstrap)
+        _count_shares(summary, record, bootstrap)
         if "base" in suites:
             base, last = suites["base"].vendi, suites[summary.final].vendi
             changes = [last[name] - base[name] for name in base if name in last]
@@ -199,6 +203,21 @@ def _measure(summary: Summary, name: str, suite: SuiteResult, bootstrap: Json) -
         summary.vendi[name] = bootstrap_mean(list(suite.vendi.values()), **bootstrap)
 
 
+def _count_shares(summary: Summary, record: RunRecord, bootstrap: Json) -> None:
+    """Shares of right images, where a judge tells right from wrong and the versions drew the same images."""
+    suites, final = record.suites, summary.final or ""
+    judge = share_judge(record.config, suites[final].roles)
+    rows = _rows_of(suites[final])
+    same = {name: suite for name, suite in suites.items() if _rows_of(suite) == rows}
+    if judge is not None and "base" in same:
+        summary.share_judge = judge
+        summary.shares = share_rows(same, judge, final, **bootstrap)
+
+
+def _rows_of(suite: SuiteResult) -> tuple[list[str], list[int]]:
+    return suite.prompt_ids(), suite.image_index.tolist()
+
+
 def _compare(
     summary: Summary, suites: Mapping[str, SuiteResult], name: str, other: str, bootstrap: Json
 ) -> WinRate | None:
@@ -239,6 +258,7 @@ def _snapshot(record: RunRecord, summary: Summary, number: int) -> Snapshot:
         [value for name in ranked for _, value in series(lines, f"rollout/reward/{name}/{what}", "collect")]
         for what in ("std", "failed")
     )
+    common = [value for _, value in series(lines, "train/common_part", "train")]
     return Snapshot(
         iteration=number,
         train_reward=summary.rewards.get(summary.train_reward or "", {}).get(name),
@@ -253,6 +273,7 @@ def _snapshot(record: RunRecord, summary: Summary, number: int) -> Snapshot:
         dropped_ties=_last(lines, "pairs/dropped_ties"),
         skipped_steps=_last(lines, "train/skipped_steps"),
         improved_distance=_first(lines, "improve/relative_distance"),
+        common_part=float(np.mean(common)) if common else None,
         **{key: tail_mean(lines, f"train/{key}", number) for key in ("implicit_accuracy", *ERRORS)},
     )
 

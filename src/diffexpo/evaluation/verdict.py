@@ -49,7 +49,7 @@ def give_verdict(summary: Summary) -> Verdict:
         f"{low} to {high} (50% would be no difference; {win.wins} wins, {win.ties} ties, {win.losses} "
         f"losses; exact sign test p {small(win.p_value)})."
     )
-    sentences = [first]
+    sentences = [*_share_sentence(summary), first]
     if win.verdict == "undecided":
         undecided = "The interval contains 50%, so this evaluation cannot tell which is better"
         sentences.append(f"{undecided}; more prompts narrow it.")
@@ -60,6 +60,21 @@ def give_verdict(summary: Summary) -> Verdict:
         done = f"This is {final.replace('-', ' ')} of {summary.planned_iterations} planned"
         sentences.append(f"{done}: the run is not finished.")
     return Verdict(win.verdict, title, sentences, tiles)
+
+
+def _share_sentence(summary: Summary) -> list[str]:
+    """What a judge that tells right from wrong counted, where there is one."""
+    if not summary.shares:
+        return []
+    row, final = summary.shares[0], summary.final or ""
+    before, after = percent(row.shares["base"]), percent(row.shares[final])
+    change, low, high = (f"{100 * value:+.1f}" for value in row.change)
+    text = (
+        f"Entirely right under {summary.share_judge}: {before} of the base's images, {after} of those of "
+        f"{summary.method.label(final)}, {change} points (95% interval {low} to {high}; {row.repaired} "
+        f"repaired, {row.broken} broken)."
+    )
+    return [text]
 
 
 def _why_unknown(summary: Summary) -> str:
@@ -115,7 +130,12 @@ def equal_cost(summary: Summary) -> str:
 
 def _tiles(summary: Summary) -> list[Tile]:
     name, final = summary.method.name, summary.final or ""
-    tiles = [_rate_tile("Win rate vs base", summary.wins.get(final), "not available")]
+    tiles = []
+    if summary.shares:
+        row = summary.shares[0]
+        value = f"{percent(row.shares['base'])} \u2192 {percent(row.shares[final])}"
+        tiles.append(Tile("Entirely right", value, f"{row.repaired} repaired, {row.broken} broken"))
+    tiles += [_rate_tile("Win rate vs base", summary.wins.get(final), "not available")]
     base, last = summary.vendi.get("base"), summary.vendi.get(final)
     value, detail = "-", "not measured"
     if base is not None and last is not None:

@@ -76,7 +76,8 @@ def training_cost(config: RunConfig, iteration: int) -> int:
         return 0
     data = algorithm.data
     contrast = data.contrast_pairs(training.batch_size) if isinstance(data, Pairs) and iteration > 1 else 0
-    return training.steps * (training.batch_size + contrast) * row_cost(config)
+    rows = (training.batch_size + contrast) * row_cost(config) - contrast * anchor_cost(algorithm)
+    return training.steps * rows
 
 
 def row_cost(config: RunConfig) -> int:
@@ -86,7 +87,8 @@ def row_cost(config: RunConfig) -> int:
 
 def evaluations_of_row(algorithm: MethodConfig, training: TrainingConfig, is_guided: bool) -> int:
     """Network evaluations of training on one row: (1 + 2 with its backward + 1 for every other version of the
-    weights + passes without gradient) for each image or transition of the row.
+    weights + passes without gradient) for each image or transition of the row, at each of its draws of
+    noise, and what its anchor takes.
 
     Args:
         algorithm: The method.
@@ -101,7 +103,12 @@ def evaluations_of_row(algorithm: MethodConfig, training: TrainingConfig, is_gui
     forwards += evaluated if algorithm.measures_batch else 0
     forwards += isinstance(data, Pairs) and training.pair_gradient == "two_pass"
     sides = 2 if is_guided and isinstance(data, Transitions | TransitionPairs) else 1
-    return forwards * sides * data.images_per_row
+    return forwards * sides * data.images_per_row * data.draws + anchor_cost(algorithm)
+
+
+def anchor_cost(algorithm: MethodConfig) -> int:
+    """Network evaluations of the base's predictions that a row is held to; contrast pairs are not held."""
+    return algorithm.anchor_forwards * algorithm.data.images_per_row * algorithm.data.draws
 
 
 def offline_steps_of_equal_cost(config: RunConfig) -> int:

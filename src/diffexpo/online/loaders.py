@@ -13,7 +13,7 @@ import torch
 from diffexpo.config.methods.data import Images, Pairs, PlainReward, TransitionPairs, Transitions
 from diffexpo.config.schema import SamplerConfig
 from diffexpo.data.latents import latent_shapes
-from diffexpo.data.pairs import PairLoader, PairSource
+from diffexpo.data.pairs import PairLoader, pair_index
 from diffexpo.data.rows import Sample
 from diffexpo.data.scored import ScoredLoader, ScoredSource, Weigh
 from diffexpo.data.trajectories import (
@@ -63,7 +63,7 @@ def _pairs(loop: Loop, iteration: int, data: Pairs) -> Batches:
 
 def pair_loader(loop: Loop, iteration: int, until: int, batch_size: int, contrast: int = 0) -> PairLoader:
     """Batches of the pairs that iteration `until` learns from."""
-    index = PairSource(loop.store, loop.config.hybrid).index(until)
+    index = pair_index(loop.store, loop.config.hybrid, until)
     loop.embeddings.add(["", *index.prompts()])
     return PairLoader(
         loop.store,

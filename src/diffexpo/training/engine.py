@@ -201,12 +201,12 @@ class Engine:
 
     def _accumulate(
         self, run: Progress, batch: Batch, noise_key: tuple[str | int, ...], tick: Callable[[], None]
-    ) -> list[tuple[str, Tensor, float]]:
+    ) -> list[tuple[str, Tensor, float | Tensor]]:
         """Gradients of this process's micro-batches; (metric, sum, count) stay on the device: no waiting."""
         world, settings = self.world, self.settings
         if self.algorithm.settings.measures_batch and isinstance(self.algorithm, MeasuresBatch):
             batch = self._measured(self.algorithm, batch, noise_key)
-        sums: list[tuple[str, Tensor, float]] = []
+        sums: list[tuple[str, Tensor, float | Tensor]] = []
         for part, factor in micro_batches(batch, settings.micro_batch_size, world.rank, world.size):
             for output in self._losses(move_batch(part, self.policy.device), noise_key):
                 (output.loss * (factor * run.scale.value)).backward()
@@ -246,10 +246,16 @@ class Engine:
         world.all_reduce_sum([total])
         return algorithm.with_measured(batch, total)
 
-    def _merge(self, sums: list[tuple[str, Tensor, float]], norm: Tensor) -> tuple[dict[str, float], float]:
+    def _merge(
+        self, sums: list[tuple[str, Tensor, float | Tensor]], norm: Tensor
+    ) -> tuple[dict[str, float], float]:
         """Means over all processes, and the gradient norm, with a single wait for the device."""
-        numbers = torch.stack([norm, *(value for _, value, _ in sums)]).tolist()
-        rows = [[name, number, count] for (name, _, count), number in zip(sums, numbers[1:], strict=True)]
+        below = [count for _, _, count in sums if isinstance(count, Tensor)]
+        numbers = torch.stack([norm, *(value for _, value, _ in sums), *below]).tolist()
+        known = iter(numbers[1 + len(sums) :])
+        counts = [next(known) if isinstance(count, Tensor) else count for _, _, count in sums]
+        names = [name for name, _, _ in sums]
+        rows = [list(row) for row in zip(names, numbers[1:], counts, strict=False)]
         if self.world.size > 1:
             stopped = None if self._stopped is None else str(self._stopped)
             gathered = self.world.gather_objects([{"rows": rows, "stopped": stopped}])

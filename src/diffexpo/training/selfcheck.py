@@ -57,7 +57,8 @@ def check_start(
     if not algorithm.settings.needs_reference or first is None:
         return
     part, output = first
-    if not _same_state(policy.weights, "current", "reference"):
+    is_apart = algorithm.settings.anchor_version == "base"
+    if is_apart or not _same_state(policy.weights, "current", "reference"):
         with policy.weights.standing_in("current"), autocast(), torch.no_grad():
             output = algorithm.loss(policy, part, noise_key)
     check_agreement(output, initial_loss, is_exact)
@@ -103,7 +104,7 @@ def check_agreement(output: LossOutput, expected: float | None, is_exact: bool) 
     # A reference-free margin (SimPO's) is not 0 at the start; only one that comes with reference errors is.
     if "train/winner_reference_error" in output.metrics:
         total, count = output.metrics["train/margin"]
-        margin = float(total) / count
+        margin = float(total) / float(count)
         if not abs(margin) <= (0.0 if is_exact else INEXACT_TOLERANCE):
             raise TrainingError(
                 f"with the policy as its own reference the margin is {margin!r}, expected 0: two forwards "

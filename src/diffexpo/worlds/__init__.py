@@ -1,1 +1,49 @@
-"""What the embedded worlds need at run time; `worlds/` of the repository holds the code that made them."""
+"""What the embedded worlds need at run time; `worlds/` of the repository holds the code that made them.
+
+A world is a module of this package. It names its files and folders below `assets/<world>` in `ASSETS`, and
+gives its lists of prompts with `prompts(name)`. Settings name either as `<world>:<name>`.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from pathlib import Path
+from types import ModuleType
+
+from diffexpo.config.worlds import WORLDS, world_of
+from diffexpo.types import Prompt
+
+_ASSETS = Path(__file__).resolve().parent.parent / "assets"
+
+
+def _module(world: str) -> ModuleType:
+    return import_module(f"diffexpo.worlds.{world}")
+
+
+def asset_path(world: str, name: str) -> Path:
+    """The folder or file of what a world ships under a name.
+
+    Raises:
+        KeyError: the world ships nothing of that name; the message lists what it ships.
+    """
+    assets: dict[str, str] = _module(world).ASSETS
+    if name not in assets:
+        raise KeyError(f"{world} asset {name!r} is unknown - expected one of {', '.join(assets)}")
+    return _ASSETS / world / assets[name]
+
+
+def embedded_prompts(source: str) -> list[Prompt] | None:
+    """The prompts behind `<world>:<name>`; None if it names no list of prompts.
+
+    Raises:
+        KeyError: the world has no such list; the message says which it has.
+    """
+    world = world_of(source)
+    found: list[Prompt] | None = None if world is None else _module(world).prompts(source.partition(":")[2])
+    return found
+
+
+def missing_assets() -> list[str]:
+    """Names of embedded files and folders that are not where the package should have them."""
+    named = [(world, name) for world in WORLDS for name in _module(world).ASSETS]
+    return [f"{world}:{name}" for world, name in named if not asset_path(world, name).exists()]

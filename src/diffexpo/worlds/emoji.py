@@ -8,7 +8,6 @@ out everywhere.
 
 from __future__ import annotations
 
-import hashlib
 import io
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
@@ -19,7 +18,9 @@ import numpy as np
 from PIL import Image
 from pyarrow import parquet
 
+from diffexpo import worlds
 from diffexpo.types import Prompt
+from diffexpo.worlds.keyed import keyed_fraction
 
 # Training concepts for runs that draw the same few prompts repeatedly, like the animals of the DDPO paper.
 ANIMALS = (
@@ -29,7 +30,6 @@ ANIMALS = (
 # Of the train (concept, style) prompts: kept for evaluation, never a prompt of an online run.
 RESERVED_SHARE = 0.12
 
-_ASSETS = Path(__file__).resolve().parent.parent / "assets" / "emoji"
 ASSETS = {
     "diffusion": "diffusion",
     "flow": "flow",
@@ -43,21 +43,13 @@ ASSETS = {
 }
 
 
-def keyed_fraction(*names: object) -> float:
-    """Return a number in [0, 1) that depends on the names alone: the first 8 bytes of their SHA-256."""
-    digest = hashlib.sha256("/".join(str(name) for name in names).encode()).digest()
-    return int.from_bytes(digest[:8], "big") / 2**64
-
-
 def asset_path(name: str) -> Path:
     """Return the folder or the file of a shipped asset, one of `ASSETS`.
 
     Raises:
         KeyError: for any other name; the message lists the names.
     """
-    if name not in ASSETS:
-        raise KeyError(f"emoji asset {name!r} is unknown - expected one of {', '.join(ASSETS)}")
-    return _ASSETS / ASSETS[name]
+    return worlds.asset_path("emoji", name)
 
 
 @lru_cache(maxsize=2)
@@ -186,5 +178,17 @@ def heldout_prompts(kind: str = "all") -> list[Prompt]:
         )
     if kind == "animals":
         return [prompt for prompt in heldout_prompts() if prompt.category == "animals-nature"]
-    prompts = _all_prompts()
-    return [prompt for each in (kinds if kind == "all" else (kind,)) for prompt in prompts[each]]
+    found = _all_prompts()
+    return [prompt for each in (kinds if kind == "all" else (kind,)) for prompt in found[each]]
+
+
+def prompts(name: str) -> list[Prompt] | None:
+    """Return the list of prompts of a name: train, animals, or heldout with a kind such as heldout-concept;
+    None for other names."""
+    if name == "train":
+        return train_prompts()
+    if name == "animals":
+        return animal_prompts()
+    if name.startswith("heldout"):
+        return heldout_prompts(name.removeprefix("heldout").lstrip("-") or "all")
+    return None

@@ -253,7 +253,9 @@ def test_refusals() -> None:
             exploration_bonus(*four, beta=beta)
         with pytest.raises(ValueError, match="simpo_loss: beta is"):
             simpo_loss(e, e, beta=beta, gamma=0.0)
-    with pytest.raises(ValueError, match="kind is 'simpo'; expected sigmoid, hinge, ipo, cdpo or robust"):
+    with pytest.raises(
+        ValueError, match="kind is 'simpo'; expected sigmoid, hinge, ipo, cdpo, robust or linear"
+    ):
         diffusion_dpo_loss(*four, beta=1.0, kind="simpo")
     with pytest.raises(ValueError, match="label_smoothing is 0.5; expected 0 <= q < 0.5"):
         diffusion_dpo_loss(*four, beta=1.0, kind="cdpo", label_smoothing=0.5)

@@ -32,6 +32,12 @@ VARIANTS: dict[str, tuple[str, dict[str, object]]] = {
     "safeguard": ("diffusion_dpo", {"safeguard": True}),
     "safeguarded simpo": ("diffusion_dpo", {"kind": "simpo", "safeguard": True}),
     "automatic beta": ("diffusion_dpo", {"auto_beta": True}),
+    "held to the reference": ("expo", {"anchor_weight": 0.1, "draws": 2}),
+    "held to the base": ("spin", {"anchor_weight": 0.1, "reference": "ema"}),
+    "simpo held to the guided base": (
+        "diffusion_dpo",
+        {"kind": "simpo", "anchor_weight": 0.1, "anchor_guidance": 2.0},
+    ),
     "nft without kl": ("diffusion_nft", {"kl_weight": 0.0}),
     "awm without kl": ("awm", {"kl_weight": 0.0}),
     "dgpo without clip": ("dgpo", {"clip_range": None}),
@@ -114,6 +120,7 @@ def test_a_method_looks_at_the_versions_it_says(name: str, changes: dict[str, ob
     needed = {"current"}
     needed |= {"reference"} if algorithm.settings.needs_reference else set()
     needed |= {"old"} if algorithm.settings.needs_old_policy else set()
+    needed |= {algorithm.settings.anchor_version} - {None}
     assert used == needed
     slopes = methods.gradients(policy, output.loss)
     assert all(torch.isfinite(slope).all() for slope in slopes.values())

@@ -6,11 +6,12 @@ import threading
 import time
 import warnings
 from collections.abc import Iterator
+from contextlib import closing
 
 import pytest
 
 from diffexpo.data.offline import ahead
-from diffexpo.data.offline.ahead import Behind, map_ahead
+from diffexpo.data.offline.ahead import map_ahead
 from diffexpo.data.offline.image_files import verify_image, whole_image
 from diffexpo.errors import ImportFormatError
 
@@ -98,45 +99,52 @@ def test_threads_that_use_whole_images_leave_the_warnings_and_errors_as_they_wer
         pytest.fail("it is not whole")
 
 
-def test_jobs_behind_are_done_in_order_and_all() -> None:
-    done: list[int] = []
-    with Behind() as behind:
+def test_one_item_is_made_while_the_one_before_it_is_used() -> None:
+    met = threading.Barrier(2)
+
+    def items() -> Iterator[int]:
+        yield 0
+        for number in range(1, 20):
+            # the one who uses the item before this one waits for it to be begun
+            met.wait(10)
+            yield number
+
+    found = []
+    for item in ahead.one_ahead(items()):
+        found.append(item)
+        if item < 19:
+            met.wait(10)
+    assert found == list(range(20))
+
+
+def test_no_more_than_one_item_is_made_ahead() -> None:
+    made: list[int] = []
+
+    def items() -> Iterator[int]:
         for number in range(20):
-            behind.do(lambda number=number: (time.sleep(0.002 * (number % 3)), done.append(number)))
-        behind.wait()
-        assert done == list(range(20))
-        behind.do(lambda: done.append(20))
-    assert done == list(range(21))
+            made.append(number)
+            yield number
+
+    for used, _ in enumerate(ahead.one_ahead(items()), start=1):
+        time.sleep(0.002)
+        assert len(made) <= used + 1
 
 
-def test_no_more_jobs_wait_than_the_memory_may_hold() -> None:
-    go_on, begun = threading.Event(), []
-    with Behind() as behind:
-        behind.do(lambda: (begun.append(0), go_on.wait(10)))
-        late = threading.Timer(0.05, go_on.set)
-        late.start()
-        behind.do(lambda: begun.append(99))
-        # the call returned when the first job was done, not before
-        assert go_on.is_set()
-    assert begun == [0, 99]
+def test_an_item_that_cannot_be_made_is_heard_of_in_its_turn() -> None:
+    def items() -> Iterator[int]:
+        yield from range(3)
+        raise OSError("cannot be read")
 
-
-def test_a_job_that_fails_is_heard_of_and_none_follows_it() -> None:
-    done: list[int] = []
-
-    def fail() -> None:
-        raise OSError("disk full")
-
-    with pytest.raises(OSError, match="disk full"), Behind() as behind:
-        behind.do(lambda: done.append(0))
-        behind.do(fail)
-        for number in range(1, 10):
-            behind.do(lambda number=number: done.append(number))
-    assert done == [0]
-    with pytest.raises(OSError, match="disk full"), Behind() as behind:
-        behind.do(fail)
-    # the owner's own error stands before that of a job
-    with pytest.raises(ZeroDivisionError), Behind() as behind:
-        behind.do(fail)
+    found = []
+    with pytest.raises(OSError, match="cannot be read"):
+        found.extend(ahead.one_ahead(items()))
+        pytest.fail("the error was lost")
+    stream = ahead.one_ahead(items())
+    assert [next(stream) for _ in range(3)] == [0, 1, 2]
+    with pytest.raises(OSError, match="cannot be read"):
+        next(stream)
+    # the owner's own error stands before that of an item
+    with pytest.raises(ZeroDivisionError), closing(ahead.one_ahead(items())) as stream:
+        assert [next(stream) for _ in range(3)] == [0, 1, 2]
         raise ZeroDivisionError
-    assert not any(thread.name.startswith("behind") for thread in threading.enumerate())
+    assert not any(thread.name.startswith("ahead") for thread in threading.enumerate())

@@ -16,7 +16,7 @@ from diffexpo.data.images import fit_image, nearest_size
 from diffexpo.data.latents import PromptEmbeddings, encode_images, image_sizes, pixel_decoder
 from diffexpo.data.offline.image_files import whole_image
 from diffexpo.data.offline.ingest import import_offline
-from diffexpo.data.pairs import PairLoader, PairSource
+from diffexpo.data.pairs import PairLoader, pair_index
 from diffexpo.data.scored import ScoredLoader, ScoredSource
 from diffexpo.data.statistics import summarise_store
 from diffexpo.data.store import Store
@@ -193,7 +193,7 @@ def store(write_votes: Write, tmp_path: Path, policy: BucketPolicy) -> Store:
 
 def test_batches_hold_pairs_of_one_size_behind_each_other(store: Store, policy: BucketPolicy) -> None:
     sizes = store.sizes()
-    index = PairSource(store, HybridConfig()).index(1)
+    index = pair_index(store, HybridConfig(), 1)
     loader = PairLoader(
         store, index, PromptEmbeddings(policy), batch_size=8, run_seed=0, iteration=1, sizes=sizes
     )

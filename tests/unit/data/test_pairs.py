@@ -12,7 +12,7 @@ import torch
 from diffexpo.config.schema import HybridConfig
 from diffexpo.data.latents import PromptEmbeddings
 from diffexpo.data.offline.ingest import import_offline
-from diffexpo.data.pairs import PairLoader, PairSource
+from diffexpo.data.pairs import PairLoader, pair_index
 from diffexpo.data.store import Store
 from diffexpo.errors import DataError
 from tests.rows import latents_of, pair_row
@@ -31,7 +31,7 @@ def store(tmp_path: Path) -> Store:
 def make_loader(
     store: Store, iteration: int = 4, contrast: int = 0, seed: int = 0, batch_size: int = 8
 ) -> PairLoader:
-    index = PairSource(store, HybridConfig()).index(iteration)
+    index = pair_index(store, HybridConfig(), iteration)
     return PairLoader(
         store, index, PromptEmbeddings(LetterPolicy(), index.prompts()), batch_size=batch_size, run_seed=seed,
         iteration=iteration, contrast_per_batch=contrast,
@@ -105,17 +105,16 @@ def test_uncertainty_is_carried_and_zero_where_there_is_none(tmp_path: Path) -> 
 
 
 def test_an_iteration_sees_only_what_was_collected_before_it(store: Store) -> None:
-    source = PairSource(store, HybridConfig())
-    assert {ref.iteration for ref in source.index(3).refs} == {1, 2}
+    assert {ref.iteration for ref in pair_index(store, HybridConfig(), 3).refs} == {1, 2}
     with pytest.raises(DataError, match="iteration 1 has no pairs to train on"):
-        source.index(1)
+        pair_index(store, HybridConfig(), 1)
 
 
 def test_weights_follow_age_and_source(store: Store, write_votes, policy: LetterPolicy) -> None:
     import_offline(write_votes([vote(n) for n in range(4)]), policy, store)
 
     def weights(iteration: int, **hybrid: float) -> dict[tuple[str, int], set[float]]:
-        index = PairSource(store, HybridConfig(**hybrid)).index(iteration)
+        index = pair_index(store, HybridConfig(**hybrid), iteration)
         found: dict[tuple[str, int], set[float]] = {}
         for ref, weight in zip(index.refs, index.weights, strict=True):
             found.setdefault((ref.source, ref.iteration), set()).add(float(weight))

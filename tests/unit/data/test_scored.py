@@ -111,7 +111,7 @@ def test_rewards_are_mixed_and_advantages_are_of_the_whole_group(store: Store) -
 def test_a_failed_score_excludes_the_image_and_is_counted(store: Store) -> None:
     index = make_source(store).index(3)
     assert "1-2-1" not in {ref.sample_id for ref in index.refs}
-    assert (len(index), index.dropped_failed) == (5 + 11 + 8, 1)
+    assert (len(index.refs), index.dropped_failed) == (5 + 11 + 8, 1)
     assert make_loader(store).describe() == (
         "24 images (5 offline, 19 online; 8 desirable; 1 without a score left out)"
     )
@@ -272,4 +272,4 @@ def test_images_of_weight_zero_are_not_drawn_and_the_expected_loss_stays(
         share = 2 / 19
         expected = {(1, 50.0): 11, (2, 90.0): 8}
     assert found == {key: pytest.approx(share * weight) for key, weight in expected.items()}
-    assert sum(ref.weight or 0 for ref in index.refs) / len(index) == pytest.approx(1)
+    assert sum(ref.weight or 0 for ref in index.refs) / len(index.refs) == pytest.approx(1)

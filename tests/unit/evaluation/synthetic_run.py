@@ -115,6 +115,7 @@ def train_lines(
                 "train/loser_error": (0.31 + wobble) * (1 + 0.02 * part + rise * part),
                 "train/winner_reference_error": 0.30 + wobble,
                 "train/loser_reference_error": 0.31 + wobble,
+                "train/common_part": 0.005 * part + rise,
                 "train/skipped_steps": 0,
             }
         )

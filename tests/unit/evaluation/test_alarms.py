@@ -63,6 +63,15 @@ def test_collapse_needs_both_errors_up() -> None:
     assert names(BASE, only_errors) == [("errors_rise", "warning")]
 
 
+def test_a_common_part_that_comes_before_a_collapse() -> None:
+    bad = replace(GOOD, winner_error=0.6, loser_error=0.62, common_part=0.9)
+    assert names(BASE, bad) == [("common_part", "critical")]
+    alarm = check_alarms(History((BASE, bad)))[0]
+    assert "90% together" in alarm.message and "algorithm.anchor_weight" in alarm.what_to_do
+    assert names(BASE, replace(bad, common_part=0.5)) == [("errors_rise", "warning")]
+    assert names(BASE, replace(bad, implicit_accuracy=0.96)) == [("collapse", "critical")]
+
+
 @pytest.mark.parametrize(("high", "severity"), [(21.3, "warning"), (20.9, "critical")])
 def test_over_optimisation(high: float, severity: str) -> None:
     bad = replace(GOOD, heldout_reward=(20.7, 20.5, high), win_rate=(0.48, 0.40, 0.56))

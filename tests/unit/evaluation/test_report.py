@@ -167,6 +167,13 @@ def test_collapse_and_a_better_baseline_are_on_the_page(copied: Path) -> None:
     assert "Offline DPO is the better model here." in text
 
 
+def test_a_large_common_part_is_on_the_page_where_accuracy_alone_would_not_tell(copied: Path) -> None:
+    write_lines(copied / "metrics.jsonl", train_lines(1, 60, rise=0.9, accuracy=0.7))
+    _, _, text = read(copied)
+    assert "critical: common" in text
+    assert "90% together in the mean over its steps" in text
+
+
 def test_without_baseline_kl_vendi_judge_and_pairs_it_says_what_is_absent(tmp_path: Path) -> None:
     run_dir = tmp_path / "bare"
     run_dir.mkdir()

@@ -12,9 +12,13 @@ from typing import ClassVar, Literal
 
 from pydantic import Field
 
-from diffexpo.config.methods.card import MethodConfig, Run
+from diffexpo.config.methods.card import MethodConfig, Run, Work
+from diffexpo.config.methods.data import Pairs
 from diffexpo.config.schema import SamplerConfig
-from diffexpo.config.section import Fraction, Positive
+from diffexpo.config.section import Count, Fraction, NotNegative, Positive
+
+DECAY = 0.5
+"""Default of `reference_decay`."""
 
 
 class ForwardConfig(MethodConfig):
@@ -35,19 +39,58 @@ class ForwardConfig(MethodConfig):
             yield f"{shown} holds no time: expected two numbers, the first below the second, e.g. [0, 0.2]"
 
 
+class PairsConfig(ForwardConfig):
+    """Methods whose loss is a function of a pair's prediction errors."""
+
+    draws: Count = 1
+    """Draws (t, eps) of time and noise at which each pair of a step is looked at. Its errors are means over
+    them, taken before the loss: the margin of one draw is mostly noise, on which the sigmoid saturates. Draw
+    k of K has its time in the k-th of K equally probable slices of `timestep_range`. Forwards and activations
+    grow in proportion."""
+
+    @property
+    def data(self) -> Pairs:
+        return Pairs(draws=self.draws)
+
+
 class ReferencedConfig(MethodConfig):
     """Methods that measure the policy against a reference."""
 
-    reference: Literal["base", "previous"] = "base"
-    """What errors are measured against: the base model throughout, or the previous iterate."""
+    reference: Literal["base", "previous", "ema"] = "base"
+    """What errors are measured against: the base model throughout, the previous iterate, or a moving average
+    of the iterates (`ema`), r_t = d r_{t-1} + (1 - d) p_t over the trained weights (of adapters: their
+    factors) from r_0 = p_0; iteration t + 1 is measured against r_t."""
+    reference_decay: Fraction = DECAY
+    """d, the share of itself that the reference `ema` keeps after each iteration."""
 
     @property
     def versions(self) -> tuple[str, ...]:
         return ("reference",)
 
     @property
-    def moves_reference(self) -> bool:
-        return self.reference == "previous"
+    def reference_memory(self) -> float | None:
+        return {"base": None, "previous": 0.0, "ema": self.reference_decay}[self.reference]
+
+    def problems(self, run: Run) -> Iterator[str]:
+        yield from super().problems(run)
+        if self.reference != "ema" and self.reference_decay != DECAY:
+            yield (
+                f"algorithm.reference_decay = {self.reference_decay:g} with algorithm.reference = "
+                f"{self.reference}: only ema averages iterates; set algorithm.reference=ema, or "
+                f"algorithm.reference_decay={DECAY:g}"
+            )
+
+    def notes(self, run: Run) -> Iterator[str]:
+        yield from super().notes(run)
+        same = {
+            0.0: "the previous iterate (reference: previous)",
+            1.0: "where training starts, and never moves",
+        }
+        if self.reference == "ema" and self.reference_decay in same:
+            yield (
+                f"algorithm.reference_decay = {self.reference_decay:g}: the reference is "
+                f"{same[self.reference_decay]}"
+            )
 
 
 class LogisticConfig(ReferencedConfig):
@@ -60,12 +103,65 @@ class LogisticConfig(ReferencedConfig):
         return math.log(2)
 
 
-class MarginConfig(ForwardConfig, LogisticConfig):
+class MarginConfig(PairsConfig, LogisticConfig):
     """Methods on the margin h = -beta/2 [(e_w - e_w_ref) - (e_l - e_l_ref)] of a pair."""
 
     beta: Positive = 5000.0
     """Pull towards the reference. Multiplies a *mean* squared error (by beta/2), so the pull grows with the
     number of latent elements: 5000 at 16,384 elements (SD 1.5) pulls like 156 at 512."""
+    anchor_weight: NotNegative = 0.0
+    """Adds this times beta/2 times the mean squared difference of the policy's prediction from the base's, on
+    winners and losers. It holds the common part of both errors, which the margin leaves free. Published
+    weights, as shares of the loss's own coefficient, are 0.001 to 0.02."""
+    anchor_guidance: float = Field(default=1.0, ge=1.0)
+    """Guidance g of the base that `anchor_weight` pulls to, e_u + g (e_c - e_u) with the empty prompt's
+    prediction e_u: above 1 the policy takes guidance in, and is to be drawn from without. Rows trained with
+    the empty prompt are held to e_u (CRD, arXiv 2603.14128: 4.5)."""
+
+    @property
+    def anchor_version(self) -> Literal["reference", "base"] | None:
+        if self.anchor_weight == 0:
+            return None
+        return "reference" if self.needs_reference and not self.moves_reference else "base"
+
+    @property
+    def anchor_forwards(self) -> int:
+        """The prediction for the prompt is at hand where the reference is the base."""
+        if self.anchor_version is None:
+            return 0
+        return (self.anchor_version == "base") + self.has_guided_anchor
+
+    @property
+    def has_guided_anchor(self) -> bool:
+        """Whether the loss pulls elsewhere than to the base's own prediction."""
+        return self.anchor_weight > 0 and self.anchor_guidance > 1
+
+    @property
+    def initial_loss(self) -> float | None:
+        return None if self.has_guided_anchor else super().initial_loss
+
+    def problems(self, run: Run) -> Iterator[str]:
+        yield from super().problems(run)
+        if self.anchor_guidance > 1 and self.anchor_weight == 0:
+            yield (
+                f"algorithm.anchor_guidance = {self.anchor_guidance:g} with algorithm.anchor_weight = 0: "
+                "nothing is held to it; set anchor_weight above 0, e.g. 0.01, or anchor_guidance=1"
+            )
+
+    def notes(self, run: Run) -> Iterator[str]:
+        yield from super().notes(run)
+        for where, sampler in (("explore", run.explore.sampler), ("evaluation", run.evaluation.sampler)):
+            if self.has_guided_anchor and sampler.guidance > 1:
+                yield (
+                    f"{where}.sampler.guidance = {sampler.guidance:g} with algorithm.anchor_guidance = "
+                    f"{self.anchor_guidance:g}: a policy that is held to the guided base has guidance in "
+                    "it, and is then guided twice; guidance 1 is usual"
+                )
+
+    def works(self, run: Run) -> Iterator[Work]:
+        yield from super().works(run)
+        if self.has_guided_anchor:
+            yield "anchor to the guided base", "zhu2026crd"
 
 
 class AdvantageConfig(MethodConfig):

@@ -86,7 +86,7 @@ class MethodConfig(Section):
 
     @property
     def start_loss(self) -> float | None:
-        """What a report draws as the start of the loss: ln 2 of a logistic loss; None where it is no such."""
+        """What a report draws as the start of the loss, e.g. ln 2 of a logistic one; None: nothing."""
         return self.initial_loss if self.initial_loss == math.log(2) else None
 
     @property
@@ -112,9 +112,25 @@ class MethodConfig(Section):
         return "old" in self.versions
 
     @property
+    def reference_memory(self) -> float | None:
+        """Share of itself that the reference keeps when it follows an iterate: 0 is the previous iterate;
+        None: it does not follow, and is the base."""
+        return None
+
+    @property
     def moves_reference(self) -> bool:
-        """Whether the reference is the previous iterate instead of the base."""
-        return False
+        """Whether the reference follows the iterates instead of being the base."""
+        return self.reference_memory is not None
+
+    @property
+    def anchor_version(self) -> Literal["reference", "base"] | None:
+        """Version of the weights that holds the base, where the loss pulls to its prediction; else None."""
+        return None
+
+    @property
+    def anchor_forwards(self) -> int:
+        """Forwards without gradient that this takes of each image of a pair, besides those of `versions`."""
+        return 0
 
     @property
     def draws_first(self) -> bool:

@@ -13,10 +13,11 @@ class Pairs:
     """Pairs of images, a winner and a loser each.
 
     `contrast_fraction` is the number of contrast pairs (an image of the exploration agent and one of the main
-    agent) for each pair of a batch; 0 is none.
+    agent) for each pair of a batch; 0 is none. Each pair is looked at with `draws` noises and times.
     """
 
     contrast_fraction: float = 0.0
+    draws: int = 1
     unit: ClassVar[str] = "pairs"
     images_per_row: ClassVar[int] = 2
 
@@ -46,6 +47,7 @@ class Images:
     whole_groups: bool = False
     unit: ClassVar[str] = "images"
     images_per_row: ClassVar[int] = 1
+    draws: ClassVar[int] = 1
 
 
 @dataclass(frozen=True)
@@ -95,6 +97,7 @@ class Transitions:
     needs_means: bool = False
     unit: ClassVar[str] = "transitions"
     images_per_row: ClassVar[int] = 1
+    draws: ClassVar[int] = 1
 
 
 @dataclass(frozen=True)
@@ -124,6 +127,7 @@ class TransitionPairs:
     takes_first: ClassVar[bool] = False
     unit: ClassVar[str] = "transitions"
     images_per_row: ClassVar[int] = 2
+    draws: ClassVar[int] = 1
 
 
 Data = Pairs | Images | Transitions | TransitionPairs

@@ -16,7 +16,7 @@ class DiffusionDpoConfig(MarginConfig):
 
     type: Literal["diffusion_dpo"] = "diffusion_dpo"
     """The training method."""
-    kind: Literal["sigmoid", "hinge", "ipo", "cdpo", "robust", "simpo"] = "sigmoid"
+    kind: Literal["sigmoid", "hinge", "ipo", "cdpo", "robust", "linear", "simpo"] = "sigmoid"
     """Loss on the pair's logit."""
     label_smoothing: float = Field(default=0.0, ge=0.0, lt=0.5)
     """Assumed share of flipped labels, for `cdpo` and `robust`."""
@@ -59,13 +59,14 @@ class DiffusionDpoConfig(MarginConfig):
 
     @property
     def initial_loss(self) -> float | None:
-        """ln 2, the sigmoid's loss at margin 0; None where another term or kind joins in."""
-        return self.start_loss if self.kind == "sigmoid" else None
+        """The loss at margin 0, ln 2 of the sigmoid; None where another term or kind joins in."""
+        return self.start_loss if self.kind in ("sigmoid", "linear") else None
 
     @property
     def start_loss(self) -> float | None:
-        is_logistic = self.kind in ("sigmoid", "cdpo", "robust")
-        return math.log(2) if is_logistic and not self.sft_weight and not self.needs_uncertainty else None
+        if self.sft_weight or self.needs_uncertainty or self.has_guided_anchor:
+            return None
+        return START_LOSSES.get(self.kind)
 
     def problems(self, run: Run) -> Iterator[str]:
         yield from super().problems(run)
@@ -91,8 +92,8 @@ class DiffusionDpoConfig(MarginConfig):
         yield from super().notes(run)
         if self.kind in ("cdpo", "robust") and self.label_smoothing == 0:
             yield f"algorithm.kind = {self.kind} with label_smoothing 0 is the same loss as sigmoid"
-        if self.kind == "simpo" and self.reference == "previous":
-            yield "algorithm.reference = previous is not used: simpo has no reference"
+        if self.kind == "simpo" and self.moves_reference:
+            yield f"algorithm.reference = {self.reference} is not used: simpo has no reference"
 
     def works(self, run: Run) -> Iterator[Work]:
         yield from super().works(run)
@@ -120,11 +121,14 @@ class DiffusionDpoConfig(MarginConfig):
             yield f"{head} with algorithm.uncertainty_scale = 0: the offset is always 0; use uncertainty: off"
 
 
+START_LOSSES = dict.fromkeys(("sigmoid", "cdpo", "robust"), math.log(2)) | {"linear": 0.3125}
+"""Loss at margin 0 of the kinds that have one to be compared with."""
 KINDS = {
     "hinge": "zhao2023slic",
     "ipo": "azar2024ipo",
     "cdpo": "mitchell2023cdpo",
     "robust": "chowdhury2024robust",
+    "linear": "li2026lineardpo",
     "simpo": "meng2024simpo",
 }
 """Works that the kinds of loss come from."""

@@ -32,7 +32,7 @@ class ExpoConfig(DiffusionDpoConfig):
 
     @property
     def data(self) -> Pairs:
-        return Pairs(contrast_fraction=self.contrast_fraction if self.alpha > 0 else 0.0)
+        return Pairs(self.contrast_fraction if self.alpha > 0 else 0.0, self.draws)
 
     @property
     def versions(self) -> tuple[str, ...]:

@@ -1,6 +1,5 @@
 """Iterative DPO with an improvement model: settings and facts."""
 
-import math
 from collections.abc import Iterator, Mapping
 from typing import Literal
 
@@ -41,10 +40,6 @@ class ImprovementDpoConfig(DiffusionDpoConfig):
     @property
     def filters_by_reward(self) -> bool:
         return self.filter_by_reward
-
-    @property
-    def start_loss(self) -> float:
-        return math.log(2)
 
     def learns_from_offline(self, run: Run) -> bool:
         """Offline pairs of weight 0 train the improvement model only."""

@@ -2,11 +2,11 @@
 
 from typing import Literal
 
-from diffexpo.config.methods.bases import ForwardConfig
+from diffexpo.config.methods.bases import PairsConfig
 from diffexpo.config.section import Count, Positive
 
 
-class MapoConfig(ForwardConfig):
+class MapoConfig(PairsConfig):
     """MaPO (arXiv 2406.06424): reference-free margin on amplified errors."""
 
     type: Literal["mapo"] = "mapo"

@@ -2,11 +2,11 @@
 
 from typing import Literal
 
-from diffexpo.config.methods.bases import ForwardConfig
+from diffexpo.config.methods.bases import PairsConfig
 from diffexpo.config.section import Positive
 
 
-class OrpoConfig(ForwardConfig):
+class OrpoConfig(PairsConfig):
     """ORPO (arXiv 2403.07691): supervised fine-tuning on winners and an odds ratio, without a reference."""
 
     type: Literal["orpo"] = "orpo"

@@ -16,9 +16,9 @@ class SpinConfig(MarginConfig):
     beta: Positive = 2000.0
     """As in Diffusion-DPO, with beta/2 on mean errors (model card: 2000, then 5000 in later iterations;
     whether its code has the factor 1/2 is not known)."""
-    reference: Literal["base", "previous"] = "previous"
-    """What errors are measured against: the previous iterate, whose images are the losers (the paper), or the
-    base model."""
+    reference: Literal["base", "previous", "ema"] = "previous"
+    """What errors are measured against: the previous iterate, whose images are the losers (the paper), the
+    base model, or a moving average of the iterates."""
 
     title = "SPIN-Diffusion"
     papers = ("yuan2024spin",)

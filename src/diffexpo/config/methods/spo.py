@@ -11,6 +11,7 @@ from diffexpo.config.methods.card import Run, Work
 from diffexpo.config.methods.data import Branches, TransitionPairs
 from diffexpo.config.schema import SamplerConfig
 from diffexpo.config.section import Positive
+from diffexpo.config.worlds import world_of
 
 
 class SpoConfig(TrajectoryConfig, LogisticConfig):
@@ -95,7 +96,7 @@ class SpoConfig(TrajectoryConfig, LogisticConfig):
 
     def works(self, run: Run) -> Iterator[Work]:
         yield from super().works(run)
-        if self.judge and not self.judge.startswith("emoji:"):
+        if self.judge and not world_of(self.judge):
             yield f"step-aware judge {self.judge}", None
 
     def evaluations_per_image(self, sampler: SamplerConfig, evaluations: int) -> int:

@@ -17,6 +17,7 @@ from diffexpo.config.rewards.pickscore import PickScoreCard
 from diffexpo.config.rewards.python_file import PythonCard
 from diffexpo.config.rewards.quality import BrisqueCard, OpenNsfwCard
 from diffexpo.config.rewards.remote import RemoteCard
+from diffexpo.config.rewards.scenes import SceneCorrectCard, SceneScoreCard
 from diffexpo.config.rewards.self_judging import DenoisingCard, ImplicitCard
 from diffexpo.config.rewards.vlm import VlmCard
 
@@ -37,6 +38,8 @@ CARDS: tuple[type[RewardCard], ...] = (
     OpenNsfwCard,
     ImplicitCard,
     DenoisingCard,
+    SceneScoreCard,
+    SceneCorrectCard,
 )
 REWARDS: dict[str, type[RewardCard]] = {card.kind(): card for card in CARDS}
 """Every value of a reward's `type` with its card."""

@@ -15,7 +15,6 @@ from diffexpo.config.section import Section
 
 # Images that are scored in one call; a scorer that compares images of a prompt sees no more of them.
 SCORING_BATCH = 64
-EMBEDDED = "emoji:"
 VIT_H = "laion/CLIP-ViT-H-14-laion2B-s32B-b79K"
 VIT_L = "openai/clip-vit-large-patch14"
 # Parameters of these CLIPModels, text and image towers together.
@@ -79,6 +78,8 @@ class RewardCard(Section):
     """Where scores of images that fit their prompts lie; wide, a first sign that something is wrong."""
     never_cached: ClassVar[str] = ""
     """Why scores may not be kept, as the predicate of a sentence; "" where they may."""
+    is_right_or_wrong: ClassVar[bool] = False
+    """Scores are 1 (right) or 0 (wrong), so their mean is a share of images."""
     score_slack: ClassVar[float] = 0.0
     """Relative difference from known scores that another version of a library may cause."""
 

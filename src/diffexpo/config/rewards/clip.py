@@ -4,8 +4,9 @@ import re
 from collections.abc import Iterator
 from typing import Literal
 
-from diffexpo.config.rewards.card import EMBEDDED, VIT_H_PARAMETERS, VIT_L, VIT_L_PARAMETERS, ClipLikeCard
+from diffexpo.config.rewards.card import VIT_H_PARAMETERS, VIT_L, VIT_L_PARAMETERS, ClipLikeCard
 from diffexpo.config.rewards.pickscore import PickScoreCard
+from diffexpo.config.worlds import world_of
 
 # Parameters of CLIPModels whose name tells their size.
 PARAMETERS = (
@@ -48,5 +49,5 @@ class ClipCard(ClipLikeCard):
         if "pickscore" in path:
             yield from (("", key) for key in PickScoreCard.papers)
         yield from super().uses()
-        if not (path.startswith(EMBEDDED) or "pickscore" in path or "clip-vit" in path):
+        if not (world_of(path) or "pickscore" in path or "clip-vit" in path):
             yield f" (weights of {self.path})", None

@@ -3,7 +3,8 @@
 from collections.abc import Callable, Iterator
 from typing import Literal
 
-from diffexpo.config.rewards.card import EMBEDDED, SCORING_BATCH, CalledCard, Run
+from diffexpo.config.rewards.card import SCORING_BATCH, CalledCard, Run
+from diffexpo.config.worlds import world_of
 
 
 class VlmCard(CalledCard):
@@ -49,7 +50,7 @@ class VlmCard(CalledCard):
         """The comparison by description, and the model that only its user can cite."""
         if self.vlm.mode == "caption":
             yield " (compared by description)", "black2024ddpo"
-            if not (self.vlm.text_encoder or EMBEDDED).startswith(EMBEDDED):
+            if self.vlm.text_encoder and not world_of(self.vlm.text_encoder):
                 yield " (similarity of texts)", "zhang2020bertscore"
         yield from super().uses()
 

@@ -1,13 +1,13 @@
-"""Work done a little before its turn, in a few threads, or a little after, in one; always in order."""
+"""Work done a little before its turn, in other threads; always in order."""
 
 from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
-from typing import Self, TypeVar
+from typing import TypeVar
 
 from diffexpo.errors import DiffexpoError
 
@@ -43,22 +43,24 @@ def map_ahead(
     if threads == 1:
         yield from map(function, items)
         return
-    waiting: deque[tuple[int, Callable[[], Result]]] = deque()
-    held, failure = 0, None
     pool = ThreadPoolExecutor(threads, "ahead")
+
+    def begun() -> Iterator[tuple[int, Callable[[], Result]]]:
+        try:
+            for item in items:
+                size = weight(item)
+                yield size, pool.submit(function, item).result if size else partial(function, item)
+        except (DiffexpoError, OSError) as error:
+            failed: Future[Result] = Future()
+            failed.set_exception(error)
+            yield 0, failed.result
+
+    coming, waiting, held = begun(), deque[tuple[int, Callable[[], Result]]](), 0
     try:
         while True:
-            while failure is None and len(waiting) < MAX_ITEMS and held < MAX_WEIGHT:
-                try:
-                    item = next(items)
-                except (StopIteration, DiffexpoError, OSError) as error:
-                    failure = error
-                    break
-                size = weight(item)
-                result: Callable[[], Result]
-                result = pool.submit(function, item).result if size else partial(function, item)
-                waiting.append((size, result))
-                held += size
+            while len(waiting) < MAX_ITEMS and held < MAX_WEIGHT and (one := next(coming, None)):
+                waiting.append(one)
+                held += one[0]
             if not waiting:
                 break
             size, result = waiting.popleft()
@@ -66,35 +68,13 @@ def map_ahead(
             yield result()
     finally:
         pool.shutdown(cancel_futures=True)
-    if failure is not None and not isinstance(failure, StopIteration):
-        raise failure
 
 
-class Behind:
-    """Does jobs in a thread of its own, one after the other, while its owner prepares the next one.
-
-    What a job raises is raised by a later call, and no later job is done. The context waits for the last job
-    at its end.
-    """
-
-    def __init__(self) -> None:
-        self._pool = ThreadPoolExecutor(1, "behind")
-        self._last: Future[None] | None = None
-
-    def do(self, job: Callable[[], None]) -> None:
-        """Begin a job as soon as the one before it is done."""
-        self.wait()
-        self._last = self._pool.submit(job)
-
-    def wait(self) -> None:
-        """Until all jobs are done."""
-        if self._last is not None:
-            self._last.result()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
-        self._pool.shutdown()
-        if kind is None:
-            self.wait()
+def one_ahead(items: Iterator[Item]) -> Generator[Item, None, None]:
+    """The items in order, each made in a thread of its own while the one before it is used; what making one
+    raises is raised in its turn."""
+    with ThreadPoolExecutor(1, "ahead") as pool:
+        coming = pool.submit(lambda: next(items, None))
+        while (item := coming.result()) is not None:
+            coming = pool.submit(lambda: next(items, None))
+            yield item

@@ -11,45 +11,43 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from diffexpo.data.offline.reading import Record, column_names
-from diffexpo.data.offline.sources import ImageFolder, index_file
+from diffexpo.data.offline.sources import index_file, read_image
 from diffexpo.data.offline.votes import Layout, Vote, has_columns, row_format, votes_of_ranking
+from diffexpo.errors import ImportFormatError
 
 
 def _hpdv2(file: Path) -> Layout:
     column_names(file)  # a file that is no list, or cut, is refused before anything is read
-    folder = ImageFolder(file.parent)
 
     def votes(name: str, row: Record) -> Iterator[Vote]:
         ranks, preference = row.get("rank"), row.get("human_preference")
         if preference is not None:
             if not isinstance(preference, list) or any(value not in (0, 1) for value in preference):
-                yield Vote(name, "human_preference is not a list of 0 and 1")
-                return
+                raise ImportFormatError("human_preference is not a list of 0 and 1")
             ranks = [1 - int(value) for value in preference]
         paths = row.get("file_path", row.get("image_path"))
-        yield from votes_of_ranking(
-            name, row.get("prompt"), ranks, paths, lambda path: folder.read(path, file.stem)
+        return votes_of_ranking(
+            name, row.get("prompt"), ranks, paths, lambda path: read_image(file.parent, path, file.stem)
         )
 
-    return Layout((), votes)
+    return (), votes
 
 
 def _hpdv3(file: Path) -> Layout:
     column_names(file)
-    folder = ImageFolder(file.parent)
 
     def votes(name: str, row: Record) -> Iterator[Vote]:
         yield Vote(
             name,
             "0",
             row.get("prompt"),
-            lambda side: folder.read(row.get(f"path{side + 1}"), "images"),
+            lambda side: read_image(file.parent, row.get(f"path{side + 1}"), "images"),
             models=(row.get("model1"), row.get("model2")),
             uids=(row.get("path1"), row.get("path2")),
             confidence=row.get("confidence"),
         )
 
-    return Layout((), votes)
+    return (), votes
 
 
 HPDV2 = row_format(

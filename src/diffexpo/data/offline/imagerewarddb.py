@@ -9,39 +9,16 @@ images) is held in memory.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from diffexpo.data.offline.reading import Damage, Record, column_names, read_rows, require_columns
-from diffexpo.data.offline.sources import ImageFolder, index_file
+from diffexpo.data.offline.sources import index_file, read_image
 from diffexpo.data.offline.votes import MAX_RANKED, Layout, Vote, has_columns, row_format, votes_of_ranking
 
 COLUMNS = ("image_path", "prompt_id", "prompt", "rank")
 MAX_ROWS = 500_000
 _METADATA = "metadata-train.parquet"
-
-
-@dataclass
-class _Group:
-    """The images of one prompt."""
-
-    first: int
-    prompt: object
-    paths: list[object] = field(default_factory=list)
-    ranks: list[object] = field(default_factory=list)
-
-    def add(self, row: Record) -> str:
-        """Take in an image; returns why it cannot be one of them, or ""."""
-        if self.prompt != row.get("prompt"):
-            return "prompt_id names two prompts"
-        if len(self.paths) > MAX_RANKED:
-            return f"more than {MAX_RANKED} pictures in one ranking"
-        if row.get("image_path") in self.paths:
-            return "a picture is listed twice"
-        self.paths.append(row.get("image_path"))
-        self.ranks.append(row.get("rank"))
-        return ""
 
 
 def _index(path: Path) -> Path:
@@ -51,9 +28,8 @@ def _index(path: Path) -> Path:
 
 
 def _rankings(file: Path, columns: Sequence[str], start: int) -> Iterator[tuple[int, Any]]:
-    """(number, {prompt, generations, ranking} or damage): the rows themselves where they are rankings, then
-    those that the rows of single images add up to."""
-    groups: dict[str, _Group] = {}
+    """(number, {prompt, generations, ranking} or damage): first the rows that are rankings."""
+    groups: dict[str, tuple[int, Record]] = {}
     for number, row in read_rows(file, columns, start):
         if number >= MAX_ROWS:
             yield number, Damage(f"beyond the first {MAX_ROWS:,} rows; split the metadata")
@@ -65,29 +41,41 @@ def _rankings(file: Path, columns: Sequence[str], start: int) -> Iterator[tuple[
         if not isinstance(key, str) or not key:
             yield number, Damage("no prompt_id")
             continue
-        problem = groups.setdefault(key, _Group(number, row.get("prompt"))).add(row)
-        if problem:
+        none: Record = {"prompt": row.get("prompt"), "generations": [], "ranking": []}
+        _, ranking = groups.setdefault(key, (number, none))
+        if problem := _problem(row, ranking):
             yield number, Damage(problem)
-    for group in groups.values():
-        ranking = {"prompt": group.prompt, "generations": group.paths, "ranking": group.ranks}
-        yield group.first, ranking if len(group.paths) > 1 else Damage("the only picture of its prompt")
+            continue
+        ranking["generations"].append(row.get("image_path"))
+        ranking["ranking"].append(row.get("rank"))
+    for first, ranking in groups.values():
+        is_alone = len(ranking["generations"]) < 2
+        yield first, Damage("the only picture of its prompt") if is_alone else ranking
+
+
+def _problem(row: Record, ranking: Record) -> str:
+    """Why an image cannot be one of those of a prompt, or ""."""
+    if ranking["prompt"] != row.get("prompt"):
+        return "prompt_id names two prompts"
+    if len(ranking["generations"]) > MAX_RANKED:
+        return f"more than {MAX_RANKED} pictures in one ranking"
+    return "a picture is listed twice" if row.get("image_path") in ranking["generations"] else ""
 
 
 def _layout(file: Path) -> Layout:
     names = column_names(file)
     if file.suffix.lower() == ".parquet":
         require_columns(file, COLUMNS, names, f"the columns {', '.join(COLUMNS)}")
-    folder = ImageFolder(file.parent)
 
     def read(path: object) -> bytes:
         # the JSON files of image folders name images from the set's root, although they are next to them
-        is_beside = isinstance(path, str) and (folder.root / Path(path).name).is_file()
-        return folder.read(Path(str(path)).name if is_beside else path)
+        is_beside = isinstance(path, str) and (file.parent / Path(path).name).is_file()
+        return read_image(file.parent, Path(str(path)).name if is_beside else path)
 
     def votes(name: str, row: Record) -> Iterator[Vote]:
         return votes_of_ranking(name, row.get("prompt"), row.get("ranking"), row["generations"], read)
 
-    return Layout(COLUMNS, votes)
+    return COLUMNS, votes
 
 
 IMAGEREWARDDB = row_format(

@@ -19,7 +19,7 @@ from diffexpo.data.offline.formats import AUTO, find_format
 from diffexpo.data.offline.image_files import whole_image
 from diffexpo.data.offline.sources import fingerprint
 from diffexpo.data.offline.votes import ImportReport, OfflinePair, read_votes
-from diffexpo.data.offline.writing import QUARANTINE, log_line
+from diffexpo.data.offline.writing import QUARANTINE
 from diffexpo.data.prompts import prompt_id
 from diffexpo.data.rows import Pair, Sample
 from diffexpo.data.store import Store
@@ -84,7 +84,7 @@ def import_offline(
     work = _Work(policy, store, accepts_prompt, sizes, origin, known)
     report = ImportReport()
     with replacing(store.root / QUARANTINE) as temporary, open(temporary, "wb") as log:
-        report.log = partial(log_line, log)
+        report.log = log
         stream = read_votes(form, source, report, check="none", limit=limit, seed=seed)
         for unit, pairs in enumerate(iter(lambda: list(islice(stream, unit_pairs)), [])):
             work.append_unit(unit, pairs, report)
@@ -112,8 +112,7 @@ class _Work:
     def append_unit(self, unit: int, pairs: Sequence[OfflinePair], report: ImportReport) -> None:
         """Store a unit unless it is in the store, and count it either way."""
         if not self.store.unit_done(ITERATION, unit, stage=STAGE):
-            rows, dropped, counts = self._append_samples(unit, pairs)
-            unit_note = {"origin": self.origin, "dropped": dropped} | ({"sizes": counts} if counts else {})
+            rows, unit_note = self._append_samples(unit, pairs)
             self.store.append_pairs(ITERATION, 0, rows, unit=unit, stage=STAGE, note=unit_note)
         note = self.store.note(ITERATION, unit, stage=STAGE)
         _refuse_other(note["origin"], self.origin, self.store)
@@ -125,9 +124,8 @@ class _Work:
 
     def _append_samples(
         self, unit: int, pairs: Sequence[OfflinePair]
-    ) -> tuple[list[Pair], dict[str, str], dict[str, int]]:
-        """Encode and store what is new in one unit; returns its pair rows, row -> reason of the dropped, and
-        where there are several sizes the number of pairs of each."""
+    ) -> tuple[list[Pair], dict[str, object]]:
+        """Encode and store what is new; returns the unit's pair rows and its note."""
         dropped = {pair.row: "prompt too long" for pair in pairs if not self.accepts_prompt(pair.caption)}
         accepted = (pair for pair in pairs if pair.row not in dropped)
         samples: list[Sample] = []
@@ -152,15 +150,15 @@ class _Work:
                 counts[name] += 1
         latents = encode_images(self.policy, pixels, _ENCODED_AT_ONCE)
         self.store.append_unit(ITERATION, 0, unit, samples, latents, stage=STAGE)
-        return rows, dropped, dict(counts)
+        note: dict[str, object] = {"origin": self.origin, "dropped": dropped}
+        return rows, note | ({"sizes": counts} if counts else {})
 
 
 _Fitted = tuple[tuple[int, int], list[np.ndarray]]
 
 
 def _fitted_pair(pair: OfflinePair, sizes: Sequence[tuple[int, int]]) -> tuple[OfflinePair, _Fitted | str]:
-    """The pair with the size nearest in shape to the winner, and both images cropped and resized to it,
-    winner first; or with the reason why it is dropped."""
+    """The pair with its size and both images fitted to it, winner first, or with why it is dropped."""
     try:
         with whole_image(pair.winner_jpg) as image:
             size = nearest_size(image, sizes)
@@ -205,8 +203,7 @@ def _rows(pair: OfflinePair, size: tuple[int, int], name: str) -> tuple[Sample, 
 
 
 def _sample_id(caption: str, data: bytes, size: str) -> str:
-    """By content: the same image of the same prompt in two pairs is one sample, or one for each size it was
-    fitted to."""
+    """By content: the same image of the same prompt is one sample for each size it is fitted to."""
     digest = hashlib.blake2b(data, digest_size=12)
     digest.update(b"\0" + caption.encode())
     if size:

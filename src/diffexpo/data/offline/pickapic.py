@@ -26,9 +26,9 @@ OPTIONAL = (
 MARK = ("pair_id", "schema_version", "jpg_0")
 STARTED, FINISHED = "import.json", "manifest.json"
 _TYPES = {
-    "caption": "string",
-    "jpg": "binary (the file's bytes)",
-    "label": "a number (1, 0, or 0.5 for a tie)",
+    "caption": ("string", (pa.types.is_string, pa.types.is_large_string)),
+    "jpg": ("binary (the file's bytes)", (pa.types.is_binary, pa.types.is_large_binary)),
+    "label": ("a number (1, 0, or 0.5 for a tie)", (pa.types.is_floating, pa.types.is_integer)),
 }
 
 
@@ -43,21 +43,12 @@ def _layout(file: Path) -> Layout:
         hint = "; this looks like a variant without images, get the one with them" if is_linked else ""
         require_columns(file, [name], schema.names, f"the columns {', '.join(REQUIRED)}", hint)
         kind = schema.field(name).type
-        if not _is_allowed(name, kind):
-            raise ImportFormatError(
-                f"{file}: column {name!r} is of type {kind}; expected {_TYPES[name.split('_')[0]]}"
-            )
-    return Layout((*REQUIRED, *OPTIONAL), _votes)
-
-
-def _is_allowed(name: str, kind: pa.DataType) -> bool:
-    if name == "caption":
-        return pa.types.is_string(kind) or pa.types.is_large_string(kind)
-    if name.startswith("label"):
-        return pa.types.is_floating(kind) or pa.types.is_integer(kind)
-    # image columns of the datasets library are structs of bytes and path
-    struct = pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0
-    return struct or pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
+        expected, tests = _TYPES[name.split("_")[0]]
+        # image columns of the datasets library are structs of bytes and path
+        is_image = name.startswith("jpg") and pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0
+        if not is_image and not any(test(kind) for test in tests):
+            raise ImportFormatError(f"{file}: column {name!r} is of type {kind}; expected {expected}")
+    return (*REQUIRED, *OPTIONAL), _votes
 
 
 def _votes(name: str, row: Record) -> Iterator[Vote]:
@@ -98,11 +89,6 @@ PICKAPIC = row_format(
 _is_marked = has_columns(lambda path: _find(path)[0], (".parquet",), MARK)
 
 
-def _is_ours(path: Path) -> bool:
-    """Whether the first Parquet file has the columns of our own sets alone, or an import has begun here."""
-    return (path / STARTED).is_file() or _is_marked(path)
-
-
 def _find_ours(path: Path) -> list[Path]:
     if (path / STARTED).is_file() and not (path / FINISHED).is_file():
         raise ImportFormatError(
@@ -125,7 +111,7 @@ def _layout_of_ours(file: Path) -> Layout:
 
 EXPORTED = row_format(
     "what `diffexpo data export` and `diffexpo data import` write",
-    _is_ours,
+    lambda path: (path / STARTED).is_file() or _is_marked(path),
     _find_ours,
     _layout_of_ours,
     is_vote_a_row=True,

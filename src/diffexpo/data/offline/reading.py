@@ -12,7 +12,7 @@ import difflib
 import json
 import re
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from itertools import chain, islice
 from pathlib import Path
@@ -141,17 +141,13 @@ def _group_rows(
         yield start, Damage("row group unpacks to more than fifty times its size", end - start)
         return
     number = first
-    try:
+    with suppress(pa.ArrowException, OSError, ValueError):
         most = _rows_at_once(metadata, columns)
         batches = parquet.iter_batches(most, row_groups=[group], columns=columns, use_threads=False)
         for row in chain.from_iterable(map(_rows, batches)):
             if start <= number < end:
                 yield number, row
             number += 1
-    except ImportFormatError:
-        raise
-    except (pa.ArrowException, OSError, ValueError):
-        pass
     if number < end:
         stopped = max(number, start)
         yield stopped, Damage("damaged Parquet: these rows do not decode", end - stopped)
@@ -173,17 +169,11 @@ def _rows(batch: pa.RecordBatch) -> list[Record | Damage]:
     """The rows of a batch; one by one only where a value of one of them cannot be read."""
     try:
         return batch.to_pylist()
-    except (ValueError, OverflowError, pa.ArrowException):
-        return [_row(batch.slice(i, 1)) for i in range(batch.num_rows)]
-
-
-def _row(batch: pa.RecordBatch) -> Record | Damage:
-    try:
-        return batch.to_pylist()[0]
-    except UnicodeDecodeError:
-        return Damage("text is not UTF-8")
-    except (ValueError, OverflowError, pa.ArrowException):
-        return Damage("a value cannot be read")
+    except (ValueError, OverflowError, pa.ArrowException) as error:
+        if batch.num_rows > 1:
+            return [row for i in range(batch.num_rows) for row in _rows(batch.slice(i, 1))]
+        is_text = isinstance(error, UnicodeDecodeError)
+        return [Damage("text is not UTF-8" if is_text else "a value cannot be read")]
 
 
 def _column_size(column: pq.ColumnChunkMetaData) -> tuple[int, int, int]:
@@ -258,25 +248,37 @@ def csv_rows(file: Path) -> Iterator[tuple[int, Record | Damage]]:
             number += 1
 
 
+def text_of(data: bytes, encoding: str = "utf-8-sig") -> str:
+    """Bytes as text, by default without the mark that some editors put first."""
+    try:
+        return data.decode(encoding)
+    except UnicodeDecodeError as error:
+        raise ImportFormatError("text is not UTF-8") from error
+
+
+def object_of(data: bytes, encoding: str = "utf-8-sig") -> Record:
+    """Bytes as a JSON object."""
+    try:
+        value = json.loads(text_of(data, encoding))
+    except (ValueError, RecursionError) as error:
+        raise ImportFormatError("not JSON") from error
+    if not isinstance(value, dict):
+        raise ImportFormatError("not a JSON object")
+    return value
+
+
 def json_lines(file: Path) -> Iterator[tuple[int, Record | Damage]]:
     """Objects of a JSON-lines file."""
     number = -1
     with open(file, "rb") as stream:
         try:
             for number, line in enumerate(_bounded(stream)):
-                yield number, _json_line(line.removeprefix(codecs.BOM_UTF8) if number == 0 else line)
+                try:
+                    yield number, object_of(line, "utf-8" if number else "utf-8-sig")
+                except ImportFormatError as error:
+                    yield number, Damage(str(error))
         except _TooLong:
             yield number + 1, Damage(f"a line longer than {MAX_LINE:,} bytes; the rest is not read")
-
-
-def _json_line(line: bytes) -> Record | Damage:
-    try:
-        value = json.loads(line.decode())
-    except UnicodeDecodeError:
-        return Damage("text is not UTF-8")
-    except (ValueError, RecursionError):
-        return Damage("not JSON")
-    return value if isinstance(value, dict) else Damage("not a JSON object")
 
 
 def json_list(file: Path) -> Iterator[tuple[int, Any]]:

@@ -19,33 +19,27 @@ _FOOTER = 2**16
 _HASHED_WHOLE = 2**26
 
 
-class ImageFolder:
-    """Reads images that rows name by path; nothing outside the folder is ever opened."""
-
-    def __init__(self, root: Path) -> None:
-        self.root = root.resolve()
-
-    def read(self, name: object, *prefixes: str) -> bytes:
-        """Bytes of `root/name`, or of `root/prefix/name` for the first prefix under which it is found; what
-        cannot be read is an ImportFormatError with a reason that can be counted."""
-        if not isinstance(name, str) or not name.strip():
-            raise ImportFormatError("no picture is named")
-        if "://" in name or name.startswith("data:"):
-            raise ImportFormatError("picture is a URL; pictures are never fetched")
-        inside = PurePosixPath(name.replace("\\", "/"))
-        if inside.is_absolute() or ".." in inside.parts or ":" in inside.parts[0] or "\0" in name:
+def read_image(folder: Path, name: object, *prefixes: str) -> bytes:
+    """Bytes of `folder/name`, or of `folder/prefix/name` for the first prefix under which it is found; what
+    cannot be read or is outside the folder is an ImportFormatError with a reason that can be counted."""
+    if not isinstance(name, str) or not name.strip():
+        raise ImportFormatError("no picture is named")
+    if "://" in name or name.startswith("data:"):
+        raise ImportFormatError("picture is a URL; pictures are never fetched")
+    inside = PurePosixPath(name.replace("\\", "/"))
+    if inside.is_absolute() or ".." in inside.parts or ":" in inside.parts[0] or "\0" in name:
+        raise ImportFormatError("picture path leaves the folder")
+    for prefix in ("", *prefixes):
+        try:
+            real = (folder / prefix / inside).resolve(strict=True)
+        except (FileNotFoundError, NotADirectoryError):
+            continue
+        except (OSError, RuntimeError, ValueError) as error:
+            raise ImportFormatError("picture cannot be opened") from error
+        if not real.is_relative_to(folder.resolve()):
             raise ImportFormatError("picture path leaves the folder")
-        for prefix in ("", *prefixes):
-            try:
-                real = (self.root / prefix / inside).resolve(strict=True)
-            except (FileNotFoundError, NotADirectoryError):
-                continue
-            except (OSError, RuntimeError, ValueError) as error:
-                raise ImportFormatError("picture cannot be opened") from error
-            if not real.is_relative_to(self.root):
-                raise ImportFormatError("picture path leaves the folder")
-            return read_regular(real)
-        raise ImportFormatError("picture is missing")
+        return read_regular(real)
+    raise ImportFormatError("picture is missing")
 
 
 def read_regular(path: Path, most: int = MAX_IMAGE_BYTES) -> bytes:
@@ -80,17 +74,17 @@ def find_files(path: Path, suffixes: Sequence[str], expected: str) -> list[Path]
     return found
 
 
-def index_file(path: Path, name: str = "train.json", suffix: str = ".json") -> Path:
-    """The file that lists the pairs: the source itself, or `name` in it, or its only file with the suffix."""
+def index_file(path: Path, suffix: str = ".json") -> Path:
+    """The file that lists the pairs: the source itself, its train.json, or its only file with the suffix."""
     if not path.is_dir():
         return find_files(path, (suffix,), f"a {suffix} file that lists pairs")[0]
-    if (path / name).is_file():
-        return path / name
+    if (path / "train.json").is_file():
+        return path / "train.json"
     found = sorted(file for file in path.glob(f"*{suffix}") if file.is_file())
     if len(found) != 1:
         what = ", ".join(file.name for file in found[:5]) or f"no {suffix} file"
         raise MissingError(
-            f"offline.source: {path} holds {what}, not {name}; name the file that lists the pairs"
+            f"offline.source: {path} holds {what}, not train.json; name the file that lists the pairs"
         )
     return found[0]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 from collections import Counter
+from collections.abc import Iterable
 from itertools import islice
 from pathlib import Path
 from statistics import median_low
@@ -58,9 +59,8 @@ def summarise_offline(
     """
     path = Path(path)
     name, form = find_format(format, path)
-    report, counts = ImportReport(), _Counts()
-    for pair in read_votes(form, path, report, limit=limit, seed=seed):
-        counts.add(pair)
+    report = ImportReport()
+    counts = _counted(read_votes(form, path, report, limit=limit, seed=seed))
     return {
         "format": name,
         "rows": report.read,
@@ -68,60 +68,49 @@ def summarise_offline(
         "ties": report.ties,
         "unlabelled": report.unlabelled,
         "beyond the limit": report.unselected,
-        "quarantined": dict(report.quarantined),
-        **counts.summary(),
+        "quarantined": report.quarantined,
+        **counts,
     }
 
 
-class _Counts:
-    """Running counts; of prompts and pairs only eight-byte hashes are kept."""
-
-    def __init__(self) -> None:
-        self.prompts: Counter[bytes] = Counter()
-        self.winners: dict[bytes, bytes] = {}
-        self.again = self.contradicting = self.bytes = 0
-        self.characters: Counter[int] = Counter()
-        self.named: dict[str, Counter[str]] = {
-            name: Counter() for name in ("winner models", "loser models", "picture formats", "picture sizes")
-        }
-
-    def add(self, pair: OfflinePair) -> None:
-        """Count one pair."""
+def _counted(pairs: Iterable[OfflinePair]) -> dict[str, object]:
+    """Counts of pairs, the most frequent first; of prompts and pairs only eight-byte hashes are kept."""
+    prompts: Counter[bytes] = Counter()
+    characters: Counter[int] = Counter()
+    winners: dict[bytes, bytes] = {}
+    repeats: Counter[bool] = Counter()  # whether the same image won
+    names = ("winner models", "loser models", "picture formats", "picture sizes")
+    named: dict[str, Counter[str]] = {name: Counter() for name in names}
+    num_bytes = 0
+    for pair in pairs:
         caption, images = pair.caption.encode(), (pair.winner_jpg, pair.loser_jpg)
-        self.prompts[_digest(caption)] += 1
-        self.characters[min(len(pair.caption), _KINDS)] += 1
+        prompts[_digest(caption)] += 1
+        characters[min(len(pair.caption), _KINDS)] += 1
+        num_bytes += pair.bytes
         winner, loser = map(_digest, images)
         key = _digest(caption, *sorted((winner, loser)))
-        if key not in self.winners:
-            self.winners[key] = winner
-        elif self.winners[key] == winner:
-            self.again += 1
-        else:
-            self.contradicting += 1
-        self.bytes += pair.bytes
-        self._count("winner models", pair.winner_model or "(not said)")
-        self._count("loser models", pair.loser_model or "(not said)")
+        if key in winners:
+            repeats[winners[key] == winner] += 1
+        winners.setdefault(key, winner)
+        found = [("winner models", pair.winner_model), ("loser models", pair.loser_model)]
         for data in images:
             with Image.open(io.BytesIO(data)) as image:
-                self._count("picture formats", str(image.format))
-                self._count("picture sizes", f"{image.width}x{image.height}")
-
-    def summary(self) -> dict[str, object]:
-        """The counts, the most frequent first."""
-        total = sum(self.prompts.values())
-        return {
-            "prompts": len(self.prompts),
-            "most pairs of one prompt": max(self.prompts.values(), default=0),
-            "prompt characters (median)": median_low(self.characters.elements()) if self.characters else 0,
-            "same pair again": self.again,
-            "contradicting pairs": self.contradicting,
-            **{name: dict(counter.most_common(_MOST)) for name, counter in self.named.items()},
-            "mean picture bytes": self.bytes // max(1, 2 * total),
-        }
-
-    def _count(self, what: str, name: str) -> None:
-        counter = self.named[what]
-        counter[name if name in counter or len(counter) < _KINDS else _OTHER] += 1
+                found += [
+                    ("picture formats", image.format),
+                    ("picture sizes", f"{image.width}x{image.height}"),
+                ]
+        for what, value in found:
+            name, counter = value or "(not said)", named[what]
+            counter[name if name in counter or len(counter) < _KINDS else _OTHER] += 1
+    return {
+        "prompts": len(prompts),
+        "most pairs of one prompt": max(prompts.values(), default=0),
+        "prompt characters (median)": median_low(characters.elements()) if characters else 0,
+        "same pair again": repeats[True],
+        "contradicting pairs": repeats[False],
+        **{name: dict(counter.most_common(_MOST)) for name, counter in named.items()},
+        "mean picture bytes": num_bytes // max(1, 2 * prompts.total()),
+    }
 
 
 def _digest(*parts: bytes) -> bytes:

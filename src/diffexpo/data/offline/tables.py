@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from diffexpo.data.offline.reading import Record, column_names, nearest, require_columns
-from diffexpo.data.offline.sources import ImageFolder, find_files
+from diffexpo.data.offline.sources import find_files, read_image
 from diffexpo.data.offline.votes import Layout, Vote, row_format, verdict_of_record
 from diffexpo.errors import ImportFormatError, MissingError
 
@@ -64,25 +64,24 @@ def _layout(file: Path) -> Layout:
     if file.suffix.lower() not in SUFFIXES:
         raise ImportFormatError(f"{file} ends in {file.suffix!r}; expected {', '.join(SUFFIXES)}")
     prompt, sides, judged = _columns(column_names(file), file)
-    folder = ImageFolder(file.parent)
 
     def votes(name: str, row: Record) -> Iterator[Vote]:
         yield Vote(
             name,
             verdict_of_record({key: row.get(key) for key in judged}) if judged else "0",
             row.get(prompt),
-            lambda side: _image(row.get(sides[side]), folder),
+            lambda side: _image(row.get(sides[side]), file.parent),
             models=(row.get("model_0"), row.get("model_1")),
             confidence=_confidence(row.get("confidence")),
         )
 
-    return Layout((prompt, *sides, *judged, "model_0", "model_1", "confidence"), votes)
+    return (prompt, *sides, *judged, "model_0", "model_1", "confidence"), votes
 
 
-def _image(value: Any, folder: ImageFolder) -> object:
+def _image(value: Any, folder: Path) -> object:
     if isinstance(value, dict) and not value.get("bytes"):
         value = value.get("path")
-    return value if isinstance(value, (bytes, dict)) else folder.read(value)
+    return value if isinstance(value, (bytes, dict)) else read_image(folder, value)
 
 
 def _confidence(value: object) -> object:

@@ -9,13 +9,14 @@ be used are quarantined: counted by reason, the first ones named. One bad row ne
 from __future__ import annotations
 
 import heapq
+import json
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from itertools import combinations
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import IO, Any, Literal
 
 from diffexpo.data.offline.ahead import map_ahead
 from diffexpo.data.offline.image_files import verify_image, verify_structure
@@ -67,15 +68,15 @@ class ImportReport:
     quarantined: dict[str, int] = field(default_factory=dict)
     examples: list[str] = field(default_factory=list)
     sizes: dict[str, int] = field(default_factory=dict)
-    log: Callable[[str, str, int], None] | None = field(default=None, repr=False, compare=False)
+    log: IO[bytes] | None = field(default=None, repr=False, compare=False)
 
     def quarantine(self, row: str, reason: str, count: int = 1) -> None:
-        """Count rows that cannot be used, and tell `log` their name, the reason and how many they are."""
+        """Count rows that cannot be used; their name, the reason and how many they are go to `log`."""
         self.quarantined[reason] = self.quarantined.get(reason, 0) + count
         if len(self.examples) < _EXAMPLES:
             self.examples.append(f"{row}: {reason}")
         if self.log is not None:
-            self.log(row, reason, count)
+            self.log.write((json.dumps({"row": row, "reason": reason, "rows": count}) + "\n").encode())
 
     def to_json(self) -> dict[str, Any]:
         """The counts and examples as JSON values, from which `ImportReport(**values)` is made again."""
@@ -139,12 +140,9 @@ def skip_votes(votes: Iterable[Vote], start: int) -> Iterator[Vote]:
 # ---- formats of rows ---------------------------------------------------------------------------------------
 
 
-class Layout(NamedTuple):
-    """How one file of rows is read: its columns (of Parquet), and votes(row name, row)."""
-
-    columns: Sequence[str]
-    votes: Callable[[str, Record], Iterable[Vote]]
-
+Layout = tuple[Sequence[str], Callable[[str, Record], Iterable[Vote]]]
+"""How one file of rows is read: its columns (of Parquet), and votes(row name, row), which raises
+ImportFormatError with the reason why a row is unusable."""
 
 Rows = Callable[[Path, Sequence[str], int], Iterator[tuple[object, Any]]]
 
@@ -183,16 +181,27 @@ def row_format(
                 first = min(start - passed, parquet_length(file)) if start > passed else 0
                 passed += first
             prefix = row_name(path, file, "")
-            for number, row in rows(file, columns, first):
-                name = prefix + printable(str(number))
-                damage = row if isinstance(row, Damage) else Damage("not a JSON object")
-                no_row = Vote(name, damage.reason, count=damage.count)
-                for vote in votes_of(name, row) if isinstance(row, dict) else [no_row]:
-                    if passed >= start:
-                        yield vote
-                    passed += vote.count
+            try:
+                for number, row in rows(file, columns, first):
+                    for vote in _votes_of(row, prefix + printable(str(number)), votes_of):
+                        if passed >= start:
+                            yield vote
+                        passed += vote.count
+            except OSError as error:
+                raise ImportFormatError(f"{file} cannot be read ({error}); get it again") from error
 
     return Format(summary, is_like, files, votes)
+
+
+def _votes_of(row: Any, name: str, votes: Callable[[str, Record], Iterable[Vote]]) -> Iterator[Vote]:
+    if not isinstance(row, dict):
+        damage = row if isinstance(row, Damage) else Damage("not a JSON object")
+        yield Vote(name, damage.reason, count=damage.count)
+        return
+    try:
+        yield from votes(name, row)
+    except ImportFormatError as error:
+        yield Vote(name, str(error))
 
 
 def has_columns(
@@ -401,25 +410,16 @@ def votes_of_ranking(
     def load_of(pair: tuple[object, object]) -> Callable[[int], bytes]:
         return lambda side: read(pair[side])
 
-    reason = _ranking_problem(ranks, paths)
-    if reason:
-        yield Vote(row, reason)
-        return
-    assert isinstance(ranks, (list, tuple)) and isinstance(paths, list)  # what _ranking_problem has checked
+    if not isinstance(paths, list) or len(paths) < 2:
+        raise ImportFormatError("no list of two pictures or more")
+    if len(paths) > MAX_RANKED:
+        raise ImportFormatError(f"more than {MAX_RANKED} pictures in one ranking")
+    if not isinstance(ranks, list) or len(ranks) != len(paths):
+        raise ImportFormatError("not one rank a picture")
+    if any(_number(rank) is None for rank in ranks):
+        raise ImportFormatError("a rank is not a number")
     for i, j in combinations(range(len(paths)), 2):
         verdict = "tie" if ranks[i] == ranks[j] else "0" if ranks[i] < ranks[j] else "1"
         name = row if len(paths) == 2 else f"{row}/{i}-{j}"
         pair = (paths[i], paths[j])
         yield Vote(name, verdict, caption, load_of(pair), uids=pair)
-
-
-def _ranking_problem(ranks: object, paths: object) -> str:
-    if not isinstance(paths, list) or len(paths) < 2:
-        return "no list of two pictures or more"
-    if len(paths) > MAX_RANKED:
-        return f"more than {MAX_RANKED} pictures in one ranking"
-    if not isinstance(ranks, (list, tuple)) or len(ranks) != len(paths):
-        return "not one rank a picture"
-    if any(_number(rank) is None for rank in ranks):
-        return "a rank is not a number"
-    return ""

@@ -10,12 +10,11 @@ not compressed (images are already).
 from __future__ import annotations
 
 import hashlib
-import json
 import tarfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
 
-from diffexpo.data.offline.reading import Damage, Record
+from diffexpo.data.offline.reading import Damage, Record, object_of, text_of
 from diffexpo.data.offline.sources import IMAGE_SUFFIXES, MAX_IMAGE_BYTES, find_files, has_suffix, printable
 from diffexpo.data.offline.votes import Layout, Vote, row_format, verdict_of_record
 from diffexpo.errors import ImportFormatError
@@ -33,7 +32,7 @@ def _layout(file: Path) -> Layout:
         raise ImportFormatError(
             f"{file} is not an uncompressed tar file, or is damaged ({error}); get it again or unpack it"
         ) from error
-    return Layout((), _votes)
+    return (), _votes
 
 
 def _samples(file: Path, columns: Sequence[str], start: int) -> Iterator[tuple[str, Record | Damage]]:
@@ -54,8 +53,10 @@ def _samples(file: Path, columns: Sequence[str], start: int) -> Iterator[tuple[s
             problem = f"key longer than {_NAME} characters" if len(found) > _NAME else ""
             key, sample = found, {"problem": problem or ("key is there twice" if digest in seen else "")}
             seen.add(digest)
-        problem = _add(sample, suffix.lower(), data)
-        sample["problem"] = sample["problem"] or problem
+        try:
+            _add(sample, suffix.lower(), data)
+        except ImportFormatError as error:
+            sample["problem"] = sample["problem"] or str(error)
     if sample:
         yield key[:_NAME], sample
 
@@ -107,34 +108,24 @@ def _contents(tar: tarfile.TarFile, member: tarfile.TarInfo, size: int) -> bytes
     return data if len(data) == member.size else Damage("truncated member")
 
 
-def _add(sample: Record, suffix: str, data: bytes) -> str:
-    """Put one member into its sample, passing over what is not part of a pair; returns what is wrong."""
-    try:
-        side, _, kind = suffix.rpartition(".")
-        if side in SIDES and f".{kind}" in IMAGE_SUFFIXES:
-            problem = f"two pictures {side}" if side in sample else ""
-            sample[side] = data
-            return problem
-        if suffix == "txt":
-            sample["txt"] = data.decode("utf-8-sig")
-        elif suffix == "json":
-            record = json.loads(data.decode("utf-8-sig"))
-            if not isinstance(record, dict):
-                return "not a JSON object"
-            sample["json"] = record
-    except UnicodeDecodeError:
-        return "text is not UTF-8"
-    except (ValueError, RecursionError):
-        return "not JSON"
-    return ""
+def _add(sample: Record, suffix: str, data: bytes) -> None:
+    """Put one member into its sample, passing over what is not part of a pair."""
+    side, _, kind = suffix.rpartition(".")
+    if side in SIDES and f".{kind}" in IMAGE_SUFFIXES:
+        if side in sample:
+            raise ImportFormatError(f"two pictures {side}")
+        sample[side] = data
+    elif suffix == "txt":
+        sample["txt"] = text_of(data)
+    elif suffix == "json":
+        sample["json"] = object_of(data)
 
 
 def _votes(name: str, row: Record) -> Iterator[Vote]:
     sides = SIDES[:2] if "winner" in row else SIDES[2:]
     missing = [f"no picture {side}" for side in sides if side not in row]
     if row["problem"] or missing:
-        yield Vote(name, row["problem"] or missing[0])
-        return
+        raise ImportFormatError(row["problem"] or missing[0])
     record = row.get("json", {})
     yield Vote(
         name,

@@ -13,9 +13,9 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
-from functools import partial
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing, contextmanager
+from itertools import chain
 from pathlib import Path
 from typing import IO, Any
 
@@ -23,7 +23,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from diffexpo.data.export import EXPORT_SCHEMA, SCHEMA_VERSION
-from diffexpo.data.offline.ahead import Behind
+from diffexpo.data.offline.ahead import one_ahead
 from diffexpo.data.offline.formats import AUTO, find_format
 from diffexpo.data.offline.pickapic import FINISHED, STARTED
 from diffexpo.data.offline.sources import fingerprint
@@ -74,7 +74,7 @@ def rewrite_pairs(
         check: As in `read_votes`; "structure" takes a fraction of the time and finds files that are cut. The
             run that encodes the images finds what is left.
         shard_pairs: Pairs per shard.
-        tick: Called with the pairs of each shard that was filled; it is written while the next is read.
+        tick: Called with the pairs of each shard that was written, while the next one is read.
     Returns:
         The report, the same whether the import ran through or was resumed.
     """
@@ -93,7 +93,14 @@ def rewrite_pairs(
         return ImportReport(**_read_json(folder / FINISHED)["report"])
     report, digests = _resumed(folder)
     pairs = read_votes(form, source, report, check=check, limit=limit, seed=seed)
-    digests |= _write(folder, pairs, report, len(digests), shard_pairs, tick)
+    with open(folder / QUARANTINE, "ab") as log:
+        report.log = log
+        with closing(one_ahead(_groups(pairs, report, log, shard_pairs))) as groups:
+            for group in groups:
+                path = folder / f"pairs-{len(digests):05d}.parquet"
+                digests[path.name], num_pairs = _write_shard(path, chain([group], groups))
+                tick(num_pairs)
+        report.log = None
     if report.kept == 0:
         raise ImportFormatError(
             f"{source} gave no pair: {report.describe()}; every such row is in {folder / QUARANTINE}; first "
@@ -105,39 +112,68 @@ def rewrite_pairs(
     return report
 
 
-def _write(
-    folder: Path,
-    pairs: Iterator[OfflinePair],
-    report: ImportReport,
-    first: int,
-    most: int,
-    tick: Callable[[int], None],
-) -> dict[str, str]:
-    """Write what is left of the pairs as shards from number `first` on, each while the next is read; their
-    SHA-256 by name."""
-    shards: list[Shard] = []
-    try:
-        with open(folder / QUARANTINE, "ab") as log, Behind() as behind:
-            report.log = partial(log_line, log)
-            while True:
-                shards.append(Shard(folder / f"pairs-{first + len(shards):05d}.parquet", behind))
-                for pair in pairs:
-                    shards[-1].add(pair)
-                    if shards[-1].pairs >= most or shards[-1].bytes >= SHARD_BYTES:
-                        break
-                log.flush()
-                os.fsync(log.fileno())
-                if shards[-1].pairs == 0:
-                    shards.pop()
+_Group = tuple[list[dict[str, object]], bytes]
+"""Rows that are written together, and what the metadata says of the shard if they complete it."""
+
+
+def _groups(
+    pairs: Iterator[OfflinePair], report: ImportReport, log: IO[bytes], shard_pairs: int
+) -> Iterator[_Group]:
+    """The rows of the pairs in groups, each shard's last one with its state."""
+    rows: list[dict[str, object]] = []
+    num_pairs = group_bytes = shard_bytes = 0
+    for pair in pairs:
+        rows.append(_row(pair))
+        num_pairs += 1
+        group_bytes += pair.bytes
+        shard_bytes += pair.bytes
+        is_full = num_pairs >= shard_pairs or shard_bytes >= SHARD_BYTES
+        if is_full or len(rows) >= _GROUP_PAIRS or group_bytes >= _GROUP_BYTES:
+            yield rows, _state(report, log) if is_full else b""
+            rows, group_bytes = [], 0
+            if is_full:
+                num_pairs = shard_bytes = 0
+    state = _state(report, log)
+    if num_pairs:
+        yield rows, state
+
+
+def _state(report: ImportReport, log: IO[bytes]) -> bytes:
+    log.flush()
+    os.fsync(log.fileno())
+    return json.dumps({"report": report.to_json(), "quarantine_bytes": log.tell()}).encode()
+
+
+def _write_shard(path: Path, groups: Iterator[_Group]) -> tuple[str, int]:
+    """Write groups as one file, up to the one with a state; its SHA-256 and its number of pairs."""
+    num_pairs = 0
+    with replacing(path) as temporary:
+        with _parquet(path, temporary) as writer:
+            for rows, state in groups:
+                num_pairs += len(rows)
+                if rows:
+                    writer.write_table(pa.Table.from_pylist(rows, SCHEMA))
+                if state:
+                    writer.add_key_value_metadata({_STATE: state})
                     break
-                shards[-1].close({"report": report.to_json(), "quarantine_bytes": log.tell()})
-                tick(shards[-1].pairs)
-            report.log = None
-    except BaseException:
-        for shard in shards:
-            shard.discard()
-        raise
-    return {shard.path.name: shard.sha256 for shard in shards}
+        return sha256_of(temporary), num_pairs
+
+
+@contextmanager
+def _parquet(path: Path, temporary: Path) -> Iterator[pq.ParquetWriter]:
+    """A writer of a shard; turns what a full or read-only disk raises into one clear error."""
+    writer = None
+    try:
+        writer = pq.ParquetWriter(str(temporary), SCHEMA, **_PARQUET)
+        yield writer
+        writer.close()
+    except OSError as error:
+        advice = "Whole shards are kept: free space and repeat the import."
+        raise StoreError(f"could not write {path}: {error.strerror or error}. {advice}") from error
+    finally:
+        if writer is not None:
+            # else it would try once more when it is collected, and print that it cannot
+            writer.is_open = False
 
 
 def verify_rewritten(folder: str | Path) -> int:
@@ -164,87 +200,6 @@ def verify_rewritten(folder: str | Path) -> int:
     if problems:
         raise StoreError(f"{folder} has {len(problems)} problems:\n  " + "\n  ".join(problems))
     return len(body["files"])
-
-
-def log_line(file: IO[bytes], row: str, reason: str, rows: int) -> None:
-    """Append what `ImportReport.log` is told to a quarantine file."""
-    file.write((json.dumps({"row": row, "reason": reason, "rows": rows}) + "\n").encode())
-
-
-class Shard:
-    """One Parquet file in the making: filled by one thread, written by `behind`, visible when it is whole.
-
-    An error of writing is raised by a later call, as a StoreError.
-    """
-
-    def __init__(self, path: Path, behind: Behind) -> None:
-        self.path = path
-        self.pairs = self.bytes = 0
-        self.sha256 = ""
-        self._behind = behind
-        self._temporary = path.with_name(path.name + TEMPORARY)
-        self._rows: list[dict[str, object]] = []
-        self._group_bytes = 0
-        self._file: pa.OSFile | None = None
-        self._writer: pq.ParquetWriter | None = None
-
-    def add(self, pair: OfflinePair) -> None:
-        """Take in a pair; a full row group goes to the disk while the next one fills."""
-        self._rows.append(_row(pair))
-        self.pairs += 1
-        self.bytes += pair.bytes
-        self._group_bytes += pair.bytes
-        if len(self._rows) >= _GROUP_PAIRS or self._group_bytes >= _GROUP_BYTES:
-            self._flush()
-
-    def close(self, state: Mapping[str, object]) -> None:
-        """Have it written to its end, with `state` in its metadata, and made visible; sets `sha256` then."""
-        self._flush()
-        self._behind.do(partial(self._close, json.dumps(state).encode()))
-
-    def discard(self) -> None:
-        """Remove what was written, unless it has become visible; call it when nothing is being written."""
-        for stream in (self._writer, self._file):
-            if stream is not None:
-                with suppress(OSError, pa.ArrowException):
-                    stream.close()
-        if self._writer is not None:
-            # else it would try once more when it is collected, and print that it cannot
-            self._writer.is_open = False
-        self._temporary.unlink(missing_ok=True)
-
-    def _flush(self) -> None:
-        rows, self._rows, self._group_bytes = self._rows, [], 0
-        self._behind.do(partial(self._write, rows))
-
-    def _write(self, rows: Sequence[dict[str, object]]) -> None:
-        with _refusal(self.path):
-            if self._writer is None:
-                # Arrow's own file: it is written to without the interpreter, which reads meanwhile
-                self._file = pa.OSFile(str(self._temporary), "wb")
-                self._writer = pq.ParquetWriter(self._file, SCHEMA, **_PARQUET)
-            if rows:
-                self._writer.write_table(pa.Table.from_pylist(rows, SCHEMA))
-
-    def _close(self, state: bytes) -> None:
-        with _refusal(self.path):
-            assert self._writer is not None and self._file is not None  # its rows were written first
-            self._writer.add_key_value_metadata({_STATE: state})
-            self._writer.close()
-            self._file.close()
-            self.sha256 = sha256_of(self._temporary)
-        with replacing(self.path) as temporary:
-            assert temporary == self._temporary
-
-
-@contextmanager
-def _refusal(path: Path) -> Iterator[None]:
-    """Turns what a full or read-only disk raises into one clear error."""
-    try:
-        yield
-    except OSError as error:
-        advice = "Whole shards are kept: free space and repeat the import."
-        raise StoreError(f"could not write {path}: {error.strerror or error}. {advice}") from error
 
 
 def _row(pair: OfflinePair) -> dict[str, object]:
@@ -290,8 +245,7 @@ def _begin(folder: Path, source: Path, origin: Mapping[str, object]) -> None:
 
 
 def _resumed(folder: Path) -> tuple[ImportReport, dict[str, str]]:
-    """The counts up to the last whole shard, and every shard's SHA-256; what a killed import left of others
-    is removed, and the log is cut back to that moment."""
+    """The counts and every SHA-256 up to the last whole shard; what was left behind it is removed."""
     for path in folder.glob(f"*{TEMPORARY}"):
         path.unlink()
     shards = sorted(folder.glob("pairs-*.parquet"))

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import time
 
+import torch
+
 from diffexpo.online.cost import training_cost
 from diffexpo.online.loaders import Batches, batches_of
 from diffexpo.online.loop import (
@@ -27,7 +29,7 @@ def train(loop: Loop, iteration: int) -> None:
     A method that draws first learns from the transitions of this iteration alone, and goes on with the
     optimiser's state of the one before; the others learn from D_off and every collection before this one.
     """
-    card, weights = loop.config.algorithm, loop.policy.weights
+    card = loop.config.algorithm
     if is_complete(loop, loop.lane + "train", iteration):
         if card.draws_first:
             forget(loop, iteration)
@@ -40,9 +42,8 @@ def train(loop: Loop, iteration: int) -> None:
             _say_that_nothing_is_trained(loop)
             keep_iterate(loop, iteration, {"pairs/available": 0, "cost/network_evaluations": 0})
             return
-    # Methods without a reference have the base at hand for their metrics.
-    weights.copy("current" if card.moves_reference else "base", "reference")
     began = time.monotonic()
+    set_reference(loop, iteration)
     batches = batches_of(loop, iteration)
     payload = batches.metrics
     state: OptimizerState = read_kept(loop, "optimizer", iteration - 1) if card.draws_first else {}
@@ -64,6 +65,25 @@ def train(loop: Loop, iteration: int) -> None:
     keep_iterate(loop, iteration, payload)
     if card.draws_first:
         forget(loop, iteration)
+
+
+def set_reference(loop: Loop, iteration: int) -> None:
+    """Put in "reference" what an iteration's errors are measured against; "current" keeps p_{t-1}.
+
+    r_t = d r_{t-1} + (1 - d) p_t of a reference that follows, made anew from the iterates that a run keeps,
+    so that a resumed run and a single stage have the same one.
+    """
+    weights, memory = loop.policy.weights, loop.config.algorithm.reference_memory
+    if not memory:
+        # Methods without a reference have the base at hand for their metrics.
+        weights.copy("base" if memory is None else "current", "reference")
+        return
+    mean = dict(loop.initial)
+    for earlier in range(1, iteration):
+        load_iterate(loop, earlier, "current")
+        iterate = weights.state("current")
+        mean = {name: torch.lerp(iterate[name], value, memory) for name, value in mean.items()}
+    weights.load("reference", mean)
 
 
 def _train(loop: Loop, iteration: int, batches: Batches, state: OptimizerState) -> TrainReport:

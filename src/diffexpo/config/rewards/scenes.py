@@ -1,0 +1,38 @@
+"""Whether an image shows the scene that its prompt asks for: cards of `rewards/scenes.py`."""
+
+from typing import Literal
+
+from diffexpo.config.rewards.card import NetworkCard
+
+
+class SceneCard(NetworkCard):
+    """What both scores share."""
+
+    path_is = "a checker's folder, or scenes:checker_train"
+    source = "shipped with the package"
+    licence = "Apache-2.0"
+    papers = ("ghosh2023geneval",)
+    is_sized_by_files = True
+
+
+class SceneScoreCard(SceneCard):
+    """How nearly right: something to climb."""
+
+    scorer = "SceneScore"
+    what = "how surely an image shows the scene of its prompt and nothing else"
+    unit = "sum of log-probabilities of facts, about -20 to 0"
+    score_range = (-60.0, 0.0)
+
+    type: Literal["scene_score"] = "scene_score"
+
+
+class SceneCorrectCard(SceneCard):
+    """Entirely right or not."""
+
+    scorer = "SceneCorrect"
+    what = "whether an image shows the scene of its prompt and nothing else"
+    unit = "1 entirely right, 0 not"
+    score_range = (0.0, 1.0)
+    is_right_or_wrong = True
+
+    type: Literal["scene_correct"] = "scene_correct"

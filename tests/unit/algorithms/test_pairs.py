@@ -1,0 +1,314 @@
+"""Several draws of noise and time a pair, and the anchor to the base's prediction, against their formulas written out.
+
+In float64, with the bound of `test_methods`: some hundreds of roundings of 1e-16, of terms up to 30 (beta) times as
+large as what is compared.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor
+
+from diffexpo.algorithms import (
+    auto_beta,
+    diffusion_dpo_loss,
+    expo_loss,
+    mapo_loss,
+    orpo_loss,
+    pair_margin,
+    safeguard_scale,
+    spin_loss,
+)
+from diffexpo.algorithms.diffusion_dpo import DiffusionDpo
+from diffexpo.algorithms.expo import Expo
+from diffexpo.config.methods.diffusion_dpo import DiffusionDpoConfig
+from diffexpo.config.methods.expo import ExpoConfig
+from diffexpo.diffusion import NoiseDraw, empty_prompt_mask, prediction_errors
+from diffexpo.errors import ConfigError
+from diffexpo.policies.toy import ToyPolicy
+from diffexpo.rng import torch_generator
+from diffexpo.types import Conditioning, PairBatch
+from tests.unit.algorithms.methods import (
+    KEY,
+    ON_PAIRS,
+    PATHS,
+    gradients,
+    make,
+    make_batch,
+    make_policy,
+)
+
+pytestmark = pytest.mark.usefixtures("float64")
+BOUND = 1e-11
+DRAWS = 3
+
+
+def own_draw(policy: ToyPolicy, names: tuple[str, ...], key: tuple, number: int, draws: int) -> NoiseDraw:
+    """Draw `number` of `draws` by the definition of its key: its own generator for each pair and draw."""
+    eps, t = [], []
+    for name in names:
+        generator = torch_generator(*key, name, number)
+        eps.append(torch.randn(policy.latent_shape, generator=generator))
+        t.append(policy.path.training_t(1, generator, (number, draws)))
+    return NoiseDraw(torch.stack(eps), torch.cat(t))
+
+
+def prompts_of(policy: ToyPolicy, batch: PairBatch) -> Conditioning:
+    mask = empty_prompt_mask(batch.keys, KEY, 0.5)
+    empty = policy.encode_prompts([""]).tensors["text"]
+    return Conditioning({"text": torch.where(mask[:, None], empty, batch.conditioning.tensors["text"])})
+
+
+def mean_errors(
+    policy: ToyPolicy,
+    sides: tuple[Tensor, Tensor],
+    names: tuple[str, ...],
+    key: tuple,
+    conditioning: Conditioning,
+) -> list[Tensor]:
+    """Winner, loser and their references: the means of DRAWS errors, each by a forward of its own."""
+    found = []
+    for version in ("current", "reference"):
+        for side in sides:
+            errors = []
+            for number in range(DRAWS):
+                draw = own_draw(policy, names, key, number, DRAWS)
+                with policy.weights.use(version):
+                    errors.append(prediction_errors(policy, side, draw.eps, draw.t, conditioning))
+            found.append(sum(errors) / DRAWS)
+    return found
+
+
+def close(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
+    largest = max(float(slope.abs().max()) for slope in expected.values())
+    for name, slope in expected.items():
+        torch.testing.assert_close(found[name], slope, rtol=0, atol=BOUND * largest)
+
+
+# ---- draws -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", PATHS)
+@pytest.mark.parametrize("name", ON_PAIRS)
+def test_errors_are_means_over_draws_before_the_loss(name: str, kind: str) -> None:
+    policy = make_policy(kind)
+    batch = make_batch(name, policy)
+    four = mean_errors(policy, (batch.winner, batch.loser), batch.keys, KEY, prompts_of(policy, batch))
+    expected = {
+        "diffusion_dpo": lambda: diffusion_dpo_loss(*four, beta=30.0),
+        "spin": lambda: spin_loss(*four, beta=30.0),
+        "mapo": lambda: mapo_loss(*four[:2], beta=0.1, num_train_timesteps=30),
+        "orpo": lambda: orpo_loss(*four[:2], beta=3.0, weight=2.0),
+    }[name]()
+    expected = (batch.weight * expected).mean()
+    rows = []
+    inner = policy.predict
+    policy.predict = lambda *args: rows.append(len(args[0])) or inner(*args)
+    algorithm = make(name, policy, draws=DRAWS)
+    output = algorithm.loss(policy, batch, KEY)
+    assert rows == [2 * DRAWS * len(batch)] * (2 if algorithm.settings.needs_reference else 1)
+    torch.testing.assert_close(output.loss, expected, rtol=BOUND, atol=BOUND)
+    close(gradients(policy, output.loss), gradients(policy, expected))
+
+
+@pytest.mark.parametrize("kind", PATHS)
+def test_the_bonus_of_expo_has_as_many_draws(kind: str) -> None:
+    policy = make_policy(kind)
+    pairs = make_batch("diffusion_dpo", policy)
+    names = ("a", "b", "c")
+    explored, main = pairs.loser[:3], pairs.winner[2:5]
+    conditioning = pairs.conditioning.select(slice(0, 3))
+    batch = replace(
+        pairs,
+        weight=None,
+        explored=explored,
+        main=main,
+        contrast_conditioning=conditioning,
+        contrast_keys=names,
+    )
+    four = mean_errors(policy, (pairs.winner, pairs.loser), pairs.keys, KEY, prompts_of(policy, pairs))
+    contrast = mean_errors(policy, (explored, main), names, (*KEY, "contrast"), conditioning)
+    expected = expo_loss(*four, *contrast, beta=30.0, alpha=0.7)
+    settings = ExpoConfig(beta=30.0, alpha=0.7, draws=DRAWS, empty_prompt_fraction=0.5)
+    output = Expo(settings, policy.encode_prompts([""])).loss(policy, batch, KEY)
+    torch.testing.assert_close(output.loss, expected, rtol=BOUND, atol=BOUND)
+    close(gradients(policy, output.loss), gradients(policy, expected))
+
+
+@pytest.mark.parametrize("kind", PATHS)
+def test_the_safeguard_looks_at_all_draws_of_a_pair_together(kind: str) -> None:
+    policy = make_policy(kind)
+    batch = make_batch("diffusion_dpo", policy)
+    conditioning = prompts_of(policy, batch)
+    four = mean_errors(policy, (batch.winner, batch.loser), batch.keys, KEY, conditioning)
+    differences = []
+    for x0 in (batch.winner, batch.loser):
+        parts = []
+        for number in range(DRAWS):
+            draw = own_draw(policy, batch.keys, KEY, number, DRAWS)
+            alpha, sigma = (scale[:, None, None, None] for scale in policy.path.alpha_sigma(draw.t.double()))
+            with torch.no_grad():
+                prediction = policy.predict(alpha * x0 + sigma * draw.eps, draw.t, conditioning)
+            parts.append(prediction - policy.path.target(x0, draw.eps, draw.t.double()))
+        differences.append(torch.cat(parts, dim=1))
+    scale = safeguard_scale(*differences, mu=0.6)
+    assert 0 < int((scale < 1).sum())
+    slopes = torch.autograd.grad(
+        (batch.weight * diffusion_dpo_loss(*four, beta=30.0)).mean(), four[:2], retain_graph=True
+    )
+    expected = gradients(policy, (slopes[0] * four[0] + slopes[1] * scale * four[1]).sum())
+    guarded = make("diffusion_dpo", policy, draws=DRAWS, safeguard=True, safeguard_mu=0.6)
+    close(gradients(policy, guarded.loss(policy, batch, KEY).loss), expected)
+
+
+def test_the_automatic_beta_is_that_of_mean_margins() -> None:
+    policy = make_policy()
+    batch = make_batch("diffusion_dpo", policy)
+    four = mean_errors(policy, (batch.winner, batch.loser), batch.keys, KEY, prompts_of(policy, batch))
+    expected = float(auto_beta(pair_margin(*four, beta=1.0), target=0.2, maximum=5000.0))
+    algorithm = make("diffusion_dpo", policy, beta=5000.0, auto_beta=True, draws=DRAWS)
+    measured = algorithm.with_measured(batch, algorithm.measure(policy, batch, KEY)).measured
+    assert measured == pytest.approx(expected, rel=BOUND) and expected < 5000
+
+
+# ---- anchor ------------------------------------------------------------------------------------------------
+
+
+def moved_reference() -> ToyPolicy:
+    """Current, reference and base apart from one another."""
+    policy = make_policy()
+    policy.weights.load("reference", policy.weights.state("old"))
+    return policy
+
+
+def distance_by_hand(
+    policy: ToyPolicy, batch: PairBatch, conditioning: Conditioning, guidance: float
+) -> Tensor:
+    """Mean over both images and all draws of |policy - anchor|^2 / elements, (B,), with the base under its own name."""
+    empty = policy.encode_prompts([""] * len(batch))
+    found = []
+    for x0 in (batch.winner, batch.loser):
+        for number in range(DRAWS):
+            draw = own_draw(policy, batch.keys, KEY, number, DRAWS)
+            alpha, sigma = (scale[:, None, None, None] for scale in policy.path.alpha_sigma(draw.t.double()))
+            x_t = alpha * x0 + sigma * draw.eps
+            with policy.weights.use("base"), torch.no_grad():
+                e_c, e_u = (policy.predict(x_t, draw.t, prompt) for prompt in (conditioning, empty))
+            difference = policy.predict(x_t, draw.t, conditioning) - (e_u + guidance * (e_c - e_u))
+            found.append((difference**2).flatten(1).mean(dim=1))
+    return sum(found) / len(found)
+
+
+@pytest.mark.parametrize("guidance", [1.0, 3.0])
+@pytest.mark.parametrize("name", ["diffusion_dpo", "spin"])
+def test_the_anchor_adds_its_share_of_half_beta_times_the_distance_from_the_base(
+    name: str, guidance: float
+) -> None:
+    policy = moved_reference()
+    batch = make_batch(name, policy)
+    conditioning = prompts_of(policy, batch)
+    four = mean_errors(policy, (batch.winner, batch.loser), batch.keys, KEY, conditioning)
+    distance = distance_by_hand(policy, batch, conditioning, guidance)
+    per_pair = diffusion_dpo_loss(*four, beta=30.0) + 0.2 * 15.0 * distance
+    expected = (batch.weight * per_pair).mean()
+    anchor = {"anchor_weight": 0.2, "anchor_guidance": guidance, "reference": "previous"}
+    algorithm = make(name, policy, draws=DRAWS, **anchor)
+    output = algorithm.loss(policy, batch, KEY)
+    torch.testing.assert_close(output.loss, expected, rtol=BOUND, atol=BOUND)
+    slopes = gradients(policy, output.loss)
+    close(slopes, gradients(policy, expected))
+    total, count = output.metrics["train/anchor_distance"]
+    assert float(total) / count == pytest.approx(float(distance.detach().mean()), rel=BOUND)
+
+    # Finite differences along one direction: the slope of the very loss that is trained.
+    start = policy.weights.state("current")
+    direction = {
+        key: torch.randn(value.shape, generator=torch_generator(key)) for key, value in start.items()
+    }
+    values = []
+    for step in (1e-5, -1e-5):
+        policy.weights.load("current", {key: value + step * direction[key] for key, value in start.items()})
+        values.append(float(algorithm.loss(policy, batch, KEY).loss.detach()))
+    policy.weights.load("current", start)
+    slope = sum(float((slopes[key] * direction[key]).sum()) for key in slopes)
+    assert (values[0] - values[1]) / 2e-5 == pytest.approx(slope, rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("reference", "guidance", "forwards"),
+    [("base", 1.0, 2), ("base", 3.0, 3), ("previous", 1.0, 3), ("ema", 3.0, 4)],
+)
+def test_the_base_runs_only_for_what_the_reference_has_not_said(
+    reference: str, guidance: float, forwards: int
+) -> None:
+    policy = make_policy()
+    batch = make_batch("diffusion_dpo", policy)
+    rows = []
+    inner = policy.predict
+    policy.predict = lambda *args: rows.append((len(args[0]), torch.is_grad_enabled())) or inner(*args)
+    anchor = {"anchor_weight": 0.2, "anchor_guidance": guidance, "reference": reference}
+    algorithm = make("diffusion_dpo", policy, **anchor)
+    output = algorithm.loss(policy, batch, KEY)
+    assert rows == [(2 * len(batch), True)] + [(2 * len(batch), False)] * (forwards - 1)
+    assert 1 + len(algorithm.settings.versions) + algorithm.settings.anchor_forwards == forwards
+    # With the base as reference the versions are the same weights: so are the losses.
+    other = make("diffusion_dpo", policy, **anchor | {"reference": "previous"}).loss(policy, batch, KEY)
+    torch.testing.assert_close(output.loss, other.loss, rtol=BOUND, atol=BOUND)
+
+
+def test_rows_with_the_empty_prompt_have_the_unguided_anchor() -> None:
+    policy = moved_reference()
+    batch = make_batch("diffusion_dpo", policy)
+    shared = {"anchor_weight": 0.2, "reference": "previous", "empty_prompt_fraction": 1.0}
+    plain, guided = (
+        make("diffusion_dpo", policy, **shared, anchor_guidance=g).loss(policy, batch, KEY)
+        for g in (1.0, 5.0)
+    )
+    torch.testing.assert_close(guided.loss, plain.loss, rtol=BOUND, atol=BOUND)
+    assert float(plain.metrics["train/anchor_distance"][0]) > 0
+
+
+def test_the_anchor_of_an_automatic_beta_is_a_share_of_it() -> None:
+    policy = moved_reference()
+    batch = replace(make_batch("diffusion_dpo", policy), weight=None)
+    settings = {"beta": 5000.0, "auto_beta": True, "reference": "previous"}
+    plain = make("diffusion_dpo", policy, **settings).loss(policy, batch, KEY)
+    held = make("diffusion_dpo", policy, **settings, anchor_weight=0.2).loss(policy, batch, KEY)
+    beta, distance = (
+        float(held.metrics[name][0]) / held.metrics[name][1]
+        for name in ("train/beta", "train/anchor_distance")
+    )
+    assert (
+        float((held.loss - plain.loss).detach()) == pytest.approx(0.2 * beta / 2 * distance, rel=1e-9)
+        and beta < 5000
+    )
+
+
+def test_a_guided_anchor_needs_the_empty_prompt() -> None:
+    settings = DiffusionDpoConfig(empty_prompt_fraction=0.0, anchor_weight=0.1, anchor_guidance=2.0)
+    with pytest.raises(ConfigError, match="anchor_guidance is 2, but no conditioning of the empty prompt"):
+        DiffusionDpo(settings)
+    assert settings.initial_loss is None and settings.start_loss is None
+    assert settings.model_copy(update={"anchor_guidance": 1.0}).initial_loss == pytest.approx(0.6931472)
+
+
+# ---- common part -------------------------------------------------------------------------------------------
+
+
+def test_the_common_part_is_the_rise_of_both_errors_over_the_references() -> None:
+    policy = moved_reference()
+    batch = make_batch("diffusion_dpo", policy)
+    four = mean_errors(policy, (batch.winner, batch.loser), batch.keys, KEY, prompts_of(policy, batch))
+    winner, loser, winner_ref, loser_ref = (float(error.detach().mean()) for error in four)
+    settings = {"draws": DRAWS, "reference": "previous"}
+    total, below = (
+        make("diffusion_dpo", policy, **settings).loss(policy, batch, KEY).metrics["train/common_part"]
+    )
+    expected = (winner + loser - winner_ref - loser_ref) / (winner_ref + loser_ref)
+    assert float(total) / float(below) == pytest.approx(expected, rel=1e-10)
+    assert "train/common_part" not in make("mapo", policy).loss(policy, batch, KEY).metrics
+    start = make_policy(moved=False)
+    assert float(make("diffusion_dpo", start).loss(start, batch, KEY).metrics["train/common_part"][0]) == 0

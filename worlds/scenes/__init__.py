@@ -1,0 +1,1 @@
+"""How the embedded world of scenes was made; `python -m worlds.scenes` makes it again."""

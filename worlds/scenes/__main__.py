@@ -1,0 +1,57 @@
+"""`python -m worlds.scenes`: makes the world of scenes again and measures how good it is."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+app = typer.Typer(no_args_is_help=True, help="Rebuild the embedded world of scenes and measure it.")
+Models = Annotated[Path, typer.Option(help="Folder of the models.")]
+
+
+@app.command()
+def sprites(out: Annotated[Path, typer.Option(help="Folder to write to.")] = Path("scenes-sprites")) -> None:
+    """Make the sheets of sprites from the single emoji."""
+    from worlds.scenes.build import build_sprites
+
+    build_sprites(out)
+    print(f"sprites: {out}")
+
+
+@app.command()
+def train(
+    what: Annotated[str, typer.Argument(help="decoder, checker_train, checker_heldout or diffusion.")],
+    steps: Annotated[int, typer.Option(min=1, help="Updates; a run that was stopped goes on.")],
+    out: Models = Path("scenes-models"),
+    vae: Annotated[
+        Path | None, typer.Option(help="Folder of the autoencoder to use or to go on with.")
+    ] = None,
+    start: Annotated[Path | None, typer.Option(help="Base whose weights are taken as a start.")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Seed.")] = 0,
+) -> None:
+    """Train one part of the world."""
+    from worlds.scenes.train import train as train_part
+
+    train_part(what, steps, out, seed, vae, start)
+
+
+@app.command()
+def quality(
+    base: Annotated[Path, typer.Argument(help="Folder of a base.")],
+    checkers: Annotated[Path, typer.Option(help="Folder with both checkers.")] = Path("scenes-models"),
+    out: Annotated[Path, typer.Option(help="Folder for the figures and grids.")] = Path("scenes-quality"),
+    prompts: Annotated[int, typer.Option(min=20, help="Held-out prompts.")] = 500,
+) -> None:
+    """Measure the checkers on true images and a base under the checkers, and draw grids."""
+    from worlds.scenes.quality import write_quality
+
+    print(f"quality: {write_quality(base, checkers, out, prompts)}")
+
+
+if __name__ == "__main__":
+    from diffexpo.cli.failures import Boundary
+
+    with Boundary():
+        app(prog_name="python -m worlds.scenes")

@@ -1,0 +1,87 @@
+"""The shapes of the models of the scenes: plain diffusers and transformers configurations."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from itertools import pairwise
+
+from diffusers import UNet2DConditionModel
+from tokenizers import pre_tokenizers
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+
+from diffexpo.worlds.scenes.grammar import all_scenes
+from worlds.emoji.models import LATENT_CHANNELS, LATENT_SIZE
+
+PROMPT_LENGTH = 16
+TEXT_WIDTH = 128
+START, END, END_OF_WORD = "<|startoftext|>", "<|endoftext|>", "</w>"
+OTHER_WORDS = ("blurry", "half", "broken", "extra", "many", "missing", "wrong", "mixed", "faded", "messy")
+"""Words of negative prompts, which no caption uses."""
+
+
+def learn_merges(words: Iterable[str]) -> list[tuple[str, str]]:
+    """Return byte-pair merges that make each word one token: the most frequent pair first, of equally
+    frequent ones the first in the alphabet, so that every machine learns the same."""
+    spelt = [[*word[:-1], word[-1] + END_OF_WORD] for word in sorted(set(words))]
+    merges = []
+    while counts := Counter(pair for word in spelt for pair in pairwise(word)):
+        best = min(counts, key=lambda pair: (-counts[pair], pair))
+        merges.append(best)
+        spelt = [_merged(word, best) for word in spelt]
+    return merges
+
+
+def _merged(word: list[str], pair: tuple[str, str]) -> list[str]:
+    out: list[str] = []
+    for symbol in word:
+        if out and (out[-1], symbol) == pair:
+            out[-1] += symbol
+        else:
+            out.append(symbol)
+    return out
+
+
+def make_tokenizer() -> CLIPTokenizer:
+    """Return a CLIPTokenizer with one token for every word of the grammar."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    merges = learn_merges([*(word for scene in all_scenes() for word in scene.text.split()), *OTHER_WORDS])
+    vocabulary: dict[str, int] = {}
+    endings, joined = (letter + END_OF_WORD for letter in alphabet), ("".join(pair) for pair in merges)
+    for token in [*alphabet, *endings, *joined, START, END]:
+        vocabulary.setdefault(token, len(vocabulary))
+    return CLIPTokenizer(vocab=vocabulary, merges=merges, model_max_length=PROMPT_LENGTH)
+
+
+def make_text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModel:
+    """Return the text encoder of the diffusion base, half a million parameters."""
+    config = CLIPTextConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=TEXT_WIDTH,
+        intermediate_size=4 * TEXT_WIDTH,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        max_position_embeddings=PROMPT_LENGTH,
+        projection_dim=TEXT_WIDTH,
+        hidden_act="gelu",
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    return CLIPTextModel(config)
+
+
+def make_unet() -> UNet2DConditionModel:
+    """Return the denoiser of the diffusion base, 4.3 million parameters."""
+    return UNet2DConditionModel(
+        sample_size=LATENT_SIZE,
+        in_channels=LATENT_CHANNELS,
+        out_channels=LATENT_CHANNELS,
+        down_block_types=("CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D"),
+        block_out_channels=(64, 128),
+        layers_per_block=1,
+        cross_attention_dim=TEXT_WIDTH,
+        attention_head_dim=4,
+        norm_num_groups=16,
+    )
