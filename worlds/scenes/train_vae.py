@@ -17,8 +17,8 @@ from worlds.scenes.train_diffusion import true_scenes
 BATCH = 24
 IMAGES = 20_000
 LATENT_NOISE = 0.3
-"""Largest deviation of the noise on latents, in units of theirs: a denoiser leaves some behind, and the decoder
-learns to draw whole sprites all the same."""
+"""Largest deviation of the noise on latents, in units of theirs: a denoiser leaves some behind, and the
+decoder learns to draw whole sprites all the same."""
 
 
 def train_decoder(steps: int, out: Path, seed: int, vae: AutoencoderKL) -> None:

@@ -67,12 +67,12 @@ def share_rows(
 
 
 def _groups(prompts: Sequence[Prompt]) -> dict[str, list[int]]:
-    """Positions of the prompts of each group; none but `ALL` where they have no categories."""
-    groups: dict[str, list[int]] = {ALL: list(range(len(prompts)))}
+    """Positions of the prompts of each group, by name after `ALL`; only that where they have no category."""
+    groups: dict[str, list[int]] = {}
     stated = set.intersection(*(set(prompt.attributes) for prompt in prompts))
     for position, prompt in enumerate(prompts):
         values = [prompt.category] if prompt.category else []
         values += [f"{name}: {prompt.attributes[name]}" for name in sorted(stated)]
         for value in values:
             groups.setdefault(value, []).append(position)
-    return groups
+    return {ALL: list(range(len(prompts))), **dict(sorted(groups.items()))}
