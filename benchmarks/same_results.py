@@ -34,7 +34,13 @@ from safetensors.numpy import load_file
 ROOT = Path(__file__).resolve().parents[1]
 BEFORE = "e056383"
 # Settings that differ on purpose: dotted key (and everything below it) -> reason. CHANGELOG.md tells users.
-DOCUMENTED: dict[str, str] = {}
+NEW = "a new setting, whose default leaves everything as it was"
+DOCUMENTED: dict[str, str] = {
+    "algorithm.draws": NEW,
+    "algorithm.reference_decay": NEW,
+    "algorithm.anchor_weight": NEW,
+    "algorithm.anchor_guidance": NEW,
+}
 SMALL = (
     "explore.iterations=2",
     "explore.prompts_per_iteration=4",
