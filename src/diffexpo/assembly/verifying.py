@@ -107,6 +107,9 @@ def verify_rewards(
         One report a scorer; a ConfigError refuses what is no type or recipe and settings that do not fit it.
     """
     configs = _configs(what, settings)
+    for config in configs:
+        if config.why_unverified:
+            raise ConfigError(f"reward {config.name!r}: type {config.type} {config.why_unverified}")
     shown, images = verify_pictures()
     if pictures is not None:
         _write_pictures(pictures, shown, images)

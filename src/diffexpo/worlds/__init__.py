@@ -1,7 +1,7 @@
 """What the embedded worlds need at run time; `worlds/` of the repository holds the code that made them.
 
 A world is a module of this package. It names its files and folders below `assets/<world>` in `ASSETS`, and
-gives its lists of prompts with `prompts(name)`. Settings name either as `<world>:<name>`.
+gives its lists of prompts, those of `LISTS`, with `prompts(name)`. Settings name either as `<world>:<name>`.
 """
 
 from __future__ import annotations
@@ -28,7 +28,9 @@ def asset_path(world: str, name: str) -> Path:
     """
     assets: dict[str, str] = _module(world).ASSETS
     if name not in assets:
-        raise KeyError(f"{world} asset {name!r} is unknown - expected one of {', '.join(assets)}")
+        lists = ", ".join(_module(world).LISTS)
+        expected = f"expected one of {', '.join(assets)}, or of its lists of prompts {lists}"
+        raise KeyError(f"{world} asset {name!r} is unknown - {expected}")
     return _ASSETS / world / assets[name]
 
 

@@ -41,6 +41,7 @@ ASSETS = {
     "negatives": "negatives.txt",
     "images": "images.parquet",
 }
+LISTS = ("train", "animals", "heldout")
 
 
 def asset_path(name: str) -> Path:

@@ -230,3 +230,15 @@ def test_a_type_that_is_spelt_wrong_is_named() -> None:
             "jpeg_compresibility", path=None, base=None, scale=None, precision="float32", device="cpu", against=None,
             tolerance=1e-3, pictures=None,
         )  # fmt: skip
+
+
+def test_a_scorer_of_scenes_is_not_verified_on_single_emoji() -> None:
+    with pytest.raises(ConfigError, match="single emoji; `python -m worlds.scenes quality` measures it"):
+        verify_rewards(
+            "scene_correct",
+            device="cpu",
+            against=None,
+            tolerance=1e-3,
+            pictures=None,
+            path="scenes:checker_train",
+        )

@@ -78,6 +78,8 @@ class RewardCard(Section):
     """Where scores of images that fit their prompts lie; wide, a first sign that something is wrong."""
     never_cached: ClassVar[str] = ""
     """Why scores may not be kept, as the predicate of a sentence; "" where they may."""
+    why_unverified: ClassVar[str] = ""
+    """Why the shipped images cannot verify it, as the end of a message; "" where they can."""
     is_right_or_wrong: ClassVar[bool] = False
     """Scores are 1 (right) or 0 (wrong), so their mean is a share of images."""
     score_slack: ClassVar[float] = 0.0

@@ -13,6 +13,10 @@ class SceneCard(NetworkCard):
     licence = "Apache-2.0"
     papers = ("ghosh2023geneval",)
     is_sized_by_files = True
+    why_unverified = (
+        "reads prompts of scenes, and the shipped images are single emoji; `python -m worlds.scenes quality` "
+        "measures it"
+    )
 
 
 class SceneScoreCard(SceneCard):

@@ -8,7 +8,7 @@ of them; whether a generated image is right is decided by the checkers of `diffe
 from __future__ import annotations
 
 from diffexpo.types import Prompt
-from diffexpo.worlds.scenes.grammar import SPLITS, prompts_of, scenes_of
+from diffexpo.worlds.scenes.grammar import LENGTHS, prompts_of, scenes_of
 
 ASSETS = {
     "diffusion": "diffusion",
@@ -16,8 +16,9 @@ ASSETS = {
     "checker_heldout": "checker_heldout",
     "negatives": "negatives.txt",
 }
+LISTS = (*LENGTHS, "heldout")
 
 
 def prompts(name: str) -> list[Prompt] | None:
     """The list of prompts of a name: train, validation, new, unseen or heldout; None for other names."""
-    return prompts_of(scenes_of(name)) if name in (*SPLITS, "unseen", "heldout") else None
+    return prompts_of(scenes_of(name)) if name in LISTS else None
