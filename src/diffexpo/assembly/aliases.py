@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from diffexpo.config.worlds import world_of
 from diffexpo.data.prompts import load_prompts, shipped_prompts
-from diffexpo.errors import MissingError
 from diffexpo.types import Prompt
-from diffexpo.worlds import asset_path, embedded_prompts, missing_assets
+from diffexpo.worlds import embedded_prompts, local_path, missing_assets
 
 __all__ = ["missing_assets", "named_prompts", "resolve"]
 
@@ -18,13 +16,7 @@ def resolve(path: str) -> str:
     anything else unchanged. A MissingError of a name that is not shipped lists what is."""
     if path.startswith(PROMPTS):
         return str(shipped_prompts(path.removeprefix(PROMPTS)))
-    world = world_of(path)
-    if world is None:
-        return path
-    try:
-        return str(asset_path(world, path.partition(":")[2]))
-    except KeyError as error:
-        raise MissingError(f"there is no {path!r}: {error.args[0]}") from error
+    return local_path(path)
 
 
 def named_prompts(source: str, key: str) -> list[Prompt]:

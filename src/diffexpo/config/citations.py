@@ -12,7 +12,7 @@ from diffexpo.config.families import FAMILIES, Family, family_of_name
 from diffexpo.config.methods import offline_baseline
 from diffexpo.config.papers import WORKS, Work, readable
 from diffexpo.config.run import RunConfig
-from diffexpo.config.worlds import world_of
+from diffexpo.config.worlds import WORLD_WORKS, world_of
 
 SAMPLERS = {
     "ddpm": "ho2020ddpm",
@@ -27,14 +27,6 @@ OFFLINE_FORMATS = {
     "hpdv2": "wu2023hpsv2",
     "hpdv3": "ma2025hpsv3",
     "imagerewarddb": "xu2023imagereward",
-}
-WORLD_WORKS = {
-    "emoji": (
-        ("pictures of the emoji world", "noto_emoji"),
-        ("pictures of the emoji world", "twemoji"),
-        ("captions of the emoji world", "cldr"),
-    ),
-    "scenes": (("sprites of the scenes", "twemoji"), ("kinds of the scenes' prompts", "ghosh2023geneval")),
 }
 
 

@@ -19,7 +19,6 @@ from diffexpo.config import RunConfig
 from diffexpo.config.families import FAMILIES, checkpoints, find_checkpoint
 from diffexpo.config.rewards import RewardCard
 from diffexpo.config.schema import ModelConfig, TuningConfig
-from diffexpo.config.worlds import world_of
 from diffexpo.errors import MissingError, PolicyError
 from diffexpo.estimate.activations import forward_flops, measure_decoder, measure_denoiser
 from diffexpo.estimate.memory import FLOAT32, PerRow
@@ -27,7 +26,7 @@ from diffexpo.policies.blueprint import Blueprint, Component, make_blueprint, ma
 from diffexpo.policies.copies import lowered_bytes
 from diffexpo.policies.loading import read_model_folder
 from diffexpo.training.engine import AUTOCAST
-from diffexpo.worlds import asset_path
+from diffexpo.worlds import local_path
 
 PUBLISHED = json.loads(Path(__file__).with_name("architectures.json").read_text(encoding="utf-8"))
 Key = tuple[ModelConfig, TuningConfig, str | None]
@@ -121,7 +120,7 @@ def sizes_of(config: RunConfig, architecture: str | None = None) -> Sizes:
 @lru_cache(maxsize=8)
 def _read_sizes(key: Key) -> Sizes:
     model, tuning, architecture = key
-    blueprint = read_blueprint(_local(model.path), model, architecture=architecture)
+    blueprint = read_blueprint(local_path(model.path), model, architecture=architecture)
     return Sizes(key, blueprint, make_trainable(blueprint, tuning))
 
 
@@ -163,19 +162,8 @@ def flops(key: Key) -> int:
 def scorer_bytes(scorer: RewardCard) -> int | None:
     """Bytes of a scorer's network; None where its size is not known, 0 where it has none here."""
     if scorer.is_sized_by_files and scorer.path is not None:
-        size = sum(file.stat().st_size for file in Path(_local(scorer.path)).glob("*.safetensors"))
+        size = sum(file.stat().st_size for file in Path(local_path(scorer.path)).glob("*.safetensors"))
         if size:
             return size
     count = scorer.num_parameters
     return None if count is None else count * (4 if scorer.precision == "float32" else 2)
-
-
-def _local(path: str) -> str:
-    """The folder or file behind an embedded name; any other path as it is."""
-    world = world_of(path)
-    if world is None:
-        return path
-    try:
-        return str(asset_path(world, path.partition(":")[2]))
-    except KeyError as error:
-        raise MissingError(f"there is no {path!r}: {error.args[0]}") from error

@@ -11,6 +11,7 @@ from pathlib import Path
 from types import ModuleType
 
 from diffexpo.config.worlds import WORLDS, world_of
+from diffexpo.errors import MissingError
 from diffexpo.types import Prompt
 
 _ASSETS = Path(__file__).resolve().parent.parent / "assets"
@@ -32,6 +33,21 @@ def asset_path(world: str, name: str) -> Path:
         expected = f"expected one of {', '.join(assets)}, or of its lists of prompts {lists}"
         raise KeyError(f"{world} asset {name!r} is unknown - {expected}")
     return _ASSETS / world / assets[name]
+
+
+def local_path(path: str) -> str:
+    """The folder or file behind `<world>:<name>`; any other path as it is.
+
+    Raises:
+        MissingError: the world ships nothing of that name; the message lists what it ships.
+    """
+    world = world_of(path)
+    if world is None:
+        return path
+    try:
+        return str(asset_path(world, path.partition(":")[2]))
+    except KeyError as error:
+        raise MissingError(f"there is no {path!r}: {error.args[0]}") from error
 
 
 def embedded_prompts(source: str) -> list[Prompt] | None:
