@@ -23,7 +23,7 @@ def sprites(out: Annotated[Path, typer.Option(help="Folder to write to.")] = Pat
 @app.command()
 def train(
     what: Annotated[str, typer.Argument(help="decoder, checker_train, checker_heldout or diffusion.")],
-    steps: Annotated[int, typer.Option(min=1, help="Updates; a run that was stopped goes on.")],
+    steps: Annotated[int, typer.Argument(min=1, help="Updates; a run that was stopped goes on.")],
     out: Models = Path("scenes-models"),
     vae: Annotated[
         Path | None, typer.Option(help="Folder of the autoencoder to use or to go on with.")
@@ -51,7 +51,7 @@ def quality(
 
 
 if __name__ == "__main__":
-    from diffexpo.cli.failures import Boundary
+    from diffexpo.cli.failures import boundary
 
-    with Boundary():
+    with boundary():
         app(prog_name="python -m worlds.scenes")

@@ -33,10 +33,10 @@ LOST_SHARE = 0.15
 """Captions that lose a thing, most colours, the count or the relation."""
 WRONG_SHARE = 0.05
 """Captions with one wrong colour, relation or count."""
-UNSTATED_PERSON_SHARE = 0.6
+UNSTATED_PERSON_SHARE = 0.45
 """Captions of a person that leave gender or skin tone out, each with this probability."""
 
-SCENES = {"single": 0.20, "counting": 0.22, "two": 0.48, "person": 0.10}
+SCENES = {"single": 0.18, "counting": 0.20, "two": 0.50, "person": 0.12}
 """Shares of the training images; colours are always drawn, and three of four scenes of two things are placed
 in a relation."""
 RELATION_SHARE = 0.75

@@ -1,0 +1,19 @@
+"""`python -m worlds.scenes` as a person types it."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.commands import ROOT, environment
+
+
+@pytest.mark.parametrize("what", ["decoder", "diffusion"])
+def test_a_missing_autoencoder_is_named_and_ends_with_3(what: str, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "worlds.scenes", "train", what, "3", "--out", str(tmp_path)]
+    done = subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True)
+    assert done.returncode == 3, done.stderr
+    assert "no autoencoder in" in done.stderr and "Traceback" not in done.stderr
