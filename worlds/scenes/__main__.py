@@ -50,6 +50,23 @@ def quality(
     print(f"quality: {write_quality(base, checkers, out, prompts)}")
 
 
+@app.command()
+def offline(
+    out: Annotated[Path, typer.Option(help="Parquet file to write.")] = Path("scenes-offline.parquet"),
+    base: Annotated[Path | None, typer.Option(help="Base that draws; by default the shipped one.")] = None,
+    checker: Annotated[
+        Path | None, typer.Option(help="Checker that labels; by default the shipped training checker.")
+    ] = None,
+    prompts: Annotated[int, typer.Option(min=2, help="Training prompts, three pairs each.")] = 340,
+    seed: Annotated[int, typer.Option(min=0, help="Seed.")] = 0,
+) -> None:
+    """Draw and label the offline preference pairs."""
+    from worlds.scenes.offline import make_offline
+
+    facts = make_offline(out, seed, num_prompts=prompts, base=base, checker=checker)
+    print(f"{facts}: {out}, {out.stat().st_size:,} bytes")
+
+
 if __name__ == "__main__":
     from diffexpo.cli.failures import boundary
 

@@ -156,3 +156,9 @@ def test_too_few_images_of_a_prompt_are_refused_with_the_number_that_does() -> N
         check_eight("explore.images_per_prompt=3")
     # Nothing is collected in a single iteration: the offline pairs are what they are.
     check_eight("explore.images_per_prompt=3", "explore.iterations=1")
+
+
+def test_guidance_of_drawing_is_not_spoken_of_where_nothing_is_drawn():
+    held = ["algorithm.anchor_weight=0.01", "algorithm.anchor_guidance=3", "evaluation.sampler.guidance=1"]
+    assert any("guided twice" in note for note in config_notes(load(*held)))
+    assert not any("guided twice" in note for note in config_notes(load(*held, "explore.iterations=1")))

@@ -150,7 +150,8 @@ class MarginConfig(PairsConfig, LogisticConfig):
 
     def notes(self, run: Run) -> Iterator[str]:
         yield from super().notes(run)
-        for where, sampler in (("explore", run.explore.sampler), ("evaluation", run.evaluation.sampler)):
+        drawers = [("explore", run.explore.sampler)] * self.collects(run)
+        for where, sampler in (*drawers, ("evaluation", run.evaluation.sampler)):
             if self.has_guided_anchor and sampler.guidance > 1:
                 yield (
                     f"{where}.sampler.guidance = {sampler.guidance:g} with algorithm.anchor_guidance = "
