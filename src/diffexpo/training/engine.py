@@ -42,6 +42,8 @@ from diffexpo.training.selfcheck import check_start
 from diffexpo.types import Algorithm, Batch, FollowsSteps, LearnsInParts, LossOutput, MeasuresBatch, Policy
 
 OLD = "old"
+CHECKED_ROWS = 4
+"""Rows of a forward of the check before the first step: enough to see gradients and margins."""
 AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -137,8 +139,8 @@ class Engine:
         return TrainReport(steps, run.skipped, run.resumed_from, run.tail_means(), state)
 
     def self_check(self, batch: Batch, noise_key: tuple[str | int, ...]) -> None:
-        """Check the start of an iteration on as many micro-batches as it takes (`selfcheck.check_start`)."""
-        parts = micro_batches(batch, self.settings.micro_batch_size)
+        """Check the start of an iteration on as many rows as it takes (`selfcheck.check_start`)."""
+        parts = micro_batches(batch, min(self.settings.micro_batch_size, CHECKED_ROWS))
         check_start(
             self.policy,
             self.algorithm,
