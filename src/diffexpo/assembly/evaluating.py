@@ -5,6 +5,7 @@ from __future__ import annotations
 import resource
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,11 @@ from torch import Tensor
 
 from diffexpo.assembly.aliases import named_prompts
 from diffexpo.config import RunConfig
-from diffexpo.errors import ResumeError
+from diffexpo.config.schema import EvaluationConfig
+from diffexpo.errors import ResumeError, RewardError
 from diffexpo.estimate.method import evaluation_batch
 from diffexpo.evaluation import records
+from diffexpo.evaluation.divergence import kl_estimator
 from diffexpo.evaluation.records import PairExample, SuiteResult
 from diffexpo.evaluation.suites import Embedder, Evaluation, choose_prompts, describe_scorer
 from diffexpo.online.loop import Loop, load_iterate, ticking
@@ -35,31 +38,78 @@ def make_evaluator(judges: Sequence[Scorer], rewards: Sequence[Scorer]) -> Calla
         if records.is_saved(folder):
             check_same_judges(folder, scorers)
         elif loop.world.rank == 0:
-            config = loop.config
-            prompts = named_prompts(config.evaluation.prompts, "evaluation.prompts")
-            evaluation = Evaluation(
-                policy=loop.policy,
-                prompts=choose_prompts(prompts, config.evaluation.num_prompts, config.seed),
-                settings=config.evaluation,
-                judges=judges,
-                seed=config.seed,
-                train_rewards=rewards,
-                watched=[reward.name for reward in config.rewards if reward.role == "watch"],
-                embedder=embedder,
-                batch_size=evaluation_batch(config),
-                encode=loop.embeddings.select,
-                overlap=config.explore.overlap_scoring,
-            )
-            if iteration > 0:
-                load_iterate(loop, iteration, "current")
-            ticks = evaluation_ticks(config, name)
-            with ticking(loop, f"evaluate {name}", ticks, "batches") as tick:
-                result = evaluation.run("base" if iteration == 0 else "current", tick, name=name)
+            settings, result = loop.config.evaluation, as_before(loop, name, iteration)
+            if result is None:
+                ticks = evaluation_ticks(loop.config, iteration)
+                with ticking(loop, f"evaluate {name}", ticks, "batches") as tick:
+                    result = draw_suite(loop, settings, name, iteration, tick, judges, rewards, embedder)
+            if iteration == 0:
+                check_judges(result)
             records.save_suite(result, folder)
             tell(loop, result, iteration, scorers)
         loop.world.barrier()
 
     return evaluate
+
+
+def draw_suite(
+    loop: Loop,
+    settings: EvaluationConfig,
+    name: str,
+    iteration: int,
+    tick: Callable[[], None],
+    judges: Sequence[Scorer],
+    rewards: Sequence[Scorer] = (),
+    embedder: Embedder | None = None,
+) -> SuiteResult:
+    """Draw and judge an iterate (0: the base) on the prompts of an evaluation's settings."""
+    config = loop.config
+    evaluation = Evaluation(
+        policy=loop.policy,
+        prompts=choose_prompts(named_prompts(settings.prompts, "prompts"), settings.num_prompts, config.seed),
+        settings=settings,
+        judges=judges,
+        seed=config.seed,
+        train_rewards=rewards,
+        watched=[reward.name for reward in config.rewards if reward.role == "watch"],
+        embedder=embedder,
+        batch_size=evaluation_batch(config),
+        encode=loop.embeddings.select,
+        overlap=config.explore.overlap_scoring,
+    )
+    if iteration > 0:
+        load_iterate(loop, iteration, "current")
+    return evaluation.run("base" if iteration == 0 else "current", tick, name=name)
+
+
+def as_before(loop: Loop, name: str, iteration: int) -> SuiteResult | None:
+    """The evaluation of an iterate that no update has changed, from that of the one before it; None where
+    there is none, and the iterate has to be drawn."""
+    is_start_apart = iteration == 1 and loop.config.tuning.start is not None
+    if iteration == 0 or loop.lane or is_start_apart:
+        return None
+    if loop.store.manifest("train", iteration).get("cost/network_evaluations"):
+        return None
+    before = eval_dir(loop) / ("base" if iteration == 1 else f"iteration-{iteration - 1}")
+    if not records.is_saved(before):
+        return None
+    suite, settings = records.load_suite(before), loop.config.evaluation
+    count = min(settings.kl_prompts, len(suite.prompts))
+    kl = suite.kl if iteration > 1 else [0.0] * count
+    estimator = kl_estimator(loop.policy.path, settings.sampler) if kl else ""
+    return replace(suite, version=name, kl=kl, kl_estimator=estimator, seconds=0.0, network_evaluations=0)
+
+
+def check_judges(result: SuiteResult) -> None:
+    """Refuse, with a RewardError, held-out judges that could score no image of the base: they would say
+    nothing of the run either."""
+    for name, values in result.scores.items():
+        if result.roles[name] == "heldout" and not np.isfinite(values).any():
+            raise RewardError(
+                f"judge {name!r} (evaluation.judges): none of {len(values)} images of the base got a finite "
+                f"score, the first for the prompt {result.prompts[0].text!r}; the warnings above say why. "
+                "Choose a judge that reads evaluation.prompts, or other prompts, and start a new run"
+            )
 
 
 def tell(loop: Loop, result: SuiteResult, iteration: int, scorers: Sequence[Scorer]) -> None:
@@ -96,11 +146,11 @@ def check_same_judges(folder: Path, scorers: Sequence[Scorer]) -> None:
 def on_iterate(loop: Loop, iteration: int) -> None:
     """Evaluate p_t: always the last one, the others when the configuration asks for it."""
     if iteration == loop.config.explore.iterations or loop.config.evaluation.every_iteration:
-        loop.evaluate(loop, "baseline" if loop.lane else f"iteration-{iteration}", iteration)
+        loop.evaluate(loop, loop.lane.removesuffix("_") or f"iteration-{iteration}", iteration)
 
 
 def eval_dir(loop: Loop) -> Path:
-    """All lanes' evaluations lie in the run's one eval folder."""
+    """Lanes are evaluated beside their folder: that of the baseline in the run's own eval folder."""
     return (loop.run_dir.parent if loop.lane else loop.run_dir) / "eval"
 
 
@@ -110,14 +160,14 @@ def finite_mean(values: np.ndarray) -> float:
     return float(finite.mean()) if finite.size else float("nan")
 
 
-def evaluation_ticks(config: RunConfig, name: str) -> int:
+def evaluation_ticks(config: RunConfig, iteration: int) -> int:
     """Ticks of an evaluation: network calls and scored batches of images, and network calls of KL paths."""
     settings = config.evaluation
     plain = settings.num_prompts * settings.images_per_prompt
     extra = settings.vendi_prompts * max(settings.vendi_images - settings.images_per_prompt, 0)
     size = evaluation_batch(config)
     batches = -(-(plain + extra) // size)
-    paths = 0 if name == "base" else -(-settings.kl_prompts // size)
+    paths = 0 if iteration == 0 else -(-settings.kl_prompts // size)
     return batches * (settings.sampler.steps + 1) + paths * settings.sampler.steps
 
 

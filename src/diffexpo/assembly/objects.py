@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 
@@ -58,7 +58,7 @@ def build_loop(config: RunConfig, run_dir: Path, console: Console, stop: StopSig
     named_prompts(config.evaluation.prompts, "evaluation.prompts")
     store = Store(run_dir / "store")
     if config.offline.source is not None:
-        import_pairs(config, policy, store, console, stop, world)
+        import_pairs(config, policy, store, console, stop.check, world)
     if config.algorithm.prompts_of_data:
         prompts = data_prompts(store)  # own images have to stand against data of the same prompt
     embeddings = PromptEmbeddings(policy, [""])
@@ -182,7 +182,12 @@ def build_ranking(config: RunConfig) -> Ranking:
 
 
 def import_pairs(
-    config: RunConfig, policy: FamilyPolicy, store: Store, console: Console, stop: StopSignal, world: World
+    config: RunConfig,
+    policy: FamilyPolicy,
+    store: Store,
+    console: Console,
+    check_signals: Callable[[], None],
+    world: World,
 ) -> None:
     """D_off into the store as iteration 0, each image encoded once."""
     # Rank 0's answer is everybody's: see `online.loop.is_complete`.
@@ -193,7 +198,7 @@ def import_pairs(
 
             def tick() -> None:
                 bar.advance(1)
-                stop.check()
+                check_signals()
 
             report = import_offline(
                 resolve(str(config.offline.source)),

@@ -10,14 +10,20 @@ import logging
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import replace
 from pathlib import Path
 
+from diffexpo.assembly.contenders import (
+    evaluate_guidances,
+    open_baseline,
+    open_contenders,
+    run_baseline,
+    run_contender,
+)
 from diffexpo.assembly.evaluating import eval_dir, on_iterate, save_examples
 from diffexpo.assembly.folders import keep_changes, prepare_folder, set_status
-from diffexpo.assembly.objects import build_loop, describe_policy, make_engine
+from diffexpo.assembly.objects import build_loop, describe_policy
 from diffexpo.config import RunConfig, read_resolved
-from diffexpo.config.methods import offline_baseline
+from diffexpo.config.contenders import read_contenders
 from diffexpo.config.rules import negatives_are_on
 from diffexpo.data.store import Store
 from diffexpo.errors import ConfigError, Interrupted, MissingError, PolicyError
@@ -25,13 +31,12 @@ from diffexpo.estimate.out_of_memory import explain_memory
 from diffexpo.evaluation.records import is_saved, load_suite
 from diffexpo.online.cost import offline_steps_of_equal_cost, run_cost
 from diffexpo.online.explore import SCHEDULES
-from diffexpo.online.loop import Console, Loop, schedule
+from diffexpo.online.loop import Console, schedule
 from diffexpo.online.loop import run as run_loop
 from diffexpo.online.stages import STAGES
 from diffexpo.policies.loading import choose_device
 from diffexpo.training.distributed import World, start_world, stop_world
 from diffexpo.training.lock import RunLock
-from diffexpo.training.metrics import MetricsWriter
 from diffexpo.training.signals import StopSignal
 
 
@@ -121,20 +126,26 @@ def _run(
         from diffexpo.estimate.room import check_room
 
         check_room(config, console)
+    contenders = read_contenders(config)
     began = time.monotonic()
     loop = build_loop(config, run_dir, console, stop, world)
     start = "" if config.tuning.start is None else f", starting from {config.tuning.start}"
     seconds = f"{time.monotonic() - began:.1f} s"
     console.line(f"loaded {config.model.path} ({describe_policy(loop.policy)}){start} in {seconds}")
+    baseline = open_baseline(loop) if config.baseline.offline_dpo else None
+    lanes = open_contenders(loop, contenders)
     loop.evaluate(loop, "base", 0)
     # Rewards of the base's images must be finite and not all the same, or they cannot rank anything.
     scores = load_suite(eval_dir(loop) / "base").scores
     loop.ranking.check({name: values[None, :] for name, values in scores.items()})
+    evaluate_guidances(loop)
     run_loop(loop, {**STAGES, "evaluate": on_iterate}, until)
     if until is not None:
         return
-    if config.baseline.offline_dpo:
-        run_baseline(loop)
+    if baseline is not None:
+        run_baseline(loop, baseline)
+    for lane in lanes:
+        run_contender(lane)
     if world.rank == 0:
         from diffexpo.assembly.actions import export
 
@@ -143,25 +154,6 @@ def _run(
             checked = "" if path.suffix == ".md" else " (reloaded in plain diffusers and compared)"
             console.line(f"saved {path}{checked}")
     world.barrier()
-
-
-def run_baseline(loop: Loop) -> None:
-    """Diffusion-DPO on D_off alone with as many network evaluations as the run, evaluated like an iterate."""
-    steps = offline_steps_of_equal_cost(loop.config)
-    config = loop.config.model_copy(
-        update={
-            "explore": loop.config.explore.model_copy(update={"iterations": 1}),
-            "algorithm": offline_baseline(loop.config.algorithm),
-            "training": loop.config.training.model_copy(update={"steps": steps}),
-        }
-    )
-    done = f"{steps} steps (as many network evaluations as the run)"
-    loop.console.line(f"baseline: offline Diffusion-DPO, {done}")
-    folder = loop.run_dir / "baseline"
-    metrics = MetricsWriter(folder / "metrics.jsonl", active=loop.world.rank == 0)
-    engine = make_engine(config, loop.policy, loop.embeddings, metrics, loop.world, loop.console)
-    lane = replace(loop, config=config, run_dir=folder, engine=engine, metrics=metrics, lane="baseline_")
-    run_loop(lane, {**STAGES, "evaluate": on_iterate})
 
 
 def parse_stage(config: RunConfig, text: str | None) -> tuple[str, int] | None:
@@ -190,6 +182,8 @@ def plan(config: RunConfig) -> list[tuple[str, str]]:
     cost, explore, training = run_cost(config), config.explore, config.training
     evaluation, card = config.evaluation, config.algorithm
     rows = [("evaluate base", f"{evaluation.num_prompts} held-out prompts, {evaluation.sampler.name}")]
+    if evaluation.base_guidances:
+        rows += [("", f"at guidance {', '.join(f'{scale:g}' for scale in evaluation.base_guidances)} too")]
     unit, images = card.data.unit, card.images_of_prompt(config)
     for name, iteration in schedule(config):
         # Iteration 0 comes before all that is collected.
@@ -208,6 +202,11 @@ def plan(config: RunConfig) -> list[tuple[str, str]]:
         rows.append((f"{name}-{iteration}", what))
     if config.baseline.offline_dpo:
         rows.append(("baseline", f"offline Diffusion-DPO, {offline_steps_of_equal_cost(config)} steps"))
+    for contender in read_contenders(config):
+        what = "a finished run"
+        if contender.finished is None:
+            what = f"{run_cost(contender.config).total:,} network evaluations"
+        rows.append((f"contender {contender.name}", f"{contender.config.algorithm.title}, {what}"))
     work = f"{cost.sampling:,} sampling, {cost.training:,} training"
     rows.append(("cost", f"{cost.total:,} network evaluations: {work}"))
     trained = f"{cost.pairs_trained:,} {unit} trained, {cost.optimizer_steps:,} steps"

@@ -45,7 +45,7 @@ def read_start(config: RunConfig) -> Mapping[str, Tensor]:
     """
     folder = Path(resolve(str(config.tuning.start))).expanduser()
     if (folder / "config.yaml").is_file():
-        return _of_run(config, folder)
+        return weights_of_run(config, folder)
     if (folder / "model_index.json").is_file():
         if config.tuning.kind == "full":
             return whole_model(config, folder)
@@ -62,22 +62,22 @@ def read_start(config: RunConfig) -> Mapping[str, Tensor]:
     raise MissingError(f"{KEY} = {folder} does not exist; {advice}")
 
 
-def _of_run(config: RunConfig, folder: Path) -> Mapping[str, Tensor]:
-    """The last iterate of a finished run."""
+def weights_of_run(config: RunConfig, folder: Path, key: str = KEY) -> Mapping[str, Tensor]:
+    """The last iterate of a finished run, which the setting `key` names."""
     other = read_resolved(folder / "config.yaml").config
     if other.tuning.kind != config.tuning.kind:
         raise ConfigError(
-            f"{KEY} = {folder}: that run has tuning.kind = {other.tuning.kind}, this one "
+            f"{key} = {folder}: that run has tuning.kind = {other.tuning.kind}, this one "
             f"{config.tuning.kind}; expected the same kind"
             + ("" if other.tuning.kind == "lora" else f", or tuning.kind=full, or model.path={folder}/export")
         )
     if config.tuning.kind == "lora" and _scale(other.tuning) != _scale(config.tuning):
         raise ConfigError(
-            f"{KEY} = {folder}: its adapters are multiplied by alpha / rank = {_scale(other.tuning):g}, here "
+            f"{key} = {folder}: its adapters are multiplied by alpha / rank = {_scale(other.tuning):g}, here "
             f"by {_scale(config.tuning):g}, so the same factors would be another model; set "
             "tuning.lora.alpha to match"
         )
-    return last_iterate(folder, other, KEY)
+    return last_iterate(folder, other, key)
 
 
 def _scale(tuning: TuningConfig) -> float:

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from diffexpo.config.contenders import known_contenders
 from diffexpo.config.families import FAMILIES, Family, family_of_name
 from diffexpo.config.methods import offline_baseline
 from diffexpo.config.papers import WORKS, Work, readable
@@ -86,6 +87,9 @@ def _method(config: RunConfig) -> Uses:
     if config.baseline.offline_dpo:
         for key in offline_baseline(config.algorithm).papers:
             yield "baseline offline DPO", key
+    for contender in known_contenders(config):
+        for purpose, work in contender.config.algorithm.works(contender.config):
+            yield f"contender {contender.name}: {purpose}", work
     if config.mixture.kind == "pareto" and sum(reward.role == "train" for reward in config.rewards) > 1:
         yield "comparison under every reward", "yang2024d3po"
     if config.tuning.kind == "lora":

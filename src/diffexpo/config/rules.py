@@ -87,14 +87,27 @@ def _data(config: Run) -> Iterator[str]:
             "hybrid.offline_weight = 0 with explore.iterations = 1: the only data, the offline pairs, has "
             "weight 0"
         )
-    if config.baseline.offline_dpo and not has_pairs:
-        yield "baseline.offline_dpo = true with offline.source = null: the baseline has no pairs to train on"
+    yield from _baseline(config)
     if not config.prompts.source.strip():
         yield "prompts.source is empty: name a prompt file or emoji:train"
     if config.prompts.source == config.evaluation.prompts:
         yield (
             f"evaluation.prompts = prompts.source = {config.prompts.source!r}: evaluation needs prompts "
             "never trained on"
+        )
+
+
+def _baseline(config: Run) -> Iterator[str]:
+    baseline = config.baseline
+    if baseline.offline_dpo and config.offline.source is None and baseline.offline_source is None:
+        yield (
+            "baseline.offline_dpo = true with offline.source = null: the baseline has no pairs to train on; "
+            "name some in baseline.offline_source"
+        )
+    if baseline.offline_source is not None and not baseline.offline_dpo:
+        yield (
+            f"baseline.offline_source = {baseline.offline_source!r} with baseline.offline_dpo = false: "
+            "nothing is trained on it; set baseline.offline_dpo=true, or remove it"
         )
 
 
@@ -167,6 +180,12 @@ def _evaluation(config: Run) -> Iterator[str]:
             "evaluation.vendi_images = 1: the Vendi score of one image is always 1; use 2 or more, or "
             "vendi_prompts: 0"
         )
+    scales, own = config.evaluation.base_guidances, config.evaluation.sampler.guidance
+    shown = f"evaluation.base_guidances = {[float(scale) for scale in scales]}"
+    if own in scales:
+        yield f"{shown} holds evaluation.sampler.guidance, {own:g}: the base is evaluated there anyway"
+    if len(set(scales)) < len(scales):
+        yield f"{shown} holds a scale twice"
 
 
 def _sizes(config: Run) -> Iterator[str]:
@@ -208,7 +227,8 @@ def config_notes(config: Run) -> list[str]:
     if explore.iterations > 1 and config.offline.source is None and not is_rollout:
         who = " as both agents" if explore.agents == 2 else ""
         notes.append(f"iteration 1 has no offline pairs to train on: it explores with the base model{who}")
-    if config.baseline.offline_dpo and explore.iterations == 1:
+    is_same = config.baseline.offline_source in (None, config.offline.source)
+    if config.baseline.offline_dpo and is_same and explore.iterations == 1:
         notes.append(
             "baseline.offline_dpo with explore.iterations = 1 trains on the same pairs as the run itself"
         )

@@ -176,8 +176,8 @@ class PairingConfig(Section):
 
 class OfflineConfig(Section):
     source: str | None = "emoji:offline"
-    """Offline pairs D_off: `emoji:offline`, or a file or folder in one of the formats of docs/data.md; null
-    for none."""
+    """Offline pairs D_off: `emoji:offline`, `scenes:offline`, or a file or folder in one of the formats of
+    docs/data.md; null for none."""
     format: Literal[
         "auto", "pickapic", "hpdv2", "hpdv3", "imagerewarddb", "folders", "table", "webdataset", "diffexpo"
     ] = "auto"
@@ -280,6 +280,9 @@ class EvaluationConfig(Section):
     """Prompts for the Vendi score; 0 turns it off."""
     vendi_images: Count = 8
     """Images per prompt for the Vendi score (its maximum)."""
+    base_guidances: tuple[NotNegative, ...] = ()
+    """The base is evaluated at these guidance scales too, on the same prompts and noise: what turning the
+    scale up gives without any training. The report compares the run with the best of them."""
     every_iteration: bool = True
     """Evaluate each iterate (reward-KL curve), not only the last."""
     bootstrap: Count = 10000
@@ -291,3 +294,10 @@ class EvaluationConfig(Section):
 class BaselineConfig(Section):
     offline_dpo: bool = False
     """Also train Diffusion-DPO on D_off alone with the same number of network evaluations, and compare."""
+    offline_source: str | None = None
+    """Offline pairs of that baseline, where the run learns from none or from others; null: those of
+    `offline.source`."""
+    contenders: tuple[str, ...] = ()
+    """What the run is compared with besides: recipes (names or files), which are trained beside it at their
+    own cost, and folders of finished runs. Seed, model, tuning, prompts, rewards and evaluation are the
+    run's; the last iterates are evaluated on the same prompts and noise."""

@@ -260,7 +260,8 @@ def disk_items(config: RunConfig, *, architecture: str | None = None) -> Iterato
     # The newest two stay, and a third is being written.
     yield Item("checkpoints of an iteration", "3", 3 * kept * trained)
     evaluation = config.evaluation
-    evaluated = 1 + (explore.iterations if evaluation.every_iteration else 1) + config.baseline.offline_dpo
+    beside = config.baseline.offline_dpo + len(config.baseline.contenders) + len(evaluation.base_guidances)
+    evaluated = 1 + (explore.iterations if evaluation.every_iteration else 1) + beside
     extra = evaluation.vendi_prompts * max(0, evaluation.vendi_images - evaluation.images_per_prompt)
     images = evaluated * (evaluation.num_prompts * evaluation.images_per_prompt + extra)
     yield Item("evaluation images", f"{images:,}", int(images * sizes.image / FLOAT32 * PNG_SHARE))

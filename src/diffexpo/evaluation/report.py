@@ -28,7 +28,7 @@ from diffexpo.evaluation.records import RunRecord, load_run, series
 from diffexpo.evaluation.summary import BASELINE, Estimate, Summary, summarise
 from diffexpo.evaluation.templates import HERE, percent, template
 from diffexpo.evaluation.wording import Method
-from diffexpo.files import write_text
+from diffexpo.files import write_json, write_text
 
 # Colours of the figures and the CSS variables that take their place.
 TEXT, CARD, LINE = "#111213", "#fefdfc", "#c8c9ca"
@@ -50,7 +50,8 @@ class Absent(Exception):
 
 
 def write_report(run_dir: Path) -> Path:
-    """Write `<run>/report.html` of a run, finished or not, and the before/after sheet `<run>/eval/grid.png`.
+    """Write `<run>/report.html` of a run, finished or not, the before/after sheet `<run>/eval/grid.png`, and
+    the table of contenders, if there is one, as `<run>/contenders.json`.
 
     Returns the page's path; the same files give the same bytes. MissingError if the folder is not a run,
     DataError if one of its files is damaged.
@@ -64,6 +65,9 @@ def write_report(run_dir: Path) -> Path:
         figures={name: _draw(name, figure, record, summary) for name, figure in has.items()},
     )
     write_text(path, page)
+    if summary.contenders is not None:
+        named = {"name": record.config.get("name", ""), "seed": record.config.get("seed", 0)}
+        write_json(record.run_dir / "contenders.json", named | summary.contenders.to_json())
     return path
 
 

@@ -12,6 +12,7 @@ import numpy as np
 from diffexpo.config import RunConfig
 from diffexpo.errors import DataError, DiffexpoError
 from diffexpo.evaluation.alarms import Alarm, History, Snapshot, check_alarms
+from diffexpo.evaluation.contenders import Contenders, Entry, compare_contenders, guidance_title
 from diffexpo.evaluation.metrics import WinRate, bootstrap_mean, win_rate
 from diffexpo.evaluation.records import Json, RunRecord, SuiteResult, iteration_of, series
 from diffexpo.evaluation.shares import ShareRow, share_judge, share_rows
@@ -63,6 +64,7 @@ class Summary:
     improvements: list[Json] = field(default_factory=list)
     share_judge: str | None = None
     shares: list[ShareRow] = field(default_factory=list)
+    contenders: Contenders | None = None
     evaluated: tuple[str, ...] = ()
 
     @property
@@ -108,13 +110,38 @@ def summarise(record: RunRecord) -> Summary:
     snapshots = tuple(_snapshot(record, summary, number) for number in sorted(numbers))
     history = History(snapshots, restraint=method.card.restraint, has_offline=method.has_offline)
     summary.alarms = check_alarms(history)
-    summary.costs = cost_rows(record.metrics, record.config, suites)
+    everything = {**suites, **{name: beside.suite for name, beside in record.contenders.items()}}
+    summary.costs = cost_rows(record.metrics, record.config, everything)
     summary.method_cost = _method_cost(summary.costs)
     summary.conflicts = conflict_rows(record.metrics)
     summary.improvements = improvement_rows(record.metrics)
     if record.baseline_metrics:
         summary.baseline_cost = _method_cost(cost_rows(record.baseline_metrics, record.config, {}))
+    summary.contenders = _contenders(summary, record, bootstrap)
     return summary
+
+
+def _contenders(summary: Summary, record: RunRecord, bootstrap: Json) -> Contenders | None:
+    """The run beside everything that it is compared with, under the judge that decides."""
+    method, final, judge = summary.method, summary.final, summary.share_judge or summary.judge
+    if final is None or judge is None or "base" not in record.suites:
+        return None
+    entries = [Entry("base", guidance_title(record.suites["base"]), record.suites["base"], 0.0, is_base=True)]
+    for name, beside in record.contenders.items():
+        if beside.config:
+            cost = _method_cost(cost_rows(beside.metrics, beside.config, {}))
+            title = f"{describe_method(beside.config).name} ({name})"
+            entries.append(Entry(name, title, beside.suite, cost))
+        else:
+            entries.append(Entry(name, guidance_title(beside.suite), beside.suite, 0.0, is_base=True))
+    if BASELINE in record.suites:
+        entries.append(
+            Entry(BASELINE, method.label(BASELINE), record.suites[BASELINE], summary.baseline_cost)
+        )
+    entries.sort(key=lambda entry: not entry.is_base)
+    run = Entry(final, method.label(final), record.suites[final], summary.method_cost)
+    is_share = summary.share_judge is not None
+    return compare_contenders([*entries, run], judge, is_share=is_share, **bootstrap)
 
 
 def cost_rows(metrics: Sequence[Json], config: Json, suites: dict[str, SuiteResult]) -> list[CostRow]:
@@ -224,7 +251,7 @@ def _compare(
     """Win rate on the rows that both versions hold (same prompt, same image index, hence same noise)."""
     if other not in suites or summary.judge is None:
         return None
-    left, right = (_by_key(suites[version], summary.judge) for version in (name, other))
+    left, right = (suites[version].by_image(summary.judge) for version in (name, other))
     shared = [key for key in left if key in right]
     if len(shared) < (most := max(len(left), len(right))):
         counts = f"{name} and {other} share {len(shared)} of {most} images"
@@ -235,16 +262,6 @@ def _compare(
     except DataError as error:
         summary.problems.append(f"{name} cannot be compared with {other}: {error}")
         return None
-
-
-def _by_key(suite: SuiteResult, judge: str) -> dict[tuple[str, int], float]:
-    if judge not in suite.scores:
-        return {}
-    ids = suite.prompt_ids()
-    return {
-        (ids[row], int(suite.image_index[row])): float(suite.scores[judge][row])
-        for row in np.flatnonzero(suite.scored)
-    }
 
 
 def _snapshot(record: RunRecord, summary: Summary, number: int) -> Snapshot:

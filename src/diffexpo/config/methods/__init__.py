@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, TypeVar, Union
 from pydantic import BeforeValidator, Field
 
 from diffexpo.config.methods.awm import AwmConfig
+from diffexpo.config.methods.bases import DECAY
 from diffexpo.config.methods.card import MethodConfig
 from diffexpo.config.methods.d3po import D3poConfig
 from diffexpo.config.methods.ddpo import DdpoConfig
@@ -111,8 +112,10 @@ def carry_over(settings: MethodConfig, method: type[Chosen], **changes: object) 
 
 def offline_baseline(settings: MethodConfig) -> MethodConfig:
     """The method that `baseline.offline_dpo` trains on the offline pairs alone, with what it shares with the
-    run's own."""
-    return carry_over(settings, DiffusionDpoConfig, uncertainty="off")
+    run's own: beta, draws, anchor. One iteration has no iterate to follow, so its reference is the base."""
+    return carry_over(
+        settings, DiffusionDpoConfig, uncertainty="off", reference="base", reference_decay=DECAY
+    )
 
 
 def _declared_by(settings: type[MethodConfig], name: str) -> type:
