@@ -101,6 +101,12 @@ def test_each_sampler_is_cited_with_its_place():
     assert set(SAMPLERS.values()) <= set(WORKS)
 
 
+def test_works_of_contenders_are_cited_as_long_as_they_are_there():
+    config = loaded("emoji/expo", "baseline.contenders=[emoji/sft, runs/gone]")
+    assert "contender sft: method SFT" in used(config)["ho2020ddpm"]
+    assert not any("gone" in purpose for purposes in used(config).values() for purpose in purposes)
+
+
 def test_supervised_training_is_cited_as_the_models_own_loss():
     assert "method SFT" in used(loaded("emoji/sft"))["ho2020ddpm"]
     flow = loaded("emoji/sft", "model.path=emoji:flow", "evaluation.sampler.name=flow_euler")

@@ -58,6 +58,9 @@ def load(*overrides):
         ([JUDGE, "evaluation.judges.0.path=emoji:judge_train"], "over-optimisation"),
         (["training.batch_size=32", "training.micro_batch_size=12"], "8 does"),
         (["evaluation.vendi_images=1"], "always 1"),
+        (["evaluation.base_guidances=[2.5, 7.5]"], "evaluated there anyway"),
+        (["evaluation.base_guidances=[2.5, 2.5]"], "a scale twice"),
+        (["baseline.offline_source=emoji:offline"], "nothing is trained on it"),
     ],
 )
 def test_a_contradiction_is_refused_with_its_reason(overrides, reason):
@@ -72,6 +75,7 @@ def test_a_contradiction_is_refused_with_its_reason(overrides, reason):
         ["explore.sampler.guidance=1", "explore.negatives.mode=append"],
         ["explore.sampler.guidance=1", "explore.negatives.source=null"],
         ["explore.iterations=1", "rewards=[]"],
+        ["offline.source=null", "baseline={offline_dpo: true, offline_source: emoji:offline}"],
         ["explore.agents=1", "explore.images_per_prompt=1"],
         ["algorithm.uncertainty=optimism", TWO_REWARDS],
         ["algorithm.alpha=0.1"],
