@@ -14,11 +14,12 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from diffexpo.algorithms.anchor import Anchor
 from diffexpo.algorithms.forward import (
     ForwardMethod,
     Metrics,
@@ -29,10 +30,8 @@ from diffexpo.algorithms.forward import (
     share_above_zero,
     squared_distance,
     weighted,
-    with_rows_replaced,
 )
 from diffexpo.config.methods.bases import ForwardConfig, MarginConfig
-from diffexpo.diffusion.guidance import classifier_free_guidance
 from diffexpo.diffusion.objectives import NoiseDraw, NoisyImages, noisy_pairs
 from diffexpo.errors import ConfigError
 from diffexpo.types import Conditioning, LossOutput, PairBatch, Policy
@@ -138,7 +137,7 @@ class PairMethod(ForwardMethod, ABC):
         errors = self.errors_of(seen)
         if self.anchor is None:
             return errors
-        anchor = self.anchor.predict(policy, seen)
+        anchor = self.anchor.predict(policy, seen.images, seen.reference)
         winner, loser = seen.halves(squared_distance(seen.current, anchor))
         return replace(errors, distance=0.5 * (winner + loser), anchor=anchor)
 
@@ -179,31 +178,6 @@ class PairPredictions:
         """The errors of both, or of the policy alone."""
         known = [given for given in (self.current, self.reference) if given is not None]
         return PairErrors(*(error for given in known for error in self.halves(self.images.error(given))))
-
-
-@dataclass(frozen=True)
-class Anchor:
-    """The base's prediction, guided or not, that the policy's is pulled to; `version` holds the base."""
-
-    version: Literal["reference", "base"]
-    weight: float
-    guidance: float
-    empty: Conditioning | None
-
-    def predict(self, policy: Policy, seen: PairPredictions) -> Tensor:
-        """e_u + g (e_c - e_u) of all images, without gradient; e_c alone for g = 1.
-
-        Rows whose prompt is the empty one have e_c = e_u, and so the unguided prediction.
-        """
-        images, conditional = seen.images, seen.reference
-        if self.version == "base" or conditional is None:
-            conditional = images.predict_under(policy, "base")
-        if self.guidance == 1 or self.empty is None:
-            return conditional
-        every = torch.ones(len(images.t), dtype=torch.bool)
-        without = replace(images, conditioning=with_rows_replaced(images.conditioning, self.empty, every))
-        unconditional = without.predict_under(policy, self.version)
-        return classifier_free_guidance(unconditional, conditional, scale=self.guidance)
 
 
 def anchor_of(settings: ForwardConfig, empty: Conditioning | None) -> Anchor | None:
