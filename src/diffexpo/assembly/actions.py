@@ -74,18 +74,18 @@ def regenerate(run_dir: Path, sample_id: str, out: Path) -> dict[str, object]:
     config, store, policy = open_run(run_dir)
     sample = store.sample(sample_id)
     iteration = sample.iteration - (sample.agent == "main")
-    origin = sample.improved_from
+    origin, version = sample.improved_from, "base" if sample.agent == "base" else "current"
     if origin is None:
         drawer: Policy = policy
         load_weights(run_dir, policy, iteration, "current")
     else:
-        drawer = restore_improver(config, run_dir, store, policy)
-    found = drawer.weights.fingerprint("current")
+        drawer, version = restore_improver(config, run_dir, store, policy), "current"
+    found = drawer.weights.fingerprint(version)
     if found != sample.weights:
         who = f"iteration {iteration}" if origin is None else "the run's improvement model"
         raise PolicyError(f"sample {sample_id} was drawn by weights {sample.weights}, {who} has {found}")
     embeddings = PromptEmbeddings(policy)
-    with drawer.weights.use("current", merged=was_merged(sample)):
+    with drawer.weights.use(version, merged=was_merged(sample)):
         if origin is None:
             latents = redraw(policy, embeddings, sample, lambda: None)
         else:

@@ -12,8 +12,9 @@ from diffexpo.algorithms import algorithm_class
 from diffexpo.assembly.aliases import named_prompts, resolve
 from diffexpo.assembly.evaluating import make_evaluator
 from diffexpo.assembly.self_judges import open_denoiser
-from diffexpo.assembly.starting import put_start
+from diffexpo.assembly.starting import guidance_of_start, put_start
 from diffexpo.config import RunConfig
+from diffexpo.config.rules import guidance_notes
 from diffexpo.data.latents import PromptEmbeddings
 from diffexpo.data.offline.ingest import import_offline
 from diffexpo.data.prompts import filter_long, load_prompts
@@ -138,7 +139,10 @@ def build_step_judge(config: RunConfig, policy: Policy) -> LatentStepJudge | Non
 
 
 def warn_of_guidance(config: RunConfig, policy: FamilyPolicy, console: Console) -> None:
-    """Say where classifier-free guidance is on for a model that its own pipeline runs without it (FLUX)."""
+    """Say where settings of guidance do not go together, and where it is on for a model that its own pipeline
+    runs without it (FLUX)."""
+    for note in guidance_notes(config, guidance_of_start(config)):
+        console.warning(note)
     default = policy.card.default_guidance
     for group, sampler in (("explore", config.explore.sampler), ("evaluation", config.evaluation.sampler)):
         if default is not None and sampler.guidance != default:

@@ -11,7 +11,7 @@ from diffexpo.assembly.aliases import resolve
 from diffexpo.assembly.folders import last_iterate
 from diffexpo.config import RunConfig, read_resolved
 from diffexpo.config.schema import ModelConfig, TuningConfig
-from diffexpo.errors import ConfigError, MissingError
+from diffexpo.errors import ConfigError, DiffexpoError, MissingError
 from diffexpo.policies.base import load_policy
 from diffexpo.training.checkpoint import read_tensors, write_tensors
 from diffexpo.training.distributed import World
@@ -78,6 +78,18 @@ def _of_run(config: RunConfig, folder: Path) -> Mapping[str, Tensor]:
             "tuning.lora.alpha to match"
         )
     return last_iterate(folder, other, KEY)
+
+
+def guidance_of_start(config: RunConfig) -> float:
+    """Guidance that the model of `tuning.start` has learned, or the one that it started from; 1: none, or not
+    known, as of a model that is not in a run's folder."""
+    if config.tuning.start is None:
+        return 1.0
+    try:
+        other = read_resolved(Path(resolve(config.tuning.start)).expanduser() / "config.yaml").config
+    except DiffexpoError:  # a resumed run does not need that folder
+        return 1.0
+    return max(other.algorithm.learned_guidance, guidance_of_start(other))
 
 
 def _scale(tuning: TuningConfig) -> float:

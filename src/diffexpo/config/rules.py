@@ -233,4 +233,45 @@ def config_notes(config: Run) -> list[str]:
         )
     if config.evaluation.grid_prompts > config.evaluation.num_prompts:
         notes.append("evaluation.grid_prompts exceeds num_prompts: the grid shows all evaluated prompts")
-    return notes
+    return [*notes, *guidance_notes(config)]
+
+
+def guidance_notes(config: Run, start: float = 1.0) -> list[str]:
+    """Where drawing, loss and evaluation do not go together in guidance, one sentence each.
+
+    Args:
+        config: Its card says what guidance the loss teaches, and who draws what it learns from.
+        start: Guidance that the model of `tuning.start` has learned; 1: none.
+    Returns:
+        Nothing for the three consistent choices of docs/guidance.md.
+    """
+    return [f"{note}; see docs/guidance.md" for note in _guidance(config, start)]
+
+
+def _guidance(config: Run, start: float) -> Iterator[str]:
+    card, taught = config.algorithm, config.algorithm.learned_guidance
+    draw, evaluate = config.explore.sampler.guidance, config.evaluation.sampler.guidance
+    draws, by_base = card.collects(config), card.drawn_by == "base"
+    learned, teacher = (taught, "the loss") if taught > 1 else (start, "the run of tuning.start")
+    used = {"explore": draw} if draws and not by_base else {}
+    for where, guidance in (used | {"evaluation": evaluate}).items():
+        if learned > 1 and guidance > 1:
+            yield (
+                f"{where}.sampler.guidance = {guidance:g}: {teacher} has taught the model to draw without "
+                f"guidance as at {learned:g}, so it is guided twice; 1 is usual"
+            )
+    if learned == 1 and used and draw != evaluate:
+        yield (
+            f"explore.sampler.guidance = {draw:g}, evaluation.sampler.guidance = {evaluate:g}: the model "
+            "learns from images of another guidance than it is evaluated at; set both alike"
+        )
+    if draws and by_base and draw != taught:
+        yield (
+            f"explore.sampler.guidance = {draw:g}: the base draws at another guidance than the loss teaches, "
+            f"{taught:g}, so the model is trained on other images than it will draw; set both alike"
+        )
+    if taught == 1 and start > 1 and card.anchor_version is not None:
+        yield (
+            f"tuning.start has learned to draw without guidance as at {start:g}, and the loss pulls it back "
+            f"to the base without any; set algorithm.anchor_guidance={start:g}"
+        )

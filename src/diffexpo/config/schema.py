@@ -117,7 +117,8 @@ class SamplerConfig(Section):
     steps: Count = 50
     """Network calls per image (doubled by guidance)."""
     guidance: float = Field(default=7.5, ge=0.0)
-    """Classifier-free guidance scale; 1 turns guidance off and halves the cost."""
+    """Classifier-free guidance scale; 1 turns guidance off and halves the cost. What goes together in
+    drawing, loss and evaluation: docs/guidance.md."""
     eta: Fraction = 0.0
     """Noise of `ddim`: 0 deterministic, 1 like `ddpm`. Ignored by the others."""
     sde: Literal["flow_grpo", "dance", "cps"] = "flow_grpo"

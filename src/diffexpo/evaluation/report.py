@@ -370,8 +370,9 @@ def _who_won(axes: Axes, record: RunRecord, summary: Summary) -> str:
 
 
 def _agents(axes: Axes, record: RunRecord, summary: Summary) -> str:
-    # With one agent the newest iterate draws everything: its curve is that of all images.
-    one = "main" if summary.method.card.draws_first else "exploration"
+    # One agent draws everything, the newest iterate or the base: its curve is that of all images.
+    card = summary.method.card
+    one = "base" if card.drawn_by == "base" else "main" if card.draws_first else "exploration"
     curves = [(f"rollout/agent/{one}/reward", "collected images", BLUE, "o")]
     if summary.method.has_agents:
         curves = [

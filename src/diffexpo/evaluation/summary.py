@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 
 from diffexpo.config import RunConfig
+from diffexpo.config.rules import guidance_notes
 from diffexpo.errors import DataError, DiffexpoError
 from diffexpo.evaluation.alarms import Alarm, History, Snapshot, check_alarms
 from diffexpo.evaluation.metrics import WinRate, bootstrap_mean, win_rate
@@ -107,7 +108,7 @@ def summarise(record: RunRecord) -> Summary:
     method, numbers = summary.method, {0, *map(iteration_of, record.metrics), *iterations}
     snapshots = tuple(_snapshot(record, summary, number) for number in sorted(numbers))
     history = History(snapshots, restraint=method.card.restraint, has_offline=method.has_offline)
-    summary.alarms = check_alarms(history)
+    summary.alarms = [*check_alarms(history), *guidance_alarms(record.config)]
     summary.costs = cost_rows(record.metrics, record.config, suites)
     summary.method_cost = _method_cost(summary.costs)
     summary.conflicts = conflict_rows(record.metrics)
@@ -141,9 +142,8 @@ def cost_rows(metrics: Sequence[Json], config: Json, suites: dict[str, SuiteResu
 
 def _derived_cost(phase: str, lines: Sequence[Json], images: float | None, config: Json) -> float | None:
     """Evaluations of the collected images, or of the optimiser steps of a loss on pairs of images."""
-    try:
-        settings = RunConfig.model_validate(config)
-    except (ValueError, DiffexpoError):  # settings of another version of this package
+    settings = _settings(config)
+    if settings is None:
         return None
     if phase == "collect" and images is not None:
         return sampling_cost(settings, int(images))
@@ -153,6 +153,22 @@ def _derived_cost(phase: str, lines: Sequence[Json], images: float | None, confi
         return None
     done = sum(count * training_cost(settings, iteration) for iteration, count in steps.items())
     return done / settings.training.steps
+
+
+def _settings(config: Json) -> RunConfig | None:
+    """A run's settings; None for those of another version of this package."""
+    try:
+        return RunConfig.model_validate(config)
+    except (ValueError, DiffexpoError):
+        return None
+
+
+def guidance_alarms(config: Json) -> Iterator[Alarm]:
+    """A note on each setting of guidance that does not go together with the others."""
+    settings = _settings(config)
+    for note in guidance_notes(settings) if settings is not None else ():
+        advice = "Choose settings that go together, and run again."
+        yield Alarm("guidance", "note", f"guidance is set inconsistently: {note}.", advice)
 
 
 def conflict_rows(metrics: Sequence[Json]) -> list[Json]:

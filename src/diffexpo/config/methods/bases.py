@@ -137,6 +137,10 @@ class MarginConfig(PairsConfig, LogisticConfig):
         return self.anchor_weight > 0 and self.anchor_guidance > 1
 
     @property
+    def learned_guidance(self) -> float:
+        return self.anchor_guidance if self.anchor_weight > 0 else 1.0
+
+    @property
     def initial_loss(self) -> float | None:
         return None if self.has_guided_anchor else super().initial_loss
 
@@ -147,16 +151,6 @@ class MarginConfig(PairsConfig, LogisticConfig):
                 f"algorithm.anchor_guidance = {self.anchor_guidance:g} with algorithm.anchor_weight = 0: "
                 "nothing is held to it; set anchor_weight above 0, e.g. 0.01, or anchor_guidance=1"
             )
-
-    def notes(self, run: Run) -> Iterator[str]:
-        yield from super().notes(run)
-        for where, sampler in (("explore", run.explore.sampler), ("evaluation", run.evaluation.sampler)):
-            if self.has_guided_anchor and sampler.guidance > 1:
-                yield (
-                    f"{where}.sampler.guidance = {sampler.guidance:g} with algorithm.anchor_guidance = "
-                    f"{self.anchor_guidance:g}: a policy that is held to the guided base has guidance in "
-                    "it, and is then guided twice; guidance 1 is usual"
-                )
 
     def works(self, run: Run) -> Iterator[Work]:
         yield from super().works(run)

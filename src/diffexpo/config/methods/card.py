@@ -39,11 +39,15 @@ class MethodConfig(Section):
     """Stages of an iteration in order. Those after `evaluate` serve the next iteration; the last has none."""
     first_stages: ClassVar[tuple[str, ...]] = ()
     """Stages that come once, before all others, as iteration 0."""
-    pairing: ClassVar[Literal["ranked", "data", "improved"]] = "ranked"
-    """How the pair stage makes pairs: best against worst by the rewards, images of the offline data against
-    the model's own, or improved images against those that they were made from."""
+    pairing: ClassVar[Literal["ranked", "data", "improved", "none"]] = "ranked"
+    """How images are compared, in pairs or by their scores: best against worst by the rewards, images of the
+    offline data against the model's own, or improved images against those that they were made from; or
+    not at all (`none`), and no reward is needed."""
     prompts_of_data: ClassVar[bool] = False
     """Images are drawn for the prompts of the offline data, not for those of `prompts.source`."""
+    drawn_by: ClassVar[Literal["iterates", "base"]] = "iterates"
+    """Whose images are collected: those of the agents, which are iterates, or of the base in each
+    iteration."""
     versions_drawn: ClassVar[int] = 1
     """Images that become of each image drawn for training (2: it is improved)."""
     group_size: ClassVar[int] = 2
@@ -131,6 +135,12 @@ class MethodConfig(Section):
     def anchor_forwards(self) -> int:
         """Forwards without gradient that this takes of each image of a pair, besides those of `versions`."""
         return 0
+
+    @property
+    def learned_guidance(self) -> float:
+        """Guidance that the loss teaches the policy's own prediction, which is then drawn from without; 1:
+        none."""
+        return 1.0
 
     @property
     def draws_first(self) -> bool:

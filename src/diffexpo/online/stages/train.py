@@ -110,5 +110,6 @@ def _say_that_nothing_is_trained(loop: Loop) -> None:
     reason = "no offline pairs" if config.offline.source is None else "offline pairs alone teach nothing"
     if config.algorithm.improvement is not None:
         reason = "offline pairs train the improvement model only"
-    who = "the base model" if config.tuning.start is None else "the model it starts from"
+    is_base = config.tuning.start is None or config.algorithm.drawn_by == "base"
+    who = "the base model" if is_base else "the model it starts from"
     loop.console.line(f"iteration 1: {reason}, so {who} explores")
