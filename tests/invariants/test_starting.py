@@ -155,7 +155,9 @@ def test_images_of_the_base_are_drawn_again_whatever_training_started_from(
     world: Path, earlier: Path, distilled: Path, tmp_path: Path
 ) -> None:
     moved = run(world, tmp_path / "moved", *DISTIL, f"tuning.start={earlier}", stop_after="collect-1")
-    for folder in (distilled, moved):
+    lora = ["tuning.kind=lora", "tuning.lora.rank=2"]
+    adapters = run(world, tmp_path / "adapters", *DISTIL, *lora, stop_after="train-2")
+    for folder in (distilled, moved, adapters):
         row = Store(folder / "store", create=False).samples(1)[0]
         assert row.agent == "base" and row.sampler_settings["guidance"] == G and row.scores == {}
         assert regenerate(folder, row.sample_id, tmp_path / "again.png")["latents"] == "identical"
