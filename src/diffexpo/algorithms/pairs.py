@@ -12,9 +12,9 @@ more.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
-from typing import Literal, NamedTuple
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -79,13 +79,15 @@ class NoisyPairs(NamedTuple):
 @dataclass(frozen=True)
 class PairErrors:
     """Errors (B,) of policy and, where the loss needs them, reference on winners and losers, means over a
-    pair's draws of noise and time; with a safeguard the scale (B,) of each loser's gradient; with an anchor
-    its predictions of `NoisyPairs.both` and the pair's mean squared distance (B,) from them."""
+    pair's draws of noise and time, and metrics (B,) of how far the one's predictions are from the other's;
+    with a safeguard the scale (B,) of each loser's gradient; with an anchor its predictions of
+    `NoisyPairs.both` and the pair's mean squared distance (B,) from them."""
 
     winner: Tensor
     loser: Tensor
     winner_ref: Tensor | None = None
     loser_ref: Tensor | None = None
+    moved: Mapping[str, Tensor] = field(default_factory=dict)
     loser_scale: Tensor | None = None
     distance: Tensor | None = None
     anchor: Tensor | None = None
@@ -157,7 +159,8 @@ class PairMethod(ForwardMethod, ABC):
             pull = 0.5 * self.anchor.weight * self.beta_of(errors, batch)
             per_pair = per_pair + pull * errors.distance
             values["train/anchor_distance"] = errors.distance
-        return weighted(per_pair, batch.weight), as_metrics(values) | common_part(errors)
+        metrics = as_metrics(values) | as_metrics(errors.moved) | common_part(errors)
+        return weighted(per_pair, batch.weight), metrics
 
 
 @dataclass(frozen=True)
@@ -177,8 +180,21 @@ class PairPredictions:
 
     def errors(self) -> PairErrors:
         """The errors of both, or of the policy alone."""
-        known = [given for given in (self.current, self.reference) if given is not None]
-        return PairErrors(*(error for given in known for error in self.halves(self.images.error(given))))
+        current = self.halves(self.images.error(self.current))
+        if self.reference is None:
+            return PairErrors(*current)
+        moved = self._moved(self.current.detach(), self.reference)
+        return PairErrors(*current, *self.halves(self.images.error(self.reference)), moved=moved)
+
+    def _moved(self, current: Tensor, reference: Tensor) -> dict[str, Tensor]:
+        """|current| / |reference| and mean (current - reference)^2, means (B,) over the images of a pair."""
+        norm, norm_ref = (prediction.flatten(1).norm(dim=1) for prediction in (current, reference))
+        ratio = norm / norm_ref.clamp_min(torch.finfo(norm.dtype).tiny)
+        found = {
+            "train/prediction_norm_ratio": self.halves(ratio),
+            "train/reference_distance": self.halves(squared_distance(current, reference)),
+        }
+        return {name: 0.5 * (winner + loser) for name, (winner, loser) in found.items()}
 
 
 @dataclass(frozen=True)
@@ -259,7 +275,9 @@ def in_parts(
         and the losers'. The graph of the second is built when it is asked for.
     """
     measured = {"winner": errors.winner, "loser": errors.loser, "distance": errors.distance}
-    leaves = {name: error.detach().requires_grad_() for name, error in measured.items() if error is not None}
+    leaves: dict[str, Any] = {
+        name: error.detach().requires_grad_() for name, error in measured.items() if error is not None
+    }
     whole = objective(replace(errors, **leaves))
     winner, loser, *pull = torch.autograd.grad(
         whole.loss, list(leaves.values()), allow_unused=True, materialize_grads=True
