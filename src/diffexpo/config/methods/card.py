@@ -15,7 +15,7 @@ from pydantic import Field
 
 import diffexpo.config.schema as sections
 from diffexpo.config.methods.data import Branches, Data, Pairs, TransitionPairs
-from diffexpo.config.rewards import RewardConfig, read_card
+from diffexpo.config.rewards import RewardCard, RewardConfig, read_card
 from diffexpo.config.section import Section
 
 Work = tuple[str, str | None]
@@ -228,3 +228,12 @@ class Run(Section):
     training: sections.TrainingConfig = sections.TrainingConfig()
     evaluation: sections.EvaluationConfig = sections.EvaluationConfig()
     baseline: sections.BaselineConfig = sections.BaselineConfig()
+
+    @property
+    def scorers(self) -> dict[str, tuple[RewardCard, ...]]:
+        """Everything that scores images, by the setting that names it."""
+        return {
+            "rewards": self.rewards,
+            "evaluation.judges": self.evaluation.judges,
+            "explore.validation.judges": self.explore.validation.judges,
+        }
