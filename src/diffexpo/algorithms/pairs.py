@@ -31,7 +31,7 @@ from diffexpo.algorithms.forward import (
     weighted,
     with_rows_replaced,
 )
-from diffexpo.config.methods.bases import ForwardConfig, MarginConfig
+from diffexpo.config.methods.bases import DISTANCE, ForwardConfig, MarginConfig
 from diffexpo.diffusion.guidance import classifier_free_guidance
 from diffexpo.diffusion.objectives import NoiseDraw, NoisyImages, noisy_pairs
 from diffexpo.errors import ConfigError
@@ -148,6 +148,14 @@ class PairMethod(ForwardMethod, ABC):
         """The errors of predictions; what else a loss takes from them, a subclass adds."""
         return seen.errors()
 
+    def after_step(self, policy: Policy, step: int) -> None:
+        """r <- d r + (1 - d) p of a reference that follows every optimiser step."""
+        if "reference" in self.settings.moving_versions:
+            weights, memory = policy.weights, self.settings.reference_memory or 0.0
+            current, mean = weights.state("current"), weights.state("reference")
+            followed = {name: torch.lerp(current[name], value, memory) for name, value in mean.items()}
+            weights.load("reference", followed)
+
     def beta_of(self, errors: PairErrors, batch: PairBatch) -> float:
         """beta, in whose half the anchor is weighed."""
         assert isinstance(self.settings, MarginConfig)  # the others have no anchor
@@ -192,7 +200,7 @@ class PairPredictions:
         ratio = norm / norm_ref.clamp_min(torch.finfo(norm.dtype).tiny)
         found = {
             "train/prediction_norm_ratio": self.halves(ratio),
-            "train/reference_distance": self.halves(squared_distance(current, reference)),
+            DISTANCE: self.halves(squared_distance(current, reference)),
         }
         return {name: 0.5 * (winner + loser) for name, (winner, loser) in found.items()}
 

@@ -257,9 +257,11 @@ def disk_items(config: RunConfig, *, architecture: str | None = None) -> Iterato
         yield Item("trajectories of one iteration", f"{images:,} x {steps}", images * steps * sizes.latent)
     yield Item("iterates", f"{explore.iterations}", explore.iterations * trained)
     algorithm = config.algorithm
-    kept = 3 + (training.ema_decay > 0) + algorithm.needs_old_policy
+    kept = 3 + (training.ema_decay > 0) + len(algorithm.moving_versions)
     # The newest two stay, and a third is being written.
     yield Item("checkpoints of an iteration", "3", 3 * kept * trained)
+    if algorithm.reference_memory:
+        yield Item("references", "2", 2 * trained)
     evaluation = config.evaluation
     evaluated = 1 + (explore.iterations if evaluation.every_iteration else 1) + config.baseline.offline_dpo
     extra = evaluation.vendi_prompts * max(0, evaluation.vendi_images - evaluation.images_per_prompt)

@@ -76,13 +76,15 @@ class History:
     """Snapshots in order of iteration, base first where it was evaluated.
 
     `kl_budget` is in nats per image, None for no limit; `restraint` advises what holds this method closer to
-    the base; `has_offline` says that it learns from given images too.
+    the base; `has_offline` says that it learns from given images too; `kept` is the iterate that a validation
+    chose: what is said of the result is then said of it.
     """
 
     snapshots: Sequence[Snapshot] = field(default_factory=tuple)
     kl_budget: float | None = None
     restraint: str = "raise algorithm.beta"
     has_offline: bool = True
+    kept: int | None = None
 
 
 def check_alarms(history: History) -> list[Alarm]:
@@ -94,11 +96,13 @@ def check_alarms(history: History) -> list[Alarm]:
         for check in (*of_training, _flat_rewards):
             where = f"iteration {item.iteration}: "
             found += (replace(alarm, message=where + alarm.message) for alarm in check(item))
-    if trained:
-        found += [*_last(trained[-1], history), *_idle_kl(trained)]
+    known = [item for item in trained if history.kept is None or item.iteration <= history.kept]
+    if known:
+        result = known[-1]
+        found += [*_last(result, history), *_idle_kl(known)]
         base = next((item for item in history.snapshots if item.iteration == 0), None)
         if base is not None:
-            found += [*_over_optimised(base, trained[-1], history), *_diversity(base, trained[-1], history)]
+            found += [*_over_optimised(base, result, history), *_diversity(base, result, history)]
     order = ("critical", "warning", "note")
     return sorted(found, key=lambda alarm: order.index(alarm.severity))
 

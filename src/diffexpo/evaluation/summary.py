@@ -15,8 +15,10 @@ from diffexpo.evaluation.alarms import Alarm, History, Snapshot, check_alarms
 from diffexpo.evaluation.metrics import WinRate, bootstrap_mean, win_rate
 from diffexpo.evaluation.records import Json, RunRecord, SuiteResult, iteration_of, series
 from diffexpo.evaluation.shares import ShareRow, share_judge, share_rows
+from diffexpo.evaluation.validation import Validation, read_validation
 from diffexpo.evaluation.wording import BASELINE, Method, describe_method
 from diffexpo.online.cost import BACKWARD, sampling_cost, training_cost
+from diffexpo.online.keeping import STAGE as VALIDATE
 
 Estimate = tuple[float, float, float]
 
@@ -41,7 +43,10 @@ class CostRow:
 
 @dataclass
 class Summary:
-    """Comparisons by version. The first held-out judge decides; intervals are 95% bootstrap over prompts."""
+    """Comparisons by version. The first held-out judge decides; intervals are 95% bootstrap over prompts.
+
+    `final` is the run's result, as far as it came: the last iterate, or the one that validation chose.
+    """
 
     method: Method
     judge: str | None
@@ -61,6 +66,7 @@ class Summary:
     problems: list[str] = field(default_factory=list)
     conflicts: list[Json] = field(default_factory=list)
     improvements: list[Json] = field(default_factory=list)
+    validation: Validation | None = None
     share_judge: str | None = None
     shares: list[ShareRow] = field(default_factory=list)
     evaluated: tuple[str, ...] = ()
@@ -72,8 +78,15 @@ class Summary:
 
     @property
     def is_finished(self) -> bool:
-        """Whether the last planned iteration was evaluated."""
-        return self.final is not None and self.final == f"iteration-{self.planned_iterations}"
+        """Whether the result is evaluated, and no further iterate will come."""
+        result = self.planned_iterations if self.validation is None else self.validation.kept
+        is_over = self.validation is None or self.validation.is_over
+        return is_over and self.final == f"iteration-{result}"
+
+    @property
+    def result(self) -> str:
+        """What `final` is, in words."""
+        return "the last iterate" if self.validation is None else "the iterate that was kept"
 
 
 def summarise(record: RunRecord) -> Summary:
@@ -92,6 +105,9 @@ def summarise(record: RunRecord) -> Summary:
     )
     resamples = int(record.config.get("evaluation", {}).get("bootstrap", 10000))
     bootstrap: Json = {"resamples": resamples, "seed": int(record.config.get("seed", 0))}
+    summary.validation = read_validation(record, **bootstrap)
+    if summary.validation is not None and summary.validation.kept in iterations:
+        summary.final = f"iteration-{summary.validation.kept}"
     for name, suite in suites.items():
         _measure(summary, name, suite, bootstrap)
     for name in suites:
@@ -106,7 +122,8 @@ def summarise(record: RunRecord) -> Summary:
             summary.vendi_change = bootstrap_mean(changes, **bootstrap) if changes else None
     method, numbers = summary.method, {0, *map(iteration_of, record.metrics), *iterations}
     snapshots = tuple(_snapshot(record, summary, number) for number in sorted(numbers))
-    history = History(snapshots, restraint=method.card.restraint, has_offline=method.has_offline)
+    kept = None if summary.validation is None else summary.validation.kept
+    history = History(snapshots, restraint=method.card.restraint, has_offline=method.has_offline, kept=kept)
     summary.alarms = check_alarms(history)
     summary.costs = cost_rows(record.metrics, record.config, suites)
     summary.method_cost = _method_cost(summary.costs)
@@ -120,7 +137,7 @@ def summarise(record: RunRecord) -> Summary:
 def cost_rows(metrics: Sequence[Json], config: Json, suites: dict[str, SuiteResult]) -> list[CostRow]:
     """Recorded cost by phase; evaluations that were not recorded follow from what was done."""
     rows = []
-    for phase in ("improver", "collect", "improve", "pair", "train", "evaluate"):
+    for phase in ("improver", "collect", "improve", "pair", "train", VALIDATE, "evaluate"):
         names = (phase, "train_summary") if phase == "train" else (phase,)
         lines = [line for line in metrics if line.get("phase") in names]
         peak = max(_values(lines, "mem/peak_gib"), default=None)

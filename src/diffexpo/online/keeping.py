@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from diffexpo.config.methods.card import Run
-from diffexpo.data.manifests import list_manifests, read_manifest
+from diffexpo.data.manifests import read_manifests
 from diffexpo.errors import MissingError
 
 STAGE, MEAN = "validate", "mean"
@@ -33,12 +33,7 @@ def is_over(means: Mapping[int, float], patience: int | None) -> bool:
 
 def validated(store: Path) -> dict[int, float]:
     """Mean score of every iterate that is validated, in order; none where the store is not there."""
-    means = {}
-    for stage, iteration in list_manifests(store):
-        found = read_manifest(store, stage, iteration) if stage == STAGE else None
-        if found is not None:
-            means[iteration] = float(found[0][MEAN])
-    return means
+    return {iteration: float(found[MEAN]) for iteration, found in read_manifests(store, STAGE).items()}
 
 
 def last_iteration(config: Run, store: Path) -> int:

@@ -117,6 +117,17 @@ class MethodConfig(Section):
         None: it does not follow, and is the base."""
         return None
 
+    def reference_share(self, measured: Mapping[str, object]) -> float:
+        """Share of itself that the reference keeps when it follows an iterate that was trained with these
+        metrics."""
+        return self.reference_memory or 0.0
+
+    @property
+    def moving_versions(self) -> tuple[str, ...]:
+        """Versions besides "current" that may change within an iteration, so that its checkpoints hold
+        them."""
+        return ("old",) if self.needs_old_policy else ()
+
     @property
     def moves_reference(self) -> bool:
         """Whether the reference follows the iterates instead of being the base."""
