@@ -141,8 +141,9 @@ class PairMethod(ForwardMethod, ABC):
         if self.anchor is None:
             return errors
         anchor = self.anchor.predict(policy, seen)
-        winner, loser = seen.halves(squared_distance(seen.current, anchor))
-        return replace(errors, distance=0.5 * (winner + loser), anchor=anchor)
+        distance = seen.of_pair(squared_distance(seen.current, anchor))
+        moved = {**errors.moved, "train/anchor_error": seen.of_pair(seen.images.error(anchor))}
+        return replace(errors, distance=distance, anchor=anchor, moved=moved)
 
     def errors_of(self, seen: PairPredictions) -> PairErrors:
         """The errors of predictions; what else a loss takes from them, a subclass adds."""
@@ -186,6 +187,11 @@ class PairPredictions:
         winner, loser = rows.chunk(2)
         return self.pairs.mean(winner), self.pairs.mean(loser)
 
+    def of_pair(self, rows: Tensor) -> Tensor:
+        """Mean (B,) over the draws and both images of a pair."""
+        winner, loser = self.halves(rows)
+        return 0.5 * (winner + loser)
+
     def errors(self) -> PairErrors:
         """The errors of both, or of the policy alone."""
         current = self.halves(self.images.error(self.current))
@@ -198,11 +204,10 @@ class PairPredictions:
         """|current| / |reference| and mean (current - reference)^2, means (B,) over the images of a pair."""
         norm, norm_ref = (prediction.flatten(1).norm(dim=1) for prediction in (current, reference))
         ratio = norm / norm_ref.clamp_min(torch.finfo(norm.dtype).tiny)
-        found = {
-            "train/prediction_norm_ratio": self.halves(ratio),
-            DISTANCE: self.halves(squared_distance(current, reference)),
+        return {
+            "train/prediction_norm_ratio": self.of_pair(ratio),
+            DISTANCE: self.of_pair(squared_distance(current, reference)),
         }
-        return {name: 0.5 * (winner + loser) for name, (winner, loser) in found.items()}
 
 
 @dataclass(frozen=True)
@@ -236,14 +241,15 @@ def anchor_of(settings: ForwardConfig, empty: Conditioning | None) -> Anchor | N
     Raises:
         ConfigError: it is guided, and there is no conditioning of the empty prompt.
     """
-    if not isinstance(settings, MarginConfig) or settings.anchor_version is None:
+    named = settings.anchor
+    if named is None:
         return None
-    if settings.has_guided_anchor and empty is None:
+    if named.guidance > 1 and empty is None:
         raise ConfigError(
-            f"algorithm.anchor_guidance is {settings.anchor_guidance:g}, but no conditioning of the empty "
-            "prompt was given; pass `empty`, or set it to 1"
+            f"algorithm.anchor_guidance is {named.guidance:g}, but no conditioning of the empty prompt was "
+            "given; pass `empty`, or set it to 1"
         )
-    return Anchor(settings.anchor_version, settings.anchor_weight, settings.anchor_guidance, empty)
+    return Anchor(*named, empty)
 
 
 def predict_pairs(policy: Policy, pairs: NoisyPairs, *, needs_reference: bool = True) -> PairPredictions:

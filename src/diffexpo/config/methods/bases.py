@@ -12,7 +12,7 @@ from typing import ClassVar, Literal
 
 from pydantic import Field
 
-from diffexpo.config.methods.card import MethodConfig, Run, Work
+from diffexpo.config.methods.card import Anchor, MethodConfig, Run, Work
 from diffexpo.config.methods.data import Pairs
 from diffexpo.config.schema import SamplerConfig
 from diffexpo.config.section import Count, Fraction, NotNegative, Positive
@@ -147,6 +147,11 @@ class MarginConfig(PairsConfig, LogisticConfig):
         if self.anchor_weight == 0:
             return None
         return "reference" if self.needs_reference and not self.moves_reference else "base"
+
+    @property
+    def anchor(self) -> Anchor | None:
+        version = self.anchor_version
+        return None if version is None else Anchor(version, self.anchor_weight, self.anchor_guidance)
 
     @property
     def anchor_forwards(self) -> int:

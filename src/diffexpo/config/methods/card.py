@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Mapping
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, NamedTuple
 
 from pydantic import Field
 
@@ -23,6 +23,15 @@ Work = tuple[str, str | None]
 
 ONLINE = ("train", "evaluate", "collect", "pair")
 """Stages of an iteration that learns from what the iterations before it collected."""
+
+
+class Anchor(NamedTuple):
+    """The base's prediction under guidance: the version of the weights that holds the base, and the weight of
+    the pull as a share of the loss's own coefficient."""
+
+    version: Literal["reference", "base"]
+    weight: float
+    guidance: float
 
 
 class MethodConfig(Section):
@@ -136,6 +145,11 @@ class MethodConfig(Section):
     @property
     def anchor_version(self) -> Literal["reference", "base"] | None:
         """Version of the weights that holds the base, where the loss pulls to its prediction; else None."""
+        return None
+
+    @property
+    def anchor(self) -> Anchor | None:
+        """What the loss pulls predictions to besides what it learns; None: to nothing."""
         return None
 
     @property
