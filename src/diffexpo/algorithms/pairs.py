@@ -142,8 +142,7 @@ class PairMethod(ForwardMethod, ABC):
             return errors
         anchor = self.anchor.predict(policy, seen)
         distance = seen.of_pair(squared_distance(seen.current, anchor))
-        moved = {**errors.moved, "train/anchor_error": seen.of_pair(seen.images.error(anchor))}
-        return replace(errors, distance=distance, anchor=anchor, moved=moved)
+        return replace(errors, distance=distance, anchor=anchor, moved={**errors.moved, **seen.goal(anchor)})
 
     def errors_of(self, seen: PairPredictions) -> PairErrors:
         """The errors of predictions; what else a loss takes from them, a subclass adds."""
@@ -197,17 +196,25 @@ class PairPredictions:
         current = self.halves(self.images.error(self.current))
         if self.reference is None:
             return PairErrors(*current)
-        moved = self._moved(self.current.detach(), self.reference)
-        return PairErrors(*current, *self.halves(self.images.error(self.reference)), moved=moved)
-
-    def _moved(self, current: Tensor, reference: Tensor) -> dict[str, Tensor]:
-        """|current| / |reference| and mean (current - reference)^2, means (B,) over the images of a pair."""
-        norm, norm_ref = (prediction.flatten(1).norm(dim=1) for prediction in (current, reference))
-        ratio = norm / norm_ref.clamp_min(torch.finfo(norm.dtype).tiny)
-        return {
-            "train/prediction_norm_ratio": self.of_pair(ratio),
-            DISTANCE: self.of_pair(squared_distance(current, reference)),
+        seen, reference = self.current.detach(), self.halves(self.images.error(self.reference))
+        moved = {
+            "train/prediction_norm_ratio": self._norm_ratio(seen, self.reference),
+            DISTANCE: self.of_pair(squared_distance(seen, self.reference)),
         }
+        return PairErrors(*current, *reference, moved=moved)
+
+    def goal(self, anchor: Tensor) -> dict[str, Tensor]:
+        """Errors (B,) of an anchor's predictions, and their norm against the reference's: what a policy that
+        has followed the anchor to its end would have."""
+        metrics = {"train/anchor_error": self.of_pair(self.images.error(anchor))}
+        if self.reference is not None:
+            metrics["train/anchor_norm_ratio"] = self._norm_ratio(anchor, self.reference)
+        return metrics
+
+    def _norm_ratio(self, predictions: Tensor, reference: Tensor) -> Tensor:
+        """|prediction| / |reference's|, mean (B,) over the images of a pair."""
+        norm, below = (rows.flatten(1).norm(dim=1) for rows in (predictions, reference))
+        return self.of_pair(norm / below.clamp_min(torch.finfo(below.dtype).tiny))
 
 
 @dataclass(frozen=True)

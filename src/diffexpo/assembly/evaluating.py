@@ -22,11 +22,14 @@ from diffexpo.estimate.method import evaluation_batch
 from diffexpo.evaluation import records
 from diffexpo.evaluation.records import PairExample, SuiteResult
 from diffexpo.evaluation.suites import Embedder, Evaluation, choose_prompts, describe_scorer
+from diffexpo.evaluation.summary import alarms_of_training
 from diffexpo.online import keeping
-from diffexpo.online.loop import Loop, is_complete, load_iterate, ticking
+from diffexpo.online.loop import Loop, Stage, is_complete, load_iterate, ticking
+from diffexpo.online.stages.train import train
 from diffexpo.rewards.cache import cached
 from diffexpo.rewards.images import to_bytes
 from diffexpo.rewards.scoring import reads_latents
+from diffexpo.training.metrics import read_metrics
 from diffexpo.types import Prompt, Scorer
 
 
@@ -156,6 +159,14 @@ def check_same_judges(known: Callable[[], Mapping[str, str]], scorers: Sequence[
             )
 
 
+def on_training(loop: Loop, iteration: int) -> None:
+    """Train p_t, and say at once what is alarming about it, before any of its images is drawn."""
+    is_new = loop.world.rank == 0 and not loop.store.is_complete(loop.lane + "train", iteration)
+    train(loop, iteration)
+    for alarm in alarms_of_training(read_metrics(loop.metrics.path), iteration) if is_new else ():
+        loop.console.warning(f"iteration {iteration}: {alarm.message} {alarm.what_to_do}")
+
+
 def on_iterate(loop: Loop, iteration: int) -> None:
     """Evaluate p_t when the configuration asks for every one; else the last one, where that is the result."""
     explore, every = loop.config.explore, loop.config.evaluation.every_iteration
@@ -167,6 +178,14 @@ def on_validation(loop: Loop, iteration: int) -> None:
     """Validate p_t."""
     assert loop.validate is not None  # built where `keep: best` asks for the stage
     loop.validate(loop, iteration)
+
+
+EVALUATING: dict[str, Stage] = {
+    "train": on_training,
+    keeping.STAGE: on_validation,
+    "evaluate": on_iterate,
+}
+"""Stages of a run that judge what it has trained."""
 
 
 def separate_prompts(config: RunConfig, trained: Sequence[Prompt]) -> None:

@@ -13,7 +13,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 
-from diffexpo.assembly.evaluating import eval_dir, on_iterate, on_validation, save_examples
+from diffexpo.assembly.evaluating import EVALUATING, eval_dir, save_examples
 from diffexpo.assembly.folders import keep_changes, prepare_folder, set_status
 from diffexpo.assembly.objects import build_loop, describe_policy, make_engine
 from diffexpo.config import RunConfig, read_resolved
@@ -131,7 +131,7 @@ def _run(
     # Rewards of the base's images must be finite and not all the same, or they cannot rank anything.
     scores = load_suite(eval_dir(loop) / "base").scores
     loop.ranking.check({name: values[None, :] for name, values in scores.items()})
-    run_loop(loop, {**STAGES, "evaluate": on_iterate, keeping.STAGE: on_validation}, until)
+    run_loop(loop, STAGES | EVALUATING, until)
     if until is not None:
         return
     if config.explore.keep == "best":
@@ -177,7 +177,7 @@ def run_baseline(loop: Loop) -> None:
     metrics = MetricsWriter(folder / "metrics.jsonl", active=loop.world.rank == 0)
     engine = make_engine(config, loop.policy, loop.embeddings, metrics, loop.world, loop.console)
     lane = replace(loop, config=config, run_dir=folder, engine=engine, metrics=metrics, lane="baseline_")
-    run_loop(lane, {**STAGES, "evaluate": on_iterate})
+    run_loop(lane, STAGES | EVALUATING)
 
 
 def parse_stage(config: RunConfig, text: str | None) -> tuple[str, int] | None:

@@ -5,13 +5,20 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
 from diffexpo.config import RunConfig
 from diffexpo.errors import DataError, DiffexpoError
-from diffexpo.evaluation.alarms import Alarm, History, Snapshot, check_alarms
+from diffexpo.evaluation.alarms import (
+    Alarm,
+    History,
+    Snapshot,
+    check_alarms,
+    early_alarms,
+    start_error,
+)
 from diffexpo.evaluation.metrics import WinRate, bootstrap_mean, win_rate
 from diffexpo.evaluation.records import Json, RunRecord, SuiteResult, iteration_of, series
 from diffexpo.evaluation.shares import ShareRow, share_judge, share_rows
@@ -25,7 +32,10 @@ Estimate = tuple[float, float, float]
 EQUAL_COST = 0.02
 TAIL = 0.1
 # Metrics of training steps whose means at the end of an iteration the alarms look at.
-ERRORS = ("winner_error", "loser_error", "winner_reference_error", "loser_reference_error")
+ERRORS = (
+    *("winner_error", "loser_error", "winner_reference_error", "loser_reference_error"),
+    "anchor_error",
+)
 CONFLICT = "rollout/conflict/"
 IMPROVED = ("images", "relative_distance", "feature_cosine", "feature_cosine_unrelated")
 
@@ -275,11 +285,11 @@ def _snapshot(record: RunRecord, summary: Summary, number: int) -> Snapshot:
         [value for name in ranked for _, value in series(lines, f"rollout/reward/{name}/{what}", "collect")]
         for what in ("std", "failed")
     )
-    common = [value for _, value in series(lines, "train/common_part", "train")]
-    return Snapshot(
-        iteration=number,
+    return replace(
+        training_snapshot(lines, number),
         train_reward=summary.rewards.get(summary.train_reward or "", {}).get(name),
         heldout_reward=summary.rewards.get(summary.judge or "", {}).get(name),
+        validation=None if summary.validation is None else summary.validation.means.get(number),
         win_rate=wins.interval if wins else None,
         vendi=summary.vendi[name][0] if name in summary.vendi else None,
         kl=summary.kl[name][0] if name in summary.kl else None,
@@ -288,10 +298,31 @@ def _snapshot(record: RunRecord, summary: Summary, number: int) -> Snapshot:
         images_failed=int(max(failed)) if failed else None,
         groups=_last(lines, "pairs/groups"),
         dropped_ties=_last(lines, "pairs/dropped_ties"),
-        skipped_steps=_last(lines, "train/skipped_steps"),
         improved_distance=_first(lines, "improve/relative_distance"),
-        common_part=float(np.mean(common)) if common else None,
-        **{key: tail_mean(lines, f"train/{key}", number) for key in ("implicit_accuracy", *ERRORS)},
+    )
+
+
+def alarms_of_training(metrics: Sequence[Json], iteration: int) -> list[Alarm]:
+    """What the training of an iteration tells of its iterate before it draws an image."""
+    trained = [training_snapshot(metrics, number) for number in range(1, iteration + 1)]
+    return early_alarms(trained[-1], start_error(trained))
+
+
+def training_snapshot(lines: Sequence[Json], number: int) -> Snapshot:
+    """What the metrics of an iteration's training alone say of it."""
+
+    def mean(name: str) -> float | None:
+        found = [value for iteration, value in series(lines, f"train/{name}", "train") if iteration == number]
+        return float(np.mean(found)) if found else None
+
+    tails: Json = {key: tail_mean(lines, f"train/{key}", number) for key in ("implicit_accuracy", *ERRORS)}
+    return Snapshot(
+        iteration=number,
+        skipped_steps=_last([line for line in lines if iteration_of(line) == number], "train/skipped_steps"),
+        common_part=mean("common_part"),
+        norm_ratio=mean("prediction_norm_ratio"),
+        anchor_norm_ratio=mean("anchor_norm_ratio"),
+        **tails,
     )
 
 

@@ -368,4 +368,8 @@ def test_the_error_of_the_anchor_is_that_of_its_prediction() -> None:
     target, base = (own_predictions(policy, batch, version) for version in ("target", "base"))
     found = moved_metrics(policy, batch, anchor_weight=0.1)
     assert found["train/anchor_error"] == pytest.approx(float((base - target).square().mean()), rel=1e-10)
+    reference = own_predictions(policy, batch, "reference")
+    ratio = base.flatten(1).norm(dim=1) / reference.flatten(1).norm(dim=1)
+    assert found["train/anchor_norm_ratio"] == pytest.approx(float(ratio.mean()), rel=1e-10)
+    assert abs(float(ratio.mean()) - 1) > 1e-4
     assert "train/anchor_error" not in moved_metrics(policy, batch)
