@@ -151,7 +151,7 @@ def early_alarms(item: Snapshot, start: float | None = None) -> list[Alarm]:
     `start` is the error with which the run's training began (`start_error`), by default that of the
     iteration's own reference.
     """
-    return [alarm for check in (_collapse, _common_part, _norm) for alarm in check(item, start)]
+    return [*(list(_collapse(item)) or _common_part(item, start)), *_norm(item)]
 
 
 def start_error(snapshots: Sequence[Snapshot]) -> float | None:
@@ -159,7 +159,7 @@ def start_error(snapshots: Sequence[Snapshot]) -> float | None:
     return next((item.reference_error for item in snapshots if item.reference_error), None)
 
 
-def _collapse(item: Snapshot, start: float | None) -> Iterator[Alarm]:
+def _collapse(item: Snapshot) -> Iterator[Alarm]:
     accuracy, rise = item.implicit_accuracy, _rises(item)
     if rise is not None and accuracy is not None and accuracy > COLLAPSE_ACCURACY:
         seen = (
@@ -186,7 +186,7 @@ def _common_part(item: Snapshot, start: float | None) -> Iterator[Alarm]:
         yield Alarm("common_part", "critical", seen, f"Use an earlier iterate. {RESTRAINT}")
 
 
-def _norm(item: Snapshot, start: float | None) -> Iterator[Alarm]:
+def _norm(item: Snapshot) -> Iterator[Alarm]:
     if item.norm_ratio is None:
         return
     growth = item.norm_ratio / max(1.0, item.anchor_norm_ratio or 1.0) - 1
