@@ -215,6 +215,10 @@ class MarginConfig(PairsConfig, LogisticConfig):
         yield from super().works(run)
         if self.has_guided_anchor:
             yield "anchor to the guided base", "zhu2026crd"
+        if self.reference_follows == "step":
+            yield "reference that follows every step", "li2026lineardpo"
+        if self.reference_budget is not None:
+            yield "reference that waits for a distance", "he2025gardo"
 
 
 class AdvantageConfig(MethodConfig):
