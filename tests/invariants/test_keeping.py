@@ -30,7 +30,7 @@ def prompts(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def best(prompts: Path, judge: str, **more: object) -> list[str]:
     """Settings of a run that keeps the best iterate under a function of a file."""
-    named = {"prompts": str(prompts), "num_prompts": 4}
+    named = {"prompts": str(prompts), "num_prompts": 4, "images_per_prompt": 2}
     named["judges"] = [{"name": "chooses", "type": "python", "path": judge}]
     explore = {"keep": "best", "validation": named} | more
     return [f"explore.{name}={json.dumps(value)}" for name, value in explore.items()]
@@ -92,7 +92,9 @@ def test_the_iterate_that_scored_best_is_exported_reported_and_started_from(chos
     # The evaluation's prompts are not among those that chose.
     asked = Store(chosen / "store", create=False).manifest("validate", 1)["prompts"]
     evaluated = json.loads((chosen / "eval" / "base" / "suite.json").read_text())["prompts"]
-    assert len(asked) == 4 and not set(asked) & {prompt["id"] for prompt in evaluated}
+    assert (
+        len(asked) == 8 and len(set(asked)) == 4 and not set(asked) & {prompt["id"] for prompt in evaluated}
+    )
 
 
 # In the order in which a run comes to them: before, within and after validations.

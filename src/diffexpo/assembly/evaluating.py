@@ -79,7 +79,7 @@ def make_validator(judges: Sequence[Scorer]) -> Callable[[Loop, int], None]:
                 )
             loop.console.line(f"{name}: " + ", ".join(f"{judge} {mean:.3f}" for judge, mean in means.items()))
             kept: dict[str, object] = {keeping.MEAN: means[first], "judge": first, "scorers": result.scorers}
-            kept["prompts"] = [prompt.id for prompt in result.prompts]
+            kept["prompts"] = result.prompt_ids()
             kept["scores"] = {judge: scores.tolist() for judge, scores in result.scores.items()}
             store.write_manifest(keeping.STAGE, iteration, kept)
         loop.world.barrier()
@@ -88,11 +88,10 @@ def make_validator(judges: Sequence[Scorer]) -> Callable[[Loop, int], None]:
 
 
 def validation_settings(config: RunConfig) -> EvaluationConfig:
-    """An evaluation's settings on the validation prompts: its sampler, one image a prompt, scores alone."""
-    validation = config.explore.validation
-    named = {"prompts": validation.prompts, "num_prompts": validation.num_prompts}
-    plain = {"images_per_prompt": 1, "kl_prompts": 0, "vendi_prompts": 0}
-    return config.evaluation.model_copy(update=named | plain)
+    """An evaluation's settings on the validation prompts: its sampler, scores alone."""
+    validation, names = config.explore.validation, ("prompts", "num_prompts", "images_per_prompt")
+    own = {name: getattr(validation, name) for name in names}
+    return config.evaluation.model_copy(update=own | {"kl_prompts": 0, "vendi_prompts": 0})
 
 
 def draw_suite(

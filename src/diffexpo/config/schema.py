@@ -137,7 +137,9 @@ class ValidationConfig(Section):
     """Prompts that are neither trained nor evaluated on, such as `scenes:validation`, or a prompt file; a
     list that shares a prompt with either is refused."""
     num_prompts: Count = 128
-    """How many of them (keyed order), one image each, drawn by `evaluation.sampler`."""
+    """How many of them (keyed order)."""
+    images_per_prompt: Count = 1
+    """Images of each, drawn by `evaluation.sampler`, with the same seeds for every iterate."""
     judges: tuple[RewardConfig, ...] = ()
     """The first one's mean score decides which iterate is kept; the others are reported beside it."""
 

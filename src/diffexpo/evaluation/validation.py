@@ -56,16 +56,22 @@ class Validation:
 
 def read_validation(record: RunRecord, *, resamples: int, seed: int) -> Validation | None:
     """The validation of a run with `explore.keep: best`, as far as it came; None: nothing is validated."""
-    if not record.validations:
+    found = record.validations
+    if not found:
         return None
-    judge = str(next(iter(record.validations.values()))["judge"])
-    scores = {number: found["scores"][judge] for number, found in record.validations.items()}
+    first = next(iter(found.values()))
+    judge = str(first["judge"])
     explore = record.config.get("explore", {})
     return Validation(
         judge=judge,
-        num_prompts=len(next(iter(scores.values()))),
-        means={number: float(found[MEAN]) for number, found in record.validations.items()},
-        scores={k: bootstrap_mean(scores[k], resamples=resamples, seed=seed) for k in scores},
+        num_prompts=len(set(first["prompts"])),
+        means={number: float(payload[MEAN]) for number, payload in found.items()},
+        scores={
+            number: bootstrap_mean(
+                payload["scores"][judge], payload["prompts"], resamples=resamples, seed=seed
+            )
+            for number, payload in found.items()
+        },
         patience=explore.get("patience"),
-        planned=int(explore.get("iterations", max(record.validations))),
+        planned=int(explore.get("iterations", max(found))),
     )

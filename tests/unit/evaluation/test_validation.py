@@ -25,7 +25,8 @@ def validated(root: Path, *numbers: int, patience: int | None = None) -> Path:
     (run_dir / "config.yaml").write_text(yaml.safe_dump(config), encoding="utf-8")
     for number in numbers:
         known = [score for score in SCORES[number] if score is not None]
-        payload = {"mean": sum(known) / len(known), "judge": "chooses", "scores": {"chooses": SCORES[number]}}
+        payload = {"mean": sum(known) / len(known), "judge": "chooses", "prompts": ["a", "b", "c"]}
+        payload["scores"] = {"chooses": SCORES[number]}
         Store(run_dir / "store").write_manifest("validate", number, payload)
     return run_dir
 
@@ -56,9 +57,8 @@ def test_a_run_in_which_more_iterates_may_come_is_not_finished(
 
 def test_a_run_that_ended_early_is_finished_and_says_why(tmp_path: Path) -> None:
     run_dir = validated(tmp_path, 1, 2, patience=1)
-    Store(run_dir / "store").write_manifest(
-        "validate", 2, {"mean": 0.1, "judge": "chooses", "scores": {"chooses": [0.1]}}
-    )
+    worse = {"mean": 0.1, "judge": "chooses", "prompts": ["a", "b"], "scores": {"chooses": [0.1, 0.1]}}
+    Store(run_dir / "store").write_manifest("validate", 2, worse)
     summary = summarise(load_run(run_dir))
     assert summary.final == "iteration-1" and summary.is_finished
     assert "ended after iteration 2 of 3, because 1 in a row" in " ".join(give_verdict(summary).sentences)
