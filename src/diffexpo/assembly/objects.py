@@ -10,7 +10,7 @@ import numpy as np
 
 from diffexpo.algorithms import algorithm_class
 from diffexpo.assembly.aliases import named_prompts, resolve
-from diffexpo.assembly.evaluating import make_evaluator
+from diffexpo.assembly.evaluating import make_evaluator, make_validator, separate_prompts
 from diffexpo.assembly.self_judges import open_denoiser
 from diffexpo.assembly.starting import guidance_of_start, put_start
 from diffexpo.config import RunConfig
@@ -51,12 +51,13 @@ def build_loop(config: RunConfig, run_dir: Path, console: Console, stop: StopSig
     # Everything that may be missing is looked for before the import, which can take hours.
     source = config.explore.negatives.source
     negatives = [] if source is None else load_prompts(resolve(source), "explore.negatives.source")
-    rewards, judges = (
+    rewards, judges, validation_judges = (
         load_rewards(scorers, resolve, policy.device, partial(open_denoiser, config, policy))
-        for scorers in (config.rewards, config.evaluation.judges)
+        for scorers in config.scorers.values()
     )
     step_judge = build_step_judge(config, policy)
     named_prompts(config.evaluation.prompts, "evaluation.prompts")
+    separate_prompts(config, [] if config.algorithm.prompts_of_data else prompts)
     store = Store(run_dir / "store")
     if config.offline.source is not None:
         import_pairs(config, policy, store, console, stop, world)
@@ -89,6 +90,7 @@ def build_loop(config: RunConfig, run_dir: Path, console: Console, stop: StopSig
         initial=policy.weights.state("current"),
         step_judge=step_judge,
         improving=improving,
+        validate=make_validator(validation_judges) if config.explore.keep == "best" else None,
     )
 
 

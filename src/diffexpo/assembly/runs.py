@@ -13,7 +13,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 
-from diffexpo.assembly.evaluating import eval_dir, on_iterate, save_examples
+from diffexpo.assembly.evaluating import EVALUATING, eval_dir, save_examples
 from diffexpo.assembly.folders import keep_changes, prepare_folder, set_status
 from diffexpo.assembly.objects import build_loop, describe_policy, make_engine
 from diffexpo.config import RunConfig, read_resolved
@@ -23,6 +23,7 @@ from diffexpo.data.store import Store
 from diffexpo.errors import ConfigError, Interrupted, MissingError, PolicyError
 from diffexpo.estimate.out_of_memory import explain_memory
 from diffexpo.evaluation.records import is_saved, load_suite
+from diffexpo.online import keeping
 from diffexpo.online.cost import offline_steps_of_equal_cost, run_cost
 from diffexpo.online.explore import SCHEDULES
 from diffexpo.online.loop import Console, Loop, schedule
@@ -130,9 +131,11 @@ def _run(
     # Rewards of the base's images must be finite and not all the same, or they cannot rank anything.
     scores = load_suite(eval_dir(loop) / "base").scores
     loop.ranking.check({name: values[None, :] for name, values in scores.items()})
-    run_loop(loop, {**STAGES, "evaluate": on_iterate}, until)
+    run_loop(loop, STAGES | EVALUATING, until)
     if until is not None:
         return
+    if config.explore.keep == "best":
+        say_what_is_kept(loop)
     if config.baseline.offline_dpo:
         run_baseline(loop)
     if world.rank == 0:
@@ -145,23 +148,36 @@ def _run(
     world.barrier()
 
 
+def say_what_is_kept(loop: Loop) -> None:
+    """Name the iterate that validation chose, and evaluate it if it is not yet."""
+    config, store = loop.config, loop.store.root
+    explore, means = config.explore, keeping.validated(store)
+    last, kept = keeping.last_iteration(config, store), keeping.kept_iterate(config, store)
+    if last < explore.iterations:
+        loop.console.line(f"stopped after iteration {last}: no better validation for {explore.patience}")
+    loop.console.line(f"kept iteration {kept}, validated at {means[kept]:.4g} (the last: {means[last]:.4g})")
+    loop.evaluate(loop, f"iteration-{kept}", kept)
+
+
 def run_baseline(loop: Loop) -> None:
     """Diffusion-DPO on D_off alone with as many network evaluations as the run, evaluated like an iterate."""
-    steps = offline_steps_of_equal_cost(loop.config)
+    explore = loop.config.explore
+    done = explore.model_copy(update={"iterations": keeping.last_iteration(loop.config, loop.store.root)})
+    steps = offline_steps_of_equal_cost(loop.config.model_copy(update={"explore": done}))
     config = loop.config.model_copy(
         update={
-            "explore": loop.config.explore.model_copy(update={"iterations": 1}),
+            "explore": explore.model_copy(update={"iterations": 1, "keep": "last"}),
             "algorithm": offline_baseline(loop.config.algorithm),
             "training": loop.config.training.model_copy(update={"steps": steps}),
         }
     )
-    done = f"{steps} steps (as many network evaluations as the run)"
-    loop.console.line(f"baseline: offline Diffusion-DPO, {done}")
+    length = f"{steps} steps (as many network evaluations as the run)"
+    loop.console.line(f"baseline: offline Diffusion-DPO, {length}")
     folder = loop.run_dir / "baseline"
     metrics = MetricsWriter(folder / "metrics.jsonl", active=loop.world.rank == 0)
     engine = make_engine(config, loop.policy, loop.embeddings, metrics, loop.world, loop.console)
     lane = replace(loop, config=config, run_dir=folder, engine=engine, metrics=metrics, lane="baseline_")
-    run_loop(lane, {**STAGES, "evaluate": on_iterate})
+    run_loop(lane, STAGES | EVALUATING)
 
 
 def parse_stage(config: RunConfig, text: str | None) -> tuple[str, int] | None:
@@ -176,7 +192,10 @@ def stage(run_dir: Path, name: str, console: Console) -> None:
     """Run a folder's next incomplete stage of one kind; what must come before it is run first."""
     config = read_resolved(run_dir / "config.yaml").config
     store = Store(run_dir / "store")
+    last = keeping.last_iteration(config, store.root)
     for kind, iteration in schedule(config):
+        if iteration > last:
+            break
         folder = run_dir / "eval" / f"iteration-{iteration}"
         is_complete = is_saved(folder) if kind == "evaluate" else store.is_complete(kind, iteration)
         if kind == name and not is_complete:
@@ -201,6 +220,7 @@ def plan(config: RunConfig) -> list[tuple[str, str]]:
         what = {
             "train": "nothing: there is nothing to learn from yet" if is_idle else steps,
             "evaluate": f"{evaluation.num_prompts} prompts against the base",
+            keeping.STAGE: f"{explore.validation.num_prompts} validation prompts",
             "collect": f"{explore.prompts_per_iteration} prompts x {images} images{tau}",
             "pair": "best and worst of each prompt",
             **card.plan(config),

@@ -8,7 +8,7 @@ from pathlib import Path
 from torch import Tensor
 
 from diffexpo.assembly.aliases import resolve
-from diffexpo.assembly.folders import last_iterate
+from diffexpo.assembly.folders import result_of
 from diffexpo.config import RunConfig, read_resolved
 from diffexpo.config.schema import ModelConfig, TuningConfig
 from diffexpo.errors import ConfigError, DiffexpoError, MissingError
@@ -63,7 +63,7 @@ def read_start(config: RunConfig) -> Mapping[str, Tensor]:
 
 
 def _of_run(config: RunConfig, folder: Path) -> Mapping[str, Tensor]:
-    """The last iterate of a finished run."""
+    """The result of a finished run."""
     other = read_resolved(folder / "config.yaml").config
     if other.tuning.kind != config.tuning.kind:
         raise ConfigError(
@@ -77,7 +77,7 @@ def _of_run(config: RunConfig, folder: Path) -> Mapping[str, Tensor]:
             f"by {_scale(config.tuning):g}, so the same factors would be another model; set "
             "tuning.lora.alpha to match"
         )
-    return last_iterate(folder, other, KEY)
+    return result_of(folder, other, KEY)
 
 
 def guidance_of_start(config: RunConfig) -> float:

@@ -9,10 +9,23 @@ from collections.abc import Iterator
 from diffexpo.config.methods.card import Run
 from diffexpo.config.methods.data import Pairs
 from diffexpo.config.rewards import RewardCard
+from diffexpo.config.schema import ValidationConfig
 from diffexpo.errors import ConfigError
 
 AUTOCAST_TYPES = {"bf16": "bfloat16", "fp16": "float16"}
 """What each `training.mixed_precision` casts weights to."""
+
+VALIDATED_APART = {
+    "evaluation.prompts": (
+        "the iterate that is best on them would be chosen by the images that then evaluate it, so its score "
+        "would be too high by that choice; expected prompts of their own"
+    ),
+    "prompts.source": (
+        "on prompts that it trains on a model goes on gaining after it has begun to lose elsewhere; expected "
+        "prompts of their own"
+    ),
+}
+"""Why prompts of validation may be no others', by the setting that names those."""
 
 
 def check_combinations(config: Run) -> None:
@@ -26,7 +39,7 @@ def check_combinations(config: Run) -> None:
         ConfigError: every contradiction found, one line each: keys and values, the reason, what to do.
     """
     method = config.algorithm.problems
-    rules = (_rewards, _data, _negatives, _training, _copies, _evaluation, method, _sizes)
+    rules = (_rewards, _data, _negatives, _training, _copies, _evaluation, _validation, method, _sizes)
     if problems := [problem for rule in rules for problem in rule(config)]:
         raise ConfigError("\n".join(problems))
 
@@ -48,11 +61,11 @@ def negatives_are_on(config: Run) -> bool:
 
 
 def _rewards(config: Run) -> Iterator[str]:
-    for label, scorers in (("rewards", config.rewards), ("evaluation.judges", config.evaluation.judges)):
+    for label, scorers in config.scorers.items():
         for index, reward in enumerate(scorers):
             where = f"{label}.{index}"
             yield from (f"{where}.{problem}" for problem in reward.problems(config, where))
-    names = Counter(reward.name for reward in (*config.rewards, *config.evaluation.judges))
+    names = Counter(reward.name for scorers in config.scorers.values() for reward in scorers)
     for name in sorted(name for name, count in names.items() if count > 1):
         yield f"{names[name]} rewards or judges are named {name!r}: metrics would mix; names are unique"
     trained = {reward.identity: reward.name for reward in train_rewards(config)}
@@ -167,6 +180,36 @@ def _evaluation(config: Run) -> Iterator[str]:
             "evaluation.vendi_images = 1: the Vendi score of one image is always 1; use 2 or more, or "
             "vendi_prompts: 0"
         )
+
+
+def _validation(config: Run) -> Iterator[str]:
+    explore = config.explore
+    validation = explore.validation
+    if explore.keep == "last":
+        for key, is_set in (
+            ("patience", explore.patience is not None),
+            ("validation", validation != ValidationConfig()),
+        ):
+            if is_set:
+                yield (
+                    f"explore.{key} is set with explore.keep = last: no iterate is validated, so it would do "
+                    "nothing; set explore.keep=best"
+                )
+        return
+    if validation.prompts is None or not validation.judges:
+        missing = "prompts" if validation.prompts is None else "judges"
+        yield (
+            f"explore.keep = best without explore.validation.{missing}: iterates are compared by a judge on "
+            "prompts of their own; name both"
+        )
+    for key, prompts in (("evaluation.prompts", config.evaluation.prompts), *_trained_prompts(config)):
+        if validation.prompts == prompts:
+            yield f"explore.validation.prompts = {key} = {prompts!r}: {VALIDATED_APART[key]}"
+
+
+def _trained_prompts(config: Run) -> Iterator[tuple[str, str]]:
+    if not config.algorithm.prompts_of_data:
+        yield "prompts.source", config.prompts.source
 
 
 def _sizes(config: Run) -> Iterator[str]:

@@ -131,6 +131,20 @@ class SamplerConfig(Section):
     null is all."""
 
 
+class ValidationConfig(Section):
+    """What chooses among iterates under `explore.keep: best`: judges, on prompts of their own."""
+
+    prompts: str | None = None
+    """Prompts that are neither trained nor evaluated on, such as `scenes:validation`, or a prompt file; a
+    list that shares a prompt with either is refused."""
+    num_prompts: Count = 128
+    """How many of them (keyed order)."""
+    images_per_prompt: Count = 1
+    """Images of each, drawn by `evaluation.sampler`, with the same seeds for every iterate."""
+    judges: tuple[RewardConfig, ...] = ()
+    """The first one's mean score decides which iterate is kept; the others are reported beside it."""
+
+
 class ExploreConfig(Section):
     iterations: Count = 5
     """Outer iterations T. Iteration 1 trains on offline data; samples are collected after iterations
@@ -160,6 +174,13 @@ class ExploreConfig(Section):
     """Draw with the adapters folded into the base's weights: fewer kernels a step, so sampling is faster
     where they count, and images are rounded differently. The base's own bits come back afterwards.
     Evaluation and training never run merged."""
+    keep: Literal["last", "best"] = "last"
+    """Which iterate is the result, in the report and in the export: the last one, or the one that scored best
+    in `validation` (of equal ones the earliest), which never looks at the evaluation's prompts."""
+    patience: int | None = Field(default=None, ge=1)
+    """Stop after this many iterations in a row without a better validation score; null: never."""
+    validation: ValidationConfig = ValidationConfig()
+    """The judge of `keep: best`."""
 
 
 class MixtureConfig(Section):

@@ -7,6 +7,7 @@
     <run>/eval/<version>/     base, iteration-1, iteration-2, ..., baseline: suite.json + images/00000.png ...
     <run>/eval/pairs/         pairs.json + images of the example pairs
     <run>/baseline/           run folder of the offline baseline; its metrics.jsonl is read for its cost
+    <run>/store/manifests/    validate-0001.json, ...: scores of iterates under `explore.keep: best`
 
 Phases in metrics.jsonl: `train` is one line per optimiser step; `train_summary`, `collect`, `pair` and
 `evaluate` are one line per iteration. `cost/*` and `time/*` are amounts spent in what the line describes, so
@@ -26,9 +27,11 @@ import numpy as np
 import yaml
 from PIL import Image
 
+from diffexpo.data.manifests import read_manifests
 from diffexpo.data.rows import Pair
-from diffexpo.errors import DataError, MissingError
+from diffexpo.errors import DataError, MissingError, StoreError
 from diffexpo.files import write_json
+from diffexpo.online.keeping import STAGE as VALIDATE
 from diffexpo.training.metrics import read_metrics
 from diffexpo.types import Prompt
 
@@ -103,7 +106,8 @@ class PairExample:
 
 @dataclass
 class RunRecord:
-    """Everything a report can be made of; what is absent is empty."""
+    """Everything a report can be made of; what is absent is empty. `validations` has the manifest of each
+    validated iterate."""
 
     run_dir: Path
     config: Json
@@ -114,6 +118,7 @@ class RunRecord:
     baseline_metrics: list[Json]
     examples: list[PairExample]
     problems: list[str]
+    validations: dict[int, Json] = field(default_factory=dict)
 
     @property
     def iterations(self) -> list[int]:
@@ -235,6 +240,11 @@ def load_run(run_dir: Path) -> RunRecord:
             suites[folder.name] = load_suite(folder)
         except (MissingError, DataError) as error:
             problems.append(str(error))
+    validations: dict[int, Json] = {}
+    try:
+        validations = read_manifests(run_dir / "store", VALIDATE)
+    except StoreError as error:
+        problems.append(str(error))
     return RunRecord(
         run_dir=run_dir,
         config=yaml.safe_load(config_path.read_text(encoding="utf-8")) or {},
@@ -245,6 +255,7 @@ def load_run(run_dir: Path) -> RunRecord:
         baseline_metrics=read_metrics(run_dir / "baseline" / "metrics.jsonl"),
         examples=[PairExample(**row) for row in _read_json(run_dir / "eval" / "pairs" / "pairs.json", [])],
         problems=problems,
+        validations=validations,
     )
 
 

@@ -11,6 +11,10 @@ from diffexpo.config.rules import guidance_notes
 from diffexpo.errors import ConfigError
 
 JUDGE = "evaluation.judges=[{name: j, type: clip, path: emoji:judge_heldout}]"
+STEPS = ("algorithm.reference=ema", "algorithm.reference_follows=step")
+HALF = ("tuning.reference_dtype=bfloat16", "training.mixed_precision=bf16")
+VALIDATES = "explore.validation.judges=[{name: v, type: clip, path: emoji:judge_train}]"
+BEST = ("explore.keep=best", VALIDATES, "explore.validation.prompts=a.txt")
 TWO_REWARDS = "rewards=[{name: a, type: clip, path: x}, {name: b, type: jpeg_compressibility}]"
 
 
@@ -46,6 +50,19 @@ def load(*overrides):
         (["algorithm.type=guidance_distillation", "algorithm.guidance=1"], "expected a number > 1"),
         (["algorithm.reference_decay=0.9"], "reference = base: only ema averages"),
         (["algorithm.reference=previous", "algorithm.reference_decay=0.0"], "only ema averages"),
+        (["algorithm.reference_follows=step"], "reference = base: only ema is an average"),
+        ([*STEPS, "algorithm.reference_decay=0"], "every margin 0"),
+        ([*STEPS, *HALF], "would swallow the share of a step"),
+        (["algorithm.reference_budget=0.01"], "reference = base: only the reference that becomes an iterate"),
+        (["algorithm.reference=previous", "algorithm.reference_budget=0"], "expected a number > 0"),
+        (["explore.patience=2"], "explore.patience is set with explore.keep = last"),
+        (["explore.validation.num_prompts=3"], "explore.validation is set with explore.keep = last"),
+        (["explore.keep=best", VALIDATES], "without explore.validation.prompts"),
+        (["explore.keep=best", "explore.validation.prompts=a.txt"], "without explore.validation.judges"),
+        ([*BEST, "explore.validation.prompts=emoji:heldout"], "chosen by the images that then evaluate it"),
+        ([*BEST, "explore.validation.prompts=emoji:train"], "goes on gaining after it has begun to lose"),
+        ([*BEST, "explore.validation.judges.0.name=judge_train"], "unique"),
+        ([*BEST, "explore.validation.judges.0.path=null"], "validation.judges.0.path is empty"),
         (["explore.sampler.guidance=1"], "never evaluated"),
         (["explore.sampler.guidance=0.5"], "followed instead of avoided"),
         (["explore.negatives.agents=exploration", "explore.agents=1"], "no separate exploration agent"),

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Mapping
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, NamedTuple
 
 from pydantic import Field
 
 import diffexpo.config.schema as sections
 from diffexpo.config.methods.data import Branches, Data, Pairs, TransitionPairs
-from diffexpo.config.rewards import RewardConfig, read_card
+from diffexpo.config.rewards import RewardCard, RewardConfig, read_card
 from diffexpo.config.section import Section
 
 Work = tuple[str, str | None]
@@ -23,6 +23,15 @@ Work = tuple[str, str | None]
 
 ONLINE = ("train", "evaluate", "collect", "pair")
 """Stages of an iteration that learns from what the iterations before it collected."""
+
+
+class Anchor(NamedTuple):
+    """The base's prediction under guidance: the version of the weights that holds the base, and the weight of
+    the pull as a share of the loss's own coefficient."""
+
+    version: Literal["reference", "base"]
+    weight: float
+    guidance: float
 
 
 class MethodConfig(Section):
@@ -121,6 +130,17 @@ class MethodConfig(Section):
         None: it does not follow, and is the base."""
         return None
 
+    def reference_share(self, measured: Mapping[str, object]) -> float:
+        """Share of itself that the reference keeps when it follows an iterate that was trained with these
+        metrics."""
+        return self.reference_memory or 0.0
+
+    @property
+    def moving_versions(self) -> tuple[str, ...]:
+        """Versions besides "current" that may change within an iteration, so that its checkpoints hold
+        them."""
+        return ("old",) if self.needs_old_policy else ()
+
     @property
     def moves_reference(self) -> bool:
         """Whether the reference follows the iterates instead of being the base."""
@@ -129,6 +149,11 @@ class MethodConfig(Section):
     @property
     def anchor_version(self) -> Literal["reference", "base"] | None:
         """Version of the weights that holds the base, where the loss pulls to its prediction; else None."""
+        return None
+
+    @property
+    def anchor(self) -> Anchor | None:
+        """What the loss pulls predictions to besides what it learns; None: to nothing."""
         return None
 
     @property
@@ -238,3 +263,12 @@ class Run(Section):
     training: sections.TrainingConfig = sections.TrainingConfig()
     evaluation: sections.EvaluationConfig = sections.EvaluationConfig()
     baseline: sections.BaselineConfig = sections.BaselineConfig()
+
+    @property
+    def scorers(self) -> dict[str, tuple[RewardCard, ...]]:
+        """Everything that scores images, by the setting that names it."""
+        return {
+            "rewards": self.rewards,
+            "evaluation.judges": self.evaluation.judges,
+            "explore.validation.judges": self.explore.validation.judges,
+        }
