@@ -15,7 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from diffexpo.assembly.aliases import resolve
-from diffexpo.assembly.evaluating import on_iterate
+from diffexpo.assembly.evaluating import EVALUATING, on_iterate
 from diffexpo.assembly.objects import build_ranking, import_pairs, make_engine
 from diffexpo.assembly.starting import weights_of_run
 from diffexpo.config import RunConfig, config_to_yaml, read_resolved
@@ -26,6 +26,7 @@ from diffexpo.data.store import Store
 from diffexpo.evaluation.records import CONTENDERS, load_run
 from diffexpo.evaluation.summary import summarise
 from diffexpo.files import write_text
+from diffexpo.online import keeping
 from diffexpo.online.cost import offline_steps_of_equal_cost
 from diffexpo.online.loop import Loop, is_complete, keep_iterate
 from diffexpo.online.loop import run as run_loop
@@ -54,7 +55,7 @@ def open_baseline(loop: Loop) -> Loop:
     config, source = loop.config, loop.config.baseline.offline_source
     folder = loop.run_dir / BASELINE
     changes = {
-        "explore": config.explore.model_copy(update={"iterations": 1}),
+        "explore": config.explore.model_copy(update={"iterations": 1, "keep": "last"}),
         "algorithm": offline_baseline(config.algorithm),
     }
     if source is None:
@@ -70,7 +71,9 @@ def run_baseline(loop: Loop, lane: Loop) -> None:
     Args:
         loop: The run, done. lane: Of `open_baseline`.
     """
-    steps = offline_steps_of_equal_cost(loop.config)
+    last = keeping.last_iteration(loop.config, loop.store.root)
+    explore = loop.config.explore.model_copy(update={"iterations": last})
+    steps = offline_steps_of_equal_cost(loop.config.model_copy(update={"explore": explore}))
     training = lane.config.training.model_copy(update={"steps": steps})
     lane = replace(lane, config=lane.config.model_copy(update={"training": training}))
     done = f"{steps} steps (as many network evaluations as the run)"
@@ -98,7 +101,7 @@ def run_contender(lane: Loop) -> None:
 def _run_lane(lane: Loop) -> None:
     config, metrics = lane.config, lane.metrics
     engine = make_engine(config, lane.policy, lane.embeddings, metrics, lane.world, lane.console)
-    run_loop(replace(lane, engine=engine), {**STAGES, "evaluate": on_iterate})
+    run_loop(replace(lane, engine=engine), STAGES | EVALUATING)
 
 
 def _lane(loop: Loop, folder: Path, config: RunConfig) -> Loop:

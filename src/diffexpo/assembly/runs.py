@@ -19,7 +19,7 @@ from diffexpo.assembly.contenders import (
     run_baseline,
     run_contender,
 )
-from diffexpo.assembly.evaluating import eval_dir, on_iterate, save_examples
+from diffexpo.assembly.evaluating import EVALUATING, eval_dir, save_examples
 from diffexpo.assembly.folders import keep_changes, prepare_folder, set_status
 from diffexpo.assembly.objects import build_loop, describe_policy
 from diffexpo.config import RunConfig, read_resolved
@@ -29,9 +29,10 @@ from diffexpo.data.store import Store
 from diffexpo.errors import ConfigError, Interrupted, MissingError, PolicyError
 from diffexpo.estimate.out_of_memory import explain_memory
 from diffexpo.evaluation.records import is_saved, load_suite
+from diffexpo.online import keeping
 from diffexpo.online.cost import offline_steps_of_equal_cost, run_cost
 from diffexpo.online.explore import SCHEDULES
-from diffexpo.online.loop import Console, schedule
+from diffexpo.online.loop import Console, Loop, schedule
 from diffexpo.online.loop import run as run_loop
 from diffexpo.online.stages import STAGES
 from diffexpo.policies.loading import choose_device
@@ -139,9 +140,11 @@ def _run(
     scores = load_suite(eval_dir(loop) / "base").scores
     loop.ranking.check({name: values[None, :] for name, values in scores.items()})
     evaluate_guidances(loop)
-    run_loop(loop, {**STAGES, "evaluate": on_iterate}, until)
+    run_loop(loop, STAGES | EVALUATING, until)
     if until is not None:
         return
+    if config.explore.keep == "best":
+        say_what_is_kept(loop)
     if baseline is not None:
         run_baseline(loop, baseline)
     for lane in lanes:
@@ -156,6 +159,17 @@ def _run(
     world.barrier()
 
 
+def say_what_is_kept(loop: Loop) -> None:
+    """Name the iterate that validation chose, and evaluate it if it is not yet."""
+    config, store = loop.config, loop.store.root
+    explore, means = config.explore, keeping.validated(store)
+    last, kept = keeping.last_iteration(config, store), keeping.kept_iterate(config, store)
+    if last < explore.iterations:
+        loop.console.line(f"stopped after iteration {last}: no better validation for {explore.patience}")
+    loop.console.line(f"kept iteration {kept}, validated at {means[kept]:.4g} (the last: {means[last]:.4g})")
+    loop.evaluate(loop, f"iteration-{kept}", kept)
+
+
 def parse_stage(config: RunConfig, text: str | None) -> tuple[str, int] | None:
     """ "collect-1" as ("collect", 1); ConfigError if the run has no such stage."""
     stages = {f"{name}-{iteration}": (name, iteration) for name, iteration in schedule(config)}
@@ -168,7 +182,10 @@ def stage(run_dir: Path, name: str, console: Console) -> None:
     """Run a folder's next incomplete stage of one kind; what must come before it is run first."""
     config = read_resolved(run_dir / "config.yaml").config
     store = Store(run_dir / "store")
+    last = keeping.last_iteration(config, store.root)
     for kind, iteration in schedule(config):
+        if iteration > last:
+            break
         folder = run_dir / "eval" / f"iteration-{iteration}"
         is_complete = is_saved(folder) if kind == "evaluate" else store.is_complete(kind, iteration)
         if kind == name and not is_complete:
@@ -192,9 +209,12 @@ def plan(config: RunConfig) -> list[tuple[str, str]]:
         tau = f", tau {rate:.2f}" if negatives_are_on(config) else ""
         is_idle = iteration == 1 and not card.draws_first and not card.learns_from_offline(config)
         steps = f"{training.steps} steps x {training.batch_size} {unit}"
+        judged = f"{evaluation.num_prompts} prompts against the base"
+        is_base = is_idle and config.tuning.start is None
         what = {
             "train": "nothing: there is nothing to learn from yet" if is_idle else steps,
-            "evaluate": f"{evaluation.num_prompts} prompts against the base",
+            "evaluate": "as the base: nothing was trained" if is_base else judged,
+            keeping.STAGE: f"{explore.validation.num_prompts} validation prompts",
             "collect": f"{explore.prompts_per_iteration} prompts x {images} images{tau}",
             "pair": "best and worst of each prompt",
             **card.plan(config),

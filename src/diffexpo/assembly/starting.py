@@ -8,10 +8,10 @@ from pathlib import Path
 from torch import Tensor
 
 from diffexpo.assembly.aliases import resolve
-from diffexpo.assembly.folders import last_iterate
+from diffexpo.assembly.folders import result_of
 from diffexpo.config import RunConfig, read_resolved
 from diffexpo.config.schema import ModelConfig, TuningConfig
-from diffexpo.errors import ConfigError, MissingError
+from diffexpo.errors import ConfigError, DiffexpoError, MissingError
 from diffexpo.policies.base import load_policy
 from diffexpo.training.checkpoint import read_tensors, write_tensors
 from diffexpo.training.distributed import World
@@ -63,7 +63,7 @@ def read_start(config: RunConfig) -> Mapping[str, Tensor]:
 
 
 def weights_of_run(config: RunConfig, folder: Path, key: str = KEY) -> Mapping[str, Tensor]:
-    """The last iterate of a finished run, which the setting `key` names."""
+    """The result of a finished run, which the setting `key` names."""
     other = read_resolved(folder / "config.yaml").config
     if other.tuning.kind != config.tuning.kind:
         raise ConfigError(
@@ -77,7 +77,19 @@ def weights_of_run(config: RunConfig, folder: Path, key: str = KEY) -> Mapping[s
             f"by {_scale(config.tuning):g}, so the same factors would be another model; set "
             "tuning.lora.alpha to match"
         )
-    return last_iterate(folder, other, key)
+    return result_of(folder, other, key)
+
+
+def guidance_of_start(config: RunConfig) -> float:
+    """Guidance that the model of `tuning.start` has learned, or the one that it started from; 1: none, or not
+    known, as of a model that is not in a run's folder."""
+    if config.tuning.start is None:
+        return 1.0
+    try:
+        other = read_resolved(Path(resolve(config.tuning.start)).expanduser() / "config.yaml").config
+    except DiffexpoError:  # a resumed run does not need that folder
+        return 1.0
+    return max(other.algorithm.learned_guidance, guidance_of_start(other))
 
 
 def _scale(tuning: TuningConfig) -> float:

@@ -128,7 +128,8 @@ def _family_of_folder(folder: Path) -> Family | None:
 
 
 def _rewards(config: RunConfig) -> Uses:
-    for role, scorers in (("reward", config.rewards), ("judge", config.evaluation.judges)):
+    for place, scorers in config.scorers.items():
+        role = "reward" if place == "rewards" else "judge"
         for scorer in scorers:
             for addition, key in scorer.uses():
                 yield f"{role} {scorer.name}{addition}", key
@@ -139,7 +140,7 @@ def _data(config: RunConfig) -> Uses:
     for world, works in WORLD_WORKS.items():
         if world in named:
             yield from works
-    for key, prompts in (("prompts", config.prompts.source), ("held-out prompts", config.evaluation.prompts)):
+    for key, prompts in _prompts(config):
         if not (world_of(prompts) or prompts.startswith("prompts:")):
             yield f"{key} {prompts}", None
     source = config.offline.source
@@ -149,11 +150,18 @@ def _data(config: RunConfig) -> Uses:
         yield f"{what} {source}", work
 
 
+def _prompts(config: RunConfig) -> Iterator[tuple[str, str]]:
+    yield "prompts", config.prompts.source
+    yield "held-out prompts", config.evaluation.prompts
+    if config.explore.validation.prompts is not None:
+        yield "validation prompts", config.explore.validation.prompts
+
+
 def _named_files(config: RunConfig) -> Iterator[str]:
     """What settings name that may be embedded; the negative prompts are our own and need no citation."""
-    yield from (config.model.path, config.prompts.source, config.evaluation.prompts)
-    scorers = [*config.rewards, *config.evaluation.judges]
-    others = [config.offline.source, *config.algorithm.named_files, *(scorer.path for scorer in scorers)]
+    yield from (config.model.path, *(prompts for _, prompts in _prompts(config)))
+    scored = [scorer.path for scorers in config.scorers.values() for scorer in scorers]
+    others = [config.offline.source, *config.algorithm.named_files, *scored]
     yield from (path for path in others if path is not None)
 
 

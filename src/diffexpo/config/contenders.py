@@ -8,7 +8,7 @@ from pathlib import Path
 from diffexpo.config.load import load_config, read_resolved
 from diffexpo.config.rules import check_combinations
 from diffexpo.config.run import RunConfig
-from diffexpo.config.schema import BaselineConfig
+from diffexpo.config.schema import BaselineConfig, ValidationConfig
 from diffexpo.errors import ConfigError, MissingError
 
 KEY = "baseline.contenders"
@@ -70,8 +70,9 @@ def _read(item: str, config: RunConfig) -> Contender:
     shared["evaluation"] = config.evaluation.model_copy(
         update={"every_iteration": False, "base_guidances": ()}
     )
-    # Images are evaluated in batches of this size.
-    explore = other.explore.model_copy(update={"batch_size": config.explore.batch_size})
+    # Images are evaluated in batches of the run's size; nothing is validated here.
+    plain = {"keep": "last", "patience": None, "validation": ValidationConfig()}
+    explore = other.explore.model_copy(update=plain | {"batch_size": config.explore.batch_size})
     merged = other.model_copy(update=shared | {"explore": explore, "baseline": BaselineConfig()})
     try:
         check_combinations(merged)

@@ -117,7 +117,8 @@ class SamplerConfig(Section):
     steps: Count = 50
     """Network calls per image (doubled by guidance)."""
     guidance: float = Field(default=7.5, ge=0.0)
-    """Classifier-free guidance scale; 1 turns guidance off and halves the cost."""
+    """Classifier-free guidance scale; 1 turns guidance off and halves the cost. What goes together in
+    drawing, loss and evaluation: docs/guidance.md."""
     eta: Fraction = 0.0
     """Noise of `ddim`: 0 deterministic, 1 like `ddpm`. Ignored by the others."""
     sde: Literal["flow_grpo", "dance", "cps"] = "flow_grpo"
@@ -128,6 +129,20 @@ class SamplerConfig(Section):
     random_steps: tuple[int, int] | None = None
     """Only the steps from the first number up to, not including, the second are random (0 is the noisiest);
     null is all."""
+
+
+class ValidationConfig(Section):
+    """What chooses among iterates under `explore.keep: best`: judges, on prompts of their own."""
+
+    prompts: str | None = None
+    """Prompts that are neither trained nor evaluated on, such as `scenes:validation`, or a prompt file; a
+    list that shares a prompt with either is refused."""
+    num_prompts: Count = 128
+    """How many of them (keyed order)."""
+    images_per_prompt: Count = 1
+    """Images of each, drawn by `evaluation.sampler`, with the same seeds for every iterate."""
+    judges: tuple[RewardConfig, ...] = ()
+    """The first one's mean score decides which iterate is kept; the others are reported beside it."""
 
 
 class ExploreConfig(Section):
@@ -159,6 +174,13 @@ class ExploreConfig(Section):
     """Draw with the adapters folded into the base's weights: fewer kernels a step, so sampling is faster
     where they count, and images are rounded differently. The base's own bits come back afterwards.
     Evaluation and training never run merged."""
+    keep: Literal["last", "best"] = "last"
+    """Which iterate is the result, in the report and in the export: the last one, or the one that scored best
+    in `validation` (of equal ones the earliest), which never looks at the evaluation's prompts."""
+    patience: int | None = Field(default=None, ge=1)
+    """Stop after this many iterations in a row without a better validation score; null: never."""
+    validation: ValidationConfig = ValidationConfig()
+    """The judge of `keep: best`."""
 
 
 class MixtureConfig(Section):
@@ -300,4 +322,4 @@ class BaselineConfig(Section):
     contenders: tuple[str, ...] = ()
     """What the run is compared with besides: recipes (names or files), which are trained beside it at their
     own cost, and folders of finished runs. Seed, model, tuning, prompts, rewards and evaluation are the
-    run's; the last iterates are evaluated on the same prompts and noise."""
+    run's; their last iterates, or what finished runs kept, are evaluated on the same prompts and noise."""

@@ -9,6 +9,7 @@
     <run>/baseline/           run folder of the offline baseline; its metrics.jsonl is read for its cost
     <run>/contenders/         the base at other guidance (base-2.5, ...) and contenders by name:
                               NAME/config.yaml, NAME/metrics.jsonl, and eval/NAME/ as <run>/eval/<version>
+    <run>/store/manifests/    validate-0001.json, ...: scores of iterates under `explore.keep: best`
 
 Phases in metrics.jsonl: `train` is one line per optimiser step; `train_summary`, `collect`, `pair` and
 `evaluate` are one line per iteration. `cost/*` and `time/*` are amounts spent in what the line describes, so
@@ -28,9 +29,11 @@ import numpy as np
 import yaml
 from PIL import Image
 
+from diffexpo.data.manifests import read_manifests
 from diffexpo.data.rows import Pair
-from diffexpo.errors import DataError, MissingError
+from diffexpo.errors import DataError, MissingError, StoreError
 from diffexpo.files import write_json
+from diffexpo.online.keeping import STAGE as VALIDATE
 from diffexpo.training.metrics import read_metrics
 from diffexpo.types import Prompt
 
@@ -125,7 +128,8 @@ class ContenderRecord:
 
 @dataclass
 class RunRecord:
-    """Everything a report can be made of; what is absent is empty."""
+    """Everything a report can be made of; what is absent is empty. `validations` has the manifest of each
+    validated iterate."""
 
     run_dir: Path
     config: Json
@@ -137,6 +141,7 @@ class RunRecord:
     examples: list[PairExample]
     problems: list[str]
     contenders: dict[str, ContenderRecord] = field(default_factory=dict)
+    validations: dict[int, Json] = field(default_factory=dict)
 
     @property
     def iterations(self) -> list[int]:
@@ -258,6 +263,11 @@ def load_run(run_dir: Path) -> RunRecord:
         )
         for name, suite in _load_suites(beside / "eval", problems).items()
     }
+    validations: dict[int, Json] = {}
+    try:
+        validations = read_manifests(run_dir / "store", VALIDATE)
+    except StoreError as error:
+        problems.append(str(error))
     return RunRecord(
         run_dir=run_dir,
         config=_read_yaml(config_path),
@@ -269,6 +279,7 @@ def load_run(run_dir: Path) -> RunRecord:
         examples=[PairExample(**row) for row in _read_json(run_dir / "eval" / "pairs" / "pairs.json", [])],
         problems=problems,
         contenders=contenders,
+        validations=validations,
     )
 
 

@@ -29,7 +29,7 @@ class Verdict:
 
 
 def give_verdict(summary: Summary) -> Verdict:
-    """Say whether the last iterate is better than the base, at what price, and how offline DPO compares.
+    """Say whether the result is better than the base, at what price, and how offline DPO compares.
 
     The verdict is `undecided` if one half lies inside the 95% interval, `unknown` if nothing can be compared.
     """
@@ -53,6 +53,8 @@ def give_verdict(summary: Summary) -> Verdict:
     if win.verdict == "undecided":
         undecided = "The interval contains 50%, so this evaluation cannot tell which is better"
         sentences.append(f"{undecided}; more prompts narrow it.")
+    if summary.validation is not None:
+        sentences.append(summary.validation.sentence())
     sentences.append(_price(summary))
     if summary.compares_offline:
         sentences.append(_baseline_sentence(summary))

@@ -297,7 +297,7 @@ class Engine:
             check_identity(checkpoint, iteration, run_seed, steps)
             self.policy.weights.load("current", checkpoint.tensors["current"])
         self._check_agreement()
-        self._set_old_policy(checkpoint)
+        self._set_moving_versions(checkpoint)
         parameters = self.policy.weights.trainable()
         settings = self.settings
         run = Progress(
@@ -316,17 +316,21 @@ class Engine:
             load_optimizer(run.optimizer, parameters, optimizer_state)
         return run
 
-    def _set_old_policy(self, checkpoint: Checkpoint | None) -> None:
-        """The old policy starts as the current one, which drew the newest images, or as the checkpoint's."""
-        if not self.algorithm.settings.needs_old_policy:
-            return
+    def _set_moving_versions(self, checkpoint: Checkpoint | None) -> None:
+        """Versions that change within an iteration are the checkpoint's. Without one the old policy starts as
+        the current one, which drew the newest images; the reference is set."""
+        card, weights = self.algorithm.settings, self.policy.weights
         if checkpoint is None:
-            self.policy.weights.copy("current", OLD)
-        elif OLD in checkpoint.tensors:
-            self.policy.weights.load(OLD, checkpoint.tensors[OLD])
-        else:
-            missing = f"{checkpoint.path} has no old policy, which the algorithm needs"
-            raise ResumeError(f"{missing}; resume with the configuration that wrote it")
+            if card.needs_old_policy:
+                weights.copy("current", OLD)
+            return
+        for name in card.moving_versions:
+            if name not in checkpoint.tensors:
+                missing = (
+                    f"{checkpoint.path} has no version {name!r} of the weights, which the algorithm needs"
+                )
+                raise ResumeError(f"{missing}; resume with the configuration that wrote it")
+            weights.load(name, checkpoint.tensors[name])
 
     def _find_checkpoint(self, folder: Path) -> Checkpoint | None:
         """Rank 0 chooses; the others read the same one."""
@@ -347,7 +351,7 @@ class Engine:
     def _save(self, run: Progress, folder: Path) -> None:
         if self.world.rank == 0:
             self.metrics.sync()
-            versions = ["current", OLD] if self.algorithm.settings.needs_old_policy else ["current"]
+            versions = ["current", *self.algorithm.settings.moving_versions]
             tensors = {name: self.policy.weights.state(name) for name in versions} | run.tensors()
             save_checkpoint(Path(folder), tensors, run.state())
         run.saved_at = run.step

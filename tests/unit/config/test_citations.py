@@ -66,6 +66,8 @@ def test_expo_cites_its_paper_first_and_the_software_last():
         ("emoji/expo", ("algorithm.safeguard=true",), "fu2025sdpo"),
         ("emoji/expo", ("algorithm.auto_beta=true",), "simpletuner"),
         ("emoji/expo", ("algorithm.anchor_weight=0.01", "algorithm.anchor_guidance=2"), "zhu2026crd"),
+        ("emoji/expo", ("algorithm.reference=previous", "algorithm.reference_budget=0.01"), "he2025gardo"),
+        ("emoji/expo", ("algorithm.reference=ema", "algorithm.reference_follows=step"), "li2026lineardpo"),
         ("emoji/expo", ("evaluation.sampler.guidance=4",), "ho2022guidance"),
         ("emoji/expo_lora", (), "hu2021lora"),
         ("emoji/expo_flow", (), "esser2024sd3"),

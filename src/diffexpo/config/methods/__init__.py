@@ -19,6 +19,7 @@ from diffexpo.config.methods.diffusion_nft import DiffusionNftConfig
 from diffexpo.config.methods.dpok import DpokConfig
 from diffexpo.config.methods.expo import ExpoConfig
 from diffexpo.config.methods.flow_grpo import FlowGrpoConfig
+from diffexpo.config.methods.guidance_distillation import GuidanceDistillationConfig
 from diffexpo.config.methods.improvement_dpo import ImprovementDpoConfig
 from diffexpo.config.methods.mapo import MapoConfig
 from diffexpo.config.methods.orpo import OrpoConfig
@@ -38,6 +39,7 @@ METHODS: tuple[type[MethodConfig], ...] = (
     MapoConfig,
     OrpoConfig,
     SftConfig,
+    GuidanceDistillationConfig,
     DiffusionKtoConfig,
     RwrConfig,
     DiffusionNftConfig,
