@@ -57,7 +57,7 @@ def open_baseline(loop: Loop) -> Loop:
     folder = loop.run_dir / BASELINE
     changes = {
         "explore": config.explore.model_copy(update={"iterations": 1, "keep": "last"}),
-        "algorithm": offline_baseline(config.algorithm),
+        "algorithm": offline_baseline(config.algorithm, starts_apart=config.tuning.start is not None),
     }
     if source is None:
         return _lane(loop, folder, config.model_copy(update=changes))
