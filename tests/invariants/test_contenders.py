@@ -199,6 +199,61 @@ def test_contenders_take_the_groups_of_the_run(world: Path, taught: Path) -> Non
     assert contender.config.baseline.contenders == ()
 
 
+# ---- starting from a contender ---------------------------------------------------------------------------
+
+
+def from_taught(world: Path, taught: Path, *more: str) -> RunConfig:
+    beside = (
+        f"baseline={{offline_dpo: true, offline_source: {world}/offline.parquet, contenders: ['{taught}']}}"
+    )
+    return settings(world, beside, "tuning.start=contender:taught", *more)
+
+
+@pytest.fixture(scope="module")
+def started(world: Path, taught: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that starts from a contender of its own."""
+    return run(from_taught(world, taught), tmp_path_factory.mktemp("started") / "run")
+
+
+def test_a_run_starts_where_its_contender_ends_and_so_does_the_baseline(
+    started: Path, compared: Path
+) -> None:
+    start = read_tensors(started / "checkpoints" / "weights-0000.safetensors")
+    last = read_tensors(started / "contenders" / "taught" / "checkpoints" / "weights-0001.safetensors")
+    assert all(torch.equal(start[key], last[key]) for key in {**start, **last})
+    # It is trained from the base itself, as beside a run that starts there; the baseline is not.
+    assert same_weights(started / "contenders" / "taught", compared / "contenders" / "taught", 1)
+    assert not same_weights(started / "baseline", compared / "baseline", 1)
+    drawn = load_suite(started / "eval" / "iteration-1").images
+    assert np.array_equal(drawn, load_suite(started / "contenders" / "eval" / "taught").images)
+    assert not np.array_equal(drawn, load_suite(started / "eval" / "base").images)
+
+
+def test_what_the_start_cost_is_counted_for_all_that_start_there(started: Path) -> None:
+    found = json.loads((started / "contenders.json").read_text())
+    rows = {row["key"]: row for row in found["rows"]}
+    assert "where training starts" in rows["taught"]["title"]
+    own = summarise(load_run(started)).method_cost
+    assert rows["iteration-2"]["training_evaluations"] == own + rows["taught"]["training_evaluations"]
+
+
+@pytest.mark.parametrize("stage", ["train-1", "collect-1"])
+def test_a_run_from_a_contender_resumes_with_the_same_weights(
+    world: Path, taught: Path, started: Path, tmp_path: Path, stage: str
+) -> None:
+    config = from_taught(world, taught)
+    run(config, tmp_path / "run", stop_after=stage)
+    run(config, tmp_path / "run", resume=True)
+    assert same_weights(tmp_path / "run", started, 2)
+    assert same_weights(tmp_path / "run" / "baseline", started / "baseline", 1)
+
+
+def test_a_start_that_is_no_contender_is_refused(world: Path, taught: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="no contender of that name; expected contender:taught"):
+        run(from_taught(world, taught, "tuning.start=contender:tuaght"), tmp_path / "run")
+    assert not (tmp_path / "run" / "eval").exists()
+
+
 # ---- equal cost ------------------------------------------------------------------------------------------
 
 

@@ -30,11 +30,14 @@ def train(
     ] = None,
     start: Annotated[Path | None, typer.Option(help="Base whose weights are taken as a start.")] = None,
     seed: Annotated[int, typer.Option(min=0, help="Seed.")] = 0,
+    learning_rate: Annotated[
+        float, typer.Option(help="Peak learning rate of the diffusion base; lower with --start.")
+    ] = 8e-4,
 ) -> None:
     """Train one part of the world."""
     from worlds.scenes.train import train as train_part
 
-    train_part(what, steps, out, seed, vae, start)
+    train_part(what, steps, out, seed, vae, start, learning_rate)
 
 
 @app.command()

@@ -28,11 +28,12 @@ from diffexpo.evaluation.summary import summarise
 from diffexpo.files import write_text
 from diffexpo.online import keeping
 from diffexpo.online.cost import offline_steps_of_equal_cost
-from diffexpo.online.loop import Loop, is_complete, keep_iterate
+from diffexpo.online.loop import Loop, is_complete, keep_iterate, kept_path, load_iterate
 from diffexpo.online.loop import run as run_loop
 from diffexpo.online.self_play import data_prompts
 from diffexpo.online.stages import STAGES
 from diffexpo.policies.family import FamilyPolicy
+from diffexpo.training.checkpoint import write_tensors
 from diffexpo.training.metrics import MetricsWriter
 
 BASELINE = "baseline"
@@ -56,7 +57,7 @@ def open_baseline(loop: Loop) -> Loop:
     folder = loop.run_dir / BASELINE
     changes = {
         "explore": config.explore.model_copy(update={"iterations": 1, "keep": "last"}),
-        "algorithm": offline_baseline(config.algorithm),
+        "algorithm": offline_baseline(config.algorithm, starts_apart=config.tuning.start is not None),
     }
     if source is None:
         return _lane(loop, folder, config.model_copy(update=changes))
@@ -96,6 +97,17 @@ def run_contender(lane: Loop) -> None:
         on_iterate(lane, last)
     else:
         _run_lane(lane)
+
+
+def start_from(loop: Loop, lane: Loop) -> Loop:
+    """The run as it starts from a contender: that is trained, and its last iterate becomes p_0."""
+    run_contender(lane)
+    load_iterate(lane, lane.config.explore.iterations, "current")
+    start = loop.policy.weights.state("current")
+    if loop.world.rank == 0:
+        write_tensors(kept_path(loop, "weights", 0), start)
+    loop.world.barrier()
+    return replace(loop, initial=start)
 
 
 def _run_lane(lane: Loop) -> None:

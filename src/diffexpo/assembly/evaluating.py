@@ -16,6 +16,7 @@ from torch import Tensor
 
 from diffexpo.assembly.aliases import named_prompts
 from diffexpo.config import RunConfig
+from diffexpo.config.contenders import start_contender
 from diffexpo.config.rules import VALIDATED_APART
 from diffexpo.config.schema import EvaluationConfig
 from diffexpo.errors import ConfigError, ResumeError, RewardError
@@ -133,17 +134,20 @@ def draw_suite(
 def as_before(loop: Loop, name: str, iteration: int) -> SuiteResult | None:
     """The evaluation of an iterate that no update has changed, from that of the one before it; None where
     there is none, and the iterate has to be drawn."""
-    is_start_apart = iteration == 1 and loop.config.tuning.start is not None
+    start = start_contender(loop.config) if iteration == 1 else None
+    is_start_apart = iteration == 1 and loop.config.tuning.start is not None and start is None
     if iteration == 0 or loop.lane or is_start_apart:
         return None
     if loop.store.manifest("train", iteration).get("cost/network_evaluations"):
         return None
     before = eval_dir(loop) / ("base" if iteration == 1 else f"iteration-{iteration - 1}")
+    if start is not None:
+        before = loop.run_dir / records.CONTENDERS / "eval" / start
     if not records.is_saved(before):
         return None
     suite, settings = records.load_suite(before), loop.config.evaluation
     count = min(settings.kl_prompts, len(suite.prompts))
-    kl = suite.kl if iteration > 1 else [0.0] * count
+    kl = suite.kl if iteration > 1 or start is not None else [0.0] * count
     estimator = kl_estimator(loop.policy.path, settings.sampler) if kl else ""
     return replace(suite, version=name, kl=kl, kl_estimator=estimator, seconds=0.0, network_evaluations=0)
 

@@ -10,6 +10,7 @@ import logging
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 from diffexpo.assembly.contenders import (
@@ -18,12 +19,13 @@ from diffexpo.assembly.contenders import (
     open_contenders,
     run_baseline,
     run_contender,
+    start_from,
 )
 from diffexpo.assembly.evaluating import EVALUATING, eval_dir, save_examples
 from diffexpo.assembly.folders import keep_changes, prepare_folder, set_status
 from diffexpo.assembly.objects import build_loop, describe_policy
 from diffexpo.config import RunConfig, read_resolved
-from diffexpo.config.contenders import read_contenders
+from diffexpo.config.contenders import read_contenders, start_contender
 from diffexpo.config.rules import negatives_are_on
 from diffexpo.data.store import Store
 from diffexpo.errors import ConfigError, Interrupted, MissingError, PolicyError
@@ -140,13 +142,15 @@ def _run(
     scores = load_suite(eval_dir(loop) / "base").scores
     loop.ranking.check({name: values[None, :] for name, values in scores.items()})
     evaluate_guidances(loop)
+    if (name := start_contender(config)) is not None:
+        loop = start_from(loop, next(lane for lane in lanes if lane.run_dir.name == name))
     run_loop(loop, STAGES | EVALUATING, until)
     if until is not None:
         return
     if config.explore.keep == "best":
         say_what_is_kept(loop)
     if baseline is not None:
-        run_baseline(loop, baseline)
+        run_baseline(loop, replace(baseline, initial=loop.initial))
     for lane in lanes:
         run_contender(lane)
     if world.rank == 0:

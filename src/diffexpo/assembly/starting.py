@@ -10,6 +10,7 @@ from torch import Tensor
 from diffexpo.assembly.aliases import resolve
 from diffexpo.assembly.folders import result_of
 from diffexpo.config import RunConfig, read_resolved
+from diffexpo.config.contenders import read_contenders, start_contender
 from diffexpo.config.schema import ModelConfig, TuningConfig
 from diffexpo.errors import ConfigError, DiffexpoError, MissingError
 from diffexpo.policies.base import load_policy
@@ -24,9 +25,10 @@ def put_start(config: RunConfig, run_dir: Path, policy: Policy, world: World) ->
     """Load p_0 of `tuning.start` (see `read_start`) into "current"; base and reference stay those of
     `model.path`, and a PolicyError refuses weights of other names or shapes.
 
-    The run keeps its own copy, so what happens to the other folder afterwards does not matter to it.
+    The run keeps its own copy, so what happens to the other folder afterwards does not matter to it. A
+    contender is not trained yet: `contenders.start_from` follows.
     """
-    if config.tuning.start is None:
+    if config.tuning.start is None or start_contender(config) is not None:
         return
     kept = run_dir / "checkpoints" / "weights-0000.safetensors"
     if world.rank == 0 and not kept.exists():
@@ -85,6 +87,9 @@ def guidance_of_start(config: RunConfig) -> float:
     known, as of a model that is not in a run's folder."""
     if config.tuning.start is None:
         return 1.0
+    for contender in read_contenders(config):
+        if contender.name == start_contender(config):
+            return contender.config.algorithm.learned_guidance
     try:
         other = read_resolved(Path(resolve(config.tuning.start)).expanduser() / "config.yaml").config
     except DiffexpoError:  # a resumed run does not need that folder

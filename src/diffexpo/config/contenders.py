@@ -15,6 +15,8 @@ KEY = "baseline.contenders"
 SHARED = ("seed", "model", "tuning", "prompts", "rewards", "mixture", "evaluation")
 """Groups that a contender takes from the run."""
 RESERVED = ("eval", "baseline", "base")
+START = "contender:"
+"""Before the name of a contender in `tuning.start`."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +45,19 @@ def read_contenders(config: RunConfig) -> list[Contender]:
                 "name in their recipe, or by their folder"
             )
         found[contender.name] = contender
+    start = start_contender(config)
+    if start is not None and start not in found:
+        raise ConfigError(
+            f"tuning.start = {config.tuning.start!r}: the run has no contender of that name; expected "
+            + (", ".join(START + name for name in found) or f"one in {KEY}, which is empty")
+        )
     return list(found.values())
+
+
+def start_contender(config: RunConfig) -> str | None:
+    """The contender that training starts from, of `tuning.start = "contender:NAME"`; None for any other."""
+    start = config.tuning.start or ""
+    return start.removeprefix(START) if start.startswith(START) else None
 
 
 def known_contenders(config: RunConfig) -> Iterator[Contender]:
@@ -67,6 +81,8 @@ def _read(item: str, config: RunConfig) -> Contender:
             "name the folder of that run"
         )
     shared = {group: getattr(config, group) for group in SHARED}
+    if start_contender(config) is not None:
+        shared["tuning"] = config.tuning.model_copy(update={"start": None})
     shared["evaluation"] = config.evaluation.model_copy(
         update={"every_iteration": False, "base_guidances": ()}
     )

@@ -260,7 +260,8 @@ def config_notes(config: Run) -> list[str]:
     notes, is_rollout = [*config.algorithm.notes(config)], config.algorithm.draws_first
     if explore.iterations > 1 and config.offline.source is None and not is_rollout:
         who = " as both agents" if explore.agents == 2 else ""
-        notes.append(f"iteration 1 has no offline pairs to train on: it explores with the base model{who}")
+        model = "the base model" if config.tuning.start is None else "the model of tuning.start"
+        notes.append(f"iteration 1 has no offline pairs to train on: it explores with {model}{who}")
     is_same = config.baseline.offline_source in (None, config.offline.source)
     if config.baseline.offline_dpo and is_same and explore.iterations == 1:
         notes.append(

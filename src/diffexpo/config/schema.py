@@ -84,7 +84,8 @@ class TuningConfig(Section):
     start: str | None = None
     """Where training starts, if not at the base: the folder of a finished run with the same model and tuning,
     or, with `kind: full`, of a model of the same shape. `model.path` stays the base, and the reference where
-    that is the base."""
+    that is the base. `contender:NAME`: the last iterate of one of `baseline.contenders`, trained before
+    everything else; offline DPO starts there too."""
 
 
 class PromptConfig(Section):

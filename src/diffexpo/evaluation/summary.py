@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from diffexpo.config import RunConfig
+from diffexpo.config.contenders import START
 from diffexpo.config.rules import guidance_notes
 from diffexpo.errors import DataError, DiffexpoError
 from diffexpo.evaluation.alarms import (
@@ -155,19 +156,26 @@ def _contenders(summary: Summary, record: RunRecord, bootstrap: Json) -> Contend
     if final is None or judge is None or "base" not in record.suites:
         return None
     entries = [Entry("base", guidance_title(record.suites["base"]), record.suites["base"], 0.0, is_base=True)]
+    start, spent = str(record.config.get("tuning", {}).get("start") or ""), 0.0
     for name, beside in record.contenders.items():
         if beside.config:
             cost = _method_cost(cost_rows(beside.metrics, beside.config, {}))
             title = f"{describe_method(beside.config).name} ({name})"
+            if start == START + name:
+                title, spent = f"{title}, where training starts", cost or 0.0
             entries.append(Entry(name, title, beside.suite, cost))
         else:
             entries.append(Entry(name, guidance_title(beside.suite), beside.suite, 0.0, is_base=True))
+
+    def plus(cost: float | None) -> float | None:
+        return None if cost is None else spent + cost
+
     if BASELINE in record.suites:
         entries.append(
-            Entry(BASELINE, method.label(BASELINE), record.suites[BASELINE], summary.baseline_cost)
+            Entry(BASELINE, method.label(BASELINE), record.suites[BASELINE], plus(summary.baseline_cost))
         )
     entries.sort(key=lambda entry: not entry.is_base)
-    run = Entry(final, method.label(final), record.suites[final], summary.method_cost)
+    run = Entry(final, method.label(final), record.suites[final], plus(summary.method_cost))
     is_share = summary.share_judge is not None
     return compare_contenders([*entries, run], judge, is_share=is_share, **bootstrap)
 

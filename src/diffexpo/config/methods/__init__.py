@@ -112,11 +112,13 @@ def carry_over(settings: MethodConfig, method: type[Chosen], **changes: object) 
     return method.model_validate(shared | changes)
 
 
-def offline_baseline(settings: MethodConfig) -> MethodConfig:
+def offline_baseline(settings: MethodConfig, *, starts_apart: bool = False) -> MethodConfig:
     """The method that `baseline.offline_dpo` trains on the offline pairs alone, with what it shares with the
-    run's own: beta, draws, anchor. One iteration has no iterate to follow, so its reference is the base."""
+    run's own: beta, draws, anchor. One iteration has no iterate to follow, so its reference is where it
+    starts: the base, or with `starts_apart` the model of `tuning.start`."""
+    reference = "previous" if starts_apart else "base"
     return carry_over(
-        settings, DiffusionDpoConfig, uncertainty="off", reference="base", reference_decay=DECAY
+        settings, DiffusionDpoConfig, uncertainty="off", reference=reference, reference_decay=DECAY
     )
 
 
