@@ -56,7 +56,7 @@ def join(tables: Sequence[Table]) -> str:
         if rows:
             gains = [row["difference"][0] for row in rows if row]
             cells = [difference(row) if row else "-" for row in rows]
-            lines.append([f"{titles[RESULT]} above {title}", *cells, text(float(np.mean(gains)), "+")])
+            lines.append([f"{titles[RESULT]} less {title}", *cells, text(float(np.mean(gains)), "+")])
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
 
 

@@ -13,10 +13,10 @@ from torch import nn
 
 from diffexpo import assembly
 from diffexpo.assembly.contenders import open_baseline, run_baseline
-from diffexpo.assembly.evaluating import draw_suite
+from diffexpo.assembly.evaluating import draw_suite, vendi_embedder
 from diffexpo.assembly.objects import build_loop
 from diffexpo.cli.progress import Console
-from diffexpo.config import RunConfig, load_config
+from diffexpo.config import RunConfig, config_to_yaml, load_config
 from diffexpo.config.contenders import read_contenders
 from diffexpo.data.store import Store
 from diffexpo.errors import ConfigError, MissingError, RewardError
@@ -30,6 +30,7 @@ from diffexpo.training.checkpoint import read_tensors
 from diffexpo.training.distributed import World
 from diffexpo.training.engine import Engine
 from diffexpo.training.signals import StopSignal
+from tests.commands import in_two_processes
 
 QUICK = [
     "explore.iterations=2",
@@ -72,14 +73,20 @@ def finished(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return run(settings(world, "seed=3"), tmp_path_factory.mktemp("before") / "earlier")
 
 
+def beside(world: Path, taught: Path, finished: Path) -> list[str]:
+    """Settings of a run that is compared with everything."""
+    source, named = world / "offline.parquet", f"['{taught}', '{finished}']"
+    return [
+        f"baseline={{offline_dpo: true, offline_source: {source}, contenders: {named}}}",
+        "evaluation.base_guidances=[1.0, 3.0]",
+    ]
+
+
 @pytest.fixture(scope="module")
 def compared(world: Path, taught: Path, finished: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run that is compared with everything."""
-    beside = [
-        f"baseline={{offline_dpo: true, offline_source: {world}/offline.parquet, contenders: ['{taught}', '{finished}']}}",
-        "evaluation.base_guidances=[1.0, 3.0]",
-    ]
-    return run(settings(world, *beside), tmp_path_factory.mktemp("compared") / "run")
+    config = settings(world, *beside(world, taught, finished))
+    return run(config, tmp_path_factory.mktemp("compared") / "run")
 
 
 def test_every_contender_stands_in_the_table_with_its_cost(compared: Path, finished: Path) -> None:
@@ -132,6 +139,20 @@ def test_what_is_done_is_not_done_again(compared: Path) -> None:
     config = load_config([compared / "config.yaml"], (), {}).config
     run(config, compared, resume=True)
     assert {path: path.stat().st_mtime_ns for path in before} == before
+
+
+def test_two_processes_make_the_same_table(
+    compared: Path, world: Path, taught: Path, finished: Path, tmp_path: Path
+) -> None:
+    recipe, folder = tmp_path / "recipe.yaml", tmp_path / "run"
+    recipe.write_text(config_to_yaml(settings(world, *beside(world, taught, finished))))
+    in_two_processes("run", recipe, "--out", folder)
+    one, two = (json.loads((run / "contenders.json").read_text())["rows"] for run in (compared, folder))
+    assert [row["key"] for row in one] == [row["key"] for row in two]
+    for ours, theirs in zip(one, two, strict=True):
+        assert ours["training_evaluations"] == theirs["training_evaluations"]
+        # Gradients are summed in another order; scores are differences of mean colours in [0, 1].
+        assert ours["value"] == pytest.approx(theirs["value"], abs=2e-3)
 
 
 @pytest.mark.parametrize(
@@ -314,8 +335,6 @@ def test_an_iterate_that_nothing_changed_is_evaluated_as_if_it_was_drawn(world: 
         loop = build_loop(config, folder, Console(), stop, World())
     judges = load_rewards(config.evaluation.judges, str, loop.policy.device)
     rewards = load_rewards(config.rewards, str, loop.policy.device)
-    from diffexpo.assembly.evaluating import vendi_embedder
-
     drawn = draw_suite(
         loop, config.evaluation, "iteration-1", 1, lambda: None, judges, rewards, vendi_embedder(judges)
     )

@@ -88,8 +88,9 @@ def _guidance_sentence(summary: Summary) -> list[str]:
     value = percent(best.value[0]) if table.is_share else digits(best.value[0], 4)
     text = (
         f"Of the base's guidance scales {best.title.partition('guidance ')[2]} is the best on these prompts "
-        f"({value}, {best.image_evaluations} network evaluations an image): {result.title}, with "
-        f"{result.image_evaluations}, is {gap} above it ({best.better} images better, {best.worse} worse)."
+        f"({value}, {best.image_evaluations} network evaluations an image). Against it the difference of "
+        f"{result.title}, which takes {result.image_evaluations}, is {gap}; {best.better} images are better, "
+        f"{best.worse} worse."
     )
     return [text]
 

@@ -138,7 +138,7 @@ def test_the_verdict_names_the_base_at_its_best_guidance(tmp_path: Path) -> None
     assert told.startswith(
         "Of the base's guidance scales 2.5 is the best on these prompts (62.5%, 12 network"
     )
-    assert "+12.5 points (95% interval" in told and "(2 images better, 1 worse)" in told
+    assert "is +12.5 points (95% interval" in told and "; 2 images are better, 1 worse." in told
 
 
 def test_a_run_without_contenders_has_no_table_on_its_page(tmp_path: Path) -> None:
@@ -161,5 +161,5 @@ def test_tables_of_seeds_are_joined_row_by_row() -> None:
     assert lines[3] == "| base-2.5 | 62.5 | - | 62.5 |"
     assert lines[5] == "| EXPO 2 | 75.0 | 62.5 | 68.8 |"
     low, high = (f"{100 * value:+.1f}" for value in one["rows"][0]["difference"][1:])
-    assert lines[6].startswith(f"| EXPO 2 above base | +25.0 [{low}, {high}], 3 / 1 | +12.5 [")
+    assert lines[6].startswith(f"| EXPO 2 less base | +25.0 [{low}, {high}], 3 / 1 | +12.5 [")
     assert lines[6].endswith(" | +18.8 |") and len(lines) == 9
