@@ -30,11 +30,14 @@ def train(
     ] = None,
     start: Annotated[Path | None, typer.Option(help="Base whose weights are taken as a start.")] = None,
     seed: Annotated[int, typer.Option(min=0, help="Seed.")] = 0,
+    learning_rate: Annotated[
+        float, typer.Option(help="Peak learning rate of the diffusion base; lower with --start.")
+    ] = 8e-4,
 ) -> None:
     """Train one part of the world."""
     from worlds.scenes.train import train as train_part
 
-    train_part(what, steps, out, seed, vae, start)
+    train_part(what, steps, out, seed, vae, start, learning_rate)
 
 
 @app.command()
@@ -48,6 +51,23 @@ def quality(
     from worlds.scenes.quality import write_quality
 
     print(f"quality: {write_quality(base, checkers, out, prompts)}")
+
+
+@app.command()
+def offline(
+    out: Annotated[Path, typer.Option(help="Parquet file to write.")] = Path("scenes-offline.parquet"),
+    base: Annotated[Path | None, typer.Option(help="Base that draws; by default the shipped one.")] = None,
+    checker: Annotated[
+        Path | None, typer.Option(help="Checker that labels; by default the shipped training checker.")
+    ] = None,
+    prompts: Annotated[int, typer.Option(min=2, help="Training prompts, three pairs each.")] = 340,
+    seed: Annotated[int, typer.Option(min=0, help="Seed.")] = 0,
+) -> None:
+    """Draw and label the offline preference pairs."""
+    from worlds.scenes.offline import make_offline
+
+    facts = make_offline(out, seed, num_prompts=prompts, base=base, checker=checker)
+    print(f"{facts}: {out}, {out.stat().st_size:,} bytes")
 
 
 if __name__ == "__main__":

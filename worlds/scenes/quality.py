@@ -30,13 +30,18 @@ def facts_of(checker: nn.Module, images: np.ndarray, scenes: Sequence[Scene]) ->
     return [scene_facts(found, scene) for found, scene in zip(findings, scenes, strict=True)]
 
 
-def draw_scenes(folder: Path, scenes: Sequence[Scene], guidance: float, steps: int = STEPS) -> np.ndarray:
-    """Images (N, 64, 64, 3) of uint8 of a base: DPM-Solver++, each prompt with noise of its own key."""
+def load_base(folder: Path) -> StableDiffusionPipeline:
+    """A base's pipeline, drawing with DPM-Solver++."""
     pipeline = StableDiffusionPipeline.from_pretrained(folder, local_files_only=True)
     pipeline.set_progress_bar_config(disable=True)
     pipeline.scheduler = DPMSolverMultistepScheduler.from_config(pipeline.scheduler.config)
+    return pipeline
+
+
+def draw_scenes(folder: Path, scenes: Sequence[Scene], guidance: float, steps: int = STEPS) -> np.ndarray:
+    """Images (N, 64, 64, 3) of uint8 of a base, each prompt with noise of its own key."""
     texts = [scene.text for scene in scenes]
-    return draw_images(pipeline, texts, texts, steps=steps, guidance=guidance)
+    return draw_images(load_base(folder), texts, texts, steps=steps, guidance=guidance)
 
 
 def share_text(values: Sequence[bool]) -> str:

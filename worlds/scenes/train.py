@@ -8,20 +8,29 @@ from diffusers import AutoencoderKL
 
 from diffexpo.errors import ConfigError, MissingError
 from worlds.scenes.train_checker import CHECKERS, train_checker
-from worlds.scenes.train_diffusion import train_diffusion
+from worlds.scenes.train_diffusion import LEARNING_RATE, train_diffusion
 from worlds.scenes.train_vae import train_decoder
 
 WHAT = ("decoder", *CHECKERS, "diffusion")
 
 
-def train(what: str, steps: int, out: Path, seed: int, vae: Path | None, start: Path | None) -> None:
+def train(
+    what: str,
+    steps: int,
+    out: Path,
+    seed: int,
+    vae: Path | None,
+    start: Path | None,
+    learning_rate: float = LEARNING_RATE,
+) -> None:
     """Train one part for so many steps and write it as the folder `out / what`.
 
     A training whose state lies beside that folder goes on from there.
 
     Args:
         what: one of `WHAT`. vae: the autoencoder's folder, by default `out / "decoder"`. start: a base whose
-        weights the diffusion base starts from; by default it starts from nothing.
+        weights the diffusion base starts from; by default it starts from nothing. learning_rate: peak rate
+        of the diffusion base.
 
     Raises:
         ConfigError: another `what`. MissingError: there is no autoencoder in its folder.
@@ -35,7 +44,7 @@ def train(what: str, steps: int, out: Path, seed: int, vae: Path | None, start: 
         )
     autoencoder = AutoencoderKL.from_pretrained(folder)
     if what == "diffusion":
-        train_diffusion(steps, out / what, seed, autoencoder, start)
+        train_diffusion(steps, out / what, seed, autoencoder, start, learning_rate=learning_rate)
     elif what == "decoder":
         train_decoder(steps, out / what, seed, autoencoder)
     else:

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from diffexpo.evaluation.alarms import History, Snapshot, check_alarms
+from diffexpo.evaluation.alarms import History, Snapshot, check_alarms, early_alarms, start_error
 
 BASE = Snapshot(0, train_reward=(20.0, 19.8, 20.2), heldout_reward=(21.0, 20.8, 21.2), vendi=4.5)
 GOOD = Snapshot(
@@ -59,17 +59,65 @@ def test_the_documented_collapse_fires() -> None:
 
 def test_collapse_needs_both_errors_up() -> None:
     assert names(BASE, replace(GOOD, implicit_accuracy=0.96, loser_error=0.62)) == []
-    only_errors = replace(GOOD, winner_error=0.6, loser_error=0.62)
-    assert names(BASE, only_errors) == [("errors_rise", "warning")]
+    assert names(BASE, replace(GOOD, winner_error=0.6, loser_error=0.62)) == []
+
+
+RISEN = replace(GOOD, winner_error=0.6, loser_error=0.62)
+"""Both errors doubled, while the held-out judge found the images better."""
+
+
+def test_errors_that_rise_are_a_warning_only_where_the_score_falls_too() -> None:
+    second = replace(RISEN, iteration=2)
+    assert names(BASE, GOOD, second) == []
+    worse = replace(second, heldout_reward=(21.3, 21.1, 21.5))
+    assert names(BASE, GOOD, worse) == [("errors_rise", "warning")]
+    alarm = check_alarms(History((BASE, GOOD, worse)))[0]
+    assert alarm.message.startswith("iteration 2: the error on winners rose by 100%")
+    assert "the score fell from 21.6 to 21.3" in alarm.message
+    # A validation judge, where there is one, is asked instead of the held-out one.
+    assert names(BASE, replace(GOOD, validation=0.4), replace(worse, validation=0.5)) == []
+    assert names(BASE, replace(GOOD, validation=0.4), replace(second, validation=0.3)) == [
+        ("errors_rise", "warning")
+    ]
+    # Errors that rise no further than those of the anchor are where the anchor wants them.
+    assert names(BASE, GOOD, replace(worse, anchor_error=0.55)) == []
+    assert names(BASE, GOOD, replace(worse, anchor_error=0.45)) == [("errors_rise", "warning")]
 
 
 def test_a_common_part_that_comes_before_a_collapse() -> None:
-    bad = replace(GOOD, winner_error=0.6, loser_error=0.62, common_part=0.9)
+    bad = replace(RISEN, common_part=0.9)
     assert names(BASE, bad) == [("common_part", "critical")]
     alarm = check_alarms(History((BASE, bad)))[0]
-    assert "90% together" in alarm.message and "algorithm.anchor_weight" in alarm.what_to_do
-    assert names(BASE, replace(bad, common_part=0.5)) == [("errors_rise", "warning")]
+    assert (
+        "together lie 90% above the reference's" in alarm.message
+        and "algorithm.anchor_weight" in alarm.what_to_do
+    )
+    assert names(BASE, replace(bad, common_part=0.5)) == []
     assert names(BASE, replace(bad, implicit_accuracy=0.96)) == [("collapse", "critical")]
+    # 1.9 times 0.305 is 0.58; less 0.4 of the anchor it is 0.59 of 0.305, less 0.3 it is 0.92.
+    assert names(BASE, replace(bad, anchor_error=0.4)) == []
+    assert names(BASE, replace(bad, anchor_error=0.3)) == [("common_part", "critical")]
+
+
+def test_a_common_part_is_measured_by_the_errors_with_which_training_began() -> None:
+    """A reference that moves along has larger errors itself: 40% of them are 120% of the first ones."""
+    later = replace(
+        GOOD, iteration=3, winner_reference_error=0.9, loser_reference_error=0.93, common_part=0.4
+    )
+    later = replace(later, winner_error=1.26, loser_error=1.3)
+    assert names(BASE, later) == []
+    assert names(BASE, GOOD, later) == [("common_part", "critical")]
+
+
+@pytest.mark.parametrize(
+    ("ratio", "anchor", "fires"),
+    [(1.06, None, False), (1.08, None, True), (0.9, None, False), (1.09, 1.03, False), (1.11, 1.03, True)],
+)
+def test_predictions_that_grow_beyond_reference_and_anchor(
+    ratio: float, anchor: float | None, fires: bool
+) -> None:
+    item = replace(GOOD, norm_ratio=ratio, anchor_norm_ratio=anchor)
+    assert names(BASE, item) == ([("prediction_norm", "warning")] if fires else [])
 
 
 @pytest.mark.parametrize(("high", "severity"), [(21.3, "warning"), (20.9, "critical")])
@@ -142,3 +190,58 @@ def test_the_alarms_of_the_improvement_model_say_the_scale_and_what_to_change() 
     assert "0.010 times as far from their losers as losers of different prompts" in near.message
     assert "below 0.05" in near.message and "image_scale" in near.what_to_do
     assert "above 0.9" in far.message and "reconstruct" in far.what_to_do
+
+
+# Measured on scenes: errors of winners and losers, those of the reference, common part, norm ratio, error and norm ratio of
+# the anchor, and the share of held-out images that is entirely right, of the iterations from the first that is trained on.
+Row = tuple[float, ...]
+ONE_DRAW: tuple[Row, ...] = (
+    (0.0802, 0.0996, 0.0372, 0.0462, 0.5655, 1.1018, 0, 0, 0.490),
+    (0.1705, 0.1944, 0.0880, 0.1001, 0.5748, 1.0718, 0, 0, 0.580),
+    (0.2710, 0.3027, 0.1633, 0.1810, 0.4162, 1.0609, 0, 0, 0.527),
+    (0.3907, 0.4402, 0.2861, 0.3201, 0.2493, 1.0427, 0, 0, 0.500),
+    (0.4556, 0.5029, 0.3842, 0.4192, 0.1449, 1.0260, 0, 0, 0.333),
+)
+FOUR_DRAWS: tuple[Row, ...] = (
+    (0.0780, 0.0990, 0.0361, 0.0457, 0.6380, 1.1128, 0, 0, 0.447),
+    (0.1756, 0.2042, 0.0819, 0.0966, 0.7259, 1.0835, 0, 0, 0.520),
+    (0.3065, 0.3466, 0.1754, 0.1998, 0.4637, 1.0668, 0, 0, 0.500),
+    (0.4193, 0.4663, 0.3147, 0.3489, 0.2223, 1.0400, 0, 0, 0.310),
+)
+HELD: tuple[Row, ...] = (
+    (0.0574, 0.0730, 0.0372, 0.0453, 0.3033, 1.0690, 0.0709, 1.0274, 0.437),
+    (0.0540, 0.0691, 0.0440, 0.0525, 0.2865, 1.0425, 0.0692, 0.9746, 0.510),
+)
+
+
+def measured(rows: tuple[Row, ...]) -> tuple[Snapshot, ...]:
+    first = Snapshot(0, heldout_reward=(0.4, 0.4, 0.4))
+    names = ("winner_error", "loser_error", "winner_reference_error", "loser_reference_error", "common_part")
+    names += ("norm_ratio", "anchor_error", "anchor_norm_ratio")
+    told = [dict(zip(names, row, strict=False)) for row in rows]
+    return first, *(
+        Snapshot(number, heldout_reward=(row[-1],) * 3, implicit_accuracy=0.7, **values)
+        for number, (row, values) in enumerate(zip(rows, told, strict=True), start=2)
+    )
+
+
+@pytest.mark.parametrize(("rows", "falls"), [(ONE_DRAW, 4), (FOUR_DRAWS, 5)])
+def test_measured_runs_that_collapse_are_called_before_they_fall(rows: tuple[Row, ...], falls: int) -> None:
+    """The share falls 5 points below its best so far in iteration `falls`; training alone tells it before."""
+    shares = [row[-1] for row in rows]
+    fallen = [k for k, share in enumerate(shares, start=2) if share <= max(shares[: k - 1]) - 0.05]
+    assert fallen[0] == falls
+    start = start_error(measured(rows)[1:])
+    found = {item.iteration: {one.name for one in early_alarms(item, start)} for item in measured(rows)[1:]}
+    assert found[2] == {"prediction_norm"} and found[3] == {"common_part", "prediction_norm"}
+    assert all("common_part" in names for iteration, names in found.items() if iteration > 2)
+    told = [alarm.message for alarm in check_alarms(History(measured(rows))) if alarm.name == "errors_rise"]
+    assert [message[:12] for message in told] == [
+        f"iteration {falls if rows is ONE_DRAW else 4}:",
+        "iteration 5:",
+    ]
+
+
+def test_a_measured_run_that_holds_raises_nothing_although_both_errors_rise() -> None:
+    assert min(HELD[0][0] / HELD[0][2], HELD[0][1] / HELD[0][3]) > 1.5
+    assert check_alarms(History(measured(HELD))) == []
