@@ -41,6 +41,20 @@ def train(
 
 
 @app.command()
+def average(
+    first: Annotated[Path, typer.Argument(help="Folder of a base.")],
+    second: Annotated[Path, typer.Argument(help="Folder of a base that was trained on from it.")],
+    out: Annotated[Path, typer.Argument(help="Folder to write to.")],
+    share: Annotated[float, typer.Option(min=0.0, max=1.0, help="Share of the second one.")] = 0.3,
+) -> None:
+    """Average the weights of two bases."""
+    from worlds.scenes.average import average_bases
+
+    average_bases(first, second, share, out)
+    print(f"base: {out}")
+
+
+@app.command()
 def quality(
     base: Annotated[Path, typer.Argument(help="Folder of a base.")],
     checkers: Annotated[Path, typer.Option(help="Folder with both checkers.")] = Path("scenes-models"),
