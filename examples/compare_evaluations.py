@@ -17,17 +17,9 @@ from diffexpo.evaluation.metrics import bootstrap_mean
 from diffexpo.evaluation.records import load_suite
 
 
-def scores_of(folder: str, judge: str) -> dict[tuple[str, int], float]:
-    """Score of each image by (prompt id, image index)."""
-    suite = load_suite(Path(folder))
-    ids = suite.prompt_ids()
-    rows = np.flatnonzero(suite.scored)
-    return {(ids[row], int(suite.image_index[row])): float(suite.scores[judge][row]) for row in rows}
-
-
 def main(first: str, second: str, judge: str) -> None:
     """Compare two folders of `eval/` under a judge that both have."""
-    left, right = scores_of(first, judge), scores_of(second, judge)
+    left, right = (load_suite(Path(folder)).by_image(judge) for folder in (first, second))
     shared = [key for key in left if key in right]
     change = np.array([left[key] - right[key] for key in shared])
     mean, low, high = bootstrap_mean(change, [prompt for prompt, _ in shared])

@@ -64,6 +64,11 @@ METHODS: dict[str, tuple[dict[str, object], dict[str, object], dict[str, object]
     "orpo": (ODE, {"type": "orpo", "weight": 1.0}, {}),
     "mapo": (ODE, {"type": "mapo", "num_train_timesteps": 30}, {}),
     "sft": (ODE, {"type": "sft"}, NO_OFFLINE),
+    "guidance_distillation": (
+        DDIM | {"guidance": 2.0},
+        {"type": "guidance_distillation", "guidance": 2.0, "empty_prompt_fraction": 0.3},
+        NO_OFFLINE | {"explore": {"agents": 1}},
+    ),
     "diffusion_kto": (DDIM, {"type": "diffusion_kto", "beta": 30.0}, {}),
     "mean of classes": (DDIM, {"type": "diffusion_kto", "beta": 30.0, "baseline": "class_mean"}, {}),
     "rwr": (ODE, {"type": "rwr", "temperature": 0.1}, NO_OFFLINE),

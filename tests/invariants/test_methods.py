@@ -165,6 +165,9 @@ RUNS = {
     "sft": ["algorithm.type=sft", "explore.iterations=1"],
     "raft": ["algorithm.type=sft", "algorithm.keep=best", "offline.source=null"],
     "diffusion_kto": ["algorithm.type=diffusion_kto", "explore.iterations=2"],
+    "guidance_distillation": [
+        "algorithm.type=guidance_distillation", "explore.agents=1", "offline.source=null", "rewards=[]",
+    ],
     "rwr": ["algorithm.type=rwr", "algorithm.temperature=0.3", "offline.source=null"],
     "mapo": ["algorithm.type=mapo", "training.pair_gradient=two_pass", "explore.iterations=2"],
     "orpo": ["algorithm.type=orpo", "training.pair_gradient=two_pass", "explore.iterations=2"],
@@ -223,7 +226,9 @@ def flow_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny_flow(tmp_path_factory.mktemp("flow") / "model")
 
 
-@pytest.mark.parametrize("name", ["orpo", "diffusion_kto", "rwr", "diffusion_nft", "awm", "dgpo", "spin"])
+@pytest.mark.parametrize(
+    "name", ["orpo", "diffusion_kto", "rwr", "diffusion_nft", "awm", "dgpo", "spin", "guidance_distillation"]
+)
 def test_flow_models_learn_by_the_same_methods(
     name: str, world: Path, flow_model: Path, tmp_path: Path
 ) -> None:

@@ -10,7 +10,7 @@ import torch
 
 from diffexpo import assembly
 from diffexpo.assembly.actions import load_weights, open_run, regenerate
-from diffexpo.assembly.starting import read_start
+from diffexpo.assembly.starting import guidance_of_start, read_start
 from diffexpo.cli.progress import Console
 from diffexpo.config import RunConfig, load_config
 from diffexpo.data.store import Store
@@ -108,3 +108,99 @@ def test_adapters_start_from_adapters_of_the_same_scale(world: Path, earlier: Pa
             read_start(configured(world, *settings))
     with pytest.raises(PolicyError, match="another model or LoRA rank"):
         run(world, tmp_path / "third", *OFFLINE, *lora, "tuning.lora.rank=3", f"tuning.start={first}")
+
+
+G = 3.0
+UNGUIDED = ["explore.sampler.guidance=1", "evaluation.sampler.guidance=1", "explore.negatives.source=null"]
+DISTIL = [
+    *QUICK,
+    *UNGUIDED,
+    "offline.source=null",
+    "rewards=[]",
+    "explore.agents=1",
+    "explore.iterations=2",
+    f"explore.sampler.guidance={G}",
+    f"algorithm={{type: guidance_distillation, guidance: {G}}}",
+    "explore.prompts_per_iteration=8",
+    "training={learning_rate: 1e-3, steps: 40, batch_size: 16, micro_batch_size: 16}",
+]
+
+
+class Told(Console):
+    """A console that remembers its warnings."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.warnings: list[str] = []
+
+    def warning(self, text: str) -> None:
+        self.warnings.append(text)
+
+
+def warnings_of(world: Path, folder: Path, *settings: str) -> list[str]:
+    """What a new run warns of until its first stage."""
+    loaded, console = load_config([str(world / "recipe.yaml")], settings), Told()
+    options = {"sources": loaded.sources, "resume": False, "console": console}
+    assembly.run(loaded.config, folder, stop_after="train-1", **options)
+    return console.warnings
+
+
+@pytest.fixture(scope="module")
+def distilled(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run that has learned to draw without guidance as its base draws with it."""
+    return run(world, tmp_path_factory.mktemp("distilled") / "run", *DISTIL)
+
+
+def test_images_of_the_base_are_drawn_again_whatever_training_started_from(
+    world: Path, earlier: Path, distilled: Path, tmp_path: Path
+) -> None:
+    moved = run(world, tmp_path / "moved", *DISTIL, f"tuning.start={earlier}", stop_after="collect-1")
+    lora = ["tuning.kind=lora", "tuning.lora.rank=2"]
+    adapters = run(world, tmp_path / "adapters", *DISTIL, *lora, stop_after="train-2")
+    for folder in (distilled, moved, adapters):
+        row = Store(folder / "store", create=False).samples(1)[0]
+        assert row.agent == "base" and row.sampler_settings["guidance"] == G and row.scores == {}
+        assert regenerate(folder, row.sample_id, tmp_path / "again.png")["latents"] == "identical"
+    rows = [Store(folder / "store", create=False).samples(1) for folder in (distilled, moved)]
+    assert [row.weights for row in rows[0]] == [row.weights for row in rows[1]]
+
+
+def test_expo_starts_from_distilled_guidance_and_base_means_the_model_before_it(
+    world: Path, distilled: Path, tmp_path: Path
+) -> None:
+    """Reference `base` and the anchor are the base of `model.path`, guided at `anchor_guidance`; `previous` is
+    the distilled start."""
+    start = [*QUICK, *UNGUIDED, "explore.iterations=2", "offline.source=null", f"tuning.start={distilled}"]
+    held = "alpha: 0.0, beta: 200.0, anchor_weight: 0.1, empty_prompt_fraction: 0.0"
+    first = {}
+    for name, settings in {
+        "base": f"reference: base, anchor_guidance: {G}",
+        "unguided": "reference: base, anchor_guidance: 1.0",
+        "previous": f"reference: previous, anchor_guidance: {G}",
+    }.items():
+        algorithm = f"algorithm={{type: expo, {held}, {settings}}}"
+        folder = run(world, tmp_path / name, *start, algorithm, stop_after="train-2")
+        lines = read_metrics(folder / "metrics.jsonl")
+        first[name] = next(line for line in lines if line["phase"] == "train")
+        policy = open_run(folder)[2]
+        assert policy.weights.fingerprint("base") == open_run(distilled)[2].weights.fingerprint("base")
+    # The start is nearer to the guided base than to the base, and no reference moves the anchor.
+    assert first["base"]["train/anchor_distance"] < 0.5 * first["unguided"]["train/anchor_distance"]
+    anchors = [first[name]["train/anchor_distance"] for name in ("base", "previous")]
+    assert anchors[0] == pytest.approx(anchors[1], rel=1e-5)
+    # Measured against the base the margin is not 0 at the start, against the start it is.
+    assert first["base"]["train/margin"] != 0 and first["previous"]["train/margin"] == 0
+    assert first["base"]["train/common_part"] != 0 and first["previous"]["train/common_part"] == 0
+
+
+def test_a_run_from_distilled_guidance_is_warned_where_it_guides_again(
+    world: Path, distilled: Path, tmp_path: Path
+) -> None:
+    start = [*QUICK, *UNGUIDED, "offline.source=null", "explore.iterations=2", f"tuning.start={distilled}"]
+    assert warnings_of(world, tmp_path / "plain", *start) == []
+    (guided,) = warnings_of(world, tmp_path / "guided", *start, "evaluation.sampler.guidance=2")
+    assert "evaluation.sampler.guidance = 2: the run of tuning.start has taught" in guided
+    # So does a run that started there, and a folder that is gone says nothing.
+    loaded = configured(world, *UNGUIDED, f"tuning.start={tmp_path / 'plain'}")
+    assert guidance_of_start(loaded) == G
+    assert guidance_of_start(configured(world, f"tuning.start={tmp_path / 'gone'}")) == 1.0

@@ -18,6 +18,7 @@ from diffexpo.algorithms import (
     dgpo,
     diffusion_kto,
     diffusion_nft,
+    guidance_distillation,
     mapo,
     orpo,
     rwr,
@@ -35,7 +36,19 @@ from tests.parity.oracle import (
     logsig,
 )
 
-MODULES = (awm, dgpo, diffusion_kto, diffusion_nft, mapo, orpo, rwr, safeguards, sft, spin)
+MODULES = (
+    awm,
+    dgpo,
+    diffusion_kto,
+    diffusion_nft,
+    guidance_distillation,
+    mapo,
+    orpo,
+    rwr,
+    safeguards,
+    sft,
+    spin,
+)
 # No tensors: tests/identities/test_scored_losses.py.
 ELSEWHERE = {"old_policy_decay"}
 
@@ -244,6 +257,12 @@ def scale(winner: Array, loser: Array) -> Array:
 CASES = {
     "sft_loss": Case(sft.sft_loss, lambda e: e, "e", (0,)),
     "sft_loss weighted": Case(sft.sft_loss, lambda e, w: w * e, "ee", (0,)),
+    "guidance_distillation_loss": Case(
+        lambda *x: guidance_distillation.guidance_distillation_loss(*x, guidance=2.5),
+        lambda v, u, c: per_sample((v - (2.5 * c - 1.5 * u)) ** 2),
+        "xxx",
+        (0,),
+    ),
     "rwr_weights exponential": Case(
         lambda r: rwr.rwr_weights(r, temperature=0.3),
         lambda r: len(r) * np.exp(r / 0.3) / np.exp(r / 0.3).sum(),

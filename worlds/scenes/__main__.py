@@ -33,11 +33,15 @@ def train(
         Path | None, typer.Option(help="Diffusion base that the flow base is distilled from.")
     ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Seed.")] = 0,
+    learning_rate: Annotated[
+        float | None,
+        typer.Option(help="Peak rate of a base, by default 8e-4 or, of flow, 1.5e-3; lower with --start."),
+    ] = None,
 ) -> None:
     """Train one part of the world."""
     from worlds.scenes.train import train as train_part
 
-    train_part(what, steps, out, seed, vae, start, teacher)
+    train_part(what, steps, out, seed, vae, start, teacher, learning_rate)
 
 
 @app.command()
@@ -54,6 +58,23 @@ def quality(
     from worlds.scenes.quality import write_quality
 
     print(f"quality: {write_quality(base, checkers, out, prompts, steps)}")
+
+
+@app.command()
+def offline(
+    out: Annotated[Path, typer.Option(help="Parquet file to write.")] = Path("scenes-offline.parquet"),
+    base: Annotated[Path | None, typer.Option(help="Base that draws; by default the shipped one.")] = None,
+    checker: Annotated[
+        Path | None, typer.Option(help="Checker that labels; by default the shipped training checker.")
+    ] = None,
+    prompts: Annotated[int, typer.Option(min=2, help="Training prompts, three pairs each.")] = 340,
+    seed: Annotated[int, typer.Option(min=0, help="Seed.")] = 0,
+) -> None:
+    """Draw and label the offline preference pairs."""
+    from worlds.scenes.offline import make_offline
+
+    facts = make_offline(out, seed, num_prompts=prompts, base=base, checker=checker)
+    print(f"{facts}: {out}, {out.stat().st_size:,} bytes")
 
 
 if __name__ == "__main__":

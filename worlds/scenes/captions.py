@@ -26,20 +26,20 @@ EMPTY_SHARE = 0.08
 """Captions without a word, from which guidance learns its other side."""
 NO_COLOURS_SHARE = 0.30
 """Captions that name no colour, as in the kinds of prompts without colours."""
-NO_RELATION_SHARE = 0.15
+NO_RELATION_SHARE = 0.10
 TURNED_SHARE = 0.5
 """Captions of two things that name the second one first."""
-LOST_SHARE = 0.15
+LOST_SHARE = 0.12
 """Captions that lose a thing, most colours, the count or the relation."""
 WRONG_SHARE = 0.05
 """Captions with one wrong colour, relation or count."""
 UNSTATED_PERSON_SHARE = 0.45
 """Captions of a person that leave gender or skin tone out, each with this probability."""
 
-SCENES = {"single": 0.18, "counting": 0.20, "two": 0.50, "person": 0.12}
-"""Shares of the training images; colours are always drawn, and three of four scenes of two things are placed
+SCENES = {"single": 0.14, "counting": 0.20, "two": 0.56, "person": 0.10}
+"""Shares of the training images; colours are always drawn, and four of five scenes of two things are placed
 in a relation."""
-RELATION_SHARE = 0.75
+RELATION_SHARE = 0.8
 WOMEN = {
     "astronaut": 0.2,
     "cook": 0.5,

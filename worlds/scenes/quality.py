@@ -35,11 +35,8 @@ def is_flow(folder: Path) -> bool:
     return "StableDiffusion3Pipeline" in (folder / "model_index.json").read_text(encoding="utf-8")
 
 
-def draw_scenes(
-    folder: Path, scenes: Sequence[Scene], guidance: float, steps: int | None = None
-) -> np.ndarray:
-    """Images (N, 64, 64, 3) of uint8 of a base, each prompt with noise of its own key: `STEPS` steps of
-    DPM-Solver++ of the diffusion base, `FLOW_STEPS` Euler steps of the flow base, or as many as are said."""
+def load_base(folder: Path) -> StableDiffusionPipeline | StableDiffusion3Pipeline:
+    """A base's pipeline, drawing with DPM-Solver++ or, of the flow base, with Euler steps."""
     pipeline: StableDiffusionPipeline | StableDiffusion3Pipeline
     if is_flow(folder):
         pipeline = StableDiffusion3Pipeline.from_pretrained(
@@ -49,9 +46,17 @@ def draw_scenes(
         pipeline = StableDiffusionPipeline.from_pretrained(folder, local_files_only=True)
         pipeline.scheduler = DPMSolverMultistepScheduler.from_config(pipeline.scheduler.config)
     pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+def draw_scenes(
+    folder: Path, scenes: Sequence[Scene], guidance: float, steps: int | None = None
+) -> np.ndarray:
+    """Images (N, 64, 64, 3) of uint8 of a base, each prompt with noise of its own key, in `STEPS` steps of
+    the diffusion base, `FLOW_STEPS` of the flow base, or as many as are said."""
     texts = [scene.text for scene in scenes]
     steps = steps or (FLOW_STEPS if is_flow(folder) else STEPS)
-    return draw_images(pipeline, texts, texts, steps=steps, guidance=guidance, absent_tokens=0)
+    return draw_images(load_base(folder), texts, texts, steps=steps, guidance=guidance, absent_tokens=0)
 
 
 def share_text(values: Sequence[bool]) -> str:

@@ -23,6 +23,7 @@ def train(
     vae: Path | None,
     start: Path | None,
     teacher: Path | None = None,
+    learning_rate: float | None = None,
 ) -> None:
     """Train one part for so many steps and write it as the folder `out / what`.
 
@@ -32,7 +33,7 @@ def train(
         what: one of `WHAT`. vae: the autoencoder's folder, by default the teacher's, or else
         `out / "decoder"`. start: a base of the same kind whose weights are the start; by default it starts
         from nothing. teacher: a diffusion base that the flow base is distilled from; by default it learns
-        from data.
+        from data. learning_rate: peak rate of a base, by default its own.
 
     Raises:
         ConfigError: another `what`, or a teacher of something else than the flow base. MissingError: there
@@ -53,10 +54,11 @@ def train(
             f"scenes train {what}: no autoencoder in {folder} - name one with --vae, such as that of a base"
         )
     autoencoder = AutoencoderKL.from_pretrained(folder)
+    rate = {} if learning_rate is None else {"learning_rate": learning_rate}
     if what == "diffusion":
-        train_diffusion(steps, out / what, seed, autoencoder, start)
+        train_diffusion(steps, out / what, seed, autoencoder, start, **rate)
     elif what == "flow":
-        train_flow(steps, out / what, seed, autoencoder, start, teacher)
+        train_flow(steps, out / what, seed, autoencoder, start, teacher, **rate)
     elif what == "decoder":
         train_decoder(steps, out / what, seed, autoencoder)
     else:

@@ -160,6 +160,7 @@ def train_flow(
     start: Path | None,
     teacher: Path | None = None,
     num_images: int = IMAGES,
+    learning_rate: float = LEARNING_RATE,
 ) -> None:
     """Train for so many steps of `BATCH` and save the StableDiffusion3Pipeline folder.
 
@@ -221,7 +222,7 @@ def train_flow(
         "flow",
         model,
         loss_of,
-        Schedule(steps, LEARNING_RATE),
+        Schedule(steps, learning_rate),
         out.with_name(f"{out.name}.state.safetensors"),
         snapshot,
         matrices_of="transformer.transformer_blocks.",

@@ -104,7 +104,7 @@ class Expo:
         self.settings = settings
         self.preference = DiffusionDpo(settings, empty)
         self.measure, self.with_measured = self.preference.measure, self.preference.with_measured
-        self.pair_losses = self.preference.pair_losses
+        self.pair_losses, self.after_step = self.preference.pair_losses, self.preference.after_step
 
     def loss(self, policy: Policy, batch: PairBatch, noise_key: NoiseKey) -> LossOutput:
         """Mean loss over pairs plus alpha times the mean bonus over contrast pairs (none: no bonus)."""

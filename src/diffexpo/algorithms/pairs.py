@@ -12,13 +12,14 @@ more.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
-from typing import Literal, NamedTuple
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from diffexpo.algorithms.anchor import Anchor
 from diffexpo.algorithms.forward import (
     ForwardMethod,
     Metrics,
@@ -29,10 +30,8 @@ from diffexpo.algorithms.forward import (
     share_above_zero,
     squared_distance,
     weighted,
-    with_rows_replaced,
 )
-from diffexpo.config.methods.bases import ForwardConfig, MarginConfig
-from diffexpo.diffusion.guidance import classifier_free_guidance
+from diffexpo.config.methods.bases import DISTANCE, ForwardConfig, MarginConfig
 from diffexpo.diffusion.objectives import NoiseDraw, NoisyImages, noisy_pairs
 from diffexpo.errors import ConfigError
 from diffexpo.types import Conditioning, LossOutput, PairBatch, Policy
@@ -79,13 +78,15 @@ class NoisyPairs(NamedTuple):
 @dataclass(frozen=True)
 class PairErrors:
     """Errors (B,) of policy and, where the loss needs them, reference on winners and losers, means over a
-    pair's draws of noise and time; with a safeguard the scale (B,) of each loser's gradient; with an anchor
-    its predictions of `NoisyPairs.both` and the pair's mean squared distance (B,) from them."""
+    pair's draws of noise and time, and metrics (B,) of how far the one's predictions are from the other's;
+    with a safeguard the scale (B,) of each loser's gradient; with an anchor its predictions of
+    `NoisyPairs.both` and the pair's mean squared distance (B,) from them."""
 
     winner: Tensor
     loser: Tensor
     winner_ref: Tensor | None = None
     loser_ref: Tensor | None = None
+    moved: Mapping[str, Tensor] = field(default_factory=dict)
     loser_scale: Tensor | None = None
     distance: Tensor | None = None
     anchor: Tensor | None = None
@@ -138,13 +139,21 @@ class PairMethod(ForwardMethod, ABC):
         errors = self.errors_of(seen)
         if self.anchor is None:
             return errors
-        anchor = self.anchor.predict(policy, seen)
-        winner, loser = seen.halves(squared_distance(seen.current, anchor))
-        return replace(errors, distance=0.5 * (winner + loser), anchor=anchor)
+        anchor = self.anchor.predict(policy, seen.images, seen.reference)
+        distance = seen.of_pair(squared_distance(seen.current, anchor))
+        return replace(errors, distance=distance, anchor=anchor, moved={**errors.moved, **seen.goal(anchor)})
 
     def errors_of(self, seen: PairPredictions) -> PairErrors:
         """The errors of predictions; what else a loss takes from them, a subclass adds."""
         return seen.errors()
+
+    def after_step(self, policy: Policy, step: int) -> None:
+        """r <- d r + (1 - d) p of a reference that follows every optimiser step."""
+        if "reference" in self.settings.moving_versions:
+            weights, memory = policy.weights, self.settings.reference_memory or 0.0
+            current, mean = weights.state("current"), weights.state("reference")
+            followed = {name: torch.lerp(current[name], value, memory) for name, value in mean.items()}
+            weights.load("reference", followed)
 
     def beta_of(self, errors: PairErrors, batch: PairBatch) -> float:
         """beta, in whose half the anchor is weighed."""
@@ -157,7 +166,8 @@ class PairMethod(ForwardMethod, ABC):
             pull = 0.5 * self.anchor.weight * self.beta_of(errors, batch)
             per_pair = per_pair + pull * errors.distance
             values["train/anchor_distance"] = errors.distance
-        return weighted(per_pair, batch.weight), as_metrics(values) | common_part(errors)
+        metrics = as_metrics(values) | as_metrics(errors.moved) | common_part(errors)
+        return weighted(per_pair, batch.weight), metrics
 
 
 @dataclass(frozen=True)
@@ -175,35 +185,35 @@ class PairPredictions:
         winner, loser = rows.chunk(2)
         return self.pairs.mean(winner), self.pairs.mean(loser)
 
+    def of_pair(self, rows: Tensor) -> Tensor:
+        """Mean (B,) over the draws and both images of a pair."""
+        winner, loser = self.halves(rows)
+        return 0.5 * (winner + loser)
+
     def errors(self) -> PairErrors:
         """The errors of both, or of the policy alone."""
-        known = [given for given in (self.current, self.reference) if given is not None]
-        return PairErrors(*(error for given in known for error in self.halves(self.images.error(given))))
+        current = self.halves(self.images.error(self.current))
+        if self.reference is None:
+            return PairErrors(*current)
+        seen, reference = self.current.detach(), self.halves(self.images.error(self.reference))
+        moved = {
+            "train/prediction_norm_ratio": self._norm_ratio(seen, self.reference),
+            DISTANCE: self.of_pair(squared_distance(seen, self.reference)),
+        }
+        return PairErrors(*current, *reference, moved=moved)
 
+    def goal(self, anchor: Tensor) -> dict[str, Tensor]:
+        """Errors (B,) of an anchor's predictions, and their norm against the reference's: what a policy that
+        has followed the anchor to its end would have."""
+        metrics = {"train/anchor_error": self.of_pair(self.images.error(anchor))}
+        if self.reference is not None:
+            metrics["train/anchor_norm_ratio"] = self._norm_ratio(anchor, self.reference)
+        return metrics
 
-@dataclass(frozen=True)
-class Anchor:
-    """The base's prediction, guided or not, that the policy's is pulled to; `version` holds the base."""
-
-    version: Literal["reference", "base"]
-    weight: float
-    guidance: float
-    empty: Conditioning | None
-
-    def predict(self, policy: Policy, seen: PairPredictions) -> Tensor:
-        """e_u + g (e_c - e_u) of all images, without gradient; e_c alone for g = 1.
-
-        Rows whose prompt is the empty one have e_c = e_u, and so the unguided prediction.
-        """
-        images, conditional = seen.images, seen.reference
-        if self.version == "base" or conditional is None:
-            conditional = images.predict_under(policy, "base")
-        if self.guidance == 1 or self.empty is None:
-            return conditional
-        every = torch.ones(len(images.t), dtype=torch.bool)
-        without = replace(images, conditioning=with_rows_replaced(images.conditioning, self.empty, every))
-        unconditional = without.predict_under(policy, self.version)
-        return classifier_free_guidance(unconditional, conditional, scale=self.guidance)
+    def _norm_ratio(self, predictions: Tensor, reference: Tensor) -> Tensor:
+        """|prediction| / |reference's|, mean (B,) over the images of a pair."""
+        norm, below = (rows.flatten(1).norm(dim=1) for rows in (predictions, reference))
+        return self.of_pair(norm / below.clamp_min(torch.finfo(below.dtype).tiny))
 
 
 def anchor_of(settings: ForwardConfig, empty: Conditioning | None) -> Anchor | None:
@@ -212,14 +222,15 @@ def anchor_of(settings: ForwardConfig, empty: Conditioning | None) -> Anchor | N
     Raises:
         ConfigError: it is guided, and there is no conditioning of the empty prompt.
     """
-    if not isinstance(settings, MarginConfig) or settings.anchor_version is None:
+    named = settings.anchor
+    if named is None:
         return None
-    if settings.has_guided_anchor and empty is None:
+    if named.guidance > 1 and empty is None:
         raise ConfigError(
-            f"algorithm.anchor_guidance is {settings.anchor_guidance:g}, but no conditioning of the empty "
-            "prompt was given; pass `empty`, or set it to 1"
+            f"algorithm.anchor_guidance is {named.guidance:g}, but no conditioning of the empty prompt was "
+            "given; pass `empty`, or set it to 1"
         )
-    return Anchor(settings.anchor_version, settings.anchor_weight, settings.anchor_guidance, empty)
+    return Anchor(*named, empty)
 
 
 def predict_pairs(policy: Policy, pairs: NoisyPairs, *, needs_reference: bool = True) -> PairPredictions:
@@ -259,7 +270,9 @@ def in_parts(
         and the losers'. The graph of the second is built when it is asked for.
     """
     measured = {"winner": errors.winner, "loser": errors.loser, "distance": errors.distance}
-    leaves = {name: error.detach().requires_grad_() for name, error in measured.items() if error is not None}
+    leaves: dict[str, Any] = {
+        name: error.detach().requires_grad_() for name, error in measured.items() if error is not None
+    }
     whole = objective(replace(errors, **leaves))
     winner, loser, *pull = torch.autograd.grad(
         whole.loss, list(leaves.values()), allow_unused=True, materialize_grads=True

@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 
 from diffexpo.assembly.aliases import resolve
+from diffexpo.assembly.folders import iterate_path
 from diffexpo.assembly.improving import restore_improver
 from diffexpo.assembly.objects import build_policy
 from diffexpo.config import RunConfig, read_resolved
@@ -23,6 +24,7 @@ from diffexpo.data.store import Store
 from diffexpo.errors import MissingError, PolicyError
 from diffexpo.evaluation.card import Exported, write_card
 from diffexpo.evaluation.records import choose_pair_examples
+from diffexpo.online.keeping import kept_iterate
 from diffexpo.online.loop import Loop
 from diffexpo.online.stages.improve import redraw_improved
 from diffexpo.online.units import redraw, was_merged
@@ -58,7 +60,7 @@ def open_run(run_dir: Path) -> tuple[RunConfig, Store, FamilyPolicy]:
 def load_weights(run_dir: Path, policy: Policy, iteration: int, version: str) -> None:
     """Put an iterate's file into a version; p_0 is what a policy starts with, and a MissingError says that a
     later one was not trained."""
-    path = run_dir / "checkpoints" / f"weights-{iteration:04d}.safetensors"
+    path = iterate_path(run_dir, iteration)
     if path.exists():
         policy.weights.load(version, read_tensors(path))
     elif iteration == 0:  # only a run with `tuning.start` keeps a file of p_0; without one it is the base
@@ -74,18 +76,18 @@ def regenerate(run_dir: Path, sample_id: str, out: Path) -> dict[str, object]:
     config, store, policy = open_run(run_dir)
     sample = store.sample(sample_id)
     iteration = sample.iteration - (sample.agent == "main")
-    origin = sample.improved_from
+    origin, version = sample.improved_from, "base" if sample.agent == "base" else "current"
     if origin is None:
         drawer: Policy = policy
         load_weights(run_dir, policy, iteration, "current")
     else:
-        drawer = restore_improver(config, run_dir, store, policy)
-    found = drawer.weights.fingerprint("current")
+        drawer, version = restore_improver(config, run_dir, store, policy), "current"
+    found = drawer.weights.fingerprint(version)
     if found != sample.weights:
         who = f"iteration {iteration}" if origin is None else "the run's improvement model"
         raise PolicyError(f"sample {sample_id} was drawn by weights {sample.weights}, {who} has {found}")
     embeddings = PromptEmbeddings(policy)
-    with drawer.weights.use("current", merged=was_merged(sample)):
+    with drawer.weights.use(version, merged=was_merged(sample)):
         if origin is None:
             latents = redraw(policy, embeddings, sample, lambda: None)
         else:
@@ -105,11 +107,11 @@ def export_pairs(run_dir: Path, target: Path) -> int:
 
 
 def export(run_dir: Path, loop: Loop | None = None) -> list[Path]:
-    """The last iterate for plain diffusers, reloaded and compared, and its model card."""
+    """The run's result for plain diffusers, reloaded and compared, and its model card."""
     config = loop.config if loop else read_resolved(run_dir / "config.yaml").config
     policy = loop.policy if loop else build_policy(config)
     assert isinstance(policy, FamilyPolicy)  # a run's policy was loaded
-    load_weights(run_dir, policy, config.explore.iterations, "current")
+    load_weights(run_dir, policy, kept_iterate(config, run_dir / "store"), "current")
     folder = run_dir / "export"
     done: dict[str, Any] = export_policy(policy, "current", folder)
     files, arguments = [Path(file) for file in done["files"]], call_arguments(policy)

@@ -18,6 +18,7 @@ from diffexpo.config.load import leaves
 from diffexpo.config.resuming import CHANGEABLE, differences
 from diffexpo.errors import ConfigError, MissingError, ResumeError
 from diffexpo.files import write_json, write_text
+from diffexpo.online.keeping import kept_iterate, last_iteration
 from diffexpo.training.checkpoint import read_tensors
 from diffexpo.training.distributed import World
 
@@ -58,14 +59,20 @@ def keep_changes(config: RunConfig, run_dir: Path, sources: Mapping[str, str]) -
     return [f"{name}={values[name]}" for name in changed]
 
 
-def last_iterate(run_dir: Path, config: RunConfig, what: str) -> Mapping[str, Tensor]:
-    """The weights that a finished run ended with; a MissingError of one that is not trained to its end begins
-    with `what`, who asks for them."""
-    path = run_dir / "checkpoints" / f"weights-{config.explore.iterations:04d}.safetensors"
+def result_of(run_dir: Path, config: RunConfig, what: str) -> Mapping[str, Tensor]:
+    """The weights that are the result of a finished run; a MissingError of one that is not trained to its end
+    begins with `what`, who asks for them."""
+    store = run_dir / "store"
+    path = iterate_path(run_dir, last_iteration(config, store))
     if not path.is_file():
         advice = f"finish it with `diffexpo run --resume {run_dir}`"
         raise MissingError(f"{what}: {path} does not exist, so {run_dir} is not trained to its end; {advice}")
-    return read_tensors(path)
+    return read_tensors(iterate_path(run_dir, kept_iterate(config, store)))
+
+
+def iterate_path(run_dir: Path, iteration: int) -> Path:
+    """The file of an iterate's weights."""
+    return run_dir / "checkpoints" / f"weights-{iteration:04d}.safetensors"
 
 
 def environment() -> dict[str, object]:

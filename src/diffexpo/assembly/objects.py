@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 
@@ -10,10 +10,11 @@ import numpy as np
 
 from diffexpo.algorithms import algorithm_class
 from diffexpo.assembly.aliases import named_prompts, resolve
-from diffexpo.assembly.evaluating import make_evaluator
+from diffexpo.assembly.evaluating import make_evaluator, make_validator, separate_prompts
 from diffexpo.assembly.self_judges import open_denoiser
-from diffexpo.assembly.starting import put_start
+from diffexpo.assembly.starting import guidance_of_start, put_start
 from diffexpo.config import RunConfig
+from diffexpo.config.rules import guidance_notes
 from diffexpo.data.latents import PromptEmbeddings
 from diffexpo.data.offline.ingest import import_offline
 from diffexpo.data.prompts import filter_long, load_prompts
@@ -50,15 +51,16 @@ def build_loop(config: RunConfig, run_dir: Path, console: Console, stop: StopSig
     # Everything that may be missing is looked for before the import, which can take hours.
     source = config.explore.negatives.source
     negatives = [] if source is None else load_prompts(resolve(source), "explore.negatives.source")
-    rewards, judges = (
+    rewards, judges, validation_judges = (
         load_rewards(scorers, resolve, policy.device, partial(open_denoiser, config, policy))
-        for scorers in (config.rewards, config.evaluation.judges)
+        for scorers in config.scorers.values()
     )
     step_judge = build_step_judge(config, policy)
     named_prompts(config.evaluation.prompts, "evaluation.prompts")
+    separate_prompts(config, [] if config.algorithm.prompts_of_data else prompts)
     store = Store(run_dir / "store")
     if config.offline.source is not None:
-        import_pairs(config, policy, store, console, stop, world)
+        import_pairs(config, policy, store, console, stop.check, world)
     if config.algorithm.prompts_of_data:
         prompts = data_prompts(store)  # own images have to stand against data of the same prompt
     embeddings = PromptEmbeddings(policy, [""])
@@ -88,6 +90,7 @@ def build_loop(config: RunConfig, run_dir: Path, console: Console, stop: StopSig
         initial=policy.weights.state("current"),
         step_judge=step_judge,
         improving=improving,
+        validate=make_validator(validation_judges) if config.explore.keep == "best" else None,
     )
 
 
@@ -138,7 +141,10 @@ def build_step_judge(config: RunConfig, policy: Policy) -> LatentStepJudge | Non
 
 
 def warn_of_guidance(config: RunConfig, policy: FamilyPolicy, console: Console) -> None:
-    """Say where classifier-free guidance is on for a model that its own pipeline runs without it (FLUX)."""
+    """Say where settings of guidance do not go together, and where it is on for a model that its own pipeline
+    runs without it (FLUX)."""
+    for note in guidance_notes(config, guidance_of_start(config)):
+        console.warning(note)
     default = policy.card.default_guidance
     for group, sampler in (("explore", config.explore.sampler), ("evaluation", config.evaluation.sampler)):
         if default is not None and sampler.guidance != default:
@@ -182,7 +188,12 @@ def build_ranking(config: RunConfig) -> Ranking:
 
 
 def import_pairs(
-    config: RunConfig, policy: FamilyPolicy, store: Store, console: Console, stop: StopSignal, world: World
+    config: RunConfig,
+    policy: FamilyPolicy,
+    store: Store,
+    console: Console,
+    check_signals: Callable[[], None],
+    world: World,
 ) -> None:
     """D_off into the store as iteration 0, each image encoded once."""
     # Rank 0's answer is everybody's: see `online.loop.is_complete`.
@@ -193,7 +204,7 @@ def import_pairs(
 
             def tick() -> None:
                 bar.advance(1)
-                stop.check()
+                check_signals()
 
             report = import_offline(
                 resolve(str(config.offline.source)),

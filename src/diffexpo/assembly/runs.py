@@ -13,16 +13,25 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 
-from diffexpo.assembly.evaluating import eval_dir, on_iterate, save_examples
+from diffexpo.assembly.contenders import (
+    evaluate_guidances,
+    open_baseline,
+    open_contenders,
+    run_baseline,
+    run_contender,
+    start_from,
+)
+from diffexpo.assembly.evaluating import EVALUATING, eval_dir, save_examples
 from diffexpo.assembly.folders import keep_changes, prepare_folder, set_status
-from diffexpo.assembly.objects import build_loop, describe_policy, make_engine
+from diffexpo.assembly.objects import build_loop, describe_policy
 from diffexpo.config import RunConfig, read_resolved
-from diffexpo.config.methods import offline_baseline
+from diffexpo.config.contenders import read_contenders, start_contender
 from diffexpo.config.rules import negatives_are_on
 from diffexpo.data.store import Store
 from diffexpo.errors import ConfigError, Interrupted, MissingError, PolicyError
 from diffexpo.estimate.out_of_memory import explain_memory
 from diffexpo.evaluation.records import is_saved, load_suite
+from diffexpo.online import keeping
 from diffexpo.online.cost import offline_steps_of_equal_cost, run_cost
 from diffexpo.online.explore import SCHEDULES
 from diffexpo.online.loop import Console, Loop, schedule
@@ -31,7 +40,6 @@ from diffexpo.online.stages import STAGES
 from diffexpo.policies.loading import choose_device
 from diffexpo.training.distributed import World, start_world, stop_world
 from diffexpo.training.lock import RunLock
-from diffexpo.training.metrics import MetricsWriter
 from diffexpo.training.signals import StopSignal
 
 
@@ -121,20 +129,30 @@ def _run(
         from diffexpo.estimate.room import check_room
 
         check_room(config, console)
+    contenders = read_contenders(config)
     began = time.monotonic()
     loop = build_loop(config, run_dir, console, stop, world)
     start = "" if config.tuning.start is None else f", starting from {config.tuning.start}"
     seconds = f"{time.monotonic() - began:.1f} s"
     console.line(f"loaded {config.model.path} ({describe_policy(loop.policy)}){start} in {seconds}")
+    baseline = open_baseline(loop) if config.baseline.offline_dpo else None
+    lanes = open_contenders(loop, contenders)
     loop.evaluate(loop, "base", 0)
     # Rewards of the base's images must be finite and not all the same, or they cannot rank anything.
     scores = load_suite(eval_dir(loop) / "base").scores
     loop.ranking.check({name: values[None, :] for name, values in scores.items()})
-    run_loop(loop, {**STAGES, "evaluate": on_iterate}, until)
+    evaluate_guidances(loop)
+    if (name := start_contender(config)) is not None:
+        loop = start_from(loop, next(lane for lane in lanes if lane.run_dir.name == name))
+    run_loop(loop, STAGES | EVALUATING, until)
     if until is not None:
         return
-    if config.baseline.offline_dpo:
-        run_baseline(loop)
+    if config.explore.keep == "best":
+        say_what_is_kept(loop)
+    if baseline is not None:
+        run_baseline(loop, replace(baseline, initial=loop.initial))
+    for lane in lanes:
+        run_contender(lane)
     if world.rank == 0:
         from diffexpo.assembly.actions import export
 
@@ -145,23 +163,15 @@ def _run(
     world.barrier()
 
 
-def run_baseline(loop: Loop) -> None:
-    """Diffusion-DPO on D_off alone with as many network evaluations as the run, evaluated like an iterate."""
-    steps = offline_steps_of_equal_cost(loop.config)
-    config = loop.config.model_copy(
-        update={
-            "explore": loop.config.explore.model_copy(update={"iterations": 1}),
-            "algorithm": offline_baseline(loop.config.algorithm),
-            "training": loop.config.training.model_copy(update={"steps": steps}),
-        }
-    )
-    done = f"{steps} steps (as many network evaluations as the run)"
-    loop.console.line(f"baseline: offline Diffusion-DPO, {done}")
-    folder = loop.run_dir / "baseline"
-    metrics = MetricsWriter(folder / "metrics.jsonl", active=loop.world.rank == 0)
-    engine = make_engine(config, loop.policy, loop.embeddings, metrics, loop.world, loop.console)
-    lane = replace(loop, config=config, run_dir=folder, engine=engine, metrics=metrics, lane="baseline_")
-    run_loop(lane, {**STAGES, "evaluate": on_iterate})
+def say_what_is_kept(loop: Loop) -> None:
+    """Name the iterate that validation chose, and evaluate it if it is not yet."""
+    config, store = loop.config, loop.store.root
+    explore, means = config.explore, keeping.validated(store)
+    last, kept = keeping.last_iteration(config, store), keeping.kept_iterate(config, store)
+    if last < explore.iterations:
+        loop.console.line(f"stopped after iteration {last}: no better validation for {explore.patience}")
+    loop.console.line(f"kept iteration {kept}, validated at {means[kept]:.4g} (the last: {means[last]:.4g})")
+    loop.evaluate(loop, f"iteration-{kept}", kept)
 
 
 def parse_stage(config: RunConfig, text: str | None) -> tuple[str, int] | None:
@@ -176,7 +186,10 @@ def stage(run_dir: Path, name: str, console: Console) -> None:
     """Run a folder's next incomplete stage of one kind; what must come before it is run first."""
     config = read_resolved(run_dir / "config.yaml").config
     store = Store(run_dir / "store")
+    last = keeping.last_iteration(config, store.root)
     for kind, iteration in schedule(config):
+        if iteration > last:
+            break
         folder = run_dir / "eval" / f"iteration-{iteration}"
         is_complete = is_saved(folder) if kind == "evaluate" else store.is_complete(kind, iteration)
         if kind == name and not is_complete:
@@ -190,6 +203,8 @@ def plan(config: RunConfig) -> list[tuple[str, str]]:
     cost, explore, training = run_cost(config), config.explore, config.training
     evaluation, card = config.evaluation, config.algorithm
     rows = [("evaluate base", f"{evaluation.num_prompts} held-out prompts, {evaluation.sampler.name}")]
+    if evaluation.base_guidances:
+        rows += [("", f"at guidance {', '.join(f'{scale:g}' for scale in evaluation.base_guidances)} too")]
     unit, images = card.data.unit, card.images_of_prompt(config)
     for name, iteration in schedule(config):
         # Iteration 0 comes before all that is collected.
@@ -198,9 +213,12 @@ def plan(config: RunConfig) -> list[tuple[str, str]]:
         tau = f", tau {rate:.2f}" if negatives_are_on(config) else ""
         is_idle = iteration == 1 and not card.draws_first and not card.learns_from_offline(config)
         steps = f"{training.steps} steps x {training.batch_size} {unit}"
+        judged = f"{evaluation.num_prompts} prompts against the base"
+        is_base = is_idle and config.tuning.start is None
         what = {
             "train": "nothing: there is nothing to learn from yet" if is_idle else steps,
-            "evaluate": f"{evaluation.num_prompts} prompts against the base",
+            "evaluate": "as the base: nothing was trained" if is_base else judged,
+            keeping.STAGE: f"{explore.validation.num_prompts} validation prompts",
             "collect": f"{explore.prompts_per_iteration} prompts x {images} images{tau}",
             "pair": "best and worst of each prompt",
             **card.plan(config),
@@ -208,6 +226,11 @@ def plan(config: RunConfig) -> list[tuple[str, str]]:
         rows.append((f"{name}-{iteration}", what))
     if config.baseline.offline_dpo:
         rows.append(("baseline", f"offline Diffusion-DPO, {offline_steps_of_equal_cost(config)} steps"))
+    for contender in read_contenders(config):
+        what = "a finished run"
+        if contender.finished is None:
+            what = f"{run_cost(contender.config).total:,} network evaluations"
+        rows.append((f"contender {contender.name}", f"{contender.config.algorithm.title}, {what}"))
     work = f"{cost.sampling:,} sampling, {cost.training:,} training"
     rows.append(("cost", f"{cost.total:,} network evaluations: {work}"))
     trained = f"{cost.pairs_trained:,} {unit} trained, {cost.optimizer_steps:,} steps"

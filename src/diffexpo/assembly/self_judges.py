@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from diffexpo.assembly.aliases import resolve
-from diffexpo.assembly.folders import last_iterate
+from diffexpo.assembly.folders import result_of
 from diffexpo.assembly.starting import elsewhere, whole_model
 from diffexpo.config import RunConfig, read_resolved
 from diffexpo.config.rewards.self_judging import SelfJudgeCard
@@ -73,7 +73,7 @@ def _from_run(config: RunConfig, reward: SelfJudgeCard, folder: Path) -> Policy:
     trained = read_resolved(folder / "config.yaml").config
     if trained.tuning.kind == "full":
         _refuse_half(reward)
-    weights = last_iterate(folder, trained, f"reward {reward.name!r}")
+    weights = result_of(folder, trained, f"reward {reward.name!r}")
     model = trained.model.model_copy(update={"device": config.model.device, "dtype": reward.precision})
     # Both versions run for every score: they stay on the device, in full precision.
     tuning = trained.tuning.model_copy(update={"reference_dtype": "float32", "reference_device": "same"})

@@ -8,10 +8,11 @@ from pathlib import Path
 from torch import Tensor
 
 from diffexpo.assembly.aliases import resolve
-from diffexpo.assembly.folders import last_iterate
+from diffexpo.assembly.folders import result_of
 from diffexpo.config import RunConfig, read_resolved
+from diffexpo.config.contenders import read_contenders, start_contender
 from diffexpo.config.schema import ModelConfig, TuningConfig
-from diffexpo.errors import ConfigError, MissingError
+from diffexpo.errors import ConfigError, DiffexpoError, MissingError
 from diffexpo.policies.base import load_policy
 from diffexpo.training.checkpoint import read_tensors, write_tensors
 from diffexpo.training.distributed import World
@@ -24,9 +25,10 @@ def put_start(config: RunConfig, run_dir: Path, policy: Policy, world: World) ->
     """Load p_0 of `tuning.start` (see `read_start`) into "current"; base and reference stay those of
     `model.path`, and a PolicyError refuses weights of other names or shapes.
 
-    The run keeps its own copy, so what happens to the other folder afterwards does not matter to it.
+    The run keeps its own copy, so what happens to the other folder afterwards does not matter to it. A
+    contender is not trained yet: `contenders.start_from` follows.
     """
-    if config.tuning.start is None:
+    if config.tuning.start is None or start_contender(config) is not None:
         return
     kept = run_dir / "checkpoints" / "weights-0000.safetensors"
     if world.rank == 0 and not kept.exists():
@@ -45,7 +47,7 @@ def read_start(config: RunConfig) -> Mapping[str, Tensor]:
     """
     folder = Path(resolve(str(config.tuning.start))).expanduser()
     if (folder / "config.yaml").is_file():
-        return _of_run(config, folder)
+        return weights_of_run(config, folder)
     if (folder / "model_index.json").is_file():
         if config.tuning.kind == "full":
             return whole_model(config, folder)
@@ -62,22 +64,37 @@ def read_start(config: RunConfig) -> Mapping[str, Tensor]:
     raise MissingError(f"{KEY} = {folder} does not exist; {advice}")
 
 
-def _of_run(config: RunConfig, folder: Path) -> Mapping[str, Tensor]:
-    """The last iterate of a finished run."""
+def weights_of_run(config: RunConfig, folder: Path, key: str = KEY) -> Mapping[str, Tensor]:
+    """The result of a finished run, which the setting `key` names."""
     other = read_resolved(folder / "config.yaml").config
     if other.tuning.kind != config.tuning.kind:
         raise ConfigError(
-            f"{KEY} = {folder}: that run has tuning.kind = {other.tuning.kind}, this one "
+            f"{key} = {folder}: that run has tuning.kind = {other.tuning.kind}, this one "
             f"{config.tuning.kind}; expected the same kind"
             + ("" if other.tuning.kind == "lora" else f", or tuning.kind=full, or model.path={folder}/export")
         )
     if config.tuning.kind == "lora" and _scale(other.tuning) != _scale(config.tuning):
         raise ConfigError(
-            f"{KEY} = {folder}: its adapters are multiplied by alpha / rank = {_scale(other.tuning):g}, here "
+            f"{key} = {folder}: its adapters are multiplied by alpha / rank = {_scale(other.tuning):g}, here "
             f"by {_scale(config.tuning):g}, so the same factors would be another model; set "
             "tuning.lora.alpha to match"
         )
-    return last_iterate(folder, other, KEY)
+    return result_of(folder, other, key)
+
+
+def guidance_of_start(config: RunConfig) -> float:
+    """Guidance that the model of `tuning.start` has learned, or the one that it started from; 1: none, or not
+    known, as of a model that is not in a run's folder."""
+    if config.tuning.start is None:
+        return 1.0
+    for contender in read_contenders(config):
+        if contender.name == start_contender(config):
+            return contender.config.algorithm.learned_guidance
+    try:
+        other = read_resolved(Path(resolve(config.tuning.start)).expanduser() / "config.yaml").config
+    except DiffexpoError:  # a resumed run does not need that folder
+        return 1.0
+    return max(other.algorithm.learned_guidance, guidance_of_start(other))
 
 
 def _scale(tuning: TuningConfig) -> float:

@@ -7,6 +7,7 @@ import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -189,7 +190,7 @@ def _configs(what: str, settings: Mapping[str, str | None]) -> list[RewardCard]:
         if near and not Path(what).exists():
             raise ConfigError(f"{what!r} is no type of reward and no recipe; did you mean {near[0]}?")
         config = load_config([what], [], {}).config
-        return [*config.rewards, *config.evaluation.judges]
+        return [*chain(*config.scorers.values())]
     given = {key: value for key, value in settings.items() if value is not None}
     only = {"name": what, "type": what, "role": "train"} | given
     return list(load_config([], [f"rewards={json.dumps([only])}"], {}).config.rewards)

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from diffexpo.config.contenders import known_contenders
 from diffexpo.config.families import FAMILIES, Family, family_of_name
 from diffexpo.config.methods import offline_baseline
 from diffexpo.config.papers import WORKS, Work, readable
@@ -86,6 +87,9 @@ def _method(config: RunConfig) -> Uses:
     if config.baseline.offline_dpo:
         for key in offline_baseline(config.algorithm).papers:
             yield "baseline offline DPO", key
+    for contender in known_contenders(config):
+        for purpose, work in contender.config.algorithm.works(contender.config):
+            yield f"contender {contender.name}: {purpose}", work
     if config.mixture.kind == "pareto" and sum(reward.role == "train" for reward in config.rewards) > 1:
         yield "comparison under every reward", "yang2024d3po"
     if config.tuning.kind == "lora":
@@ -124,7 +128,8 @@ def _family_of_folder(folder: Path) -> Family | None:
 
 
 def _rewards(config: RunConfig) -> Uses:
-    for role, scorers in (("reward", config.rewards), ("judge", config.evaluation.judges)):
+    for place, scorers in config.scorers.items():
+        role = "reward" if place == "rewards" else "judge"
         for scorer in scorers:
             for addition, key in scorer.uses():
                 yield f"{role} {scorer.name}{addition}", key
@@ -135,7 +140,7 @@ def _data(config: RunConfig) -> Uses:
     for world, works in WORLD_WORKS.items():
         if world in named:
             yield from works
-    for key, prompts in (("prompts", config.prompts.source), ("held-out prompts", config.evaluation.prompts)):
+    for key, prompts in _prompts(config):
         if not (world_of(prompts) or prompts.startswith("prompts:")):
             yield f"{key} {prompts}", None
     source = config.offline.source
@@ -145,11 +150,18 @@ def _data(config: RunConfig) -> Uses:
         yield f"{what} {source}", work
 
 
+def _prompts(config: RunConfig) -> Iterator[tuple[str, str]]:
+    yield "prompts", config.prompts.source
+    yield "held-out prompts", config.evaluation.prompts
+    if config.explore.validation.prompts is not None:
+        yield "validation prompts", config.explore.validation.prompts
+
+
 def _named_files(config: RunConfig) -> Iterator[str]:
     """What settings name that may be embedded; the negative prompts are our own and need no citation."""
-    yield from (config.model.path, config.prompts.source, config.evaluation.prompts)
-    scorers = [*config.rewards, *config.evaluation.judges]
-    others = [config.offline.source, *config.algorithm.named_files, *(scorer.path for scorer in scorers)]
+    yield from (config.model.path, *(prompts for _, prompts in _prompts(config)))
+    scored = [scorer.path for scorers in config.scorers.values() for scorer in scorers]
+    others = [config.offline.source, *config.algorithm.named_files, *scored]
     yield from (path for path in others if path is not None)
 
 

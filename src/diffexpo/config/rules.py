@@ -9,10 +9,23 @@ from collections.abc import Iterator
 from diffexpo.config.methods.card import Run
 from diffexpo.config.methods.data import Pairs
 from diffexpo.config.rewards import RewardCard
+from diffexpo.config.schema import ValidationConfig
 from diffexpo.errors import ConfigError
 
 AUTOCAST_TYPES = {"bf16": "bfloat16", "fp16": "float16"}
 """What each `training.mixed_precision` casts weights to."""
+
+VALIDATED_APART = {
+    "evaluation.prompts": (
+        "the iterate that is best on them would be chosen by the images that then evaluate it, so its score "
+        "would be too high by that choice; expected prompts of their own"
+    ),
+    "prompts.source": (
+        "on prompts that it trains on a model goes on gaining after it has begun to lose elsewhere; expected "
+        "prompts of their own"
+    ),
+}
+"""Why prompts of validation may be no others', by the setting that names those."""
 
 
 def check_combinations(config: Run) -> None:
@@ -26,7 +39,7 @@ def check_combinations(config: Run) -> None:
         ConfigError: every contradiction found, one line each: keys and values, the reason, what to do.
     """
     method = config.algorithm.problems
-    rules = (_rewards, _data, _negatives, _training, _copies, _evaluation, method, _sizes)
+    rules = (_rewards, _data, _negatives, _training, _copies, _evaluation, _validation, method, _sizes)
     if problems := [problem for rule in rules for problem in rule(config)]:
         raise ConfigError("\n".join(problems))
 
@@ -48,11 +61,11 @@ def negatives_are_on(config: Run) -> bool:
 
 
 def _rewards(config: Run) -> Iterator[str]:
-    for label, scorers in (("rewards", config.rewards), ("evaluation.judges", config.evaluation.judges)):
+    for label, scorers in config.scorers.items():
         for index, reward in enumerate(scorers):
             where = f"{label}.{index}"
             yield from (f"{where}.{problem}" for problem in reward.problems(config, where))
-    names = Counter(reward.name for reward in (*config.rewards, *config.evaluation.judges))
+    names = Counter(reward.name for scorers in config.scorers.values() for reward in scorers)
     for name in sorted(name for name, count in names.items() if count > 1):
         yield f"{names[name]} rewards or judges are named {name!r}: metrics would mix; names are unique"
     trained = {reward.identity: reward.name for reward in train_rewards(config)}
@@ -87,8 +100,12 @@ def _data(config: Run) -> Iterator[str]:
             "hybrid.offline_weight = 0 with explore.iterations = 1: the only data, the offline pairs, has "
             "weight 0"
         )
-    if config.baseline.offline_dpo and not has_pairs:
-        yield "baseline.offline_dpo = true with offline.source = null: the baseline has no pairs to train on"
+    baseline = config.baseline
+    if baseline.offline_dpo and not has_pairs and baseline.offline_source is None:
+        yield (
+            "baseline.offline_dpo = true with offline.source = null: the baseline has no pairs to train on; "
+            "name some in baseline.offline_source"
+        )
     if not config.prompts.source.strip():
         yield "prompts.source is empty: name a prompt file or emoji:train"
     if config.prompts.source == config.evaluation.prompts:
@@ -167,6 +184,42 @@ def _evaluation(config: Run) -> Iterator[str]:
             "evaluation.vendi_images = 1: the Vendi score of one image is always 1; use 2 or more, or "
             "vendi_prompts: 0"
         )
+    scales, own = config.evaluation.base_guidances, config.evaluation.sampler.guidance
+    shown = f"evaluation.base_guidances = {[float(scale) for scale in scales]}"
+    if own in scales:
+        yield f"{shown} holds evaluation.sampler.guidance, {own:g}: the base is evaluated there anyway"
+    if len(set(scales)) < len(scales):
+        yield f"{shown} holds a scale twice"
+
+
+def _validation(config: Run) -> Iterator[str]:
+    explore = config.explore
+    validation = explore.validation
+    if explore.keep == "last":
+        for key, is_set in (
+            ("patience", explore.patience is not None),
+            ("validation", validation != ValidationConfig()),
+        ):
+            if is_set:
+                yield (
+                    f"explore.{key} is set with explore.keep = last: no iterate is validated, so it would do "
+                    "nothing; set explore.keep=best"
+                )
+        return
+    if validation.prompts is None or not validation.judges:
+        missing = "prompts" if validation.prompts is None else "judges"
+        yield (
+            f"explore.keep = best without explore.validation.{missing}: iterates are compared by a judge on "
+            "prompts of their own; name both"
+        )
+    for key, prompts in (("evaluation.prompts", config.evaluation.prompts), *_trained_prompts(config)):
+        if validation.prompts == prompts:
+            yield f"explore.validation.prompts = {key} = {prompts!r}: {VALIDATED_APART[key]}"
+
+
+def _trained_prompts(config: Run) -> Iterator[tuple[str, str]]:
+    if not config.algorithm.prompts_of_data:
+        yield "prompts.source", config.prompts.source
 
 
 def _sizes(config: Run) -> Iterator[str]:
@@ -207,8 +260,10 @@ def config_notes(config: Run) -> list[str]:
     notes, is_rollout = [*config.algorithm.notes(config)], config.algorithm.draws_first
     if explore.iterations > 1 and config.offline.source is None and not is_rollout:
         who = " as both agents" if explore.agents == 2 else ""
-        notes.append(f"iteration 1 has no offline pairs to train on: it explores with the base model{who}")
-    if config.baseline.offline_dpo and explore.iterations == 1:
+        model = "the base model" if config.tuning.start is None else "the model of tuning.start"
+        notes.append(f"iteration 1 has no offline pairs to train on: it explores with {model}{who}")
+    is_same = config.baseline.offline_source in (None, config.offline.source)
+    if config.baseline.offline_dpo and is_same and explore.iterations == 1:
         notes.append(
             "baseline.offline_dpo with explore.iterations = 1 trains on the same pairs as the run itself"
         )
@@ -233,4 +288,45 @@ def config_notes(config: Run) -> list[str]:
         )
     if config.evaluation.grid_prompts > config.evaluation.num_prompts:
         notes.append("evaluation.grid_prompts exceeds num_prompts: the grid shows all evaluated prompts")
-    return notes
+    return [*notes, *guidance_notes(config)]
+
+
+def guidance_notes(config: Run, start: float = 1.0) -> list[str]:
+    """Where drawing, loss and evaluation do not go together in guidance, one sentence each.
+
+    Args:
+        config: Its card says what guidance the loss teaches, and who draws what it learns from.
+        start: Guidance that the model of `tuning.start` has learned; 1: none.
+    Returns:
+        Nothing for the three consistent choices of docs/guidance.md.
+    """
+    return [f"{note}; see docs/guidance.md" for note in _guidance(config, start)]
+
+
+def _guidance(config: Run, start: float) -> Iterator[str]:
+    card, taught = config.algorithm, config.algorithm.learned_guidance
+    draw, evaluate = config.explore.sampler.guidance, config.evaluation.sampler.guidance
+    draws, by_base = card.collects(config), card.drawn_by == "base"
+    learned, teacher = (taught, "the loss") if taught > 1 else (start, "the run of tuning.start")
+    used = {"explore": draw} if draws and not by_base else {}
+    for where, guidance in (used | {"evaluation": evaluate}).items():
+        if learned > 1 and guidance > 1:
+            yield (
+                f"{where}.sampler.guidance = {guidance:g}: {teacher} has taught the model to draw without "
+                f"guidance as at {learned:g}, so it is guided twice; 1 is usual"
+            )
+    if learned == 1 and used and draw != evaluate:
+        yield (
+            f"explore.sampler.guidance = {draw:g}, evaluation.sampler.guidance = {evaluate:g}: the model "
+            "learns from images of another guidance than it is evaluated at; set both alike"
+        )
+    if draws and by_base and draw != taught:
+        yield (
+            f"explore.sampler.guidance = {draw:g}: the base draws at another guidance than the loss teaches, "
+            f"{taught:g}, so the model is trained on other images than it will draw; set both alike"
+        )
+    if taught == 1 and start > 1 and card.anchor_version is not None:
+        yield (
+            f"tuning.start has learned to draw without guidance as at {start:g}, and the loss pulls it back "
+            f"to the base without any; set algorithm.anchor_guidance={start:g}"
+        )

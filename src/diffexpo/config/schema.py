@@ -84,7 +84,8 @@ class TuningConfig(Section):
     start: str | None = None
     """Where training starts, if not at the base: the folder of a finished run with the same model and tuning,
     or, with `kind: full`, of a model of the same shape. `model.path` stays the base, and the reference where
-    that is the base."""
+    that is the base. `contender:NAME`: the last iterate of one of `baseline.contenders`, trained before
+    everything else; offline DPO starts there too."""
 
 
 class PromptConfig(Section):
@@ -117,7 +118,8 @@ class SamplerConfig(Section):
     steps: Count = 50
     """Network calls per image (doubled by guidance)."""
     guidance: float = Field(default=7.5, ge=0.0)
-    """Classifier-free guidance scale; 1 turns guidance off and halves the cost."""
+    """Classifier-free guidance scale; 1 turns guidance off and halves the cost. What goes together in
+    drawing, loss and evaluation: docs/guidance.md."""
     eta: Fraction = 0.0
     """Noise of `ddim`: 0 deterministic, 1 like `ddpm`. Ignored by the others."""
     sde: Literal["flow_grpo", "dance", "cps"] = "flow_grpo"
@@ -128,6 +130,20 @@ class SamplerConfig(Section):
     random_steps: tuple[int, int] | None = None
     """Only the steps from the first number up to, not including, the second are random (0 is the noisiest);
     null is all."""
+
+
+class ValidationConfig(Section):
+    """What chooses among iterates under `explore.keep: best`: judges, on prompts of their own."""
+
+    prompts: str | None = None
+    """Prompts that are neither trained nor evaluated on, such as `scenes:validation`, or a prompt file; a
+    list that shares a prompt with either is refused."""
+    num_prompts: Count = 128
+    """How many of them (keyed order)."""
+    images_per_prompt: Count = 1
+    """Images of each, drawn by `evaluation.sampler`, with the same seeds for every iterate."""
+    judges: tuple[RewardConfig, ...] = ()
+    """The first one's mean score decides which iterate is kept; the others are reported beside it."""
 
 
 class ExploreConfig(Section):
@@ -159,6 +175,13 @@ class ExploreConfig(Section):
     """Draw with the adapters folded into the base's weights: fewer kernels a step, so sampling is faster
     where they count, and images are rounded differently. The base's own bits come back afterwards.
     Evaluation and training never run merged."""
+    keep: Literal["last", "best"] = "last"
+    """Which iterate is the result, in the report and in the export: the last one, or the one that scored best
+    in `validation` (of equal ones the earliest), which never looks at the evaluation's prompts."""
+    patience: int | None = Field(default=None, ge=1)
+    """Stop after this many iterations in a row without a better validation score; null: never."""
+    validation: ValidationConfig = ValidationConfig()
+    """The judge of `keep: best`."""
 
 
 class MixtureConfig(Section):
@@ -176,8 +199,8 @@ class PairingConfig(Section):
 
 class OfflineConfig(Section):
     source: str | None = "emoji:offline"
-    """Offline pairs D_off: `emoji:offline`, or a file or folder in one of the formats of docs/data.md; null
-    for none."""
+    """Offline pairs D_off: `emoji:offline`, `scenes:offline`, or a file or folder in one of the formats of
+    docs/data.md; null for none."""
     format: Literal[
         "auto", "pickapic", "hpdv2", "hpdv3", "imagerewarddb", "folders", "table", "webdataset", "diffexpo"
     ] = "auto"
@@ -280,6 +303,9 @@ class EvaluationConfig(Section):
     """Prompts for the Vendi score; 0 turns it off."""
     vendi_images: Count = 8
     """Images per prompt for the Vendi score (its maximum)."""
+    base_guidances: tuple[NotNegative, ...] = ()
+    """The base is evaluated at these guidance scales too, on the same prompts and noise: what turning the
+    scale up gives without any training. The report compares the run with the best of them."""
     every_iteration: bool = True
     """Evaluate each iterate (reward-KL curve), not only the last."""
     bootstrap: Count = 10000
@@ -291,3 +317,10 @@ class EvaluationConfig(Section):
 class BaselineConfig(Section):
     offline_dpo: bool = False
     """Also train Diffusion-DPO on D_off alone with the same number of network evaluations, and compare."""
+    offline_source: str | None = None
+    """Offline pairs of that baseline, where the run learns from none or from others; null: those of
+    `offline.source`."""
+    contenders: tuple[str, ...] = ()
+    """What the run is compared with besides: recipes (names or files), which are trained beside it at their
+    own cost, and folders of finished runs. Seed, model, tuning, prompts, rewards and evaluation are the
+    run's; their last iterates, or what finished runs kept, are evaluated on the same prompts and noise."""

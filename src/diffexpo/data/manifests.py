@@ -55,6 +55,14 @@ def read_manifest(
         ) from error
 
 
+def read_manifests(root: Path, stage: str) -> dict[int, dict[str, Any]]:
+    """Payloads of a stage by iteration, in order."""
+    found = {
+        number: read_manifest(root, stage, number) for name, number in list_manifests(root) if name == stage
+    }
+    return {number: body[0] for number, body in found.items() if body is not None}
+
+
 def manifest_files(root: Path, stage: str, iteration: int) -> dict[str, dict[str, object]]:
     """Files that a manifest names; none while there is no manifest."""
     found = read_manifest(root, stage, iteration)

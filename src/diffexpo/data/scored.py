@@ -63,6 +63,7 @@ class ScoredIndex(Index[ScoredRef]):
     """Images with their sampling weights, all positive; the images of a group are consecutive."""
 
     dropped_failed: int = 0
+    is_scored: bool = True
 
 
 @dataclass(eq=False)
@@ -71,7 +72,8 @@ class ScoredSource:
 
     Args:
         hybrid: Weights by source and age, as for pairs.
-        mix: Scores by reward (G, n) to one score (G, n), NaN where an image has none.
+        mix: Scores by reward (G, n) to one score (G, n), NaN where an image has none; None: images need no
+            score, and all have 0.
         advantages: (rewards (N,), N group numbers) to advantages (N,).
         keep: Images that are learned from: all; those whose advantage is not 0 (`decided`); those better than
             their prompt's mean (`desirable`); the best of each prompt.
@@ -83,7 +85,7 @@ class ScoredSource:
 
     store: Store
     hybrid: HybridConfig
-    mix: Mix
+    mix: Mix | None
     advantages: Advantages
     _: KW_ONLY
     keep: Keep = "all"
@@ -117,7 +119,9 @@ class ScoredSource:
                 "offline.source, or check the rewards"
             )
         chosen, counted = _without_weightless([refs[i] for i in kept])
-        return ScoredIndex(chosen, self._balanced(chosen, weights[kept][counted]), dropped)
+        return ScoredIndex(
+            chosen, self._balanced(chosen, weights[kept][counted]), dropped, self.mix is not None
+        )
 
     def _offline(self) -> list[ScoredRef]:
         pairs = self.store.pairs(source="offline", view=Preference)
@@ -140,11 +144,12 @@ class ScoredSource:
 
     def _collected(self, iteration: int) -> list[ScoredRef]:
         samples = self.store.samples(iteration, view=_Scored)
-        names = list(samples[0].rewards) if samples else []
+        names = list(samples[0].rewards) if samples and self.mix is not None else []
         samples.sort(key=lambda sample: (sample.group, sample.sample_id))
         groups = [list(group) for _, group in groupby(samples, key=lambda sample: sample.group)]
         rewards = {name: [[sample.rewards[name] for sample in group] for group in groups] for name in names}
-        mixed = self.mix({name: np.array(values, np.float64) for name, values in rewards.items()})
+        scores = {name: np.array(values, np.float64) for name, values in rewards.items()}
+        mixed = [[0.0] * len(group) for group in groups] if self.mix is None else self.mix(scores)
         refs = []
         for group, values in zip(groups, mixed, strict=True):
             best = int(np.nanargmax(values)) if np.isfinite(values).any() else -1
@@ -226,6 +231,8 @@ class ScoredLoader(Loader):
     def describe(self) -> str:
         """One line for a person: how many images from where."""
         failed = self.index.dropped_failed
+        if not self.index.is_scored:
+            return f"{self.size} images ({self.index.by_source()})"
         return (
             f"{self.size} images ({self.index.by_source()}; {sum(ref.desirable for ref in self.index.refs)} "
             f"desirable{f'; {failed} without a score left out' if failed else ''})"

@@ -109,7 +109,7 @@ def _half_micro_batch(config: RunConfig) -> list[int]:
 
 
 def _scorers(config: RunConfig) -> Iterator[Change]:
-    for label, scorers in (("rewards", config.rewards), ("evaluation.judges", config.evaluation.judges)):
+    for label, scorers in config.scorers.items():
         for index, scorer in enumerate(scorers):
             if scorer.precision == "float32" and scorer.has_weights:
                 price = f"scores of {scorer.name} move a little"

@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import chain
 from typing import Any, ClassVar
 
 from diffexpo.config import RunConfig
@@ -100,7 +101,7 @@ def estimate(config: RunConfig, *, architecture: str | None = None) -> Estimate:
 
 
 def _notes(config: RunConfig) -> Iterator[str]:
-    for scorer in (*config.rewards, *config.evaluation.judges):
+    for scorer in chain(*config.scorers.values()):
         if scorer_bytes(scorer) is None:
             yield f"scorer {scorer.name} ({scorer.path}): size not known, not counted"
     if config.offline.source is not None and config.offline.limit is None:
@@ -176,7 +177,7 @@ def _held(config: RunConfig, sizes: Sizes) -> Iterator[Item]:
     if config.algorithm.improvement is not None:
         count = sizes.denoiser.parameters
         yield Item("improvement model", f"2 x {count:,} float32", 2 * FLOAT32 * count)
-    for scorer in (*config.rewards, *config.evaluation.judges):
+    for scorer in chain(*config.scorers.values()):
         size = scorer_bytes(scorer)
         if size:
             yield Item(f"scorer {scorer.name}", scorer.precision, size)
@@ -256,11 +257,14 @@ def disk_items(config: RunConfig, *, architecture: str | None = None) -> Iterato
         yield Item("trajectories of one iteration", f"{images:,} x {steps}", images * steps * sizes.latent)
     yield Item("iterates", f"{explore.iterations}", explore.iterations * trained)
     algorithm = config.algorithm
-    kept = 3 + (training.ema_decay > 0) + algorithm.needs_old_policy
+    kept = 3 + (training.ema_decay > 0) + len(algorithm.moving_versions)
     # The newest two stay, and a third is being written.
     yield Item("checkpoints of an iteration", "3", 3 * kept * trained)
+    if algorithm.reference_memory:
+        yield Item("references", "2", 2 * trained)
     evaluation = config.evaluation
-    evaluated = 1 + (explore.iterations if evaluation.every_iteration else 1) + config.baseline.offline_dpo
+    beside = config.baseline.offline_dpo + len(config.baseline.contenders) + len(evaluation.base_guidances)
+    evaluated = 1 + (explore.iterations if evaluation.every_iteration else 1) + beside
     extra = evaluation.vendi_prompts * max(0, evaluation.vendi_images - evaluation.images_per_prompt)
     images = evaluated * (evaluation.num_prompts * evaluation.images_per_prompt + extra)
     yield Item("evaluation images", f"{images:,}", int(images * sizes.image / FLOAT32 * PNG_SHARE))

@@ -20,12 +20,18 @@ collapse is near. In trials of Diffusion-DPO on scenes (a small UNet that predic
 errors rose by 0.010 to 0.020 in runs that held for 4 to 7 iterations, and by 0.04 to 0.05 in the iterations
 before others collapsed. The error of the model itself is 0.04 there: that is 0.25 to 0.5 against 1 and more,
 and this number lies between."""
+NORM_GROWTH = 0.05
 DIVERSITY_DROP = 0.2
 DIVERSITY_LOSS = 0.5
 TIE_SHARE = 0.5
 FAILED_SHARE = 0.05
 KL_GROWTH = 1.5
 LEARNING_ACCURACY = 0.505
+
+RESTRAINT = (
+    "Lower training.learning_rate or raise algorithm.beta (both by 3 to 10 times); or set "
+    "algorithm.anchor_weight = 0.01, which holds predictions to the base's."
+)
 
 Severity = Literal["critical", "warning", "note"]
 
@@ -44,8 +50,8 @@ class Alarm:
 class Snapshot:
     """What is known after one iteration (0: the base). Rewards are (mean, low, high) with a 95% interval.
 
-    Errors are means over the last tenth of the iteration's optimiser steps, `common_part` over all of them;
-    `dropped` are pairing counts.
+    Errors are means over the last tenth of the iteration's optimiser steps, `common_part` and norms over all
+    of them; `dropped` are pairing counts, `validation` is the mean score of the validation judge.
     `improved_distance` is the mean squared latent distance of improved images to what they were improved
     from, divided by that between losers of different prompts.
     """
@@ -62,6 +68,10 @@ class Snapshot:
     winner_reference_error: float | None = None
     loser_reference_error: float | None = None
     common_part: float | None = None
+    anchor_error: float | None = None
+    norm_ratio: float | None = None
+    anchor_norm_ratio: float | None = None
+    validation: float | None = None
     reward_std: float | None = None
     images: int | None = None
     images_failed: int | None = None
@@ -70,35 +80,56 @@ class Snapshot:
     skipped_steps: int | None = None
     improved_distance: float | None = None
 
+    @property
+    def reference_error(self) -> float | None:
+        """Mean error of the reference on winners and losers."""
+        if self.winner_reference_error is None or self.loser_reference_error is None:
+            return None
+        return 0.5 * (self.winner_reference_error + self.loser_reference_error)
+
+    @property
+    def score(self) -> float | None:
+        """What is known of the images' worth: the validation judge's score, else the held-out judge's."""
+        if self.validation is None and self.heldout_reward is not None:
+            return self.heldout_reward[0]
+        return self.validation
+
 
 @dataclass(frozen=True)
 class History:
     """Snapshots in order of iteration, base first where it was evaluated.
 
     `kl_budget` is in nats per image, None for no limit; `restraint` advises what holds this method closer to
-    the base; `has_offline` says that it learns from given images too.
+    the base; `has_offline` says that it learns from given images too; `kept` is the iterate that a validation
+    chose: what is said of the result is then said of it.
     """
 
     snapshots: Sequence[Snapshot] = field(default_factory=tuple)
     kl_budget: float | None = None
     restraint: str = "raise algorithm.beta"
     has_offline: bool = True
+    kept: int | None = None
 
 
 def check_alarms(history: History) -> list[Alarm]:
     """All alarms that a history raises, the critical ones first; none is no proof that all is well."""
     found: list[Alarm] = []
     trained = [item for item in history.snapshots if item.iteration > 0]
+    start, before = start_error(trained), None
     for item in history.snapshots:
-        of_training = [_errors_rise, _training, _improvement] if item.iteration > 0 else []
-        for check in (*of_training, _flat_rewards):
-            where = f"iteration {item.iteration}: "
-            found += (replace(alarm, message=where + alarm.message) for alarm in check(item))
-    if trained:
-        found += [*_last(trained[-1], history), *_idle_kl(trained)]
+        alarms = [*_flat_rewards(item)]
+        if item.iteration > 0:
+            alarms += [*early_alarms(item, start), *_training(item), *_improvement(item)]
+            alarms += _errors_rise(item, before)
+        found += [replace(one, message=f"iteration {item.iteration}: {one.message}") for one in alarms]
+        before = item
+    known = [item for item in trained if history.kept is None or item.iteration <= history.kept]
+    if known:
+        result = known[-1]
+        found += [*_last(result, history), *_idle_kl(known)]
         base = next((item for item in history.snapshots if item.iteration == 0), None)
         if base is not None:
-            found += [*_over_optimised(base, trained[-1], history), *_diversity(base, trained[-1], history)]
+            found += [*_over_optimised(base, result, history), *_diversity(base, result, history)]
     order = ("critical", "warning", "note")
     return sorted(found, key=lambda alarm: order.index(alarm.severity))
 
@@ -114,35 +145,84 @@ def _training(item: Snapshot) -> Iterator[Alarm]:
         yield Alarm("skipped_steps", "warning", seen, advice)
 
 
-def _errors_rise(item: Snapshot) -> Iterator[Alarm]:
-    winner = _rise(item.winner_error, item.winner_reference_error)
-    loser = _rise(item.loser_error, item.loser_reference_error)
-    if winner is None or loser is None or min(winner, loser) <= ERROR_RISE:
-        return
-    seen = f"the error on winners rose by {winner:.0%} and on losers by {loser:.0%} over the reference"
-    advice = (
-        "Lower training.learning_rate or raise algorithm.beta (both by 3 to 10 times); or set "
-        "algorithm.anchor_weight = 0.01, which holds predictions to the base's."
-    )
-    accuracy = item.implicit_accuracy
-    if accuracy is not None and accuracy > COLLAPSE_ACCURACY:
-        seen += (
-            f", while implicit accuracy is {accuracy:.2f}: the model tells the pairs apart by forgetting how "
-            "to denoise both of them (collapse)."
+def early_alarms(item: Snapshot, start: float | None = None) -> list[Alarm]:
+    """What an iteration's training tells of its iterate before an image of it is looked at.
+
+    `start` is the error with which the run's training began (`start_error`), by default that of the
+    iteration's own reference.
+    """
+    return [*(list(_collapse(item)) or _common_part(item, start)), *_norm(item)]
+
+
+def start_error(snapshots: Sequence[Snapshot]) -> float | None:
+    """Mean error of the reference of the first iteration that was trained; None: there is no reference."""
+    return next((item.reference_error for item in snapshots if item.reference_error), None)
+
+
+def _collapse(item: Snapshot) -> Iterator[Alarm]:
+    accuracy, rise = item.implicit_accuracy, _rises(item)
+    if rise is not None and accuracy is not None and accuracy > COLLAPSE_ACCURACY:
+        seen = (
+            f"{rise}, while implicit accuracy is {accuracy:.2f}: the model tells the pairs apart by "
+            "forgetting how to denoise both of them (collapse)."
         )
-        yield Alarm("collapse", "critical", seen, advice)
-    elif item.common_part is not None and item.common_part > COMMON_PART:
-        seen += (
-            f", and by {item.common_part:.0%} together in the mean over its steps (above {COMMON_PART:.0%}): "
+        yield Alarm("collapse", "critical", seen, RESTRAINT)
+
+
+def _common_part(item: Snapshot, start: float | None) -> Iterator[Alarm]:
+    reference = item.reference_error
+    if item.common_part is None or not reference:
+        return
+    # An anchor, guided or not, has errors of its own, which a policy that follows it takes over.
+    errors, expected = (1 + item.common_part) * reference, max(reference, item.anchor_error or 0.0)
+    excess = (errors - expected) / (start or reference)
+    if excess > COMMON_PART:
+        whose = "the reference's" if expected == reference else "the anchor's"
+        seen = (
+            f"in the mean over its steps the errors of winners and losers together lie {excess:.0%} above "
+            f"{whose}, as a share of the errors with which training began (more than {COMMON_PART:.0%}): "
             "runs with so large a common part collapsed within a few iterations."
         )
-        yield Alarm("common_part", "critical", seen, f"Use an earlier iterate. {advice}")
-    else:
-        yield Alarm("errors_rise", "warning", seen + ": it denoises both worse.", advice)
+        yield Alarm("common_part", "critical", seen, f"Use an earlier iterate. {RESTRAINT}")
 
 
-def _rise(error: float | None, reference: float | None) -> float | None:
-    return None if error is None or reference is None or reference <= 0 else error / reference - 1
+def _norm(item: Snapshot) -> Iterator[Alarm]:
+    if item.norm_ratio is None:
+        return
+    growth = item.norm_ratio / max(1.0, item.anchor_norm_ratio or 1.0) - 1
+    if growth > NORM_GROWTH:
+        whose = "the reference's" if (item.anchor_norm_ratio or 1.0) <= 1.0 else "the anchor's"
+        seen = (
+            f"predictions became {growth:.1%} larger than {whose} (more than {NORM_GROWTH:.0%}): the model "
+            "overshoots, which the errors of pairs do not show."
+        )
+        yield Alarm("prediction_norm", "warning", seen, RESTRAINT)
+
+
+def _errors_rise(item: Snapshot, before: Snapshot | None) -> Iterator[Alarm]:
+    """Both errors up, and the images no better for it."""
+    rise, score = _rises(item), item.score
+    if rise is None or before is None or score is None or before.score is None or score >= before.score:
+        return
+    seen = f"{rise}, and the score fell from {before.score:.3g} to {score:.3g}: it denoises both worse."
+    yield Alarm("errors_rise", "warning", seen, RESTRAINT)
+
+
+def _rises(item: Snapshot) -> str | None:
+    """By how much both errors rose over those of the reference and of the anchor, in words; None: they did
+    not."""
+    winner = _rise(item.winner_error, item.winner_reference_error, item.anchor_error)
+    loser = _rise(item.loser_error, item.loser_reference_error, item.anchor_error)
+    if winner is None or loser is None or min(winner, loser) <= ERROR_RISE:
+        return None
+    over = "the reference" + (" and the anchor" if item.anchor_error is not None else "")
+    return f"the error on winners rose by {winner:.0%} and on losers by {loser:.0%} over {over}"
+
+
+def _rise(error: float | None, reference: float | None, anchor: float | None) -> float | None:
+    if error is None or reference is None or reference <= 0:
+        return None
+    return error / max(reference, anchor or 0.0) - 1
 
 
 def _improvement(item: Snapshot) -> Iterator[Alarm]:

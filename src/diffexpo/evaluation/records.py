@@ -7,6 +7,9 @@
     <run>/eval/<version>/     base, iteration-1, iteration-2, ..., baseline: suite.json + images/00000.png ...
     <run>/eval/pairs/         pairs.json + images of the example pairs
     <run>/baseline/           run folder of the offline baseline; its metrics.jsonl is read for its cost
+    <run>/contenders/         the base at other guidance (base-2.5, ...) and contenders by name:
+                              NAME/config.yaml, NAME/metrics.jsonl, and eval/NAME/ as <run>/eval/<version>
+    <run>/store/manifests/    validate-0001.json, ...: scores of iterates under `explore.keep: best`
 
 Phases in metrics.jsonl: `train` is one line per optimiser step; `train_summary`, `collect`, `pair` and
 `evaluate` are one line per iteration. `cost/*` and `time/*` are amounts spent in what the line describes, so
@@ -26,13 +29,16 @@ import numpy as np
 import yaml
 from PIL import Image
 
+from diffexpo.data.manifests import read_manifests
 from diffexpo.data.rows import Pair
-from diffexpo.errors import DataError, MissingError
+from diffexpo.errors import DataError, MissingError, StoreError
 from diffexpo.files import write_json
+from diffexpo.online.keeping import STAGE as VALIDATE
 from diffexpo.training.metrics import read_metrics
 from diffexpo.types import Prompt
 
 Json = dict[str, Any]
+CONTENDERS = "contenders"
 PAIR_RULES = ("first", "median margin", "largest margin")
 
 
@@ -76,6 +82,15 @@ class SuiteResult:
         """Prompt id of each row."""
         return [self.prompts[index].id for index in self.prompt_index]
 
+    def by_image(self, scorer: str) -> dict[tuple[str, int], float]:
+        """Score of every scored image by (prompt id, image index), which name its noise; empty for a scorer
+        that is not there."""
+        if scorer not in self.scores:
+            return {}
+        ids = self.prompt_ids()
+        rows = np.flatnonzero(self.scored)
+        return {(ids[row], int(self.image_index[row])): float(self.scores[scorer][row]) for row in rows}
+
     def row_of(self, prompt: str, index: int = 0) -> int | None:
         """Row of an image of the prompt of this id; None: it was not drawn."""
         rows = zip(self.prompt_ids(), self.image_index, strict=True)
@@ -101,9 +116,20 @@ class PairExample:
     loser_image: str = ""
 
 
+@dataclass(frozen=True)
+class ContenderRecord:
+    """A contender's evaluation, settings and metrics; settings and metrics are empty for the base at another
+    guidance."""
+
+    suite: SuiteResult
+    config: Json
+    metrics: list[Json]
+
+
 @dataclass
 class RunRecord:
-    """Everything a report can be made of; what is absent is empty."""
+    """Everything a report can be made of; what is absent is empty. `validations` has the manifest of each
+    validated iterate."""
 
     run_dir: Path
     config: Json
@@ -114,6 +140,8 @@ class RunRecord:
     baseline_metrics: list[Json]
     examples: list[PairExample]
     problems: list[str]
+    contenders: dict[str, ContenderRecord] = field(default_factory=dict)
+    validations: dict[int, Json] = field(default_factory=dict)
 
     @property
     def iterations(self) -> list[int]:
@@ -227,17 +255,22 @@ def load_run(run_dir: Path) -> RunRecord:
         advice = "give the folder of `diffexpo run`"
         raise MissingError(f"{run_dir} is not a run folder: {config_path} does not exist; {advice}")
     problems: list[str] = []
-    suites: dict[str, SuiteResult] = {}
-    for folder in sorted((run_dir / "eval").glob("*/"), key=_version_order):
-        if folder.name == "pairs":
-            continue
-        try:
-            suites[folder.name] = load_suite(folder)
-        except (MissingError, DataError) as error:
-            problems.append(str(error))
+    beside = run_dir / CONTENDERS
+    suites = _load_suites(run_dir / "eval", problems)
+    contenders = {
+        name: ContenderRecord(
+            suite, _read_yaml(beside / name / "config.yaml"), read_metrics(beside / name / "metrics.jsonl")
+        )
+        for name, suite in _load_suites(beside / "eval", problems).items()
+    }
+    validations: dict[int, Json] = {}
+    try:
+        validations = read_manifests(run_dir / "store", VALIDATE)
+    except StoreError as error:
+        problems.append(str(error))
     return RunRecord(
         run_dir=run_dir,
-        config=yaml.safe_load(config_path.read_text(encoding="utf-8")) or {},
+        config=_read_yaml(config_path),
         env=_read_json(run_dir / "env.json", {}),
         status=_read_json(run_dir / "status.json", {}),
         metrics=read_metrics(run_dir / "metrics.jsonl"),
@@ -245,7 +278,22 @@ def load_run(run_dir: Path) -> RunRecord:
         baseline_metrics=read_metrics(run_dir / "baseline" / "metrics.jsonl"),
         examples=[PairExample(**row) for row in _read_json(run_dir / "eval" / "pairs" / "pairs.json", [])],
         problems=problems,
+        contenders=contenders,
+        validations=validations,
     )
+
+
+def _load_suites(root: Path, problems: list[str]) -> dict[str, SuiteResult]:
+    """The evaluations in a folder by version; what cannot be read becomes a sentence in `problems`."""
+    suites: dict[str, SuiteResult] = {}
+    for folder in sorted(root.glob("*/"), key=_version_order):
+        if folder.name == "pairs":
+            continue
+        try:
+            suites[folder.name] = load_suite(folder)
+        except (MissingError, DataError) as error:
+            problems.append(str(error))
+    return suites
 
 
 def _version_order(folder: Path) -> tuple[int, int, str]:
@@ -266,6 +314,10 @@ def _read_json(path: Path, absent: Any) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise DataError(f"{path}: not JSON ({error}); the file is damaged") from error
+
+
+def _read_yaml(path: Path) -> Json:
+    return yaml.safe_load(path.read_text(encoding="utf-8")) or {} if path.exists() else {}
 
 
 def _number(value: float | None) -> float | None:

@@ -28,7 +28,7 @@ from diffexpo.evaluation.records import RunRecord, load_run, series
 from diffexpo.evaluation.summary import BASELINE, Estimate, Summary, summarise
 from diffexpo.evaluation.templates import HERE, percent, template
 from diffexpo.evaluation.wording import Method
-from diffexpo.files import write_text
+from diffexpo.files import write_json, write_text
 
 # Colours of the figures and the CSS variables that take their place.
 TEXT, CARD, LINE = "#111213", "#fefdfc", "#c8c9ca"
@@ -50,7 +50,8 @@ class Absent(Exception):
 
 
 def write_report(run_dir: Path) -> Path:
-    """Write `<run>/report.html` of a run, finished or not, and the before/after sheet `<run>/eval/grid.png`.
+    """Write `<run>/report.html` of a run, finished or not, the before/after sheet `<run>/eval/grid.png`, and
+    the table of contenders, if there is one, as `<run>/contenders.json`.
 
     Returns the page's path; the same files give the same bytes. MissingError if the folder is not a run,
     DataError if one of its files is damaged.
@@ -64,6 +65,9 @@ def write_report(run_dir: Path) -> Path:
         figures={name: _draw(name, figure, record, summary) for name, figure in has.items()},
     )
     write_text(path, page)
+    if summary.contenders is not None:
+        named = {"name": record.config.get("name", ""), "seed": record.config.get("seed", 0)}
+        write_json(record.run_dir / "contenders.json", named | summary.contenders.to_json())
     return path
 
 
@@ -74,6 +78,7 @@ def _has(name: str, record: RunRecord, method: Method) -> bool:
         return any(METRICS[name] in line for line in trained)
     ranked_pairs = method.collects and method.card.has_pairs and method.card.is_ranked
     return {
+        "validation": bool(record.validations),
         "train_reward": method.has_rewards,
         "accuracy": method.card.has_pairs,
         "errors": method.card.has_pairs,
@@ -179,6 +184,21 @@ def _reward(axes: Axes, summary: Summary, scorer: str | None, colour: str, marke
 
 def _heldout(axes: Axes, record: RunRecord, summary: Summary) -> str:
     return _reward(axes, summary, summary.judge, BLUE, "o", "held-out judge")
+
+
+def _validation(axes: Axes, record: RunRecord, summary: Summary) -> str:
+    found = summary.validation
+    if found is None:
+        raise Absent("No iterate is validated yet.")
+    x = list(found.scores)
+    mean, low, high = (np.array([found.scores[number][k] for number in x]) for k in range(3))
+    axes.errorbar(x, mean, yerr=[mean - low, high - mean], color=GREEN, marker="o", capsize=3)
+    axes.axvline(found.kept, color=GREY, linestyle=":", linewidth=1.2, label=f"kept: {found.kept}")
+    _iterations(axes, "iteration")
+    axes.set_ylabel(f"mean {found.judge}")
+    axes.legend()
+    listed = "; ".join(f"{number}: {value:.3g}" for number, value in found.means.items())
+    return f"{found.judge} on the validation prompts by iteration: {listed}; iteration {found.kept} is kept"
 
 
 def _train_reward(axes: Axes, record: RunRecord, summary: Summary) -> str:
@@ -370,8 +390,9 @@ def _who_won(axes: Axes, record: RunRecord, summary: Summary) -> str:
 
 
 def _agents(axes: Axes, record: RunRecord, summary: Summary) -> str:
-    # With one agent the newest iterate draws everything: its curve is that of all images.
-    one = "main" if summary.method.card.draws_first else "exploration"
+    # One agent draws everything, the newest iterate or the base: its curve is that of all images.
+    card = summary.method.card
+    one = "base" if card.drawn_by == "base" else "main" if card.draws_first else "exploration"
     curves = [(f"rollout/agent/{one}/reward", "collected images", BLUE, "o")]
     if summary.method.has_agents:
         curves = [
@@ -406,7 +427,7 @@ Plot = Callable[[Axes, RunRecord, Summary], str]
 FIGURES: dict[str, Plot] = {
     plot.__name__.removeprefix("_"): plot
     for plot in (
-        *(_win_rate, _heldout, _train_reward, _frontier, _vendi),
+        *(_win_rate, _heldout, _validation, _train_reward, _frontier, _vendi),
         *(_loss, _accuracy, _errors, _clipping),
         *(_tau, _who_won, _agents, _kept),
     )

@@ -4,26 +4,41 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
 from diffexpo.config import RunConfig
+from diffexpo.config.contenders import START
+from diffexpo.config.rules import guidance_notes
 from diffexpo.errors import DataError, DiffexpoError
-from diffexpo.evaluation.alarms import Alarm, History, Snapshot, check_alarms
+from diffexpo.evaluation.alarms import (
+    Alarm,
+    History,
+    Snapshot,
+    check_alarms,
+    early_alarms,
+    start_error,
+)
+from diffexpo.evaluation.contenders import Contenders, Entry, compare_contenders, guidance_title
 from diffexpo.evaluation.metrics import WinRate, bootstrap_mean, win_rate
 from diffexpo.evaluation.records import Json, RunRecord, SuiteResult, iteration_of, series
 from diffexpo.evaluation.shares import ShareRow, share_judge, share_rows
+from diffexpo.evaluation.validation import Validation, read_validation
 from diffexpo.evaluation.wording import BASELINE, Method, describe_method
 from diffexpo.online.cost import BACKWARD, sampling_cost, training_cost
+from diffexpo.online.keeping import STAGE as VALIDATE
 
 Estimate = tuple[float, float, float]
 
 EQUAL_COST = 0.02
 TAIL = 0.1
 # Metrics of training steps whose means at the end of an iteration the alarms look at.
-ERRORS = ("winner_error", "loser_error", "winner_reference_error", "loser_reference_error")
+ERRORS = (
+    *("winner_error", "loser_error", "winner_reference_error", "loser_reference_error"),
+    "anchor_error",
+)
 CONFLICT = "rollout/conflict/"
 IMPROVED = ("images", "relative_distance", "feature_cosine", "feature_cosine_unrelated")
 
@@ -41,7 +56,10 @@ class CostRow:
 
 @dataclass
 class Summary:
-    """Comparisons by version. The first held-out judge decides; intervals are 95% bootstrap over prompts."""
+    """Comparisons by version. The first held-out judge decides; intervals are 95% bootstrap over prompts.
+
+    `final` is the run's result, as far as it came: the last iterate, or the one that validation chose.
+    """
 
     method: Method
     judge: str | None
@@ -61,8 +79,10 @@ class Summary:
     problems: list[str] = field(default_factory=list)
     conflicts: list[Json] = field(default_factory=list)
     improvements: list[Json] = field(default_factory=list)
+    validation: Validation | None = None
     share_judge: str | None = None
     shares: list[ShareRow] = field(default_factory=list)
+    contenders: Contenders | None = None
     evaluated: tuple[str, ...] = ()
 
     @property
@@ -72,8 +92,15 @@ class Summary:
 
     @property
     def is_finished(self) -> bool:
-        """Whether the last planned iteration was evaluated."""
-        return self.final is not None and self.final == f"iteration-{self.planned_iterations}"
+        """Whether the result is evaluated, and no further iterate will come."""
+        result = self.planned_iterations if self.validation is None else self.validation.kept
+        is_over = self.validation is None or self.validation.is_over
+        return is_over and self.final == f"iteration-{result}"
+
+    @property
+    def result(self) -> str:
+        """What `final` is, in words."""
+        return "the last iterate" if self.validation is None else "the iterate that was kept"
 
 
 def summarise(record: RunRecord) -> Summary:
@@ -92,6 +119,9 @@ def summarise(record: RunRecord) -> Summary:
     )
     resamples = int(record.config.get("evaluation", {}).get("bootstrap", 10000))
     bootstrap: Json = {"resamples": resamples, "seed": int(record.config.get("seed", 0))}
+    summary.validation = read_validation(record, **bootstrap)
+    if summary.validation is not None and summary.validation.kept in iterations:
+        summary.final = f"iteration-{summary.validation.kept}"
     for name, suite in suites.items():
         _measure(summary, name, suite, bootstrap)
     for name in suites:
@@ -106,21 +136,54 @@ def summarise(record: RunRecord) -> Summary:
             summary.vendi_change = bootstrap_mean(changes, **bootstrap) if changes else None
     method, numbers = summary.method, {0, *map(iteration_of, record.metrics), *iterations}
     snapshots = tuple(_snapshot(record, summary, number) for number in sorted(numbers))
-    history = History(snapshots, restraint=method.card.restraint, has_offline=method.has_offline)
-    summary.alarms = check_alarms(history)
-    summary.costs = cost_rows(record.metrics, record.config, suites)
+    kept = None if summary.validation is None else summary.validation.kept
+    history = History(snapshots, restraint=method.card.restraint, has_offline=method.has_offline, kept=kept)
+    summary.alarms = [*check_alarms(history), *guidance_alarms(record.config)]
+    everything = {**suites, **{name: beside.suite for name, beside in record.contenders.items()}}
+    summary.costs = cost_rows(record.metrics, record.config, everything)
     summary.method_cost = _method_cost(summary.costs)
     summary.conflicts = conflict_rows(record.metrics)
     summary.improvements = improvement_rows(record.metrics)
     if record.baseline_metrics:
         summary.baseline_cost = _method_cost(cost_rows(record.baseline_metrics, record.config, {}))
+    summary.contenders = _contenders(summary, record, bootstrap)
     return summary
+
+
+def _contenders(summary: Summary, record: RunRecord, bootstrap: Json) -> Contenders | None:
+    """The run beside everything that it is compared with, under the judge that decides."""
+    method, final, judge = summary.method, summary.final, summary.share_judge or summary.judge
+    if final is None or judge is None or "base" not in record.suites:
+        return None
+    entries = [Entry("base", guidance_title(record.suites["base"]), record.suites["base"], 0.0, is_base=True)]
+    start, spent = str(record.config.get("tuning", {}).get("start") or ""), 0.0
+    for name, beside in record.contenders.items():
+        if beside.config:
+            cost = _method_cost(cost_rows(beside.metrics, beside.config, {}))
+            title = f"{describe_method(beside.config).name} ({name})"
+            if start == START + name:
+                title, spent = f"{title}, where training starts", cost or 0.0
+            entries.append(Entry(name, title, beside.suite, cost))
+        else:
+            entries.append(Entry(name, guidance_title(beside.suite), beside.suite, 0.0, is_base=True))
+
+    def plus(cost: float | None) -> float | None:
+        return None if cost is None else spent + cost
+
+    if BASELINE in record.suites:
+        entries.append(
+            Entry(BASELINE, method.label(BASELINE), record.suites[BASELINE], plus(summary.baseline_cost))
+        )
+    entries.sort(key=lambda entry: not entry.is_base)
+    run = Entry(final, method.label(final), record.suites[final], plus(summary.method_cost))
+    is_share = summary.share_judge is not None
+    return compare_contenders([*entries, run], judge, is_share=is_share, **bootstrap)
 
 
 def cost_rows(metrics: Sequence[Json], config: Json, suites: dict[str, SuiteResult]) -> list[CostRow]:
     """Recorded cost by phase; evaluations that were not recorded follow from what was done."""
     rows = []
-    for phase in ("improver", "collect", "improve", "pair", "train", "evaluate"):
+    for phase in ("improver", "collect", "improve", "pair", "train", VALIDATE, "evaluate"):
         names = (phase, "train_summary") if phase == "train" else (phase,)
         lines = [line for line in metrics if line.get("phase") in names]
         peak = max(_values(lines, "mem/peak_gib"), default=None)
@@ -141,9 +204,8 @@ def cost_rows(metrics: Sequence[Json], config: Json, suites: dict[str, SuiteResu
 
 def _derived_cost(phase: str, lines: Sequence[Json], images: float | None, config: Json) -> float | None:
     """Evaluations of the collected images, or of the optimiser steps of a loss on pairs of images."""
-    try:
-        settings = RunConfig.model_validate(config)
-    except (ValueError, DiffexpoError):  # settings of another version of this package
+    settings = _settings(config)
+    if settings is None:
         return None
     if phase == "collect" and images is not None:
         return sampling_cost(settings, int(images))
@@ -153,6 +215,22 @@ def _derived_cost(phase: str, lines: Sequence[Json], images: float | None, confi
         return None
     done = sum(count * training_cost(settings, iteration) for iteration, count in steps.items())
     return done / settings.training.steps
+
+
+def _settings(config: Json) -> RunConfig | None:
+    """A run's settings; None for those of another version of this package."""
+    try:
+        return RunConfig.model_validate(config)
+    except (ValueError, DiffexpoError):
+        return None
+
+
+def guidance_alarms(config: Json) -> Iterator[Alarm]:
+    """A note on each setting of guidance that does not go together with the others."""
+    settings = _settings(config)
+    for note in guidance_notes(settings) if settings is not None else ():
+        advice = "Choose settings that go together, and run again."
+        yield Alarm("guidance", "note", f"guidance is set inconsistently: {note}.", advice)
 
 
 def conflict_rows(metrics: Sequence[Json]) -> list[Json]:
@@ -224,7 +302,7 @@ def _compare(
     """Win rate on the rows that both versions hold (same prompt, same image index, hence same noise)."""
     if other not in suites or summary.judge is None:
         return None
-    left, right = (_by_key(suites[version], summary.judge) for version in (name, other))
+    left, right = (suites[version].by_image(summary.judge) for version in (name, other))
     shared = [key for key in left if key in right]
     if len(shared) < (most := max(len(left), len(right))):
         counts = f"{name} and {other} share {len(shared)} of {most} images"
@@ -235,16 +313,6 @@ def _compare(
     except DataError as error:
         summary.problems.append(f"{name} cannot be compared with {other}: {error}")
         return None
-
-
-def _by_key(suite: SuiteResult, judge: str) -> dict[tuple[str, int], float]:
-    if judge not in suite.scores:
-        return {}
-    ids = suite.prompt_ids()
-    return {
-        (ids[row], int(suite.image_index[row])): float(suite.scores[judge][row])
-        for row in np.flatnonzero(suite.scored)
-    }
 
 
 def _snapshot(record: RunRecord, summary: Summary, number: int) -> Snapshot:
@@ -258,11 +326,11 @@ def _snapshot(record: RunRecord, summary: Summary, number: int) -> Snapshot:
         [value for name in ranked for _, value in series(lines, f"rollout/reward/{name}/{what}", "collect")]
         for what in ("std", "failed")
     )
-    common = [value for _, value in series(lines, "train/common_part", "train")]
-    return Snapshot(
-        iteration=number,
+    return replace(
+        training_snapshot(lines, number),
         train_reward=summary.rewards.get(summary.train_reward or "", {}).get(name),
         heldout_reward=summary.rewards.get(summary.judge or "", {}).get(name),
+        validation=None if summary.validation is None else summary.validation.means.get(number),
         win_rate=wins.interval if wins else None,
         vendi=summary.vendi[name][0] if name in summary.vendi else None,
         kl=summary.kl[name][0] if name in summary.kl else None,
@@ -271,10 +339,31 @@ def _snapshot(record: RunRecord, summary: Summary, number: int) -> Snapshot:
         images_failed=int(max(failed)) if failed else None,
         groups=_last(lines, "pairs/groups"),
         dropped_ties=_last(lines, "pairs/dropped_ties"),
-        skipped_steps=_last(lines, "train/skipped_steps"),
         improved_distance=_first(lines, "improve/relative_distance"),
-        common_part=float(np.mean(common)) if common else None,
-        **{key: tail_mean(lines, f"train/{key}", number) for key in ("implicit_accuracy", *ERRORS)},
+    )
+
+
+def alarms_of_training(metrics: Sequence[Json], iteration: int) -> list[Alarm]:
+    """What the training of an iteration tells of its iterate before it draws an image."""
+    trained = [training_snapshot(metrics, number) for number in range(1, iteration + 1)]
+    return early_alarms(trained[-1], start_error(trained))
+
+
+def training_snapshot(lines: Sequence[Json], number: int) -> Snapshot:
+    """What the metrics of an iteration's training alone say of it."""
+
+    def mean(name: str) -> float | None:
+        found = [value for iteration, value in series(lines, f"train/{name}", "train") if iteration == number]
+        return float(np.mean(found)) if found else None
+
+    tails: Json = {key: tail_mean(lines, f"train/{key}", number) for key in ("implicit_accuracy", *ERRORS)}
+    return Snapshot(
+        iteration=number,
+        skipped_steps=_last([line for line in lines if iteration_of(line) == number], "train/skipped_steps"),
+        common_part=mean("common_part"),
+        norm_ratio=mean("prediction_norm_ratio"),
+        anchor_norm_ratio=mean("anchor_norm_ratio"),
+        **tails,
     )
 
 

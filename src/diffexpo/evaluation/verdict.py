@@ -29,7 +29,7 @@ class Verdict:
 
 
 def give_verdict(summary: Summary) -> Verdict:
-    """Say whether the last iterate is better than the base, at what price, and how offline DPO compares.
+    """Say whether the result is better than the base, at what price, and how offline DPO compares.
 
     The verdict is `undecided` if one half lies inside the 95% interval, `unknown` if nothing can be compared.
     """
@@ -49,10 +49,12 @@ def give_verdict(summary: Summary) -> Verdict:
         f"{low} to {high} (50% would be no difference; {win.wins} wins, {win.ties} ties, {win.losses} "
         f"losses; exact sign test p {small(win.p_value)})."
     )
-    sentences = [*_share_sentence(summary), first]
+    sentences = [*_share_sentence(summary), *_guidance_sentence(summary), first]
     if win.verdict == "undecided":
         undecided = "The interval contains 50%, so this evaluation cannot tell which is better"
         sentences.append(f"{undecided}; more prompts narrow it.")
+    if summary.validation is not None:
+        sentences.append(summary.validation.sentence())
     sentences.append(_price(summary))
     if summary.compares_offline:
         sentences.append(_baseline_sentence(summary))
@@ -68,13 +70,37 @@ def _share_sentence(summary: Summary) -> list[str]:
         return []
     row, final = summary.shares[0], summary.final or ""
     before, after = percent(row.shares["base"]), percent(row.shares[final])
-    change, low, high = (f"{100 * value:+.1f}" for value in row.change)
+    change = difference_text(row.change, is_share=True).removesuffix(")")
     text = (
         f"Entirely right under {summary.share_judge}: {before} of the base's images, {after} of those of "
-        f"{summary.method.label(final)}, {change} points (95% interval {low} to {high}; {row.repaired} "
-        f"repaired, {row.broken} broken)."
+        f"{summary.method.label(final)}, {change}; {row.repaired} repaired, {row.broken} broken)."
     )
     return [text]
+
+
+def _guidance_sentence(summary: Summary) -> list[str]:
+    """What the run has over the base at its best guidance, where several scales were tried."""
+    table = summary.contenders
+    if table is None or sum(row.is_base for row in table.rows) < 2:
+        return []
+    best, result = table.best_base, table.result
+    gap = difference_text(best.difference, table.is_share) if best.difference else ""
+    value = percent(best.value[0]) if table.is_share else digits(best.value[0], 4)
+    text = (
+        f"Of the base's guidance scales {best.title.partition('guidance ')[2]} is the best on these prompts "
+        f"({value}, {best.image_evaluations} network evaluations an image): {result.title}, with "
+        f"{result.image_evaluations}, is {gap} above it ({best.better} images better, {best.worse} worse)."
+    )
+    return [text]
+
+
+def difference_text(difference: tuple[float, float, float], is_share: bool) -> str:
+    """A difference of two scores with its interval: "+5.3 points (95% interval +0.3 to +10.3)"."""
+    if is_share:
+        mean, low, high = (f"{100 * value:+.1f}" for value in difference)
+        return f"{mean} points (95% interval {low} to {high})"
+    mean, low, high = map(signed, difference)
+    return f"{mean} (95% interval {low} to {high})"
 
 
 def _why_unknown(summary: Summary) -> str:

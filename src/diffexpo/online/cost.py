@@ -114,5 +114,6 @@ def anchor_cost(algorithm: MethodConfig) -> int:
 def offline_steps_of_equal_cost(config: RunConfig) -> int:
     """Optimiser steps of the offline baseline on D_off whose network evaluations equal the whole run's
     (rounded to nearest)."""
-    row = evaluations_of_row(offline_baseline(config.algorithm), config.training, is_guided=False)
+    baseline = offline_baseline(config.algorithm, starts_apart=config.tuning.start is not None)
+    row = evaluations_of_row(baseline, config.training, is_guided=False)
     return max(1, round(run_cost(config).total / (config.training.batch_size * row)))

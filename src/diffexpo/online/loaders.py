@@ -82,7 +82,7 @@ def _images(loop: Loop, iteration: int, data: Images) -> Batches:
     index = ScoredSource(
         loop.store,
         config.hybrid,
-        loop.ranking.mix,
+        loop.ranking.mix if config.algorithm.is_ranked else None,
         partial(group_advantages, global_std=data.global_std),
         keep=data.keep,
         desirable_fraction=data.desirable_fraction,

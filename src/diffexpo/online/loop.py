@@ -3,7 +3,7 @@
     train -> evaluate -> collect -> pair         of a method that learns from earlier collections
     collect -> [pair] -> train -> evaluate       of one that learns from how its own images were drawn
 
-The first is EXPO's algorithm 1.
+The first is EXPO's algorithm 1. With `explore.keep: best` a stage "validate" comes before each "evaluate".
 
 What an iteration collects after its evaluation serves the next one, so the last iteration ends with its
 evaluation. Every stage looks at its manifest in the store, so the loop can die anywhere and be started again.
@@ -27,6 +27,8 @@ from diffexpo.data.latents import PromptEmbeddings
 from diffexpo.data.store import Store
 from diffexpo.errors import ResumeError
 from diffexpo.online.improved_pairs import Improving
+from diffexpo.online.keeping import STAGE as VALIDATE
+from diffexpo.online.keeping import last_iteration
 from diffexpo.online.units import Score, Tick
 from diffexpo.training.checkpoint import read_tensors, write_tensors
 from diffexpo.training.distributed import World
@@ -90,35 +92,40 @@ class Loop:
     lane: str = ""
     step_judge: StepJudge | None = None
     improving: Improving | None = None
+    validate: Callable[[Loop, int], None] | None = None
 
 
 Stage = Callable[[Loop, int], object]
 
 
 def run(loop: Loop, stages: Mapping[str, Stage], until: tuple[str, int] | None = None) -> None:
-    """Run every stage that is not complete, in order.
+    """Run every stage that is not complete, in order, up to the iteration with which the run ends.
 
     Args:
-        stages: What runs each stage: `stages.STAGES`, and `evaluate`, which stands above this room.
+        stages: What runs each stage: `stages.STAGES`, and `evaluate` and `validate`, which stand above this
+            room.
         until: Stop after this (stage, iteration), e.g. ("collect", 1).
     Raises:
         Interrupted: a signal arrived; everything up to here is saved.
     """
     for stage, iteration in schedule(loop.config):
         stages[stage](loop, iteration)
-        if until == (stage, iteration):
+        is_end = stage == "evaluate" and iteration == last_iteration(loop.config, loop.store.root)
+        if is_end or until == (stage, iteration):
             return
 
 
 def schedule(config: RunConfig) -> list[tuple[str, int]]:
-    """The stages of a run in order: (stage, iteration); those that come once, before all others, are
-    iteration 0."""
+    """The stages of a run in order, as planned: (stage, iteration); those that come once, before all others,
+    are iteration 0."""
     card, last = config.algorithm, config.explore.iterations
-    ending = card.stages[: card.stages.index("evaluate") + 1]
+    end = card.stages.index("evaluate")
+    ending = [*card.stages[:end], *([VALIDATE] if config.explore.keep == "best" else []), "evaluate"]
+    stages = [*ending, *card.stages[end + 1 :]]
     return [(stage, 0) for stage in card.first_stages] + [
         (stage, iteration)
         for iteration in range(1, last + 1)
-        for stage in (card.stages if iteration < last else ending)
+        for stage in (stages if iteration < last else ending)
     ]
 
 

@@ -42,6 +42,8 @@ from diffexpo.training.selfcheck import check_start
 from diffexpo.types import Algorithm, Batch, FollowsSteps, LearnsInParts, LossOutput, MeasuresBatch, Policy
 
 OLD = "old"
+CHECKED_ROWS = 4
+"""Rows of a forward of the check before the first step: enough to see gradients and margins."""
 AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -137,8 +139,8 @@ class Engine:
         return TrainReport(steps, run.skipped, run.resumed_from, run.tail_means(), state)
 
     def self_check(self, batch: Batch, noise_key: tuple[str | int, ...]) -> None:
-        """Check the start of an iteration on as many micro-batches as it takes (`selfcheck.check_start`)."""
-        parts = micro_batches(batch, self.settings.micro_batch_size)
+        """Check the start of an iteration on as many rows as it takes (`selfcheck.check_start`)."""
+        parts = micro_batches(batch, min(self.settings.micro_batch_size, CHECKED_ROWS))
         check_start(
             self.policy,
             self.algorithm,
@@ -295,7 +297,7 @@ class Engine:
             check_identity(checkpoint, iteration, run_seed, steps)
             self.policy.weights.load("current", checkpoint.tensors["current"])
         self._check_agreement()
-        self._set_old_policy(checkpoint)
+        self._set_moving_versions(checkpoint)
         parameters = self.policy.weights.trainable()
         settings = self.settings
         run = Progress(
@@ -314,17 +316,21 @@ class Engine:
             load_optimizer(run.optimizer, parameters, optimizer_state)
         return run
 
-    def _set_old_policy(self, checkpoint: Checkpoint | None) -> None:
-        """The old policy starts as the current one, which drew the newest images, or as the checkpoint's."""
-        if not self.algorithm.settings.needs_old_policy:
-            return
+    def _set_moving_versions(self, checkpoint: Checkpoint | None) -> None:
+        """Versions that change within an iteration are the checkpoint's. Without one the old policy starts as
+        the current one, which drew the newest images; the reference is set."""
+        card, weights = self.algorithm.settings, self.policy.weights
         if checkpoint is None:
-            self.policy.weights.copy("current", OLD)
-        elif OLD in checkpoint.tensors:
-            self.policy.weights.load(OLD, checkpoint.tensors[OLD])
-        else:
-            missing = f"{checkpoint.path} has no old policy, which the algorithm needs"
-            raise ResumeError(f"{missing}; resume with the configuration that wrote it")
+            if card.needs_old_policy:
+                weights.copy("current", OLD)
+            return
+        for name in card.moving_versions:
+            if name not in checkpoint.tensors:
+                missing = (
+                    f"{checkpoint.path} has no version {name!r} of the weights, which the algorithm needs"
+                )
+                raise ResumeError(f"{missing}; resume with the configuration that wrote it")
+            weights.load(name, checkpoint.tensors[name])
 
     def _find_checkpoint(self, folder: Path) -> Checkpoint | None:
         """Rank 0 chooses; the others read the same one."""
@@ -345,7 +351,7 @@ class Engine:
     def _save(self, run: Progress, folder: Path) -> None:
         if self.world.rank == 0:
             self.metrics.sync()
-            versions = ["current", OLD] if self.algorithm.settings.needs_old_policy else ["current"]
+            versions = ["current", *self.algorithm.settings.moving_versions]
             tensors = {name: self.policy.weights.state(name) for name in versions} | run.tensors()
             save_checkpoint(Path(folder), tensors, run.state())
         run.saved_at = run.step

@@ -22,6 +22,7 @@ SETTINGS: dict[str, dict[str, object]] = {
     "mapo": {"num_train_timesteps": 30},
     "orpo": {"beta": 3.0, "weight": 2.0},
     "sft": {},
+    "guidance_distillation": {"guidance": 3.0},
     "rwr": {"temperature": 0.5},
     "diffusion_kto": {"beta": 30.0},
     "diffusion_nft": {"kl_weight": 0.5, "beta": 0.5},

@@ -202,6 +202,7 @@ def test_a_loss_starts_where_it_says_and_runs_only_what_it_says(name: str, kind:
     needed = {"current"}
     needed |= {"reference"} if algorithm.settings.needs_reference else set()
     needed |= {"old"} if algorithm.settings.needs_old_policy else set()
+    needed |= {algorithm.settings.anchor_version} - {None}
     assert used == needed
     if algorithm.settings.initial_loss is not None:
         assert float(output.loss.detach()) == pytest.approx(algorithm.settings.initial_loss, abs=BOUND)

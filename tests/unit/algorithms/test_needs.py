@@ -192,6 +192,7 @@ VALID: dict[str, list[str]] = {
     "diffusion_nft": OWN,
     "awm": OWN,
     "spin": ["explore.agents=1", "hybrid={offline_weight: 0, decay: 0}"],
+    "guidance_distillation": ["explore.agents=1"],
     **{name: TRAJECTORY for name in ON_TRAJECTORIES},
     "flow_grpo": [*TRAJECTORY, "algorithm.kl=exact"],
 }
@@ -245,7 +246,7 @@ def test_a_run_without_what_a_method_learns_from_is_refused(name: str) -> None:
         reason = "winners are images of a data set" if name == "spin" else "nothing to learn from"
         with pytest.raises(ConfigError, match=reason):
             load(name, "offline.source=null", "explore.iterations=1")
-    if name == "spin":  # learns from data, not from rewards
+    if name in ("spin", "guidance_distillation"):  # learn from data and from the base, not from rewards
         load(name, "rewards=[]")
         return
     with pytest.raises(ConfigError, match="rewards holds no reward with role: train"):

@@ -27,6 +27,7 @@ from diffexpo.algorithms.expo import Expo
 from diffexpo.config.methods.diffusion_dpo import DiffusionDpoConfig
 from diffexpo.config.methods.expo import ExpoConfig
 from diffexpo.diffusion import NoiseDraw, empty_prompt_mask, prediction_errors
+from diffexpo.diffusion.objectives import NoisyImages
 from diffexpo.errors import ConfigError
 from diffexpo.policies.toy import ToyPolicy
 from diffexpo.rng import torch_generator
@@ -312,3 +313,63 @@ def test_the_common_part_is_the_rise_of_both_errors_over_the_references() -> Non
     assert "train/common_part" not in make("mapo", policy).loss(policy, batch, KEY).metrics
     start = make_policy(moved=False)
     assert float(make("diffusion_dpo", start).loss(start, batch, KEY).metrics["train/common_part"][0]) == 0
+
+
+# ---- how far predictions have moved ------------------------------------------------------------------------
+
+
+def own_predictions(policy: ToyPolicy, batch: PairBatch, version: str) -> Tensor:
+    """Predictions of winners and losers at every draw, each by a forward of its own; or what they should be (`target`)."""
+    found = []
+    for side in (batch.winner, batch.loser):
+        for number in range(DRAWS):
+            draw = own_draw(policy, batch.keys, KEY, number, DRAWS)
+            images = NoisyImages.at(policy, side, draw.eps, draw.t, prompts_of(policy, batch))
+            if version == "target":
+                found.append(images.target)
+            else:
+                with policy.weights.use(version), torch.no_grad():
+                    found.append(images.predict(policy))
+    return torch.cat(found)
+
+
+def moved_metrics(policy: ToyPolicy, batch: PairBatch, **settings: object) -> dict[str, float]:
+    metrics = (
+        make("diffusion_dpo", policy, draws=DRAWS, reference="previous", **settings)
+        .loss(policy, batch, KEY)
+        .metrics
+    )
+    return {name: float(total) / float(below) for name, (total, below) in metrics.items()}
+
+
+def test_norms_and_distance_of_predictions_are_those_of_forwards_of_their_own() -> None:
+    policy = moved_reference()
+    batch = make_batch("diffusion_dpo", policy)
+    current, reference = (own_predictions(policy, batch, version) for version in ("current", "reference"))
+    norm = lambda rows: rows.flatten(1).square().sum(dim=1).sqrt()
+    found = moved_metrics(policy, batch)
+    expected = float((norm(current) / norm(reference)).mean())
+    assert abs(expected - 1) > 1e-3
+    assert found["train/prediction_norm_ratio"] == pytest.approx(expected, rel=1e-10)
+    distance = float((current - reference).square().mean())
+    assert found["train/reference_distance"] == pytest.approx(distance, rel=1e-10) and distance > 1e-6
+    policy.weights.copy("current", "reference")
+    found = moved_metrics(policy, batch)
+    assert found["train/prediction_norm_ratio"] == 1 and found["train/reference_distance"] == 0
+    metrics = make("mapo", policy).loss(policy, batch, KEY).metrics
+    assert (
+        not {"train/prediction_norm_ratio", "train/reference_distance", "train/anchor_error"} & metrics.keys()
+    )
+
+
+def test_the_error_of_the_anchor_is_that_of_its_prediction() -> None:
+    policy = moved_reference()
+    batch = make_batch("diffusion_dpo", policy)
+    target, base = (own_predictions(policy, batch, version) for version in ("target", "base"))
+    found = moved_metrics(policy, batch, anchor_weight=0.1)
+    assert found["train/anchor_error"] == pytest.approx(float((base - target).square().mean()), rel=1e-10)
+    reference = own_predictions(policy, batch, "reference")
+    ratio = base.flatten(1).norm(dim=1) / reference.flatten(1).norm(dim=1)
+    assert found["train/anchor_norm_ratio"] == pytest.approx(float(ratio.mean()), rel=1e-10)
+    assert abs(float(ratio.mean()) - 1) > 1e-4
+    assert "train/anchor_error" not in moved_metrics(policy, batch)

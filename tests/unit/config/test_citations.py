@@ -66,6 +66,8 @@ def test_expo_cites_its_paper_first_and_the_software_last():
         ("emoji/expo", ("algorithm.safeguard=true",), "fu2025sdpo"),
         ("emoji/expo", ("algorithm.auto_beta=true",), "simpletuner"),
         ("emoji/expo", ("algorithm.anchor_weight=0.01", "algorithm.anchor_guidance=2"), "zhu2026crd"),
+        ("emoji/expo", ("algorithm.reference=previous", "algorithm.reference_budget=0.01"), "he2025gardo"),
+        ("emoji/expo", ("algorithm.reference=ema", "algorithm.reference_follows=step"), "li2026lineardpo"),
         ("emoji/expo", ("evaluation.sampler.guidance=4",), "ho2022guidance"),
         ("emoji/expo_lora", (), "hu2021lora"),
         ("emoji/expo_flow", (), "esser2024sd3"),
@@ -99,6 +101,12 @@ def test_each_sampler_is_cited_with_its_place():
     offline = used(loaded("emoji/dpo_offline"))
     assert all("sampler of the collection" not in purposes for purposes in offline.values())
     assert set(SAMPLERS.values()) <= set(WORKS)
+
+
+def test_works_of_contenders_are_cited_as_long_as_they_are_there():
+    config = loaded("emoji/expo", "baseline.contenders=[emoji/sft, runs/gone]")
+    assert "contender sft: method SFT" in used(config)["ho2020ddpm"]
+    assert not any("gone" in purpose for purposes in used(config).values() for purpose in purposes)
 
 
 def test_supervised_training_is_cited_as_the_models_own_loss():

@@ -7,9 +7,14 @@ import pytest
 from diffexpo.config import RunConfig, check_combinations, config_notes, list_recipes, load_config
 from diffexpo.config.families import find_checkpoint
 from diffexpo.config.methods.diffusion_dpo import DiffusionDpoConfig
+from diffexpo.config.rules import guidance_notes
 from diffexpo.errors import ConfigError
 
 JUDGE = "evaluation.judges=[{name: j, type: clip, path: emoji:judge_heldout}]"
+STEPS = ("algorithm.reference=ema", "algorithm.reference_follows=step")
+HALF = ("tuning.reference_dtype=bfloat16", "training.mixed_precision=bf16")
+VALIDATES = "explore.validation.judges=[{name: v, type: clip, path: emoji:judge_train}]"
+BEST = ("explore.keep=best", VALIDATES, "explore.validation.prompts=a.txt")
 TWO_REWARDS = "rewards=[{name: a, type: clip, path: x}, {name: b, type: jpeg_compressibility}]"
 
 
@@ -37,8 +42,27 @@ def load(*overrides):
         (["algorithm.anchor_guidance=2"], "nothing is held to it"),
         (["algorithm.anchor_guidance=0.5", "algorithm.anchor_weight=0.1"], "expected a number >= 1"),
         (["algorithm.draws=0"], "expected .* >= 1"),
+        (["algorithm.type=guidance_distillation"], "drawn by the base, and there is no second agent"),
+        (
+            ["algorithm.type=guidance_distillation", "explore.agents=1", "pairing.min_margin=0.1"],
+            "makes no pairs of images",
+        ),
+        (["algorithm.type=guidance_distillation", "algorithm.guidance=1"], "expected a number > 1"),
         (["algorithm.reference_decay=0.9"], "reference = base: only ema averages"),
         (["algorithm.reference=previous", "algorithm.reference_decay=0.0"], "only ema averages"),
+        (["algorithm.reference_follows=step"], "reference = base: only ema is an average"),
+        ([*STEPS, "algorithm.reference_decay=0"], "every margin 0"),
+        ([*STEPS, *HALF], "would swallow the share of a step"),
+        (["algorithm.reference_budget=0.01"], "reference = base: only the reference that becomes an iterate"),
+        (["algorithm.reference=previous", "algorithm.reference_budget=0"], "expected a number > 0"),
+        (["explore.patience=2"], "explore.patience is set with explore.keep = last"),
+        (["explore.validation.num_prompts=3"], "explore.validation is set with explore.keep = last"),
+        (["explore.keep=best", VALIDATES], "without explore.validation.prompts"),
+        (["explore.keep=best", "explore.validation.prompts=a.txt"], "without explore.validation.judges"),
+        ([*BEST, "explore.validation.prompts=emoji:heldout"], "chosen by the images that then evaluate it"),
+        ([*BEST, "explore.validation.prompts=emoji:train"], "goes on gaining after it has begun to lose"),
+        ([*BEST, "explore.validation.judges.0.name=judge_train"], "unique"),
+        ([*BEST, "explore.validation.judges.0.path=null"], "validation.judges.0.path is empty"),
         (["explore.sampler.guidance=1"], "never evaluated"),
         (["explore.sampler.guidance=0.5"], "followed instead of avoided"),
         (["explore.negatives.agents=exploration", "explore.agents=1"], "no separate exploration agent"),
@@ -58,6 +82,8 @@ def load(*overrides):
         ([JUDGE, "evaluation.judges.0.path=emoji:judge_train"], "over-optimisation"),
         (["training.batch_size=32", "training.micro_batch_size=12"], "8 does"),
         (["evaluation.vendi_images=1"], "always 1"),
+        (["evaluation.base_guidances=[2.5, 7.5]"], "evaluated there anyway"),
+        (["evaluation.base_guidances=[2.5, 2.5]"], "a scale twice"),
     ],
 )
 def test_a_contradiction_is_refused_with_its_reason(overrides, reason):
@@ -72,6 +98,7 @@ def test_a_contradiction_is_refused_with_its_reason(overrides, reason):
         ["explore.sampler.guidance=1", "explore.negatives.mode=append"],
         ["explore.sampler.guidance=1", "explore.negatives.source=null"],
         ["explore.iterations=1", "rewards=[]"],
+        ["offline.source=null", "baseline={offline_dpo: true, offline_source: emoji:offline}"],
         ["explore.agents=1", "explore.images_per_prompt=1"],
         ["algorithm.uncertainty=optimism", TWO_REWARDS],
         ["algorithm.alpha=0.1"],
@@ -79,6 +106,8 @@ def test_a_contradiction_is_refused_with_its_reason(overrides, reason):
         ["algorithm.reference=ema", "algorithm.reference_decay=0.9"],
         ["algorithm.label_smoothing=0.1", "algorithm.kind=cdpo"],
         ["offline.source=null"],
+        ["algorithm.type=guidance_distillation", "explore.agents=1", "offline.source=null", "rewards=[]"],
+        ["algorithm.type=guidance_distillation", "explore.iterations=1", "rewards=[]"],
         [JUDGE, "rewards.0.role=watch", "explore.iterations=1"],
     ],
 )
@@ -108,16 +137,74 @@ def test_notes_speak_of_what_is_odd_and_are_silent_otherwise():
     assert "nearly inert" in notes("algorithm.alpha=1", "algorithm.beta_explore=literal")
     assert "same loss as sigmoid" in notes("algorithm.kind=robust")
     assert notes("algorithm.reference=ema") == ""
-    held = ["algorithm.anchor_weight=0.01", "algorithm.anchor_guidance=2.5"]
-    assert "explore.sampler.guidance = 7.5" in notes(*held) and "guided twice" in notes(*held)
-    unguided = [f"{where}.sampler.guidance=1" for where in ("explore", "evaluation")]
-    assert notes(*held, *unguided, "explore.negatives.schedule=off") == ""
     for decay, what in ((0, "the previous iterate"), (1, "where training starts, and never moves")):
         assert what in notes("algorithm.reference=ema", f"algorithm.reference_decay={decay}")
     assert "reference = ema is not used" in notes("algorithm.reference=ema", "algorithm.kind=simpo")
     assert "iteration 1 has no offline pairs" in notes("offline.source=null")
     assert "no win rate" in "\n".join(config_notes(RunConfig()))
     assert "collapsed" in notes("training.learning_rate=1e-4")
+
+
+ANCHOR = ["algorithm.anchor_weight=0.01", "algorithm.anchor_guidance=2.5"]
+DISTIL = ["algorithm.type=guidance_distillation", "algorithm.guidance=2.5", "explore.agents=1"]
+
+
+def guided(draw: float, evaluate: float) -> list[str]:
+    scales = [f"explore.sampler.guidance={draw}", f"evaluation.sampler.guidance={evaluate}"]
+    return [*scales, "explore.negatives.schedule=off"]
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        guided(2.5, 2.5),
+        guided(1, 1),
+        [*guided(1, 1), *ANCHOR],
+        [*guided(1, 1), "algorithm.anchor_weight=0.01"],
+        [*guided(2.5, 1), *DISTIL],
+        # Nothing is drawn for training, so its guidance says nothing.
+        [*guided(7.5, 1), "explore.iterations=1"],
+        [*guided(1, 7.5), "explore.iterations=1"],
+        [*guided(7.5, 1), "explore.iterations=1", *ANCHOR],
+        [*guided(7.5, 1), "explore.iterations=1", *DISTIL],
+    ],
+)
+def test_consistent_guidance_is_not_warned_of(settings):
+    assert guidance_notes(load(*settings)) == []
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        (guided(1, 2.5), ["learns from images of another guidance than it is evaluated at"]),
+        (guided(7.5, 1), ["explore.sampler.guidance = 7.5, evaluation.sampler.guidance = 1"]),
+        ([*guided(1, 2.5), *ANCHOR], ["evaluation.sampler.guidance = 2.5: the loss has taught"]),
+        ([*guided(2.5, 1), *ANCHOR], ["explore.sampler.guidance = 2.5: the loss has taught"]),
+        ([*guided(4, 4), *ANCHOR], ["explore.sampler.guidance = 4", "evaluation.sampler.guidance = 4"]),
+        ([*guided(2.5, 2.5), *DISTIL], ["evaluation.sampler.guidance = 2.5: the loss has taught"]),
+        ([*guided(4, 1), *DISTIL], ["the base draws at another guidance than the loss teaches, 2.5"]),
+        ([*guided(1, 4), "explore.iterations=1", *DISTIL], ["guided twice"]),
+    ],
+)
+def test_inconsistent_guidance_is_warned_of(settings, words):
+    found = guidance_notes(load(JUDGE, *settings))
+    assert len(found) == len(words) and all(word in note for word, note in zip(words, found, strict=True))
+    assert all(note.endswith("; see docs/guidance.md") for note in found)
+    assert set(found) <= set(config_notes(load(JUDGE, *settings)))
+
+
+def test_what_a_start_has_learned_counts_as_if_the_loss_had_taught_it():
+    plain, held = load(*guided(1, 1)), load(*guided(1, 1), *ANCHOR)
+    assert guidance_notes(plain, 2.5) == guidance_notes(held, 2.5) == []
+    twice = guidance_notes(load(*guided(2.5, 2.5)), 2.5)
+    assert len(twice) == 2 and all("the run of tuning.start has taught" in note for note in twice)
+    (back,) = guidance_notes(load(*guided(1, 1), "algorithm.anchor_weight=0.01"), 2.5)
+    assert "pulls it back to the base" in back and "anchor_guidance=2.5" in back
+
+
+@pytest.mark.parametrize("recipe", [recipe.name for recipe in list_recipes()])
+def test_no_recipe_is_warned_of_its_guidance(recipe):
+    assert guidance_notes(load_config([recipe], [], {}).config) == []
 
 
 def test_the_note_on_a_strong_bonus_gives_the_margin_at_which_it_stalls():

@@ -273,3 +273,16 @@ def test_images_of_weight_zero_are_not_drawn_and_the_expected_loss_stays(
         expected = {(1, 50.0): 11, (2, 90.0): 8}
     assert found == {key: pytest.approx(share * weight) for key, weight in expected.items()}
     assert sum(ref.weight or 0 for ref in index.refs) / len(index.refs) == pytest.approx(1)
+
+
+def test_images_that_need_no_score_are_all_taken_failed_ones_too(store: Store) -> None:
+    scored = make_source(store).index(3)
+    index = ScoredSource(store, HybridConfig(), None, centred).index(3)
+    assert index.dropped_failed == 0 < scored.dropped_failed
+    assert len(index.refs) == len(scored.refs) + scored.dropped_failed
+    collected = [ref for ref in index.refs if ref.iteration > 0]
+    assert {(ref.reward, ref.advantage) for ref in collected} == {(0.0, 0.0)}
+    loader = ScoredLoader(
+        store, index, PromptEmbeddings(LetterPolicy()), batch_size=4, run_seed=0, iteration=3
+    )
+    assert loader.describe() == f"{loader.size} images ({index.by_source()})"

@@ -59,17 +59,65 @@ def test_the_documented_collapse_fires() -> None:
 
 def test_collapse_needs_both_errors_up() -> None:
     assert names(BASE, replace(GOOD, implicit_accuracy=0.96, loser_error=0.62)) == []
-    only_errors = replace(GOOD, winner_error=0.6, loser_error=0.62)
-    assert names(BASE, only_errors) == [("errors_rise", "warning")]
+    assert names(BASE, replace(GOOD, winner_error=0.6, loser_error=0.62)) == []
+
+
+RISEN = replace(GOOD, winner_error=0.6, loser_error=0.62)
+"""Both errors doubled, while the held-out judge found the images better."""
+
+
+def test_errors_that_rise_are_a_warning_only_where_the_score_falls_too() -> None:
+    second = replace(RISEN, iteration=2)
+    assert names(BASE, GOOD, second) == []
+    worse = replace(second, heldout_reward=(21.3, 21.1, 21.5))
+    assert names(BASE, GOOD, worse) == [("errors_rise", "warning")]
+    alarm = check_alarms(History((BASE, GOOD, worse)))[0]
+    assert alarm.message.startswith("iteration 2: the error on winners rose by 100%")
+    assert "the score fell from 21.6 to 21.3" in alarm.message
+    # A validation judge, where there is one, is asked instead of the held-out one.
+    assert names(BASE, replace(GOOD, validation=0.4), replace(worse, validation=0.5)) == []
+    assert names(BASE, replace(GOOD, validation=0.4), replace(second, validation=0.3)) == [
+        ("errors_rise", "warning")
+    ]
+    # Errors that rise no further than those of the anchor are where the anchor wants them.
+    assert names(BASE, GOOD, replace(worse, anchor_error=0.55)) == []
+    assert names(BASE, GOOD, replace(worse, anchor_error=0.45)) == [("errors_rise", "warning")]
 
 
 def test_a_common_part_that_comes_before_a_collapse() -> None:
-    bad = replace(GOOD, winner_error=0.6, loser_error=0.62, common_part=0.9)
+    bad = replace(RISEN, common_part=0.9)
     assert names(BASE, bad) == [("common_part", "critical")]
     alarm = check_alarms(History((BASE, bad)))[0]
-    assert "90% together" in alarm.message and "algorithm.anchor_weight" in alarm.what_to_do
-    assert names(BASE, replace(bad, common_part=0.5)) == [("errors_rise", "warning")]
+    assert (
+        "together lie 90% above the reference's" in alarm.message
+        and "algorithm.anchor_weight" in alarm.what_to_do
+    )
+    assert names(BASE, replace(bad, common_part=0.5)) == []
     assert names(BASE, replace(bad, implicit_accuracy=0.96)) == [("collapse", "critical")]
+    # 1.9 times 0.305 is 0.58; less 0.4 of the anchor it is 0.59 of 0.305, less 0.3 it is 0.92.
+    assert names(BASE, replace(bad, anchor_error=0.4)) == []
+    assert names(BASE, replace(bad, anchor_error=0.3)) == [("common_part", "critical")]
+
+
+def test_a_common_part_is_measured_by_the_errors_with_which_training_began() -> None:
+    """A reference that moves along has larger errors itself: 40% of them are 120% of the first ones."""
+    later = replace(
+        GOOD, iteration=3, winner_reference_error=0.9, loser_reference_error=0.93, common_part=0.4
+    )
+    later = replace(later, winner_error=1.26, loser_error=1.3)
+    assert names(BASE, later) == []
+    assert names(BASE, GOOD, later) == [("common_part", "critical")]
+
+
+@pytest.mark.parametrize(
+    ("ratio", "anchor", "fires"),
+    [(1.04, None, False), (1.06, None, True), (0.9, None, False), (1.06, 1.03, False), (1.09, 1.03, True)],
+)
+def test_predictions_that_grow_beyond_reference_and_anchor(
+    ratio: float, anchor: float | None, fires: bool
+) -> None:
+    item = replace(GOOD, norm_ratio=ratio, anchor_norm_ratio=anchor)
+    assert names(BASE, item) == ([("prediction_norm", "warning")] if fires else [])
 
 
 @pytest.mark.parametrize(("high", "severity"), [(21.3, "warning"), (20.9, "critical")])

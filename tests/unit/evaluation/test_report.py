@@ -171,7 +171,7 @@ def test_a_large_common_part_is_on_the_page_where_accuracy_alone_would_not_tell(
     write_lines(copied / "metrics.jsonl", train_lines(1, 60, rise=0.9, accuracy=0.7))
     _, _, text = read(copied)
     assert "critical: common" in text
-    assert "90% together in the mean over its steps" in text
+    assert "errors of winners and losers together lie 90% above the reference's" in text
 
 
 def test_without_baseline_kl_vendi_judge_and_pairs_it_says_what_is_absent(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from diffexpo.config import config_to_yaml, load_config
 from diffexpo.evaluation.records import load_run
 from diffexpo.evaluation.report import write_report
 from diffexpo.evaluation.summary import IMPROVED as MEASURED
@@ -77,3 +78,14 @@ def test_a_run_without_them_has_no_such_part(tmp_path: Path) -> None:
     page = write_report(run_dir).read_text(encoding="utf-8")
     assert "Do the scorers agree?" not in page and "The improvement model" not in page
     assert not summarise(load_run(run_dir)).conflicts
+
+
+def test_guidance_that_does_not_go_together_is_noted(tmp_path: Path) -> None:
+    run_dir = make_run(tmp_path)
+    assert "guidance" not in {alarm.name for alarm in summarise(load_run(run_dir)).alarms}
+    config = load_config([run_dir / "config.yaml"], ["evaluation.sampler.guidance=1.5"], {}).config
+    (run_dir / "config.yaml").write_text(config_to_yaml(config), encoding="utf-8")
+    (alarm,) = [alarm for alarm in summarise(load_run(run_dir)).alarms if alarm.name == "guidance"]
+    assert alarm.severity == "note" and "evaluation.sampler.guidance = 1.5" in alarm.message
+    text = re.sub(r"\s+", " ", write_report(run_dir).read_text(encoding="utf-8"))
+    assert "Guidance is set inconsistently: explore.sampler.guidance" in text and "docs/guidance.md" in text

@@ -70,6 +70,13 @@ def test_agents_draw_as_many_candidates_in_both_variants():
     assert exploration.fingerprint == alone.fingerprint == weights.fingerprint("current") != main.fingerprint
 
 
+def test_the_base_draws_alone_and_as_many_where_a_card_says_so():
+    weights = make_drawing().policy.weights
+    (base,) = make_agents(weights, explore(agents=1), drawn_by="base")
+    assert (base.name, base.version, base.num_images) == ("base", "base", 6)
+    assert base.fingerprint == weights.fingerprint("base") != weights.fingerprint("current")
+
+
 def test_who_gets_negative_prompts():
     weights = make_drawing().policy.weights
 

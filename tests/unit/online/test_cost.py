@@ -2,8 +2,10 @@ import pytest
 import torch
 
 from diffexpo.config import RunConfig
+from diffexpo.config.methods import offline_baseline
 from diffexpo.config.methods.data import Pairs
 from diffexpo.config.methods.diffusion_dpo import DiffusionDpoConfig
+from diffexpo.config.methods.expo import ExpoConfig
 from diffexpo.config.schema import TrainingConfig
 from diffexpo.online.cost import (
     evaluations_of_row,
@@ -79,6 +81,17 @@ def test_offline_steps_of_equal_cost_cost_the_same(alpha, iterations):
     assert abs(run_cost(alone).total - run_cost(whole).total) <= 16 * pair_cost() / 2
 
 
+def test_the_baseline_shares_the_settings_and_has_the_base_as_its_reference():
+    held = ExpoConfig(reference="ema", beta=250.0, draws=4, anchor_weight=0.02, anchor_guidance=2.5)
+    baseline = offline_baseline(held)
+    shared = ("beta", "draws", "anchor_weight", "anchor_guidance", "timestep_range")
+    assert [getattr(baseline, name) for name in shared] == [getattr(held, name) for name in shared]
+    assert (baseline.reference, baseline.anchor_version) == ("base", "reference")
+    # Policy 1 and its backward 2, reference 1, anchor 2 or, where the reference is one of its branches, 1.
+    rows = [evaluations_of_row(settings, TrainingConfig(), is_guided=False) for settings in (held, baseline)]
+    assert rows == [2 * 4 * 6, 2 * 4 * 5]
+
+
 def test_a_run_without_sampling_equals_itself():
     assert offline_steps_of_equal_cost(config(iterations=1)) == 50
 
@@ -114,9 +127,10 @@ def test_the_arithmetic_is_what_a_run_does(alpha, tmp_path):
         if stage == "collect":
             assert (policy.forwards, policy.backwards) == (sampling_cost(settings, 192), 0)
         if stage == "train":
-            # The start-up check looks at the first batch once more, and again where current is not the reference.
+            # The start-up check looks at half of the first batch, and again where current is not the reference.
             pairs = 8 + (2 if alpha and iteration > 1 else 0)
-            check = pairs * (4 if iteration == 1 else 8)
+            checked = pairs // 2
+            check = checked * (4 if iteration == 1 else 8)
             assert policy.forwards - check == 3 * pairs * 4
-            spent = policy.forwards - check + 2 * (policy.backwards - pairs * 2)
+            spent = policy.forwards - check + 2 * (policy.backwards - checked * 2)
             assert spent == training_cost(settings, iteration)

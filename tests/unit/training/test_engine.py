@@ -410,7 +410,7 @@ def test_stopped_anywhere_the_old_policy_goes_on_too(tmp_path: Path) -> None:
 def test_a_checkpoint_without_the_old_policy_is_refused_by_a_method_that_needs_it(tmp_path: Path) -> None:
     with pytest.raises(Interrupted):
         train(tmp_path, tick=stop_at(14))
-    with pytest.raises(ResumeError, match="no old policy"):
+    with pytest.raises(ResumeError, match="no version 'old'"):
         train(tmp_path, algorithm=TinyFollowed())
 
 

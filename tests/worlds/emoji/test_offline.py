@@ -1,16 +1,13 @@
-"""The shipped preference pairs and the noise of their labels."""
+"""The shipped preference pairs."""
 
 from __future__ import annotations
 
 import io
 
-import numpy as np
 import pyarrow.parquet as pq
-import pytest
 from PIL import Image
 
 from diffexpo.worlds import emoji
-from worlds.emoji.offline import flip_temperature
 
 
 def test_offline_pairs_are_pick_a_pic_rows_of_train_prompts() -> None:
@@ -25,9 +22,3 @@ def test_offline_pairs_are_pick_a_pic_rows_of_train_prompts() -> None:
     for row in rows[::100]:
         for name in ("jpg_0", "jpg_1"):
             assert Image.open(io.BytesIO(row[name])).size == (64, 64)
-
-
-def test_flip_temperature_gives_the_share_asked_for() -> None:
-    gaps = np.random.default_rng(0).normal(size=500) * 3
-    temperature = flip_temperature(gaps, 0.2)
-    assert (1 / (1 + np.exp(np.abs(gaps) / temperature))).mean() == pytest.approx(0.2, abs=1e-6)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, TypeVar, Union
 from pydantic import BeforeValidator, Field
 
 from diffexpo.config.methods.awm import AwmConfig
+from diffexpo.config.methods.bases import DECAY
 from diffexpo.config.methods.card import MethodConfig
 from diffexpo.config.methods.d3po import D3poConfig
 from diffexpo.config.methods.ddpo import DdpoConfig
@@ -18,6 +19,7 @@ from diffexpo.config.methods.diffusion_nft import DiffusionNftConfig
 from diffexpo.config.methods.dpok import DpokConfig
 from diffexpo.config.methods.expo import ExpoConfig
 from diffexpo.config.methods.flow_grpo import FlowGrpoConfig
+from diffexpo.config.methods.guidance_distillation import GuidanceDistillationConfig
 from diffexpo.config.methods.improvement_dpo import ImprovementDpoConfig
 from diffexpo.config.methods.mapo import MapoConfig
 from diffexpo.config.methods.orpo import OrpoConfig
@@ -37,6 +39,7 @@ METHODS: tuple[type[MethodConfig], ...] = (
     MapoConfig,
     OrpoConfig,
     SftConfig,
+    GuidanceDistillationConfig,
     DiffusionKtoConfig,
     RwrConfig,
     DiffusionNftConfig,
@@ -109,10 +112,14 @@ def carry_over(settings: MethodConfig, method: type[Chosen], **changes: object) 
     return method.model_validate(shared | changes)
 
 
-def offline_baseline(settings: MethodConfig) -> MethodConfig:
+def offline_baseline(settings: MethodConfig, *, starts_apart: bool = False) -> MethodConfig:
     """The method that `baseline.offline_dpo` trains on the offline pairs alone, with what it shares with the
-    run's own."""
-    return carry_over(settings, DiffusionDpoConfig, uncertainty="off")
+    run's own: beta, draws, anchor. One iteration has no iterate to follow, so its reference is where it
+    starts: the base, or with `starts_apart` the model of `tuning.start`."""
+    reference = "previous" if starts_apart else "base"
+    return carry_over(
+        settings, DiffusionDpoConfig, uncertainty="off", reference=reference, reference_decay=DECAY
+    )
 
 
 def _declared_by(settings: type[MethodConfig], name: str) -> type:

@@ -7,18 +7,20 @@ A setting that a base declares means the same in all methods below it and surviv
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import ClassVar, Literal
 
 from pydantic import Field
 
-from diffexpo.config.methods.card import MethodConfig, Run, Work
+from diffexpo.config.methods.card import Anchor, MethodConfig, Run, Work
 from diffexpo.config.methods.data import Pairs
 from diffexpo.config.schema import SamplerConfig
 from diffexpo.config.section import Count, Fraction, NotNegative, Positive
 
 DECAY = 0.5
 """Default of `reference_decay`."""
+DISTANCE = "train/reference_distance"
+"""Mean squared difference of the predictions of policy and reference, as methods on pairs measure it."""
 
 
 class ForwardConfig(MethodConfig):
@@ -109,6 +111,13 @@ class MarginConfig(PairsConfig, LogisticConfig):
     beta: Positive = 5000.0
     """Pull towards the reference. Multiplies a *mean* squared error (by beta/2), so the pull grows with the
     number of latent elements: 5000 at 16,384 elements (SD 1.5) pulls like 156 at 512."""
+    reference_follows: Literal["iteration", "step"] = "iteration"
+    """After what the reference `ema` takes in its share of the policy: each iteration, or each optimiser step
+    (Linear-DPO: d = 0.95 to 0.995 a step)."""
+    reference_budget: Positive | None = None
+    """Lets the reference `previous` stay, from p_0 on, until an iteration ends with its predictions farther
+    away than this (mean squared difference, `train/reference_distance` of the last steps); then it becomes
+    the newest iterate (GARDO resets its reference so). Null: it becomes each one."""
     anchor_weight: NotNegative = 0.0
     """Adds this times beta/2 times the mean squared difference of the policy's prediction from the base's, on
     winners and losers. It holds the common part of both errors, which the margin leaves free. Published
@@ -119,10 +128,30 @@ class MarginConfig(PairsConfig, LogisticConfig):
     the empty prompt are held to e_u (CRD, arXiv 2603.14128: 4.5)."""
 
     @property
+    def reference_memory(self) -> float | None:
+        return super().reference_memory if self.reference_budget is None else 1.0
+
+    def reference_share(self, measured: Mapping[str, object]) -> float:
+        if self.reference_budget is None:
+            return super().reference_share(measured)
+        distance = measured.get(DISTANCE)
+        return 0.0 if isinstance(distance, float) and distance > self.reference_budget else 1.0
+
+    @property
+    def moving_versions(self) -> tuple[str, ...]:
+        follows = self.needs_reference and self.reference_follows == "step"
+        return (*super().moving_versions, *(["reference"] if follows else []))
+
+    @property
     def anchor_version(self) -> Literal["reference", "base"] | None:
         if self.anchor_weight == 0:
             return None
         return "reference" if self.needs_reference and not self.moves_reference else "base"
+
+    @property
+    def anchor(self) -> Anchor | None:
+        version = self.anchor_version
+        return None if version is None else Anchor(version, self.anchor_weight, self.anchor_guidance)
 
     @property
     def anchor_forwards(self) -> int:
@@ -137,31 +166,53 @@ class MarginConfig(PairsConfig, LogisticConfig):
         return self.anchor_weight > 0 and self.anchor_guidance > 1
 
     @property
+    def learned_guidance(self) -> float:
+        return self.anchor_guidance if self.anchor_weight > 0 else 1.0
+
+    @property
     def initial_loss(self) -> float | None:
         return None if self.has_guided_anchor else super().initial_loss
 
     def problems(self, run: Run) -> Iterator[str]:
         yield from super().problems(run)
+        yield from self._reference_problems(run)
         if self.anchor_guidance > 1 and self.anchor_weight == 0:
             yield (
                 f"algorithm.anchor_guidance = {self.anchor_guidance:g} with algorithm.anchor_weight = 0: "
                 "nothing is held to it; set anchor_weight above 0, e.g. 0.01, or anchor_guidance=1"
             )
 
-    def notes(self, run: Run) -> Iterator[str]:
-        yield from super().notes(run)
-        for where, sampler in (("explore", run.explore.sampler), ("evaluation", run.evaluation.sampler)):
-            if self.has_guided_anchor and sampler.guidance > 1:
-                yield (
-                    f"{where}.sampler.guidance = {sampler.guidance:g} with algorithm.anchor_guidance = "
-                    f"{self.anchor_guidance:g}: a policy that is held to the guided base has guidance in "
-                    "it, and is then guided twice; guidance 1 is usual"
-                )
+    def _reference_problems(self, run: Run) -> Iterator[str]:
+        follows, dtype = "algorithm.reference_follows = step", run.tuning.reference_dtype
+        kind = f"algorithm.reference = {self.reference}"
+        if self.reference_budget is not None and self.reference != "previous":
+            yield (
+                f"algorithm.reference_budget = {self.reference_budget:g} with {kind}: only the reference "
+                "that becomes an iterate can wait for a distance; set algorithm.reference=previous"
+            )
+        if self.reference_follows == "iteration":
+            return
+        if self.reference != "ema":
+            yield f"{follows} with {kind}: only ema is an average; set algorithm.reference=ema"
+        elif self.reference_decay == 0:
+            yield (
+                f"{follows} with algorithm.reference_decay = 0: the reference would be the policy itself, "
+                "and every margin 0; set reference_decay between 0.9 and 1"
+            )
+        if dtype != "float32":
+            yield (
+                f"{follows} with tuning.reference_dtype = {dtype}: the average is kept in the reference, "
+                "whose rounding would swallow the share of a step; set tuning.reference_dtype=float32"
+            )
 
     def works(self, run: Run) -> Iterator[Work]:
         yield from super().works(run)
         if self.has_guided_anchor:
             yield "anchor to the guided base", "zhu2026crd"
+        if self.reference_follows == "step":
+            yield "reference that follows every step", "li2026lineardpo"
+        if self.reference_budget is not None:
+            yield "reference that waits for a distance", "he2025gardo"
 
 
 class AdvantageConfig(MethodConfig):

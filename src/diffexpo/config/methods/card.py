@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Mapping
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, NamedTuple
 
 from pydantic import Field
 
 import diffexpo.config.schema as sections
 from diffexpo.config.methods.data import Branches, Data, Pairs, TransitionPairs
-from diffexpo.config.rewards import RewardConfig, read_card
+from diffexpo.config.rewards import RewardCard, RewardConfig, read_card
 from diffexpo.config.section import Section
 
 Work = tuple[str, str | None]
@@ -23,6 +23,15 @@ Work = tuple[str, str | None]
 
 ONLINE = ("train", "evaluate", "collect", "pair")
 """Stages of an iteration that learns from what the iterations before it collected."""
+
+
+class Anchor(NamedTuple):
+    """The base's prediction under guidance: the version of the weights that holds the base, and the weight of
+    the pull as a share of the loss's own coefficient."""
+
+    version: Literal["reference", "base"]
+    weight: float
+    guidance: float
 
 
 class MethodConfig(Section):
@@ -39,11 +48,15 @@ class MethodConfig(Section):
     """Stages of an iteration in order. Those after `evaluate` serve the next iteration; the last has none."""
     first_stages: ClassVar[tuple[str, ...]] = ()
     """Stages that come once, before all others, as iteration 0."""
-    pairing: ClassVar[Literal["ranked", "data", "improved"]] = "ranked"
-    """How the pair stage makes pairs: best against worst by the rewards, images of the offline data against
-    the model's own, or improved images against those that they were made from."""
+    pairing: ClassVar[Literal["ranked", "data", "improved", "none"]] = "ranked"
+    """How images are compared, in pairs or by their scores: best against worst by the rewards, images of the
+    offline data against the model's own, or improved images against those that they were made from; or
+    not at all (`none`), and no reward is needed."""
     prompts_of_data: ClassVar[bool] = False
     """Images are drawn for the prompts of the offline data, not for those of `prompts.source`."""
+    drawn_by: ClassVar[Literal["iterates", "base"]] = "iterates"
+    """Whose images are collected: those of the agents, which are iterates, or of the base in each
+    iteration."""
     versions_drawn: ClassVar[int] = 1
     """Images that become of each image drawn for training (2: it is improved)."""
     group_size: ClassVar[int] = 2
@@ -117,6 +130,17 @@ class MethodConfig(Section):
         None: it does not follow, and is the base."""
         return None
 
+    def reference_share(self, measured: Mapping[str, object]) -> float:
+        """Share of itself that the reference keeps when it follows an iterate that was trained with these
+        metrics."""
+        return self.reference_memory or 0.0
+
+    @property
+    def moving_versions(self) -> tuple[str, ...]:
+        """Versions besides "current" that may change within an iteration, so that its checkpoints hold
+        them."""
+        return ("old",) if self.needs_old_policy else ()
+
     @property
     def moves_reference(self) -> bool:
         """Whether the reference follows the iterates instead of being the base."""
@@ -128,9 +152,20 @@ class MethodConfig(Section):
         return None
 
     @property
+    def anchor(self) -> Anchor | None:
+        """What the loss pulls predictions to besides what it learns; None: to nothing."""
+        return None
+
+    @property
     def anchor_forwards(self) -> int:
         """Forwards without gradient that this takes of each image of a pair, besides those of `versions`."""
         return 0
+
+    @property
+    def learned_guidance(self) -> float:
+        """Guidance that the loss teaches the policy's own prediction, which is then drawn from without; 1:
+        none."""
+        return 1.0
 
     @property
     def draws_first(self) -> bool:
@@ -228,3 +263,12 @@ class Run(Section):
     training: sections.TrainingConfig = sections.TrainingConfig()
     evaluation: sections.EvaluationConfig = sections.EvaluationConfig()
     baseline: sections.BaselineConfig = sections.BaselineConfig()
+
+    @property
+    def scorers(self) -> dict[str, tuple[RewardCard, ...]]:
+        """Everything that scores images, by the setting that names it."""
+        return {
+            "rewards": self.rewards,
+            "evaluation.judges": self.evaluation.judges,
+            "explore.validation.judges": self.explore.validation.judges,
+        }

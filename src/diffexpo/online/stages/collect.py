@@ -29,16 +29,16 @@ def collect(loop: Loop, iteration: int) -> None:
     makes the stage complete."""
     if is_complete(loop, "collect", iteration):
         return
-    config, world = loop.config, loop.world
+    config, card, world = loop.config, loop.config.algorithm, loop.world
     explore, negatives = config.explore, config.explore.negatives
-    sampler, draw, draws_first = explore.sampler, latents_of_unit, config.algorithm.draws_first
+    sampler, draw, draws_first = explore.sampler, latents_of_unit, card.draws_first
     if draws_first:
         load_iterate(loop, iteration - 1, "current")
         sampler = iteration_sampler(loop, iteration)
         draw = partial(draw_and_keep, loop, trajectories_of(loop, iteration))
     else:
         load_iterates(loop, iteration)
-    agents = make_agents(loop.policy.weights, explore, draws_first=draws_first)
+    agents = make_agents(loop.policy.weights, explore, draws_first=draws_first, drawn_by=card.drawn_by)
     rate = SCHEDULES[negatives.schedule](iteration, explore.iterations, negatives.initial)
     prompts = draw_prompts(loop.prompts, iteration, explore.prompts_per_iteration, config.seed)
     requests = attach_negatives(prompts, loop.negatives, rate, iteration, config.seed)
@@ -93,7 +93,7 @@ def _measure(loop: Loop, iteration: int, rate: float) -> dict[str, float]:
             loop.console.line(f"iteration {iteration}: rewards {couple} order {part} oppositely")
     metrics = {"explore/tau": rate} | collection_metrics(rows, ranked) | dict(conflicts)
     # Pairs are counted when they are made.
-    if card.draws_first or isinstance(card.data, Images):
+    if card.is_ranked and (card.draws_first or isinstance(card.data, Images)):
         metrics |= reward_metrics(loop, groups)
     metrics |= branch_metrics(loop, iteration, rows)
     return metrics | {"cost/network_evaluations": sampling_cost(loop.config, len(rows))}

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 
 import torch
+from torch import Tensor
 
+from diffexpo.errors import ResumeError
 from diffexpo.online.cost import training_cost
 from diffexpo.online.loaders import Batches, batches_of
 from diffexpo.online.loop import (
     Loop,
     is_complete,
     keep_iterate,
+    kept_path,
     load_iterate,
     load_iterates,
     read_kept,
@@ -19,8 +23,11 @@ from diffexpo.online.loop import (
     write_kept,
 )
 from diffexpo.online.trajectories import check_replay, forget
+from diffexpo.training.checkpoint import read_tensors, write_tensors
 from diffexpo.training.optimizer import OptimizerState
 from diffexpo.training.progress import TrainReport
+
+REFERENCE = "reference"
 
 
 def train(loop: Loop, iteration: int) -> None:
@@ -38,7 +45,7 @@ def train(loop: Loop, iteration: int) -> None:
         load_iterate(loop, iteration - 1, "current")
     else:
         load_iterates(loop, iteration - 1)
-        if iteration == 1 and not card.learns_from_offline(loop.config):
+        if is_idle(loop, iteration):
             _say_that_nothing_is_trained(loop)
             keep_iterate(loop, iteration, {"pairs/available": 0, "cost/network_evaluations": 0})
             return
@@ -62,28 +69,61 @@ def train(loop: Loop, iteration: int) -> None:
     if card.draws_first:
         # Before the manifest: an iteration that is complete has its state.
         write_kept(loop, "optimizer", iteration, state)
+    if REFERENCE in card.moving_versions:
+        keep_reference(loop, iteration, loop.policy.weights.state(REFERENCE))
     keep_iterate(loop, iteration, payload)
     if card.draws_first:
         forget(loop, iteration)
 
 
 def set_reference(loop: Loop, iteration: int) -> None:
-    """Put in "reference" what an iteration's errors are measured against; "current" keeps p_{t-1}.
-
-    r_t = d r_{t-1} + (1 - d) p_t of a reference that follows, made anew from the iterates that a run keeps,
-    so that a resumed run and a single stage have the same one.
-    """
+    """Put in "reference" what an iteration's errors are measured against; "current" keeps p_{t-1}."""
     weights, memory = loop.policy.weights, loop.config.algorithm.reference_memory
-    if not memory:
+    if memory:
+        weights.load("reference", reference_after(loop, iteration - 1))
+    else:
         # Methods without a reference have the base at hand for their metrics.
         weights.copy("base" if memory is None else "current", "reference")
-        return
-    mean = dict(loop.initial)
-    for earlier in range(1, iteration):
-        load_iterate(loop, earlier, "current")
-        iterate = weights.state("current")
-        mean = {name: torch.lerp(iterate[name], value, memory) for name, value in mean.items()}
-    weights.load("reference", mean)
+
+
+def reference_after(loop: Loop, iteration: int) -> dict[str, Tensor]:
+    """The reference that follows an iteration, r_t = d r_{t-1} + (1 - d) p_t from r_0 = p_0; where it follows
+    every step, what the iteration's training left.
+
+    The newest two are kept in files. One that is not there is made anew from the iterates, which leaves p_t
+    in "current".
+    """
+    if iteration == 0:
+        return dict(loop.initial)
+    path, card = kept_path(loop, REFERENCE, iteration), loop.config.algorithm
+    if path.exists():
+        return read_tensors(path)
+    before = reference_after(loop, iteration - 1)
+    if is_idle(loop, iteration):
+        return before
+    if REFERENCE in card.moving_versions:
+        raise ResumeError(
+            f"{path} is missing although iteration {iteration} is complete; restore it or start a new run"
+        )
+    memory = card.reference_share(loop.store.manifest(loop.lane + "train", iteration))
+    load_iterate(loop, iteration, "current")
+    iterate = loop.policy.weights.state("current")
+    mean = {name: torch.lerp(iterate[name], value, memory) for name, value in before.items()}
+    keep_reference(loop, iteration, mean)
+    return mean
+
+
+def keep_reference(loop: Loop, iteration: int, reference: Mapping[str, Tensor]) -> None:
+    """Write r_t; r_{t-1} stays, because other processes may be reading it."""
+    if loop.world.rank == 0:
+        write_tensors(kept_path(loop, REFERENCE, iteration), reference)
+        kept_path(loop, REFERENCE, iteration - 2).unlink(missing_ok=True)
+
+
+def is_idle(loop: Loop, iteration: int) -> bool:
+    """Whether an iteration has nothing to learn from yet."""
+    card = loop.config.algorithm
+    return iteration == 1 and not card.draws_first and not card.learns_from_offline(loop.config)
 
 
 def _train(loop: Loop, iteration: int, batches: Batches, state: OptimizerState) -> TrainReport:
@@ -110,5 +150,6 @@ def _say_that_nothing_is_trained(loop: Loop) -> None:
     reason = "no offline pairs" if config.offline.source is None else "offline pairs alone teach nothing"
     if config.algorithm.improvement is not None:
         reason = "offline pairs train the improvement model only"
-    who = "the base model" if config.tuning.start is None else "the model it starts from"
+    is_base = config.tuning.start is None or config.algorithm.drawn_by == "base"
+    who = "the base model" if is_base else "the model it starts from"
     loop.console.line(f"iteration 1: {reason}, so {who} explores")

@@ -14,6 +14,7 @@ ASSETS = {
     "diffusion": "diffusion",
     "checker_train": "checker_train",
     "checker_heldout": "checker_heldout",
+    "offline": "offline.parquet",
     "negatives": "negatives.txt",
 }
 LISTS = (*LENGTHS, "heldout")
