@@ -39,6 +39,7 @@ def draw_images(
     steps: int = STEPS,
     guidance: float = GUIDANCE,
     batch: int = 64,
+    absent_tokens: int = 1,
 ) -> np.ndarray:
     """Return uint8 images (N, 64, 64, 3) of the prompts.
 
@@ -47,6 +48,7 @@ def draw_images(
         keys: N names; an image's noise depends on its own key alone.
         steps: network evaluations with guidance count twice.
         guidance: scale of classifier-free guidance; 1 switches it off.
+        absent_tokens: tokens of the absent T5 that a flow base is told; 1 where all are folded in one.
     """
     flow = isinstance(pipeline, StableDiffusion3Pipeline)
     images = []
@@ -63,7 +65,7 @@ def draw_images(
                 guidance_scale=guidance,
                 generator=generators,
                 output_type="np",
-                max_sequence_length=1,
+                max_sequence_length=absent_tokens,
             )
         else:
             output = pipeline(

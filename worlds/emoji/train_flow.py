@@ -32,11 +32,14 @@ ABSENT_TOKENS = 256  # zero tokens that diffusers puts in place of the absent th
 
 
 class FoldedContextProcessor:
-    """SD3's joint attention where the last context token stands for `ABSENT_TOKENS` equal ones.
+    """SD3's joint attention where the last context token stands for `num_equal` equal ones.
 
     Equal tokens without positions stay equal in every layer, so the softmax over 256 of them is the softmax
     over one whose logits are raised by log(256): the same function at a quarter of the cost.
     """
+
+    def __init__(self, num_equal: int = ABSENT_TOKENS) -> None:
+        self.num_equal = num_equal
 
     def __call__(
         self,
@@ -60,7 +63,7 @@ class FoldedContextProcessor:
         key = torch.cat([key, added_key], dim=2)
         value = torch.cat([value, split(attn.add_v_proj(encoder_hidden_states))], dim=2)
         logits = (query @ key.transpose(-1, -2)) * query.shape[-1] ** -0.5
-        bias = pad(torch.zeros(key.shape[2] - 1, device=key.device), (0, 1), value=math.log(ABSENT_TOKENS))
+        bias = pad(torch.zeros(key.shape[2] - 1, device=key.device), (0, 1), value=math.log(self.num_equal))
         weights = (logits + bias.to(logits.dtype)).softmax(dim=-1).to(value.dtype)
         joined = (weights @ value).transpose(1, 2).flatten(2)
         image, context = joined[:, :num_image], joined[:, num_image:]

@@ -22,22 +22,40 @@ def sprites(out: Annotated[Path, typer.Option(help="Folder to write to.")] = Pat
 
 @app.command()
 def train(
-    what: Annotated[str, typer.Argument(help="decoder, checker_train, checker_heldout or diffusion.")],
+    what: Annotated[str, typer.Argument(help="decoder, checker_train, checker_heldout, diffusion or flow.")],
     steps: Annotated[int, typer.Argument(min=1, help="Updates; a run that was stopped goes on.")],
     out: Models = Path("scenes-models"),
     vae: Annotated[
         Path | None, typer.Option(help="Folder of the autoencoder to use or to go on with.")
     ] = None,
     start: Annotated[Path | None, typer.Option(help="Base whose weights are taken as a start.")] = None,
+    teacher: Annotated[
+        Path | None, typer.Option(help="Diffusion base that the flow base is distilled from.")
+    ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Seed.")] = 0,
     learning_rate: Annotated[
-        float, typer.Option(help="Peak learning rate of the diffusion base; lower with --start.")
-    ] = 8e-4,
+        float | None,
+        typer.Option(help="Peak rate of a base, by default 8e-4 or, of flow, 1.5e-3; lower with --start."),
+    ] = None,
 ) -> None:
     """Train one part of the world."""
     from worlds.scenes.train import train as train_part
 
-    train_part(what, steps, out, seed, vae, start, learning_rate)
+    train_part(what, steps, out, seed, vae, start, teacher, learning_rate)
+
+
+@app.command()
+def average(
+    first: Annotated[Path, typer.Argument(help="Folder of a base.")],
+    second: Annotated[Path, typer.Argument(help="Folder of a base that was trained on from it.")],
+    out: Annotated[Path, typer.Argument(help="Folder to write to.")],
+    share: Annotated[float, typer.Option(min=0.0, max=1.0, help="Share of the second one.")] = 0.3,
+) -> None:
+    """Average the weights of two bases."""
+    from worlds.scenes.average import average_bases
+
+    average_bases(first, second, share, out)
+    print(f"base: {out}")
 
 
 @app.command()
@@ -46,11 +64,14 @@ def quality(
     checkers: Annotated[Path, typer.Option(help="Folder with both checkers.")] = Path("scenes-models"),
     out: Annotated[Path, typer.Option(help="Folder for the figures and grids.")] = Path("scenes-quality"),
     prompts: Annotated[int, typer.Option(min=20, help="Held-out prompts.")] = 500,
+    steps: Annotated[
+        int | None, typer.Option(min=1, help="Steps of the sampler; by default 6, of the flow base 8.")
+    ] = None,
 ) -> None:
     """Measure the checkers on true images and a base under the checkers, and draw grids."""
     from worlds.scenes.quality import write_quality
 
-    print(f"quality: {write_quality(base, checkers, out, prompts)}")
+    print(f"quality: {write_quality(base, checkers, out, prompts, steps)}")
 
 
 @app.command()

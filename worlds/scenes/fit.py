@@ -18,6 +18,9 @@ from torch import Tensor, nn
 
 from worlds.emoji.fit import save_tensors
 
+MOMENTS = {"exp_avg": "first", "exp_avg_sq": "second", "momentum_buffer": "momentum"}
+"""What the optimisers remember of a parameter, and its name in the state file."""
+
 
 @dataclass(frozen=True)
 class Schedule:
@@ -27,6 +30,9 @@ class Schedule:
         steps: number of updates.
         learning_rate: peak rate, reached after `warmup` steps and falling by a cosine to `final` of it.
         average: decay of the moving average of the weights, which is what is kept.
+        muon: rate of Muon in units of AdamW's, for the matrices of the parts named in `fit`: their updates
+            have singular values of about 1 and AdamW's root mean square (Jordan 2024; Liu et al. 2025,
+            arXiv 2502.16982, eq. 4).
     """
 
     steps: int
@@ -35,6 +41,7 @@ class Schedule:
     final: float = 0.02
     average: float = 0.998
     weight_decay: float = 0.0
+    muon: float = 2.5
     minutes_between_saves: float = 3.0
 
     def rate(self, step: int) -> float:
@@ -48,29 +55,46 @@ class Schedule:
 class Training:
     """A module with its optimiser and moving average, which can be stored and taken up again."""
 
-    def __init__(self, module: nn.Module, schedule: Schedule, state: Path) -> None:
+    def __init__(
+        self, module: nn.Module, schedule: Schedule, state: Path, matrices_of: str | None = None
+    ) -> None:
         self.module, self.schedule, self.path = module, schedule, state
         self.parameters = {name: p for name, p in module.named_parameters() if p.requires_grad}
         self.average = {name: p.detach().clone() for name, p in self.parameters.items()}
-        self.optimizer = torch.optim.AdamW(
-            list(self.parameters.values()),
+        by_muon = [
+            name
+            for name, p in self.parameters.items()
+            if matrices_of is not None and name.startswith(matrices_of) and p.ndim == 2
+        ]
+        adamw = torch.optim.AdamW(
+            [{"params": [p for name, p in self.parameters.items() if name not in by_muon], "factor": 1.0}],
             lr=schedule.learning_rate,
             betas=(0.9, 0.99),
             weight_decay=schedule.weight_decay,
             fused=True,
         )
+        self.optimizer_of: dict[str, torch.optim.Optimizer] = dict.fromkeys(self.parameters, adamw)
+        if by_muon:
+            groups = [{"params": [self.parameters[name] for name in by_muon], "factor": schedule.muon}]
+            muon = torch.optim.Muon(
+                groups, weight_decay=schedule.weight_decay, adjust_lr_fn="match_rms_adamw"
+            )
+            self.optimizer_of |= dict.fromkeys(by_muon, muon)
+        self.optimizers = tuple(set(self.optimizer_of.values()))
         self.step = 0
         if state.is_file():
             self._load()
 
     def update(self, loss: Tensor) -> None:
         """Take one step down the loss."""
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.schedule.rate(self.step)
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = group["factor"] * self.schedule.rate(self.step)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self.parameters.values(), 1.0)
-        self.optimizer.step()
-        self.optimizer.zero_grad()
+        for optimizer in self.optimizers:
+            optimizer.step()
+            optimizer.zero_grad()
         self.step += 1
         weight = 1 - min(self.schedule.average, (1 + self.step) / (10 + self.step))
         with torch.no_grad():
@@ -90,13 +114,9 @@ class Training:
         """Write the state."""
         tensors = {"step": torch.tensor(self.step)}
         for name, parameter in self.parameters.items():
-            moments = self.optimizer.state[parameter]
-            tensors |= {
-                f"weight.{name}": parameter,
-                f"average.{name}": self.average[name],
-                f"first.{name}": moments["exp_avg"],
-                f"second.{name}": moments["exp_avg_sq"],
-            }
+            tensors |= {f"weight.{name}": parameter, f"average.{name}": self.average[name]}
+            moments = self.optimizer_of[name].state[parameter]
+            tensors |= {f"{MOMENTS[key]}.{name}": moments[key] for key in MOMENTS if key in moments}
         save_tensors(tensors, self.path)
 
     @torch.no_grad()
@@ -106,11 +126,14 @@ class Training:
         for name, parameter in self.parameters.items():
             parameter.copy_(tensors[f"weight.{name}"])
             self.average[name].copy_(tensors[f"average.{name}"])
-            self.optimizer.state[parameter] = {
-                "step": torch.tensor(float(self.step)),
-                "exp_avg": tensors[f"first.{name}"].to(parameter.device),
-                "exp_avg_sq": tensors[f"second.{name}"].to(parameter.device),
+            moments = {
+                key: tensors[f"{label}.{name}"].to(parameter.device)
+                for key, label in MOMENTS.items()
+                if f"{label}.{name}" in tensors
             }
+            if "exp_avg" in moments:
+                moments["step"] = torch.tensor(float(self.step))
+            self.optimizer_of[name].state[parameter] = moments
 
 
 def fit(
@@ -120,6 +143,7 @@ def fit(
     schedule: Schedule,
     state: Path,
     snapshot: Callable[[], None],
+    matrices_of: str | None = None,
 ) -> None:
     """Train a module to the end of its schedule, from the state in a file where there is one.
 
@@ -128,8 +152,9 @@ def fit(
         loss_of: called with the number of the step, by which it keys its draws; returns a scalar loss.
         state: safetensors file of the state.
         snapshot: writes the models; called with the averaged weights when the state is saved and at the end.
+        matrices_of: matrices whose names begin with this are trained by Muon; by default none.
     """
-    training = Training(module, schedule, state)
+    training = Training(module, schedule, state, matrices_of)
     start = shown = saved = time.monotonic()
     first, running = training.step, 0.0
 

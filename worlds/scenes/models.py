@@ -6,15 +6,18 @@ from collections import Counter
 from collections.abc import Iterable
 from itertools import pairwise
 
-from diffusers import UNet2DConditionModel
+from diffusers import SD3Transformer2DModel, UNet2DConditionModel
 from tokenizers import pre_tokenizers
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 from diffexpo.worlds.scenes.grammar import all_scenes
 from worlds.emoji.models import LATENT_CHANNELS, LATENT_SIZE
 
 PROMPT_LENGTH = 16
-TEXT_WIDTH = 128
+TEXT_WIDTH, TEXT_LAYERS = 128, 2
+FLOW_SECOND_WIDTH = 32
+"""Width of the second text encoder of the flow base, which its layout asks for: the first one reads."""
+FLOW_WIDTH, FLOW_LAYERS, FLOW_HEAD = 160, 4, 32
 START, END, END_OF_WORD = "<|startoftext|>", "<|endoftext|>", "</w>"
 OTHER_WORDS = ("blurry", "half", "broken", "extra", "many", "missing", "wrong", "mixed", "faded", "messy")
 """Words of negative prompts, which no caption uses."""
@@ -53,22 +56,25 @@ def make_tokenizer() -> CLIPTokenizer:
     return CLIPTokenizer(vocab=vocabulary, merges=merges, model_max_length=PROMPT_LENGTH)
 
 
-def make_text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModel:
-    """Return the text encoder of the diffusion base, half a million parameters."""
-    config = CLIPTextConfig(
+def _text_config(tokenizer: CLIPTokenizer, width: int, layers: int) -> CLIPTextConfig:
+    return CLIPTextConfig(
         vocab_size=len(tokenizer),
-        hidden_size=TEXT_WIDTH,
-        intermediate_size=4 * TEXT_WIDTH,
-        num_hidden_layers=2,
-        num_attention_heads=4,
+        hidden_size=width,
+        intermediate_size=4 * width,
+        num_hidden_layers=layers,
+        num_attention_heads=width // 32,
         max_position_embeddings=PROMPT_LENGTH,
-        projection_dim=TEXT_WIDTH,
+        projection_dim=width,
         hidden_act="gelu",
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
     )
-    return CLIPTextModel(config)
+
+
+def make_text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModel:
+    """Return the text encoder of the diffusion base, half a million parameters."""
+    return CLIPTextModel(_text_config(tokenizer, TEXT_WIDTH, TEXT_LAYERS))
 
 
 def make_unet() -> UNet2DConditionModel:
@@ -84,4 +90,33 @@ def make_unet() -> UNet2DConditionModel:
         cross_attention_dim=TEXT_WIDTH,
         attention_head_dim=4,
         norm_num_groups=16,
+    )
+
+
+def make_flow_text_encoders(
+    tokenizer: CLIPTokenizer,
+) -> tuple[CLIPTextModelWithProjection, CLIPTextModelWithProjection]:
+    """Return the text encoders of the flow base: that of the diffusion base with a layer more, since the
+    layout reads the states before the last layer, and a small second one."""
+    sizes = ((TEXT_WIDTH, TEXT_LAYERS + 1), (FLOW_SECOND_WIDTH, 2))
+    first, second = (CLIPTextModelWithProjection(_text_config(tokenizer, *size)) for size in sizes)
+    return first, second
+
+
+def make_flow_transformer() -> SD3Transformer2DModel:
+    """Return the velocity network of the flow base: 64 image tokens and 16 of the prompt attend jointly."""
+    width = TEXT_WIDTH + FLOW_SECOND_WIDTH
+    return SD3Transformer2DModel(
+        sample_size=LATENT_SIZE,
+        patch_size=1,
+        in_channels=LATENT_CHANNELS,
+        out_channels=LATENT_CHANNELS,
+        num_layers=FLOW_LAYERS,
+        attention_head_dim=FLOW_HEAD,
+        num_attention_heads=FLOW_WIDTH // FLOW_HEAD,
+        caption_projection_dim=FLOW_WIDTH,
+        joint_attention_dim=width,
+        pooled_projection_dim=width,
+        pos_embed_max_size=LATENT_SIZE,
+        qk_norm="rms_norm",
     )

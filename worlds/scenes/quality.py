@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from diffusers import DPMSolverMultistepScheduler, StableDiffusionPipeline
+from diffusers import DPMSolverMultistepScheduler, StableDiffusion3Pipeline, StableDiffusionPipeline
 from torch import nn
 
 from diffexpo.rewards.scenes import Facts, find_sprites, load_checker, scene_facts
@@ -19,7 +19,7 @@ from worlds.emoji.draw import draw_grid, draw_images, to_float
 from worlds.emoji.quality import bootstrap
 from worlds.scenes.train_checker import CHECKERS, Errors
 
-STEPS = 6
+STEPS, FLOW_STEPS = 6, 8
 GUIDANCES = (1.0, 2.5, 4.0)
 FACTS = ("objects", "count", "look", "position", "clean", "all")
 
@@ -30,18 +30,33 @@ def facts_of(checker: nn.Module, images: np.ndarray, scenes: Sequence[Scene]) ->
     return [scene_facts(found, scene) for found, scene in zip(findings, scenes, strict=True)]
 
 
-def load_base(folder: Path) -> StableDiffusionPipeline:
-    """A base's pipeline, drawing with DPM-Solver++."""
-    pipeline = StableDiffusionPipeline.from_pretrained(folder, local_files_only=True)
+def is_flow(folder: Path) -> bool:
+    """Whether a base is the flow base."""
+    return "StableDiffusion3Pipeline" in (folder / "model_index.json").read_text(encoding="utf-8")
+
+
+def load_base(folder: Path) -> StableDiffusionPipeline | StableDiffusion3Pipeline:
+    """A base's pipeline, drawing with DPM-Solver++ or, of the flow base, with Euler steps."""
+    pipeline: StableDiffusionPipeline | StableDiffusion3Pipeline
+    if is_flow(folder):
+        pipeline = StableDiffusion3Pipeline.from_pretrained(
+            folder, text_encoder_3=None, tokenizer_3=None, local_files_only=True
+        )
+    else:
+        pipeline = StableDiffusionPipeline.from_pretrained(folder, local_files_only=True)
+        pipeline.scheduler = DPMSolverMultistepScheduler.from_config(pipeline.scheduler.config)
     pipeline.set_progress_bar_config(disable=True)
-    pipeline.scheduler = DPMSolverMultistepScheduler.from_config(pipeline.scheduler.config)
     return pipeline
 
 
-def draw_scenes(folder: Path, scenes: Sequence[Scene], guidance: float, steps: int = STEPS) -> np.ndarray:
-    """Images (N, 64, 64, 3) of uint8 of a base, each prompt with noise of its own key."""
+def draw_scenes(
+    folder: Path, scenes: Sequence[Scene], guidance: float, steps: int | None = None
+) -> np.ndarray:
+    """Images (N, 64, 64, 3) of uint8 of a base, each prompt with noise of its own key, in `STEPS` steps of
+    the diffusion base, `FLOW_STEPS` of the flow base, or as many as are said."""
     texts = [scene.text for scene in scenes]
-    return draw_images(load_base(folder), texts, texts, steps=steps, guidance=guidance)
+    steps = steps or (FLOW_STEPS if is_flow(folder) else STEPS)
+    return draw_images(load_base(folder), texts, texts, steps=steps, guidance=guidance, absent_tokens=0)
 
 
 def share_text(values: Sequence[bool]) -> str:
@@ -70,14 +85,18 @@ def measure_checker(checker: nn.Module, num: int = 1000) -> dict[str, str]:
 
 
 def measure_base(
-    folder: Path, checkers: dict[str, nn.Module], num: int, guidances: Sequence[float] = GUIDANCES
+    folder: Path,
+    checkers: dict[str, nn.Module],
+    num: int,
+    steps: int | None = None,
+    guidances: Sequence[float] = GUIDANCES,
 ) -> dict[str, dict[str, str]]:
     """Shares of held-out prompts that a base draws entirely right, by guidance, kind and combination, and how
     often the checkers agree."""
     scenes = scenes_of("heldout")[:num]
     found = {}
     for guidance in guidances:
-        images = draw_scenes(folder, scenes, guidance)
+        images = draw_scenes(folder, scenes, guidance, steps)
         verdicts = {name: [f.all for f in facts_of(net, images, scenes)] for name, net in checkers.items()}
         heldout, other = verdicts["checker_heldout"], verdicts["checker_train"]
         rows = {name: share_text(values) for name, values in verdicts.items()}
@@ -92,10 +111,12 @@ def measure_base(
     return found
 
 
-def write_grids(folder: Path, checkers: dict[str, nn.Module], out: Path, num: int, guidance: float) -> None:
+def write_grids(
+    folder: Path, checkers: dict[str, nn.Module], out: Path, num: int, guidance: float, steps: int | None
+) -> None:
     """Write `verdicts.png` (100 prompts with the smallest keyed hash) and `disagreements.png`."""
     scenes = sorted(scenes_of("heldout")[:num], key=lambda scene: keyed_fraction("grid", scene.text))
-    images = draw_scenes(folder, scenes, guidance)
+    images = draw_scenes(folder, scenes, guidance, steps)
     verdicts = {name: [f.all for f in facts_of(net, images, scenes)] for name, net in checkers.items()}
     both = list(zip(verdicts["checker_heldout"], verdicts["checker_train"], strict=True))
     titles = [f"{'ok' if held else '--'} {scene.text}" for (held, _), scene in zip(both, scenes, strict=True)]
@@ -105,14 +126,23 @@ def write_grids(folder: Path, checkers: dict[str, nn.Module], out: Path, num: in
         draw_grid(images[differ], [titles[index] for index in differ], 10).save(out / "disagreements.png")
 
 
-def write_quality(base: Path, checkers_in: Path, out: Path, num: int = 500) -> Path:
-    """Measure everything and write `quality.json` and the grids."""
+def as_table(found: dict[str, dict[str, str]]) -> str:
+    """The shares of a base as a Markdown table, a row for each guidance."""
+    columns = list(next(iter(found.values())))
+    lines = [["", *columns], ["---"] * (len(columns) + 1)]
+    lines += [[guidance, *rows.values()] for guidance, rows in found.items()]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def write_quality(base: Path, checkers_in: Path, out: Path, num: int = 500, steps: int | None = None) -> Path:
+    """Measure everything, print the base's table and write `quality.json` and the grids."""
     torch.manual_seed(0)
     checkers = {name: load_checker(name, str(checkers_in / name))[0] for name in CHECKERS}
     out.mkdir(parents=True, exist_ok=True)
     found: dict[str, object] = {name: measure_checker(network) for name, network in checkers.items()}
-    found["base"] = measure_base(base, checkers, num)
-    write_grids(base, checkers, out, num, guidance=2.5)
+    shares = measure_base(base, checkers, num, steps)
+    print(as_table(shares), flush=True)
+    write_grids(base, checkers, out, num, guidance=2.5, steps=steps)
     page = out / "quality.json"
-    page.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+    page.write_text(json.dumps(found | {"base": shares}, indent=2) + "\n", encoding="utf-8")
     return page

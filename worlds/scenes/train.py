@@ -8,10 +8,11 @@ from diffusers import AutoencoderKL
 
 from diffexpo.errors import ConfigError, MissingError
 from worlds.scenes.train_checker import CHECKERS, train_checker
-from worlds.scenes.train_diffusion import LEARNING_RATE, train_diffusion
+from worlds.scenes.train_diffusion import train_diffusion
+from worlds.scenes.train_flow import train_flow
 from worlds.scenes.train_vae import train_decoder
 
-WHAT = ("decoder", *CHECKERS, "diffusion")
+WHAT = ("decoder", *CHECKERS, "diffusion", "flow")
 
 
 def train(
@@ -21,30 +22,43 @@ def train(
     seed: int,
     vae: Path | None,
     start: Path | None,
-    learning_rate: float = LEARNING_RATE,
+    teacher: Path | None = None,
+    learning_rate: float | None = None,
 ) -> None:
     """Train one part for so many steps and write it as the folder `out / what`.
 
     A training whose state lies beside that folder goes on from there.
 
     Args:
-        what: one of `WHAT`. vae: the autoencoder's folder, by default `out / "decoder"`. start: a base whose
-        weights the diffusion base starts from; by default it starts from nothing. learning_rate: peak rate
-        of the diffusion base.
+        what: one of `WHAT`. vae: the autoencoder's folder, by default the teacher's, or else
+        `out / "decoder"`. start: a base of the same kind whose weights are the start; by default it starts
+        from nothing. teacher: a diffusion base that the flow base is distilled from; by default it learns
+        from data. learning_rate: peak rate of a base, by default its own.
 
     Raises:
-        ConfigError: another `what`. MissingError: there is no autoencoder in its folder.
+        ConfigError: another `what`, or a teacher of something else than the flow base. MissingError: there
+        is no autoencoder in its folder, or a base is not there.
     """
     if what not in WHAT:
         raise ConfigError(f"scenes train {what!r}: expected one of {', '.join(WHAT)}")
-    folder = vae or out / "decoder"
+    if teacher is not None and what != "flow":
+        raise ConfigError(
+            f"scenes train {what}: --teacher {teacher} - only the flow base is distilled; leave it out"
+        )
+    for option, base in (("--start", start), ("--teacher", teacher)):
+        if base is not None and not (base / "model_index.json").is_file():
+            raise MissingError(f"scenes train {what}: {option} {base} - expected the folder of a base")
+    folder = vae or (teacher / "vae" if teacher else out / "decoder")
     if not (folder / "config.json").is_file():
         raise MissingError(
             f"scenes train {what}: no autoencoder in {folder} - name one with --vae, such as that of a base"
         )
     autoencoder = AutoencoderKL.from_pretrained(folder)
+    rate = {} if learning_rate is None else {"learning_rate": learning_rate}
     if what == "diffusion":
-        train_diffusion(steps, out / what, seed, autoencoder, start, learning_rate=learning_rate)
+        train_diffusion(steps, out / what, seed, autoencoder, start, **rate)
+    elif what == "flow":
+        train_flow(steps, out / what, seed, autoencoder, start, teacher, **rate)
     elif what == "decoder":
         train_decoder(steps, out / what, seed, autoencoder)
     else:

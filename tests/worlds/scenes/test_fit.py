@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
 import torch
 from torch import Tensor, nn
 
@@ -20,16 +21,22 @@ def made() -> nn.Linear:
     return nn.Linear(3, 1)
 
 
-def test_a_stopped_training_goes_on_bit_for_bit(tmp_path: Path) -> None:
+@pytest.mark.parametrize("matrices_of", [None, "weight"])
+def test_a_stopped_training_goes_on_bit_for_bit(matrices_of: str | None, tmp_path: Path) -> None:
     schedule = Schedule(steps=9, learning_rate=0.1, warmup=2)
     whole, parts = made(), made()
-    fit("whole", whole, lambda step: loss_of(whole, step), schedule, tmp_path / "whole", lambda: None)
-    training = Training(parts, schedule, tmp_path / "parts")
+
+    def finish(module: nn.Linear, state: Path) -> None:
+        fit("toy", module, lambda step: loss_of(module, step), schedule, state, lambda: None, matrices_of)
+
+    finish(whole, tmp_path / "whole")
+    training = Training(parts, schedule, tmp_path / "parts", matrices_of)
+    assert len(training.optimizers) == (1 if matrices_of is None else 2)
     for step in range(4):
         training.update(loss_of(parts, step))
     training.save()
     other = made()
-    fit("parts", other, lambda step: loss_of(other, step), schedule, tmp_path / "parts", lambda: None)
+    finish(other, tmp_path / "parts")
     assert torch.equal(whole.weight, other.weight) and torch.equal(whole.bias, other.bias)
     assert not torch.equal(whole.weight, made().weight)
 
