@@ -8,7 +8,8 @@ from diffusers import AutoencoderKL
 
 from diffexpo.errors import ConfigError, MissingError
 from worlds.scenes.train_checker import CHECKERS, train_checker
-from worlds.scenes.train_diffusion import train_diffusion
+from worlds.scenes.train_diffusion import LEARNING_RATE, train_diffusion
+from worlds.scenes.train_flow import LEARNING_RATE as FLOW_LEARNING_RATE
 from worlds.scenes.train_flow import train_flow
 from worlds.scenes.train_vae import train_decoder
 
@@ -54,11 +55,12 @@ def train(
             f"scenes train {what}: no autoencoder in {folder} - name one with --vae, such as that of a base"
         )
     autoencoder = AutoencoderKL.from_pretrained(folder)
-    rate = {} if learning_rate is None else {"learning_rate": learning_rate}
     if what == "diffusion":
-        train_diffusion(steps, out / what, seed, autoencoder, start, **rate)
+        rate = learning_rate or LEARNING_RATE
+        train_diffusion(steps, out / what, seed, autoencoder, start, learning_rate=rate)
     elif what == "flow":
-        train_flow(steps, out / what, seed, autoencoder, start, teacher, **rate)
+        rate = learning_rate or FLOW_LEARNING_RATE
+        train_flow(steps, out / what, seed, autoencoder, start, teacher, learning_rate=rate)
     elif what == "decoder":
         train_decoder(steps, out / what, seed, autoencoder)
     else:
