@@ -40,6 +40,7 @@ DOCUMENTED: dict[str, str] = {
     "algorithm.reference_decay": NEW,
     "algorithm.anchor_weight": NEW,
     "algorithm.anchor_guidance": NEW,
+    "algorithm.signal_pairs": NEW,
 }
 SMALL = (
     "explore.iterations=2",

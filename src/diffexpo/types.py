@@ -409,3 +409,20 @@ class LearnsInParts(Protocol):
         self, policy: Policy, batch: Batch, noise_key: tuple[str | int, ...]
     ) -> Iterator[LossOutput]:
         """Losses that add up to `loss`, as their gradients do; ask for each after the last one's backward."""
+
+
+@runtime_checkable
+class MeasuresMargins(Protocol):
+    """An algorithm on pairs of images that can show the margins of single draws of noise and time."""
+
+    def margins(
+        self,
+        policy: Policy,
+        batch: PairBatch,
+        noise_key: tuple[str | int, ...],
+        draws: int,
+        *,
+        is_changed: bool,
+    ) -> Tensor:
+        """Margins (B, draws) before beta / 2, without gradient: the policy's own, or with `is_changed` less
+        those of "reference"; draw k of a pair is keyed by (noise_key, k, pair key)."""

@@ -105,6 +105,7 @@ class Expo:
         self.preference = DiffusionDpo(settings, empty)
         self.measure, self.with_measured = self.preference.measure, self.preference.with_measured
         self.pair_losses, self.after_step = self.preference.pair_losses, self.preference.after_step
+        self.margins = self.preference.margins
 
     def loss(self, policy: Policy, batch: PairBatch, noise_key: NoiseKey) -> LossOutput:
         """Mean loss over pairs plus alpha times the mean bonus over contrast pairs (none: no bonus)."""

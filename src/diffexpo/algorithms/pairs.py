@@ -127,6 +127,26 @@ class PairMethod(ForwardMethod, ABC):
             errors = self.measure_pairs(policy, pairs)
         yield from in_parts(policy, pairs, errors, lambda errors: mean_output(*self._weighted(errors, batch)))
 
+    @torch.no_grad()
+    def margins(
+        self, policy: Policy, batch: PairBatch, noise_key: NoiseKey, draws: int, *, is_changed: bool
+    ) -> Tensor:
+        """Margins (B, draws) of single draws of noise and time, as `MeasuresMargins` says.
+
+        e_l - e_w, or what the policy changed of it, (e_l - e_w) - (e_l_ref - e_w_ref); each draw is one of
+        the whole `timestep_range`, and a pair keeps its prompt, empty or not, in all of them.
+        """
+        conditioning, found = self.with_empty_prompts(batch.conditioning, batch.keys, noise_key), []
+        for number in range(draws):
+            draw = self.draw_noise(policy, batch.keys, (*noise_key, number), batch.winner)
+            pairs = NoisyPairs(batch.winner, batch.loser, draw, conditioning)
+            seen = predict_pairs(policy, pairs, needs_reference=is_changed).errors()
+            margin = seen.loser - seen.winner
+            if seen.loser_ref is not None and seen.winner_ref is not None:
+                margin = margin - (seen.loser_ref - seen.winner_ref)
+            found.append(margin)
+        return torch.stack(found, dim=1)
+
     def noised(self, policy: Policy, batch: PairBatch, noise_key: NoiseKey) -> NoisyPairs:
         """The batch's pairs at their noise, times and prompts."""
         draw = self.draw_noise(policy, batch.keys, noise_key, batch.winner, self.settings.data.draws)

@@ -27,9 +27,11 @@ from diffexpo.diffusion.sampling import (
     sample,
     sample_trajectory,
 )
+from diffexpo.diffusion.signal import MarginSignal, margin_signal
 from diffexpo.diffusion.transitions import Transition, sampler_grid, step_moments
 
 __all__ = [
+    "MarginSignal",
     "NoiseDraw",
     "NoiseSource",
     "Path",
@@ -44,6 +46,7 @@ __all__ = [
     "eps_from_x0",
     "flow_sde_transition",
     "gaussian_kl",
+    "margin_signal",
     "mean_log_prob",
     "num_network_evaluations",
     "pair_errors",

@@ -15,6 +15,7 @@ from diffexpo.config.load import leaves
 from diffexpo.errors import DiffexpoError
 from diffexpo.evaluation.grid import data_uri, save_comparison
 from diffexpo.evaluation.records import Json, RunRecord, SuiteResult, read_image
+from diffexpo.evaluation.signal import signal_sentences
 from diffexpo.evaluation.summary import BASELINE, Summary
 from diffexpo.evaluation.verdict import equal_cost, give_verdict
 from diffexpo.evaluation.wording import Method
@@ -42,6 +43,7 @@ def page_values(record: RunRecord, summary: Summary) -> Json:
         "grid": _grid(record, summary),
         "pairs": _pairs(record, summary.method),
         "pairing": pairing_rows(record.metrics),
+        "signal": signal_sentences(record.metrics, config.get("algorithm", {}).get("draws", 1)),
         "tuning": config.get("tuning", {}).get("kind", "full"),
         "base_path": config.get("model", {}).get("path", ""),
         "config_text": yaml.safe_dump(config, sort_keys=False, allow_unicode=True),

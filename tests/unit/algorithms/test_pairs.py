@@ -10,7 +10,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from diffexpo.algorithms import (
     auto_beta,
@@ -26,11 +26,13 @@ from diffexpo.algorithms.diffusion_dpo import DiffusionDpo
 from diffexpo.algorithms.expo import Expo
 from diffexpo.config.methods.diffusion_dpo import DiffusionDpoConfig
 from diffexpo.config.methods.expo import ExpoConfig
-from diffexpo.diffusion import NoiseDraw, empty_prompt_mask, prediction_errors
+from diffexpo.diffusion import NoiseDraw, Path, empty_prompt_mask, margin_signal, prediction_errors
 from diffexpo.diffusion.objectives import NoisyImages
 from diffexpo.errors import ConfigError
-from diffexpo.policies.toy import ToyPolicy
+from diffexpo.policies.toy import TOY_FULL, ToyPolicy
+from diffexpo.policies.weights import make_weights
 from diffexpo.rng import torch_generator
+from diffexpo.training.batches import split_batch
 from diffexpo.types import Conditioning, PairBatch
 from tests.unit.algorithms.methods import (
     KEY,
@@ -294,6 +296,85 @@ def test_a_guided_anchor_needs_the_empty_prompt() -> None:
         DiffusionDpo(settings)
     assert settings.initial_loss is None and settings.start_loss is None
     assert settings.model_copy(update={"anchor_guidance": 1.0}).initial_loss == pytest.approx(0.6931472)
+
+
+# ---- margins of single draws -------------------------------------------------------------------------------
+
+
+class Scaled(nn.Module):
+    """Predicts eps as a multiple of what it sees, so that errors have a closed form."""
+
+    def __init__(self, factor: float) -> None:
+        super().__init__()
+        self.factor = nn.Parameter(torch.tensor(factor, dtype=torch.float64))
+
+    def forward(self, x_t: Tensor, t: Tensor, text: Tensor) -> Tensor:
+        return self.factor * x_t
+
+
+def scaled_policy(factor: float, reference: float) -> ToyPolicy:
+    """Of one level of noise, alpha = 0.8 and sigma = 0.6, on latents of 6 numbers."""
+    policy = ToyPolicy(Path.vp(torch.full((8,), 0.64)), channels=6)
+    policy.weights = make_weights(Scaled(reference), TOY_FULL, 0)
+    policy.weights.load("current", {"factor": torch.tensor(factor, dtype=torch.float64)})
+    return policy
+
+
+@pytest.mark.parametrize("is_changed", [False, True])
+def test_signal_and_noise_of_margins_are_those_of_their_closed_form(is_changed: bool) -> None:
+    """e(x) = mean((c alpha x + (c sigma - 1) eps)^2), so that with D numbers a pair's margin e_l - e_w has
+
+        mean       (c alpha)^2 (|x_l|^2 - |x_w|^2) / D
+        variance   (2 c alpha (c sigma - 1) / D)^2 |x_l - x_w|^2
+
+    and what was changed has the differences of both coefficients.
+    """
+    policy, num = scaled_policy(0.9, 0.5), 24
+    generator = torch.Generator().manual_seed(3)
+    winner, loser = torch.randn(2, num, 6, 1, 1, generator=generator) * torch.tensor([[0.5], [1.5]]).view(
+        2, 1, 1, 1, 1
+    )
+    keys = tuple(f"pair {row}" for row in range(num))
+    batch = PairBatch(winner, loser, policy.encode_prompts(["a"] * num), keys)
+    algorithm = make("diffusion_dpo", policy, empty_prompt_fraction=0.0)
+    margins = algorithm.margins(policy, batch, KEY, 512, is_changed=is_changed)
+    assert margins.shape == (num, 512) and not margins.requires_grad
+    squares, products = (
+        scale(0.9) - is_changed * scale(0.5)
+        for scale in (lambda c: (c * 0.8) ** 2, lambda c: 2 * c * 0.8 * (c * 0.6 - 1))
+    )
+    means = squares * (loser.square() - winner.square()).flatten(1).mean(dim=1)
+    variances = (products / 6) ** 2 * (loser - winner).square().flatten(1).sum(dim=1)
+    # 512 draws: a standard error of a pair's mean is 4.4% of its noise, and of the mean variance 1.3%.
+    assert ((margins.mean(dim=1) - means).abs() < 4.5 * (variances / 512).sqrt()).all()
+    found = margin_signal(margins)
+    assert found.noise**2 == pytest.approx(float(variances.mean()), rel=0.07)
+    assert found.signal**2 == pytest.approx(float(means.square().mean()), rel=0.07)
+
+
+def test_margins_of_draws_are_keyed_by_pair_and_number_and_are_those_of_the_loss() -> None:
+    policy = moved_reference()
+    batch = make_batch("diffusion_dpo", policy)
+    algorithm = make("diffusion_dpo", policy, reference="previous", empty_prompt_fraction=0.0)
+    whole = algorithm.margins(policy, batch, KEY, 3, is_changed=True)
+    halves = [
+        algorithm.margins(policy, split_batch(batch, *part), KEY, 3, is_changed=True)
+        for part in ((0, 3), (3, len(batch)))
+    ]
+    torch.testing.assert_close(torch.cat(halves), whole, rtol=BOUND, atol=BOUND)
+    # The first draw alone is the margin that the loss logs at that key, beta / 2 aside.
+    logged = algorithm.loss(policy, replace(batch, weight=None), (*KEY, 0)).metrics["train/margin"]
+    assert 15.0 * float(whole[:, 0].mean()) == pytest.approx(float(logged[0]) / logged[1], rel=1e-9)
+    own = algorithm.margins(policy, batch, KEY, 3, is_changed=False)
+    assert not torch.allclose(own, whole)
+    same = make_policy(moved=False)
+    assert (algorithm.margins(same, batch, KEY, 2, is_changed=True) == 0).all()
+    assert torch.equal(
+        Expo(ExpoConfig(beta=30.0, empty_prompt_fraction=0.0)).margins(
+            policy, batch, KEY, 3, is_changed=True
+        ),
+        whole,
+    )
 
 
 # ---- common part -------------------------------------------------------------------------------------------

@@ -49,10 +49,20 @@ class PairsConfig(ForwardConfig):
     them, taken before the loss: the margin of one draw is mostly noise, on which the sigmoid saturates. Draw
     k of K has its time in the k-th of K equally probable slices of `timestep_range`. Forwards and activations
     grow in proportion."""
+    signal_pairs: int = Field(default=64, ge=0)
+    """Pairs of an iteration on which it is measured how much of one draw's margin is signal, from which
+    follows how many `draws` are worth their cost (`signal/...` in the metrics, and in the report). Fewer are
+    taken where they would cost more than 2% of the training's network evaluations; 0 measures nothing.
+    Training is the same with and without."""
 
     @property
     def data(self) -> Pairs:
         return Pairs(draws=self.draws)
+
+    @property
+    def logit_scale(self) -> float | None:
+        """What the loss multiplies a pair's margin of errors by; None where it is no multiple of it."""
+        return None
 
 
 class ReferencedConfig(MethodConfig):
@@ -126,6 +136,10 @@ class MarginConfig(PairsConfig, LogisticConfig):
     """Guidance g of the base that `anchor_weight` pulls to, e_u + g (e_c - e_u) with the empty prompt's
     prediction e_u: above 1 the policy takes guidance in, and is to be drawn from without. Rows trained with
     the empty prompt are held to e_u (CRD, arXiv 2603.14128: 4.5)."""
+
+    @property
+    def logit_scale(self) -> float | None:
+        return 0.5 * self.beta
 
     @property
     def reference_memory(self) -> float | None:

@@ -22,6 +22,7 @@ from diffexpo.online.loop import (
     ticking,
     write_kept,
 )
+from diffexpo.online.signal import measure_signal
 from diffexpo.online.trajectories import check_replay, forget
 from diffexpo.training.checkpoint import read_tensors, write_tensors
 from diffexpo.training.optimizer import OptimizerState
@@ -60,8 +61,9 @@ def train(loop: Loop, iteration: int) -> None:
             "or failed); the policy stays as it is"
         )
     else:
+        payload |= measure_signal(loop, iteration, batches.loader, "start")
         report = _train(loop, iteration, batches, state)
-        payload = report.metrics() | payload
+        payload = report.metrics() | payload | measure_signal(loop, iteration, batches.loader, "end")
         payload["cost/network_evaluations"] = training_cost(loop.config, iteration)
         state = report.optimizer_state
     unit = "transitions" if card.draws_first else "pairs"
