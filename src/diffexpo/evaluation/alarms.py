@@ -17,14 +17,14 @@ ERROR_RISE = 0.2
 COMMON_PART = 0.75
 """Common rise of both errors over the reference's, or over a larger anchor's, in the mean over an iteration
 and as a share of the errors with which training began, beyond which a collapse is near. On scenes it was 0.6
-in the first trained iteration of two runs that collapsed and 1.3 and more in their second one; in one that
-held 0.3 above the reference, and nothing above the anchor (docs/keeping.md). The unit are the first errors,
-because those of a reference that moves along rise too."""
+in the first trained iteration of two runs that collapsed and 1.3 and more in their second one; in three that
+held at most 0.43 above the reference and 0.23 above the anchor (docs/keeping.md). The unit are the first
+errors, because those of a reference that moves along rise too."""
 NORM_GROWTH = 0.07
 """Growth of predictions over those of the reference, or of a larger anchor, in the mean over an iteration,
 beyond which a policy overshoots. On scenes it was 0.10 and 0.11 in the first trained iterations of two runs
-that collapsed, and 0.04 throughout one that held (docs/keeping.md). NormGuard (arXiv 2606.27771) finds 0.05
-to 0.15 after DPO, NFT and AWM."""
+that collapsed, and 0.04 to 0.053 throughout three that held (docs/keeping.md). NormGuard (arXiv 2606.27771)
+finds 0.05 to 0.15 after DPO, NFT and AWM."""
 DIVERSITY_DROP = 0.2
 DIVERSITY_LOSS = 0.5
 TIE_SHARE = 0.5

@@ -193,7 +193,8 @@ def test_the_alarms_of_the_improvement_model_say_the_scale_and_what_to_change() 
 
 
 # Measured on scenes: errors of winners and losers, those of the reference, common part, norm ratio, error and norm ratio of
-# the anchor, and the share of held-out images that is entirely right, of the iterations from the first that is trained on.
+# the anchor, and the share of held-out images (DEFAULT: validation images) that is entirely right, of the iterations from the
+# first that is trained on.
 Row = tuple[float, ...]
 ONE_DRAW: tuple[Row, ...] = (
     (0.0802, 0.0996, 0.0372, 0.0462, 0.5655, 1.1018, 0, 0, 0.490),
@@ -207,6 +208,10 @@ FOUR_DRAWS: tuple[Row, ...] = (
     (0.1756, 0.2042, 0.0819, 0.0966, 0.7259, 1.0835, 0, 0, 0.520),
     (0.3065, 0.3466, 0.1754, 0.1998, 0.4637, 1.0668, 0, 0, 0.500),
     (0.4193, 0.4663, 0.3147, 0.3489, 0.2223, 1.0400, 0, 0, 0.310),
+)
+DEFAULT: tuple[Row, ...] = (
+    (0.0566, 0.0702, 0.0418, 0.0489, 0.2690, 1.0547, 0.0606, 1.0051, 0.613),
+    (0.0624, 0.0787, 0.0463, 0.0544, 0.3871, 1.0524, 0.0592, 0.9722, 0.627),
 )
 HELD: tuple[Row, ...] = (
     (0.0574, 0.0730, 0.0372, 0.0453, 0.3033, 1.0690, 0.0709, 1.0274, 0.437),
@@ -242,6 +247,7 @@ def test_measured_runs_that_collapse_are_called_before_they_fall(rows: tuple[Row
     ]
 
 
-def test_a_measured_run_that_holds_raises_nothing_although_both_errors_rise() -> None:
-    assert min(HELD[0][0] / HELD[0][2], HELD[0][1] / HELD[0][3]) > 1.5
-    assert check_alarms(History(measured(HELD))) == []
+@pytest.mark.parametrize("rows", [HELD, DEFAULT])
+def test_measured_runs_that_hold_raise_nothing_although_both_errors_rise(rows: tuple[Row, ...]) -> None:
+    assert all(min(row[0] / row[2], row[1] / row[3]) > 1.2 for row in rows)
+    assert check_alarms(History(measured(rows))) == []
