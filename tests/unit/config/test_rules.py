@@ -219,7 +219,7 @@ def test_every_recipe_loads_and_its_samplers_fit(recipe):
     config = load_config([recipe], [], {}).config
     known = find_checkpoint(config.model.path)
     family = "" if known is None else known[0].name
-    is_flow = config.model.path == "emoji:flow" or family in ("sd3", "flux")
+    is_flow = config.model.path in ("emoji:flow", "scenes:flow") or family in ("sd3", "flux")
     used = [
         config.evaluation.sampler,
         *([config.explore.sampler] if config.algorithm.collects(config) else []),
