@@ -9,6 +9,7 @@ from tests.architecture.tree import FILES, ROOT, SOURCE
 UNIT = ROOT / "tests" / "unit"
 # Tests of what several modules do together.
 SUBJECTS = {
+    "config/test_scenes_recipes": "every recipe of the scenes",
     "test_without_reward": "runs of methods that need no reward",
     "algorithms/test_losses": "every loss: shapes, gradients, refusals",
     "algorithms/test_methods": "every method that learns from images",

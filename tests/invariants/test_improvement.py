@@ -168,6 +168,8 @@ def test_every_call_of_both_denoisers_is_declared(
     monkeypatch.setattr(UNetPolicy, "predict", counting)
     monkeypatch.setattr(Engine, "self_check", lambda engine, batch, noise_key: None)
     monkeypatch.setattr(runs, "STAGES", {name: counted(name, stage) for name, stage in STAGES.items()})
+    trained = {"train": counted("train", runs.EVALUATING["train"])}
+    monkeypatch.setattr(runs, "EVALUATING", runs.EVALUATING | trained)
     config = run(world, tmp_path / "run", *settings, stop_after="train-3")
     card, explore = config.algorithm, config.explore
     images = explore.prompts_per_iteration * card.images_of_prompt(config)

@@ -116,10 +116,11 @@ def test_stored_scores_come_again_bit_for_bit_from_stored_latents(judged: Path) 
     for row in store.samples(2):
         latents = torch.from_numpy(store.latents([row.sample_id]))
         assert float(judge.score(latents, [row.prompt])[0]) == row.rewards["own"]
-    check_same_judges(judged / "eval" / "base", [judge])
+    known = load_suite(judged / "eval" / "base").scorers
+    check_same_judges(lambda: known, [judge], "base")
     other = config.rewards[0].model_copy(update={"self_judge": SelfJudgeConfig(draws=2)})
     with pytest.raises(ResumeError, match="reward 'own' is no longer the judge"):
-        check_same_judges(judged / "eval" / "base", [open_judge(judged, other)])
+        check_same_judges(lambda: known, [open_judge(judged, other)], "base")
 
 
 def test_an_export_judges_as_its_run_and_other_folders_are_refused(

@@ -31,12 +31,12 @@ def average_bases(first: Path, second: Path, share: float, out: Path) -> None:
         one, other = load_file(first / name), load_file(second / name)
         mean = {}
         for key, theirs in other.items():
-            ours = _renumbered(one[key], old, new) if key.endswith(EMBEDDING) else one[key]
+            ours = renumbered(one[key], old, new) if key.endswith(EMBEDDING) else one[key]
             mean[key] = torch.lerp(ours.float(), theirs.float(), share).to(theirs.dtype)
         save_file(mean, out / name, metadata={"format": "pt"})
 
 
-def _renumbered(rows: Tensor, old: dict[str, int], new: dict[str, int]) -> Tensor:
+def renumbered(rows: Tensor, old: dict[str, int], new: dict[str, int]) -> Tensor:
     """The rows of tokens in the order of another vocabulary; a token that only that one has keeps its row."""
     out = rows.clone()
     for token, row in new.items():

@@ -25,8 +25,6 @@ def test_a_missing_autoencoder_is_named_and_ends_with_3(what: str, tmp_path: Pat
 )
 def test_a_teacher_that_does_not_fit_is_refused(what: str, code: int, said: str, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "worlds.scenes", "train", what, "3", "--teacher", str(tmp_path)]
-    done = subprocess.run(
-        command, cwd=ROOT, env=environment(), capture_output=True, text=True, check=False
-    )
+    done = subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True, check=False)
     assert done.returncode == code, done.stderr
     assert said in done.stderr and "Traceback" not in done.stderr
