@@ -34,7 +34,7 @@ from diffexpo.evaluation.records import load_run
 
 ROOT = Path(__file__).resolve().parent.parent
 METHODS = (
-    "quick", "distil", "expo", "expo_two_agents", "expo_lora", "expo_multi", "expo_denoising", "dpo_offline", "expo_implicit", "dpo_online",
+    "quick", "distil", "expo", "expo_two_agents", "expo_lora", "expo_denoising", "dpo_offline", "expo_implicit", "dpo_online",
     "mapo", "orpo", "spin", "improvement_dpo", "diffusion_kto", "sft", "raft", "rwr", "awm", "dgpo", "diffusion_nft", "ddpo",
     "dpok", "d3po", "spo", "prdp",
 )  # fmt: skip
