@@ -13,6 +13,7 @@ from typing import TypeVar
 import torch
 from diffusers import (
     AutoencoderKL,
+    DDIMScheduler,
     SD3Transformer2DModel,
     StableDiffusion3Pipeline,
     StableDiffusionPipeline,
@@ -102,15 +103,16 @@ def save_diffusion(
     tokenizer: CLIPTokenizer,
     unet: UNet2DConditionModel,
     out: Path,
+    scheduler: DDIMScheduler | None = None,
 ) -> None:
-    """Write the diffusion base as a StableDiffusionPipeline folder."""
+    """Write the diffusion base as a StableDiffusionPipeline folder; `make_ddim` is the default schedule."""
     temporary = _fresh(out)
     StableDiffusionPipeline(
         vae=half_copy(vae),
         text_encoder=half_copy(text_encoder),
         tokenizer=tokenizer,
         unet=half_copy(unet),
-        scheduler=make_ddim(),
+        scheduler=scheduler or make_ddim(),
         safety_checker=None,
         feature_extractor=None,
         requires_safety_checker=False,

@@ -22,7 +22,9 @@ def sprites(out: Annotated[Path, typer.Option(help="Folder to write to.")] = Pat
 
 @app.command()
 def train(
-    what: Annotated[str, typer.Argument(help="decoder, checker_train, checker_heldout, diffusion or flow.")],
+    what: Annotated[
+        str, typer.Argument(help="decoder, checker_train, checker_heldout, reader, diffusion or flow.")
+    ],
     steps: Annotated[int, typer.Argument(min=1, help="Updates; a run that was stopped goes on.")],
     out: Models = Path("scenes-models"),
     vae: Annotated[
@@ -65,7 +67,7 @@ def quality(
     out: Annotated[Path, typer.Option(help="Folder for the figures and grids.")] = Path("scenes-quality"),
     prompts: Annotated[int, typer.Option(min=20, help="Held-out prompts.")] = 500,
     steps: Annotated[
-        int | None, typer.Option(min=1, help="Steps of the sampler; by default 6, of the flow base 8.")
+        int | None, typer.Option(min=1, help="Steps of the sampler; by default 10, of the flow base 8.")
     ] = None,
 ) -> None:
     """Measure the checkers on true images and a base under the checkers, and draw grids."""

@@ -7,12 +7,14 @@ every few minutes; a run that finds it goes on from there. Draws are keyed by th
 from __future__ import annotations
 
 import math
+import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+import torch.distributed as dist
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -30,9 +32,9 @@ class Schedule:
         steps: number of updates.
         learning_rate: peak rate, reached after `warmup` steps and falling by a cosine to `final` of it.
         average: decay of the moving average of the weights, which is what is kept.
-        muon: rate of Muon in units of AdamW's, for the matrices of the parts named in `fit`: their updates
-            have singular values of about 1 and AdamW's root mean square (Jordan 2024; Liu et al. 2025,
-            arXiv 2502.16982, eq. 4).
+        muon: rate of Muon in units of AdamW's, for the matrices of the parts named in `fit` (of a convolution
+            the one from all it reads to its channels): their updates have singular values of about 1 and
+            AdamW's root mean square (Jordan 2024; Liu et al. 2025, arXiv 2502.16982, eq. 4).
     """
 
     steps: int
@@ -52,34 +54,51 @@ class Schedule:
         )
 
 
+def group() -> tuple[int, int]:
+    """This process's rank and how many train together: those that `torchrun` started, else (0, 1)."""
+    if "WORLD_SIZE" in os.environ and not dist.is_initialized():
+        dist.init_process_group("gloo")
+    return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+
+
 class Training:
     """A module with its optimiser and moving average, which can be stored and taken up again."""
 
     def __init__(
-        self, module: nn.Module, schedule: Schedule, state: Path, matrices_of: str | None = None
+        self,
+        module: nn.Module,
+        schedule: Schedule,
+        state: Path,
+        matrices_of: str | tuple[str, ...] | None = None,
     ) -> None:
         self.module, self.schedule, self.path = module, schedule, state
         self.parameters = {name: p for name, p in module.named_parameters() if p.requires_grad}
         self.average = {name: p.detach().clone() for name, p in self.parameters.items()}
-        by_muon = [
-            name
+        # Views of the parameters as matrices, in the same memory.
+        self.matrices = {
+            name: nn.Parameter(p.detach().flatten(1))
             for name, p in self.parameters.items()
-            if matrices_of is not None and name.startswith(matrices_of) and p.ndim == 2
-        ]
+            if matrices_of is not None and name.startswith(matrices_of) and p.ndim > 1
+        }
         adamw = torch.optim.AdamW(
-            [{"params": [p for name, p in self.parameters.items() if name not in by_muon], "factor": 1.0}],
+            [
+                {
+                    "params": [p for name, p in self.parameters.items() if name not in self.matrices],
+                    "factor": 1.0,
+                }
+            ],
             lr=schedule.learning_rate,
             betas=(0.9, 0.99),
             weight_decay=schedule.weight_decay,
             fused=True,
         )
         self.optimizer_of: dict[str, torch.optim.Optimizer] = dict.fromkeys(self.parameters, adamw)
-        if by_muon:
-            groups = [{"params": [self.parameters[name] for name in by_muon], "factor": schedule.muon}]
+        if self.matrices:
+            groups = [{"params": list(self.matrices.values()), "factor": schedule.muon}]
             muon = torch.optim.Muon(
                 groups, weight_decay=schedule.weight_decay, adjust_lr_fn="match_rms_adamw"
             )
-            self.optimizer_of |= dict.fromkeys(by_muon, muon)
+            self.optimizer_of |= dict.fromkeys(self.matrices, muon)
         self.optimizers = tuple(set(self.optimizer_of.values()))
         self.step = 0
         if state.is_file():
@@ -91,16 +110,30 @@ class Training:
             for group in optimizer.param_groups:
                 group["lr"] = group["factor"] * self.schedule.rate(self.step)
         loss.backward()
+        self._share_gradients()
         torch.nn.utils.clip_grad_norm_(self.parameters.values(), 1.0)
+        for name, matrix in self.matrices.items():
+            gradient = self.parameters[name].grad
+            matrix.grad = None if gradient is None else gradient.flatten(1)
         for optimizer in self.optimizers:
             optimizer.step()
-            optimizer.zero_grad()
+        for parameter in self.parameters.values():
+            parameter.grad = None
         self.step += 1
         weight = 1 - min(self.schedule.average, (1 + self.step) / (10 + self.step))
         with torch.no_grad():
             torch._foreach_lerp_(
                 list(self.average.values()), [p.detach() for p in self.parameters.values()], weight
             )
+
+    def _share_gradients(self) -> None:
+        _, world = group()
+        if world > 1:
+            gradients = [p.grad for p in self.parameters.values() if p.grad is not None]
+            flat = torch.cat([gradient.flatten() for gradient in gradients]) / world
+            dist.all_reduce(flat)
+            for gradient, shared in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
+                gradient.copy_(shared.view_as(gradient))
 
     @torch.no_grad()
     def swap(self) -> None:
@@ -115,7 +148,7 @@ class Training:
         tensors = {"step": torch.tensor(self.step)}
         for name, parameter in self.parameters.items():
             tensors |= {f"weight.{name}": parameter, f"average.{name}": self.average[name]}
-            moments = self.optimizer_of[name].state[parameter]
+            moments = self.optimizer_of[name].state[self.matrices.get(name, parameter)]
             tensors |= {f"{MOMENTS[key]}.{name}": moments[key] for key in MOMENTS if key in moments}
         save_tensors(tensors, self.path)
 
@@ -133,7 +166,7 @@ class Training:
             }
             if "exp_avg" in moments:
                 moments["step"] = torch.tensor(float(self.step))
-            self.optimizer_of[name].state[parameter] = moments
+            self.optimizer_of[name].state[self.matrices.get(name, parameter)] = moments
 
 
 def fit(
@@ -143,7 +176,7 @@ def fit(
     schedule: Schedule,
     state: Path,
     snapshot: Callable[[], None],
-    matrices_of: str | None = None,
+    matrices_of: str | tuple[str, ...] | None = None,
 ) -> None:
     """Train a module to the end of its schedule, from the state in a file where there is one.
 
@@ -159,6 +192,8 @@ def fit(
     first, running = training.step, 0.0
 
     def keep() -> None:
+        if group()[0] > 0:
+            return
         training.save()
         training.swap()
         snapshot()
@@ -170,7 +205,7 @@ def fit(
         value = float(loss.detach())
         running = value if running == 0.0 else 0.98 * running + 0.02 * value
         now = time.monotonic()
-        if now - shown > 20:
+        if now - shown > 20 and group()[0] == 0:
             shown = now
             left = (now - start) / (training.step - first) * (schedule.steps - training.step)
             print(

@@ -6,15 +6,15 @@ from collections import Counter
 from collections.abc import Iterable
 from itertools import pairwise
 
-from diffusers import SD3Transformer2DModel, UNet2DConditionModel
+from diffusers import DDIMScheduler, SD3Transformer2DModel, UNet2DConditionModel
 from tokenizers import pre_tokenizers
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 from diffexpo.worlds.scenes.grammar import all_scenes
-from worlds.emoji.models import LATENT_CHANNELS, LATENT_SIZE
+from worlds.emoji.models import LATENT_CHANNELS, LATENT_SIZE, make_ddim
 
 PROMPT_LENGTH = 16
-TEXT_WIDTH, TEXT_LAYERS = 128, 2
+TEXT_WIDTH, TEXT_LAYERS = 128, 3
 FLOW_SECOND_WIDTH = 32
 """Width of the second text encoder of the flow base, which its layout asks for: the first one reads."""
 FLOW_WIDTH, FLOW_LAYERS, FLOW_HEAD = 160, 4, 32
@@ -75,6 +75,16 @@ def _text_config(tokenizer: CLIPTokenizer, width: int, layers: int) -> CLIPTextC
 def make_text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModel:
     """Return the text encoder of the diffusion base, half a million parameters."""
     return CLIPTextModel(_text_config(tokenizer, TEXT_WIDTH, TEXT_LAYERS))
+
+
+def make_schedule() -> DDIMScheduler:
+    """Return the diffusion base's schedule: levels of Stable Diffusion 1.5, prediction of v as in 2.1.
+
+    Where things lie is decided at high noise. There the noise is nearly all that is seen, an error of the
+    image counts in an error of the noise by the factor snr only, and what the noise prediction says of the
+    image is its error over sqrt(snr). v = alpha eps - sigma x0 asks for the image itself there.
+    """
+    return DDIMScheduler.from_config(make_ddim().config, prediction_type="v_prediction")
 
 
 def make_unet() -> UNet2DConditionModel:

@@ -11,9 +11,11 @@ from worlds.scenes.train_checker import CHECKERS, train_checker
 from worlds.scenes.train_diffusion import LEARNING_RATE, train_diffusion
 from worlds.scenes.train_flow import LEARNING_RATE as FLOW_LEARNING_RATE
 from worlds.scenes.train_flow import train_flow
+from worlds.scenes.train_reader import LEARNING_RATE as READER_LEARNING_RATE
+from worlds.scenes.train_reader import train_reader
 from worlds.scenes.train_vae import train_decoder
 
-WHAT = ("decoder", *CHECKERS, "diffusion", "flow")
+WHAT = ("decoder", *CHECKERS, "reader", "diffusion", "flow")
 
 
 def train(
@@ -31,10 +33,11 @@ def train(
     A training whose state lies beside that folder goes on from there.
 
     Args:
-        what: one of `WHAT`. vae: the autoencoder's folder, by default the teacher's, or else
-        `out / "decoder"`. start: a base of the same kind whose weights are the start; by default it starts
-        from nothing. teacher: a diffusion base that the flow base is distilled from; by default it learns
-        from data. learning_rate: peak rate of a base, by default its own.
+        what: one of `WHAT`; the diffusion base takes the text encoder of `out / "reader"` where there is one.
+        vae: the autoencoder's folder, by default the teacher's, or else `out / "decoder"`. start: a base of
+        the same kind whose weights are the start; by default it starts from nothing. teacher: a diffusion
+        base that the flow base is distilled from; by default it learns from data. learning_rate: peak rate
+        of a base or the reader, by default its own.
 
     Raises:
         ConfigError: another `what`, or a teacher of something else than the flow base. MissingError: there
@@ -49,6 +52,9 @@ def train(
     for option, base in (("--start", start), ("--teacher", teacher)):
         if base is not None and not (base / "model_index.json").is_file():
             raise MissingError(f"scenes train {what}: {option} {base} - expected the folder of a base")
+    if what == "reader":
+        train_reader(steps, out / what, seed, start, learning_rate or READER_LEARNING_RATE)
+        return
     folder = vae or (teacher / "vae" if teacher else out / "decoder")
     if not (folder / "config.json").is_file():
         raise MissingError(
@@ -57,7 +63,9 @@ def train(
     autoencoder = AutoencoderKL.from_pretrained(folder)
     if what == "diffusion":
         rate = learning_rate or LEARNING_RATE
-        train_diffusion(steps, out / what, seed, autoencoder, start, learning_rate=rate)
+        train_diffusion(
+            steps, out / what, seed, autoencoder, start, learning_rate=rate, reader=out / "reader"
+        )
     elif what == "flow":
         rate = learning_rate or FLOW_LEARNING_RATE
         train_flow(steps, out / what, seed, autoencoder, start, teacher, learning_rate=rate)

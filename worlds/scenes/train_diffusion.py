@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,23 +12,24 @@ from diffusers.models.attention_processor import AttnProcessor
 from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from diffexpo.worlds.scenes.compose import compose
-from diffexpo.worlds.scenes.grammar import Scene
+from diffexpo.worlds.scenes.compose import BACKGROUNDS, CELL, compose, paste
+from diffexpo.worlds.scenes.grammar import OPPOSITE, Scene
 from worlds.emoji.fit import autocast, choose_device
 from worlds.emoji.layout import save_diffusion
-from worlds.emoji.models import make_ddim
-from worlds.emoji.train_diffusion import TextGrounding, min_snr_weight, read_weights, shuffled, stratified
+from worlds.emoji.train_diffusion import TextGrounding, read_weights, shuffled, stratified
 from worlds.emoji.train_vae import encode_images
 from worlds.scenes.captions import caption, draw_scene
-from worlds.scenes.fit import Schedule, fit
-from worlds.scenes.models import make_text_encoder, make_tokenizer, make_unet
+from worlds.scenes.fit import Schedule, fit, group
+from worlds.scenes.models import make_schedule, make_text_encoder, make_tokenizer, make_unet
+from worlds.scenes.train_reader import Reading, read_from
 
-BATCH = 96
+BATCH, PAIRS = 64, 16
+"""Images of a step, and pairs of images besides that differ in the order of two things."""
 LEARNING_RATE = 8e-4
 IMAGES = 100_000
 GROUNDING_WEIGHT = 0.05
+READING_WEIGHT = 0.01
 WORTH_COMPILING = 1000
-MORE_AT_HIGH_NOISE = 4.0
 
 
 def true_scenes(num: int, seed: int) -> tuple[np.ndarray, list[Scene]]:
@@ -35,6 +37,50 @@ def true_scenes(num: int, seed: int) -> tuple[np.ndarray, list[Scene]]:
     rng = np.random.default_rng([seed, 1])
     scenes = [draw_scene(rng) for _ in range(num)]
     return np.stack([compose(scene, rng)[0] for scene in scenes]), scenes
+
+
+def exchanged(num: int, seed: int) -> tuple[np.ndarray, list[Scene]]:
+    """Draw scenes of a relation twice, the second time with each thing in the other's place: images (2 num,
+    64, 64, 3) of uint8, all first ones before all second ones, and what the first ones show."""
+    rng = np.random.default_rng([seed, 8])
+    firsts, seconds, scenes = [], [], []
+    while len(scenes) < num:
+        scene = draw_scene(rng)
+        if scene.relation is None:
+            continue
+        image, (a, b) = compose(scene, rng)
+        other = np.empty_like(image)
+        other[:] = max(BACKGROUNDS, key=lambda colour: int((image == colour).all(-1).sum()))
+        for sprite, place in ((a, b), (b, a)):
+            paste(other, sprite.name, sprite.look, (place.y - CELL // 2, place.x - CELL // 2))
+        firsts.append(image)
+        seconds.append(other)
+        scenes.append(scene)
+    return np.stack([*firsts, *seconds]), scenes
+
+
+class ExchangedScenes:
+    """Scaled latents of scenes of a relation and of the same with both things exchanged.
+
+    Which of two things is left is little of an image's variance, and through a loss on single images it is
+    learned late or never: "left of" and "right of" became synonyms. Of two images that differ in nothing
+    else, seen through the same noise, the difference of both predictions is about the order alone.
+    """
+
+    def __init__(self, vae: AutoencoderKL, num: int, seed: int) -> None:
+        images, self.scenes = exchanged(num, seed)
+        with autocast(choose_device()):
+            means, _ = encode_images(vae, images.transpose(0, 3, 1, 2).astype(np.float32) / 255)
+        self.means = means.half() * float(vae.config.scaling_factor)
+
+    def draw(self, num: int, rng: np.random.Generator) -> tuple[Tensor, list[str]]:
+        """Return latents (2 num, C, h, w) and captions, those of the exchanged scenes in the second half."""
+        chosen = rng.integers(0, len(self.scenes), num)
+        scenes = [self.scenes[int(i)] for i in chosen]
+        scenes = [scene if rng.random() < 0.5 else scene.without_colours() for scene in scenes]
+        others = [replace(scene, relation=OPPOSITE[str(scene.relation)]) for scene in scenes]
+        latents = self.means[np.concatenate([chosen, chosen + len(self.scenes)])].float()
+        return latents, [scene.text for scene in (*scenes, *others)]
 
 
 class LatentScenes:
@@ -63,28 +109,16 @@ class LatentScenes:
 
 
 def start_from(folder: Path, text_encoder: CLIPTextModel, tokenizer: CLIPTokenizer, unet: nn.Module) -> None:
-    """Take a base's weights; words are told apart by their tokens, so that a vocabulary may have grown."""
+    """Take a base's weights; its text encoder may have fewer words and fewer layers."""
     unet.load_state_dict(read_weights(folder / "unet" / "diffusion_pytorch_model.safetensors"))
-    weights = read_weights(folder / "text_encoder" / "model.safetensors")
-    old = CLIPTokenizer.from_pretrained(folder / "tokenizer").get_vocab()
-    name = next(key for key in weights if key.endswith("token_embedding.weight"))
-    table = text_encoder.get_input_embeddings().weight.detach().clone()
-    for token, row in tokenizer.get_vocab().items():
-        if token in old:
-            table[row] = weights[name][old[token]]
-    text_encoder.load_state_dict({**weights, name: table})
+    read_from(folder, text_encoder, tokenizer)
 
 
-def noise_weight(alpha_bar: Tensor) -> Tensor:
-    """Weight (B,) of the noise-prediction error: min-SNR's, and up to four times more where noise prevails.
-
-    min(snr, 5) / snr * clamp(snr^(-1/2), 1, 4),   snr = alpha_bar / (1 - alpha_bar)
-
-    Where things lie is decided at high noise. There an error of the image counts in the error of the noise
-    by the factor snr only, so that without the second factor relations are learned last, if at all.
-    """
-    snr = alpha_bar / (1 - alpha_bar)
-    return min_snr_weight(alpha_bar) * snr.rsqrt().clamp(1, MORE_AT_HIGH_NOISE)
+def order_error(x0_hat: Tensor, x0: Tensor) -> Tensor:
+    """|(x0_hat_1 - x0_hat_2) - (x0_1 - x0_2)|^2, a mean over pairs and elements, of rows whose second half
+    holds the exchanged scenes."""
+    first, second = (x0_hat - x0).chunk(2)
+    return (first - second).square().mean()
 
 
 def train_diffusion(
@@ -95,11 +129,16 @@ def train_diffusion(
     start: Path | None,
     num_images: int = IMAGES,
     learning_rate: float = LEARNING_RATE,
+    reader: Path | None = None,
 ) -> None:
     """Train text encoder and UNet for so many steps of `BATCH` and save the StableDiffusionPipeline folder.
 
-    The loss is the noise-prediction error with min-SNR weights, and a small second loss that ties captions to
-    latents (`TextGrounding`). The state for going on lies beside the folder, in `<out>.state.safetensors`.
+    The loss is the squared error of v (`make_schedule`), and two small ones: what a caption says has to be
+    read from its states (`Reading`), and latents have to be told from them (`TextGrounding`); and the
+    `order_error` of `ExchangedScenes` at the noisier half of the times. `reader` is the
+    folder, if there is one, of a text encoder that can read (`train_reader`) in place of the start's. Under
+    `torchrun` the processes share every batch. The state for going on lies beside the folder, in
+    `<out>.state.safetensors`.
     """
     torch.manual_seed(seed)
     device = choose_device()
@@ -107,40 +146,63 @@ def train_diffusion(
     text_encoder, unet = make_text_encoder(tokenizer), make_unet()
     if start is not None:
         start_from(start, text_encoder, tokenizer, unet)
+    if reader is not None and reader.is_dir():
+        text_encoder.load_state_dict(read_weights(reader / "model.safetensors"))
     text_encoder.set_attn_implementation("eager")
     unet.set_attn_processor(AttnProcessor())  # in bfloat16 on a CPU 1.6x faster than the fused kernel
-    grounding = TextGrounding(text_encoder.config.hidden_size)
-    parts = nn.ModuleDict({"text_encoder": text_encoder, "unet": unet, "grounding": grounding}).to(device)
+    width = text_encoder.config.hidden_size
+    grounding, reading = TextGrounding(width), Reading(width)
+    parts = nn.ModuleDict(
+        {"text_encoder": text_encoder, "unet": unet, "grounding": grounding, "reading": reading}
+    ).to(device)
     # 1.4x faster on a CPU, after a minute of compiling.
     denoise = torch.compile(unet) if steps >= WORTH_COMPILING else unet
-    data = LatentScenes(vae.to(device).eval(), num_images, seed)
-    alpha_bars = make_ddim().alphas_cumprod.to(device)
+    rank, world = group()
+    share, num_pairs = BATCH // world, PAIRS // world
+    data = LatentScenes(vae.to(device).eval(), num_images // world, seed + 10**6 * rank)
+    pairs = ExchangedScenes(vae, num_images // world // 5, seed + 10**6 * rank)
+    schedule = make_schedule()
+    alpha_bars = schedule.alphas_cumprod.to(device)
 
     def loss_of(step: int) -> Tensor:
         rng, noise = (
-            np.random.default_rng([seed, 2, step]),
-            torch.Generator().manual_seed(seed * 10**7 + step),
+            np.random.default_rng([seed, 2, step, rank]),
+            torch.Generator().manual_seed((seed * 10**7 + step) * world + rank),
         )
-        x0, captions = data.draw(BATCH, rng, noise)
-        eps = torch.randn(x0.shape, generator=noise).to(device)
-        t = shuffled((stratified(BATCH, noise) * 1000).long().clamp(max=999), noise).to(device)
+        x0, captions = data.draw(share, rng, noise)
+        eps = torch.randn(x0.shape, generator=noise)
+        t = shuffled((stratified(share, noise) * 1000).long().clamp(max=999), noise)
+        ordered, said = pairs.draw(num_pairs, rng)
+        both = torch.randn(num_pairs, *x0.shape[1:], generator=noise).repeat(2, 1, 1, 1)
+        high = (500 + stratified(num_pairs, noise) * 500).long().clamp(max=999).repeat(2)
+        x0, eps, t = (
+            torch.cat([x0, ordered]),
+            torch.cat([eps, both]).to(device),
+            torch.cat([t, high]).to(device),
+        )
+        captions += said
         ids = tokenizer(captions, padding="max_length", truncation=True, return_tensors="pt").input_ids
         ids, x0 = ids.to(device), x0.to(device)
         alpha_bar = alpha_bars[t].view(-1, 1, 1, 1)
-        x_t = alpha_bar.sqrt() * x0 + (1 - alpha_bar).sqrt() * eps
+        alpha, sigma = alpha_bar.sqrt(), (1 - alpha_bar).sqrt()
+        x_t, v = alpha * x0 + sigma * eps, alpha * eps - sigma * x0
         with autocast(device):
             states = text_encoder(ids).last_hidden_state
             guess = grounding(states, ids, tokenizer.eos_token_id)
             prediction = denoise(x_t, t, states).sample
-        error = (prediction.float() - eps).square().mean(dim=(1, 2, 3))
+            misread = reading.loss(states, ids, tokenizer.eos_token_id, captions)
+        error = (prediction.float() - v).square().mean()
+        x0_hat = alpha * x_t - sigma * prediction.float()
+        disorder = order_error(x0_hat[share:], x0[share:])
         tied = (guess.float() - x0).square().mean()
-        return (noise_weight(alpha_bar.flatten()) * error).mean() + GROUNDING_WEIGHT * tied
+        return error + GROUNDING_WEIGHT * tied + READING_WEIGHT * misread + disorder
 
     fit(
         "diffusion",
         parts,
         loss_of,
-        Schedule(steps, learning_rate),
+        Schedule(steps, learning_rate, muon=1.0),
         out.with_name(f"{out.name}.state.safetensors"),
-        lambda: save_diffusion(vae, text_encoder, tokenizer, unet, out),
+        lambda: save_diffusion(vae, text_encoder, tokenizer, unet, out, schedule),
+        matrices_of=("unet.down_blocks.", "unet.mid_block.", "unet.up_blocks."),
     )

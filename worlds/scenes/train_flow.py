@@ -9,18 +9,23 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from diffusers import AutoencoderKL, UNet2DConditionModel
+from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
 from diffusers.models.attention_processor import AttnProcessor
 from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
+from diffexpo.errors import ConfigError
 from worlds.emoji.fit import autocast, choose_device
 from worlds.emoji.layout import save_flow
-from worlds.emoji.models import make_ddim
 from worlds.emoji.train_diffusion import read_weights, shuffled, stratified
 from worlds.emoji.train_flow import FoldedContextProcessor
 from worlds.scenes.fit import Schedule, fit
-from worlds.scenes.models import make_flow_text_encoders, make_flow_transformer, make_tokenizer
+from worlds.scenes.models import (
+    make_flow_text_encoders,
+    make_flow_transformer,
+    make_schedule,
+    make_tokenizer,
+)
 from worlds.scenes.train_diffusion import WORTH_COMPILING, LatentScenes
 
 BATCH = 64
@@ -28,7 +33,7 @@ LEARNING_RATE = 1.5e-3
 IMAGES = 40_000
 TIME_MEAN, TIME_DEVIATION = 0.4, 1.0
 """Of the normal distribution of log(t / (1 - t))."""
-SHORTEST, LONGEST_TAUGHT = 0.02, 0.87
+SHORTEST, LONGEST_TAUGHT = 0.02, 0.93
 """Lowest t of the training, and highest t at which the teacher is asked."""
 
 
@@ -68,13 +73,15 @@ def teacher_timesteps(t: Tensor, alpha_bars: Tensor) -> Tensor:
     return above - 1 + ((wanted - low) / (high - low)).clamp(0, 1)
 
 
-def teacher_x0(eps_hat: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
-    """The clean latents that a noise prediction says of a flow state: x0_hat = (x_t - t eps_hat) / (1 - t).
+def teacher_x0(v_hat: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
+    """The clean latents that a prediction of v says of a flow state.
 
-    With n = sqrt((1 - t)^2 + t^2) the prediction is made at x_t / n, whose alpha is (1 - t) / n and whose
-    sigma is t / n; n cancels. With the true noise this is x0 exactly.
+    x0_hat = (1 - t) x_t / n^2 - t v_hat / n. With n = sqrt((1 - t)^2 + t^2) the prediction is made at
+    x_t / n, whose alpha is (1 - t) / n and whose sigma is t / n; x0 = alpha x - sigma v there. With the true
+    v this is x0 exactly.
     """
-    return (x_t - _wide(t) * eps_hat) / _wide(1 - t)
+    squares = (1 - t).square() + t.square()
+    return _wide((1 - t) / squares) * x_t - _wide(t * squares.rsqrt()) * v_hat
 
 
 def _wide(values: Tensor) -> Tensor:
@@ -82,9 +89,18 @@ def _wide(values: Tensor) -> Tensor:
 
 
 class Teacher:
-    """A diffusion base (StableDiffusionPipeline folder) that tells the expected clean latents of a state."""
+    """A diffusion base (StableDiffusionPipeline folder) that tells the expected clean latents of a state.
+
+    Raises:
+        ConfigError: its network predicts something else than v.
+    """
 
     def __init__(self, folder: Path, is_compiled: bool) -> None:
+        kind = DDIMScheduler.from_pretrained(folder / "scheduler").config.prediction_type
+        if kind != "v_prediction":
+            raise ConfigError(
+                f"teacher {folder} predicts {kind!r} - expected a base of `train diffusion`, which predicts v"
+            )
         self.device = choose_device()
         self.tokenizer = CLIPTokenizer.from_pretrained(folder / "tokenizer")
         self.text_encoder = CLIPTextModel.from_pretrained(folder / "text_encoder").to(self.device).eval()
@@ -92,7 +108,7 @@ class Teacher:
         unet = UNet2DConditionModel.from_pretrained(folder / "unet").to(self.device).eval()
         unet.set_attn_processor(AttnProcessor())
         self.denoise = torch.compile(unet) if is_compiled else unet
-        self.alpha_bars = make_ddim().alphas_cumprod.double()
+        self.alpha_bars = make_schedule().alphas_cumprod.double()
 
     @torch.no_grad()
     def x0(self, x_t: Tensor, t: Tensor, captions: Sequence[str]) -> Tensor:
@@ -102,8 +118,8 @@ class Teacher:
         ids = token_ids(self.tokenizer, captions).to(self.device)
         with autocast(self.device):
             states = self.text_encoder(ids).last_hidden_state
-            eps_hat = self.denoise((x_t * scale).to(self.device), timesteps.to(self.device), states).sample
-        return teacher_x0(eps_hat.float().cpu(), x_t, t)
+            v_hat = self.denoise((x_t * scale).to(self.device), timesteps.to(self.device), states).sample
+        return teacher_x0(v_hat.float().cpu(), x_t, t)
 
 
 def token_ids(tokenizer: CLIPTokenizer, captions: Sequence[str]) -> Tensor:

@@ -2,16 +2,28 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 from diffusers import StableDiffusionPipeline
 
+from diffexpo.rewards.scenes import find_sprites, load_checker, scene_facts
+from diffexpo.worlds.scenes.compose import ASSETS
+from diffexpo.worlds.scenes.grammar import OPPOSITE, parse_scene
 from worlds.emoji.layout import save_diffusion
 from worlds.emoji.models import make_vae
 from worlds.scenes.models import learn_merges, make_text_encoder, make_tokenizer, make_unet
-from worlds.scenes.train_diffusion import LatentScenes, start_from, train_diffusion
+from worlds.scenes.train_diffusion import (
+    ExchangedScenes,
+    LatentScenes,
+    exchanged,
+    order_error,
+    start_from,
+    train_diffusion,
+)
 
 
 def test_a_base_is_trained_saved_and_started_from(tmp_path: Path) -> None:
@@ -74,3 +86,36 @@ def test_draws_of_latents_and_captions_are_keyed() -> None:
     assert latents.shape == (16, 8, 8, 8) and len(captions) == 16
     again, same = data.draw(16, np.random.default_rng(0), torch.Generator().manual_seed(0))
     assert torch.equal(latents, again) and captions == same
+
+
+def test_exchanged_scenes_hold_the_same_sprites_in_each_others_place() -> None:
+    images, scenes = exchanged(6, 0)
+    checker, _ = load_checker("checker_train", str(ASSETS / "checker_train"))
+    findings = [
+        find_sprites(checker, torch.from_numpy(image).permute(2, 0, 1)[None] / 255)[0] for image in images
+    ]
+    for index, scene in enumerate(scenes):
+        other = replace(scene, relation=OPPOSITE[str(scene.relation)])
+        assert scene_facts(findings[index], scene).all and scene_facts(findings[index + 6], other).all
+        assert not scene_facts(findings[index], other).position
+        # The same sprites on the same background, so the same colours as often.
+        assert np.array_equal(
+            np.sort(images[index].reshape(-1, 3), 0), np.sort(images[index + 6].reshape(-1, 3), 0)
+        )
+
+
+def test_the_order_error_asks_for_the_difference_only() -> None:
+    x0, common = torch.randn(6, 8, 8, 8).double(), torch.randn(3, 8, 8, 8).double()
+    assert float(order_error(x0 + torch.cat([common, common]), x0)) < 1e-20
+    apart = torch.full((3, 8, 8, 8), 0.5).double()
+    assert float(order_error(x0 + torch.cat([apart, -apart]), x0)) == pytest.approx(1.0, abs=1e-12)
+
+
+def test_pairs_share_words_and_differ_in_the_relation() -> None:
+    torch.manual_seed(0)
+    data = ExchangedScenes(make_vae(), 4, 0)
+    latents, captions = data.draw(5, np.random.default_rng(0))
+    assert latents.shape == (10, 8, 8, 8)
+    for first, second in zip(captions[:5], captions[5:], strict=True):
+        relation = parse_scene(first).relation
+        assert second == first.replace(f" {relation} ", f" {OPPOSITE[str(relation)]} ")

@@ -1,4 +1,4 @@
-"""The flow base: what a teacher's noise prediction says of the velocity, and the folder that is saved."""
+"""The flow base: what a teacher's prediction of v says of the velocity, and the folder that is saved."""
 
 from __future__ import annotations
 
@@ -14,12 +14,13 @@ from diffusers import StableDiffusion3Pipeline
 from torch import Tensor
 
 from diffexpo.config.schema import ModelConfig, TuningConfig
+from diffexpo.errors import ConfigError
 from diffexpo.policies.base import load_policy
 from worlds.emoji.layout import save_diffusion
-from worlds.emoji.models import make_ddim, make_vae
+from worlds.emoji.models import make_vae
 from worlds.scenes import train_flow
 from worlds.scenes.fit import Schedule
-from worlds.scenes.models import make_text_encoder, make_tokenizer, make_unet
+from worlds.scenes.models import make_schedule, make_text_encoder, make_tokenizer, make_unet
 from worlds.scenes.train_flow import (
     LONGEST_TAUGHT,
     FlowModel,
@@ -38,7 +39,7 @@ def teacher_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.manual_seed(0)
     folder = tmp_path_factory.mktemp("teacher") / "diffusion"
     tokenizer = make_tokenizer()
-    save_diffusion(make_vae(), make_text_encoder(tokenizer), tokenizer, make_unet(), folder)
+    save_diffusion(make_vae(), make_text_encoder(tokenizer), tokenizer, make_unet(), folder, make_schedule())
     return folder
 
 
@@ -48,20 +49,23 @@ def test_the_velocity_of_an_exact_teacher_is_eps_minus_x0() -> None:
     t = torch.linspace(0.02, LONGEST_TAUGHT, 6, dtype=torch.float64)
     share = t.view(-1, 1, 1, 1)
     x_t = (1 - share) * x0 + share * eps
-    velocity = (x_t - teacher_x0(eps, x_t, t)) / share
+    scale = ((1 - share).square() + share.square()).sqrt()
+    v = ((1 - share) * eps - share * x0) / scale
+    velocity = (x_t - teacher_x0(v, x_t, t)) / share
     torch.testing.assert_close(velocity, eps - x0, rtol=1e-12, atol=1e-12)
 
 
 def test_a_teacher_of_gaussian_data_says_its_conditional_mean(teacher_folder: Path) -> None:
-    """For x0 ~ N(0, s^2) the variance-preserving optimum is eps_hat(z) = sigma z / (alpha^2 s^2 + sigma^2), and
-    flow matching's E[x0 | x_t] = (1 - t) s^2 x_t / ((1 - t)^2 s^2 + t^2): derived apart, in float64."""
+    """For x0 ~ N(0, s^2) the variance-preserving optimum is v_hat(z) = alpha sigma (1 - s^2) z / (alpha^2 s^2
+    + sigma^2), and flow matching's E[x0 | x_t] = (1 - t) s^2 x_t / ((1 - t)^2 s^2 + t^2): derived apart, in float64."""
     s, teacher = 0.7, Teacher(teacher_folder, is_compiled=False)
-    levels = make_ddim().alphas_cumprod.double().numpy()
+    levels = make_schedule().alphas_cumprod.double().numpy()
 
     def denoise(z: Tensor, timesteps: Tensor, states: Tensor) -> SimpleNamespace:
         odds = np.interp(timesteps.double().numpy(), np.arange(1000), np.log(levels / (1 - levels)))
         alpha_bar = torch.from_numpy(1 / (1 + np.exp(-odds))).view(-1, 1, 1, 1)
-        return SimpleNamespace(sample=(1 - alpha_bar).sqrt() * z / (alpha_bar * s**2 + 1 - alpha_bar))
+        both = (alpha_bar * (1 - alpha_bar)).sqrt()
+        return SimpleNamespace(sample=both * (1 - s**2) * z / (alpha_bar * s**2 + 1 - alpha_bar))
 
     teacher.denoise = denoise
     t = torch.linspace(0.04, LONGEST_TAUGHT, 3)
@@ -72,8 +76,15 @@ def test_a_teacher_of_gaussian_data_says_its_conditional_mean(teacher_folder: Pa
     torch.testing.assert_close(teacher.x0(x_t, t, CAPTIONS).double(), expected, rtol=1e-3, atol=1e-4)
 
 
+def test_a_teacher_of_noise_is_refused(tmp_path: Path) -> None:
+    tokenizer = make_tokenizer()
+    save_diffusion(make_vae(), make_text_encoder(tokenizer), tokenizer, make_unet(), tmp_path / "base")
+    with pytest.raises(ConfigError, match="predicts 'epsilon' - expected"):
+        Teacher(tmp_path / "base", is_compiled=False)
+
+
 def test_timesteps_are_those_of_the_schedule_and_end_with_it() -> None:
-    alpha_bars = make_ddim().alphas_cumprod.double()
+    alpha_bars = make_schedule().alphas_cumprod.double()
     deviation = ((1 - alpha_bars) / alpha_bars).sqrt()
     t = deviation / (1 + deviation)
     found = teacher_timesteps(t, alpha_bars)
