@@ -121,6 +121,25 @@ def order_error(x0_hat: Tensor, x0: Tensor) -> Tensor:
     return (first - second).square().mean()
 
 
+def draw_step(
+    data: LatentScenes,
+    num: int,
+    pairs: ExchangedScenes,
+    num_pairs: int,
+    rng: np.random.Generator,
+    noise: torch.Generator,
+) -> tuple[Tensor, Tensor, Tensor, list[str]]:
+    """Latents, noise, timesteps and captions of `num` images at all timesteps, then of pairs at those from
+    500 on, both images of a pair at the same noise and timestep."""
+    x0, captions = data.draw(num, rng, noise)
+    eps = torch.randn(x0.shape, generator=noise)
+    t = shuffled((stratified(num, noise) * 1000).long().clamp(max=999), noise)
+    ordered, said = pairs.draw(num_pairs, rng)
+    both = torch.randn(num_pairs, *x0.shape[1:], generator=noise).repeat(2, 1, 1, 1)
+    high = (500 + stratified(num_pairs, noise) * 500).long().clamp(max=999).repeat(2)
+    return torch.cat([x0, ordered]), torch.cat([eps, both]), torch.cat([t, high]), captions + said
+
+
 def train_diffusion(
     steps: int,
     out: Path,
@@ -169,18 +188,8 @@ def train_diffusion(
             np.random.default_rng([seed, 2, step, rank]),
             torch.Generator().manual_seed((seed * 10**7 + step) * world + rank),
         )
-        x0, captions = data.draw(share, rng, noise)
-        eps = torch.randn(x0.shape, generator=noise)
-        t = shuffled((stratified(share, noise) * 1000).long().clamp(max=999), noise)
-        ordered, said = pairs.draw(num_pairs, rng)
-        both = torch.randn(num_pairs, *x0.shape[1:], generator=noise).repeat(2, 1, 1, 1)
-        high = (500 + stratified(num_pairs, noise) * 500).long().clamp(max=999).repeat(2)
-        x0, eps, t = (
-            torch.cat([x0, ordered]),
-            torch.cat([eps, both]).to(device),
-            torch.cat([t, high]).to(device),
-        )
-        captions += said
+        x0, eps, t, captions = draw_step(data, share, pairs, num_pairs, rng, noise)
+        eps, t = eps.to(device), t.to(device)
         ids = tokenizer(captions, padding="max_length", truncation=True, return_tensors="pt").input_ids
         ids, x0 = ids.to(device), x0.to(device)
         alpha_bar = alpha_bars[t].view(-1, 1, 1, 1)
