@@ -23,7 +23,11 @@ def sprites(out: Annotated[Path, typer.Option(help="Folder to write to.")] = Pat
 @app.command()
 def train(
     what: Annotated[
-        str, typer.Argument(help="decoder, checker_train, checker_heldout, reader, diffusion or flow.")
+        str,
+        typer.Argument(
+            help="decoder, checker_train, checker_heldout, looks_train, looks_heldout, reader, diffusion or "
+            "flow."
+        ),
     ],
     steps: Annotated[int, typer.Argument(min=1, help="Updates; a run that was stopped goes on.")],
     out: Models = Path("scenes-models"),
@@ -74,6 +78,22 @@ def quality(
     from worlds.scenes.quality import write_quality
 
     print(f"quality: {write_quality(base, checkers, out, prompts, steps)}")
+
+
+@app.command()
+def looks(
+    judges: Annotated[Path, typer.Option(help="Folder with both judges of looks.")] = Path("scenes-models"),
+    out: Annotated[Path, typer.Option(help="Folder for the figures.")] = Path("scenes-quality"),
+    scenes: Annotated[int, typer.Option(min=2, help="Held-out scenes of each comparison.")] = 100,
+    base: Annotated[Path | None, typer.Option(help="Base that draws; by default the shipped one.")] = None,
+    checker: Annotated[
+        Path | None, typer.Option(help="Checker that says what is right; by default the held-out one.")
+    ] = None,
+) -> None:
+    """Measure the judges of looks: by kind of damage, against each other, and whether correctness matters."""
+    from worlds.scenes.quality_looks import write_looks
+
+    print(f"looks: {write_looks(judges, out, scenes, base, checker)}")
 
 
 @app.command()

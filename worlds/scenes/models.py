@@ -4,20 +4,30 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable
+from dataclasses import dataclass
 from itertools import pairwise
 
 from diffusers import DDIMScheduler, SD3Transformer2DModel, UNet2DConditionModel
 from tokenizers import pre_tokenizers
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
+from transformers import (
+    CLIPConfig,
+    CLIPModel,
+    CLIPTextConfig,
+    CLIPTextModel,
+    CLIPTextModelWithProjection,
+    CLIPTokenizer,
+    CLIPVisionConfig,
+)
 
 from diffexpo.worlds.scenes.grammar import all_scenes
-from worlds.emoji.models import LATENT_CHANNELS, LATENT_SIZE, make_ddim
+from worlds.emoji.models import IMAGE_SIZE, LATENT_CHANNELS, LATENT_SIZE, make_ddim
 
 PROMPT_LENGTH = 16
 TEXT_WIDTH, TEXT_LAYERS = 128, 3
 FLOW_SECOND_WIDTH = 32
 """Width of the second text encoder of the flow base, which its layout asks for: the first one reads."""
 FLOW_WIDTH, FLOW_LAYERS, FLOW_HEAD = 160, 4, 32
+LOOKS_TEXT_WIDTH, LOOKS_PROJECTION = 32, 32
 START, END, END_OF_WORD = "<|startoftext|>", "<|endoftext|>", "</w>"
 OTHER_WORDS = ("blurry", "half", "broken", "extra", "many", "missing", "wrong", "mixed", "faded", "messy")
 """Words of negative prompts, which no caption uses."""
@@ -129,4 +139,39 @@ def make_flow_transformer() -> SD3Transformer2DModel:
         pooled_projection_dim=width,
         pos_embed_max_size=LATENT_SIZE,
         qk_norm="rms_norm",
+    )
+
+
+@dataclass(frozen=True)
+class LooksShape:
+    """Vision tower of a judge of looks: side of a patch in pixels, width, layers, heads."""
+
+    patch: int
+    width: int
+    layers: int
+    heads: int
+
+
+def make_looks_judge(tokenizer: CLIPTokenizer, shape: LooksShape) -> CLIPModel:
+    """Return a judge of looks, a CLIPModel whose text tower is as small as the layout allows: prompts do not
+    say what looks good."""
+    vision = CLIPVisionConfig(
+        hidden_size=shape.width,
+        intermediate_size=4 * shape.width,
+        num_hidden_layers=shape.layers,
+        num_attention_heads=shape.heads,
+        image_size=IMAGE_SIZE,
+        patch_size=shape.patch,
+        projection_dim=LOOKS_PROJECTION,
+        hidden_act="gelu",
+    )
+    text = _text_config(tokenizer, LOOKS_TEXT_WIDTH, 1)
+    text.projection_dim = LOOKS_PROJECTION
+    return CLIPModel(
+        CLIPConfig(
+            text_config=text.to_dict(),
+            vision_config=vision.to_dict(),
+            projection_dim=LOOKS_PROJECTION,
+            logit_scale_init_value=2.6592,
+        )
     )

@@ -48,7 +48,7 @@ def spoil(sprite: np.ndarray, other: np.ndarray, way: str, rng: np.random.Genera
     return sprite * rng.uniform(0.25, 0.5)
 
 
-def _lay(image: np.ndarray, sprite: np.ndarray, y: int, x: int) -> None:
+def lay(image: np.ndarray, sprite: np.ndarray, y: int, x: int) -> None:
     """Lay a sprite of float over an image of float, its cell's corner at (y, x), cut at the borders."""
     size = len(sprite)
     top, left = max(0, -y), max(0, -x)
@@ -100,6 +100,6 @@ def spoilt_scene(rng: np.random.Generator) -> tuple[np.ndarray, list[Labelled]]:
         if not is_good:
             other = _choose(rng, [each for each in pool if each[0] != key[0]])
             sprite = spoil(sprite, every[other], WAYS[int(rng.integers(len(WAYS)))], rng)
-        _lay(image, sprite, y, x)
+        lay(image, sprite, y, x)
         labels.append(Labelled(*key, y + cell / 2, x + cell / 2, is_good))
     return image.clip(0, 1), labels

@@ -11,11 +11,12 @@ from worlds.scenes.train_checker import CHECKERS, train_checker
 from worlds.scenes.train_diffusion import LEARNING_RATE, train_diffusion
 from worlds.scenes.train_flow import LEARNING_RATE as FLOW_LEARNING_RATE
 from worlds.scenes.train_flow import train_flow
+from worlds.scenes.train_looks import JUDGES, train_looks
 from worlds.scenes.train_reader import LEARNING_RATE as READER_LEARNING_RATE
 from worlds.scenes.train_reader import train_reader
 from worlds.scenes.train_vae import train_decoder
 
-WHAT = ("decoder", *CHECKERS, "reader", "diffusion", "flow")
+WHAT = ("decoder", *CHECKERS, *JUDGES, "reader", "diffusion", "flow")
 
 
 def train(
@@ -71,5 +72,7 @@ def train(
         train_flow(steps, out / what, seed, autoencoder, start, teacher, learning_rate=rate)
     elif what == "decoder":
         train_decoder(steps, out / what, seed, autoencoder)
+    elif what in JUDGES:
+        train_looks(what, steps, out, autoencoder)
     else:
         train_checker(what, steps, out, autoencoder)

@@ -6,6 +6,8 @@ r"""Checkers of scenes: what a small detector finds in an image, against what th
 
 A slot is one thing that the prompt asks for; p(slot) = p(sprite) p(name) p(look). Logarithms are floored at
 log 0.03. GenEval (arXiv 2310.11513) checks the same facts with a large detector, binary only.
+
+How good an image looks is judged apart, by a small dual encoder in the layout of PickScore.
 """
 
 from __future__ import annotations
@@ -21,6 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from diffexpo.errors import RewardError
+from diffexpo.rewards.clip import ClipReward
 from diffexpo.rewards.dual_encoder import NetworkReward
 from diffexpo.rewards.weights import fill, find_folder, fingerprint, read_tensors
 from diffexpo.worlds.scenes.compose import IMAGE_SIZE, READ_CLARITY, clarity
@@ -347,3 +350,13 @@ class SceneCorrect(SceneScore):
     def rate(self, found: Findings, scene: Scene) -> float:
         """The score of one image."""
         return float(scene_facts(found, scene).all)
+
+
+class SceneLooks(ClipReward):
+    """exp(logit_scale) cos(text, image) by a judge that was taught looks alone.
+
+    A difference of 1 is log-odds of 1 that the higher one is preferred (Bradley and Terry). The judge read
+    prompts that had nothing to do with its images, so what a prompt asks for hardly matters to it.
+    """
+
+    has_image_features = False  # its vectors tell good from bad, not one thing from another

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from transformers import CLIPModel, CLIPTokenizer
 
 from diffexpo.assembly.aliases import resolve
 from diffexpo.errors import MissingError, RewardError
@@ -19,6 +20,7 @@ from diffexpo.rewards.scenes import (
     NAMES,
     Findings,
     SceneCorrect,
+    SceneLooks,
     SceneScore,
     Sprite,
     load_checker,
@@ -28,6 +30,7 @@ from diffexpo.rewards.scenes import (
 from diffexpo.worlds.scenes.compose import BACKGROUNDS, compose, paste
 from diffexpo.worlds.scenes.grammar import parse_scene, scenes_of
 
+JUDGES = ("scenes:looks_train", "scenes:looks_heldout")
 CHECKERS = ("scenes:checker_train", "scenes:checker_heldout")
 SCENES = scenes_of("heldout")[:200]
 
@@ -143,3 +146,46 @@ def test_other_prompts_sizes_and_folders_are_refused(tmp_path: Path) -> None:
     (tmp_path / CONFIG).write_text('{"architecture": "transformer"}')
     with pytest.raises(RewardError, match="expected one of convolutional, mixer"):
         load_checker("checker", str(tmp_path))
+
+
+@pytest.mark.parametrize("path", JUDGES)
+def test_looks_are_the_scaled_cosine_of_a_clip_model(path: str) -> None:
+    folder, images = resolve(path), true_images()[:6]
+    texts = [scene.text for scene in SCENES[:6]]
+    model = CLIPModel.from_pretrained(folder, local_files_only=True).eval()
+    tokens = CLIPTokenizer.from_pretrained(folder, local_files_only=True)(
+        texts, padding="max_length", return_tensors="pt"
+    )
+    mean = torch.tensor([0.48145466, 0.4578275, 0.40821073]).view(3, 1, 1)
+    std = torch.tensor([0.26862954, 0.26130258, 0.27577711]).view(3, 1, 1)
+    with torch.no_grad():
+        logits = model(**tokens, pixel_values=(images - mean) / std).logits_per_image
+    scores = SceneLooks("looks", folder).score(images, texts)
+    # The towers are the same float32 code; sums may run in another order: 1e-5 of scores of up to 100.
+    assert torch.allclose(scores, logits.diagonal(), atol=1e-3)
+
+
+@pytest.mark.parametrize("path", JUDGES)
+def test_spoilt_images_look_worse_and_those_of_another_prompt_do_not(path: str) -> None:
+    looks, images = SceneLooks("looks", resolve(path)), true_images()
+    texts = [scene.text for scene in SCENES]
+    scores = looks.score(images, texts)
+    small = torch.nn.functional.interpolate(images, scale_factor=0.25, mode="area")
+    blurred = torch.nn.functional.interpolate(small, size=64, mode="bilinear")
+    for spoilt in (blurred, 0.6 + 0.4 * images):
+        assert (scores > looks.score(spoilt, texts)).float().mean() > 0.95
+    # What the prompt asks for hardly matters: the share is 1/2 up to 4 deviations of 200 draws.
+    others = looks.score(images.roll(1, 0), texts)
+    assert abs((scores > others).float().mean() - 0.5) < 4 * 0.5 / len(SCENES) ** 0.5
+
+
+def test_the_heldout_judge_of_looks_sees_noise() -> None:
+    looks, images = SceneLooks("looks", resolve("scenes:looks_heldout")), true_images()
+    texts = [scene.text for scene in SCENES]
+    noise = torch.randn(images.shape, generator=torch.Generator().manual_seed(0))
+    spoilt = (images + 0.1 * noise).clamp(0, 1)
+    assert (looks.score(images, texts) > looks.score(spoilt, texts)).float().mean() > 0.95
+
+
+def test_vectors_of_looks_are_no_features_for_diversity() -> None:
+    assert not SceneLooks("looks", resolve(JUDGES[0])).has_image_features

@@ -17,7 +17,7 @@ from diffexpo.config.rewards.pickscore import PickScoreCard
 from diffexpo.config.rewards.python_file import PythonCard
 from diffexpo.config.rewards.quality import BrisqueCard, OpenNsfwCard
 from diffexpo.config.rewards.remote import RemoteCard
-from diffexpo.config.rewards.scenes import SceneCorrectCard, SceneScoreCard
+from diffexpo.config.rewards.scenes import SceneCorrectCard, SceneLooksCard, SceneScoreCard
 from diffexpo.config.rewards.self_judging import DenoisingCard, ImplicitCard
 from diffexpo.config.rewards.vlm import VlmCard
 
@@ -40,6 +40,7 @@ CARDS: tuple[type[RewardCard], ...] = (
     DenoisingCard,
     SceneScoreCard,
     SceneCorrectCard,
+    SceneLooksCard,
 )
 REWARDS: dict[str, type[RewardCard]] = {card.kind(): card for card in CARDS}
 """Every value of a reward's `type` with its card."""

@@ -1,8 +1,9 @@
-"""Whether an image shows the scene that its prompt asks for: cards of `rewards/scenes.py`."""
+"""Whether an image shows the scene that its prompt asks for, and how good it looks: cards of
+`rewards/scenes.py`."""
 
 from typing import Literal
 
-from diffexpo.config.rewards.card import NetworkCard
+from diffexpo.config.rewards.card import ClipLikeCard, NetworkCard
 
 
 class SceneCard(NetworkCard):
@@ -40,3 +41,22 @@ class SceneCorrectCard(SceneCard):
     is_right_or_wrong = True
 
     type: Literal["scene_correct"] = "scene_correct"
+
+
+class SceneLooksCard(ClipLikeCard):
+    """How good an image looks, whatever it shows."""
+
+    scorer = "SceneLooks"
+    what = "how good an image of a scene looks, right or wrong: sharp, whole sprites on a clean background"
+    unit = "cosine times the logit scale; differences are log-odds of a preference"
+    path_is = "a CLIPModel folder, or scenes:looks_train"
+    source = "shipped with the package"
+    licence = "Apache-2.0"
+    papers = ("kirstain2023pickapic",)
+    is_sized_by_files = True
+    why_unverified = (
+        "judges whole scenes, and the shipped images are single emoji; `python -m worlds.scenes looks` "
+        "measures it"
+    )
+
+    type: Literal["scene_looks"] = "scene_looks"

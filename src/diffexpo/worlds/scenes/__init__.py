@@ -14,6 +14,8 @@ ASSETS = {
     "diffusion": "diffusion",
     "checker_train": "checker_train",
     "checker_heldout": "checker_heldout",
+    "looks_train": "looks_train",
+    "looks_heldout": "looks_heldout",
     "offline": "offline.parquet",
     "negatives": "negatives.txt",
 }
