@@ -33,10 +33,9 @@ SMALL = (
 def test_two_rewards_rank_together_and_two_others_judge(tmp_path: Path) -> None:
     config = load_config(["scenes/expo_multi"], SMALL, {}).config
     folder = tmp_path / "run"
-    assembly.run(config, folder, sources={}, resume=False, console=Console(), stop_after="evaluate-1")
+    assembly.run(config, folder, sources={}, resume=False, console=Console(), stop_after="train-2")
     store = Store(folder / "store")
-    first = min(iteration for stage, iteration in store.completed() if stage == "pair")
-    samples = {sample.sample_id: sample for sample in store.samples(first)}
+    samples = {sample.sample_id: sample for sample in store.samples(1)}
     weights = {"score": 1.0, "looks": 0.5}
     rewards = {name: np.array([each.rewards[name] for each in samples.values()]) for name in weights}
     assert len(samples) == 6 * 2 * 2 and all(np.isfinite(values).all() for values in rewards.values())
@@ -47,12 +46,13 @@ def test_two_rewards_rank_together_and_two_others_judge(tmp_path: Path) -> None:
             samples, (rewards[name] - rewards[name].mean()) / rewards[name].std(), strict=True
         ):
             mixed[key] += weight * value
-    pairs = store.pairs(first)
+    pairs = store.pairs(1)
     assert len(pairs) >= 5
     for pair in pairs:
         assert np.isclose(pair.margin, mixed[pair.winner_id] - mixed[pair.loser_id], atol=1e-4)
         group = [key for key, each in samples.items() if each.prompt_id == samples[pair.winner_id].prompt_id]
         assert mixed[pair.winner_id] == max(mixed[key] for key in group)
+    assert (folder / "checkpoints" / "weights-0002.safetensors").is_file()
     suite = load_suite(folder / "eval" / "base")
     assert {"correct", "heldout_looks"} <= set(suite.scores)
     assert np.isfinite(suite.scores["heldout_looks"]).all()
