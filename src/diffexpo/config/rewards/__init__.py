@@ -10,6 +10,7 @@ from diffexpo.config.rewards.card import RewardCard
 from diffexpo.config.rewards.clip import ClipCard
 from diffexpo.config.rewards.groups import SelfJudgeConfig, ServiceConfig, VlmConfig
 from diffexpo.config.rewards.hps import Hpsv2Card, Hpsv21Card
+from diffexpo.config.rewards.human import HumanCard
 from diffexpo.config.rewards.imagereward import ImageRewardCard
 from diffexpo.config.rewards.jpeg import JpegCompressibilityCard, JpegIncompressibilityCard
 from diffexpo.config.rewards.ocr import OcrCard
@@ -40,6 +41,7 @@ CARDS: tuple[type[RewardCard], ...] = (
     DenoisingCard,
     SceneScoreCard,
     SceneCorrectCard,
+    HumanCard,
 )
 REWARDS: dict[str, type[RewardCard]] = {card.kind(): card for card in CARDS}
 """Every value of a reward's `type` with its card."""
