@@ -57,6 +57,8 @@ _HOME = {
     "raters_of": "rating",
     "revoke_link": "rating",
     "serve_rating": "rating",
+    "new_study": "studies",
+    "report_study": "studies",
     "sweep": "sweeping",
     "require_passed": "verifying",
     "verify_rewards": "verifying",

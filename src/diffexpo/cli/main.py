@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from diffexpo import __version__
-from diffexpo.cli import config, data, doctor, improve, label, recipes, rewards
+from diffexpo.cli import config, data, doctor, improve, label, recipes, rewards, study
 from diffexpo.cli.estimate import estimate
 from diffexpo.cli.failures import boundary
 from diffexpo.cli.run import run
@@ -34,6 +34,7 @@ app.add_typer(data.app, name="data")
 app.add_typer(improve.app, name="improve")
 app.add_typer(label.app, name="label")
 app.add_typer(rewards.app, name="rewards")
+app.add_typer(study.app, name="study")
 app.command("doctor")(doctor.doctor)
 app.command("env")(doctor.env)
 

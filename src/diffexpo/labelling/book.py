@@ -93,7 +93,7 @@ class Vote:
     """One answer that stands, with what it was given to.
 
     `preference` is 1 where a was preferred, 0 where b was, 0.5 for a tie or neither, None for a skip.
-    `kind` is "vote", "check" or "repeat"; `place` counts the rater's tasks; `left` is the side of a.
+    `kind` is "vote", "check" or "repeat"; `place` counts the rater's tasks.
     """
 
     rater: int
@@ -290,7 +290,10 @@ class Book:
             "WHERE votes.undone IS NULL AND (?1 IS NULL OR items.batch = ?1) ORDER BY votes.vote",
             batch,
         )
-        return [Vote(*row[:6], bool(row[6]), *row[7:]) for row in found]
+        return [
+            Vote(*(bool(value) if number == 6 else value for number, value in enumerate(row)))
+            for row in found
+        ]
 
     def consent(self, rater: int) -> None:
         """Note that a rater has agreed."""

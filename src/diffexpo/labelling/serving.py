@@ -56,17 +56,19 @@ def bind(site: Site) -> socket.socket:
     for path in (site.certificate, site.key):
         if path is not None and not path.is_file():
             raise MissingError(f"{path} does not exist; expected a PEM file for TLS")
+    listening: socket.socket | None = None
     try:
         family = socket.getaddrinfo(site.host, site.port, type=socket.SOCK_STREAM)[0][0]
         listening = socket.socket(family, socket.SOCK_STREAM)
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listening.bind((site.host, site.port))
+        listening.listen(128)  # whoever opens a link before the server has started waits, and is not refused
     except OSError as error:
-        raise ConfigError(
-            f"--host {site.host} --port {site.port}: {error.strerror or error}; choose another port (0 "
-            "takes a "
-            "free one), or stop what uses it"
-        ) from None
+        if listening is not None:
+            listening.close()
+        advice = "choose another port (0 takes a free one), or stop what uses it"
+        where = f"--host {site.host} --port {site.port}"
+        raise ConfigError(f"{where}: {error.strerror or error}; {advice}") from None
     return listening
 
 
