@@ -72,13 +72,19 @@ def test_it_goes_on_when_the_votes_are_in(waiting: Path) -> None:
     assert len(weights(waiting)) == 2 and (waiting / "report.html").is_file()
     rows = [json.loads(line) for line in (waiting / "metrics.jsonl").read_text().splitlines()]
     (paired,) = [row for row in rows if row["phase"] == "pair"]
+    report = (waiting / "report.html").read_text()
+    assert (
+        "What people say" in report
+        and "<td>4</td><td>4</td><td>0</td><td>0</td><td>8</td><td>100.0%</td>" in report
+    )
     assert (paired["people/asked"], paired["people/pairs"], paired["people/agreement"]) == (4, 4, 1.0)
 
 
 def test_people_judge_a_part_and_rewards_the_rest(world: Path, tmp_path: Path) -> None:
     run_dir = tmp_path / "run"
     brightness = f"{{name: brightness, type: python, path: '{world}/rewards.py:brightness'}}"
-    rewards = f"rewards=[{{type: human, votes: 1, share: 0.5, couples: extremes}}, {brightness}]"
+    quiet = "rating: {checks_every: 0, repeats_every: 0, exclude: {seconds_below: 0}}"
+    rewards = f"rewards=[{{type: human, votes: 1, share: 0.5, couples: extremes, {quiet}}}, {brightness}]"
     arguments = [*run_arguments(world, run_dir), "--set", rewards, "--set", "explore.iterations=2"]
     assert diffexpo(*arguments, check=False).code == 76
     with Book(run_dir / "labels") as book:
@@ -87,7 +93,9 @@ def test_people_judge_a_part_and_rewards_the_rest(world: Path, tmp_path: Path) -
         # Against the reward: the couples are its best and worst, and the person prefers the other one.
         scores = {row.sample_id: row.scores["brightness"] for row in Store(run_dir / "store").samples(1)}
         answer_all(book, rater, lambda left, right, kind: "left" if scores[left] < scores[right] else "right")
-    diffexpo("run", "--resume", run_dir)
+    # The server ends by itself, for every vote is in, and the run goes on.
+    served = diffexpo("label", "serve", run_dir, "--port", "0", "--resume")
+    assert "every vote is in" in served.out and f"report: {run_dir / 'report.html'}" in served.out
     pairs = Store(run_dir / "store", create=False).pairs(1)
     by_people = [pair for pair in pairs if pair.source == "human"]
     by_reward = [pair for pair in pairs if pair.source == "online"]
@@ -100,5 +108,6 @@ def test_people_judge_a_part_and_rewards_the_rest(world: Path, tmp_path: Path) -
 
 
 def test_rating_a_run_that_asks_nobody_is_explained(truth: Path) -> None:
+    assert "What people say" not in (truth / "report.html").read_text()
     done = diffexpo("label", "serve", truth, check=False)
     assert done.code == 3 and "has nothing to rate" in done.message and "type human" in done.message

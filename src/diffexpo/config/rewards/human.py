@@ -78,6 +78,11 @@ class HumanCard(RewardCard):
             yield f"type = human with explore.iterations = {run.explore.iterations}: nothing is drawn"
         elif method.needs_uncertainty:
             yield "type = human: the offset by uncertainty is a spread of scores, which votes have not"
+        if run.baseline.contenders:
+            yield (
+                "type = human with baseline.contenders: each would ask people for votes of its own; leave it "
+                "empty, and compare finished runs by `diffexpo study`"
+            )
         if self.asking.num_prompts(run.explore.prompts_per_iteration) == 0:
             yield f"share = {self.share:g}: people would be asked nothing; raise it, or remove this reward"
         if (self.share < 1 or self.couples == "extremes") and not trained:

@@ -163,6 +163,7 @@ JPEG = ", {name: j, type: jpeg_compressibility}"
         ("votes: 1", "", ["explore.iterations=1"], "nothing is drawn"),
         ("votes: 1", "", ["algorithm.type=rwr"], "people give pairs of images"),
         ("votes: 1", "", ["algorithm.type=spin"], "people give pairs of images"),
+        ("votes: 1", "", ["baseline.contenders=[emoji/dpo_online]"], "each would ask people for votes"),
         ("path: x", "", [], "reads no file"),
         ("cache: x", "", [], "gives no scores"),
         ("votes: 0", "", [], "expected an integer >= 1"),
