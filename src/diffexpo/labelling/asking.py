@@ -19,38 +19,30 @@ from dataclasses import dataclass
 
 from diffexpo.errors import ConfigError
 from diffexpo.labelling.book import ANSWERS, CHECK, COUNTED, REPEAT, VOTE, Book
-from diffexpo.labelling.counting import left_out
+from diffexpo.labelling.counting import left_out, reasons_of
 from diffexpo.rng import keyed_choice, keyed_seed
 
 OPEN_TASKS = 2
 # A task that was handed out and not answered stands for an answer this long; then others are asked too.
 RESERVED_S = 900.0
-_COUNTED = ", ".join(f"'{answer}'" for answer in COUNTED)
-# Answers that each question has or soon will have (raters who are left out give none), and the rater's own.
-_TAKEN = f"""
-SELECT tasks.item,
-    sum((coalesce(votes.answer IN ({_COUNTED}), 0) OR (votes.vote IS NULL AND tasks.made > ?1))
-        AND tasks.rater NOT IN (SELECT value FROM json_each(?3))),
-    sum(tasks.rater = ?2)
-FROM tasks LEFT JOIN votes ON votes.task = tasks.task AND votes.undone IS NULL
-WHERE tasks.kind = '{VOTE}' GROUP BY tasks.item
-"""
 _TASK = """
 SELECT tasks.task, tasks.kind, tasks.swapped, items.question, items.prompt, items.image_a, items.image_b
-FROM tasks JOIN items USING (item) LEFT JOIN votes ON votes.task = tasks.task AND votes.undone IS NULL
-WHERE tasks.rater = ? AND votes.vote IS NULL ORDER BY tasks.place LIMIT ?
+FROM tasks JOIN items USING (item) WHERE tasks.rater = ? AND is_open ORDER BY tasks.place LIMIT ?
 """
-_DONE = "SELECT count(*) FROM votes JOIN tasks USING (task) WHERE rater = ? AND undone IS NULL"
-# Questions that want answers and have none of this rater.
-_WAITING = f"""
-SELECT count(*) FROM items WHERE kind = '{VOTE}' AND wanted > (
-    SELECT count(*) FROM tasks JOIN votes USING (task)
-    WHERE tasks.item = items.item AND tasks.kind = '{VOTE}' AND undone IS NULL AND answer IN ({_COUNTED})
-        AND tasks.rater NOT IN (SELECT value FROM json_each(?2))
-) AND NOT EXISTS (
-    SELECT 1 FROM tasks JOIN votes USING (task)
-    WHERE tasks.item = items.item AND tasks.rater = ?1 AND undone IS NULL
-)
+_DONE = "SELECT count(*) FROM tasks WHERE rater = ? AND NOT is_open"
+_OWN = f"SELECT item, is_open FROM tasks WHERE rater = ? AND kind = '{VOTE}'"
+_ITEMS = f"SELECT item, pair, wanted, given FROM items WHERE kind = '{VOTE}'"
+# Tasks that others have before their eyes, by question.
+_RESERVED = f"""
+SELECT item, count(*) FROM tasks
+WHERE is_open AND kind = '{VOTE}' AND made > ?1 AND rater <> ?2
+    AND rater NOT IN (SELECT value FROM json_each(?3)) GROUP BY item
+"""
+# Answers of raters who are left out, by question.
+_LEFT_OUT = f"""
+SELECT item, count(*) FROM tasks JOIN votes USING (task)
+WHERE tasks.rater IN (SELECT value FROM json_each(?)) AND kind = '{VOTE}' AND undone IS NULL
+    AND answer <> 'skip' GROUP BY item
 """
 _LAST = """
 SELECT vote, task FROM votes JOIN tasks USING (task)
@@ -129,8 +121,17 @@ def answer(book: Book, rater: int, task: int, given: str) -> bool:
         connection.execute(entry, (task, given, now, seconds))
         done = connection.execute(_DONE, (rater,)).fetchone()[0]
     if found[1] == CHECK or done % LOOK_EVERY == 0:
-        note_left_out(book)
+        _note_one(book, rater)
     return True
+
+
+def _note_one(book: Book, rater: int) -> None:
+    """`note_left_out`, of one rater."""
+    noted = set(book.fact("left_out") or [])
+    is_out = bool(reasons_of(book.votes(rater=rater), book.fact("rating")["exclude"]))
+    changed = noted | {rater} if is_out else noted - {rater}
+    if changed != noted:
+        book.set_facts({"left_out": sorted(changed)})
 
 
 def note_left_out(book: Book) -> None:
@@ -157,8 +158,13 @@ def undo(book: Book, rater: int) -> bool:
 def progress(book: Book, rater: int) -> Progress:
     """How far a rater is."""
     done = int(book.rows(_DONE, rater)[0][0])
-    waiting = book.rows(_WAITING, rater, _left_out(book))
-    return Progress(done, int(waiting[0][0]), done > 0)
+    answered = {item for item, is_open in book.rows(_OWN, rater) if not is_open}
+    without = dict(book.rows(_LEFT_OUT, _left_out(book)))
+    left = sum(
+        given - without.get(item, 0) < wanted and item not in answered
+        for item, _, wanted, given in book.rows(_ITEMS)
+    )
+    return Progress(done, left, done > 0)
 
 
 def missing_votes(book: Book, batch: int | None = None, without: frozenset[int] = frozenset()) -> int:
@@ -174,9 +180,7 @@ def _add_task(book: Book, connection: sqlite3.Connection, rater: int, now: float
     """Hand out one more task; False where nothing is left for this rater."""
     key = str(book.fact("key"))
     place = connection.execute("SELECT count(*) FROM tasks WHERE rater = ?", (rater,)).fetchone()[0]
-    counted = connection.execute(_TAKEN, (now - RESERVED_S, rater, _left_out(book))).fetchall()
-    taken = {item: (answers, own) for item, answers, own in counted}
-    chosen = _choose(connection, taken, key, rater)
+    chosen = _choose(connection, _left_out(book), key, rater, now)
     if chosen is None:
         return False
     kind = VOTE
@@ -206,24 +210,25 @@ def _side(connection: sqlite3.Connection, key: str, rater: int, item: str) -> in
     return (keyed_choice(2, key, "side", pair) + len(seen)) % 2 if own is None else int(own)
 
 
-def _choose(
-    connection: sqlite3.Connection, taken: dict[str, tuple[int, int]], key: str, rater: int
-) -> str | None:
+def _choose(connection: sqlite3.Connection, left_out: str, key: str, rater: int, now: float) -> str | None:
     """The question that the rater is asked next; None: none is left."""
-    fewest: int | None = None
-    first: tuple[int, str, str] | None = None
+    own = {item for item, _ in connection.execute(_OWN, (rater,))}
+    reserved = dict(connection.execute(_RESERVED, (now - RESERVED_S, rater, left_out)).fetchall())
+    without = dict(connection.execute(_LEFT_OUT, (left_out,)).fetchall())
     begun = _begun_pair(connection, rater)
-    query = "SELECT item, pair, wanted FROM items WHERE kind = ?"
-    for item, pair, wanted in connection.execute(query, (VOTE,)):
-        answers, own = taken.get(item, (0, 0))
-        if own or answers >= wanted:
+    best: tuple[int, int, int, str, str] | None = None
+    for item, pair, wanted, given in connection.execute(_ITEMS):
+        lacking = wanted - given + without.get(item, 0) - reserved.get(item, 0)
+        if item in own or lacking <= 0:
             continue
         # The questions on a pair that the rater has before the eyes come first.
-        rank = -1 if pair == begun else answers - wanted + 1_000_000
-        order = (keyed_seed(key, "order", rater, pair), pair, item)
-        if fewest is None or (rank, order) < (fewest, first):
-            fewest, first = rank, order
-    return None if first is None else first[2]
+        rank = (0 if pair == begun else 1, -lacking)
+        if best is not None and rank > best[:2]:
+            continue
+        order = (*rank, keyed_seed(key, "order", rater, pair), pair, item)
+        if best is None or order < best:
+            best = order
+    return None if best is None else best[-1]
 
 
 def _begun_pair(connection: sqlite3.Connection, rater: int) -> str | None:

@@ -6,7 +6,8 @@ images.
 
 A vote is acknowledged after its transaction is on the disk (write-ahead log, synchronous = FULL), so
 neither a killed server nor a power cut takes it back. Nothing is overwritten: an answer that was undone
-stays, marked. Several processes may have the book open: the server, and a run that adds pairs or reads votes.
+stays, marked. `given` of an item and `is_open` of a task follow from the votes, by triggers.
+Several processes may have the book open: the server, and a run that adds pairs or reads votes.
 """
 
 from __future__ import annotations
@@ -39,18 +40,38 @@ CREATE TABLE IF NOT EXISTS images (image TEXT PRIMARY KEY, sha256 TEXT NOT NULL)
 CREATE TABLE IF NOT EXISTS items (
     item TEXT PRIMARY KEY, batch INTEGER NOT NULL, pair TEXT NOT NULL, kind TEXT NOT NULL,
     question TEXT NOT NULL, prompt_id TEXT NOT NULL, prompt TEXT NOT NULL, image_a TEXT NOT NULL,
-    image_b TEXT NOT NULL, name_a TEXT NOT NULL, name_b TEXT NOT NULL, wanted INTEGER NOT NULL);
+    image_b TEXT NOT NULL, name_a TEXT NOT NULL, name_b TEXT NOT NULL, wanted INTEGER NOT NULL,
+    given INTEGER NOT NULL DEFAULT 0);
 CREATE TABLE IF NOT EXISTS raters (
     rater INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE, token_hash TEXT UNIQUE, created REAL NOT NULL,
     expires REAL, revoked REAL, consented REAL);
 CREATE TABLE IF NOT EXISTS tasks (
     task INTEGER PRIMARY KEY, rater INTEGER NOT NULL, place INTEGER NOT NULL, item TEXT NOT NULL,
-    kind TEXT NOT NULL, swapped INTEGER NOT NULL, made REAL NOT NULL, shown REAL, UNIQUE (rater, place));
+    kind TEXT NOT NULL, swapped INTEGER NOT NULL, made REAL NOT NULL, shown REAL,
+    is_open INTEGER NOT NULL DEFAULT 1, UNIQUE (rater, place));
 CREATE TABLE IF NOT EXISTS votes (
     vote INTEGER PRIMARY KEY, task INTEGER NOT NULL, answer TEXT NOT NULL, at REAL NOT NULL, seconds REAL,
     undone REAL);
 CREATE INDEX IF NOT EXISTS tasks_of_item ON tasks (item, kind);
+CREATE INDEX IF NOT EXISTS tasks_that_are_open ON tasks (item, made, rater) WHERE is_open AND kind = 'vote';
 CREATE UNIQUE INDEX IF NOT EXISTS one_vote ON votes (task) WHERE undone IS NULL;
+CREATE TRIGGER IF NOT EXISTS voted AFTER INSERT ON votes BEGIN
+    UPDATE tasks SET is_open = 0 WHERE task = NEW.task;
+    UPDATE items SET given = given + (NEW.answer <> 'skip')
+    WHERE item = (SELECT item FROM tasks WHERE task = NEW.task AND kind = 'vote');
+END;
+CREATE TRIGGER IF NOT EXISTS taken_back AFTER UPDATE OF undone ON votes BEGIN
+    UPDATE tasks SET is_open = 1 WHERE task = NEW.task;
+    UPDATE items SET given = given - (NEW.answer <> 'skip')
+    WHERE item = (SELECT item FROM tasks WHERE task = NEW.task AND kind = 'vote');
+END;
+"""
+_VOTES = """
+SELECT tasks.rater, tasks.item, items.question, tasks.kind, tasks.place, votes.answer, tasks.swapped,
+    votes.at, votes.seconds
+FROM votes JOIN tasks USING (task) JOIN items USING (item)
+WHERE votes.undone IS NULL AND (?1 IS NULL OR items.batch = ?1) AND (?2 IS NULL OR tasks.rater = ?2)
+ORDER BY votes.vote
 """
 
 
@@ -102,9 +123,14 @@ class Vote:
     kind: str
     place: int
     answer: str
-    is_a_left: bool
+    swapped: int
     at: float
     seconds: float | None
+
+    @property
+    def is_a_left(self) -> bool:
+        """Whether image a was on the left."""
+        return not self.swapped
 
     @property
     def preference(self) -> float | None:
@@ -251,8 +277,8 @@ class Book:
         """Add questions, all or none."""
         with self.change() as connection:
             values = [tuple(getattr(item, name) for name in Item.__slots__) for item in items]
-            marks = ", ".join("?" * len(Item.__slots__))
-            connection.executemany(f"INSERT INTO items VALUES ({marks})", values)
+            columns, marks = ", ".join(Item.__slots__), ", ".join("?" * len(Item.__slots__))
+            connection.executemany(f"INSERT INTO items ({columns}) VALUES ({marks})", values)
 
     def items(self, batch: int | None = None, kind: str | None = None) -> list[Item]:
         """Questions of a batch and a kind ("vote" or "check"), or all."""
@@ -281,19 +307,9 @@ class Book:
             for row in self.rows(f"SELECT {', '.join(Rater.__slots__)} FROM raters ORDER BY rater")
         ]
 
-    def votes(self, batch: int | None = None) -> list[Vote]:
-        """Every answer that stands, in the order of arrival; of one batch, or all."""
-        found = self.rows(
-            "SELECT tasks.rater, tasks.item, items.question, tasks.kind, tasks.place, votes.answer, "
-            "1 - tasks.swapped, votes.at, votes.seconds FROM votes JOIN tasks USING (task) JOIN items "
-            "USING (item) "
-            "WHERE votes.undone IS NULL AND (?1 IS NULL OR items.batch = ?1) ORDER BY votes.vote",
-            batch,
-        )
-        return [
-            Vote(*(bool(value) if number == 6 else value for number, value in enumerate(row)))
-            for row in found
-        ]
+    def votes(self, batch: int | None = None, rater: int | None = None) -> list[Vote]:
+        """Every answer that stands, in the order of arrival; of one batch and one rater, or of all."""
+        return [Vote(*row) for row in self.rows(_VOTES, batch, rater)]
 
     def consent(self, rater: int) -> None:
         """Note that a rater has agreed."""

@@ -3,12 +3,15 @@ careful."""
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from statistics import median
 
-from diffexpo.labelling.book import CHECK, COUNTED, REPEAT, VOTE, Book, Item, Vote
+from diffexpo.labelling.book import CHECK, COUNTED, REPEAT, VOTE, Book, Item, Rater, Vote
+
+MIN_TIMED = 10
+"""Answers that a rater must have given before their pace can count against them."""
 
 
 @dataclass(frozen=True)
@@ -71,47 +74,63 @@ class Verdict:
 
 def rater_reports(book: Book) -> list[RaterReport]:
     """Every rater, by the rule of the book on whose answers are left out."""
-    rule = book.fact("rating")["exclude"]
-    votes = book.votes()
+    rule, votes = book.fact("rating")["exclude"], book.votes()
     agreement = _agreement(votes)
-    reports = []
-    for rater in book.raters():
-        own = [vote for vote in votes if vote.rater == rater.rater]
-        given = [vote for vote in own if vote.kind == VOTE and vote.answer in COUNTED]
-        checks = [vote for vote in own if vote.kind == CHECK]
-        right = sum(vote.preference == 1.0 for vote in checks)
-        first = {vote.item: vote.preference for vote in own if vote.kind == VOTE}
-        repeats = [vote for vote in own if vote.kind == REPEAT]
-        seconds = [vote.seconds for vote in given if vote.seconds is not None]
-        sides = [vote.answer for vote in given if vote.answer in ("left", "right")]
-        pace = median(seconds) if seconds else None
-        reasons = []
-        if len(checks) >= rule["min_checks"] and right < rule["checks_below"] * len(checks):
-            reasons.append(f"{right} of {len(checks)} attention checks answered rightly")
-        if pace is not None and len(seconds) >= 10 and pace < rule["seconds_below"]:
-            reasons.append(f"half of the answers took less than {pace:.2f} s")
-        reports.append(
-            RaterReport(
-                rater=rater.rater,
-                name=rater.name,
-                answers=len(given),
-                skipped=sum(vote.answer == "skip" for vote in own if vote.kind == VOTE),
-                checks=len(checks),
-                checks_right=right,
-                repeats=len(repeats),
-                repeats_same=sum(first.get(vote.item) == vote.preference for vote in repeats),
-                seconds=pace,
-                left_share=sides.count("left") / len(sides) if sides else None,
-                agreement=agreement.get(rater.rater),
-                reasons=tuple(reasons),
-            )
-        )
-    return reports
+    of_rater: dict[int, list[Vote]] = defaultdict(list)
+    for vote in votes:
+        of_rater[vote.rater].append(vote)
+    return [
+        _report(rater, of_rater[rater.rater], rule, agreement.get(rater.rater)) for rater in book.raters()
+    ]
+
+
+def _report(
+    rater: Rater, own: Sequence[Vote], rule: Mapping[str, float], agreement: float | None
+) -> RaterReport:
+    given, checks = _given(own), _checks(own)
+    first = {vote.item: vote.preference for vote in own if vote.kind == VOTE}
+    repeats = [vote for vote in own if vote.kind == REPEAT]
+    seconds = [vote.seconds for vote in given if vote.seconds is not None]
+    sides = [vote.answer for vote in given if vote.answer in ("left", "right")]
+    return RaterReport(
+        rater=rater.rater,
+        name=rater.name,
+        answers=len(given),
+        skipped=sum(vote.answer == "skip" for vote in own if vote.kind == VOTE),
+        checks=len(checks),
+        checks_right=sum(vote.preference == 1.0 for vote in checks),
+        repeats=len(repeats),
+        repeats_same=sum(first.get(vote.item) == vote.preference for vote in repeats),
+        seconds=median(seconds) if seconds else None,
+        left_share=sides.count("left") / len(sides) if sides else None,
+        agreement=agreement,
+        reasons=reasons_of(own, rule),
+    )
+
+
+def reasons_of(own: Sequence[Vote], rule: Mapping[str, float]) -> tuple[str, ...]:
+    """Why a rule (`CareConfig`) leaves out a rater of these answers; none: it does not."""
+    reasons, checks = [], _checks(own)
+    right = sum(vote.preference == 1.0 for vote in checks)
+    if len(checks) >= rule["min_checks"] and right < rule["checks_below"] * len(checks):
+        reasons.append(f"{right} of {len(checks)} attention checks answered rightly")
+    seconds = [vote.seconds for vote in _given(own) if vote.seconds is not None]
+    if len(seconds) >= MIN_TIMED and median(seconds) < rule["seconds_below"]:
+        reasons.append(f"half of the answers took less than {median(seconds):.2f} s")
+    return tuple(reasons)
 
 
 def left_out(book: Book) -> frozenset[int]:
     """Raters whose answers the rule leaves out."""
     return frozenset(report.rater for report in rater_reports(book) if report.is_left_out)
+
+
+def _given(own: Sequence[Vote]) -> list[Vote]:
+    return [vote for vote in own if vote.kind == VOTE and vote.answer in COUNTED]
+
+
+def _checks(own: Sequence[Vote]) -> list[Vote]:
+    return [vote for vote in own if vote.kind == CHECK]
 
 
 def verdicts(book: Book, batch: int | None = None, without: frozenset[int] = frozenset()) -> list[Verdict]:
@@ -125,23 +144,13 @@ def verdicts(book: Book, batch: int | None = None, without: frozenset[int] = fro
     return [Verdict(item, *counts[item.item]) for item in book.items(batch, VOTE)]
 
 
-@dataclass
-class _Couples:
-    same: float = 0.0
-    all: int = field(default=0)
-
-
 def _agreement(votes: Sequence[Vote]) -> dict[int, float]:
     """Share of couples (own answer, another rater's answer to the same question) that are the same."""
-    by_item: dict[str, list[Vote]] = defaultdict(list)
-    for vote in votes:
-        if vote.kind == VOTE and vote.answer in COUNTED:
-            by_item[vote.item].append(vote)
-    couples: dict[int, _Couples] = defaultdict(_Couples)
-    for given in by_item.values():
-        for one in given:
-            for other in given:
-                if one.rater != other.rater:
-                    couples[one.rater].same += one.preference == other.preference
-                    couples[one.rater].all += 1
-    return {rater: found.same / found.all for rater, found in couples.items()}
+    given = [vote for vote in votes if vote.kind == VOTE and vote.answer in COUNTED]
+    answers, alike = Counter(vote.item for vote in given), Counter((v.item, v.preference) for v in given)
+    same: Counter[int] = Counter()
+    couples: Counter[int] = Counter()
+    for vote in given:  # a rater answers a question once
+        same[vote.rater] += alike[vote.item, vote.preference] - 1
+        couples[vote.rater] += answers[vote.item] - 1
+    return {rater: same[rater] / count for rater, count in couples.items() if count}

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import random
 import sqlite3
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
 
 from diffexpo.errors import ConfigError, MissingError, StoreError
 from diffexpo.labelling import book as book_module
+from diffexpo.labelling.asking import answer, open_tasks, undo
 from diffexpo.labelling.book import Book
 from tests.raters import answer_all, careful, join, make_book
 
@@ -95,3 +98,24 @@ def test_the_room_loads_without_torch() -> None:
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60
     )
     assert done.stdout.strip() == "False"
+
+
+def test_what_follows_from_the_votes_always_does(tmp_path: Path) -> None:
+    """Counts that triggers keep are those that a count of the votes gives, whatever was answered and taken back."""
+    book = make_book(tmp_path, pairs=8, wanted=3)
+    chance = random.Random(0)
+    raters = [join(book, f"r{number}")[0].rater for number in range(3)]
+    for _ in range(150):
+        rater = chance.choice(raters)
+        if chance.random() < 0.3:
+            undo(book, rater)
+        elif tasks := open_tasks(book, rater):
+            answer(book, rater, tasks[0].task, chance.choice(["left", "right", "tie", "neither", "skip"]))
+    given = Counter(vote.item for vote in book.votes() if vote.kind == "vote" and vote.answer != "skip")
+    assert {item: count for item, count in book.rows("SELECT item, given FROM items") if count} == dict(given)
+    answered = {task for (task,) in book.rows("SELECT task FROM votes WHERE undone IS NULL")}
+    assert {task for (task,) in book.rows("SELECT task FROM tasks WHERE NOT is_open")} == answered
+    assert (
+        max(given.values()) <= 3
+        and book.rows("SELECT count(*) FROM votes WHERE undone IS NOT NULL")[0][0] > 5
+    )
