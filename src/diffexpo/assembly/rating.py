@@ -29,10 +29,8 @@ def find_book(folder: Path) -> Path:
             return place
     raise MissingError(
         f"{folder} has nothing to rate: there is no {LABELS}/{FILE}. A run with a reward of type human "
-        "writes it "
-        "when its first images are drawn (`diffexpo run` ends with exit code 76 then); `diffexpo study "
-        "new` makes "
-        "a study of images that are there"
+        "writes it when its first images are drawn (`diffexpo run` ends with exit code 76 then); "
+        "`diffexpo study new` makes a study of images that are there"
     )
 
 

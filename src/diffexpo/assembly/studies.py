@@ -92,8 +92,7 @@ def images_of(model: str, source: str) -> Images:
             return _suite_images(model, run / "eval" / version)
     raise MissingError(
         f"models.{model} = {source!r}: neither a folder of images nor RUN:VERSION of a run, such as "
-        "runs/expo:base; "
-        "expected one of them"
+        "runs/expo:base; expected one of them"
     )
 
 
@@ -168,9 +167,8 @@ def report_study(folder: Path) -> Path:
         digest = str(book.fact("protocol"))
         if sha256_of(path) != digest:
             raise ConfigError(
-                f"{path} is not the protocol that the study began with (SHA-256 {digest}): what is "
-                "fixed beforehand "
-                "cannot change afterwards; restore it"
+                f"{path} is not the protocol that the study began with (SHA-256 {digest}): what is fixed "
+                "beforehand cannot change afterwards; restore it"
             )
         book.verify_images()
         study = read_study(path.read_text(encoding="utf-8"), str(path))

@@ -42,8 +42,7 @@ def read_study(text: str, origin: str, given: Mapping[str, object] | None = None
     if study.raters < study.votes:
         raise ConfigError(
             f"raters = {study.raters} with votes = {study.votes} (from {origin}): each vote on a pair "
-            "comes from "
-            "another person; expected as many raters as votes, or more"
+            "comes from another person; expected as many raters as votes, or more"
         )
     return study
 

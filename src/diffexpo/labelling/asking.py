@@ -233,8 +233,8 @@ def _choose(connection: sqlite3.Connection, left_out: str, key: str, rater: int,
 
 def _begun_pair(connection: sqlite3.Connection, rater: int) -> str | None:
     found = connection.execute(
-        f"SELECT pair FROM tasks JOIN items USING (item) WHERE rater = ? AND tasks.kind = '{VOTE}' "
-        "ORDER BY place DESC LIMIT 1",
+        f"SELECT pair FROM tasks JOIN items USING (item) WHERE rater = ? AND tasks.kind = '{VOTE}' ORDER "
+        "BY place DESC LIMIT 1",
         (rater,),
     ).fetchone()
     return found[0] if found else None

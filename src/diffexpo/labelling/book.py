@@ -174,8 +174,7 @@ class Book:
         if self.fact("format") != _FORMAT:
             raise StoreError(
                 f"{self.path} has format {self.fact('format')}, this version reads {_FORMAT}; use the "
-                "version "
-                "that wrote it"
+                "version that wrote it"
             )
 
     def close(self) -> None:
@@ -269,8 +268,8 @@ class Book:
             if not path.is_file() or sha256_of(path) != digest:
                 what = "has changed" if path.is_file() else "is missing"
                 raise StoreError(
-                    f"{path} {what}: votes on it would be votes on another image; restore it from a copy, or "
-                    "start a new study"
+                    f"{path} {what}: votes on it would be votes on another image; restore it from a copy, "
+                    "or start a new study"
                 )
 
     def add_items(self, items: Sequence[Item]) -> None:

@@ -55,10 +55,9 @@ def import_votes(book: Book, path: Path, kind: str = "auto") -> Imported:
     """Take votes of a file into the book.
 
     Args:
-        path: `.csv` or `.jsonl` with the columns `answer` (a, b, tie, neither, skip), `rater` and either
-        `item`
-            or `a`, `b` (and `prompt_id`, `question` where they do not say which alone), such as
-            `diffexpo label export` writes; or JSON of Label Studio or D3PO.
+        path: `.csv` or `.jsonl` with the columns `answer` (a, b, tie, neither, skip), `rater`, and either
+            `item`, or `a` and `b` (with `prompt_id` and `question` where these do not say which alone), such
+            as `diffexpo label export` writes; or JSON of Label Studio or D3PO.
         kind: table, labelstudio, d3po, or auto: by content.
     Raises:
         MissingError: no such file. ImportFormatError: it is none of these formats.
@@ -142,20 +141,17 @@ def _find(row: Mapping[str, Any], items: list[Item]) -> tuple[Item | None, bool,
 
 
 def _json(value: object, kind: str, book: Book, items: list[Item], result: Imported) -> Iterator[Foreign]:
-    is_matrix = isinstance(value, list) and bool(value) and all(isinstance(row, list) for row in value)
-    is_tasks = (
-        isinstance(value, list)
-        and bool(value)
-        and all(isinstance(row, dict) and isinstance(row.get("data"), dict) for row in value)
-    )
-    assert isinstance(value, list) or not (is_matrix or is_tasks)
+    """Votes of JSON, whose format is told by its content."""
+    rows: list[Any] = value if isinstance(value, list) else []
+    is_tasks = bool(rows) and all(isinstance(row, dict) and isinstance(row.get("data"), dict) for row in rows)
+    is_matrix = bool(rows) and all(isinstance(row, list) for row in rows)
     if is_tasks and kind in ("auto", "labelstudio"):
-        return _label_studio(list(value), items, result)  # type: ignore[call-overload]
+        return _label_studio(rows, items, result)
     if is_matrix and kind in ("auto", "d3po"):
-        return _d3po(list(value), book, items, result)  # type: ignore[call-overload]
-    wanted = "a list of Label Studio's tasks, or D3PO's list of lists of numbers"
+        return _d3po(rows, book, items, result)
+    wanted = "expected a list of Label Studio's tasks, or D3PO's list of lists of numbers"
     raise ImportFormatError(
-        f"it holds neither; expected {wanted}" if kind == "auto" else f"it is not {kind}: expected {wanted}"
+        f"it holds neither; {wanted}" if kind == "auto" else f"it is not {kind}; {wanted}"
     )
 
 

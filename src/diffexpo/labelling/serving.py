@@ -42,9 +42,10 @@ class Site:
         if self.is_local or self.certificate is not None:
             return []
         text = (
-            f"the page is served on {self.host} without TLS: whoever can listen in on the network reads the "
-            "links, images and answers, and can answer in a rater's name. Give --tls-cert and --tls-key, or "
-            "keep the default host and let a web server with TLS, or an SSH tunnel, pass requests on"
+            f"the page is served on {self.host} without TLS: whoever can listen in on the network reads "
+            "the links, images and answers, and can answer in a rater's name. Give --tls-cert and "
+            "--tls-key, or keep the default host and let a web server with TLS, or an SSH tunnel, pass "
+            "requests on"
         )
         return [text]
 

@@ -43,8 +43,7 @@ def load_rewards(
         if config.asks_people:
             raise ConfigError(
                 f"reward {config.name!r}: type {config.type} {config.why_unverified}; it can be neither "
-                "served nor "
-                "verified alone"
+                "served nor verified alone"
             )
         if config.reads == "latents":
             if open_denoiser is None:

@@ -21,7 +21,6 @@ class HumanVotes:
     def score(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
         """Always a RewardError: a vote is on two images."""
         raise RewardError(
-            f"reward {self.name!r} asks people, who compare images and score none; use it in a run, "
-            "whose pairs "
-            "they make"
+            f"reward {self.name!r} asks people, who compare images and score none; use it in a run, whose "
+            "pairs they make"
         )

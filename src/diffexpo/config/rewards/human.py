@@ -69,9 +69,8 @@ class HumanCard(RewardCard):
             yield "type = human stands twice: pairs are made from the answers to one question; remove one"
         if not (method.is_ranked and method.has_pairs) or method.draws_first:
             yield (
-                f"type = human with algorithm.type = {method.type}: people give pairs of images, and "
-                "this method "
-                "does not learn from pairs of an earlier collection that rewards rank; use expo or "
+                f"type = human with algorithm.type = {method.type}: people give pairs of images, and this "
+                "method does not learn from pairs of an earlier collection that rewards rank; use expo or "
                 "diffusion_dpo"
             )
         elif not method.collects(run):
@@ -80,8 +79,8 @@ class HumanCard(RewardCard):
             yield "type = human: the offset by uncertainty is a spread of scores, which votes have not"
         if run.baseline.contenders:
             yield (
-                "type = human with baseline.contenders: each would ask people for votes of its own; leave it "
-                "empty, and compare finished runs by `diffexpo study`"
+                "type = human with baseline.contenders: each would ask people for votes of its own; leave "
+                "it empty, and compare finished runs by `diffexpo study`"
             )
         if self.asking.num_prompts(run.explore.prompts_per_iteration) == 0:
             yield f"share = {self.share:g}: people would be asked nothing; raise it, or remove this reward"
@@ -91,7 +90,6 @@ class HumanCard(RewardCard):
             yield f"{settings}: another reward with role: train must {need}; add one"
         if self.share == 1 and self.couples == "random" and trained:
             yield (
-                f"share = 1: people judge every prompt, so {trained[0].name!r} would rank nothing; give "
-                "it role: "
-                "watch, or set share below 1"
+                f"share = 1: people judge every prompt, so {trained[0].name!r} would rank nothing; give it "
+                "role: watch, or set share below 1"
             )
