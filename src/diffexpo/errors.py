@@ -9,6 +9,7 @@ EXIT_USAGE = 2
 EXIT_MISSING = 3
 EXIT_FAILED = 4
 EXIT_INTERRUPTED = 75
+EXIT_WAITING = 76
 # How PyTorch's allocators and CUDA's libraries say it in RuntimeErrors that have no class of their own.
 MEMORY_WORDS = ("out of memory", "can't allocate memory", "not enough memory", "_STATUS_ALLOC_FAILED")
 
@@ -77,6 +78,12 @@ class Interrupted(DiffexpoError):
     """Stopped by a signal after saving; the run continues with `--resume`."""
 
     exit_code = EXIT_INTERRUPTED
+
+
+class WaitingError(DiffexpoError):
+    """A run that cannot go on before people have answered; it continues with `--resume`."""
+
+    exit_code = EXIT_WAITING
 
 
 def memory_failure(error: BaseException | None) -> BaseException | None:

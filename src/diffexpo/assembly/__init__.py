@@ -10,7 +10,14 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from diffexpo.errors import ConfigError, DiffexpoError, Interrupted, MissingError, memory_failure
+from diffexpo.errors import (
+    ConfigError,
+    DiffexpoError,
+    Interrupted,
+    MissingError,
+    WaitingError,
+    memory_failure,
+)
 
 if TYPE_CHECKING:
     from diffexpo.estimate.resources import Advice as Advice
@@ -42,13 +49,24 @@ _HOME = {
     "summarise_offline": "diffexpo.data.offline.summary",
     "summarise_store": "diffexpo.data.statistics",
     "verify_rewritten": "diffexpo.data.offline.writing",
+    "describe_rating": "rating",
+    "export_votes": "rating",
+    "find_book": "rating",
+    "import_votes": "rating",
+    "make_rater_links": "rating",
+    "raters_of": "rating",
+    "revoke_link": "rating",
+    "serve_rating": "rating",
+    "new_study": "studies",
+    "report_study": "studies",
     "sweep": "sweeping",
     "require_passed": "verifying",
     "verify_rewards": "verifying",
     "write_scores": "verifying",
 }
 
-__all__ = ["ConfigError", "DiffexpoError", "Interrupted", "MissingError", "memory_failure"] + list(_HOME)
+__all__ = ["ConfigError", "DiffexpoError", "Interrupted", "MissingError", "WaitingError", "memory_failure"]
+__all__ += list(_HOME)
 
 
 def __getattr__(name: str) -> Any:

@@ -10,11 +10,12 @@ import numpy as np
 
 from diffexpo.algorithms import algorithm_class
 from diffexpo.assembly.aliases import named_prompts, resolve
+from diffexpo.assembly.asking_people import ask_people
 from diffexpo.assembly.evaluating import make_evaluator, make_validator, separate_prompts
 from diffexpo.assembly.self_judges import open_denoiser
 from diffexpo.assembly.starting import guidance_of_start, put_start
 from diffexpo.config import RunConfig
-from diffexpo.config.rules import guidance_notes
+from diffexpo.config.rules import guidance_notes, train_rewards
 from diffexpo.data.latents import PromptEmbeddings
 from diffexpo.data.offline.ingest import import_offline
 from diffexpo.data.prompts import filter_long, load_prompts
@@ -52,7 +53,12 @@ def build_loop(config: RunConfig, run_dir: Path, console: Console, stop: StopSig
     source = config.explore.negatives.source
     negatives = [] if source is None else load_prompts(resolve(source), "explore.negatives.source")
     rewards, judges, validation_judges = (
-        load_rewards(scorers, resolve, policy.device, partial(open_denoiser, config, policy))
+        load_rewards(
+            [card for card in scorers if not card.asks_people],
+            resolve,
+            policy.device,
+            partial(open_denoiser, config, policy),
+        )
         for scorers in config.scorers.values()
     )
     step_judge = build_step_judge(config, policy)
@@ -66,7 +72,7 @@ def build_loop(config: RunConfig, run_dir: Path, console: Console, stop: StopSig
     embeddings = PromptEmbeddings(policy, [""])
     metrics = MetricsWriter(run_dir / "metrics.jsonl", active=world.rank == 0)
     engine = make_engine(config, policy, embeddings, metrics, world, console)
-    improving = None
+    ranking, improving = build_ranking(config), None
     if config.algorithm.improvement is not None:
         from diffexpo.assembly.improving import build_improving
 
@@ -81,7 +87,7 @@ def build_loop(config: RunConfig, run_dir: Path, console: Console, stop: StopSig
         negatives=[negative.text for negative in negatives],
         embeddings=embeddings,
         score=lambda drawn, texts: score_drawn(rewards, drawn, texts),
-        ranking=build_ranking(config),
+        ranking=ranking,
         world=world,
         metrics=metrics,
         console=console,
@@ -91,6 +97,7 @@ def build_loop(config: RunConfig, run_dir: Path, console: Console, stop: StopSig
         step_judge=step_judge,
         improving=improving,
         validate=make_validator(validation_judges) if config.explore.keep == "best" else None,
+        people=ask_people(config, run_dir, policy, store, ranking),
     )
 
 
@@ -171,7 +178,7 @@ def build_prompts(config: RunConfig, policy: FamilyPolicy, console: Console) -> 
 
 def build_ranking(config: RunConfig) -> Ranking:
     """How the train rewards become one order."""
-    train = {reward.name: reward.weight for reward in config.rewards if reward.role == "train"}
+    train = {reward.name: reward.weight for reward in train_rewards(config) if not reward.asks_people}
     kind, needs_uncertainty = config.mixture.kind, config.algorithm.needs_uncertainty
 
     def only(scores: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:

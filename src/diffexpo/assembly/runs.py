@@ -28,7 +28,7 @@ from diffexpo.config import RunConfig, read_resolved
 from diffexpo.config.contenders import read_contenders, start_contender
 from diffexpo.config.rules import negatives_are_on
 from diffexpo.data.store import Store
-from diffexpo.errors import ConfigError, Interrupted, MissingError, PolicyError
+from diffexpo.errors import ConfigError, Interrupted, MissingError, PolicyError, WaitingError
 from diffexpo.estimate.out_of_memory import explain_memory
 from diffexpo.evaluation.records import is_saved, load_suite
 from diffexpo.online import keeping
@@ -83,7 +83,8 @@ def run(
                 _run(config, run_dir, console, stop, world, until)
         except BaseException as error:
             is_stop = isinstance(error, (Interrupted, KeyboardInterrupt))
-            set_status(run_dir, "interrupted" if is_stop else "failed", world)
+            state = "waiting" if isinstance(error, WaitingError) else "failed"
+            set_status(run_dir, "interrupted" if is_stop else state, world)
             raise
         set_status(run_dir, "finished" if until is None else "interrupted", world)
         if world.rank == 0 and until is None:
@@ -205,6 +206,7 @@ def plan(config: RunConfig) -> list[tuple[str, str]]:
     rows = [("evaluate base", f"{evaluation.num_prompts} held-out prompts, {evaluation.sampler.name}")]
     if evaluation.base_guidances:
         rows += [("", f"at guidance {', '.join(f'{scale:g}' for scale in evaluation.base_guidances)} too")]
+    by_people = next(filter(None, (r.plan(explore.prompts_per_iteration) for r in config.rewards)), "")
     unit, images = card.data.unit, card.images_of_prompt(config)
     for name, iteration in schedule(config):
         # Iteration 0 comes before all that is collected.
@@ -221,6 +223,7 @@ def plan(config: RunConfig) -> list[tuple[str, str]]:
             keeping.STAGE: f"{explore.validation.num_prompts} validation prompts",
             "collect": f"{explore.prompts_per_iteration} prompts x {images} images{tau}",
             "pair": "best and worst of each prompt",
+            **({"pair": by_people} if by_people else {}),
             **card.plan(config),
         }[name]
         rows.append((f"{name}-{iteration}", what))

@@ -10,13 +10,14 @@ from pathlib import Path
 
 import typer
 
-from diffexpo.assembly import DiffexpoError, Interrupted, memory_failure
+from diffexpo.assembly import DiffexpoError, Interrupted, WaitingError, memory_failure
 from diffexpo.cli.folders import find_run
 
 
 @contextmanager
 def boundary(run_dir: Path | None = None) -> Iterator[None]:
-    """Inside the block an exception ends the process: 2, 3 or 4 with a message, 75 when interrupted.
+    """Inside the block an exception ends the process: 2, 3 or 4 with a message, 75 when interrupted, 76 when
+    people have to answer first.
 
     The log.txt of the run at work, if any, gets the message (and the traceback of what nobody expected), and
     an interruption names the command that continues it.
@@ -30,6 +31,9 @@ def boundary(run_dir: Path | None = None) -> Iterator[None]:
         if run_dir is not None:
             _tell(run_dir, f"continue with: diffexpo run --resume {run_dir}")
         raise SystemExit(Interrupted.exit_code) from None
+    except WaitingError as error:
+        _tell(run_dir, str(error))
+        raise SystemExit(error.exit_code) from None
     except DiffexpoError as error:
         _tell(run_dir, f"error: {error}")
         raise SystemExit(error.exit_code) from None

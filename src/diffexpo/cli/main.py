@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from diffexpo import __version__
-from diffexpo.cli import config, data, doctor, improve, recipes, rewards
+from diffexpo.cli import config, data, doctor, improve, label, recipes, rewards, study
 from diffexpo.cli.estimate import estimate
 from diffexpo.cli.failures import boundary
 from diffexpo.cli.run import run
@@ -19,7 +19,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Align text-to-image diffusion and flow-matching models with preferences, online.",
     epilog="Exit codes: 0 done, 2 usage or settings, 3 missing model, data or file, 4 failed, "
-    "75 interrupted and resumable.",
+    "75 interrupted and resumable, 76 waiting for people's votes.",
 )
 app.command("run")(run)
 app.command("estimate")(estimate)
@@ -32,7 +32,9 @@ app.add_typer(recipes.app, name="recipes")
 app.add_typer(config.app, name="config")
 app.add_typer(data.app, name="data")
 app.add_typer(improve.app, name="improve")
+app.add_typer(label.app, name="label")
 app.add_typer(rewards.app, name="rewards")
+app.add_typer(study.app, name="study")
 app.command("doctor")(doctor.doctor)
 app.command("env")(doctor.env)
 

@@ -256,6 +256,8 @@ def _unknown_setting(path: str, origin: str, method: str | None) -> str:
             f"{path} is not a setting of {method} (from {origin}): it belongs to {', '.join(others)}. Remove "
             f"it, or choose another {CHOICE}.type."
         )
+    if is_setting(path, method):
+        return f"{path} is a setting of another type than the one given there (from {origin}): remove it"
     return f"{path} is not a setting (from {origin}).{suggest_setting(path, method)}"
 
 

@@ -107,6 +107,8 @@ def _row(
         "reward_margin": pair.margin,
         "source": pair.source,
         "judge": pair.judge,
+        "question": pair.judge.partition(":")[2] if pair.votes else None,
+        "confidence": pair.agreement,
         "schema_version": SCHEMA_VERSION,
     }
     for side, sample_id in enumerate(ids):

@@ -92,6 +92,8 @@ class Pair:
     main_id: str | None = None
     uncertainty_winner: float | None = None
     uncertainty_loser: float | None = None
+    votes: int | None = None
+    agreement: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,7 +144,7 @@ KINDS: dict[str, type] = {"samples": Sample, "pairs": Pair}
 SCHEMAS = {name: schema_of(kind) for name, kind in KINDS.items()}
 """Schema by kind of shard."""
 
-LATER_COLUMNS = frozenset({"improved_from", "height", "width"})
+LATER_COLUMNS = frozenset({"improved_from", "height", "width", "votes", "agreement"})
 """Columns that stores of earlier versions lack; they read as null."""
 
 _JSON_COLUMNS = frozenset({"seed_key", "sampler"})

@@ -22,6 +22,7 @@ from diffexpo.evaluation.wording import Method
 
 MAX_CARDS = 24
 KEPT = ("groups", "count", "dropped_ties", "dropped_nan", "margin_mean")
+PEOPLE = ("asked", "pairs", "ties", "disagreed", "votes", "agreement")
 ORIGINS = ("winner_from_exploration", "winner_from_negative")
 
 
@@ -43,6 +44,7 @@ def page_values(record: RunRecord, summary: Summary) -> Json:
         "grid": _grid(record, summary),
         "pairs": _pairs(record, summary.method),
         "pairing": pairing_rows(record.metrics),
+        "people": people_rows(record.metrics),
         "signal": signal_sentences(record.metrics, config.get("algorithm", {}).get("draws", 1)),
         "tuning": config.get("tuning", {}).get("kind", "full"),
         "base_path": config.get("model", {}).get("path", ""),
@@ -116,4 +118,13 @@ def pairing_rows(metrics: Sequence[Json]) -> list[Json]:
         {"iteration": line.get("iteration")} | {name: line.get(f"pairs/{name}") for name in (*KEPT, *ORIGINS)}
         for line in metrics
         if line.get("phase") == "pair"
+    ]
+
+
+def people_rows(metrics: Sequence[Json]) -> list[Json]:
+    """What people judged, one row for each iteration in which they were asked."""
+    return [
+        {"iteration": line.get("iteration")} | {name: line.get(f"people/{name}") for name in PEOPLE}
+        for line in metrics
+        if line.get("phase") == "pair" and line.get("people/asked")
     ]

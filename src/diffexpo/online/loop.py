@@ -29,6 +29,7 @@ from diffexpo.errors import ResumeError
 from diffexpo.online.improved_pairs import Improving
 from diffexpo.online.keeping import STAGE as VALIDATE
 from diffexpo.online.keeping import last_iteration
+from diffexpo.online.people import AskPeople
 from diffexpo.online.units import Score, Tick
 from diffexpo.training.checkpoint import read_tensors, write_tensors
 from diffexpo.training.distributed import World
@@ -93,6 +94,7 @@ class Loop:
     step_judge: StepJudge | None = None
     improving: Improving | None = None
     validate: Callable[[Loop, int], None] | None = None
+    people: AskPeople | None = None
 
 
 Stage = Callable[[Loop, int], object]

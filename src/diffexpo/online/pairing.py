@@ -61,26 +61,55 @@ def best_dominating(beats: Tensor, mixed: Tensor, min_margin: float = 0.0) -> tu
 
 @dataclass
 class Paired:
-    """The pairs of one iteration, and what was dropped of `groups` prompts; `agents` drew the images."""
+    """The pairs of one iteration, and what was dropped of `groups` prompts; `agents` drew the images.
+
+    `asked` of the prompts were judged by people: of those, `people_tie` had no winner and `people_disagree`
+    too little agreement on one.
+    """
 
     groups: int
     agents: frozenset[str] = frozenset()
     pairs: list[Pair] = field(default_factory=list)
     dropped_tie: int = 0
     dropped_nan: int = 0
+    asked: int = 0
+    people_tie: int = 0
+    people_disagree: int = 0
     winner_with_negative: int = 0
 
     def describe(self) -> str:
         """One line for a person; it tells agents apart where there are two."""
         dropped = f"{self.dropped_tie} ties, {self.dropped_nan} without two scores"
         line = f"{len(self.pairs)} pairs of {self.groups} prompts ({dropped})"
+        if self.asked:
+            by_people = f"{len(self.by_people)} of {self.asked} that people judged"
+            line += f", {by_people} ({self.people_tie} ties, {self.people_disagree} too contradictory)"
         if len(self.agents) < 2:
             return line
         explored = sum(pair.winner_agent == "exploration" for pair in self.pairs)
         return f"{line}, {explored} winners from the exploration agent"
 
+    @property
+    def by_people(self) -> list[Pair]:
+        """The pairs that people's votes made."""
+        return [pair for pair in self.pairs if pair.votes is not None]
+
     def metrics(self) -> dict[str, float]:
         """Metric name -> value, as documented on the evaluation page."""
+        return self._counts() | (self._people() if self.asked else {})
+
+    def _people(self) -> dict[str, float]:
+        pairs = self.by_people
+        return {
+            "people/asked": self.asked,
+            "people/pairs": len(pairs),
+            "people/ties": self.people_tie,
+            "people/disagreed": self.people_disagree,
+            "people/votes": sum(pair.votes or 0 for pair in pairs),
+            "people/agreement": float(np.mean([pair.agreement for pair in pairs])) if pairs else 0.0,
+        }
+
+    def _counts(self) -> dict[str, float]:
         pairs, kept = self.pairs, max(len(self.pairs), 1)
         return {
             "pairs/count": len(pairs),
@@ -134,24 +163,39 @@ def make_pairs(
             paired.dropped_nan += not enough
             continue
         w, l = int(best[index]), int(worst[index])
-        explored, main = _contrast(samples, seed, iteration, index)
         paired.winner_with_negative += bool(samples[w].negative_prompt)
-        pair = pair_against(
-            samples[l],
-            iteration,
-            f"{index:06d}",
-            winner_id=samples[w].sample_id,
-            winner_agent=samples[w].agent,
+        pair = pair_of_group(
+            samples,
+            (w, l),
+            (seed, iteration, index),
             judge=judge,
             margin=float(scores[index, w] - scores[index, l]),
             source="online",
-            explored_id=explored,
-            main_id=main,
             uncertainty_winner=None if uncertainty is None else float(uncertainty[index, w]),
             uncertainty_loser=None if uncertainty is None else float(uncertainty[index, l]),
         )
         paired.pairs.append(pair)
     return paired
+
+
+def pair_of_group(
+    samples: Sequence[Sample], sides: tuple[int, int], name: tuple[int, int, int], **columns: Any
+) -> Pair:
+    """The pair of a prompt's images at the places (winner, loser), with its contrast couple; `name` is the
+    run's seed, the iteration and the number of the prompt in it."""
+    w, l = sides
+    seed, iteration, index = name
+    explored, main = _contrast(samples, seed, iteration, index)
+    return pair_against(
+        samples[l],
+        iteration,
+        f"{index:06d}",
+        winner_id=samples[w].sample_id,
+        winner_agent=samples[w].agent,
+        explored_id=explored,
+        main_id=main,
+        **columns,
+    )
 
 
 def pair_against(loser: Sample, iteration: int, place: str, **columns: Any) -> Pair:

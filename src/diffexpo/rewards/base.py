@@ -40,6 +40,11 @@ def load_rewards(
             raise ConfigError(f"rewards: name {name!r} is used {count} times; names must be unique")
     for config in configs:
         scorer_type = scorer_class(type(config))
+        if config.asks_people:
+            raise ConfigError(
+                f"reward {config.name!r}: type {config.type} {config.why_unverified}; it can be neither "
+                "served nor verified alone"
+            )
         if config.reads == "latents":
             if open_denoiser is None:
                 raise ConfigError(

@@ -53,6 +53,8 @@ PAIRS = written(
     ("main_id", TEXT, True),
     ("uncertainty_winner", NUMBER, True),
     ("uncertainty_loser", NUMBER, True),
+    ("votes", COUNT, True),
+    ("agreement", NUMBER, True),
 )
 
 

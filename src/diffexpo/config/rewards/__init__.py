@@ -10,6 +10,7 @@ from diffexpo.config.rewards.card import RewardCard
 from diffexpo.config.rewards.clip import ClipCard
 from diffexpo.config.rewards.groups import SelfJudgeConfig, ServiceConfig, VlmConfig
 from diffexpo.config.rewards.hps import Hpsv2Card, Hpsv21Card
+from diffexpo.config.rewards.human import HumanCard
 from diffexpo.config.rewards.imagereward import ImageRewardCard
 from diffexpo.config.rewards.jpeg import JpegCompressibilityCard, JpegIncompressibilityCard
 from diffexpo.config.rewards.ocr import OcrCard
@@ -40,33 +41,4 @@ CARDS: tuple[type[RewardCard], ...] = (
     DenoisingCard,
     SceneScoreCard,
     SceneCorrectCard,
-    SceneLooksCard,
-)
-REWARDS: dict[str, type[RewardCard]] = {card.kind(): card for card in CARDS}
-"""Every value of a reward's `type` with its card."""
-
-if TYPE_CHECKING:
-    RewardConfig = RewardCard
-else:
-    RewardConfig = Annotated[Union[CARDS], Field(discriminator="type")]  # noqa: UP007 (a tuple of classes)
-"""Settings of any reward, told apart by `type`."""
-
-
-def read_card(**values: object) -> RewardCard:
-    """The card of a reward with these settings; `type` says which.
-
-    Raises:
-        pydantic.ValidationError: settings that are wrong by themselves.
-    """
-    return TypeAdapter(RewardConfig).validate_python(values)
-
-
-__all__ = [
-    "REWARDS",
-    "RewardCard",
-    "RewardConfig",
-    "SelfJudgeConfig",
-    "ServiceConfig",
-    "VlmConfig",
-    "read_card",
-]
+    HumanCard,

@@ -10,6 +10,7 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
+from diffexpo.config.people import Asking
 from diffexpo.config.rewards.groups import SelfJudgeConfig, ServiceConfig, VlmConfig
 from diffexpo.config.section import Section
 
@@ -68,6 +69,8 @@ class RewardCard(Section):
     """What the scorer is given."""
     is_concurrent: ClassVar[bool] = False
     """Several calls may be under way at once, so `concurrency` acts."""
+    asks_people: ClassVar[bool] = False
+    """People compare what was drawn; nothing is scored."""
     groups: ClassVar[frozenset[str]] = frozenset()
     """Groups of `GROUPS` that it reads."""
     is_sized_by_files: ClassVar[bool] = False
@@ -190,6 +193,15 @@ class RewardCard(Section):
     def known_scores(self) -> str | None:
         """File of `assets/rewards` with the scores that these settings give the shipped images."""
         return None
+
+    @property
+    def asking(self) -> Asking | None:
+        """What people are asked; None where nobody is."""
+        return None
+
+    def plan(self, prompts: int) -> str:
+        """What people are asked of a collection of so many prompts, in words; "" where nobody is."""
+        return ""
 
     def uses(self) -> Iterator[tuple[str, str | None]]:
         """Published works that it stands on: (addition to the reward's name, key in `papers.WORKS`); a key of

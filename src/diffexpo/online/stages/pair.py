@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
 import numpy as np
 
 from diffexpo.data.rows import Sample
+from diffexpo.errors import WaitingError
 from diffexpo.online.credit import stack_rewards
 from diffexpo.online.improved_pairs import make_improved_pairs
 from diffexpo.online.loop import Loop, Ranking, is_complete
 from diffexpo.online.pairing import Paired, make_pairs
+from diffexpo.online.people import HUMAN, AskPeople, Said, add_people
 from diffexpo.online.self_play import data_images, make_self_pairs
 from diffexpo.online.units import group_rows
 
@@ -22,15 +24,64 @@ def pair(loop: Loop, iteration: int) -> None:
     """Make the iteration's pairs; the manifest, written last, makes the stage complete."""
     if is_complete(loop, "pair", iteration):
         return
+    said = _ask(loop, iteration)
     if loop.world.rank == 0:
         loop.store.discard_incomplete("pair", iteration)
         groups = group_rows(loop.store.samples(iteration))
-        paired = PAIRINGS[loop.config.algorithm.pairing](loop, groups, iteration)
-        loop.store.append_pairs(iteration, 0, paired.pairs)
+        if loop.people is None:
+            paired = PAIRINGS[loop.config.algorithm.pairing](loop, groups, iteration)
+        else:
+            paired = _with_people(loop, loop.people, groups, iteration, said)
+        loop.store.append_pairs(iteration, 0, [pair for pair in paired.pairs if pair.source != HUMAN])
         loop.metrics.write_once(iteration, "pair", paired.metrics())
         loop.store.write_manifest("pair", iteration, paired.metrics())
         loop.console.line(f"iteration {iteration}: {paired.describe()}")
     loop.world.barrier()
+
+
+def _ask(loop: Loop, iteration: int) -> Mapping[int, Said]:
+    """What people said, on the first process; a WaitingError on all while votes are missing."""
+    said: Mapping[int, Said] = {}
+    missing: str | None = None
+    if loop.people is not None and loop.world.rank == 0:
+        try:
+            said = loop.people.ask(group_rows(loop.store.samples(iteration)), iteration)
+        except WaitingError as error:
+            missing = str(error)
+    if loop.people is not None and (missing := loop.world.broadcast_object(missing)) is not None:
+        raise WaitingError(missing)
+    return said
+
+
+def _with_people(
+    loop: Loop, people: AskPeople, groups: Groups, iteration: int, said: Mapping[int, Said]
+) -> Paired:
+    """People's pairs, stored as the stage "label", and those of rewards for the prompts that people were not
+    asked about."""
+    agents = frozenset(sample.agent for group in groups for sample in group)
+    paired = Paired(len(groups), agents)
+    if len(said) < len(groups):
+        scores, ranking = stack_rewards(groups), loop.ranking
+        mixed = ranking.mix(scores)
+        mixed[list(said)] = np.nan
+        paired = make_pairs(
+            groups,
+            mixed,
+            iteration=iteration,
+            seed=loop.config.seed,
+            judge=ranking.judge,
+            min_margin=loop.config.pairing.min_margin,
+            dominance=ranking.dominance(scores) if ranking.dominance else None,
+        )
+        paired.dropped_nan -= len(said)
+    add_people(paired, people, groups, said, (loop.config.seed, iteration))
+    store = loop.store
+    if not store.is_complete("label", iteration):
+        store.discard_incomplete("label", iteration)
+        if not store.unit_done(iteration, 0, stage="label"):
+            store.append_pairs(iteration, 0, paired.by_people, stage="label")
+        store.write_manifest("label", iteration, paired.metrics())
+    return paired
 
 
 def _ranked(loop: Loop, groups: Groups, iteration: int) -> Paired:

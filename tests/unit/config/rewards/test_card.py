@@ -136,8 +136,65 @@ def test_a_resolved_file_holds_every_setting_and_is_read_back(kind: str) -> None
         },
         "self_judge": {"draws": 8, "timestep_range": [0.0, 1.0], "beta": 5000.0},
     }
+    own = set(card.model_fields) - set(RewardCard.model_fields)
+    written |= {
+        name: read_card(name="a", type=kind).model_dump(mode="json")[name]
+        for name in card.model_fields
+        if name in own
+    }
     (reward,) = load(f"rewards={json.dumps([written])}").rewards
     assert json.dumps(reward.model_dump(mode="json")) == json.dumps(written)
+
+
+HUMAN = "rewards=[{{type: human, {}}}{}]"
+JPEG = ", {name: j, type: jpeg_compressibility}"
+
+
+@pytest.mark.parametrize(
+    ("reward", "others", "overrides", "reason"),
+    [
+        ("role: watch", "", [], "people are asked for pairs"),
+        ("weight: 2", "", [], "votes are not mixed with scores"),
+        ("share: 0.5", "", [], "another reward with role: train must rank the other prompts"),
+        ("couples: extremes", "", [], "another reward with role: train must choose the couples"),
+        ("share: 0, votes: 1", JPEG, [], "people would be asked nothing"),
+        ("votes: 1", JPEG, [], "'j' would rank nothing"),
+        ("votes: 1", ", {name: b, type: human}", [], "type = human stands twice"),
+        ("votes: 1", "", ["explore.iterations=1"], "nothing is drawn"),
+        ("votes: 1", "", ["algorithm.type=rwr"], "people give pairs of images"),
+        ("votes: 1", "", ["algorithm.type=spin"], "people give pairs of images"),
+        ("votes: 1", "", ["baseline.contenders=[emoji/dpo_online]"], "each would ask people for votes"),
+        ("path: x", "", [], "reads no file"),
+        ("cache: x", "", [], "gives no scores"),
+        ("votes: 0", "", [], "expected an integer >= 1"),
+        ("question: beauty", "", [], "expected one of quality, alignment, aesthetics"),
+        ("rating: {checks_evry: 1}", "", [], "Did you mean rewards.0.rating.checks_every"),
+    ],
+)
+def test_people_are_asked_for_what_they_can_give(
+    reward: str, others: str, overrides: list[str], reason: str
+) -> None:
+    with pytest.raises(ConfigError, match=reason):
+        load(HUMAN.format(reward, others), *overrides)
+
+
+def test_people_may_judge_all_or_a_part() -> None:
+    (people,) = load(HUMAN.format("question: aesthetics", "")).rewards
+    assert people.name == "people" and people.asking is not None and people.asking.question == "aesthetics"
+    assert people.plan(10) == "10 pairs x 3 votes by people: 30 votes; the run waits for them"
+    people, _ = load(HUMAN.format("share: 0.25, couples: extremes", JPEG)).rewards
+    assert (
+        people.plan(10)
+        == "2 pairs x 3 votes by people: 6 votes; the run waits for them; the other 8 prompts by rewards"
+    )
+    assert all(
+        card.asks_people == (read_card(name="a", type=name).asking is not None)
+        for name, card in REWARDS.items()
+    )
+    with pytest.raises(ConfigError, match="it can stand in rewards only"):
+        load("evaluation.judges=[{type: human}]")
+    with pytest.raises(ConfigError, match=r"rewards\.0\.votes is a setting of another type"):
+        load("rewards=[{name: a, type: jpeg_compressibility, votes: 2}]")
 
 
 @pytest.mark.parametrize(

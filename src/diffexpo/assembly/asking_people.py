@@ -1,0 +1,145 @@
+"""People in the loop of a run: what was drawn becomes questions of a book, its votes become answers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from diffexpo.assembly.rating import LABELS
+from diffexpo.config import RunConfig
+from diffexpo.config.people import Asking
+from diffexpo.data.images import encode_png
+from diffexpo.data.latents import pixel_decoder
+from diffexpo.data.rows import Sample
+from diffexpo.data.store import Store
+from diffexpo.errors import WaitingError
+from diffexpo.labelling.asking import missing_votes
+from diffexpo.labelling.book import VOTE, Book
+from diffexpo.labelling.counting import left_out, verdicts
+from diffexpo.labelling.making import Couple, add_couples, open_book
+from diffexpo.online.credit import stack_rewards
+from diffexpo.online.loop import Ranking
+from diffexpo.online.pairing import best_and_worst
+from diffexpo.online.people import HUMAN, AskPeople, Said
+from diffexpo.rng import keyed_order
+from diffexpo.types import Policy
+
+Groups = Sequence[Sequence[Sample]]
+
+
+def ask_people(
+    config: RunConfig, run_dir: Path, policy: Policy, store: Store, ranking: Ranking
+) -> AskPeople | None:
+    """How a run asks people; None where no reward does."""
+    asking = next((reward.asking for reward in config.rewards if reward.asking is not None), None)
+    if asking is None:
+        return None
+
+    def ask(groups: Groups, iteration: int) -> Mapping[int, Said]:
+        with open_book(run_dir / LABELS, config.name, asking.rating, {}) as book:
+            if not book.items(iteration):
+                couples = choose_couples(asking, groups, (config.seed, iteration), ranking)
+                add_couples(
+                    book,
+                    iteration,
+                    _pictures(store, policy, groups, couples),
+                    [asking.question],
+                    asking.votes,
+                )
+                names = [[sample.sample_id for sample in group] for group in groups]
+                book.set_facts({"candidates": names})
+            return read_answers(book, groups, iteration, run_dir)
+
+    return AskPeople(f"{HUMAN}:{asking.question}", asking.min_agreement, ask)
+
+
+def choose_couples(
+    asking: Asking, groups: Groups, name: tuple[int, int], ranking: Ranking
+) -> dict[int, tuple[int, int]]:
+    """Which prompts people judge, by number of the group, and which two of its images they see.
+
+    Prompts are chosen by key, and so is the couple: one image of each agent where there are two, else any
+    two. With `extremes` it is the best and the worst under the other rewards; a prompt that these cannot
+    rank gets a couple by key. `name` is the run's seed and the iteration.
+    """
+    numbers = keyed_order([str(number) for number in range(len(groups))], *name, "people")
+    chosen = sorted(int(number) for number in numbers[: asking.num_prompts(len(groups))])
+    couples = {number: _by_key(groups[number], name, number) for number in chosen}
+    if asking.couples == "extremes":
+        mixed = ranking.mix(stack_rewards(groups))
+        best, worst, valid = best_and_worst(torch.as_tensor(np.asarray(mixed, dtype=np.float64)))
+        couples |= {number: (int(best[number]), int(worst[number])) for number in chosen if valid[number]}
+    return couples
+
+
+def _by_key(group: Sequence[Sample], name: tuple[int, int], number: int) -> tuple[int, int]:
+    order = keyed_order([sample.sample_id for sample in group], *name, "couple", number)
+    place = {sample.sample_id: position for position, sample in enumerate(group)}
+    first = group[place[order[0]]]
+    others = [group[place[sample_id]] for sample_id in order[1:]]
+    second = next((sample for sample in others if sample.agent != first.agent), others[0])
+    return place[first.sample_id], place[second.sample_id]
+
+
+def _pictures(
+    store: Store, policy: Policy, groups: Groups, couples: Mapping[int, tuple[int, int]]
+) -> list[Couple]:
+    """The couples with their images, decoded once each."""
+    decode, found = pixel_decoder(policy), []
+    for number, (a, b) in couples.items():
+        first, second = groups[number][a], groups[number][b]
+        pngs = [
+            encode_png(pixels)
+            for latents in store.stretches([first.sample_id, second.sample_id])
+            for pixels in decode(latents)
+        ]
+        texts = (first.prompt_id, first.prompt, first.sample_id, second.sample_id)
+        found.append(Couple(*texts, pngs[0], pngs[1]))
+    return found
+
+
+def read_answers(book: Book, groups: Groups, iteration: int, run_dir: Path) -> dict[int, Said]:
+    """What people said, by number of the group; votes of raters who are left out do not count.
+
+    Raises:
+        WaitingError: votes are missing.
+    """
+    without = left_out(book)
+    missing = missing_votes(book, iteration, without)
+    if missing:
+        raise WaitingError(waiting_text(book, iteration, missing, run_dir, len(without)))
+    place = {
+        sample.sample_id: (number, position)
+        for number, group in enumerate(groups)
+        for position, sample in enumerate(group)
+    }
+    said = {}
+    for verdict in verdicts(book, iteration, without):
+        (number, a), (_, b) = place[verdict.item.name_a], place[verdict.item.name_b]
+        said[number] = Said((a, b), (verdict.wins_a, verdict.wins_b), verdict.ties)
+    return said
+
+
+def waiting_text(book: Book, iteration: int, missing: int, run_dir: Path, without: int) -> str:
+    """How many votes are missing, and how they are had."""
+    items = book.items(iteration, VOTE)
+    wanted = sum(item.wanted for item in items)
+    most = max((item.wanted for item in items), default=0)
+    people = sum(rater.revoked is None for rater in book.raters())
+    gap = f"{missing} of {wanted} votes on {len(items)} pairs are missing"
+    lines = [
+        f"iteration {iteration} waits for people: {gap}",
+        f"  serve the rating page:  diffexpo label serve {run_dir}",
+        f"  make links for raters:  diffexpo label links {run_dir} --raters {most}",
+        f"  go on afterwards:       diffexpo run --resume {run_dir}",
+    ]
+    if without:
+        lines.append(
+            f"  {without} raters are left out by the rule of `rating.exclude`; their votes do not count"
+        )
+    if people < most:
+        lines.append(f"  {people} raters have links, but each pair needs the votes of {most}")
+    return "\n".join(lines)

@@ -1,0 +1,100 @@
+"""`diffexpo study`: compare models by people, blind, by a protocol that is fixed beforehand."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from diffexpo import assembly
+from diffexpo.assembly import ConfigError
+from diffexpo.cli.label import Certificate, Host, Key, Port, serve_until_stopped
+
+app = typer.Typer(
+    no_args_is_help=True,
+    help="Compare models by people: write a protocol and its questions, serve the rating page, report.",
+)
+Folder = Annotated[Path, typer.Argument(metavar="STUDY", help="Folder of the study.")]
+
+
+# Many parameters because each is an option of the command.
+@app.command()
+def new(
+    study: Folder,
+    model: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--model",
+            metavar="NAME=SOURCE",
+            help="A model: an evaluation of a run (runs/expo:base), or a folder of images. Repeatable.",
+        ),
+    ] = None,
+    protocol: Annotated[
+        Path | None, typer.Option(metavar="FILE.yaml", help="Protocol to begin with; options come before it.")
+    ] = None,
+    against: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Compare every model with this one only.")
+    ] = None,
+    question: Annotated[
+        list[str] | None,
+        typer.Option("--question", help="aesthetics, alignment or quality; default: all three. Repeatable."),
+    ] = None,
+    prompts: Annotated[
+        int | None, typer.Option(help="How many prompts; default: all that are shared.")
+    ] = None,
+    votes: Annotated[int | None, typer.Option(help="Votes on each pair, for each question (3).")] = None,
+    raters: Annotated[int | None, typer.Option(help="People who are to take part (10).")] = None,
+    seed: Annotated[int | None, typer.Option(help="Names the choice and order of prompts (0).")] = None,
+) -> None:
+    """Write a study: protocol, images and questions. Says what it costs in votes and what it can see."""
+    given: dict[str, object] = {
+        "against": against,
+        "prompts": prompts,
+        "votes": votes,
+        "raters": raters,
+        "seed": seed,
+    }
+    given = {name: value for name, value in given.items() if value is not None}
+    if question:
+        given["questions"] = question
+    if model:
+        given["models"] = _models(model)
+    if protocol is None:
+        given["name"] = study.resolve().name
+    for line in assembly.new_study(study, protocol, given):
+        print(line)
+    print(f"protocol: {study / 'protocol.yaml'}, fixed from now on")
+    print(f"links for raters: diffexpo label links {study} --raters {raters or 10}")
+    print(f"serve it: diffexpo study serve {study}")
+
+
+def _models(named: list[str]) -> dict[str, str]:
+    found: dict[str, str] = {}
+    for text in named:
+        name, equals, source = text.partition("=")
+        if not (name and equals and source) or name in found:
+            raise ConfigError(
+                f"--model {text!r}: expected NAME=SOURCE, each name once, e.g. base=runs/expo:base"
+            )
+        found[name] = source
+    return found
+
+
+@app.command()
+def serve(
+    study: Folder,
+    host: Host = "127.0.0.1",
+    port: Port = 8189,
+    certificate: Certificate = None,
+    key: Key = None,
+) -> None:
+    """Serve the study's rating page until interrupted; raters come by the links of `diffexpo label links`."""
+    site = {"host": host, "port": port, "certificate": certificate, "key": key}
+    serve_until_stopped(assembly.find_book(study), False, **site)
+
+
+@app.command()
+def report(study: Folder) -> None:
+    """Write report.md, report.json and votes.parquet: win rates, agreement, strengths, who was left out."""
+    print(f"report: {assembly.report_study(study)}")

@@ -1,0 +1,35 @@
+// Keys press the buttons of the page; a lost connection is told in words; after an answer the new question is read out.
+(function () {
+  "use strict";
+  function tell(text) {
+    var notice = document.getElementById("notice");
+    notice.textContent = text;
+    notice.classList.toggle("shown", text !== "");
+  }
+  document.addEventListener("keydown", function (event) {
+    if (event.ctrlKey || event.altKey || event.metaKey || event.repeat) return;
+    var key = event.key.length === 1 ? event.key.toLowerCase() : event.key;
+    var buttons = document.querySelectorAll("#task button[data-keys]");
+    for (var i = 0; i < buttons.length; i++) {
+      if (buttons[i].dataset.keys.split(" ").indexOf(key) >= 0) {
+        event.preventDefault();
+        buttons[i].click();
+        return;
+      }
+    }
+  });
+  document.addEventListener("htmx:afterSwap", function () {
+    tell("");
+    var question = document.getElementById("question");
+    if (question) question.focus({ preventScroll: true });
+  });
+  document.addEventListener("htmx:responseError", function (event) {
+    var text = event.detail.xhr.responseText;
+    tell(text.length > 0 && text.length < 300 ? text : "Your answer was not kept: the server failed. Try again.");
+  });
+  ["htmx:sendError", "htmx:timeout"].forEach(function (name) {
+    document.addEventListener(name, function () {
+      tell("Your answer was not confirmed: the server did not reply. Try again; nothing is counted twice.");
+    });
+  });
+})();
