@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-import resource
-import sys
+import shlex
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -32,7 +31,7 @@ from diffexpo.online.stages.train import train
 from diffexpo.rewards.cache import cached
 from diffexpo.rewards.images import to_bytes
 from diffexpo.rewards.scoring import reads_latents
-from diffexpo.training.metrics import read_metrics
+from diffexpo.training.metrics import peak_memory, read_metrics
 from diffexpo.types import Prompt, Scorer
 
 
@@ -171,9 +170,7 @@ def tell(loop: Loop, result: SuiteResult, iteration: int, scorers: Sequence[Scor
     for scorer in cached(scorers):
         line[f"reward_cache/{scorer.name}/hits"] = float(scorer.num_hits)
         line[f"reward_cache/{scorer.name}/misses"] = float(scorer.num_misses)
-    # The largest resident set of this process so far.
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**30 if sys.platform == "darwin" else 2**20)
-    line |= {"time/evaluate_s": result.seconds, "mem/peak_gib": peak}
+    line |= {"time/evaluate_s": result.seconds} | peak_memory()
     loop.metrics.write_once(iteration, "evaluate", line)
     told = ", ".join(f"{name} {mean:.3f}" for name, mean in means.items())
     loop.console.line(f"{result.version}: {told}")
@@ -202,7 +199,9 @@ def on_training(loop: Loop, iteration: int) -> None:
     """Train p_t, and say at once what is alarming about it, before any of its images is drawn."""
     is_new = loop.world.rank == 0 and not loop.store.is_complete(loop.lane + "train", iteration)
     train(loop, iteration)
-    for alarm in alarms_of_training(read_metrics(loop.metrics.path), iteration) if is_new else ():
+    metrics = read_metrics(loop.metrics.path) if is_new else []
+    found = alarms_of_training(metrics, iteration, shlex.quote(str(loop.run_dir))) if is_new else []
+    for alarm in found:
         loop.console.warning(f"iteration {iteration}: {alarm.message} {alarm.what_to_do}")
 
 

@@ -175,9 +175,12 @@ class Evaluation:
             own, negative, noise = self._batch(which, keys)
             with self.policy.weights.use(version):
                 latents = sample(self.policy, own, negative, self.settings.sampler, noise, tick=tick)
-                batch = to_bytes(self.policy.decode_latents(latents))
+                decoded = self.policy.decode_latents(latents)
+                batch = to_bytes(decoded)
             images.append(batch)
             seen = torch.from_numpy(batch.transpose(0, 3, 1, 2).astype(np.float32) / 255.0)
+            # At 8 bits a picture that is not finite would be black.
+            seen[~torch.isfinite(decoded).flatten(1).all(dim=1).cpu()] = torch.nan
             judging.begin(latents, seen, [prompt.text for prompt in prompts])
             tick()
         return np.concatenate(images)

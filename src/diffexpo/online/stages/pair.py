@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from functools import partial
 
@@ -14,6 +15,7 @@ from diffexpo.online.loop import Loop, Ranking, is_complete
 from diffexpo.online.pairing import Paired, make_pairs
 from diffexpo.online.self_play import data_images, make_self_pairs
 from diffexpo.online.units import group_rows
+from diffexpo.training.metrics import peak_memory
 
 Groups = Sequence[Sequence[Sample]]
 
@@ -23,11 +25,13 @@ def pair(loop: Loop, iteration: int) -> None:
     if is_complete(loop, "pair", iteration):
         return
     if loop.world.rank == 0:
+        began = time.monotonic()
         loop.store.discard_incomplete("pair", iteration)
         groups = group_rows(loop.store.samples(iteration))
         paired = PAIRINGS[loop.config.algorithm.pairing](loop, groups, iteration)
         loop.store.append_pairs(iteration, 0, paired.pairs)
-        loop.metrics.write_once(iteration, "pair", paired.metrics())
+        spent = {"time/pair_s": time.monotonic() - began} | peak_memory()
+        loop.metrics.write_once(iteration, "pair", paired.metrics() | spent)
         loop.store.write_manifest("pair", iteration, paired.metrics())
         loop.console.line(f"iteration {iteration}: {paired.describe()}")
     loop.world.barrier()
