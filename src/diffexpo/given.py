@@ -61,9 +61,9 @@ def _imports(function: FunctionType, name: str) -> str:
         if isinstance(value, ModuleType):
             lines.append(f"import {value.__name__} as {used}")
         elif used in function.__globals__ and used != name:
-            home = getattr(value, "__module__", None)
-            if isinstance(home, str) and home != "__main__" and hasattr(value, "__name__"):
-                lines.append(f"from {home} import {value.__name__} as {used}")
+            home, own = getattr(value, "__module__", None), getattr(value, "__name__", None)
+            if isinstance(home, str) and home != "__main__" and isinstance(own, str):
+                lines.append(f"from {home} import {own} as {used}")
                 continue
             raise ConfigError(
                 f"{name!r} uses {used!r} of its script or notebook, which the run would not have when it is "

@@ -31,6 +31,7 @@ from diffexpo.online.stages.train import train
 from diffexpo.rewards.cache import cached
 from diffexpo.rewards.images import to_bytes
 from diffexpo.rewards.scoring import reads_latents
+from diffexpo.training.distributed import World
 from diffexpo.training.metrics import peak_memory, read_metrics
 from diffexpo.types import Prompt, Scorer
 
@@ -41,18 +42,22 @@ def make_evaluator(judges: Sequence[Scorer], rewards: Sequence[Scorer]) -> Calla
 
     def evaluate(loop: Loop, name: str, iteration: int) -> None:
         folder = eval_dir(loop) / name
-        if records.is_saved(folder):
+        # Rank 0's answer is everybody's: see `online.loop.is_complete`.
+        if loop.world.broadcast_object(records.is_saved(folder)):
             check_same_judges(lambda: records.load_suite(folder).scorers, scorers, str(folder))
-        elif loop.world.rank == 0:
+        else:
             settings, result = loop.config.evaluation, as_before(loop, name, iteration)
             if result is None:
-                ticks = evaluation_ticks(loop.config, iteration)
+                ticks = -(-evaluation_ticks(loop.config, iteration) // loop.world.size)
                 with ticking(loop, f"evaluate {name}", ticks, "batches") as tick:
-                    result = draw_suite(loop, settings, name, iteration, tick, judges, rewards, embedder)
+                    result = draw_suite(
+                        loop, settings, name, iteration, tick, judges, rewards, embedder, folder=folder
+                    )
             if iteration == 0:
                 check_judges(result)
-            records.save_suite(result, folder)
-            tell(loop, result, iteration, scorers)
+            if loop.world.rank == 0:
+                records.save_suite(result, folder)
+                tell(loop, result, iteration, scorers)
         loop.world.barrier()
 
     return evaluate
@@ -100,6 +105,7 @@ def validation_settings(config: RunConfig) -> EvaluationConfig:
     return config.evaluation.model_copy(update=own | {"kl_prompts": 0, "vendi_prompts": 0})
 
 
+# Many parameters because each is an independent choice of the caller.
 def draw_suite(
     loop: Loop,
     settings: EvaluationConfig,
@@ -109,8 +115,10 @@ def draw_suite(
     judges: Sequence[Scorer],
     rewards: Sequence[Scorer] = (),
     embedder: Embedder | None = None,
+    folder: Path | None = None,
 ) -> SuiteResult:
-    """Draw and judge an iterate (0: the base) on the prompts of an evaluation's settings."""
+    """Draw and judge an iterate (0: the base) on the prompts of an evaluation's settings; with a folder for
+    their images all processes share the work, else the one that calls does it alone."""
     config = loop.config
     evaluation = Evaluation(
         policy=loop.policy,
@@ -124,6 +132,8 @@ def draw_suite(
         batch_size=evaluation_batch(config),
         encode=loop.embeddings.select,
         overlap=config.explore.overlap_scoring,
+        world=World() if folder is None else loop.world,
+        folder=folder,
     )
     if iteration > 0:
         load_iterate(loop, iteration, "current")

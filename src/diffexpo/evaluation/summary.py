@@ -153,7 +153,7 @@ def summarise(record: RunRecord, version: str | None = None) -> Summary:
         snapshots,
         restraint=method.card.restraint,
         has_offline=method.has_offline,
-        kept=number_of(version) if version in suites else summary.validation and summary.validation.kept,
+        kept=_kept(summary, version if version in suites else None),
         run=shlex.quote(str(record.run_dir)),
     )
     found = looked_for(history)
@@ -364,9 +364,12 @@ def _snapshot(record: RunRecord, summary: Summary, number: int) -> Snapshot:
     )
 
 
-def number_of(version: str | None) -> int:
-    """The iteration that an evaluated version is of: `number_of("iteration-2")` is 2."""
-    return int(str(version).rpartition("-")[2])
+def _kept(summary: Summary, version: str | None) -> int | None:
+    """The iterate that a summary is about, where it is not the last one: that of a version, such as
+    "iteration-2", or the one that validation chose."""
+    if version is not None:
+        return int(version.rpartition("-")[2])
+    return None if summary.validation is None else summary.validation.kept
 
 
 def changes_of(summary: Summary, record: RunRecord, number: int, bootstrap: Json) -> Json:

@@ -404,8 +404,8 @@ def test_a_summary_counts_what_is_there(write_votes: Callable[..., Path]) -> Non
 def test_a_folder_of_pairs_is_known_whatever_hidden_folders_lie_in_it(tmp_path: Path, name: str) -> None:
     for pair in ("one", "two"):
         (tmp_path / pair).mkdir()
-        for role in ("winner", "loser"):
-            Image.new("RGB", (8, 8), "red").save(tmp_path / pair / f"{role}.png")
+        for role, colour in (("winner", "red"), ("loser", "blue")):
+            Image.new("RGB", (8, 8), colour).save(tmp_path / pair / f"{role}.png")
         (tmp_path / pair / "prompt.txt").write_text("a cat")
     (tmp_path / name).mkdir()
     (tmp_path / name / "HEAD").write_text("x")
