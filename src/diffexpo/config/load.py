@@ -327,8 +327,8 @@ def leaves(value: Value, path: str = "") -> Iterable[tuple[str, Value]]:
 
 
 def _leave_embedded_data(values: dict[str, Value], sources: Mapping[str, str]) -> None:
-    """Defaults that name an embedded world's data are for its own models: with another one, offline pairs and
-    negative prompts are none, and prompts have to be named (a ConfigError)."""
+    """Defaults that name an embedded world's data are for its own models: with another one there are no
+    offline pairs, negative prompts and rewards, and prompts have to be named (a ConfigError)."""
     path = _value_at(values, "model.path")
     if not isinstance(path, str):
         return
@@ -340,6 +340,8 @@ def _leave_embedded_data(values: dict[str, Value], sources: Mapping[str, str]) -
             group = _value_at(values, key.rpartition(".")[0])
             assert isinstance(group, dict)
             group[key.rpartition(".")[2]] = None
+    if not _within("rewards", sources) and any(world_of(path) != world for world in _reward_worlds(values)):
+        values["rewards"] = []
     if missing := [key for key in ours if key in NAMED_BY_OTHERS]:
         what = " and ".join(missing)
         raise ConfigError(
@@ -347,6 +349,17 @@ def _leave_embedded_data(values: dict[str, Value], sources: Mapping[str, str]) -
             "embedded model that the default prompts belong to; name prompt files, e.g. "
             + " ".join(f"--set {key}=FILE.txt" for key in missing)
         )
+
+
+def _reward_worlds(values: Mapping[str, Value]) -> Iterable[str]:
+    """The embedded worlds that rewards come from."""
+    rewards = values.get("rewards")
+    paths = (
+        [reward.get("path") for reward in rewards if isinstance(reward, dict)]
+        if isinstance(rewards, list)
+        else []
+    )
+    return [world for path in paths if isinstance(path, str) and (world := world_of(path)) is not None]
 
 
 def _value_at(values: Value, path: str) -> Value:

@@ -281,6 +281,16 @@ def test_embedded_data_does_not_enter_a_model_of_ones_own(tmp_path):
     assert load_config([], [], {}).config.offline.source == "emoji:offline"
 
 
+def test_rewards_of_a_model_of_ones_own_have_to_be_named_too():
+    own = ["model.path=a/b", "prompts.source=p.txt", "evaluation.prompts=q.txt"]
+    with pytest.raises(ConfigError, match="rewards holds no reward with role: train.*add one"):
+        load_config([], own, {})
+    found = load_config(
+        [], [*own, "algorithm={type: sft}", "explore.iterations=1", "offline.source=pairs"], {}
+    )
+    assert found.config.rewards == ()
+
+
 def test_prompts_of_a_model_of_ones_own_have_to_be_named():
     with pytest.raises(
         ConfigError, match="prompts.source and evaluation.prompts: not given.*model.path = a/b"
