@@ -48,7 +48,7 @@ def make_evaluator(judges: Sequence[Scorer], rewards: Sequence[Scorer]) -> Calla
         else:
             settings, result = loop.config.evaluation, as_before(loop, name, iteration)
             if result is None:
-                ticks = -(-evaluation_ticks(loop.config, iteration) // loop.world.size)
+                ticks = evaluation_ticks(loop.config, iteration, loop.world.size)
                 with ticking(loop, f"evaluate {name}", ticks, "batches") as tick:
                     result = draw_suite(
                         loop, settings, name, iteration, tick, judges, rewards, embedder, folder=folder
@@ -264,18 +264,21 @@ def finite_mean(values: np.ndarray) -> float:
     return float(finite.mean()) if finite.size else float("nan")
 
 
-def evaluation_ticks(config: RunConfig, iteration: int) -> int:
-    """Ticks of an evaluation: network calls and scored batches of images, and network calls of KL paths."""
+def evaluation_ticks(config: RunConfig, iteration: int, processes: int = 1) -> int:
+    """Ticks of the first process in an evaluation: network calls and scored batches of images, and network
+    calls of KL paths."""
     settings = config.evaluation
     paths = 0 if iteration == 0 else -(-settings.kl_prompts // evaluation_batch(config))
-    return images_ticks(config, settings) + paths * settings.sampler.steps
+    return images_ticks(config, settings, processes) + -(-paths // processes) * settings.sampler.steps
 
 
-def images_ticks(config: RunConfig, settings: EvaluationConfig) -> int:
-    """Network calls and scored batches of an evaluation's images."""
+def images_ticks(config: RunConfig, settings: EvaluationConfig, processes: int = 1) -> int:
+    """Network calls and scored batches of an evaluation's images, of which the first process takes its
+    share."""
     plain = settings.num_prompts * settings.images_per_prompt
     extra = settings.vendi_prompts * max(settings.vendi_images - settings.images_per_prompt, 0)
-    return -(-(plain + extra) // evaluation_batch(config)) * (settings.sampler.steps + 1)
+    batches = -(-(plain + extra) // evaluation_batch(config))
+    return -(-batches // processes) * (settings.sampler.steps + 1)
 
 
 def vendi_embedder(judges: Sequence[Scorer]) -> Embedder:
