@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
@@ -84,7 +85,7 @@ def run(
             folder,
             sources=loaded.sources,
             resume=resume is not None,
-            console=Console(environment={"RANK": "1"} if quiet else None),
+            console=Console(_Nowhere() if quiet else None),
             stop_after=stop_after,
             watching=watching,
         )
@@ -92,6 +93,13 @@ def run(
         error.add_note(f"go on with diffexpo.run(resume={str(folder)!r})")
         raise
     return Run(folder)
+
+
+class _Nowhere(io.StringIO):
+    """A stream that keeps nothing."""
+
+    def write(self, text: str) -> int:
+        return len(text)
 
 
 def open_run(path: str | Path) -> Run:

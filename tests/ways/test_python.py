@@ -67,6 +67,7 @@ def test_a_run_gives_back_what_it_holds(ran) -> None:
     assert run.samples(1).num_rows == 4 * 2 * 2
     assert [text for text, _ in run.images("base")] == [text for text, _ in run.images()]
     assert (run.folder / "summary.json").is_file()
+    assert "stage 7 of 7: evaluate 2" in (run.folder / "log.txt").read_text()  # though nothing was printed
 
 
 def test_an_iterate_is_exported_opened_and_started_from(world: Path, ran, tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from diffexpo.evaluation.alarms import History, Snapshot, check_alarms
+from diffexpo.evaluation.alarms import History, Snapshot, check_alarms, looked_for
 from diffexpo.evaluation.changes import gains_on_earlier, interval_notes, paired_change
 from diffexpo.evaluation.metrics import bootstrap_mean, win_rate
 from diffexpo.evaluation.records import SuiteResult
@@ -79,3 +79,14 @@ def test_one_prompt_has_a_mean_and_no_interval() -> None:
     assert between(0.25, 0.5) == "95% 0.250 to 0.500"
     undecided = win_rate([1.0, 2.0, 3.0, 0.0], [0.0, 1.0, 2.0, 1.0], prompts=["a"] * 4, **BOOTSTRAP)
     assert undecided.interval == (0.75, 0.0, 1.0) and undecided.verdict == "undecided"
+
+
+def test_only_what_was_measured_counts_as_checked() -> None:
+    plain = Snapshot(0, heldout_reward=(1.0, 0.9, 1.1)), Snapshot(1, heldout_reward=(1.1, 1.0, 1.2))
+    assert not any(looked_for(History(plain)).values())
+    measured = [replace(one, vendi=4.0, train_reward=(1.0, 0.9, 1.1), reward_std=1.0) for one in plain]
+    found = {what for what, is_known in looked_for(History(measured)).items() if is_known}
+    assert found == {"over-optimisation", "loss of diversity", "flat rewards"}
+    later = replace(measured[1], iteration=2, kl=3.0, win_rate=(0.6, 0.5, 0.7))
+    more = {what for what, is_known in looked_for(History([*measured, later])).items() if is_known}
+    assert more - found == {"worse than the base"}
