@@ -90,5 +90,6 @@ def _named(path: str | None, key: str) -> Iterator[str]:
     if Path(file).expanduser().exists():
         return
     if not HUB_ID.fullmatch(name):
-        raise MissingError(f"{key} = {path}: there is no file {file}; expected a file or folder that exists")
+        where = "" if Path(file).expanduser().is_absolute() else f" in {Path.cwd()}"
+        raise MissingError(f"{key} = {path}: there is no file {file}{where}; expected one that exists")
     yield f"{key} = {path} is no file here; if it is a name of the hub, it is looked at when the run starts"

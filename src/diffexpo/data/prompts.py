@@ -63,7 +63,9 @@ def require_file(path: Path, key: str) -> None:
     if not path.is_file():
         near = difflib.get_close_matches(path.name, [p.name for p in path.parent.glob("*")], 1)
         hint = f" Did you mean {path.parent / near[0]}?" if near and not path.is_dir() else ""
-        raise MissingError(f"{key}: there is no file {path}; expected one of {', '.join(READERS)}.{hint}")
+        where = "" if path.is_absolute() else f" in {Path.cwd()}"
+        expected = f"expected one of {', '.join(READERS)}"
+        raise MissingError(f"{key}: there is no file {path}{where}; {expected}.{hint}")
 
 
 def distinct_prompts(located: Located, what: str) -> tuple[list[Prompt], PromptReport]:

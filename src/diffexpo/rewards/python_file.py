@@ -56,7 +56,8 @@ class PythonFileReward:
             scores = torch.as_tensor(result, dtype=torch.float32).detach().cpu()
         except (TypeError, ValueError, RuntimeError) as error:
             reason = f"{self._where} returned {type(result).__name__}, which is not numbers ({error})"
-            advice = f"expected {len(images)} numbers"
+            is_couple = isinstance(result, tuple) and len(result) == 2 and isinstance(result[1], dict)
+            advice = f"expected {len(images)} numbers" + ", without anything beside them" * is_couple
             raise RewardError(f"{reason}; {advice}") from error
         if scores.shape != (len(images),):
             reason = f"{self._where} returned shape {tuple(scores.shape)} for {len(images)} images"

@@ -108,6 +108,14 @@ def test_a_missing_file_is_missing_and_the_near_one_is_named(tmp_path: Path) -> 
         load_prompts(tmp_path)
 
 
+def test_a_relative_path_is_told_with_the_folder_it_was_looked_for_in(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(MissingError, match=f"there is no file data/p.txt in {tmp_path}"):
+        load_prompts("data/p.txt")
+
+
 def test_long_prompts_are_dropped_not_cut() -> None:
     prompts = [Prompt(str(n), "word " * n) for n in range(1, 1000)]
     kept, dropped = filter_long(prompts, lambda texts: [len(text.split()) for text in texts], 77)
