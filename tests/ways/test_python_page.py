@@ -18,6 +18,7 @@ def test_every_public_name_stands_on_the_page() -> None:
     assert set(re.findall(r"`(\w+)`", table)) >= set(diffexpo.__all__)
 
 
+@pytest.mark.timeout(1200)  # two small runs of the embedded model, beside whatever else the machine does
 def test_the_code_of_the_page_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     blocks = re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL)
