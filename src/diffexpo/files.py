@@ -79,6 +79,15 @@ def put(path: Path, data: bytes) -> None:
         os.close(descriptor)
 
 
+def readable(folder: Path) -> None:
+    """Give every file in a folder the mode of a new file: some libraries write theirs for the owner alone."""
+    mask = os.umask(0)
+    os.umask(mask)
+    for path in folder.rglob("*"):
+        if path.is_file():
+            path.chmod(0o666 & ~mask)
+
+
 def sha256_of(path: Path) -> str:
     """Hex SHA-256 of a file's bytes."""
     with open(path, "rb") as file:

@@ -59,7 +59,6 @@ def state(run_dir):
 def bad(world, tmp_path_factory) -> Path:
     """A folder of broken versions of what the world holds."""
     root = tmp_path_factory.mktemp("bad")
-    (root / "gap.txt").write_text("thing 0\nthing 1\n\nthing 2\n")
     (root / "latin.txt").write_bytes("caf\xe9\n".encode("latin-1"))
     (root / "scorers.py").write_text(SCORERS)
     (root / "syntax.py").write_text("def broken(:\n")
@@ -138,11 +137,6 @@ FILES = {
         3,
         ["prompts.source", "prompt.txt", "Did you mean", "prompts.txt?"],
     ),
-    "prompts with a gap": (
-        "prompts.source={bad}/gap.txt",
-        4,
-        ["gap.txt, line 3 is empty", "delete the line"],
-    ),
     "prompts in latin-1": ("prompts.source={bad}/latin.txt", 4, ["latin.txt, line 1 is not UTF-8", "0xe9"]),
     "prompts unknown kind": ("prompts.source={world}/recipe.yaml", 4, ["recipe.yaml", ".jsonl"]),
     "held-out missing": (
@@ -200,6 +194,20 @@ FILES = {
 }
 
 
+BEFORE = [
+    "prompts missing",
+    "prompts in latin-1",
+    "prompts unknown kind",
+    "held-out missing",
+    "negatives missing",
+    "offline missing",
+    "model missing",
+    "model without a part",
+    "model truncated",
+    "reward missing",
+]
+
+
 @pytest.mark.parametrize("case", FILES)
 def test_files_and_scorers(command, world, bad, tmp_path, case):
     setting, code, texts = FILES[case]
@@ -207,18 +215,28 @@ def test_files_and_scorers(command, world, bad, tmp_path, case):
     assert done.code == code, done.err
     for text in texts:
         assert text in done.message or text in done.out
-    assert state(tmp_path / "run") == "failed"
-    # What the person saw stands in the log too.
-    assert texts[0] in (tmp_path / "run" / "log.txt").read_text()
+    if case in BEFORE:  # what can be looked for is looked for before there is a folder
+        assert not (tmp_path / "run").exists()
+    else:
+        assert state(tmp_path / "run") == "failed"
+        # What the person saw stands in the log too.
+        assert texts[0] in (tmp_path / "run" / "log.txt").read_text()
+    planned = command(
+        *arguments(world, tmp_path / "run", *SMALL, setting.format(world=world, bad=bad)), "--dry-run"
+    )
+    assert (planned.code == code) == (case in BEFORE)
 
 
 def test_a_corrected_file_is_all_it_takes(command, world, bad, tmp_path):
     prompts = tmp_path / "prompts.txt"
-    shutil.copy(bad / "gap.txt", prompts)
+    shutil.copy(bad / "latin.txt", prompts)
     run_dir = tmp_path / "run"
-    assert command(*arguments(world, run_dir, *SMALL, f"prompts.source={prompts}")).code == 4
-    prompts.write_text(prompts.read_text().replace("\n\n", "\n"))
-    assert command("run", "--resume", run_dir, "--stop-after", "collect-1").code == 0
+    start = (*arguments(world, run_dir, *SMALL, f"prompts.source={prompts}"), "--stop-after", "collect-1")
+    assert command(*start).code == 4
+    prompts.write_text("# three things\nthing 0\nthing 1\n\nthing 2\n")
+    done = command(*start)
+    assert done.code == 0 and "2 comment and blank lines skipped, 3 kept" in done.out
+    assert state(run_dir) == "stopped"
     assert Store(run_dir / "store").completed() == [("offline", 0), ("collect", 1), ("train", 1)]
 
 
@@ -386,3 +404,33 @@ def test_damaged_weights_of_an_iterate_are_refused_until_restored(command, world
     file.write_bytes(whole)
     assert command("run", "--resume", run_dir, "--stop-after", "collect-1").code == 0
     assert weights(run_dir)[file.name]
+
+
+def test_a_start_that_failed_before_anything_was_made_gives_its_folder_to_the_next(
+    command, world, bad, tmp_path
+):
+    run_dir = tmp_path / "run"
+    broken = arguments(world, run_dir, *SMALL, f"rewards.0.path={bad}/scorers.py:constan")
+    assert command(*broken).code == 3 and state(run_dir) == "failed"
+    whole = (*arguments(world, run_dir, *SMALL, "seed=5"), "--stop-after", "train-1")
+    assert command(*whole).code == 0
+    assert "seed: 5" in (run_dir / "config.yaml").read_text()
+    # Now something is made, and another seed is told by name.
+    done = command(*arguments(world, run_dir, *SMALL, "seed=6"))
+    assert (
+        done.code == 2
+        and "(seed 5, now 6)" in done.message
+        and "seed: 5" in (run_dir / "config.yaml").read_text()
+    )
+
+
+def test_a_plan_names_a_stage_a_rank_and_a_start_that_cannot_be(command, world, tmp_path):
+    plan = (*arguments(world, tmp_path / "run", *SMALL), "--dry-run")
+    assert "time" in command(*plan).out
+    assert command(*plan, "--stop-after", "train-9").code == 2
+    lora = ("--set", "tuning={kind: lora, lora: {rank: 4096}}")
+    done = command(*plan, *lora)
+    assert done.code == 2 and "no adapted layer has a rank above" in done.message
+    done = command(*plan, "--set", f"tuning.start={tmp_path}/nowhere@2")
+    assert done.code == 3 and "RUN@2" in done.message
+    assert not (tmp_path / "run").exists()

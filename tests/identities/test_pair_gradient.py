@@ -45,6 +45,7 @@ LOSSES = {
     "spin": ("spin", {}),
     "mapo": ("mapo", {}),
     "orpo": ("orpo", {"weight": 2.0}),
+    "python": ("python", {}),
 }
 
 

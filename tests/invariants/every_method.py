@@ -30,6 +30,8 @@ SDE = {"name": "flow_sde", "steps": 3, "guidance": 1.0}
 ODE = {"name": "flow_euler", "steps": 3, "guidance": 1.0}
 SCORE = {"type": "ddpo", "estimator": "score_function", "min_count": 100}
 
+OWN_LOSS = f"{Path(__file__).resolve().parents[1] / 'own_losses.py'}:dpo"
+
 METHODS: dict[str, tuple[dict[str, object], dict[str, object], dict[str, object]]] = {
     # name: (sampler, settings of the method, other settings)
     "expo": (DDIM, {"type": "expo", "beta": 30.0, "alpha": 0.5, "contrast_fraction": 0.4}, {}),
@@ -61,6 +63,7 @@ METHODS: dict[str, tuple[dict[str, object], dict[str, object], dict[str, object]
         {"type": "spin", "beta": 30.0},
         {"hybrid": {"decay": 0.0, "offline_weight": 0.0}, "explore": {"agents": 1}},
     ),
+    "python": (DDIM, {"type": "python", "path": OWN_LOSS}, {}),
     "orpo": (ODE, {"type": "orpo", "weight": 1.0}, {}),
     "mapo": (ODE, {"type": "mapo", "num_train_timesteps": 30}, {}),
     "sft": (ODE, {"type": "sft"}, NO_OFFLINE),

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from diffexpo import assembly
-from diffexpo.assembly.folders import result_of
+from diffexpo.assembly.folders import result_path
 from diffexpo.cli.progress import Console
 from diffexpo.config import load_config
 from diffexpo.data.store import Store
@@ -82,7 +82,7 @@ def test_the_iterate_that_scored_best_is_exported_reported_and_started_from(chos
     assert sorted(found) == [1, 2, 3] and len(set(found.values())) == 3
     assert [is_iterate(exported(chosen), chosen, k) for k in (1, 2, 3)] == [k == number for k in (1, 2, 3)]
     config = load_config([chosen / "config.yaml"], (), {}).config
-    assert is_iterate(dict(result_of(chosen, config, "start")), chosen, number)
+    assert is_iterate(read_tensors(result_path(chosen, config, "start")), chosen, number)
     page, card = (chosen / "report.html").read_text(), (chosen / "export" / "README.md").read_text()
     for text in (page, card):
         assert f"Iteration {number} is kept: of 3 iterates chooses scores it best on 4 validation" in text
@@ -151,7 +151,7 @@ def test_a_run_that_is_not_validated_to_its_end_has_no_result_yet(
     folder = tmp_path / "run"
     assembly.run(loaded.config, folder, **given, stop_after="train-3")
     with pytest.raises(MissingError, match="iteration 3 of the run .* is not validated.*--resume"):
-        result_of(folder, loaded.config, "start")
+        result_path(folder, loaded.config, "start")
 
 
 @pytest.mark.parametrize(

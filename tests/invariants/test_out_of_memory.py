@@ -144,7 +144,7 @@ def test_a_run_that_ran_out_while_training_goes_on_bit_for_bit(
     # As advised: checkpoints of the larger micro-batches are continued with smaller ones.
     smaller = ("--set", "training.micro_batch_size=1")
     diffexpo("run", "--resume", other, *smaller, "--stop-after", "train-1")
-    assert list(weights(other)) == list(weights(truth))[:1] and state(other) == "interrupted"
+    assert list(weights(other)) == list(weights(truth))[:1] and state(other) == "stopped"
 
 
 def test_whatever_else_ends_a_run_leaves_it_failed(

@@ -3,8 +3,10 @@
 In float32, over the whole command; `test_every_split` has two processes in float64, to 1e-9 in every weight.
 """
 
+import numpy as np
 from safetensors.numpy import load_file
 
+from diffexpo.evaluation.records import load_suite
 from tests.commands import ROOT, start
 from tests.invariants.conftest import pair_rows, run_arguments
 from tests.world import base_weights, distance
@@ -25,3 +27,8 @@ def test_two_processes_equal_one(world, truth, tmp_path):
     for path in sorted((truth / "checkpoints").glob("weights-*.safetensors")):
         one, two = load_file(path), load_file(run_dir / "checkpoints" / path.name)
         assert distance(one, two, base_weights(world / "model")) < 1e-3
+    # Both draw the evaluations too; the base is the same for both, so its images and scores are.
+    suites = [load_suite(folder / "eval" / "base") for folder in (run_dir, truth)]
+    assert np.array_equal(suites[0].images, suites[1].images)
+    for name, values in suites[0].scores.items():
+        np.testing.assert_array_equal(values, suites[1].scores[name])

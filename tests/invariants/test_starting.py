@@ -14,7 +14,7 @@ from diffexpo.assembly.starting import guidance_of_start, read_start
 from diffexpo.cli.progress import Console
 from diffexpo.config import RunConfig, load_config
 from diffexpo.data.store import Store
-from diffexpo.errors import ConfigError, MissingError, PolicyError
+from diffexpo.errors import ConfigError, MissingError
 from diffexpo.training.checkpoint import read_tensors
 from diffexpo.training.metrics import read_metrics
 from tests.invariants.conftest import weights
@@ -106,8 +106,9 @@ def test_adapters_start_from_adapters_of_the_same_scale(world: Path, earlier: Pa
     ):
         with pytest.raises(error, match=words):
             read_start(configured(world, *settings))
-    with pytest.raises(PolicyError, match="another model or LoRA rank"):
+    with pytest.raises(ConfigError, match="tuning.lora.rank = 2, here 3; expected the same rank"):
         run(world, tmp_path / "third", *OFFLINE, *lora, "tuning.lora.rank=3", f"tuning.start={first}")
+    assert not (tmp_path / "third").exists()
 
 
 G = 3.0

@@ -12,10 +12,11 @@ import torch
 from PIL import Image
 
 from diffexpo.assembly.aliases import resolve
-from diffexpo.assembly.folders import iterate_path
+from diffexpo.assembly.folders import iterate_path, result_path
 from diffexpo.assembly.improving import restore_improver
 from diffexpo.assembly.objects import build_policy
 from diffexpo.config import RunConfig, read_resolved
+from diffexpo.config.iterates import exported_folder
 from diffexpo.data.export import export_pairs as write_pairs
 from diffexpo.data.latents import PromptEmbeddings, pixel_decoder
 from diffexpo.data.rows import ImageSize
@@ -106,14 +107,19 @@ def export_pairs(run_dir: Path, target: Path) -> int:
     return write_pairs(store, target, pixel_decoder(policy))
 
 
-def export(run_dir: Path, loop: Loop | None = None) -> list[Path]:
-    """The run's result for plain diffusers, reloaded and compared, and its model card."""
+def export(run_dir: Path, loop: Loop | None = None, iteration: int | None = None) -> list[Path]:
+    """The run's result for plain diffusers, reloaded and compared, and its model card; with `iteration` that
+    iterate instead, in a folder of its own (a MissingError if it is not trained)."""
     config = loop.config if loop else read_resolved(run_dir / "config.yaml").config
+    if iteration is not None:
+        result_path(run_dir, config, f"--iteration {iteration}", iteration)
     policy = loop.policy if loop else build_policy(config)
     assert isinstance(policy, FamilyPolicy)  # a run's policy was loaded
-    load_weights(run_dir, policy, kept_iterate(config, run_dir / "store"), "current")
-    folder = run_dir / "export"
-    done: dict[str, Any] = export_policy(policy, "current", folder)
+    chosen = kept_iterate(config, run_dir / "store") if iteration is None else iteration
+    load_weights(run_dir, policy, chosen, "current")
+    folder = exported_folder(run_dir, iteration)
+    title = config.name if iteration is None else f"{config.name}, iteration {iteration}"
+    done: dict[str, Any] = export_policy(policy, "current", folder, title)
     files, arguments = [Path(file) for file in done["files"]], call_arguments(policy)
     if config.model.resolution is not None:
         nothing = torch.zeros(1, *policy.latent_shape, device=policy.device)
@@ -129,5 +135,6 @@ def export(run_dir: Path, loop: Loop | None = None) -> list[Path]:
         left_out=left_out(policy),
         arguments=arguments,
         base=config.model.path if is_hub_id else str(policy.folder.path.resolve()),
+        version=f"iteration-{chosen}",
     )
     return [*files, write_card(run_dir, folder, config, exported)]

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from diffexpo.data.prompts import load_prompts, shipped_prompts
+from diffexpo.data.prompts import read_prompts, shipped_prompts
 from diffexpo.types import Prompt
 from diffexpo.worlds import embedded_prompts, local_path, missing_assets
 
-__all__ = ["missing_assets", "named_prompts", "resolve"]
+__all__ = ["missing_assets", "named_prompts", "negative_prompts", "read_named", "resolve"]
 
 PROMPTS = "prompts:"
 
@@ -21,5 +21,22 @@ def resolve(path: str) -> str:
 
 def named_prompts(source: str, key: str) -> list[Prompt]:
     """Prompts of an embedded set or of a file; `key` is the setting that names it."""
+    return read_named(source, key)[0]
+
+
+def read_named(source: str, key: str) -> tuple[list[Prompt], str]:
+    """Prompts as `named_prompts` gives them, and what was left out of a text file in words, or ""."""
     prompts = embedded_prompts(source)
-    return load_prompts(resolve(source), key) if prompts is None else prompts
+    if prompts is not None:
+        return prompts, ""
+    found, report = read_prompts(resolve(source), key)
+    lines = f"{report.skipped} comment and blank line{'s' * (report.skipped != 1)}"
+    return found, f"{key} = {source}: {lines} skipped, {report.kept} kept" if report.skipped else ""
+
+
+def negative_prompts(source: str | None) -> tuple[list[str], str]:
+    """Texts of `explore.negatives.source` (none for None), and what was left out as `read_named` says it."""
+    if source is None:
+        return [], ""
+    found, skipped = read_named(source, "explore.negatives.source")
+    return [prompt.text for prompt in found], skipped

@@ -14,16 +14,15 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from diffexpo.assembly.aliases import resolve
+from diffexpo.assembly.aliases import negative_prompts
 from diffexpo.assembly.evaluating import EVALUATING, on_iterate
 from diffexpo.assembly.objects import build_ranking, import_pairs, make_engine
 from diffexpo.assembly.starting import weights_of_run
 from diffexpo.config import RunConfig, config_to_yaml, read_resolved
 from diffexpo.config.contenders import KEY, Contender
 from diffexpo.config.methods import offline_baseline
-from diffexpo.data.prompts import load_prompts
 from diffexpo.data.store import Store
-from diffexpo.evaluation.records import CONTENDERS, load_run
+from diffexpo.evaluation.records import CONTENDERS, Json, iteration_of, load_run
 from diffexpo.evaluation.summary import summarise
 from diffexpo.files import write_text
 from diffexpo.online import keeping
@@ -142,23 +141,36 @@ def _open(loop: Loop, contender: Contender) -> Loop:
     lane = _lane(loop, folder, config)
     if contender.finished is not None:
         lane = replace(lane, store=Store(folder / "store"))
-        _adopt(lane, contender.finished)
+        _adopt(lane, contender.finished, contender.iteration)
         return lane
-    lane, source = _with_store(lane), config.explore.negatives.source
-    negatives = [] if source is None else load_prompts(resolve(source), "explore.negatives.source")
+    lane = _with_store(lane)
     return replace(
         lane,
         ranking=build_ranking(config),
         prompts=data_prompts(lane.store) if config.algorithm.prompts_of_data else loop.prompts,
-        negatives=[negative.text for negative in negatives],
+        negatives=negative_prompts(config.explore.negatives.source)[0],
     )
 
 
-def _adopt(lane: Loop, finished: Path) -> None:
-    """Take over the last iterate of a finished run, and what its training cost."""
+def _adopt(lane: Loop, finished: Path, iteration: int | None) -> None:
+    """Take over the result of a finished run, or one of its iterates, and what its training cost so far."""
     last = lane.config.explore.iterations
     if is_complete(lane, lane.lane + "train", last):
         return
-    lane.policy.weights.load("current", weights_of_run(lane.config, finished, KEY))
-    cost = summarise(load_run(finished)).method_cost
+    lane.policy.weights.load("current", weights_of_run(lane.config, finished, KEY, iteration))
+    record = load_run(finished)
+    if iteration is not None:
+        record.metrics = spent_until(record.metrics, iteration, lane.config.algorithm.draws_first)
+    cost = summarise(record).method_cost
     keep_iterate(lane, last, {} if cost is None else {"cost/network_evaluations": cost})
+
+
+def spent_until(metrics: Sequence[Json], iteration: int, draws_first: bool) -> list[Json]:
+    """The lines of metrics.jsonl that an iterate's training needed: those of earlier iterations and of its
+    own training, and what it collected itself where a method draws before it trains."""
+    return [
+        line
+        for line in metrics
+        if iteration_of(line) < iteration
+        or (iteration_of(line) == iteration and (draws_first or str(line.get("phase")).startswith("train")))
+    ]

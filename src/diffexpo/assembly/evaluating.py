@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-import resource
-import sys
+import shlex
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -32,7 +31,8 @@ from diffexpo.online.stages.train import train
 from diffexpo.rewards.cache import cached
 from diffexpo.rewards.images import to_bytes
 from diffexpo.rewards.scoring import reads_latents
-from diffexpo.training.metrics import read_metrics
+from diffexpo.training.distributed import World
+from diffexpo.training.metrics import peak_memory, read_metrics
 from diffexpo.types import Prompt, Scorer
 
 
@@ -42,18 +42,22 @@ def make_evaluator(judges: Sequence[Scorer], rewards: Sequence[Scorer]) -> Calla
 
     def evaluate(loop: Loop, name: str, iteration: int) -> None:
         folder = eval_dir(loop) / name
-        if records.is_saved(folder):
+        # Rank 0's answer is everybody's: see `online.loop.is_complete`.
+        if loop.world.broadcast_object(records.is_saved(folder)):
             check_same_judges(lambda: records.load_suite(folder).scorers, scorers, str(folder))
-        elif loop.world.rank == 0:
+        else:
             settings, result = loop.config.evaluation, as_before(loop, name, iteration)
             if result is None:
-                ticks = evaluation_ticks(loop.config, iteration)
+                ticks = evaluation_ticks(loop.config, iteration, loop.world.size)
                 with ticking(loop, f"evaluate {name}", ticks, "batches") as tick:
-                    result = draw_suite(loop, settings, name, iteration, tick, judges, rewards, embedder)
+                    result = draw_suite(
+                        loop, settings, name, iteration, tick, judges, rewards, embedder, folder=folder
+                    )
             if iteration == 0:
                 check_judges(result)
-            records.save_suite(result, folder)
-            tell(loop, result, iteration, scorers)
+            if loop.world.rank == 0:
+                records.save_suite(result, folder)
+                tell(loop, result, iteration, scorers)
         loop.world.barrier()
 
     return evaluate
@@ -101,6 +105,7 @@ def validation_settings(config: RunConfig) -> EvaluationConfig:
     return config.evaluation.model_copy(update=own | {"kl_prompts": 0, "vendi_prompts": 0})
 
 
+# Many parameters because each is an independent choice of the caller.
 def draw_suite(
     loop: Loop,
     settings: EvaluationConfig,
@@ -110,8 +115,10 @@ def draw_suite(
     judges: Sequence[Scorer],
     rewards: Sequence[Scorer] = (),
     embedder: Embedder | None = None,
+    folder: Path | None = None,
 ) -> SuiteResult:
-    """Draw and judge an iterate (0: the base) on the prompts of an evaluation's settings."""
+    """Draw and judge an iterate (0: the base) on the prompts of an evaluation's settings; with a folder for
+    their images all processes share the work, else the one that calls does it alone."""
     config = loop.config
     evaluation = Evaluation(
         policy=loop.policy,
@@ -125,6 +132,8 @@ def draw_suite(
         batch_size=evaluation_batch(config),
         encode=loop.embeddings.select,
         overlap=config.explore.overlap_scoring,
+        world=World() if folder is None else loop.world,
+        folder=folder,
     )
     if iteration > 0:
         load_iterate(loop, iteration, "current")
@@ -171,9 +180,7 @@ def tell(loop: Loop, result: SuiteResult, iteration: int, scorers: Sequence[Scor
     for scorer in cached(scorers):
         line[f"reward_cache/{scorer.name}/hits"] = float(scorer.num_hits)
         line[f"reward_cache/{scorer.name}/misses"] = float(scorer.num_misses)
-    # The largest resident set of this process so far.
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**30 if sys.platform == "darwin" else 2**20)
-    line |= {"time/evaluate_s": result.seconds, "mem/peak_gib": peak}
+    line |= {"time/evaluate_s": result.seconds} | peak_memory()
     loop.metrics.write_once(iteration, "evaluate", line)
     told = ", ".join(f"{name} {mean:.3f}" for name, mean in means.items())
     loop.console.line(f"{result.version}: {told}")
@@ -202,7 +209,9 @@ def on_training(loop: Loop, iteration: int) -> None:
     """Train p_t, and say at once what is alarming about it, before any of its images is drawn."""
     is_new = loop.world.rank == 0 and not loop.store.is_complete(loop.lane + "train", iteration)
     train(loop, iteration)
-    for alarm in alarms_of_training(read_metrics(loop.metrics.path), iteration) if is_new else ():
+    metrics = read_metrics(loop.metrics.path) if is_new else []
+    found = alarms_of_training(metrics, iteration, shlex.quote(str(loop.run_dir))) if is_new else []
+    for alarm in found:
         loop.console.warning(f"iteration {iteration}: {alarm.message} {alarm.what_to_do}")
 
 
@@ -255,18 +264,21 @@ def finite_mean(values: np.ndarray) -> float:
     return float(finite.mean()) if finite.size else float("nan")
 
 
-def evaluation_ticks(config: RunConfig, iteration: int) -> int:
-    """Ticks of an evaluation: network calls and scored batches of images, and network calls of KL paths."""
+def evaluation_ticks(config: RunConfig, iteration: int, processes: int = 1) -> int:
+    """Ticks of the first process in an evaluation: network calls and scored batches of images, and network
+    calls of KL paths."""
     settings = config.evaluation
     paths = 0 if iteration == 0 else -(-settings.kl_prompts // evaluation_batch(config))
-    return images_ticks(config, settings) + paths * settings.sampler.steps
+    return images_ticks(config, settings, processes) + -(-paths // processes) * settings.sampler.steps
 
 
-def images_ticks(config: RunConfig, settings: EvaluationConfig) -> int:
-    """Network calls and scored batches of an evaluation's images."""
+def images_ticks(config: RunConfig, settings: EvaluationConfig, processes: int = 1) -> int:
+    """Network calls and scored batches of an evaluation's images, of which the first process takes its
+    share."""
     plain = settings.num_prompts * settings.images_per_prompt
     extra = settings.vendi_prompts * max(settings.vendi_images - settings.images_per_prompt, 0)
-    return -(-(plain + extra) // evaluation_batch(config)) * (settings.sampler.steps + 1)
+    batches = -(-(plain + extra) // evaluation_batch(config))
+    return -(-batches // processes) * (settings.sampler.steps + 1)
 
 
 def vendi_embedder(judges: Sequence[Scorer]) -> Embedder:

@@ -5,12 +5,11 @@ from __future__ import annotations
 import os
 import platform
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 import diffexpo
 from diffexpo.config import RunConfig, config_to_yaml, read_resolved
@@ -19,31 +18,53 @@ from diffexpo.config.resuming import CHANGEABLE, differences
 from diffexpo.errors import ConfigError, MissingError, ResumeError
 from diffexpo.files import write_json, write_text
 from diffexpo.online.keeping import kept_iterate, last_iteration
-from diffexpo.training.checkpoint import read_tensors
 from diffexpo.training.distributed import World
+
+
+def require_run(run_dir: Path, resume: bool) -> None:
+    """A ResumeError where a run is to go on that is not there."""
+    if resume and not (run_dir / "config.yaml").exists():
+        advice = "start one with `diffexpo run RECIPE`"
+        raise ResumeError(f"{run_dir / 'config.yaml'} does not exist: {run_dir} is no run folder; {advice}")
 
 
 def prepare_folder(
     config: RunConfig, run_dir: Path, sources: Mapping[str, str], resume: bool, world: World
 ) -> None:
-    """Write what was asked for, or check that the folder was made for the same (else a ConfigError); a
-    resumed run may differ in what leaves its results alone (a ResumeError if there is none)."""
+    """Write what was asked for, or check that the folder was made for the same (else a ConfigError that names
+    the settings which differ). A resumed run may differ in what leaves its results alone; a folder in which a
+    start failed before anything was made takes the settings of the next one."""
     path = run_dir / "config.yaml"
-    if path.exists():
+    is_new = not path.exists()
+    if not is_new:
         changed = differences(read_resolved(path).config, config)
-        if changed and not (resume and set(changed) <= set(CHANGEABLE)):
+        is_new = bool(changed) and not resume and has_made_nothing(run_dir)
+        if changed and not is_new and not (resume and set(changed) <= set(CHANGEABLE)):
             advice = "resume it with --resume or choose another --name"
-            raise ConfigError(f"{run_dir} holds a run with other settings; {advice}")
-    elif resume:
-        advice = "start one with `diffexpo run RECIPE`"
-        raise ResumeError(f"{path} does not exist: {run_dir} is no run folder; {advice}")
-    if world.rank == 0 and not path.exists():
+            told = describe_differences(read_resolved(path).config, config, changed)
+            raise ConfigError(f"{run_dir} holds a run with other settings ({told}); {advice}")
+    world.barrier()  # everybody has looked before anything is written
+    if world.rank == 0 and is_new:
         run_dir.mkdir(parents=True, exist_ok=True)
         write_json(run_dir / "env.json", environment())
         origins = "".join(f"{key}: {origin}\n" for key, origin in sorted(sources.items()))
         write_text(run_dir / "config.source.yaml", origins)
         write_text(path, config_to_yaml(config))
     world.barrier()
+
+
+def has_made_nothing(run_dir: Path) -> bool:
+    """Whether a folder holds settings and messages only: nothing imported, drawn, trained or evaluated."""
+    made = ("store/*.*", "store/manifests/*", "eval/*/*", "checkpoints/*", "contenders/*", "baseline/*")
+    return not any(next(run_dir.glob(pattern), None) for pattern in made)
+
+
+def describe_differences(before: RunConfig, after: RunConfig, changed: Sequence[str], most: int = 5) -> str:
+    """Settings that differ, with both values: "seed 0, now 1"; the first few of many."""
+    old, new = (dict(leaves(config.model_dump(mode="json"))) for config in (before, after))
+    shown = [f"{name} {old.get(name, 'unset')}, now {new.get(name, 'unset')}" for name in changed[:most]]
+    more = len(changed) - most
+    return "; ".join([*shown, *([f"and {more} more"] if more > 0 else [])])
 
 
 def keep_changes(config: RunConfig, run_dir: Path, sources: Mapping[str, str]) -> list[str]:
@@ -59,15 +80,32 @@ def keep_changes(config: RunConfig, run_dir: Path, sources: Mapping[str, str]) -
     return [f"{name}={values[name]}" for name in changed]
 
 
-def result_of(run_dir: Path, config: RunConfig, what: str) -> Mapping[str, Tensor]:
-    """The weights that are the result of a finished run; a MissingError of one that is not trained to its end
-    begins with `what`, who asks for them."""
+def result_path(run_dir: Path, config: RunConfig, what: str, iteration: int | None = None) -> Path:
+    """The file of the weights that are the result of a finished run, or of one of its iterates.
+
+    Raises:
+        MissingError: the run is not trained to its end, or has no such iterate; it begins with `what`, who
+            asks for them.
+    """
     store = run_dir / "store"
+    if iteration is not None:
+        path = iterate_path(run_dir, iteration)
+        if not path.is_file():
+            there = ", ".join(str(number) for number in trained_iterates(run_dir)) or "none"
+            raise MissingError(f"{what}: {run_dir} has no iterate {iteration}; it has trained {there}")
+        return path
     path = iterate_path(run_dir, last_iteration(config, store))
     if not path.is_file():
         advice = f"finish it with `diffexpo run --resume {run_dir}`"
         raise MissingError(f"{what}: {path} does not exist, so {run_dir} is not trained to its end; {advice}")
-    return read_tensors(iterate_path(run_dir, kept_iterate(config, store)))
+    return iterate_path(run_dir, kept_iterate(config, store))
+
+
+def trained_iterates(run_dir: Path) -> list[int]:
+    """Numbers of the iterates whose weights a run has kept, without 0, in order."""
+    files = (run_dir / "checkpoints").glob("weights-*.safetensors")
+    numbers = sorted(int(file.stem.removeprefix("weights-")) for file in files)
+    return [number for number in numbers if number > 0]
 
 
 def iterate_path(run_dir: Path, iteration: int) -> Path:

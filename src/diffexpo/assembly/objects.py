@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 
 from diffexpo.algorithms import algorithm_class
-from diffexpo.assembly.aliases import named_prompts, resolve
+from diffexpo.assembly.aliases import named_prompts, negative_prompts, read_named, resolve
 from diffexpo.assembly.asking_people import ask_people
 from diffexpo.assembly.evaluating import make_evaluator, make_validator, separate_prompts
 from diffexpo.assembly.self_judges import open_denoiser
@@ -18,10 +18,11 @@ from diffexpo.config import RunConfig
 from diffexpo.config.rules import guidance_notes, train_rewards
 from diffexpo.data.latents import PromptEmbeddings
 from diffexpo.data.offline.ingest import import_offline
-from diffexpo.data.prompts import filter_long, load_prompts
+from diffexpo.data.prompts import filter_long
 from diffexpo.data.store import Store
 from diffexpo.diffusion.transitions import sampler_transitions, stochastic_grid
 from diffexpo.errors import ConfigError
+from diffexpo.online.explore import own_negative
 from diffexpo.online.loop import Console, Loop, Ranking
 from diffexpo.online.self_play import data_prompts
 from diffexpo.phases import phase
@@ -50,8 +51,9 @@ def build_loop(config: RunConfig, run_dir: Path, console: Console, stop: StopSig
     warn_of_guidance(config, policy, console)
     prompts = build_prompts(config, policy, console)
     # Everything that may be missing is looked for before the import, which can take hours.
-    source = config.explore.negatives.source
-    negatives = [] if source is None else load_prompts(resolve(source), "explore.negatives.source")
+    negatives, skipped = negative_prompts(config.explore.negatives.source)
+    if skipped:
+        console.line(skipped)
     rewards, judges, validation_judges = (
         load_rewards(
             [card for card in scorers if not card.asks_people],
@@ -84,7 +86,7 @@ def build_loop(config: RunConfig, run_dir: Path, console: Console, stop: StopSig
         engine=engine,
         store=store,
         prompts=prompts,
-        negatives=[negative.text for negative in negatives],
+        negatives=negatives,
         embeddings=embeddings,
         score=lambda drawn, texts: score_drawn(rewards, drawn, texts),
         ranking=ranking,
@@ -164,7 +166,11 @@ def warn_of_guidance(config: RunConfig, policy: FamilyPolicy, console: Console) 
 
 def build_prompts(config: RunConfig, policy: FamilyPolicy, console: Console) -> list[Prompt]:
     """Training prompts, without those that are too long for the encoder (counted)."""
-    prompts = named_prompts(config.prompts.source, "prompts.source")
+    prompts, skipped = read_named(config.prompts.source, "prompts.source")
+    if skipped:
+        console.line(skipped)
+    if unused := unused_negatives(config, prompts):
+        console.warning(unused)
     limit = config.prompts.max_tokens or policy.max_tokens
     kept, dropped = filter_long(prompts, policy.count_tokens, min(limit, policy.max_tokens))
     if not kept:
@@ -174,6 +180,17 @@ def build_prompts(config: RunConfig, policy: FamilyPolicy, console: Console) -> 
     if dropped:
         console.warning(f"prompts: {len(dropped)} of {len(prompts)} exceed {limit} tokens and are left out")
     return kept
+
+
+def unused_negatives(config: RunConfig, prompts: Sequence[Prompt]) -> str:
+    """Why negative prompts that come with prompts are not used, where that is so; else ""."""
+    number, explore = sum(own_negative(prompt) is not None for prompt in prompts), config.explore
+    is_off = explore.negatives.schedule == "off" or explore.negatives.initial == 0
+    unguided = explore.negatives.mode == "cfg" and explore.sampler.guidance <= 1
+    if not number or not config.algorithm.collects(config) or not (is_off or unguided):
+        return ""
+    setting = "explore.negatives is off" if is_off else "explore.sampler.guidance is not above 1"
+    return f"prompts.source: {number} prompts have a negative_prompt, which is not used because {setting}"
 
 
 def build_ranking(config: RunConfig) -> Ranking:

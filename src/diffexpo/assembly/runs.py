@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 
+from diffexpo.assembly.checking import check_inputs
 from diffexpo.assembly.contenders import (
     evaluate_guidances,
     open_baseline,
@@ -22,20 +23,23 @@ from diffexpo.assembly.contenders import (
     start_from,
 )
 from diffexpo.assembly.evaluating import EVALUATING, eval_dir, save_examples
-from diffexpo.assembly.folders import keep_changes, prepare_folder, set_status
+from diffexpo.assembly.folders import keep_changes, prepare_folder, require_run, set_status
 from diffexpo.assembly.objects import build_loop, describe_policy
+from diffexpo.assembly.watching import Watching
 from diffexpo.config import RunConfig, read_resolved
 from diffexpo.config.contenders import read_contenders, start_contender
 from diffexpo.config.rules import negatives_are_on
 from diffexpo.data.store import Store
 from diffexpo.errors import ConfigError, Interrupted, MissingError, PolicyError, WaitingError
 from diffexpo.estimate.out_of_memory import explain_memory
-from diffexpo.evaluation.records import is_saved, load_suite
+from diffexpo.evaluation.records import is_saved, load_run, load_suite
+from diffexpo.evaluation.summary import summarise
 from diffexpo.online import keeping
-from diffexpo.online.cost import offline_steps_of_equal_cost, run_cost
+from diffexpo.online.cost import evaluation_cost, offline_steps_of_equal_cost, run_cost
 from diffexpo.online.explore import SCHEDULES
 from diffexpo.online.loop import Console, Loop, schedule
 from diffexpo.online.loop import run as run_loop
+from diffexpo.online.overall import Overall, stage_costs
 from diffexpo.online.stages import STAGES
 from diffexpo.policies.loading import choose_device
 from diffexpo.training.distributed import World, start_world, stop_world
@@ -51,15 +55,17 @@ def run(
     resume: bool,
     console: Console,
     stop_after: str | None = None,
+    watching: Watching | None = None,
 ) -> Path:
     """A whole run, or what is left of it: base evaluation, the loop, the baseline, export, report.
 
     Args:
         config: Resolved configuration, with the origin of every value in `sources`.
-        run_dir: Its folder; made if new.
+        run_dir: Its folder; made if new, once everything that the run names is there (`check_inputs`).
         resume: Continue an existing folder; otherwise the folder must be new or hold the same configuration.
         console: Where progress goes.
         stop_after: Stop after this stage, e.g. "collect-1" (`plan` lists them).
+        watching: Functions to call while it works.
     Returns:
         Where the report is, or will be when the run is finished.
     Raises:
@@ -69,9 +75,13 @@ def run(
     with ExitStack() as stack:
         world = start_world(device=config.model.device)
         stack.callback(stop_world, world)
-        prepare_folder(config, run_dir, sources, resume, world)
+        if not (run_dir / "config.yaml").exists():
+            require_run(run_dir, resume)
+            check_inputs(config)
         if world.rank == 0:
             stack.enter_context(RunLock(run_dir))
+        prepare_folder(config, run_dir, sources, resume, world)
+        if world.rank == 0:
             console.attach_log(run_dir / "log.txt")
             stack.enter_context(logged_to(console))
             for change in keep_changes(config, run_dir, sources):
@@ -80,17 +90,20 @@ def run(
         set_status(run_dir, "running", world)
         try:
             with explain_memory(config, run_dir):
-                _run(config, run_dir, console, stop, world, until)
+                _run(config, run_dir, console, stop, world, until, watching or Watching())
         except BaseException as error:
             is_stop = isinstance(error, (Interrupted, KeyboardInterrupt))
             state = "waiting" if isinstance(error, WaitingError) else "failed"
             set_status(run_dir, "interrupted" if is_stop else state, world)
             raise
-        set_status(run_dir, "finished" if until is None else "interrupted", world)
+        set_status(run_dir, "finished" if until is None else "stopped", world)
         if world.rank == 0 and until is None:
+            from diffexpo.evaluation.headline import closing_lines
             from diffexpo.evaluation.report import write_report
 
             write_report(run_dir)
+            for line in closing_lines(run_dir, summarise(load_run(run_dir))):
+                console.line(line)
     return run_dir / "report.html"
 
 
@@ -125,6 +138,7 @@ def _run(
     stop: StopSignal,
     world: World,
     until: tuple[str, int] | None,
+    watching: Watching,
 ) -> None:
     if choose_device(config.model.device).type != "cpu":
         from diffexpo.estimate.room import check_room
@@ -138,22 +152,30 @@ def _run(
     console.line(f"loaded {config.model.path} ({describe_policy(loop.policy)}){start} in {seconds}")
     baseline = open_baseline(loop) if config.baseline.offline_dpo else None
     lanes = open_contenders(loop, contenders)
-    loop.evaluate(loop, "base", 0)
+    watching.attach(loop)
+    names = [lane.run_dir.name for lane in lanes]
+    overall = Overall(planned_stages(config, names), console.line, watching.stage)
+    with overall.stage("evaluate base"):
+        loop.evaluate(loop, "base", 0)
     # Rewards of the base's images must be finite and not all the same, or they cannot rank anything.
     scores = load_suite(eval_dir(loop) / "base").scores
     loop.ranking.check({name: values[None, :] for name, values in scores.items()})
-    evaluate_guidances(loop)
+    if config.evaluation.base_guidances:
+        with overall.stage("evaluate guidances"):
+            evaluate_guidances(loop)
     if (name := start_contender(config)) is not None:
         loop = start_from(loop, next(lane for lane in lanes if lane.run_dir.name == name))
-    run_loop(loop, STAGES | EVALUATING, until)
+    run_loop(loop, overall.watch(STAGES | EVALUATING), until)
     if until is not None:
         return
     if config.explore.keep == "best":
         say_what_is_kept(loop)
     if baseline is not None:
-        run_baseline(loop, replace(baseline, initial=loop.initial))
+        with overall.stage("baseline"):
+            run_baseline(loop, replace(baseline, initial=loop.initial))
     for lane in lanes:
-        run_contender(lane)
+        with overall.stage(f"contender {lane.run_dir.name}"):
+            run_contender(lane)
     if world.rank == 0:
         from diffexpo.assembly.actions import export
 
@@ -162,6 +184,18 @@ def _run(
             checked = "" if path.suffix == ".md" else " (reloaded in plain diffusers and compared)"
             console.line(f"saved {path}{checked}")
     world.barrier()
+
+
+def planned_stages(config: RunConfig, lanes: Sequence[str]) -> list[tuple[str, int]]:
+    """Everything that a run does in order, with its network evaluations, those of training lanes left out."""
+    one = evaluation_cost(config)
+    planned = [("evaluate base", one)]
+    if config.evaluation.base_guidances:
+        planned.append(("evaluate guidances", len(config.evaluation.base_guidances) * one))
+    planned += stage_costs(config)
+    if config.baseline.offline_dpo:
+        planned.append(("baseline", run_cost(config).total + one))
+    return [*planned, *((f"contender {name}", one) for name in lanes)]
 
 
 def say_what_is_kept(loop: Loop) -> None:
@@ -238,7 +272,8 @@ def plan(config: RunConfig) -> list[tuple[str, str]]:
     rows.append(("cost", f"{cost.total:,} network evaluations: {work}"))
     trained = f"{cost.pairs_trained:,} {unit} trained, {cost.optimizer_steps:,} steps"
     rows.append(("data", f"{cost.images:,} images drawn, {trained}"))
-    for name, tell in [("sizes", _size_plan)] * bool(config.model.buckets) + [("disk", _disk_plan)]:
+    tellers = [("sizes", _size_plan)] * bool(config.model.buckets)
+    for name, tell in [*tellers, ("disk", _disk_plan), ("time", _time_plan)]:
         try:
             rows.append((name, tell(config)))
         except (MissingError, PolicyError) as error:
@@ -257,6 +292,17 @@ def _size_plan(config: RunConfig) -> str:
     }
     shown = ", ".join(f"{height}x{width}" for height, width in sizes_of(config).blueprint.image_sizes)
     return f"{shown} (height x width); {drawn[config.explore.aspect]}; evaluated at the first"
+
+
+def _time_plan(config: RunConfig) -> str:
+    """How long it takes here, roughly."""
+    from diffexpo.estimate.minutes import minutes_here
+
+    minutes = minutes_here(config)
+    told = f"{minutes:.0f} minutes" if minutes < 120 else f"{minutes / 60:.0f} hours"
+    return (
+        f"about {told if minutes >= 1 else 'a minute'} here, within a factor of 2 or 3; scorers not counted"
+    )
 
 
 def _disk_plan(config: RunConfig) -> str:

@@ -10,13 +10,15 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from diffexpo.assembly.aliases import resolve
-from diffexpo.assembly.folders import result_of
+from diffexpo.assembly.folders import result_path
 from diffexpo.assembly.starting import elsewhere, whole_model
 from diffexpo.config import RunConfig, read_resolved
+from diffexpo.config.iterates import split_iterate
 from diffexpo.config.rewards.self_judging import SelfJudgeCard
 from diffexpo.config.schema import LoraConfig, ModelConfig, TuningConfig
 from diffexpo.errors import ConfigError, MissingError
 from diffexpo.policies.base import load_policy
+from diffexpo.training.checkpoint import read_tensors
 from diffexpo.types import Policy
 
 # As `policies.export` names it.
@@ -50,9 +52,10 @@ def open_denoiser(config: RunConfig, own: Policy, reward: SelfJudgeCard) -> Poli
 
 def _trained(config: RunConfig, reward: SelfJudgeCard) -> Policy:
     """The trained model in "current" and what it started from in "base"."""
-    folder = Path(resolve(str(reward.path))).expanduser()
+    name, iteration = split_iterate(resolve(str(reward.path)))
+    folder = Path(name).expanduser()
     if (folder / "config.yaml").is_file():
-        return _from_run(config, reward, folder)
+        return _from_run(config, reward, folder, iteration)
     if (folder / LORA_FILE).is_file():
         return _from_lora(config, reward, folder / LORA_FILE)
     if (folder / "model_index.json").is_file():
@@ -68,12 +71,12 @@ def _trained(config: RunConfig, reward: SelfJudgeCard) -> Policy:
     raise MissingError(f"reward {reward.name!r}: path = {folder} does not exist; {advice}")
 
 
-def _from_run(config: RunConfig, reward: SelfJudgeCard, folder: Path) -> Policy:
-    """The last iterate of a finished run, against the run's own base."""
+def _from_run(config: RunConfig, reward: SelfJudgeCard, folder: Path, iteration: int | None) -> Policy:
+    """The result of a finished run, or one of its iterates, against the run's own base."""
     trained = read_resolved(folder / "config.yaml").config
     if trained.tuning.kind == "full":
         _refuse_half(reward)
-    weights = result_of(folder, trained, f"reward {reward.name!r}")
+    weights = read_tensors(result_path(folder, trained, f"reward {reward.name!r}", iteration))
     model = trained.model.model_copy(update={"device": config.model.device, "dtype": reward.precision})
     # Both versions run for every score: they stay on the device, in full precision.
     tuning = trained.tuning.model_copy(update={"reference_dtype": "float32", "reference_device": "same"})

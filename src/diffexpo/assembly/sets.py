@@ -31,7 +31,8 @@ def import_prompts(
     if shares:
         parts = split_prompts(found, dict(shares), seed)
         targets = {to.with_name(f"{to.stem}-{name}{to.suffix}"): part for name, part in parts.items()}
-    lines = [f"{source}: {report.read} read, {report.duplicates} came twice, {len(found)} chosen"]
+    skipped = f", {report.skipped} comments and blank lines skipped" if report.skipped else ""
+    lines = [f"{source}: {report.read} read, {report.duplicates} came twice, {len(found)} chosen{skipped}"]
     for path, chosen in targets.items():
         write_prompts(chosen, path)
         kinds = {prompt.category for prompt in chosen}

@@ -8,9 +8,10 @@ from pathlib import Path
 from torch import Tensor
 
 from diffexpo.assembly.aliases import resolve
-from diffexpo.assembly.folders import result_of
+from diffexpo.assembly.folders import result_path
 from diffexpo.config import RunConfig, read_resolved
 from diffexpo.config.contenders import read_contenders, start_contender
+from diffexpo.config.iterates import split_iterate
 from diffexpo.config.schema import ModelConfig, TuningConfig
 from diffexpo.errors import ConfigError, DiffexpoError, MissingError
 from diffexpo.policies.base import load_policy
@@ -39,47 +40,77 @@ def put_start(config: RunConfig, run_dir: Path, policy: Policy, world: World) ->
 
 
 def read_start(config: RunConfig) -> Mapping[str, Tensor]:
-    """The weights that `tuning.start` names, by their names in the denoiser.
+    """The weights that `tuning.start` names, by their names in the denoiser; refused is what `check_start`
+    refuses."""
+    folder, iteration = _start_folder(config)
+    if (folder / "config.yaml").is_file():
+        return weights_of_run(config, folder, iteration=iteration)
+    check_start(config)
+    return whole_model(config, folder)
+
+
+def check_start(config: RunConfig) -> None:
+    """Refuse a `tuning.start` that training cannot start from, without reading weights.
 
     Raises:
-        MissingError: no such folder, or its run is not finished. ConfigError: neither a run of this kind of
-            tuning, nor a whole model for full fine-tuning.
+        MissingError: no such folder, or its run is not finished, or has no such iterate.
+        ConfigError: neither a run of this kind of tuning, nor a whole model for full fine-tuning.
     """
-    folder = Path(resolve(str(config.tuning.start))).expanduser()
+    if config.tuning.start is None or start_contender(config) is not None:
+        return
+    folder, iteration = _start_folder(config)
     if (folder / "config.yaml").is_file():
-        return weights_of_run(config, folder)
-    if (folder / "model_index.json").is_file():
-        if config.tuning.kind == "full":
-            return whole_model(config, folder)
-        raise ConfigError(
-            f"{KEY} = {folder} is a whole model, but tuning.kind=lora starts from adapters; expected the "
-            "folder of a run with LoRA, or make that model the base: model.path"
-        )
-    if folder.exists():
+        file_of_run(config, folder, iteration=iteration)
+    elif (folder / "model_index.json").is_file():
+        if config.tuning.kind != "full":
+            raise ConfigError(
+                f"{KEY} = {folder} is a whole model, but tuning.kind=lora starts from adapters; expected the "
+                "folder of a run with LoRA, or make that model the base: model.path"
+            )
+    elif folder.exists():
         raise ConfigError(
             f"{KEY} = {folder} holds neither a run (config.yaml) nor a model (model_index.json); expected "
             "one of them"
         )
-    advice = "expected the folder of a finished run, or of a model"
-    raise MissingError(f"{KEY} = {folder} does not exist; {advice}")
+    else:
+        advice = "expected the folder of a finished run, RUN@2 for its second iterate, or of a model"
+        raise MissingError(f"{KEY} = {folder} does not exist; {advice}")
 
 
-def weights_of_run(config: RunConfig, folder: Path, key: str = KEY) -> Mapping[str, Tensor]:
-    """The result of a finished run, which the setting `key` names."""
+def _start_folder(config: RunConfig) -> tuple[Path, int | None]:
+    """The folder that `tuning.start` names, and the iteration, if it chooses one."""
+    name, iteration = split_iterate(resolve(str(config.tuning.start)))
+    return Path(name).expanduser(), iteration
+
+
+def weights_of_run(
+    config: RunConfig, folder: Path, key: str = KEY, iteration: int | None = None
+) -> Mapping[str, Tensor]:
+    """The result of a finished run, or one of its iterates, which the setting `key` names."""
+    return read_tensors(file_of_run(config, folder, key, iteration))
+
+
+def file_of_run(config: RunConfig, folder: Path, key: str = KEY, iteration: int | None = None) -> Path:
+    """The file of `weights_of_run`; a ConfigError refuses a run with other tuning."""
     other = read_resolved(folder / "config.yaml").config
-    if other.tuning.kind != config.tuning.kind:
+    mine, theirs = config.tuning, other.tuning
+    if theirs.kind != mine.kind:
         raise ConfigError(
-            f"{key} = {folder}: that run has tuning.kind = {other.tuning.kind}, this one "
-            f"{config.tuning.kind}; expected the same kind"
-            + ("" if other.tuning.kind == "lora" else f", or tuning.kind=full, or model.path={folder}/export")
+            f"{key} = {folder}: that run has tuning.kind = {theirs.kind}, this one {mine.kind}; expected the "
+            "same kind"
+            + ("" if theirs.kind == "lora" else f", or tuning.kind=full, or model.path={folder}/export")
         )
-    if config.tuning.kind == "lora" and _scale(other.tuning) != _scale(config.tuning):
+    if mine.kind == "lora" and theirs.lora.rank != mine.lora.rank:
         raise ConfigError(
-            f"{key} = {folder}: its adapters are multiplied by alpha / rank = {_scale(other.tuning):g}, here "
-            f"by {_scale(config.tuning):g}, so the same factors would be another model; set "
-            "tuning.lora.alpha to match"
+            f"{key} = {folder}: its adapters have tuning.lora.rank = {theirs.lora.rank}, here "
+            f"{mine.lora.rank}; expected the same rank"
         )
-    return result_of(folder, other, key)
+    if mine.kind == "lora" and _scale(theirs) != _scale(mine):
+        raise ConfigError(
+            f"{key} = {folder}: its adapters are multiplied by alpha / rank = {_scale(theirs):g}, here by "
+            f"{_scale(mine):g}, so the same factors would be another model; set tuning.lora.alpha to match"
+        )
+    return result_path(folder, other, key, iteration)
 
 
 def guidance_of_start(config: RunConfig) -> float:
@@ -91,7 +122,7 @@ def guidance_of_start(config: RunConfig) -> float:
         if contender.name == start_contender(config):
             return contender.config.algorithm.learned_guidance
     try:
-        other = read_resolved(Path(resolve(config.tuning.start)).expanduser() / "config.yaml").config
+        other = read_resolved(_start_folder(config)[0] / "config.yaml").config
     except DiffexpoError:  # a resumed run does not need that folder
         return 1.0
     return max(other.algorithm.learned_guidance, guidance_of_start(other))

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from diffexpo.assembly import ConfigError
-from diffexpo.cli.options import Set
+from diffexpo.cli.options import AsJson, Set
 from diffexpo.cli.progress import Console
 
 if TYPE_CHECKING:
@@ -27,12 +28,16 @@ def show(
     ] = None,
     sources: Annotated[bool, typer.Option("--sources", help="Tell the origin of every value.")] = False,
     overrides: Set = None,
+    as_json: AsJson = False,
 ) -> None:
     """Print the whole resolved configuration as YAML."""
     from diffexpo.config import config_notes, config_to_yaml, load_config
 
     loaded = load_config(recipes or (), overrides or ())
-    if sources:
+    if as_json:
+        found = loaded.config.model_dump(mode="json")
+        print(json.dumps({"config": found} | ({"sources": loaded.sources} if sources else {}), indent=2))
+    elif sources:
         for line in _annotated(loaded.config.model_dump(mode="json"), loaded.sources, "", 0):
             print(line)
     else:
@@ -54,6 +59,7 @@ def fields(
     prefix: Annotated[
         str, typer.Argument(metavar="GROUP", help="Only the settings of one group, e.g. training.")
     ] = "",
+    as_json: AsJson = False,
 ) -> None:
     """List every setting: what it accepts, its default, what it does."""
     from diffexpo.config.explain import settings, suggest_setting
@@ -62,6 +68,9 @@ def fields(
     chosen = [setting for setting in settings() if setting.path == prefix or setting.path.startswith(inside)]
     if not chosen:
         raise ConfigError(f"{prefix} is not a setting or a group of settings.{suggest_setting(prefix)}")
+    if as_json:
+        print(json.dumps([asdict(setting) for setting in chosen], indent=2))
+        return
     console = Console(interactive=False)
     for setting in chosen:
         console.line(f"{setting.label}: {setting.expected} (default {json.dumps(setting.default)})")

@@ -107,11 +107,13 @@ def stats(
 
 @app.command()
 def export(
-    run: Run, target: Annotated[Path, typer.Argument(metavar="OUT", help="Parquet file to write.")]
+    run: Run,
+    target: Annotated[Path, typer.Argument(metavar="OUT", help="Parquet file to write.")],
+    as_json: AsJson = False,
 ) -> None:
     """Write all pairs as one Parquet file in the Pick-a-Pic v2 columns, images included."""
     rows = assembly.export_pairs(find_run(run), target)
-    print(f"{rows} pairs: {target}")
+    print(json.dumps({"pairs": rows, "file": str(target)}) if as_json else f"{rows} pairs: {target}")
 
 
 @app.command()
@@ -119,13 +121,16 @@ def verify(
     run: Annotated[
         str, typer.Argument(metavar="RUN|FOLDER", help="Run folder or name, or a folder that `import` wrote.")
     ],
+    as_json: AsJson = False,
 ) -> None:
     """Recompute the checksum and row count of every stored file; exit code 4 if one differs."""
     if _is_set(run):
-        print(f"{run}: {assembly.verify_rewritten(run)} files are as their manifest says")
+        folder, count, whose = run, assembly.verify_rewritten(run), "manifest says"
     else:
-        folder = find_run(run) / "store"
-        print(f"{folder}: {assembly.Store(folder).verify()} files are as their manifests say")
+        folder, whose = str(find_run(run) / "store"), "manifests say"
+        count = assembly.Store(folder, create=False).verify()
+    told = json.dumps({"folder": folder, "files": count})
+    print(told if as_json else f"{folder}: {count} files are as their {whose}")
 
 
 @app.command()
@@ -147,6 +152,7 @@ def prompts(
         typer.Option("--split", metavar="NAME=SHARE", help="Also a part by key, in FILE-NAME. Repeatable."),
     ] = None,
     seed: Seed = 0,
+    as_json: AsJson = False,
 ) -> None:
     """Bring a published prompt list into a file that `prompts.source` and `evaluation.prompts` take.
 
@@ -155,8 +161,8 @@ def prompts(
     imagereward, ddpo_animals
     """
     chosen = {"categories": category or (), "shares": _shares(split or []), "seed": seed}
-    for line in assembly.import_prompts(source, to, format=kind, **chosen):
-        print(line)
+    lines = assembly.import_prompts(source, to, format=kind, **chosen)
+    print(json.dumps(lines) if as_json else "\n".join(lines))
 
 
 @app.command()
@@ -164,9 +170,10 @@ def regenerate(
     run: Run,
     sample: Annotated[str, typer.Argument(metavar="SAMPLE_ID", help="Id of a stored sample.")],
     target: Annotated[Path, typer.Argument(metavar="OUT.png", help="Image to write.")],
+    as_json: AsJson = False,
 ) -> None:
     """Draw an image again from its row alone and compare it with the stored latents, bit for bit."""
-    print("\n".join(_lines(assembly.regenerate(find_run(run), sample, target), 0)))
+    _print(assembly.regenerate(find_run(run), sample, target), as_json)
 
 
 def _is_set(name: str) -> bool:

@@ -47,17 +47,23 @@ def doctor(as_json: AsJson = False) -> None:
         raise typer.Exit(assembly.DiffexpoError.exit_code)
 
 
-def env() -> None:
+def env(as_json: AsJson = False) -> None:
     """Print versions and hardware as a block to paste into a bug report."""
-    print(f"diffexpo {__version__}")
-    print(f"python {platform.python_version()} ({sys.executable})")
-    print(f"platform {platform.platform()}")
-    for name in (*PACKAGES, "typer", "rich", "pyyaml"):
-        print(f"{name} {_version(name) or 'not installed'}")
-    print(_accelerator().what)
-    print(_memory().what)
     settings = sorted(name for name in os.environ if name.startswith("DIFFEXPO_"))
-    print(f"DIFFEXPO_ variables: {', '.join(settings) or 'none'}")
+    found = {
+        "diffexpo": __version__,
+        "python": f"{platform.python_version()} ({sys.executable})",
+        "platform": platform.platform(),
+        **{name: _version(name) or "not installed" for name in (*PACKAGES, "typer", "rich", "pyyaml")},
+        "accelerator": _accelerator().what,
+        "memory": _memory().what,
+        "DIFFEXPO_ variables:": ", ".join(settings) or "none",
+    }
+    if as_json:
+        print(json.dumps(found, indent=2))
+        return
+    for name, value in found.items():
+        print(value if name in ("accelerator", "memory") else f"{name} {value}")
 
 
 def _version(name: str) -> str | None:

@@ -28,8 +28,10 @@ def boundary(run_dir: Path | None = None) -> Iterator[None]:
         raise
     except (Interrupted, KeyboardInterrupt) as error:
         _tell(run_dir, str(error) or "interrupted")
-        if run_dir is not None:
+        if run_dir is not None and (run_dir / "config.yaml").is_file():
             _tell(run_dir, f"continue with: diffexpo run --resume {run_dir}")
+        elif run_dir is not None:
+            _tell(None, "nothing was made yet; start again with the same command")
         raise SystemExit(Interrupted.exit_code) from None
     except WaitingError as error:
         _tell(run_dir, str(error))

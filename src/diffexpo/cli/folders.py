@@ -16,11 +16,7 @@ ACTIVITY = ("config.yaml", "status.json", "metrics.jsonl")
 def find_run(name: str | None) -> Path:
     """An existing run: a folder, the name of one below `runs`, or the most recently active if none is named.
     A MissingError gives the nearest names."""
-
-    def last_active(run: Path) -> float:
-        return max((run / file).stat().st_mtime for file in ACTIVITY if (run / file).exists())
-
-    runs = sorted((path.parent for path in RUNS.glob("*/config.yaml")), key=last_active)
+    runs = list_runs(RUNS)
     if name is None:
         if not runs:
             raise MissingError(f"no run folder in {RUNS}/: start one with `diffexpo run emoji/expo`")
@@ -32,6 +28,15 @@ def find_run(name: str | None) -> Path:
     known = ", ".join(run.name for run in runs[-5:])
     hint = f"Did you mean {' or '.join(near)}?" if near else f"Runs in {RUNS}/: {known or 'none'}."
     raise MissingError(f"no run {name!r}: neither a run folder (with config.yaml) nor one in {RUNS}/. {hint}")
+
+
+def list_runs(folder: Path) -> list[Path]:
+    """The run folders in a folder, the most recently active last."""
+
+    def last_active(run: Path) -> float:
+        return max((run / file).stat().st_mtime for file in ACTIVITY if (run / file).exists())
+
+    return sorted((path.parent for path in folder.glob("*/config.yaml")), key=last_active)
 
 
 def free_folder(name: str) -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Annotated
 
 import typer
@@ -9,7 +10,7 @@ import typer
 from diffexpo import assembly
 from diffexpo.assembly import ConfigError
 from diffexpo.cli.failures import working_on
-from diffexpo.cli.options import Run
+from diffexpo.cli.options import AsJson, Run
 from diffexpo.cli.progress import Console
 from diffexpo.cli.stages import stage_command
 
@@ -25,11 +26,15 @@ def sweep(
     text: Annotated[str, typer.Option(metavar="LIST", help="Text scales, with commas.")] = "1,3.5,7",
     image: Annotated[str, typer.Option(metavar="LIST", help="Image scales, with commas.")] = "1,3",
     prompts: Annotated[int, typer.Option(min=1, help="Rows of the image.")] = 8,
+    as_json: AsJson = False,
 ) -> None:
     """Improve a few images at every pair of guidance scales: the run's eval/improver_sweep.png and .json."""
     with working_on(run) as run_dir:
         scales = {"text_scales": _numbers(text, "--text"), "image_scales": _numbers(image, "--image")}
         done = assembly.sweep(run_dir, num_prompts=prompts, **scales)
+        if as_json:
+            print(json.dumps(done))
+            return
         console = Console()
         for line in done["scales"]:
             console.line(line)

@@ -11,11 +11,12 @@ from diffexpo.cli import config, data, doctor, improve, label, recipes, rewards,
 from diffexpo.cli.estimate import estimate
 from diffexpo.cli.failures import boundary
 from diffexpo.cli.run import run
+from diffexpo.cli.runs import runs
 from diffexpo.cli.stages import SINGLE_STAGES, cite, export, report, stage_command
 
 app = typer.Typer(
     no_args_is_help=True,
-    add_completion=False,
+    add_completion=True,
     pretty_exceptions_enable=False,
     help="Align text-to-image diffusion and flow-matching models with preferences, online.",
     epilog="Exit codes: 0 done, 2 usage or settings, 3 missing model, data or file, 4 failed, "
@@ -26,6 +27,7 @@ app.command("estimate")(estimate)
 app.command("report")(report)
 app.command("export")(export)
 app.command("cite")(cite)
+app.command("runs")(runs)
 for stage, text in SINGLE_STAGES.items():
     app.command(stage, help=text, rich_help_panel="Single stages")(stage_command(stage))
 app.add_typer(recipes.app, name="recipes")

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from rich.progress import Progress
 
 INTERVAL_S = 10.0
+# Columns that the whole bar takes, and those of "ETA 0:00:00" with its gaps.
+WIDE, NARROW = 92, 15
 
 
 def duration(seconds: float) -> str:
@@ -151,21 +153,32 @@ class Console:
     @contextmanager
     def _bar(self, phase: Phase) -> Iterator[None]:
         """A live bar for the time of the block."""
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+        from rich.progress import (
+            BarColumn,
+            MofNCompleteColumn,
+            Progress,
+            ProgressColumn,
+            TextColumn,
+            TimeRemainingColumn,
+        )
+        from rich.table import Column
 
         if self._progress is None:
-            self._progress = Progress(
-                TextColumn("{task.description}"),
-                BarColumn(bar_width=28),
-                MofNCompleteColumn(),
-                TextColumn("{task.fields[unit]}  {task.fields[speed]}  ETA"),
-                TimeRemainingColumn(compact=True),
-                console=self._rich,
-                transient=True,
-            )
+            whole = Column(no_wrap=True)
+            count = MofNCompleteColumn(table_column=whole)
+            left = TimeRemainingColumn(compact=True, table_column=whole)
+            columns: list[ProgressColumn] = [TextColumn("{task.description}"), count, TextColumn("ETA"), left]
+            if self._rich.width >= WIDE:
+                rates = TextColumn("{task.fields[unit]}  {task.fields[speed]}  ETA")
+                columns = [TextColumn("{task.description}"), BarColumn(bar_width=28), count, rates, left]
+            self._progress = Progress(*columns, console=self._rich, transient=True)
             self._progress.start()
         progress = self._progress
-        task = progress.add_task(phase.name, total=phase.total or None, unit=phase.unit, speed="")
+        # Count and time left keep their places on a narrow terminal; the name gives way.
+        digits = 2 * len(str(phase.total)) + 1
+        room = max(self._rich.width - digits - NARROW, 8) if self._rich.width < WIDE else len(phase.name)
+        name = phase.name if len(phase.name) <= room else f"{phase.name[: room - 1]}\u2026"
+        task = progress.add_task(name, total=phase.total or None, unit=phase.unit, speed="")
 
         def show(count: int) -> None:
             progress.update(task, advance=count, speed=rate(phase.speed, phase.unit))

@@ -2,26 +2,55 @@
 
 from __future__ import annotations
 
+import json
+import shutil
+import textwrap
 from typing import Annotated
 
 import typer
 
+from diffexpo.cli.options import AsJson
 from diffexpo.cli.progress import Console
 
 app = typer.Typer(invoke_without_command=True, help="List the embedded recipes, or show one.")
 
 
 @app.callback()
-def recipes(context: typer.Context) -> None:
+def recipes(context: typer.Context, as_json: AsJson = False) -> None:
     """List the embedded recipes, or show one."""
     if context.invoked_subcommand is not None:
         return
     from diffexpo.config import list_recipes
 
-    console = Console(interactive=False)
-    rows = [(recipe.name, recipe.summary) for recipe in list_recipes()]
-    console.table("embedded recipes", ["name", "what"], rows)
+    found = sorted(list_recipes(), key=lambda recipe: (_rank(recipe.name), recipe.name))
+    if as_json:
+        print(
+            json.dumps(
+                [{"name": one.name, "what": one.summary, "file": str(one.path)} for one in found], indent=2
+            )
+        )
+        return
+    console, width = Console(interactive=False), max(shutil.get_terminal_size((100, 24)).columns, 40)
+    column = max(len(recipe.name) for recipe in found) + 2
+    is_narrow = width - column < 40  # the summary stands below the name then
+    indent = 6 if is_narrow else column + 2
+    console.line("embedded recipes")
+    for recipe in found:
+        lines = textwrap.wrap(recipe.summary, width - indent, break_long_words=False, break_on_hyphens=False)
+        first = "" if is_narrow else "".join(lines[:1])
+        console.line(f"  {recipe.name:<{column}}{first}".rstrip())
+        for line in lines[not is_narrow :]:
+            console.line(f"{' ' * indent}{line}")
     console.line("start one with `diffexpo run NAME`; copy one with `diffexpo recipes show NAME > my.yaml`")
+
+
+def _rank(name: str) -> tuple[int, int]:
+    """Where a recipe stands: a first look and the main method come first, the papers' settings last."""
+    world, _, short = name.partition("/")
+    first = ("quick", "expo")
+    worlds = ("scenes", "emoji", "paper")
+    place = worlds.index(world) if world in worlds else len(worlds)
+    return place, first.index(short) if short in first else len(first)
 
 
 @app.command()

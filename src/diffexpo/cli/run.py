@@ -37,6 +37,7 @@ def deadline(minutes: float | None) -> Iterator[None]:
         timer.cancel()
 
 
+# Many parameters because each is an option of the command.
 def run(
     recipes: Annotated[
         list[str] | None,
@@ -53,6 +54,7 @@ def run(
         Path | None, typer.Option(metavar="FOLDER", help="Folder of the run, instead of runs/NAME.")
     ] = None,
     overrides: Set = None,
+    as_json: Annotated[bool, typer.Option("--json", help="With --dry-run: print the plan as JSON.")] = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Check the settings, print the plan, do nothing.")
     ] = False,
@@ -76,11 +78,13 @@ def run(
     """
     loaded, run_dir = (_resume if resume else _start)(recipes or [], out, name, overrides or ())
     console = Console()
-    for note in loaded.notes:
+    for note in () if as_json else loaded.notes:
         console.warning(note)
     if dry_run:
-        _print_plan(loaded.config, run_dir, console)
+        _print_plan(loaded.config, run_dir, stop_after, console, as_json)
         return
+    if as_json:
+        raise ConfigError("--json goes with --dry-run; a run leaves its numbers in summary.json")
     if resume and run_state(run_dir) == "finished":
         console.line(f"{run_dir} is complete; nothing to resume")
         if (run_dir / "report.html").is_file():
@@ -131,11 +135,21 @@ def _resume(
     return resumed_config(run_dir / "config.yaml", overrides), run_dir
 
 
-def _print_plan(config: RunConfig, run_dir: Path, console: Console) -> None:
+def _print_plan(
+    config: RunConfig, run_dir: Path, stop_after: str | None, console: Console, as_json: bool
+) -> None:
+    """The plan, once it is known that everything that it names is there; a resumed run needs less."""
     from diffexpo.config import config_notes
 
-    console.table(f"plan of {run_dir}", ["stage", "what"], assembly.plan(config))
-    for note in config_notes(config):
+    assembly.parse_stage(config, stop_after)
+    missing = [] if (run_dir / "config.yaml").is_file() else assembly.check_inputs(config)
+    rows, notes = assembly.plan(config), [*missing, *config_notes(config)]
+    if as_json:
+        stages = [{"stage": stage, "what": what} for stage, what in rows]
+        print(json.dumps({"folder": str(run_dir), "plan": stages, "notes": notes}, indent=2))
+        return
+    console.table(f"plan of {run_dir}", ["stage", "what"], rows)
+    for note in notes:
         console.warning(note)
     console.line("nothing was run (--dry-run)")
 

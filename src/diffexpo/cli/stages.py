@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from typing import Annotated
 
 import typer
 
 from diffexpo import assembly
+from diffexpo.assembly import ConfigError
 from diffexpo.cli.failures import working_on
-from diffexpo.cli.options import Run
+from diffexpo.cli.options import AsJson, Run
 from diffexpo.cli.progress import Console
 
 SINGLE_STAGES = {
@@ -32,21 +34,39 @@ def stage_command(name: str) -> Callable[[Run], None]:
     return command
 
 
-def export(run: Run = None) -> None:
+def export(
+    run: Annotated[
+        str | None,
+        typer.Argument(metavar="RUN", help="Run folder or name, RUN@2 for an iterate; default: the newest."),
+    ] = None,
+    iteration: Annotated[
+        int | None, typer.Option(min=1, metavar="N", help="This iterate, to export/iteration-N.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
     """Write the trained LoRA (or whole pipeline) for plain diffusers, reloaded there and compared."""
-    with working_on(run) as run_dir:
-        for path in assembly.export(run_dir):
-            print(path)
+    from diffexpo.config.iterates import split_iterate
+
+    name, chosen = (None, None) if run is None else split_iterate(run)
+    if chosen is not None and iteration not in (None, chosen):
+        raise ConfigError(f"{run} --iteration {iteration}: two iterates are named; leave one out")
+    with working_on(name) as run_dir:
+        paths = assembly.export(run_dir, iteration=iteration if chosen is None else chosen)
+        print(json.dumps([str(path) for path in paths]) if as_json else "\n".join(map(str, paths)))
 
 
-def report(run: Run = None) -> None:
-    """Write report.html again from the files of a run (finished or not) and print its path."""
+def report(run: Run = None, as_json: AsJson = False) -> None:
+    """Write report.html and summary.json again from the files of a run (finished or not); print the path."""
     with working_on(run) as run_dir:
-        print(f"report: {assembly.write_report(run_dir)}")
+        path = assembly.write_report(run_dir)
+        told = (run_dir / "summary.json").read_text(encoding="utf-8") if as_json else f"report: {path}"
+        print(told)
 
 
 def cite(
-    run: Run = None, bibtex: Annotated[bool, typer.Option("--bibtex", help="Print BibTeX entries.")] = False
+    run: Run = None,
+    bibtex: Annotated[bool, typer.Option("--bibtex", help="Print BibTeX entries.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """List the papers, models, data and software that a run used, from its settings alone."""
     with working_on(run) as run_dir:
@@ -54,4 +74,5 @@ def cite(
         from diffexpo.config.citations import citations
 
         found = citations(read_resolved(run_dir / "config.yaml").config)
-        print(found.as_bibtex() if bibtex else found.as_text())
+        told = found.as_bibtex() if bibtex else found.as_text()
+        print(json.dumps(told.splitlines()) if as_json else told)

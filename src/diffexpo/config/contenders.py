@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from diffexpo.config.iterates import split_iterate
 from diffexpo.config.load import load_config, read_resolved
 from diffexpo.config.rules import check_combinations
 from diffexpo.config.run import RunConfig
@@ -21,11 +22,13 @@ START = "contender:"
 
 @dataclass(frozen=True)
 class Contender:
-    """A model to compare a run with: its settings, and its folder where it is a finished run."""
+    """A model to compare a run with: its settings, and its folder where it is a finished run, with the
+    iteration that was asked for (None: what the run kept)."""
 
     name: str
     config: RunConfig
     finished: Path | None = None
+    iteration: int | None = None
 
 
 def read_contenders(config: RunConfig) -> list[Contender]:
@@ -70,10 +73,13 @@ def known_contenders(config: RunConfig) -> Iterator[Contender]:
 
 
 def _read(item: str, config: RunConfig) -> Contender:
-    folder = Path(item).expanduser()
+    named, iteration = split_iterate(item)
+    folder = Path(named).expanduser()
     is_run = (folder / "config.yaml").is_file()
     other = read_resolved(folder / "config.yaml").config if is_run else load_config([item], (), {}).config
-    name = folder.resolve().name if is_run else other.name
+    name = other.name
+    if is_run:
+        name = folder.resolve().name + ("" if iteration is None else f"@{iteration}")
     card = other.algorithm
     if not is_run and (card.improvement is not None or card.branches is not None):
         raise ConfigError(
@@ -94,4 +100,4 @@ def _read(item: str, config: RunConfig) -> Contender:
         check_combinations(merged)
     except ConfigError as error:
         raise ConfigError(f"{KEY} = {item!r}, with what it shares with the run: {error}") from error
-    return Contender(name, merged, folder if is_run else None)
+    return Contender(name, merged, folder if is_run else None, iteration)

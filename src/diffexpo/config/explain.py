@@ -267,8 +267,10 @@ def _wrong_value(path: str, value: object, origin: str, kind: str, method: str |
     setting = find_setting(path, method)
     if setting is not None and isinstance(value, str) and setting.expected.startswith("one of "):
         choices = setting.expected.removeprefix("one of ").split(", ")
-        near = difflib.get_close_matches(value, choices, n=1)
-        return f"{line}. Did you mean {near[0]}?" if near else line
+        near = [choice for choice in choices if choice.casefold() == value.casefold()]
+        near = near or [choice for choice in choices if value.casefold() in choice.split("_")]
+        near = near or difflib.get_close_matches(value.casefold(), choices, n=1)
+        return f"{line}. Did you mean {' or '.join(near)}?" if near else line
     if kind == "string_type" and isinstance(value, (bool, int, float)):
         return f"{line}; put it in quotes to make it text"
     if kind == "finite_number":

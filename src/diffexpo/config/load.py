@@ -3,7 +3,8 @@
 Layers are merged left to right: defaults, each recipe in the order given, all `DIFFEXPO_*` variables, all
 `--set a.b=c`. Groups merge key by key; lists are replaced whole, or one element at a time (`--set
 rewards.0.weight=2`). A layer that changes `algorithm.type` takes over, of what earlier layers set in that
-group, only what means the same in both methods; what is left behind is named in a note.
+group, only what means the same in both methods; what is left behind is named in a note. Defaults that are
+data of an embedded world hold for that world's models only.
 """
 
 import os
@@ -29,9 +30,14 @@ from diffexpo.config.explain import (
 from diffexpo.config.methods import METHOD_BY_NAME, same_meaning
 from diffexpo.config.recipes import find_recipe, origin_of
 from diffexpo.config.run import RunConfig
+from diffexpo.config.worlds import world_of
 from diffexpo.errors import ConfigError
 
 ENV_PREFIX = "DIFFEXPO_"
+
+NONE_OF_OTHERS = ("offline.source", "explore.negatives.source")
+NAMED_BY_OTHERS = ("prompts.source", "evaluation.prompts")
+"""Settings whose defaults are data of an embedded world: what they are with a model of somebody else."""
 
 Value = bool | int | float | str | None | list["Value"] | dict[str, "Value"]
 
@@ -97,7 +103,21 @@ def parse_yaml(text: str, origin: str) -> Value:
     try:
         return yaml.load(text, Loader=_Loader)
     except yaml.YAMLError as error:
-        raise ConfigError(f"{origin} is not valid YAML: {' '.join(str(error).split())}") from None
+        raise ConfigError(_explain_yaml(error, text, origin)) from None
+
+
+def _explain_yaml(error: yaml.YAMLError, text: str, origin: str) -> str:
+    """Where text is no YAML and why, with the line itself below."""
+    mark = getattr(error, "problem_mark", None)
+    if mark is None:
+        return f"{origin} is not valid YAML: {' '.join(str(error).split())}"
+    problem = str(getattr(error, "problem", "") or getattr(error, "context", ""))
+    lines = text.splitlines()
+    number = min(mark.line, max(len(lines) - 1, 0))
+    shown = lines[number] if lines else ""
+    advice = "keys of one group begin in the same column, with spaces, and a colon is followed by a space"
+    where = f"{origin} is not valid YAML: line {number + 1}, column {mark.column + 1}"
+    return f"{where}: {problem} ({advice})\n    {shown}\n    {' ' * min(mark.column, len(shown))}^"
 
 
 def config_to_yaml(config: RunConfig) -> str:
@@ -145,7 +165,8 @@ def load_config(
         if not equals or not key.strip():
             raise ConfigError(f"--set {override!r} has no value; expected --set group.key=value")
         origin = f"--set {override}"
-        merged.set(key.strip().split("."), parse_yaml(text, origin), origin)
+        keys = re.sub(r"\[(\d+)\]", r".\1", key.strip()).split(".")  # rewards[0].weight too
+        merged.set(keys, parse_yaml(text, origin), origin)
     merged.end_layer()
     return merged.check()
 
@@ -261,6 +282,7 @@ class _Merged:
     def check(self) -> LoadedConfig:
         """Validate; turn every complaint into a message with path, value, origin and what was expected."""
         _refuse_booleans_as_numbers(self.values, self.sources)
+        _leave_embedded_data(self.values, self.sources)
         try:
             config = RunConfig.model_validate(self.values)
         except ValidationError as error:
@@ -302,6 +324,49 @@ def leaves(value: Value, path: str = "") -> Iterable[tuple[str, Value]]:
             yield from leaves(inner, f"{path}.{index}")
     else:
         yield path, value
+
+
+def _leave_embedded_data(values: dict[str, Value], sources: Mapping[str, str]) -> None:
+    """Defaults that name an embedded world's data are for its own models: with another one there are no
+    offline pairs, negative prompts and rewards, and prompts have to be named (a ConfigError)."""
+    path = _value_at(values, "model.path")
+    if not isinstance(path, str):
+        return
+    keys = [key for key in (*NONE_OF_OTHERS, *NAMED_BY_OTHERS) if key not in sources]
+    worlds = {key: world_of(str(_value_at(values, key))) for key in keys}
+    ours = [key for key, world in worlds.items() if world not in (None, world_of(path))]
+    for key in ours:
+        if key in NONE_OF_OTHERS:
+            group = _value_at(values, key.rpartition(".")[0])
+            assert isinstance(group, dict)
+            group[key.rpartition(".")[2]] = None
+    if not _within("rewards", sources) and any(world_of(path) != world for world in _reward_worlds(values)):
+        values["rewards"] = []
+    if missing := [key for key in ours if key in NAMED_BY_OTHERS]:
+        what = " and ".join(missing)
+        raise ConfigError(
+            f"{what}: not given, and model.path = {path} (from {sources.get('model.path', DEFAULT)}) is no "
+            "embedded model that the default prompts belong to; name prompt files, e.g. "
+            + " ".join(f"--set {key}=FILE.txt" for key in missing)
+        )
+
+
+def _reward_worlds(values: Mapping[str, Value]) -> Iterable[str]:
+    """The embedded worlds that rewards come from."""
+    rewards = values.get("rewards")
+    paths = (
+        [reward.get("path") for reward in rewards if isinstance(reward, dict)]
+        if isinstance(rewards, list)
+        else []
+    )
+    return [world for path in paths if isinstance(path, str) and (world := world_of(path)) is not None]
+
+
+def _value_at(values: Value, path: str) -> Value:
+    """The value at a dotted path; None where a layer put something else than groups there."""
+    for key in path.split("."):
+        values = values.get(key) if isinstance(values, dict) else None
+    return values
 
 
 def _refuse_booleans_as_numbers(values: dict[str, Value], sources: Mapping[str, str]) -> None:

@@ -46,6 +46,8 @@ def find_recipe(name: str) -> Path:
     wanted = name.removesuffix(".yaml")
     if wanted in names:
         return names[wanted]
+    if "=" in name:
+        raise MissingError(f"no recipe {name!r}. Did you mean --set {name}? Settings come after --set")
     near = [known for known in names if known.rpartition("/")[2] == wanted.rpartition("/")[2]]
     near += [known for known in names if known.startswith(wanted)]
     near = list(dict.fromkeys([*near, *difflib.get_close_matches(wanted, names)]))

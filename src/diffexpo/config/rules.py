@@ -286,6 +286,11 @@ def config_notes(config: Run) -> list[str]:
             f"training.learning_rate = {training.learning_rate:g} with full tuning: preference losses "
             "collapsed at 1e-4 in our trials (both errors rise, accuracy near 1); 5e-6 held"
         )
+    if config.evaluation.bootstrap < 200:
+        notes.append(
+            f"evaluation.bootstrap = {config.evaluation.bootstrap}: the ends of intervals from so few "
+            "resamples mean nothing; 1000 are enough"
+        )
     if config.evaluation.grid_prompts > config.evaluation.num_prompts:
         notes.append("evaluation.grid_prompts exceeds num_prompts: the grid shows all evaluated prompts")
     return [*notes, *guidance_notes(config)]

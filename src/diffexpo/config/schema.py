@@ -82,10 +82,10 @@ class TuningConfig(Section):
     `model.device`, or in main memory. With `cpu` results are the same; each use costs a transfer of the whole
     denoiser."""
     start: str | None = None
-    """Where training starts, if not at the base: the folder of a finished run with the same model and tuning,
-    or, with `kind: full`, of a model of the same shape. `model.path` stays the base, and the reference where
-    that is the base. `contender:NAME`: the last iterate of one of `baseline.contenders`, trained before
-    everything else; offline DPO starts there too."""
+    """Where training starts, if not at the base: the folder of a finished run with the same model and tuning
+    (RUN@2: its second iterate), or, with `kind: full`, of a model of the same shape. `model.path` stays the
+    base, and the reference where that is the base. `contender:NAME`: the last iterate of one of
+    `baseline.contenders`, trained before everything else; offline DPO starts there too."""
 
 
 class PromptConfig(Section):
@@ -98,7 +98,8 @@ class PromptConfig(Section):
 
 class NegativeConfig(Section):
     source: str | None = "emoji:negatives"
-    """Negative prompts, one a line: `emoji:negatives` or a text file; null turns them off."""
+    """Negative prompts, one a line: `emoji:negatives` or a text file (# begins a comment); null turns them
+    off, and is the default with a model that is not the embedded one."""
     schedule: Literal["linear", "constant", "cosine", "off"] = "linear"
     """tau(t), the probability that a prompt gets a negative prompt in iteration t (the paper: linear
     decay)."""
@@ -200,7 +201,7 @@ class PairingConfig(Section):
 class OfflineConfig(Section):
     source: str | None = "emoji:offline"
     """Offline pairs D_off: `emoji:offline`, `scenes:offline`, or a file or folder in one of the formats of
-    docs/data.md; null for none."""
+    docs/data.md; null for none, which is the default with a model that is not the embedded one."""
     format: Literal[
         "auto", "pickapic", "hpdv2", "hpdv3", "imagerewarddb", "folders", "table", "webdataset", "diffexpo"
     ] = "auto"
@@ -310,8 +311,8 @@ class EvaluationConfig(Section):
     """Evaluate each iterate (reward-KL curve), not only the last."""
     bootstrap: Count = 10000
     """Bootstrap resamples, clustered by prompt, for 95% intervals."""
-    grid_prompts: Count = 8
-    """Prompts in the before/after image (the first of the keyed order, not chosen by hand)."""
+    grid_prompts: int = Field(default=8, ge=0)
+    """Prompts in the before/after image (the first of the keyed order, not chosen by hand); 0: no image."""
 
 
 class BaselineConfig(Section):
@@ -323,4 +324,5 @@ class BaselineConfig(Section):
     contenders: tuple[str, ...] = ()
     """What the run is compared with besides: recipes (names or files), which are trained beside it at their
     own cost, and folders of finished runs. Seed, model, tuning, prompts, rewards and evaluation are the
-    run's; their last iterates, or what finished runs kept, are evaluated on the same prompts and noise."""
+    run's; their last iterates, or what finished runs kept (RUN@2: their second iterate), are evaluated on the
+    same prompts and noise."""

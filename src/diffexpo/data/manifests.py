@@ -15,14 +15,17 @@ from diffexpo.errors import StoreError
 from diffexpo.files import write_text
 
 FORMAT = 1
-_NAME = re.compile(r"(?P<stage>[a-z_]+)-(?P<iteration>\d{4,})\.json")
+# A stage of a lane begins with the lane's name, which is that of a recipe or folder.
+_STAGE = r"[^/\\]*[a-z_]"
+_NAME = re.compile(rf"(?P<stage>{_STAGE})-(?P<iteration>\d{{4,}})\.json")
 
 
 def manifest_path(root: Path, stage: str, iteration: int) -> Path:
     """`root/manifests/<stage>-<iteration>.json`."""
-    if not re.fullmatch(r"[a-z_]+", stage) or iteration < 0:
+    if not re.fullmatch(_STAGE, stage) or iteration < 0:
         raise StoreError(
-            f"stage {stage!r} of iteration {iteration!r}: a stage is lower case letters, an iteration >= 0"
+            f"stage {stage!r} of iteration {iteration!r}: a stage is a name that ends in lower case letters, "
+            "an iteration >= 0"
         )
     return root / "manifests" / f"{stage}-{iteration:04d}.json"
 

@@ -10,7 +10,7 @@ import csv
 import io
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,7 @@ from diffexpo.data.prompts import (
     read_parquet,
     read_txt,
     require_file,
+    skipped_lines,
 )
 from diffexpo.errors import ConfigError, ImportFormatError, MissingError
 from diffexpo.files import replacing
@@ -72,7 +73,9 @@ def read_prompt_list(source: str | Path, format: str = "auto") -> tuple[list[Pro
         # of Parquet only the captions are read, whatever images it holds as well
         if path.stat().st_size > _LARGEST and path.suffix.lower() != ".parquet":
             raise ImportFormatError(f"{path} is larger than 256 MiB; expected a list of prompts")
-    return distinct_prompts(form.read(path), f"{path}")
+    found, report = distinct_prompts(form.read(path), f"{path}")
+    is_text = path.is_file() and path.suffix.lower() in (".txt", ".jsonl")
+    return found, replace(report, skipped=skipped_lines(path) if is_text else 0)
 
 
 def split_prompts(
@@ -136,7 +139,7 @@ def _table(*columns: str, is_tsv: bool = False) -> Callable[[Path], Located]:
 
     def read(path: Path) -> Located:
         for _ in prompt_lines(path):
-            pass  # refuses empty lines and what is not UTF-8, with the line
+            pass  # refuses what is not UTF-8, with the line
         stream = io.StringIO(path.read_bytes().decode("utf-8-sig"), newline="")
         tsv = csv.reader(stream, delimiter="\t", quoting=csv.QUOTE_NONE)
         reader = tsv if is_tsv else csv.reader(stream, strict=True)
@@ -146,6 +149,8 @@ def _table(*columns: str, is_tsv: bool = False) -> Callable[[Path], Located]:
                 expected = ", ".join(columns)
                 raise ImportFormatError(f"{path}: column {missing[0]!r} is missing; expected {expected}")
             for cells in reader:
+                if not cells:
+                    continue  # a blank line
                 where = f"{path}, line {reader.line_num}"
                 if len(cells) != len(header):
                     raise ImportFormatError(f"{where} has {len(cells)} cells; expected {len(header)}")

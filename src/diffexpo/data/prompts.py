@@ -1,7 +1,9 @@
 """Prompt files: `.txt` (one a line), `.jsonl` (one object a line) or `.parquet`. A bad line is an error.
 
-JSON lines and Parquet have a `prompt` (or `caption`) and may have `id`, `category` and `negative_prompt`;
-every other text field becomes an attribute of the prompt. `prompts:NAME` is a list that the package ships.
+In text files (negative prompts too) blank lines and lines that begin with "#" are skipped and counted; a
+prompt that begins with "#" stands in JSON lines. JSON lines and Parquet have a `prompt` (or `caption`) and
+may have `id`, `category` and `negative_prompt`, which takes the place of those of `explore.negatives`; every
+other text field becomes an attribute of the prompt. `prompts:NAME` is a list that the package ships.
 """
 
 from __future__ import annotations
@@ -10,7 +12,7 @@ import difflib
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pyarrow as pa
@@ -29,11 +31,12 @@ Located = Iterator[tuple[str, Prompt]]
 
 @dataclass(frozen=True)
 class PromptReport:
-    """What a prompt file held and what was dropped."""
+    """What a prompt file held and what was dropped; `skipped` counts blank lines and comments."""
 
     read: int
     kept: int
     duplicates: int
+    skipped: int = 0
 
 
 def load_prompts(source_path: str | Path, key: str = "prompts.source") -> list[Prompt]:
@@ -51,7 +54,8 @@ def read_prompts(source_path: str | Path, key: str = "prompts.source") -> tuple[
     require_file(path, key)
     if path.suffix.lower() not in READERS:
         raise ImportFormatError(f"{key}: {path} ends in {path.suffix!r}; expected {', '.join(READERS)}")
-    return distinct_prompts(READERS[path.suffix.lower()](path), f"{key}: {path}")
+    found, report = distinct_prompts(READERS[path.suffix.lower()](path), f"{key}: {path}")
+    return found, replace(report, skipped=skipped_lines(path))
 
 
 def require_file(path: Path, key: str) -> None:
@@ -59,7 +63,9 @@ def require_file(path: Path, key: str) -> None:
     if not path.is_file():
         near = difflib.get_close_matches(path.name, [p.name for p in path.parent.glob("*")], 1)
         hint = f" Did you mean {path.parent / near[0]}?" if near and not path.is_dir() else ""
-        raise MissingError(f"{key}: there is no file {path}; expected one of {', '.join(READERS)}.{hint}")
+        where = "" if path.is_absolute() else f" in {Path.cwd()}"
+        expected = f"expected one of {', '.join(READERS)}"
+        raise MissingError(f"{key}: there is no file {path}{where}; {expected}.{hint}")
 
 
 def distinct_prompts(located: Located, what: str) -> tuple[list[Prompt], PromptReport]:
@@ -176,7 +182,23 @@ def _from_record(where: str, record: Mapping[str, object]) -> Prompt:
 
 
 def prompt_lines(path: Path) -> Iterator[tuple[str, str]]:
-    """(where, text) of every line; only LF and CRLF end lines, because prompts may hold other separators."""
+    """(where, text) of every line that is neither blank nor a comment; only LF and CRLF end lines, because
+    prompts may hold other separators."""
+    return ((where, text) for where, text in _all_lines(path) if not _is_skipped(text))
+
+
+def skipped_lines(path: Path) -> int:
+    """How many blank lines and comments a text file has; 0 for Parquet."""
+    if path.suffix.lower() == ".parquet":
+        return 0
+    return sum(_is_skipped(text) for _, text in _all_lines(path))
+
+
+def _is_skipped(line: str) -> bool:
+    return not line or line.startswith("#")
+
+
+def _all_lines(path: Path) -> Iterator[tuple[str, str]]:
     data = path.read_bytes()
     if b"\0" in data:
         raise ImportFormatError(
@@ -194,8 +216,6 @@ def prompt_lines(path: Path) -> Iterator[tuple[str, str]]:
                 f"{where} is not UTF-8 (byte {line[error.start]:#04x} at column {error.start + 1}); save the "
                 "file as UTF-8"
             ) from error
-        if not text:
-            raise ImportFormatError(f"{where} is empty; expected a prompt on every line, so delete the line")
         yield where, text
 
 

@@ -232,3 +232,9 @@ def is_utf8(text: str) -> bool:
     except UnicodeEncodeError:
         return False
     return True
+
+
+def table_of(records: Sequence[Mapping[str, object]]) -> pa.Table:
+    """Mappings as an Arrow table with a column for every name; what a record does not have is null."""
+    names = dict.fromkeys(name for record in records for name in record)
+    return pa.table({name: pa.array([record.get(name) for record in records]) for name in names})

@@ -52,11 +52,14 @@ class Store:
 
     Args:
         root: The folder, e.g. `runs/expo/store`.
-        create: Make it when it is not there; else a MissingError is raised.
+        create: Make it when it is not there; else a MissingError is raised. A folder that holds other things
+            is refused with a StoreError and left as it is.
     """
 
     def __init__(self, root: str | Path, *, create: bool = True) -> None:
         self.root = Path(root)
+        if self.root.is_dir():
+            _refuse_other_folder(self.root)
         if create:
             (self.root / "manifests").mkdir(parents=True, exist_ok=True)
         elif not self.root.is_dir():
@@ -357,3 +360,14 @@ class Store:
             raise StoreError(
                 f"{stage} {iteration} is not complete: units {missing} are missing; resume to make them"
             )
+
+
+def _refuse_other_folder(root: Path) -> None:
+    """A StoreError where a folder is not empty and no store."""
+    if (root / "manifests").is_dir() or not any(root.iterdir()):
+        return
+    if any(list_shards(root)):
+        return
+    inner = root / "store"
+    hint = f"did you mean {inner}?" if (inner / "manifests").is_dir() else "expected a run's folder `store`"
+    raise StoreError(f"{root} is not a store: it holds other things and no manifests/; {hint}")

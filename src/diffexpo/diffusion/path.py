@@ -33,6 +33,15 @@ Spacing = Literal["leading", "trailing", "linspace"]
 LowestLevel = Literal["shifted", "plain", "steps"]
 
 # Defaults of diffusers' scheduler classes, by how their names begin, for settings that a file leaves out.
+OTHER_LEVELS = (
+    "EDM",
+    "CosineDPMSolver",
+    "ConsistencyModel",
+    "CMStochastic",
+    "KarrasVe",
+    "ScoreSdeVe",
+    "VQDiffusion",
+)
 LINSPACE_BY_DEFAULT = ("DEIS", "DPMSolver", "Euler", "Heun", "KDPM2", "LMS", "SASolver", "UniPC")
 SMALL_BETAS_BY_DEFAULT = ("Heun", "KDPM2", "LCM", "TCD")
 SCALED_LINEAR_BY_DEFAULT = ("LCM", "TCD")
@@ -155,6 +164,7 @@ class Path:
             float32 there.
         """
         name = str(config.get("_class_name", ""))
+        _refuse_other_levels(config, name)
         if "FlowMatch" in name:
             for key in FLOW_SPACINGS:
                 if config.get(key):
@@ -297,6 +307,16 @@ def dynamic_shift(
     slope = (max_shift - base_shift) / (max_tokens - base_tokens)
     mu = image_tokens * slope + (base_shift - slope * base_tokens)
     return math.exp(mu) if kind == "exponential" else mu
+
+
+def _refuse_other_levels(config: Mapping[str, Any], name: str) -> None:
+    """A PolicyError for a scheduler whose noise levels are not those of a table of betas or of a flow."""
+    if name.startswith(OTHER_LEVELS) or config.get("timestep_type") == "continuous":
+        kind = name if name.startswith(OTHER_LEVELS) else f"{name} with timestep_type continuous"
+        raise PolicyError(
+            f"scheduler {kind}: its noise levels are sigmas of their own, not a table of betas, and are not "
+            "reproduced here; expected a DDIM, DDPM, PNDM, Euler, DPM-Solver, ... or flow-match scheduler"
+        )
 
 
 def _dynamic_shift(config: Mapping[str, Any], image_tokens: int | None) -> float:

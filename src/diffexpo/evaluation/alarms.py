@@ -6,7 +6,7 @@ missing and raises no alarm. The thresholds are constants here, which the docume
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
@@ -58,6 +58,9 @@ class Snapshot:
     of them; `dropped` are pairing counts, `validation` is the mean score of the validation judge.
     `improved_distance` is the mean squared latent distance of improved images to what they were improved
     from, divided by that between losers of different prompts.
+    `train_change` is what the training reward gained on the base, image by image, and `heldout_changes` what
+    the held-out judge's score gained on earlier iterates by number (0: the base); unknown ones are left out,
+    and then means are compared.
     """
 
     iteration: int
@@ -83,6 +86,8 @@ class Snapshot:
     dropped_ties: int | None = None
     skipped_steps: int | None = None
     improved_distance: float | None = None
+    train_change: tuple[float, float, float] | None = None
+    heldout_changes: Mapping[int, tuple[float, float, float]] = field(default_factory=dict)
 
     @property
     def reference_error(self) -> float | None:
@@ -103,9 +108,9 @@ class Snapshot:
 class History:
     """Snapshots in order of iteration, base first where it was evaluated.
 
-    `kl_budget` is in nats per image, None for no limit; `restraint` advises what holds this method closer to
-    the base; `has_offline` says that it learns from given images too; `kept` is the iterate that a validation
-    chose: what is said of the result is then said of it.
+    `run` is how commands name the run; `kl_budget` is in nats per image, None for no limit; `restraint`
+    advises what holds this method closer to the base; `has_offline` says that it learns from given images
+    too; `kept` is the iterate that a validation chose: what is said of the result is then said of it.
     """
 
     snapshots: Sequence[Snapshot] = field(default_factory=tuple)
@@ -113,6 +118,7 @@ class History:
     restraint: str = "raise algorithm.beta"
     has_offline: bool = True
     kept: int | None = None
+    run: str = "RUN"
 
 
 def check_alarms(history: History) -> list[Alarm]:
@@ -123,19 +129,38 @@ def check_alarms(history: History) -> list[Alarm]:
     for item in history.snapshots:
         alarms = [*_flat_rewards(item)]
         if item.iteration > 0:
-            alarms += [*early_alarms(item, start), *_training(item), *_improvement(item)]
+            alarms += [*early_alarms(item, start, history.run), *_training(item), *_improvement(item)]
             alarms += _errors_rise(item, before)
         found += [replace(one, message=f"iteration {item.iteration}: {one.message}") for one in alarms]
         before = item
     known = [item for item in trained if history.kept is None or item.iteration <= history.kept]
     if known:
         result = known[-1]
-        found += [*_last(result, history), *_idle_kl(known)]
+        found += [*_last(result, history), *_idle_kl(known, history)]
         base = next((item for item in history.snapshots if item.iteration == 0), None)
         if base is not None:
             found += [*_over_optimised(base, result, history), *_diversity(base, result, history)]
     order = ("critical", "warning", "note")
     return sorted(found, key=lambda alarm: order.index(alarm.severity))
+
+
+def looked_for(history: History) -> dict[str, bool]:
+    """What alarms look for, in words, and whether this history has the numbers for it."""
+    trained = [item for item in history.snapshots if item.iteration > 0]
+    result = trained[-1] if trained else Snapshot(0)
+    base = next((item for item in history.snapshots if item.iteration == 0), Snapshot(0))
+    errors = any(item.implicit_accuracy is not None and item.reference_error for item in trained)
+    both = base.train_reward and result.train_reward and base.heldout_reward and result.heldout_reward
+    return {
+        "collapse (accuracy up while both errors rise)": bool(errors),
+        "over-optimisation": bool(both),
+        "loss of diversity": base.vendi is not None and result.vendi is not None,
+        "flat rewards": any(item.reward_std is not None for item in history.snapshots),
+        "many ties": any(item.groups for item in history.snapshots),
+        "failing scorers": any(item.images_failed is not None for item in history.snapshots),
+        "KL without return": sum(bool(item.kl and item.heldout_reward) for item in trained) > 1,
+        "worse than the base": result.win_rate is not None,
+    }
 
 
 def _training(item: Snapshot) -> Iterator[Alarm]:
@@ -149,13 +174,20 @@ def _training(item: Snapshot) -> Iterator[Alarm]:
         yield Alarm("skipped_steps", "warning", seen, advice)
 
 
-def early_alarms(item: Snapshot, start: float | None = None) -> list[Alarm]:
+def early_alarms(item: Snapshot, start: float | None = None, run: str = "RUN") -> list[Alarm]:
     """What an iteration's training tells of its iterate before an image of it is looked at.
 
     `start` is the error with which the run's training began (`start_error`), by default that of the
-    iteration's own reference.
+    iteration's own reference; `run` is how commands name the run.
     """
-    return [*(list(_collapse(item)) or _common_part(item, start)), *_norm(item)]
+    return [*(list(_collapse(item)) or _common_part(item, start, run)), *_norm(item)]
+
+
+def use_iterate(run: str, iteration: int) -> str:
+    """The command that exports an earlier iterate, as a sentence; the base needs none."""
+    if iteration < 1:
+        return "Go back to the base: there is no earlier iterate."
+    return f"Use an earlier iterate: `diffexpo export {run} --iteration {iteration}`."
 
 
 def start_error(snapshots: Sequence[Snapshot]) -> float | None:
@@ -173,7 +205,7 @@ def _collapse(item: Snapshot) -> Iterator[Alarm]:
         yield Alarm("collapse", "critical", seen, RESTRAINT)
 
 
-def _common_part(item: Snapshot, start: float | None) -> Iterator[Alarm]:
+def _common_part(item: Snapshot, start: float | None, run: str) -> Iterator[Alarm]:
     reference = item.reference_error
     if item.common_part is None or not reference:
         return
@@ -187,7 +219,8 @@ def _common_part(item: Snapshot, start: float | None) -> Iterator[Alarm]:
             f"{whose}, as a share of the errors with which training began (more than {COMMON_PART:.0%}): "
             "runs with so large a common part collapsed within a few iterations."
         )
-        yield Alarm("common_part", "critical", seen, f"Use an earlier iterate. {RESTRAINT}")
+        advice = f"{use_iterate(run, item.iteration - 1)} {RESTRAINT}"
+        yield Alarm("common_part", "critical", seen, advice)
 
 
 def _norm(item: Snapshot) -> Iterator[Alarm]:
@@ -270,14 +303,25 @@ def _over_optimised(base: Snapshot, last: Snapshot, history: History) -> Iterato
         return
     train, last_train = base.train_reward[0], last.train_reward[0]
     heldout, last_heldout = base.heldout_reward[0], last.heldout_reward[0]
-    if last_train <= train or last_heldout >= heldout:
+    change = last.heldout_changes.get(0)
+    gain = last_train - train if last.train_change is None else last.train_change[0]
+    if gain <= 0 or (last_heldout - heldout if change is None else change[0]) >= 0:
         return
-    sure = last.heldout_reward[2] < heldout or (last.win_rate is not None and last.win_rate[2] < 0.5)
+    fell = last.heldout_reward[2] < heldout if change is None else change[2] < 0
+    sure = fell or (last.win_rate is not None and last.win_rate[2] < 0.5)
+    paired = (
+        ""
+        if change is None
+        else f" (image by image {change[0]:+.3g}, 95% {change[1]:+.3g} to {change[2]:+.3g})"
+    )
     seen = (
         f"the training reward rose from {train:.3g} to {last_train:.3g} while the held-out judge fell from "
-        f"{heldout:.3g} to {last_heldout:.3g}: the model pleases its own judge only."
+        f"{heldout:.3g} to {last_heldout:.3g}{paired}: the model pleases its own judge only."
     )
-    advice = f"Use an earlier iterate, {history.restraint}, train fewer steps, or mix in a second reward."
+    earlier = [item for item in history.snapshots if item.iteration < last.iteration and item.heldout_reward]
+    best = max(earlier, key=lambda item: item.heldout_reward[0] if item.heldout_reward else 0.0)
+    remedies = f"{_sentence(history.restraint)}, train fewer steps, or mix in a second reward."
+    advice = f"{use_iterate(history.run, best.iteration)} {remedies}"
     yield Alarm("over_optimisation", "critical" if sure else "warning", seen, advice)
 
 
@@ -306,25 +350,25 @@ def _last(last: Snapshot, history: History) -> Iterator[Alarm]:
     budget = history.kl_budget
     if budget is not None and last.kl is not None and last.kl > budget:
         seen = f"the KL to the base is {last.kl:.3g} nats per image, above the budget of {budget:.3g}."
-        yield Alarm("kl_budget", "warning", seen, f"Use an earlier iterate or {history.restraint}.")
+        within = [item.iteration for item in history.snapshots if item.kl is not None and item.kl <= budget]
+        advice = f"{use_iterate(history.run, max(within, default=0))} Or {history.restraint}."
+        yield Alarm("kl_budget", "warning", seen, advice)
 
 
-def _idle_kl(trained: Sequence[Snapshot]) -> Iterator[Alarm]:
-    known = [
-        (item.iteration, item.kl, item.heldout_reward)
-        for item in trained
-        if item.kl is not None and item.heldout_reward is not None
-    ]
+def _idle_kl(trained: Sequence[Snapshot], history: History) -> Iterator[Alarm]:
+    known = [(item, item.kl, item.heldout_reward) for item in trained if item.kl and item.heldout_reward]
     if len(known) < 2:
         return
     best, best_kl, best_reward = max(known, key=lambda row: row[2][0])
-    _, kl, reward = known[-1]
-    if kl > KL_GROWTH * best_kl and reward[2] < best_reward[0]:
+    last, kl, reward = known[-1]
+    change = last.heldout_changes.get(best.iteration)
+    fell = reward[2] < best_reward[0] if change is None else change[2] < 0
+    if kl > KL_GROWTH * best_kl and fell:
         seen = (
-            f"since iteration {best} the KL to the base grew from {best_kl:.3g} to {kl:.3g} nats per image "
-            "and the held-out reward fell."
+            f"since iteration {best.iteration} the KL to the base grew from {best_kl:.3g} to {kl:.3g} nats "
+            "per image and the held-out reward fell."
         )
-        advice = f"Iteration {best} is the better model; stop there."
+        advice = f"Iteration {best.iteration} is the better model. {use_iterate(history.run, best.iteration)}"
         yield Alarm("kl_without_return", "warning", seen, advice)
 
 

@@ -6,6 +6,7 @@ chosen by rule. It says what was not measured.
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -25,19 +26,20 @@ from diffexpo.evaluation.templates import template
 
 CARD, GRID = "README.md", "before_after.png"
 EMBEDDED_LICENCE = "apache-2.0"
-# Schedulers of diffusers that draw as the sampler does.
+# Schedulers of diffusers that draw as the sampler does, and their settings besides those of the base model.
 SCHEDULERS = {
-    "ddpm": "DDPMScheduler",
-    "ddim": "DDIMScheduler",
-    "dpmpp": "DPMSolverMultistepScheduler",
-    "flow_euler": "FlowMatchEulerDiscreteScheduler",
+    "ddpm": ("DDPMScheduler", ""),
+    "ddim": ("DDIMScheduler", ""),
+    "dpmpp": ("DPMSolverMultistepScheduler", ', algorithm_type="dpmsolver++"'),
+    "flow_euler": ("FlowMatchEulerDiscreteScheduler", ""),
 }
 
 
 @dataclass(frozen=True)
 class Exported:
     """What lies in the folder: `left_out` components are loaded as None, `arguments` are of the pipeline's
-    call, `base` is the base model's folder or hub id."""
+    call, `base` is the base model's folder or hub id. `version` is the iterate, as evaluations name it; None:
+    the run's result."""
 
     kind: str
     pipeline_class: str
@@ -45,6 +47,7 @@ class Exported:
     left_out: tuple[str, ...]
     arguments: Mapping[str, object]
     base: str
+    version: str | None = None
 
 
 def write_card(run_dir: Path, folder: Path, config: RunConfig, exported: Exported) -> Path:
@@ -56,7 +59,10 @@ def write_card(run_dir: Path, folder: Path, config: RunConfig, exported: Exporte
     is_fed = FAMILIES[exported.pipeline_class].is_fed_guidance
     guidance = config.model.guidance_embedding if is_fed else config.evaluation.sampler.guidance
     record, found = load_run(run_dir), citations(config)
-    summary = summarise(record)
+    summary, sampler = summarise(record, exported.version), config.evaluation.sampler
+    arguments = dict(exported.arguments) | (
+        {"eta": sampler.eta} if sampler.name == "ddim" and sampler.eta else {}
+    )
     text = template("card.md.j2").render(
         front=yaml.safe_dump(_front_matter(config, exported), sort_keys=False, allow_unicode=True),
         config=config,
@@ -68,7 +74,11 @@ def write_card(run_dir: Path, folder: Path, config: RunConfig, exported: Exporte
         licence=licence_of(config.model.path),
         version=diffexpo.__version__,
         guidance=guidance,
-        scheduler=SCHEDULERS.get(config.evaluation.sampler.name),
+        scheduler=SCHEDULERS.get(sampler.name),
+        arguments=arguments,
+        base_name=shareable(config.model.path),
+        base_in_package=config.model.path if world_of(config.model.path) else None,
+        base=relative_base(exported.base, folder),
         grid=GRID if _write_grid(record, summary, config, folder / GRID) else None,
         settings_told=list(_told(config)),
         citations=found,
@@ -76,6 +86,16 @@ def write_card(run_dir: Path, folder: Path, config: RunConfig, exported: Exporte
     )
     (folder / CARD).write_text(text, encoding="utf-8")
     return folder / CARD
+
+
+def shareable(path: str) -> str:
+    """A path as a card may tell it: of an absolute one its last part, which says nothing of the machine."""
+    return Path(path).name if Path(path).expanduser().is_absolute() else path
+
+
+def relative_base(base: str, folder: Path) -> str:
+    """The base model as code in the export's folder names it: a hub id, or a path from there."""
+    return os.path.relpath(base, folder) if Path(base).is_absolute() else base
 
 
 def licence_of(path: str) -> str | None:
@@ -110,6 +130,8 @@ def _told(config: RunConfig) -> Iterator[tuple[str, object]]:
     if config.tuning.kind == "lora":
         yield "tuning.lora.rank", config.tuning.lora.rank
         yield "tuning.lora.alpha", config.tuning.lora.alpha or config.tuning.lora.rank
+    if config.tuning.start is not None:
+        yield "tuning.start", shareable(config.tuning.start)
     explore, training = config.explore, config.training
     for name in ("iterations", "prompts_per_iteration", "images_per_prompt", "agents"):
         yield f"explore.{name}", getattr(explore, name)
@@ -117,8 +139,8 @@ def _told(config: RunConfig) -> Iterator[tuple[str, object]]:
     yield "explore.sampler", f"{sampler.name}, {sampler.steps} steps, guidance {sampler.guidance:g}"
     for name in ("steps", "batch_size", "learning_rate", "warmup_fraction", "ema_decay", "mixed_precision"):
         yield f"training.{name}", getattr(training, name)
-    yield "prompts.source", config.prompts.source
-    yield "offline.source", config.offline.source
+    yield "prompts.source", shareable(config.prompts.source)
+    yield "offline.source", None if config.offline.source is None else shareable(config.offline.source)
     for reward in config.rewards:
         yield f"reward {reward.name}", f"{reward.type}, weight {reward.weight:g}, {reward.role}"
 
@@ -130,5 +152,7 @@ def _write_grid(record: RunRecord, summary: Summary, config: RunConfig, path: Pa
         return False
     side = max(128, min(256, base.images.shape[1]))
     prompts = base.prompts[: min(config.evaluation.grid_prompts, len(last.prompts))]
+    if not prompts:
+        return False
     save_comparison(path, [("base", base), (config.name, last)], prompts, tile=side)
     return True

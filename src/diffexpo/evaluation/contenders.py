@@ -6,6 +6,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 
@@ -71,8 +72,8 @@ class Contenders:
         return max((row for row in self.rows if row.is_base), key=lambda row: row.value[0])
 
     def to_json(self) -> Json:
-        """The table as JSON values."""
-        rows = [asdict(row) | {"is_best_base": row is self.best_base} for row in self.rows]
+        """The table as JSON values; an interval of one prompt has no ends."""
+        rows = [finite(asdict(row)) | {"is_best_base": row is self.best_base} for row in self.rows]
         return asdict(self) | {"rows": rows}
 
 
@@ -118,6 +119,15 @@ def compare_contenders(
     if not rows or rows[-1].key != entries[-1].key or not any(row.is_base for row in rows):
         return None
     return Contenders(judge, is_share, len({prompt for prompt, _ in result}), tuple(rows))
+
+
+def finite(value: Any) -> Any:
+    """A value of JSON with None in place of numbers that JSON has not."""
+    if isinstance(value, dict):
+        return {key: finite(inner) for key, inner in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [finite(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def guidance_title(suite: SuiteResult) -> str:

@@ -68,7 +68,8 @@ def win_rate(
     Returns:
         A WinRate. a > b everywhere gives rate 1; win_rate(b, a).rate is 1 - win_rate(a, b).rate. If every
         prompt is won (or lost) the bootstrap has no spread, so the exact binomial bound 0.025**(1/prompts)
-        replaces its inner end. `p_value` is the exact two-sided sign test over prompts without tied ones.
+        replaces its inner end; of one prompt that is neither, nothing is known: [0, 1]. `p_value` is the
+        exact two-sided sign test over prompts without tied ones.
     Raises:
         DataError: shapes differ, or no row is finite.
     """
@@ -83,7 +84,7 @@ def win_rate(
     left, right, kept = left[finite], right[finite], labels[finite]
     outcome = np.where(left > right, 1.0, np.where(left == right, 0.5, 0.0))
     means = _cluster_means(outcome, kept)
-    low, high = _interval(means, resamples, seed)
+    low, high = _interval(means, resamples, seed) if len(means) > 1 else (0.0, 1.0)
     if (means == 1.0).all():
         low = 0.025 ** (1.0 / len(means))
     if (means == 0.0).all():
@@ -124,7 +125,8 @@ def bootstrap_mean(
         clusters: Cluster (prompt) of each value; without it every value is its own.
         resamples, seed: Number of resamples and their name.
     Returns:
-        (mean, low, high); a constant gives (c, c, c). DataError if there is no finite value.
+        (mean, low, high); a constant gives (c, c, c). One cluster has a mean and no interval: both ends are
+        NaN. DataError if there is no finite value.
     """
     numbers = np.asarray(values, dtype=np.float64).reshape(-1)
     labels = _labels(clusters, len(numbers))
@@ -132,7 +134,7 @@ def bootstrap_mean(
     if not finite.any():
         raise DataError("bootstrap_mean: no finite value among the numbers given")
     means = _cluster_means(numbers[finite], labels[finite])
-    low, high = _interval(means, resamples, seed)
+    low, high = _interval(means, resamples, seed) if len(means) > 1 else (math.nan, math.nan)
     return float(means.mean()), low, high
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,6 +15,7 @@ from diffexpo.config import read_resolved
 from diffexpo.config.citations import citations
 from diffexpo.config.load import leaves
 from diffexpo.errors import DiffexpoError
+from diffexpo.evaluation.card import CARD
 from diffexpo.evaluation.grid import data_uri, save_comparison
 from diffexpo.evaluation.records import Json, RunRecord, SuiteResult, read_image
 from diffexpo.evaluation.signal import signal_sentences
@@ -52,7 +55,20 @@ def page_values(record: RunRecord, summary: Summary) -> Json:
         "env_rows": list(leaves(record.env)) if record.env else [],
         "baseline": BASELINE,
         "cite": _cited(record.run_dir),
+        "usage": usage_code(record.run_dir),
     }
+
+
+def usage_code(run_dir: Path) -> str:
+    """The Python of the export's card, which draws with the sampler that was evaluated, as it runs beside the
+    run's folder; "" where nothing is exported."""
+    folder = run_dir / "export"
+    card = folder / CARD
+    text = card.read_text(encoding="utf-8") if card.is_file() else ""
+    found = re.search(r"```python\n(.*?)```", text, re.DOTALL)
+    code = found[1].rstrip() if found else ""
+    code = code.replace('"."', repr(folder.as_posix())).replace("'.'", repr(folder.as_posix()))
+    return re.sub(r"'(\.\./[^']*)'", lambda base: repr(os.path.normpath(folder / base[1])), code)
 
 
 def _cited(run_dir: Path) -> list[str]:
@@ -72,6 +88,8 @@ def _grid(record: RunRecord, summary: Summary) -> list[Json]:
         return []
     wanted = int(record.config.get("evaluation", {}).get("grid_prompts", 8))
     prompts = versions[0][1].prompts[: min(wanted, MAX_CARDS)]
+    if not prompts:
+        return []
     save_comparison(record.run_dir / "eval" / "grid.png", versions, prompts)
     cards = []
     for prompt in prompts:

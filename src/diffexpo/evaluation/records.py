@@ -152,9 +152,7 @@ class RunRecord:
 def save_suite(result: SuiteResult, folder: Path) -> Path:
     """Write images as PNG, then suite.json (its existence means complete), to `<run>/eval/<version>`, the
     folder; `load_suite` gives back an equal result, images bit for bit."""
-    (folder / "images").mkdir(parents=True, exist_ok=True)
-    for row, image in enumerate(result.images):
-        Image.fromarray(image).save(_image_path(folder, row))
+    save_images(folder, range(len(result.images)), result.images)
     arrays = ("images", "scores", "prompts", "prompt_index", "image_index")
     payload = {name: value for name, value in vars(result).items() if name not in arrays} | {
         "prompts": [vars(prompt) | {"attributes": dict(prompt.attributes)} for prompt in result.prompts],
@@ -165,6 +163,13 @@ def save_suite(result: SuiteResult, folder: Path) -> Path:
     }
     write_json(folder / "suite.json", payload)
     return folder
+
+
+def save_images(folder: Path, rows: Iterable[int], images: np.ndarray) -> None:
+    """Write images (N,H,W,3) uint8 of a suite under the numbers of their rows."""
+    (folder / "images").mkdir(parents=True, exist_ok=True)
+    for row, image in zip(rows, images, strict=True):
+        Image.fromarray(image).save(image_path(folder, row))
 
 
 def is_saved(folder: Path) -> bool:
@@ -187,7 +192,7 @@ def load_suite(folder: Path) -> SuiteResult:
         fields["scores"] = {name: np.array(_floats(values)) for name, values in fields["scores"].items()}
         fields["kl"] = _floats(fields["kl"])
         rows = range(len(fields["prompt_index"]))
-        fields["images"] = np.stack([read_image(_image_path(folder, row)) for row in rows])
+        fields["images"] = np.stack([read_image(image_path(folder, row)) for row in rows])
         return SuiteResult(**fields)
     except (OSError, ValueError, KeyError, TypeError) as error:
         advice = "delete the folder and run `diffexpo run --resume`"
@@ -303,7 +308,8 @@ def _version_order(folder: Path) -> tuple[int, int, str]:
     return (1, int(number), "") if kind == "iteration" and number.isdigit() else (2, 0, folder.name)
 
 
-def _image_path(folder: Path, row: int) -> Path:
+def image_path(folder: Path, row: int) -> Path:
+    """Where a suite keeps the image of a row."""
     return folder / "images" / f"{row:05d}.png"
 
 

@@ -23,6 +23,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
+from diffexpo.evaluation.headline import FILE, headline
 from diffexpo.evaluation.page import page_values, pairing_rows
 from diffexpo.evaluation.records import RunRecord, load_run, series
 from diffexpo.evaluation.summary import BASELINE, Estimate, Summary, summarise
@@ -50,8 +51,8 @@ class Absent(Exception):
 
 
 def write_report(run_dir: Path) -> Path:
-    """Write `<run>/report.html` of a run, finished or not, the before/after sheet `<run>/eval/grid.png`, and
-    the table of contenders, if there is one, as `<run>/contenders.json`.
+    """Write `<run>/report.html` of a run, finished or not, the before/after sheet `<run>/eval/grid.png`, its
+    headline numbers as `<run>/summary.json`, and the table of contenders, if any, as `<run>/contenders.json`.
 
     Returns the page's path; the same files give the same bytes. MissingError if the folder is not a run,
     DataError if one of its files is damaged.
@@ -65,6 +66,7 @@ def write_report(run_dir: Path) -> Path:
         figures={name: _draw(name, figure, record, summary) for name, figure in has.items()},
     )
     write_text(path, page)
+    write_json(record.run_dir / FILE, headline(record, summary))
     if summary.contenders is not None:
         named = {"name": record.config.get("name", ""), "seed": record.config.get("seed", 0)}
         write_json(record.run_dir / "contenders.json", named | summary.contenders.to_json())

@@ -11,8 +11,9 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -24,11 +25,12 @@ from diffexpo.diffusion import NoiseSource, num_network_evaluations, sample
 from diffexpo.errors import DataError
 from diffexpo.evaluation.divergence import kl_estimator, path_kl
 from diffexpo.evaluation.metrics import vendi_score
-from diffexpo.evaluation.records import SuiteResult
+from diffexpo.evaluation.records import SuiteResult, image_path, read_image, save_images
 from diffexpo.rewards.images import to_bytes
 from diffexpo.rewards.scoring import score_drawn
 from diffexpo.rng import keyed_order, torch_generator
 from diffexpo.training.background import Background
+from diffexpo.training.distributed import World
 from diffexpo.types import Conditioning, Drawn, Policy, Prompt, Scorer
 
 Tick = Callable[[], None]
@@ -68,6 +70,9 @@ class Evaluation:
         encode: Texts to their conditioning, such as `PromptEmbeddings.select`, which keeps them from one
             version to the next; by default `policy.encode_prompts`.
         overlap: Judge a batch while the next is drawn; changes time only.
+        world: The processes that share the batches, every `world.size`-th from `world.rank`; a batch is the
+            same whoever draws it.
+        folder: Where several processes put the images for the first one, as `save_suite` does.
     """
 
     policy: Policy
@@ -81,6 +86,8 @@ class Evaluation:
     batch_size: int = 64
     encode: Callable[[Sequence[str]], Conditioning] | None = None
     overlap: bool = True
+    world: World = field(default_factory=World)
+    folder: Path | None = None
 
     def __post_init__(self) -> None:
         names = [scorer.name for scorer in self._scorers]
@@ -96,19 +103,27 @@ class Evaluation:
             version: Its name in the policy's weight sets.
             tick: Called after every denoising step of a batch and after every batch; may raise Interrupted.
             name: Name of the result, if not `version` (e.g. "iteration-2" for the weights "current").
+        Returns:
+            The same result on every process, but for the images, of which those after the first have their
+            own.
         """
         started = time.monotonic()
         settings, guided = self.settings, self._conditioning[1] is not None
         embed = self.embedder.features if self.embedder and self._vendi_prompts else None
         with closing(_Judging(self._scorers, embed, self.overlap)) as judging:
-            images = self._draw(version, judging, tick)
+            drawn = self._draw(version, judging, tick)
             kl = self._measure_kl(version, tick)
             judging.finish()
-        vendi = self._measure_vendi(np.concatenate(judging.features)) if embed else {}
+        images = self._all_images(drawn)
+        features = self._all_rows(judging.features)
+        vendi = self._measure_vendi(np.concatenate(features)) if embed else {}
         roles = {scorer.name: "heldout" for scorer in self.judges}
         for scorer in self.train_rewards:
             roles[scorer.name] = "watch" if scorer.name in self.watched else "train"
-        scores = {scorer: np.concatenate(values).astype(float) for scorer, values in judging.scores.items()}
+        scores = {
+            scorer: np.concatenate(self._all_rows(values)).astype(float)
+            for scorer, values in judging.scores.items()
+        }
         prompt_index, image_index = self._rows
         return SuiteResult(
             version=name or version,
@@ -166,31 +181,62 @@ class Evaluation:
         empty = None if negative is None else negative.select([0] * len(keys))
         return own.select(rows), empty, NoiseSource(generators, self.policy.latent_shape)
 
-    def _draw(self, version: str, judging: _Judging, tick: Tick) -> np.ndarray:
+    def _mine(self, count: int) -> range:
+        """First rows of the batches of `count` rows that this process draws."""
+        stride = self.batch_size * self.world.size
+        return range(self.batch_size * self.world.rank, count, stride)
+
+    def _all_rows(self, own: Sequence[np.ndarray], dtype: type[np.floating] = np.float32) -> list[np.ndarray]:
+        """The batches of all processes in order, from this process's own, bit for bit."""
+        if self.world.size == 1:
+            return list(own)
+        numbered = [
+            [self.world.rank + self.world.size * number, part.tolist()] for number, part in enumerate(own)
+        ]
+        found = sorted(self.world.gather_objects(numbered), key=lambda one: int(one[0]))
+        return [np.asarray(part, dtype=dtype) for _, part in found]
+
+    def _all_images(self, own: Sequence[np.ndarray]) -> np.ndarray:
+        """The images of all batches, on the first process; the others hand theirs over as files."""
+        mine = np.concatenate(own) if own else np.empty((0, 0, 0, 3), np.uint8)
+        if self.world.size == 1:
+            return mine
+        assert self.folder is not None  # whoever has several processes names it
+        for start, batch in zip(self._mine(len(self._rows[0])), own, strict=True):
+            save_images(self.folder, range(start, start + len(batch)), batch)
+        self.world.barrier()
+        if self.world.rank > 0:
+            return mine
+        return np.stack([read_image(image_path(self.folder, row)) for row in range(len(self._rows[0]))])
+
+    def _draw(self, version: str, judging: _Judging, tick: Tick) -> list[np.ndarray]:
         images: list[np.ndarray] = []
-        for start in range(0, len(self._rows[0]), self.batch_size):
+        for start in self._mine(len(self._rows[0])):
             which, numbers = (index[start : start + self.batch_size].tolist() for index in self._rows)
             prompts = [self.prompts[p] for p in which]
             keys = [(prompt.id, number) for prompt, number in zip(prompts, numbers, strict=True)]
             own, negative, noise = self._batch(which, keys)
             with self.policy.weights.use(version):
                 latents = sample(self.policy, own, negative, self.settings.sampler, noise, tick=tick)
-                batch = to_bytes(self.policy.decode_latents(latents))
+                decoded = self.policy.decode_latents(latents)
+                batch = to_bytes(decoded)
             images.append(batch)
             seen = torch.from_numpy(batch.transpose(0, 3, 1, 2).astype(np.float32) / 255.0)
+            # At 8 bits a picture that is not finite would be black.
+            seen[~torch.isfinite(decoded).flatten(1).all(dim=1).cpu()] = torch.nan
             judging.begin(latents, seen, [prompt.text for prompt in prompts])
             tick()
-        return np.concatenate(images)
+        return images
 
     def _measure_kl(self, version: str, tick: Tick) -> list[float]:
         count = min(self.settings.kl_prompts, len(self.prompts)) if version != "base" else 0
-        values: list[float] = []
-        for start in range(0, count, self.batch_size):
+        values: list[np.ndarray] = []
+        for start in self._mine(count):
             rows = list(range(start, min(start + self.batch_size, count)))
             own, negative, noise = self._batch(rows, [("kl", self.prompts[row].id) for row in rows])
             kl = path_kl(self.policy, version, "base", own, negative, self.settings.sampler, noise, tick=tick)
-            values.extend(float(value) for value in kl)
-        return values
+            values.append(kl.double().cpu().numpy())
+        return [float(value) for part in self._all_rows(values, np.float64) for value in part]
 
     def _measure_vendi(self, features: np.ndarray) -> dict[str, float]:
         """Vendi score of each of Vendi's prompts by its id, from the features (N,d) of all images."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shlex
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -19,8 +20,10 @@ from diffexpo.evaluation.alarms import (
     Snapshot,
     check_alarms,
     early_alarms,
+    looked_for,
     start_error,
 )
+from diffexpo.evaluation.changes import gains_on_earlier, interval_notes
 from diffexpo.evaluation.contenders import Contenders, Entry, compare_contenders, guidance_title
 from diffexpo.evaluation.metrics import WinRate, bootstrap_mean, win_rate
 from diffexpo.evaluation.records import Json, RunRecord, SuiteResult, iteration_of, series
@@ -73,6 +76,8 @@ class Summary:
     vendi: dict[str, Estimate] = field(default_factory=dict)
     vendi_change: Estimate | None = None
     alarms: list[Alarm] = field(default_factory=list)
+    checked: list[str] = field(default_factory=list)
+    unchecked: list[str] = field(default_factory=list)
     costs: list[CostRow] = field(default_factory=list)
     method_cost: float | None = None
     baseline_cost: float | None = None
@@ -103,9 +108,10 @@ class Summary:
         return "the last iterate" if self.validation is None else "the iterate that was kept"
 
 
-def summarise(record: RunRecord) -> Summary:
+def summarise(record: RunRecord, version: str | None = None) -> Summary:
     """Everything the report states in numbers, from a run's files, complete or not. What cannot be computed
-    is None or missing, with a sentence in `problems` where a file is at fault."""
+    is None or missing, with a sentence in `problems` where a file is at fault. `version` is the iterate that
+    it is about, if not the run's result and if it was evaluated."""
     suites, iterations = record.suites, record.iterations
     roles = next(iter(suites.values())).roles if suites else {}
     summary = Summary(
@@ -119,9 +125,13 @@ def summarise(record: RunRecord) -> Summary:
     )
     resamples = int(record.config.get("evaluation", {}).get("bootstrap", 10000))
     bootstrap: Json = {"resamples": resamples, "seed": int(record.config.get("seed", 0))}
+    if suites:
+        summary.problems += interval_notes(resamples, suites.values())
     summary.validation = read_validation(record, **bootstrap)
     if summary.validation is not None and summary.validation.kept in iterations:
         summary.final = f"iteration-{summary.validation.kept}"
+    if version in suites:
+        summary.final = version
     for name, suite in suites.items():
         _measure(summary, name, suite, bootstrap)
     for name in suites:
@@ -135,9 +145,20 @@ def summarise(record: RunRecord) -> Summary:
             changes = [last[name] - base[name] for name in base if name in last]
             summary.vendi_change = bootstrap_mean(changes, **bootstrap) if changes else None
     method, numbers = summary.method, {0, *map(iteration_of, record.metrics), *iterations}
-    snapshots = tuple(_snapshot(record, summary, number) for number in sorted(numbers))
-    kept = None if summary.validation is None else summary.validation.kept
-    history = History(snapshots, restraint=method.card.restraint, has_offline=method.has_offline, kept=kept)
+    snapshots = tuple(
+        replace(_snapshot(record, summary, number), **changes_of(summary, record, number, bootstrap))
+        for number in sorted(numbers)
+    )
+    history = History(
+        snapshots,
+        restraint=method.card.restraint,
+        has_offline=method.has_offline,
+        kept=_kept(summary, version if version in suites else None),
+        run=shlex.quote(str(record.run_dir)),
+    )
+    found = looked_for(history)
+    summary.checked = [what for what, is_known in found.items() if is_known]
+    summary.unchecked = [what for what, is_known in found.items() if not is_known]
     summary.alarms = [*check_alarms(history), *guidance_alarms(record.config)]
     everything = {**suites, **{name: beside.suite for name, beside in record.contenders.items()}}
     summary.costs = cost_rows(record.metrics, record.config, everything)
@@ -343,10 +364,30 @@ def _snapshot(record: RunRecord, summary: Summary, number: int) -> Snapshot:
     )
 
 
-def alarms_of_training(metrics: Sequence[Json], iteration: int) -> list[Alarm]:
-    """What the training of an iteration tells of its iterate before it draws an image."""
+def _kept(summary: Summary, version: str | None) -> int | None:
+    """The iterate that a summary is about, where it is not the last one: that of a version, such as
+    "iteration-2", or the one that validation chose."""
+    if version is not None:
+        return int(version.rpartition("-")[2])
+    return None if summary.validation is None else summary.validation.kept
+
+
+def changes_of(summary: Summary, record: RunRecord, number: int, bootstrap: Json) -> Json:
+    """What the run's result gained on the base and on earlier iterates; nothing for other iterates."""
+    if f"iteration-{number}" != summary.final:
+        return {}
+    suites = record.suites
+    return {
+        "heldout_changes": gains_on_earlier(suites, number, summary.judge, bootstrap),
+        "train_change": gains_on_earlier(suites, number, summary.train_reward, bootstrap).get(0),
+    }
+
+
+def alarms_of_training(metrics: Sequence[Json], iteration: int, run: str = "RUN") -> list[Alarm]:
+    """What the training of an iteration tells of its iterate before it draws an image; `run` is how commands
+    name the run."""
     trained = [training_snapshot(metrics, number) for number in range(1, iteration + 1)]
-    return early_alarms(trained[-1], start_error(trained))
+    return early_alarms(trained[-1], start_error(trained), run)
 
 
 def training_snapshot(lines: Sequence[Json], number: int) -> Snapshot:

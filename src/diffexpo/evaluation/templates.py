@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import functools
+import math
+from collections.abc import Callable
 from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 
 HERE = Path(__file__).parent
+UNKNOWN = "unknown"
+"""In place of a number that is not known, such as the end of an interval over one prompt."""
 
 
 def percent(value: float) -> str:
     """0.6625 as 66.2%."""
-    return f"{100 * value:.1f}%"
+    return UNKNOWN if math.isnan(value) else f"{100 * value:.1f}%"
 
 
 def small(value: float) -> str:
@@ -22,12 +26,19 @@ def small(value: float) -> str:
 
 def digits(value: float, count: int = 3) -> str:
     """A number with `count` significant digits, trailing zeros kept: 10.0, 0.250, 1230."""
-    return f"{value:#.{count}g}".rstrip(".")
+    return UNKNOWN if math.isnan(value) else f"{value:#.{count}g}".rstrip(".")
 
 
 def signed(value: float) -> str:
     """A difference with its sign."""
+    if math.isnan(value):
+        return UNKNOWN
     return f"{value:+.2f}" if abs(value) >= 0.1 else f"{value:+.2g}"
+
+
+def between(low: float, high: float, write: Callable[[float], str] = digits) -> str:
+    """The ends of an interval: "95% 0.10 to 0.30"; what rests on one prompt has none."""
+    return "one prompt, no interval" if math.isnan(low) else f"95% {write(low)} to {write(high)}"
 
 
 def count(value: float | None) -> str:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from diffexpo.evaluation.metrics import WinRate
 from diffexpo.evaluation.summary import EQUAL_COST, Summary
-from diffexpo.evaluation.templates import digits, percent, signed, small
+from diffexpo.evaluation.templates import between, digits, percent, signed, small
 
 
 @dataclass(frozen=True)
@@ -118,15 +118,14 @@ def _price(summary: Summary) -> str:
     parts = []
     if summary.vendi_change is not None:
         mean, low, high = summary.vendi_change
-        words = f"images of one prompt are more {'alike' if mean < 0 else 'varied'}"
-        if low <= 0 <= high:
-            words = "no clear change of diversity"
-        interval = f"{signed(mean)} (95% {signed(low)} to {signed(high)})"
+        words = "no clear change of diversity"
+        if low > 0 or high < 0:
+            words = f"images of one prompt are more {'alike' if mean < 0 else 'varied'}"
+        interval = f"{signed(mean)} ({between(low, high, signed)})"
         parts.append(f"diversity (Vendi score) changed by {interval}: {words}")
     if kl := summary.kl.get(summary.final or ""):
-        distance, nearest, farthest = map(digits, kl)
-        interval = f"95% {nearest} to {farthest}; path KL"
-        parts.append(f"the distance to the base is {distance} nats per image ({interval})")
+        interval = f"{between(*kl[1:])}; path KL"
+        parts.append(f"the distance to the base is {digits(kl[0])} nats per image ({interval})")
     return "What it cost: " + "; ".join(parts) + "." if parts else "Diversity and KL were not measured."
 
 
@@ -170,8 +169,8 @@ def _tiles(summary: Summary) -> list[Tile]:
     tiles.append(Tile("Diversity (Vendi)", value, detail))
     value, detail = "-", "not measured"
     if final in summary.kl:
-        value, low, high = map(digits, summary.kl[final])
-        detail = f"nats per image, 95%: {low} to {high}"
+        value, interval = digits(summary.kl[final][0]), between(*summary.kl[final][1:])
+        detail = f"nats per image, {interval}"
     tiles.append(Tile("KL to the base", value, detail))
     if summary.compares_offline:
         tiles.append(_rate_tile(f"{name} vs offline DPO", summary.against_baseline, "no baseline"))

@@ -66,6 +66,14 @@ def sampling_cost(config: RunConfig, images: int) -> int:
     return images * config.algorithm.evaluations_per_image(sampler, evaluations)
 
 
+def evaluation_cost(config: RunConfig) -> int:
+    """Network evaluations of evaluating one version, without the KL's paths."""
+    evaluation = config.evaluation
+    extra = evaluation.vendi_prompts * max(evaluation.vendi_images - evaluation.images_per_prompt, 0)
+    images = evaluation.num_prompts * evaluation.images_per_prompt + extra
+    return images * num_network_evaluations(evaluation.sampler, evaluation.sampler.guidance != 1.0)
+
+
 def training_cost(config: RunConfig, iteration: int) -> int:
     """Network evaluations of one iteration's updates; contrast pairs exist from iteration 2 on.
 

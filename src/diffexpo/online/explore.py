@@ -104,15 +104,22 @@ def draw_prompts(prompts: Sequence[Prompt], iteration: int, count: int, seed: in
 def attach_negatives(
     prompts: Sequence[Prompt], negatives: Sequence[str], rate: float, iteration: int, seed: int
 ) -> list[Request]:
-    """One request a prompt, in order; each gets one of the negative prompts D_N, if there are any, with
-    probability `rate` = tau(t) in [0, 1], keyed by prompt and position."""
+    """One request a prompt, in order; each gets one of the negative prompts D_N, or its own (`own_negative`),
+    if there are any, with probability `rate` = tau(t) in [0, 1], keyed by prompt and position."""
     requests = []
     for position, prompt in enumerate(prompts):
         key = (seed, iteration, "negative", prompt.id, position)
-        chosen = bool(negatives) and keyed_uniform(*key, "use") < rate
-        negative = negatives[keyed_choice(len(negatives), *key, "which")] if chosen else None
+        own = own_negative(prompt)
+        pool = negatives if own is None else [own]
+        chosen = bool(pool) and keyed_uniform(*key, "use") < rate
+        negative = pool[keyed_choice(len(pool), *key, "which")] if chosen else None
         requests.append(Request(prompt, negative))
     return requests
+
+
+def own_negative(prompt: Prompt) -> str | None:
+    """The `negative_prompt` that a prompt file gives with a prompt, if any."""
+    return prompt.attributes.get("negative_prompt", "").strip() or None
 
 
 def choose_buckets(requests: Sequence[Request], shares: Sequence[float], seed: int) -> list[Request]:

@@ -34,7 +34,7 @@ from diffexpo.online.units import Score, Tick
 from diffexpo.training.checkpoint import read_tensors, write_tensors
 from diffexpo.training.distributed import World
 from diffexpo.training.engine import Engine
-from diffexpo.training.metrics import MetricsWriter
+from diffexpo.training.metrics import MetricsWriter, peak_memory
 from diffexpo.types import Policy, Prompt, StepJudge, WeightSets
 
 
@@ -145,7 +145,7 @@ def keep_iterate(loop: Loop, iteration: int, payload: Mapping[str, float]) -> No
     weights = loop.policy.weights
     if loop.world.rank == 0:
         write_tensors(kept_path(loop, "weights", iteration), weights.state("current"))
-        loop.metrics.write_once(iteration, "train_summary", payload)
+        loop.metrics.write_once(iteration, "train_summary", {**payload, **peak_memory()})
         loop.store.write_manifest(
             loop.lane + "train", iteration, {**payload, "weights": weights.fingerprint("current")}
         )
@@ -229,7 +229,7 @@ def draw_stage(
     if loop.world.rank == 0:
         payload = measure()
         payload[f"time/{stage}_s"] = time.monotonic() - began
-        loop.metrics.write_once(iteration, stage, payload)
+        loop.metrics.write_once(iteration, stage, payload | peak_memory())
         loop.store.write_manifest(stage, iteration, payload)
     loop.world.barrier()
 

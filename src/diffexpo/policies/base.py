@@ -10,7 +10,13 @@ from diffexpo.errors import ConfigError, PolicyError
 from diffexpo.phases import phase
 from diffexpo.policies.autoencoder import vae_factor
 from diffexpo.policies.family import FamilyPolicy, Loading
-from diffexpo.policies.loading import component_folder, read_json, read_model_folder, resolve_folder
+from diffexpo.policies.loading import (
+    ModelFolder,
+    component_folder,
+    read_json,
+    read_model_folder,
+    resolve_folder,
+)
 from diffexpo.policies.sizes import bucket_shapes, check_areas
 from diffexpo.policies.weights import apply_speed_settings
 
@@ -58,14 +64,7 @@ def load_policy(
         )
     path = resolve_folder(folder_or_id, revision=model.revision, variant=model.variant)
     folder = read_model_folder(path, model.variant)
-    card = FAMILIES.get(folder.pipeline_class)
-    if card is None:
-        what = next((what for part, what in OTHER_TASKS.items() if part in folder.pipeline_class), None)
-        raise PolicyError(
-            f"{path}: model family {folder.pipeline_class!r} is unknown; expected one of "
-            + ", ".join(FAMILIES)
-            + (f". This one is {what}; take the text-to-image base model" if what else "")
-        )
+    card = find_family(folder)
     _refuse_text_settings(card, model)
     ask = Loading(card, folder, model, tuning, seed, gradient_checkpointing)
     # Damaged files are named before anything is loaded.
@@ -82,6 +81,19 @@ def load_policy(
     if read_json(component_folder(folder, "scheduler") / "scheduler_config.json").get("use_dynamic_shifting"):
         check_areas(policy.latent_shapes, str(path))
     return policy
+
+
+def find_family(folder: ModelFolder) -> Family:
+    """The card of a folder's family; a PolicyError names the families that are known."""
+    card = FAMILIES.get(folder.pipeline_class)
+    if card is None:
+        what = next((what for part, what in OTHER_TASKS.items() if part in folder.pipeline_class), None)
+        raise PolicyError(
+            f"{folder.path}: model family {folder.pipeline_class!r} is unknown; expected one of "
+            + ", ".join(FAMILIES)
+            + (f". This one is {what}; take the text-to-image base model" if what else "")
+        )
+    return card
 
 
 def _refuse_text_settings(card: Family, model: ModelConfig) -> None:

@@ -170,6 +170,13 @@ def merged_bytes(blueprint: Blueprint) -> int:
     return sum(layer.get_base_layer().weight.nbytes for layer in layers)
 
 
+def highest_rank(blueprint: Blueprint) -> int:
+    """The highest rank that an adapted layer has, the smaller of its sides, after `make_trainable`."""
+    layers = (layer for layer in blueprint.denoiser.modules() if isinstance(layer, LoraLayer))
+    weights = [layer.get_base_layer().weight for layer in layers]
+    return max(min(weight.shape[0], weight[0].numel()) for weight in weights)
+
+
 def build_network(name: str, class_name: str, settings: Mapping[str, object]) -> ModelMixin:
     """A network on the meta device, as its configuration describes it."""
     known = sorted({found for card in FAMILIES.values() for found in card.parts.values()})

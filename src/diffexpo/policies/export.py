@@ -31,10 +31,11 @@ from typing import Any
 import torch
 from diffusers import DiffusionPipeline
 from peft import PeftModel
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 from diffexpo.errors import PolicyError
+from diffexpo.files import readable, write_bytes
 from diffexpo.phases import phase
 from diffexpo.policies.autoencoder import vae_factor
 from diffexpo.policies.family import FamilyPolicy, class_of
@@ -57,9 +58,11 @@ _log = logging.getLogger("diffexpo")
 
 
 @phase("exporting")
-def export_policy(policy: FamilyPolicy, version: str, folder: Path) -> dict[str, object]:
+def export_policy(
+    policy: FamilyPolicy, version: str, folder: Path, title: str | None = None
+) -> dict[str, object]:
     """Export a version as its tuning kind says: LoRA files, or a whole pipeline, in a folder that need not
-    exist.
+    exist. `title` is what headers call it, by default the base model's folder and the version.
 
     Returns:
         kind, version, `file` (of a whole pipeline the folder) and `files`, sha256 of the tensors, base
@@ -70,7 +73,7 @@ def export_policy(policy: FamilyPolicy, version: str, folder: Path) -> dict[str,
     """
     weights = policy.weights
     if isinstance(weights, LoraWeightSets):
-        kind, export = "lora", _LoraExport(policy, weights, version, folder).run()
+        kind, export = "lora", _LoraExport(policy, weights, version, folder, title).run()
     else:
         kind, export = "full", _export_full(policy, version, folder)
     files, report, tensors = export
@@ -95,6 +98,7 @@ def _export_full(policy: FamilyPolicy, version: str, folder: Path) -> Exported:
     settings = policy.folder.path / SETTINGS_FILE
     if settings.is_file():
         shutil.copy(settings, folder / SETTINGS_FILE)
+    readable(folder)
     report = _compare(policy, version, _pipeline_from(policy, folder), folder, pipeline)
     return [folder], report, policy.weights.state(version)
 
@@ -145,6 +149,7 @@ class _LoraExport:
     weights: LoraWeightSets
     version: str
     folder: Path
+    title: str | None = None
 
     def run(self) -> Exported:
         """Write the files of the family and compare a fresh plain-diffusers pipeline that loads each."""
@@ -180,7 +185,7 @@ class _LoraExport:
             "modelspec.sai_model_spec": "1.0.1",
             "modelspec.architecture": f"{architecture}/lora",
             "modelspec.implementation": "diffusers",
-            "modelspec.title": f"{self.policy.folder.path.name} {self.version}",
+            "modelspec.title": self.title or f"{self.policy.folder.path.name} {self.version}",
             "modelspec.resolution": f"{size['width']}x{size['height']}",
             "modelspec.date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d"),
             "modelspec.description": "Preference-aligned LoRA made by diffexpo",
@@ -209,14 +214,14 @@ class _LoraExport:
             adapter = json.dumps(settings, indent=2, sort_keys=True, default=sorted)
             (self.folder / PEFT_CONFIG).write_text(adapter, encoding="utf-8")
         tensors = {f"{prefix}.{name}": value for name, value in self.tensors.items()}
-        save_file(tensors, file, metadata=metadata)
+        write_bytes(file, save(tensors, metadata=metadata))
         return file
 
     def write_kohya(self, fresh: DiffusionPipeline) -> list[Path]:
         """The file for ComfyUI, if diffusers reads it as the same model; else no file and a warning."""
         file = self.folder / KOHYA_FILE
         metadata = {**self.header, "ss_network_module": "networks.lora"}
-        save_file(kohya_tensors(self.tensors), file, metadata=metadata)
+        write_bytes(file, save(kohya_tensors(self.tensors), metadata=metadata))
         try:
             fresh.unload_lora_weights()
             fresh.load_lora_weights(str(self.folder), weight_name=KOHYA_FILE)

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import hashlib
-import importlib.util
-import sys
-from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from diffexpo.errors import ConfigError, MissingError, RewardError
+from diffexpo.config.own_code import digest_of, load_function, split_function
+from diffexpo.errors import RewardError
 from diffexpo.rewards.calling import map_concurrently
 from diffexpo.rewards.foreign import blame
 
@@ -34,18 +32,13 @@ class PythonFileReward:
 
     def __init__(self, name: str, path: str, *, concurrency: int = 1) -> None:
         self.name = name
-        file_name, separator, function_name = path.rpartition(":")
-        if not separator or not file_name.endswith(".py") or not function_name.isidentifier():
-            raise ConfigError(f"reward {name!r}: path={path!r}; expected `file.py:function`")
-        file = Path(file_name).expanduser()
-        if not file.is_file():
-            advice = f"expected a Python file with a function {function_name}"
-            raise MissingError(f"reward {name!r}: no file {file}; {advice}")
+        file, function_name = split_function(path, f"reward {name!r}")
         # One file may hold several scorers.
-        self.version = f"{hashlib.sha256(file.read_bytes()).hexdigest()} {function_name}"
+        self.version = f"{digest_of(file)} {function_name}"
         self._concurrency = concurrency
         self._where = f"reward {name!r}: {file}:{function_name}"
-        self._function = _load_function(name, file, function_name)
+        with blame(f"reward {name!r}: importing {file}"):
+            self._function = load_function(file, function_name, f"reward {name!r}")
 
     def score(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
         """Scores (B,), NaN where the function gave no finite number; RewardError if it raised, or returned
@@ -58,31 +51,16 @@ class PythonFileReward:
     def _score_part(self, part: tuple[Tensor, list[str]]) -> Tensor:
         images, prompts = part
         with blame(self._where):
-            result = self._function(images, prompts)
+            result: Any = self._function(images, prompts)
         try:
             scores = torch.as_tensor(result, dtype=torch.float32).detach().cpu()
         except (TypeError, ValueError, RuntimeError) as error:
             reason = f"{self._where} returned {type(result).__name__}, which is not numbers ({error})"
-            advice = f"expected {len(images)} numbers"
+            is_couple = isinstance(result, tuple) and len(result) == 2 and isinstance(result[1], dict)
+            advice = f"expected {len(images)} numbers" + ", without anything beside them" * is_couple
             raise RewardError(f"{reason}; {advice}") from error
         if scores.shape != (len(images),):
             reason = f"{self._where} returned shape {tuple(scores.shape)} for {len(images)} images"
             advice = "expected one number each"
             raise RewardError(f"{reason}; {advice}")
         return torch.where(torch.isfinite(scores), scores, torch.nan)
-
-
-def _load_function(name: str, file: Path, function_name: str) -> Callable[[Tensor, list[str]], object]:
-    module_name = f"diffexpo_reward_{hashlib.sha256(str(file.resolve()).encode()).hexdigest()[:16]}"
-    spec = importlib.util.spec_from_file_location(module_name, file)
-    assert spec is not None and spec.loader is not None  # a .py path always has a loader
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[module_name] = module  # dataclasses inside the file look themselves up there
-    with blame(f"reward {name!r}: importing {file}"):
-        spec.loader.exec_module(module)
-    function = vars(module).get(function_name)
-    if not callable(function):
-        names = sorted(key for key, value in vars(module).items() if callable(value) and key[0] != "_")
-        found = f"it defines {', '.join(names) or 'none'}"
-        raise MissingError(f"reward {name!r}: {file} has no function {function_name!r}; {found}")
-    return function

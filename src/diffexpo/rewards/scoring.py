@@ -53,13 +53,31 @@ def score_drawn(
         scores[scorer.name] = np.full(len(prompts), np.nan, dtype=np.float32)
         for start in range(0, len(prompts), batch_size):
             rows = slice(start, min(start + batch_size, len(prompts)))
-            scores[scorer.name][rows] = _score_batch(scorer, read[rows], prompts[rows])
+            # A copy for each: what a scorer does to its images is not seen by the next.
+            scores[scorer.name][rows] = _score_batch(scorer, read[rows].clone(), prompts[rows])
             tick()
+    broken = _broken_rows(drawn)
+    for values in scores.values():
+        values[broken] = np.nan
+    if broken.any():
+        text = "%d of %d images are not finite numbers: the model that drew them is broken or has diverged"
+        _log.warning(text, int(broken.sum()), len(prompts))
     for name, count in num_failed(scores).items():
         if count:
             text = "reward %r gave no finite score for %d of %d images; they are excluded"
             _log.warning(text, name, count, len(prompts))
     return scores
+
+
+def _broken_rows(drawn: Drawn) -> np.ndarray:
+    """Mask (N,) of rows whose latents or images hold something that is no finite number, whatever a scorer
+    makes of them."""
+    masks = [
+        ~torch.isfinite(rows).flatten(1).all(dim=1)
+        for rows in (drawn.latents, drawn.images)
+        if rows is not None
+    ]
+    return torch.stack([mask.cpu() for mask in masks]).any(dim=0).numpy()
 
 
 def reads_latents(scorer: Reward) -> bool:

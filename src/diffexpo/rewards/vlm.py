@@ -32,6 +32,7 @@ QUESTIONS = {
     "caption": "What is going on in this image? Answer in one short sentence.",
 }
 CHOICES = {"yes_no": ("yes", "no"), "pairwise": ("1", "2")}
+FAIR_SHARE, ROUNDING = 0.1, 1e-3
 # Marks of a word's beginning in the vocabularies of tokenizers, and what models put around a word.
 _AROUND = " \t\r\n\u2581\u0120\u010a\"'`*.,:;!()[]"
 
@@ -43,7 +44,9 @@ def choice_probability(top_logprobs: Sequence[Mapping[str, object]], choices: tu
 
     `top_logprobs` are the likeliest first tokens, each {"token": text, "logprob": number}; case, and spaces
     and punctuation around them, do not count. `choices` are in lower case. NaN if neither is among the
-    tokens; tokens "Yes" 0.6, " yes" 0.2 and "no" 0.2 give 0.8.
+    tokens, or if together they hold less than `FAIR_SHARE` of the probability: then the model means to say
+    something else first, such as a thought, and what is left for the choices is noise. Tokens "Yes" 0.6,
+    " yes" 0.2 and "no" 0.2 give 0.8.
 
     Source: the form of VQAScore (arXiv 2404.01291, equation 1), with both answers normalised.
     """
@@ -52,10 +55,11 @@ def choice_probability(top_logprobs: Sequence[Mapping[str, object]], choices: tu
         token, logprob = entry.get("token"), entry.get("logprob")
         word = token.strip(_AROUND).casefold() if isinstance(token, str) else ""
         # JSON's false is an int too.
-        if word in mass and isinstance(logprob, int | float) and logprob is not False and logprob <= 0:
-            mass[word] += math.exp(logprob)
+        # Rounding of a server's half precision can make the logarithm of 1 a little more than 0.
+        if word in mass and isinstance(logprob, int | float) and logprob is not False and logprob <= ROUNDING:
+            mass[word] += math.exp(min(logprob, 0.0))
     total = sum(mass.values())
-    return mass[choices[0]] / total if total > 0 else math.nan
+    return mass[choices[0]] / total if total >= FAIR_SHARE else math.nan
 
 
 def wins(first_shown: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ import json
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from datetime import timedelta
 from typing import Any
 
 import torch
@@ -17,6 +18,9 @@ from accelerate.state import PartialState
 
 from diffexpo.errors import ConfigError
 
+PATIENCE = timedelta(days=2)
+"""How long a process waits for the others: one may import a whole data set, or evaluate, while they wait. A
+process that dies ends the others all the same, by its closed connection or its launcher."""
 LAUNCHER_VARIABLES = ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 
 
@@ -88,7 +92,7 @@ def start_world(device: str = "auto") -> World:
             f"WORLD_SIZE={announced} but {', '.join(missing)} not set: nothing started the other processes; "
             "unset WORLD_SIZE or start with torchrun"
         )
-    state = PartialState(cpu=device == "cpu" or not torch.cuda.is_available())
+    state = PartialState(cpu=device == "cpu" or not torch.cuda.is_available(), timeout=PATIENCE)
     if state.num_processes != announced:
         running = f"{state.num_processes} processes are running"
         raise ConfigError(f"WORLD_SIZE={announced} but {running}; start all with one torchrun command")

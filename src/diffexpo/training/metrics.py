@@ -10,22 +10,32 @@ from __future__ import annotations
 import json
 import math
 import os
+import resource
+import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from diffexpo.errors import DataError, DiffexpoError
 
 
+def peak_memory() -> dict[str, float]:
+    """The largest resident set of this process so far, GiB, under its name in the file."""
+    unit = 2**30 if sys.platform == "darwin" else 2**20
+    return {"mem/peak_gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit}
+
+
 class MetricsWriter:
     """Appends to one metrics file, whose folder is made. A line torn by a crash is removed when the file is
-    opened; with `active=False` (processes other than rank 0) every method does nothing."""
+    opened; with `active=False` (processes other than rank 0) every method does nothing. `on_line` is called
+    with each line that was written."""
 
     def __init__(self, path: Path, *, active: bool = True) -> None:
         self.path = Path(path)
         self.active = active
         self._start = time.monotonic()
+        self.on_line: Callable[[Mapping[str, object]], None] | None = None
         self._once: set[tuple[int, str]] = set()
         if active:
             self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -46,6 +56,8 @@ class MetricsWriter:
         except OSError as error:
             advice = "free space and continue with `diffexpo run --resume`"
             raise DiffexpoError(f"cannot write {self.path}: {error.strerror}; {advice}") from error
+        if self.on_line is not None:
+            self.on_line(record)
 
     def write_once(self, iteration: int, phase: str, values: Mapping[str, float | None]) -> None:
         """Append a line for a whole phase unless the file has one (of a stage that is repeated)."""

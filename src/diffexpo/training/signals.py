@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
 import time
 from types import FrameType
 from typing import Any, Self
@@ -31,6 +32,8 @@ class StopSignal:
         self._previous: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> Self:
+        if threading.current_thread() is not threading.main_thread():
+            return self  # only the main thread may handle signals; another one ends with its program
         for number in SIGNALS:
             self._previous[number] = signal.signal(number, self._handle)
         return self
@@ -43,8 +46,7 @@ class StopSignal:
     def check(self) -> None:
         """Raise Interrupted if a signal has arrived since the block was entered."""
         if self.received is not None:
-            saved = "everything so far is saved, continue with `diffexpo run --resume`"
-            raise Interrupted(f"stopped by {self.received}; {saved}")
+            raise Interrupted(f"stopped by {self.received}; everything so far is saved")
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         now = time.monotonic()

@@ -10,6 +10,7 @@ from diffexpo.config.methods import METHOD_BY_NAME, MethodConfig
 from diffexpo.diffusion import Path
 from diffexpo.policies.toy import TOY_FULL, ToyPolicy
 from diffexpo.types import Algorithm, PairBatch, ScoredBatch
+from tests.commands import ROOT
 from tests.unit.diffusion.toys import ABAR
 
 KEY = (0, 1, "noise", 3)
@@ -21,6 +22,7 @@ SETTINGS: dict[str, dict[str, object]] = {
     "spin": {"beta": 30.0},
     "mapo": {"num_train_timesteps": 30},
     "orpo": {"beta": 3.0, "weight": 2.0},
+    "python": {"path": f"{ROOT}/tests/own_losses.py:dpo"},
     "sft": {},
     "guidance_distillation": {"guidance": 3.0},
     "rwr": {"temperature": 0.5},
@@ -29,7 +31,7 @@ SETTINGS: dict[str, dict[str, object]] = {
     "awm": {"kl_weight": 0.5, "clip_range": 0.1, "weighting": "ghuber"},
     "dgpo": {"beta": 30.0, "clip_range": 0.1},
 }
-ON_PAIRS = ("diffusion_dpo", "spin", "mapo", "orpo")
+ON_PAIRS = ("diffusion_dpo", "spin", "mapo", "orpo", "python")
 ON_IMAGES = tuple(name for name in SETTINGS if name not in ON_PAIRS)
 
 

@@ -19,6 +19,7 @@ from diffexpo.online.loaders import LOADERS
 from diffexpo.online.stages import STAGES
 from diffexpo.policies.toy import ToyPolicy
 from diffexpo.types import Algorithm, Batch, PairBatch, ScoredBatch, TrajectoryBatch, TrajectoryPairBatch
+from tests.commands import ROOT
 from tests.unit.algorithms import methods, trajectories
 from tests.unit.algorithms.methods import KEY, PATHS
 
@@ -195,6 +196,7 @@ VALID: dict[str, list[str]] = {
     "guidance_distillation": ["explore.agents=1"],
     **{name: TRAJECTORY for name in ON_TRAJECTORIES},
     "flow_grpo": [*TRAJECTORY, "algorithm.kl=exact"],
+    "python": [f"algorithm.path={ROOT}/tests/own_losses.py:dpo"],
 }
 
 
@@ -211,7 +213,8 @@ def test_the_smallest_run_of_a_method_passes(name: str) -> None:
 @pytest.mark.parametrize("name", ["d3po", "prdp", "flow_grpo"])
 def test_one_image_of_a_prompt_is_refused_before_a_model_is_looked_for(name: str) -> None:
     with pytest.raises(ConfigError, match=f"algorithm.type = {name} compares 2 or more"):
-        load(name, "explore.images_per_prompt=1", "model.path=/nowhere/at/all")
+        own = ["model.path=/nowhere/at/all", "prompts.source=a.txt", "evaluation.prompts=b.txt"]
+        load(name, "explore.images_per_prompt=1", *own)
     assert {method for method in ON_TRAJECTORIES if METHOD_BY_NAME[method].group_size > 1} == {
         "d3po",
         "prdp",

@@ -12,7 +12,7 @@ from diffexpo.cli.failures import boundary
 from diffexpo.cli.folders import find_run, free_folder
 from diffexpo.cli.main import main
 from diffexpo.cli.run import deadline
-from diffexpo.config import RunConfig, config_to_yaml, load_config
+from diffexpo.config import RunConfig, config_to_yaml, list_recipes, load_config
 from diffexpo.errors import Interrupted, MissingError, RewardError
 
 
@@ -162,6 +162,7 @@ def test_new_runs_get_a_free_name(folder):
     ],
 )
 def test_the_boundary_turns_errors_into_exit_codes_and_keeps_them_in_the_log(error, code, tmp_path, capsys):
+    (tmp_path / "config.yaml").write_text("seed: 1\n")
     with pytest.raises(SystemExit) as caught, boundary(tmp_path):
         raise error
     err = capsys.readouterr().err
@@ -171,6 +172,26 @@ def test_the_boundary_turns_errors_into_exit_codes_and_keeps_them_in_the_log(err
     assert ("Traceback" in log) == isinstance(error, ZeroDivisionError)
     assert (f"diffexpo run --resume {tmp_path}" in err) == (code == 75)
     assert (f"diffexpo run --resume {tmp_path}" in log) == (code == 75)
+
+
+def test_a_run_that_was_stopped_before_it_began_is_not_said_to_go_on(tmp_path, capsys):
+    with pytest.raises(SystemExit) as caught, boundary(tmp_path / "early"):
+        raise KeyboardInterrupt
+    err = capsys.readouterr().err
+    assert caught.value.code == 75 and "--resume" not in err and "same command" in err
+
+
+def test_recipes_are_whole_words_at_any_width_and_the_first_look_comes_first(capsys, monkeypatch):
+    for width in ("80", "40"):
+        monkeypatch.setenv("COLUMNS", width)
+        _, out, _ = call(capsys, "recipes")
+        lines = out.splitlines()
+        assert lines[1].split()[0] == "scenes/quick"
+        words = {word for line in lines for word in line.split()}
+        assert {word for recipe in list_recipes() for word in recipe.summary.split()} <= words
+        assert all(len(line) <= int(width) for line in lines[:-1] if " " in line.strip())
+    names = [one["name"] for one in json.loads(call(capsys, "recipes", "--json")[1])]
+    assert sorted(names) == sorted(recipe.name for recipe in list_recipes())
 
 
 def test_a_deadline_interrupts_like_ctrl_c():

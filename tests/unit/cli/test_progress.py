@@ -121,3 +121,16 @@ def test_durations(seconds, text):
 
 def test_rates():
     assert [rate(value, "x") for value in (0.123, 1.26, 250.4)] == ["0.12 x/s", "1.3 x/s", "250 x/s"]
+
+
+@pytest.mark.parametrize("width", [40, 60, 120])
+def test_a_narrow_terminal_keeps_count_and_time_left(width, monkeypatch):
+    monkeypatch.setenv("COLUMNS", str(width))
+    stream = io.StringIO()
+    out = Console(stream, interactive=True, environment={"NO_COLOR": "1"})
+    with out.phase("evaluate iteration-12 of a long name", 1234, "micro-batches") as phase:
+        phase.advance(617)
+        out._progress.refresh()
+        shown = stream.getvalue().split("\n")[-1].replace("\r", "")
+    assert "617/1234" in shown and "ETA" in shown
+    assert len(shown.split("\x1b[2K")[-1].rstrip()) <= width

@@ -36,7 +36,7 @@ def test_every_method_has_a_name_and_the_papers_that_its_docstring_names(setting
     config = RunConfig().model_copy(update={"algorithm": method})
     purpose = f"method {method.title}"
     cited = [one.work for one in citations(config).known if purpose in one.purposes]
-    assert cited
+    assert cited or method.type == "python"  # a loss of one's own is nobody's work
     named = set(re.findall(r"\d{4}\.\d{5}", settings.__doc__ or ""))
     assert named <= {work.arxiv for work in cited}
 

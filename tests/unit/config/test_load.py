@@ -264,3 +264,78 @@ def test_recipes_are_found_by_name_and_by_path(tmp_path):
 def test_a_missing_recipe_names_the_nearest(name, near):
     with pytest.raises(MissingError, match=near):
         find_recipe(name)
+
+
+def test_embedded_data_does_not_enter_a_model_of_ones_own(tmp_path):
+    recipe = tmp_path / "mine.yaml"
+    recipe.write_text("model: {path: /mine/sd15}\nprompts: {source: p.txt}\nevaluation: {prompts: q.txt}\n")
+    loaded = load_config([recipe], ["rewards=[{name: j, type: jpeg_compressibility}]"], {})
+    names = [value for _, value in leaves(loaded.config.model_dump(mode="json")) if isinstance(value, str)]
+    assert not [name for name in names if name.startswith(("emoji:", "scenes:"))]
+    assert loaded.config.offline.source is None and loaded.config.explore.negatives.source is None
+    # What is named is used, and the embedded model keeps its own data.
+    chosen = load_config(
+        [recipe], ["rewards=[{name: j, type: jpeg_compressibility}]", "offline.source=emoji:offline"], {}
+    )
+    assert chosen.config.offline.source == "emoji:offline"
+    assert load_config([], [], {}).config.offline.source == "emoji:offline"
+
+
+def test_rewards_of_a_model_of_ones_own_have_to_be_named_too():
+    own = ["model.path=a/b", "prompts.source=p.txt", "evaluation.prompts=q.txt"]
+    with pytest.raises(ConfigError, match="rewards holds no reward with role: train.*add one"):
+        load_config([], own, {})
+    found = load_config(
+        [], [*own, "algorithm={type: sft}", "explore.iterations=1", "offline.source=pairs"], {}
+    )
+    assert found.config.rewards == ()
+
+
+def test_prompts_of_a_model_of_ones_own_have_to_be_named():
+    with pytest.raises(
+        ConfigError, match="prompts.source and evaluation.prompts: not given.*model.path = a/b"
+    ) as caught:
+        load_config([], ["model.path=a/b"], {})
+    assert "--set prompts.source=FILE.txt --set evaluation.prompts=FILE.txt" in str(caught.value)
+    with pytest.raises(ConfigError, match="^evaluation.prompts: not given"):
+        load_config([], ["model.path=scenes:diffusion", "prompts.source=scenes:train"], {})
+
+
+@pytest.mark.parametrize(
+    ("setting", "hint"),
+    [
+        ("algorithm.type=dpo", "Did you mean diffusion_dpo or improvement_dpo?"),
+        ("algorithm.type=grpo", "Did you mean flow_grpo?"),
+        ("algorithm.type=EXPO", "Did you mean expo?"),
+        ("tuning.kind=LoRA", "Did you mean lora?"),
+    ],
+)
+def test_names_as_people_write_them_get_a_hint(setting, hint):
+    with pytest.raises(ConfigError) as caught:
+        load_config([], [setting], {})
+    assert hint in str(caught.value)
+
+
+def test_a_setting_without_set_is_told_where_it_belongs():
+    with pytest.raises(MissingError, match="Did you mean --set training.steps=3"):
+        load_config(["training.steps=3"], [], {})
+
+
+def test_elements_of_lists_may_be_written_with_brackets():
+    rewards = "rewards=[{name: j, type: jpeg_compressibility}, {name: k, type: jpeg_incompressibility}]"
+    found = load_config([], [rewards, "rewards[1].weight=2"], {}).config
+    assert [reward.weight for reward in found.rewards] == [1.0, 2.0]
+
+
+@pytest.mark.parametrize(
+    ("text", "line", "caret"),
+    [("training:\n  steps: 3\n   batch_size: 4\n", 3, "   batch_size: 4"), ("seed: [1\n", 1, "seed: [1")],
+)
+def test_broken_yaml_is_told_with_file_line_and_the_line_itself(tmp_path, text, line, caret):
+    path = tmp_path / "mine.yaml"
+    path.write_text(text)
+    with pytest.raises(ConfigError) as caught:
+        load_config([path], [], {})
+    first, shown, mark = str(caught.value).splitlines()
+    assert first.startswith(f"{path} is not valid YAML: line {line}, column ")
+    assert shown == f"    {caret}" and mark.strip() == "^"

@@ -14,6 +14,7 @@ from typing import get_args
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 
 from benchmarks.hostile_inputs import BUILDERS, good_rows
 from diffexpo.config.schema import OfflineConfig
@@ -397,3 +398,16 @@ def test_a_summary_counts_what_is_there(write_votes: Callable[..., Path]) -> Non
     assert found["winner models"] == {"one": 3, "two": 1}
     seen = inspect_offline(path, rows=2)
     assert (seen["format"], seen["files"], len(seen["first rows"])) == ("pickapic", 1, 2)
+
+
+@pytest.mark.parametrize("name", [".git", ".ipynb_checkpoints", "__MACOSX"])
+def test_a_folder_of_pairs_is_known_whatever_hidden_folders_lie_in_it(tmp_path: Path, name: str) -> None:
+    for pair in ("one", "two"):
+        (tmp_path / pair).mkdir()
+        for role, colour in (("winner", "red"), ("loser", "blue")):
+            Image.new("RGB", (8, 8), colour).save(tmp_path / pair / f"{role}.png")
+        (tmp_path / pair / "prompt.txt").write_text("a cat")
+    (tmp_path / name).mkdir()
+    (tmp_path / name / "HEAD").write_text("x")
+    assert detect_format(tmp_path) == "folders"
+    assert len(list(read_offline(tmp_path))) == 2

@@ -42,6 +42,22 @@ def test_duplicates_are_dropped_and_counted(tmp_path: Path) -> None:
     assert (report.read, report.kept, report.duplicates) == (4, 2, 2)
 
 
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+@pytest.mark.parametrize("mark", ["", "\ufeff"])
+def test_comments_and_blank_lines_are_skipped_and_counted_and_move_no_line_number(
+    tmp_path: Path, mark: str, end: str
+) -> None:
+    lines = ["# a list", "a cat", "", "  # indented", "   ", "a dog # with a mark inside", "#last", ""]
+    prompts, report = read_prompts(write(tmp_path, mark + end.join(lines) + end))
+    assert [prompt.text for prompt in prompts] == ["a cat", "a dog # with a mark inside"]
+    assert (report.read, report.kept, report.skipped) == (2, 2, 6)
+    records = mark + end.join(["# a list", '{"prompt": "#1 fan"}', "", '{"prompt": ""}'])
+    with pytest.raises(ImportFormatError, match="line 4: 'prompt' is ''"):
+        load_prompts(write(tmp_path, records, "p.jsonl"))
+    good = write(tmp_path, records.replace('""', '"a cat"'), "q.jsonl")
+    assert [prompt.text for prompt in load_prompts(good)] == ["#1 fan", "a cat"]
+
+
 def test_json_lines_and_parquet_say_the_same(tmp_path: Path) -> None:
     records = [
         {"prompt": "a cat", "id": "cat", "category": "animals", "negative_prompt": "blurry"},
@@ -59,10 +75,8 @@ def test_json_lines_and_parquet_say_the_same(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "name", "message"),
     [
-        ("a\n\nb\n", "p.txt", r"line 2 is empty"),
-        ("a\n   \n", "p.txt", r"line 2 is empty"),
-        ("a\nb\n\n", "p.txt", r"line 3 is empty"),
         ("", "p.txt", "holds no prompt"),
+        ("# only a comment\n\n", "p.txt", "holds no prompt"),
         (b"a\ncaf\xe9\n", "p.txt", r"line 2 is not UTF-8 \(byte 0xe9 at column 4\)"),
         (b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR", "p.txt", "not a text file"),
         ("a\n", "p.csv", r"ends in '.csv'; expected .txt, .jsonl, .parquet"),
@@ -92,6 +106,14 @@ def test_a_missing_file_is_missing_and_the_near_one_is_named(tmp_path: Path) -> 
         load_prompts(tmp_path / "promts.txt")
     with pytest.raises(MissingError, match="there is no file"):
         load_prompts(tmp_path)
+
+
+def test_a_relative_path_is_told_with_the_folder_it_was_looked_for_in(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(MissingError, match=f"there is no file data/p.txt in {tmp_path}"):
+        load_prompts("data/p.txt")
 
 
 def test_long_prompts_are_dropped_not_cut() -> None:

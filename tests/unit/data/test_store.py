@@ -421,3 +421,18 @@ def test_many_rows_read_in_seconds(tmp_path: Path) -> None:
 def test_a_store_that_is_not_there_is_missing(tmp_path: Path) -> None:
     with pytest.raises(MissingError, match="there is no store"):
         Store(tmp_path / "none", create=False)
+
+
+def test_a_folder_that_is_no_store_is_refused_and_left_as_it_is(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    fill(Store(run / "store"), 1, 1)
+    (run / "config.yaml").write_text("seed: 1\n")
+    before = sorted(run.rglob("*"))
+    for create in (True, False):
+        with pytest.raises(StoreError, match=f"{run} is not a store.*did you mean {run / 'store'}"):
+            Store(run, create=create)
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "notes.txt").write_text("mine")
+    with pytest.raises(StoreError, match="expected a run's folder `store`"):
+        Store(tmp_path / "other")
+    assert sorted(run.rglob("*")) == before and not (tmp_path / "other" / "manifests").exists()

@@ -112,3 +112,16 @@ def test_tables_are_checked() -> None:
 def test_shapes_are_not_broadcast() -> None:
     with pytest.raises(ValueError, match=r"\(2, 3\) and target \(2, 1\)"):
         prediction_error(torch.zeros(2, 3), torch.zeros(2, 1))
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"_class_name": "EDMEulerScheduler"},
+        {"_class_name": "EDMDPMSolverMultistepScheduler"},
+        {"_class_name": "EulerDiscreteScheduler", "timestep_type": "continuous"},
+    ],
+)
+def test_schedulers_whose_levels_are_no_table_of_betas_are_refused(config: dict[str, object]) -> None:
+    with pytest.raises(PolicyError, match="noise levels are sigmas of their own"):
+        Path.from_scheduler_config(config)

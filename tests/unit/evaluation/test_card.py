@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 
@@ -9,10 +10,11 @@ import pytest
 import torch
 import yaml
 from PIL import Image
+from safetensors import safe_open
 
 from diffexpo.config import RunConfig
 from diffexpo.config.schema import ModelConfig
-from diffexpo.evaluation.card import CARD, GRID, Exported, licence_of, write_card
+from diffexpo.evaluation.card import CARD, GRID, Exported, _told, licence_of, write_card
 from diffexpo.policies.base import load_policy
 from diffexpo.policies.export import call_arguments, export_policy, left_out
 from tests.contract.transformer_families import build_pixart
@@ -145,3 +147,20 @@ def test_a_run_that_was_not_evaluated_says_so(tmp_path: Path) -> None:
     exported = Exported("full", "StableDiffusionPipeline", ("export",), (), {}, ".")
     card = write_card(run_dir, folder, settings("x/sd15", "full", "ddim"), exported).read_text()
     assert "was not evaluated" in card and not (folder / GRID).exists()
+
+
+def test_the_card_draws_with_the_evaluated_sampler_and_says_nothing_of_the_machine(tmp_path: Path) -> None:
+    folder, config, policy = exported_run(tmp_path, tiny_diffusion(tmp_path / "model"), "lora", "ddim")
+    text = (folder / CARD).read_text()
+    assert "pipeline.scheduler = DDIMScheduler.from_config(pipeline.scheduler.config)" in text
+    assert str(tmp_path) not in text and 'from_pretrained("../../model"' in text.replace("'", '"')
+    tuning = config.tuning.model_copy(update={"start": "/home/somebody/runs/first@2"})
+    assert dict(_told(config.model_copy(update={"tuning": tuning})))["tuning.start"] == "first@2"
+    # What reads the files is told the run's name, and may read them.
+    export_policy(policy, "current", tmp_path / "named", "my run")
+    mask = os.umask(0)
+    os.umask(mask)
+    for file in (tmp_path / "named").glob("*.safetensors"):
+        with safe_open(file, framework="pt") as tensors:
+            assert tensors.metadata()["modelspec.title"] == "my run"
+        assert file.stat().st_mode & 0o777 == 0o666 & ~mask

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
 from pathlib import Path as FolderPath
 
 import numpy as np
@@ -20,6 +22,7 @@ from diffexpo.errors import DataError, Interrupted, MissingError, RewardError, S
 from diffexpo.evaluation.records import SuiteResult, is_saved, load_suite, save_suite
 from diffexpo.evaluation.suites import Embedder, Evaluation, choose_prompts
 from diffexpo.policies.toy import ToyPolicy
+from diffexpo.training.distributed import World
 from diffexpo.types import Prompt
 
 ABAR = torch.cumprod(1 - torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64), dim=0)
@@ -92,6 +95,55 @@ def test_same_noise_for_every_version_and_rows_in_order() -> None:
     assert base.kl == [] and twin.kl == [0.0] * 4 and min(moved.kl) > 0
     assert set(base.vendi) == {"id0", "id1"} and all(1 <= value <= 4 for value in base.vendi.values())
     assert base.network_evaluations == 16 * 6
+
+
+class Meeting:
+    """Where two threads exchange what two processes would."""
+
+    def __init__(self) -> None:
+        self.all_here, self.brought = threading.Barrier(2, timeout=60), {}
+
+    def exchange(self, rank: int, items: list) -> list:
+        self.brought[rank] = json.loads(json.dumps(items))
+        self.all_here.wait()
+        found = [item for number in (0, 1) for item in self.brought[number]]
+        self.all_here.wait()
+        return found
+
+
+@dataclass(frozen=True)
+class OneOfTwo(World):
+    """One of two processes, in a thread."""
+
+    meeting: Meeting = field(default_factory=Meeting)
+
+    def barrier(self) -> None:
+        self.meeting.exchange(self.rank, [])
+
+    def gather_objects(self, items: list) -> list:
+        return self.meeting.exchange(self.rank, items)
+
+
+@pytest.mark.parametrize("batch_size", [3, 64])
+def test_two_processes_share_an_evaluation_and_end_with_that_of_one(
+    tmp_path: FolderPath, batch_size: int
+) -> None:
+    options = {"embedder": PIXELS, "batch_size": batch_size}
+    whole = evaluated(make_policy(), "moved", PROMPTS, SETTINGS, [Redness()], 7, **options)
+    meeting, judges = Meeting(), [Redness(), Redness()]
+
+    def work(rank: int) -> SuiteResult:
+        more = options | {"world": OneOfTwo(rank, 2, meeting=meeting), "folder": tmp_path}
+        return evaluated(make_policy(), "moved", PROMPTS, SETTINGS, [judges[rank]], 7, **more)
+
+    with ThreadPoolExecutor(2) as both:
+        first, second = both.map(work, (0, 1))
+    assert np.array_equal(first.images, whole.images)
+    for result in (first, second):
+        assert (result.kl, result.vendi) == (whole.kl, whole.vendi)
+        assert np.array_equal(result.scores["redness"], whole.scores["redness"])
+    seen = [sum(map(len, judge.seen)) for judge in judges]
+    assert sum(seen) == len(whole.images) and (seen[1] > 0) == (batch_size < len(whole.images))
 
 
 def test_an_image_does_not_depend_on_the_other_prompts() -> None:
@@ -242,8 +294,8 @@ def test_failures_become_nan_and_stay_so_on_disk(tmp_path: FolderPath) -> None:
     assert np.array_equal(loaded.images, result.images)
     for name, values in result.scores.items():
         assert np.array_equal(loaded.scores[name], values, equal_nan=True)
-    for field in ("version", "prompts", "vendi", "kl", "sampler", "scorers", "network_evaluations", "seed"):
-        assert vars(loaded)[field] == vars(result)[field]
+    for fact in ("version", "prompts", "vendi", "kl", "sampler", "scorers", "network_evaluations", "seed"):
+        assert vars(loaded)[fact] == vars(result)[fact]
 
 
 def test_half_written_evaluations_are_not_complete(tmp_path: FolderPath) -> None:

@@ -69,3 +69,13 @@ def test_rate_zero_and_one_and_an_empty_list():
     assert all(request.negative is None for request in attach_negatives(POOL, ["a"], 0.0, 1, 0))
     assert all(request.negative == "a" for request in attach_negatives(POOL, ["a"], 1.0, 1, 0))
     assert all(request.negative is None for request in attach_negatives(POOL, [], 1.0, 1, 0))
+
+
+def test_a_prompts_own_negative_takes_the_place_of_the_lists():
+    own = Prompt("own", "a cat", "", {"negative_prompt": " blurry "})
+    for negatives in (["a"], []):
+        assert [r.negative for r in attach_negatives([own, POOL[0]], negatives, 1.0, 1, 0)] == [
+            "blurry",
+            negatives[0] if negatives else None,
+        ]
+    assert attach_negatives([own], ["a"], 0.0, 1, 0)[0].negative is None

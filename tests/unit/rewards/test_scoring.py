@@ -84,3 +84,30 @@ def test_constant_reward_is_refused() -> None:
 def test_lengths_must_agree(tmp_path: Path) -> None:
     with pytest.raises(RewardError, match="7 images but 1 prompts"):
         score_images(rewards(tmp_path, "brightness"), IMAGES, ["a"])
+
+
+SPOILERS = """
+def spoils(images, prompts):
+    images *= 255
+    return images.mean(dim=(1, 2, 3))
+def mean(images, prompts):
+    return images.mean(dim=(1, 2, 3))
+"""
+
+
+def test_what_a_scorer_does_to_its_images_is_not_seen_by_the_next(tmp_path: Path) -> None:
+    file = tmp_path / "spoilers.py"
+    file.write_text(SPOILERS)
+    spoils, mean = (PythonFileReward(name, f"{file}:{name}") for name in ("spoils", "mean"))
+    images = torch.full((2, 3, 4, 4), 0.2)
+    both = score_images([spoils, mean], images, ["a", "b"])
+    assert both["mean"].tolist() == score_images([mean], images, ["a", "b"])["mean"].tolist()
+    assert float(images.max()) == pytest.approx(0.2)
+
+
+def test_an_image_that_is_not_finite_has_no_score_whatever_the_scorer_says(caplog) -> None:
+    images = torch.rand(3, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    images[1, 0, 0, 0] = torch.nan
+    scores = score_images([JpegCompressibility("jpeg")], images, ["a"] * 3)["jpeg"]
+    assert np.isfinite(scores).tolist() == [True, False, True]
+    assert "1 of 3 images are not finite numbers: the model that drew them" in caplog.text

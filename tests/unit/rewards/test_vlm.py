@@ -284,3 +284,14 @@ def test_what_is_missing_is_named(tmp_path: Path) -> None:
             judge(server, model="one", mode="caption", text_encoder=str(tmp_path))
     with pytest.raises(MissingError, match="its address ends in /v1"):
         judge(server, model="one")
+
+
+def test_what_is_left_over_beside_another_first_word_is_no_answer() -> None:
+    thought = [
+        {"token": "<think>", "logprob": -1e-6},
+        {"token": "yes", "logprob": -14.0},
+        {"token": "no", "logprob": -15.0},
+    ]
+    assert math.isnan(choice_probability(thought, ("yes", "no")))
+    sure = [{"token": "Yes", "logprob": 1.2e-7}]
+    assert choice_probability(sure, ("yes", "no")) == 1.0

@@ -91,3 +91,9 @@ def test_a_number_of_processes_that_is_not_running_is_refused(
         monkeypatch.setenv(name, value)
     with pytest.raises(ConfigError, match=message):
         start_world()
+
+
+def test_processes_wait_for_one_another_longer_than_any_stage_takes(tmp_path: Path) -> None:
+    for rank in two_processes(tmp_path, module="tests.unit.training.patience"):
+        assert rank.code == 0, rank.err
+        assert rank.out.split() == ["2", "days,", "0:00:00"]

@@ -74,6 +74,7 @@ def test_negatives_are_short_distinct_lines() -> None:
     negatives = [prompt.text for prompt in load_prompts(str(path), "explore.negatives.source")]
     assert len(negatives) == len(set(negatives)) and 20 <= len(negatives) <= 40
     assert {"man", "blurry smudge"} <= set(negatives)
+    assert not any("#" in negative for negative in negatives)
 
 
 def test_all_assets_fit_in_40_megabytes_and_have_a_licence() -> None:

@@ -24,6 +24,7 @@ from diffexpo.config.methods.improvement_dpo import ImprovementDpoConfig
 from diffexpo.config.methods.mapo import MapoConfig
 from diffexpo.config.methods.orpo import OrpoConfig
 from diffexpo.config.methods.prdp import PrdpConfig
+from diffexpo.config.methods.python import PythonConfig
 from diffexpo.config.methods.rwr import RwrConfig
 from diffexpo.config.methods.sft import SftConfig
 from diffexpo.config.methods.spin import SpinConfig
@@ -51,6 +52,7 @@ METHODS: tuple[type[MethodConfig], ...] = (
     SpoConfig,
     PrdpConfig,
     FlowGrpoConfig,
+    PythonConfig,
 )
 
 

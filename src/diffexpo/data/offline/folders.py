@@ -20,6 +20,8 @@ from diffexpo.errors import ImportFormatError, MissingError
 
 ROLES = ("winner", "loser")
 _PROMPT_BYTES = 2**18
+LOOKED_AT = 8
+"""Folders, in order of their names, of which one must look like a pair; hidden ones are none."""
 
 
 def _is_like(path: Path) -> bool:
@@ -27,8 +29,8 @@ def _is_like(path: Path) -> bool:
         return False
     if all((path / f"{role}s").is_dir() for role in ROLES):
         return True
-    first = next((folder for folder in path.iterdir() if folder.is_dir()), None)
-    return first is not None and any(file.stem.lower() in (*ROLES, "prompt") for file in first.iterdir())
+    looked_at = _pair_folders(path)[:LOOKED_AT]
+    return any(file.stem.lower() in (*ROLES, "prompt") for folder in looked_at for file in folder.iterdir())
 
 
 def _files(path: Path) -> list[Path]:
@@ -72,7 +74,11 @@ def _by_stem(files: Iterable[Path], *, lower: bool = False) -> dict[str, list[Pa
 
 def _pair_folders(path: Path) -> list[Path]:
     with os.scandir(path) as entries:
-        return sorted(Path(entry.path) for entry in entries if entry.is_dir(follow_symlinks=False))
+        return sorted(
+            Path(entry.path)
+            for entry in entries
+            if entry.is_dir(follow_symlinks=False) and not entry.name.startswith((".", "__"))
+        )
 
 
 def _of_folder(folder: Path) -> Vote:

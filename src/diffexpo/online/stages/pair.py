@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
@@ -16,6 +17,7 @@ from diffexpo.online.pairing import Paired, make_pairs
 from diffexpo.online.people import HUMAN, AskPeople, Said, add_people
 from diffexpo.online.self_play import data_images, make_self_pairs
 from diffexpo.online.units import group_rows
+from diffexpo.training.metrics import peak_memory
 
 Groups = Sequence[Sequence[Sample]]
 
@@ -26,6 +28,7 @@ def pair(loop: Loop, iteration: int) -> None:
         return
     said = _ask(loop, iteration)
     if loop.world.rank == 0:
+        began = time.monotonic()
         loop.store.discard_incomplete("pair", iteration)
         groups = group_rows(loop.store.samples(iteration))
         if loop.people is None:
@@ -33,7 +36,8 @@ def pair(loop: Loop, iteration: int) -> None:
         else:
             paired = _with_people(loop, loop.people, groups, iteration, said)
         loop.store.append_pairs(iteration, 0, [pair for pair in paired.pairs if pair.source != HUMAN])
-        loop.metrics.write_once(iteration, "pair", paired.metrics())
+        spent = {"time/pair_s": time.monotonic() - began} | peak_memory()
+        loop.metrics.write_once(iteration, "pair", paired.metrics() | spent)
         loop.store.write_manifest("pair", iteration, paired.metrics())
         loop.console.line(f"iteration {iteration}: {paired.describe()}")
     loop.world.barrier()

@@ -27,7 +27,7 @@ CLASSES = {
     if cls.__module__.startswith("diffexpo.") and not cls.model_fields["type"].is_required()
 }
 NAMES = """expo diffusion_dpo spin mapo orpo sft diffusion_kto rwr diffusion_nft awm dgpo ddpo dpok d3po spo prdp
-flow_grpo improvement_dpo guidance_distillation"""
+flow_grpo improvement_dpo guidance_distillation python"""
 
 
 def test_every_planned_method_has_settings_and_only_those_with_a_class_can_be_chosen() -> None:
