@@ -41,4 +41,34 @@ CARDS: tuple[type[RewardCard], ...] = (
     DenoisingCard,
     SceneScoreCard,
     SceneCorrectCard,
+    SceneLooksCard,
     HumanCard,
+)
+REWARDS: dict[str, type[RewardCard]] = {card.kind(): card for card in CARDS}
+"""Every value of a reward's `type` with its card."""
+
+if TYPE_CHECKING:
+    RewardConfig = RewardCard
+else:
+    RewardConfig = Annotated[Union[CARDS], Field(discriminator="type")]  # noqa: UP007 (a tuple of classes)
+"""Settings of any reward, told apart by `type`."""
+
+
+def read_card(**values: object) -> RewardCard:
+    """The card of a reward with these settings; `type` says which.
+
+    Raises:
+        pydantic.ValidationError: settings that are wrong by themselves.
+    """
+    return TypeAdapter(RewardConfig).validate_python(values)
+
+
+__all__ = [
+    "REWARDS",
+    "RewardCard",
+    "RewardConfig",
+    "SelfJudgeConfig",
+    "ServiceConfig",
+    "VlmConfig",
+    "read_card",
+]
