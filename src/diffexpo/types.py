@@ -91,6 +91,9 @@ class WeightSets(Protocol):
     def load(self, name: str, state: Mapping[str, Tensor]) -> None:
         """Make or overwrite a version; names and shapes must match exactly."""
 
+    def follow(self, name: str, source: str, memory: float) -> None:
+        """name <- memory name + (1 - memory) source, for memory in [0, 1], without a copy in main memory."""
+
     def fingerprint(self, name: str) -> str:
         """SHA-256 over a version's names, shapes, types and bytes."""
 

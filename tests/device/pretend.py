@@ -49,7 +49,16 @@ scaled_dot_product_attention""".split()
 IN_SINGLE = """exp log pow.Tensor_Scalar rsqrt softmax.int log_softmax.int layer_norm group_norm rms_norm norm.Scalar mse_loss prod sum
 sum.dim_IntList cumsum softplus cosine_similarity""".split()
 
-waits: Counter[str] | None = None
+waits: Counter[Wait] | None = None
+
+
+class Wait(NamedTuple):
+    """Where the host waited for the device: the innermost function of `diffexpo` ("file.py function"), torch's operation ("copy", "number"
+    or the operator), and all functions of ours that led there."""
+
+    place: str
+    operation: str
+    callers: frozenset[str]
 
 
 class Memory:
@@ -70,6 +79,11 @@ class Memory:
         if self._since_sweep > ALLOCATIONS_PER_SWEEP:
             self._sweep()
         return storage
+
+    def __len__(self) -> int:
+        """Storages that live."""
+        self._sweep()
+        return len(self._host)
 
     def host(self, storage: torch.UntypedStorage) -> torch.UntypedStorage:
         return self._host[storage._cdata][1]
@@ -175,9 +189,8 @@ def traits_of(operator: torch._ops.OpOverload) -> Traits:
 
 
 @contextmanager
-def counted_waits() -> Iterator[Counter[str]]:
-    """How often each place waited for the device inside the block, to have values on the host or to learn how many there are:
-    {"file.py function: operation": count}."""
+def counted_waits() -> Iterator[Counter[Wait]]:
+    """How often each place waited for the device inside the block, to have values on the host or to learn how many there are."""
     global waits
     outer, waits = waits, Counter()
     try:
@@ -320,20 +333,16 @@ def _has_mask(indices: Iterable[Tensor | None]) -> bool:
 
 
 def _count(operation: str) -> None:
-    """One more wait, of the innermost function of ours."""
+    """One more wait, under the functions of ours that led to it."""
     if waits is None:
         return
-    frame = sys._getframe(1)
-    while frame is not None and not frame.f_code.co_filename.startswith(SOURCES):
-        frame = frame.f_back
-    where = "elsewhere"
-    if frame is not None:
+    frame, found = sys._getframe(1), []
+    while frame is not None:
         code = frame.f_code
-        while code.co_name.startswith("<") and frame.f_back is not None:  # a comprehension
-            frame = frame.f_back
-            code = frame.f_code
-        where = f"{Path(code.co_filename).relative_to(SOURCES)} {code.co_name}"
-    waits[f"{where}: {operation}"] += 1
+        if code.co_filename.startswith(SOURCES) and not code.co_name.startswith("<"):
+            found.append(f"{Path(code.co_filename).relative_to(SOURCES)} {code.co_name}")
+        frame = frame.f_back
+    waits[Wait(found[0] if found else "elsewhere", operation, frozenset(found))] += 1
 
 
 def _to_host(value: object, given: list[tuple[Tensor, Tensor]], traits: Traits, place: int) -> object:
