@@ -114,7 +114,8 @@ class Policy(Protocol):
 
     def encode_prompts(self, prompts: Sequence[str]) -> Conditioning: ...
     def encode_images(self, images: Tensor) -> Tensor:
-        """Images (B,3,H,W) in [0,1], on any device, to scaled latents (B,C,h,w) on the policy's: posterior mean."""
+        """Images (B,3,H,W) in [0,1], on any device, to scaled latents (B,C,h,w) on the policy's, posterior
+        mean."""
 
     def decode_latents(self, latents: Tensor) -> Tensor:
         """Latents (B,C,h,w), on any device, to float32 images (B,3,H,W) in [0,1] on the policy's."""

@@ -38,16 +38,29 @@ aten = torch.ops.aten
 # How often memory of tensors that are gone is looked for.
 ALLOCATIONS_PER_SWEEP = 512
 # Operations that take a 0-dimensional CPU tensor although torch does not mark them as elementwise.
-TAKES_NUMBERS = {"aten::index_put_", "aten::_index_put_impl_", "aten::masked_fill", "aten::masked_fill_", "aten::fill_"}
-TAKES_CPU_INDICES = {"aten::index", "aten::index_put_", "aten::index_put", "aten::_index_put_impl_", "aten::_unsafe_index"}
+TAKES_NUMBERS = {
+    "aten::index_put_", "aten::_index_put_impl_", "aten::masked_fill", "aten::masked_fill_",
+    "aten::fill_",
+}  # fmt: skip
+TAKES_CPU_INDICES = {
+    "aten::index", "aten::index_put_", "aten::index_put", "aten::_index_put_impl_", "aten::_unsafe_index",
+}  # fmt: skip
 # Their result's size depends on the values: CUDA waits for them.
-WAITS = {"aten::nonzero", "aten::masked_select", "aten::_unique2", "aten::unique_dim", "aten::unique_consecutive"}
+WAITS = {
+    "aten::nonzero", "aten::masked_select", "aten::_unique2", "aten::unique_dim",
+    "aten::unique_consecutive",
+}  # fmt: skip
 
 # What autocast computes in half and in single precision on CUDA, as far as networks here use it.
-IN_HALF = """linear matmul mm bmm addmm addbmm baddbmm einsum conv1d conv2d conv3d convolution conv_transpose2d.input
-scaled_dot_product_attention""".split()
-IN_SINGLE = """exp log pow.Tensor_Scalar rsqrt softmax.int log_softmax.int layer_norm group_norm rms_norm norm.Scalar mse_loss prod sum
-sum.dim_IntList cumsum softplus cosine_similarity""".split()
+IN_HALF = [
+    "linear", "matmul", "mm", "bmm", "addmm", "addbmm", "baddbmm", "einsum", "conv1d", "conv2d", "conv3d",
+    "convolution", "conv_transpose2d.input", "scaled_dot_product_attention",
+]  # fmt: skip
+IN_SINGLE = [
+    "exp", "log", "pow.Tensor_Scalar", "rsqrt", "softmax.int", "log_softmax.int", "layer_norm",
+    "group_norm", "rms_norm", "norm.Scalar", "mse_loss", "prod", "sum", "sum.dim_IntList", "cumsum",
+    "softplus", "cosine_similarity",
+]  # fmt: skip
 
 waits: Counter[Wait] | None = None
 
@@ -253,7 +266,9 @@ def convolution(*args: object) -> Tensor:
 
 def convolution_backward(gradient: Tensor, values: Tensor, weight: Tensor, *args: object) -> object:
     *settings, wanted = args
-    return fallback(aten.convolution_backward.default, gradient, values, weight, [weight.shape[0]], *settings, wanted)
+    return fallback(
+        aten.convolution_backward.default, gradient, values, weight, [weight.shape[0]], *settings, wanted
+    )
 
 
 def autocast(name: str, target: Callable[[], torch.dtype]) -> Callable[..., object]:
@@ -264,7 +279,10 @@ def autocast(name: str, target: Callable[[], torch.dtype]) -> Callable[..., obje
     def kernel(*args: object, **kwargs: object) -> object:
         with torch._C._ExcludeDispatchKeyGuard(AUTOCAST):
             dtype = target()
-            return operator(*(_cast(one, dtype) for one in args), **{key: _cast(one, dtype) for key, one in kwargs.items()})
+            return operator(
+                *(_cast(one, dtype) for one in args),
+                **{key: _cast(one, dtype) for key, one in kwargs.items()},
+            )
 
     return kernel
 
@@ -272,6 +290,19 @@ def autocast(name: str, target: Callable[[], torch.dtype]) -> Callable[..., obje
 def on_cpu(name: str) -> Callable[..., object]:
     """The CPU's own kernel where torch would compose the operation of others."""
     return functools.partial(fallback, getattr(aten, name).default)
+
+
+def assign_data(tensor: Tensor, value: Tensor) -> None:
+    """`tensor.data = value`, which CUDA's tensors allow for one of the CPU too: they change places, as torch does it for modules."""
+    if tensor.device.type == value.device.type:
+        TENSOR_DATA.__set__(tensor, value)
+        return
+    other = (
+        torch.nn.Parameter(value.detach(), tensor.requires_grad)
+        if isinstance(tensor, torch.nn.Parameter)
+        else value.detach()
+    )
+    torch._C._swap_tensor_impl(tensor, other)
 
 
 def install() -> torch.device:
@@ -289,6 +320,7 @@ def install() -> torch.device:
             own.impl(name, autocast(name, lambda: torch.get_autocast_dtype(NAME)), "AutocastPrivateUse1")
         for name in IN_SINGLE:
             own.impl(name, autocast(name, lambda: torch.float32), "AutocastPrivateUse1")
+        torch.Tensor.data = property(TENSOR_DATA.__get__, assign_data)
         libraries = [everything, own]
     return torch.device(NAME, 0)
 
@@ -304,6 +336,7 @@ def present() -> Iterator[torch.device]:
         is_present = outer
 
 
+TENSOR_DATA = torch._C.TensorBase.data
 KERNELS: dict[str, Callable[..., object]] = {
     "copy_": copy_,
     "_copy_from": copy_from,
@@ -362,7 +395,8 @@ def _to_host(value: object, given: list[tuple[Tensor, Tensor]], traits: Traits, 
     if isinstance(value, (list, tuple)):
         return type(value)(_to_host(one, given, traits, place) for one in value)
     if isinstance(value, torch.Generator):
-        raise RuntimeError(f"Expected a '{NAME}' device type for generator but found '{value.device.type}'")
+        found = value.device.type
+        raise RuntimeError(f"Expected a '{NAME}' device type for generator but found '{found}'")  # noqa: TRY004
     if isinstance(value, torch.device) and value.type == NAME:
         return torch.device("cpu")
     return value

@@ -61,7 +61,13 @@ def test_a_family_does_on_the_device_what_it_does_on_the_cpu(
             prediction = one.predict(drawn, torch.full((2,), 0.5), texts)
         gradients = torch.autograd.grad((prediction - target.to(prediction)).square().mean(), parameters)
         assert {part.device for part in (drawn, images, target, prediction, *gradients)} == {one.device}
-        found[one.device] = drawn, images, target, prediction.detach(), torch.cat([part.flatten() for part in gradients])
+        found[one.device] = (
+            drawn,
+            images,
+            target,
+            prediction.detach(),
+            torch.cat([part.flatten() for part in gradients]),
+        )
     for ours, expected in zip(found[device], found[usual.device], strict=True):
         assert near(ours, expected)
     assert bool((found[device][-1] != 0).any())

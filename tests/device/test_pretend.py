@@ -112,7 +112,15 @@ def test_autocast_is_its_own(device: torch.device) -> None:
 
 def test_waits_are_counted(x: Tensor) -> None:
     with pretend.counted_waits() as waits:
-        x.cpu(), x.tolist(), float(x[0, 0]), bool((x > 0).all()), x[x > 3], (x > 3).nonzero(), torch.equal(x, x)
+        (
+            x.cpu(),
+            x.tolist(),
+            float(x[0, 0]),
+            bool((x > 0).all()),
+            x[x > 3],
+            (x > 3).nonzero(),
+            torch.equal(x, x),
+        )
     assert waits.total() == 8, waits  # a mask says first how many rows there are, then which
     with pretend.counted_waits() as waits:
         x.sum(), x + 1, torch.ones(2).to(x.device), x[torch.tensor([0])], torch.where(x > 3, x, 0.0)

@@ -20,7 +20,8 @@ def vae_factor(vae: ModelMixin) -> int:
 
 
 def decode_with(vae: ModelMixin, latents: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
-    """Scaled latents (B,C,h,w), on any device, to float32 images (B,3,H,W) clamped to [0, 1] on the autoencoder's.
+    """Scaled latents (B,C,h,w), on any device, to float32 images (B,3,H,W) clamped to [0, 1], on the
+    autoencoder's.
 
     Latents of a half-precision denoiser (`dtype`) are checked: a value beyond its range spoils an image. In
     float32 an image that is not finite is excluded where it is scored.

@@ -90,7 +90,9 @@ class ToyPolicy:
     def decode_latents(self, latents: Tensor) -> Tensor:
         """One colour (B,3,8,8); absent channels are grey."""
         colour = torch.full((len(latents), 3), 0.5, device=self.device)
-        colour[:, : self.latent_shape[0]] = torch.sigmoid(latents.detach().to(self.device).float()[:, :3, 0, 0])
+        colour[:, : self.latent_shape[0]] = torch.sigmoid(
+            latents.detach().to(self.device).float()[:, :3, 0, 0]
+        )
         return colour[:, :, None, None].expand(-1, -1, 8, 8).clone()
 
     def predict(self, x_t: Tensor, t: Tensor, conditioning: Conditioning) -> Tensor:

@@ -268,10 +268,10 @@ class Engine:
         for name, number, count in rows:
             total, counted = totals.get(name, (0.0, 0.0))
             totals[name] = (total + number, counted + count)
-        # train/loss comes as shares of the mean (count 0); everything else as sums with counts, and where they
-        # are 0 no row of the step has the metric.
-        known_metrics = {name: both for name, both in totals.items() if both[1] or name == "train/loss"}
-        return {name: total / (counted or 1.0) for name, (total, counted) in known_metrics.items()}, numbers[0]
+        # train/loss comes as shares of the mean (count 0); everything else as sums with counts, which are 0
+        # where no row of the step has the metric.
+        occurs = {name: both for name, both in totals.items() if both[1] or name == "train/loss"}
+        return {name: total / (counted or 1.0) for name, (total, counted) in occurs.items()}, numbers[0]
 
     def _tick(self, tick: Callable[[], None]) -> None:
         """With several processes a stop waits for the end of the step, where all agree on it."""
