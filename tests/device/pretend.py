@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import functools
 import sys
+import threading
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -80,6 +81,9 @@ class Memory:
     def __init__(self) -> None:
         self._host: dict[int, tuple[StorageWeakRef, torch.UntypedStorage]] = {}
         self._since_sweep = 0
+        self._lock = (
+            threading.Lock()
+        )  # images are scored in a thread of its own, and gradients are made in another
 
     def place(self, host: Tensor) -> torch.UntypedStorage:
         """A new storage of the device on the memory of a CPU tensor that nobody else writes to."""
@@ -87,19 +91,22 @@ class Memory:
         storage = torch._C._construct_storage_from_data_pointer(
             memory.data_ptr(), torch.device(NAME, 0), memory.nbytes()
         )
-        self._host[storage._cdata] = (StorageWeakRef(storage), memory)
-        self._since_sweep += 1
-        if self._since_sweep > ALLOCATIONS_PER_SWEEP:
-            self._sweep()
+        with self._lock:
+            self._host[storage._cdata] = (StorageWeakRef(storage), memory)
+            self._since_sweep += 1
+            if self._since_sweep > ALLOCATIONS_PER_SWEEP:
+                self._sweep()
         return storage
 
     def __len__(self) -> int:
         """Storages that live."""
-        self._sweep()
+        with self._lock:
+            self._sweep()
         return len(self._host)
 
     def host(self, storage: torch.UntypedStorage) -> torch.UntypedStorage:
-        return self._host[storage._cdata][1]
+        with self._lock:
+            return self._host[storage._cdata][1]
 
     def _sweep(self) -> None:
         self._host = {key: entry for key, entry in self._host.items() if not entry[0].expired()}

@@ -182,7 +182,7 @@ class PairMethod(ForwardMethod, ABC):
         if self.anchor is not None and errors.distance is not None:
             pull = 0.5 * self.anchor.weight * self.beta_of(errors, batch)
             per_pair = per_pair + pull * errors.distance
-            values["train/anchor_distance"] = errors.distance
+            values = {**values, "train/anchor_distance": errors.distance}
         metrics = as_metrics(values) | as_metrics(errors.moved) | common_part(errors)
         return weighted(per_pair, batch.weight), metrics
 
