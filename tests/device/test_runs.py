@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.numpy import load_file
 
 from diffexpo import assembly
 from diffexpo.assembly.actions import open_run
@@ -14,6 +15,7 @@ from diffexpo.cli.progress import Console
 from diffexpo.config import RunConfig, load_config
 from diffexpo.errors import Interrupted
 from tests.contract.test_contract import Stopping
+from tests.device import pretend
 from tests.invariants.test_improvement import SETTINGS as IMPROVEMENT
 from tests.invariants.test_step_judge import write_recipe
 from tests.tiny import tiny_judge
@@ -61,32 +63,50 @@ def judged(folder: Path) -> str:
 
 
 def last_weights(folder: Path) -> dict[str, np.ndarray]:
-    from safetensors.numpy import load_file
-
     return load_file(max((folder / "checkpoints").glob("weights-*.safetensors")))
 
 
-def test_a_whole_run_makes_the_pairs_and_weights_of_the_cpu_and_goes_on_where_it_stopped(
-    world: Path, device: torch.device, tmp_path: Path
+@pytest.fixture(scope="module")
+def judge(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return judged(tmp_path_factory.mktemp("judges") / "judge")
+
+
+@pytest.fixture(scope="module")
+def whole(world: Path, judge: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of an uninterrupted run there, with report and export."""
+    folder = tmp_path_factory.mktemp("whole") / "run"
+    with pretend.present():
+        run(world / "recipe.yaml", folder, judge)
+    return folder
+
+
+def test_a_whole_run_makes_the_pairs_and_weights_of_the_cpu(
+    world: Path, judge: str, whole: Path, tmp_path: Path
 ) -> None:
-    recipe, judge = world / "recipe.yaml", judged(tmp_path / "judge")
-    whole, usual, stopped = (tmp_path / name for name in ("whole", "usual", "stopped"))
-    run(recipe, whole, judge)
     assert any(whole.rglob("report.html"))
-    run(recipe, usual, judge, "model.device=cpu", stop_after="train-2")
+    run(world / "recipe.yaml", tmp_path / "usual", judge, "model.device=cpu", stop_after="train-2")
     told = [
         [(row["pair_id"], row["winner_id"], row["loser_id"], row["source"]) for row in pair_rows(folder)]
-        for folder in (whole, usual)
+        for folder in (whole, tmp_path / "usual")
     ]
     assert told[0] == told[1] and any(source == "online" for *_, source in told[0])
     # Attention sums in another order; see tests.world.distance.
-    assert distance(last_weights(usual), last_weights(whole), base_weights(world / "model")) < 1e-2
+    base = base_weights(world / "model")
+    assert distance(last_weights(tmp_path / "usual"), last_weights(whole), base) < 1e-2
 
+
+def test_a_run_that_was_stopped_there_ends_with_the_same_bits(
+    world: Path, judge: str, whole: Path, tmp_path: Path
+) -> None:
     with pytest.raises(Interrupted, match="iteration 2, step 1 of 3"):
-        run(recipe, stopped, judge, console=Stopping("train 2", 2))
-    run(recipe, stopped, judge, stop_after="train-2")
-    assert weights(stopped) == weights(whole)
+        run(world / "recipe.yaml", tmp_path / "run", judge, console=Stopping("train 2", 2))
+    run(world / "recipe.yaml", tmp_path / "run", judge, stop_after="train-2")
+    assert weights(tmp_path / "run") == weights(whole)
 
+
+def test_its_samples_are_drawn_again_and_its_pairs_exported(
+    device: torch.device, whole: Path, tmp_path: Path
+) -> None:
     _, store, policy = open_run(whole)
     assert policy.device == device
     for agent in ("main", "exploration"):
@@ -116,7 +136,9 @@ def test_what_a_run_may_have_besides_works_there_too(world: Path, name: str, tmp
     assert assembly.export(tmp_path / "run")
 
 
-def test_an_improvement_model_is_trained_draws_winners_and_is_swept(world: Path, tmp_path: Path) -> None:
+def test_an_improvement_model_is_trained_draws_winners_and_is_swept(
+    world: Path, judge: str, tmp_path: Path
+) -> None:
     folder = tmp_path / "run"
     run(
         world / "recipe.yaml",
@@ -124,7 +146,7 @@ def test_an_improvement_model_is_trained_draws_winners_and_is_swept(world: Path,
         *IMPROVEMENT,
         *UNSEEN,
         "training.steps=3",
-        judged(tmp_path / "judge"),
+        judge,
         stop_after="train-2",
     )
     assert {row["source"] for row in pair_rows(folder)} >= {"improved"}
