@@ -91,6 +91,9 @@ class WeightSets(Protocol):
     def load(self, name: str, state: Mapping[str, Tensor]) -> None:
         """Make or overwrite a version; names and shapes must match exactly."""
 
+    def follow(self, name: str, source: str, memory: float) -> None:
+        """name <- memory name + (1 - memory) source, for memory in [0, 1], without a copy in main memory."""
+
     def fingerprint(self, name: str) -> str:
         """SHA-256 over a version's names, shapes, types and bytes."""
 
@@ -111,10 +114,11 @@ class Policy(Protocol):
 
     def encode_prompts(self, prompts: Sequence[str]) -> Conditioning: ...
     def encode_images(self, images: Tensor) -> Tensor:
-        """Images (B,3,H,W) in [0,1] to scaled latents (B,C,h,w), posterior mean."""
+        """Images (B,3,H,W) in [0,1], on any device, to scaled latents (B,C,h,w) on the policy's, posterior
+        mean."""
 
     def decode_latents(self, latents: Tensor) -> Tensor:
-        """Latents (B,C,h,w) to float32 images (B,3,H,W) in [0,1]."""
+        """Latents (B,C,h,w), on any device, to float32 images (B,3,H,W) in [0,1] on the policy's."""
 
     def predict(self, x_t: Tensor, t: Tensor, conditioning: Conditioning) -> Tensor:
         """The network's own prediction (eps, v, x0 or velocity) for x_t (B,C,h,w) at t (B,)."""
@@ -200,6 +204,9 @@ class MixedRows:
 # Marks fields whose rows are not those of `keys`: they count by the names in this field.
 ROWS_OF = "rows"
 CONTRAST = {ROWS_OF: "contrast_keys"}
+# Marks fields that say what is computed instead of being computed with: they stay in main memory, where they
+# are read without waiting for the device.
+STAYS = "stays"
 
 
 class NamedRows:
@@ -246,7 +253,7 @@ class ScoredBatch(NamedRows):
     `rewards` (B,) are the mixed scores within the prompt, higher is better; of an offline image the share of
     its pairs that it won. `advantages` (B,) compare a reward with all images of the same prompt and
     collection, in the batch or not. `groups` (B,) int64: equal numbers are the same prompt and collection.
-    `desirable` (B,) bool.
+    `desirable` (B,) bool. `groups` stays in main memory when a batch moves to a device.
     """
 
     latents: Tensor
@@ -254,7 +261,7 @@ class ScoredBatch(NamedRows):
     keys: tuple[str, ...]
     rewards: Tensor
     advantages: Tensor
-    groups: Tensor
+    groups: Tensor = field(metadata={STAYS: True})
     desirable: Tensor
     weight: Tensor | None = None
     is_grouped: bool = False
@@ -266,7 +273,8 @@ class TrajectoryBatch(NamedRows):
     """B transitions x_t -> x_next of sampled trajectories, each with the advantage of its image.
 
     `x_t`, `x_next` (B,C,h,w) are bit for bit what the sampler had. `index` (B,) int64 is the transition's
-    place in the sampler's grid, 0 the noisiest: the grid gives t, the next t and the kernel. `old_log_prob`
+    place in the sampler's grid, 0 the noisiest: the grid gives t, the next t and the kernel; it stays in main
+    memory when a batch moves to a device. `old_log_prob`
     (B,) is the mean log-prob per latent element of x_next under the policy that sampled it, with the same
     guidance. `sampler` drew them; it gives grid and guidance. `negative_conditioning` is the other side of
     guidance (None: none was used). `old_mean` (B,C,h,w) is the kernel's mean under the sampling policy, for
@@ -275,7 +283,7 @@ class TrajectoryBatch(NamedRows):
 
     x_t: Tensor
     x_next: Tensor
-    index: Tensor
+    index: Tensor = field(metadata={STAYS: True})
     old_log_prob: Tensor
     advantages: Tensor
     conditioning: Conditioning
@@ -301,7 +309,7 @@ class TrajectoryPairBatch(NamedRows):
     winner_x_next: Tensor
     loser_x_t: Tensor
     loser_x_next: Tensor
-    index: Tensor
+    index: Tensor = field(metadata={STAYS: True})
     winner_old_log_prob: Tensor
     loser_old_log_prob: Tensor
     winner_reward: Tensor
@@ -311,7 +319,7 @@ class TrajectoryPairBatch(NamedRows):
     sampler: SamplerConfig
     negative_conditioning: Conditioning | None = None
     weight: Tensor | None = None
-    groups: Tensor | None = None
+    groups: Tensor | None = field(default=None, metadata={STAYS: True})
     is_grouped: bool = False
 
 

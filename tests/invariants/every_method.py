@@ -120,12 +120,19 @@ def make_config(name: str, micro_batch_size: int) -> RunConfig:
     return RunConfig.model_validate(groups | {"algorithm": algorithm})
 
 
-def run(name: str, folder: Path, *, micro_batch_size: int = BATCH, world: World | None = None) -> Loop:
+def run(
+    name: str,
+    folder: Path,
+    *,
+    micro_batch_size: int = BATCH,
+    world: World | None = None,
+    device: torch.device | str = "cpu",
+) -> Loop:
     """A whole run of a method; weights and metrics stay in the folder."""
     config = make_config(name, micro_batch_size)
     path = PATHS["flow" if config.explore.sampler.name.startswith("flow") else "vp"]
     with in_double():
-        loop = make_loop(config, ToyPolicy(path), folder / name, offline_pairs=24, world=world)
+        loop = make_loop(config, ToyPolicy(path, device=device), folder / name, offline_pairs=24, world=world)
         loop.prompts = PROMPTS[:6]
         run_loop(loop, {**STAGES, "evaluate": lambda loop, iteration: None})
     return loop

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from diffexpo.algorithms.checks import check_known
 from diffexpo.algorithms.ddpo import ppo_clip_loss, probability_ratio
-from diffexpo.algorithms.forward import RowLosses, squared_distance
+from diffexpo.algorithms.forward import RowLosses, Rows, squared_distance
 from diffexpo.algorithms.scored import ScoredMethod
 from diffexpo.config.methods.awm import AwmConfig
 from diffexpo.diffusion.kernels import Coefficient, at_least_float32
@@ -121,11 +121,11 @@ class Awm(ScoredMethod):
         moved = probability_ratio(log_prob, old_log_prob) - 1
         # Beyond the range in the direction in which the advantage pushes: there the gradient ends.
         is_clipped = torch.where(advantage > 0, moved, -moved) > clip_range
-        values = {
+        values: dict[str, Rows] = {
             "train/ratio_deviation": moved.abs(),
             "train/clip_fraction": (is_clipped & (advantage != 0)).to(moved),
-            "train/better_error": error[advantage > 0],
-            "train/worse_error": error[advantage < 0],
+            "train/better_error": (error, advantage > 0),
+            "train/worse_error": (error, advantage < 0),
         }
         if settings.needs_reference:
             distance = squared_distance(current, images.predict_under(policy, "reference"))

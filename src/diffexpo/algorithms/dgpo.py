@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from diffexpo.algorithms.checks import check_above_zero
-from diffexpo.algorithms.forward import RowLosses, share_above_zero
+from diffexpo.algorithms.forward import RowLosses, Rows, share_above_zero
 from diffexpo.algorithms.scored import ScoredMethod
 from diffexpo.config.methods.dgpo import DgpoConfig
 from diffexpo.diffusion.kernels import at_least_float32
@@ -116,11 +116,11 @@ class Dgpo(ScoredMethod):
         advantage = batch.advantages.clamp(-clip, clip)
         row = (error, error_ref, advantage, batch.groups)
         margin = dgpo_margin(*row, beta=beta).detach()
-        values = {
+        values: dict[str, Rows] = {
             "train/margin": margin,
             "train/implicit_accuracy": share_above_zero(margin),
-            "train/better_error": error[advantage > 0],
-            "train/worse_error": error[advantage < 0],
+            "train/better_error": (error, advantage > 0),
+            "train/worse_error": (error, advantage < 0),
         }
         error_old = None
         if clip_range is not None:

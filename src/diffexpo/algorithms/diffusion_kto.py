@@ -156,8 +156,8 @@ class DiffusionKto(ScoredMethod):
         return loss, {
             "train/baseline": torch.zeros_like(gain) + settings.beta * baseline,
             "train/implicit_accuracy": share_above_zero(torch.where(desirable, above, -above)),
-            "train/implicit_reward_desirable": settings.beta * gain[desirable],
-            "train/implicit_reward_undesirable": settings.beta * gain[~desirable],
+            "train/implicit_reward_desirable": (settings.beta * gain, desirable),
+            "train/implicit_reward_undesirable": (settings.beta * gain, ~desirable),
         }
 
     def measure(self, policy: Policy, batch: ScoredBatch, noise_key: NoiseKey) -> Tensor:

@@ -157,10 +157,7 @@ class DiffusionNft(ScoredMethod):
         if self.settings.old_decay == "iteration":
             return
         decay = old_policy_decay(step, kind=self.settings.old_decay)
-        old, current = policy.weights.state("old"), policy.weights.state("current")
-        policy.weights.load(
-            "old", {name: decay * old[name] + (1 - decay) * value for name, value in current.items()}
-        )
+        policy.weights.follow("old", "current", decay)
 
 
 def _as_velocity(policy: Policy, images: NoisyImages, prediction: Tensor) -> tuple[Tensor, Coefficient]:

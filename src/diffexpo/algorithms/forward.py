@@ -16,7 +16,9 @@ from diffexpo.types import Conditioning, LossOutput, Policy
 
 Metrics = dict[str, tuple[Tensor, int | Tensor]]
 NoiseKey = tuple[str | int, ...]
-RowLosses = tuple[Tensor, dict[str, Tensor]]
+Rows = Tensor | tuple[Tensor, Tensor]
+"""A metric row by row: (B,), or with the (B,) bool that says which rows have it."""
+RowLosses = tuple[Tensor, Mapping[str, Rows]]
 """Loss (B,) of each row before its weight, and metrics row by row."""
 
 
@@ -77,9 +79,20 @@ def mean_output(per_row: Tensor, metrics: Metrics) -> LossOutput:
     return LossOutput(loss, metrics | {"train/loss": (loss.detach() * len(per_row), len(per_row))})
 
 
-def as_metrics(values: Mapping[str, Tensor]) -> Metrics:
-    """Sums with counts of metrics given row by row; metrics without a row are left out."""
-    return {name: (value.detach().sum(), len(value)) for name, value in values.items() if len(value)}
+def as_metrics(values: Mapping[str, Rows]) -> Metrics:
+    """Sums with counts of metrics given row by row; metrics without a row are left out.
+
+    Rows that are chosen by a mask are counted on their device, so that nothing waits for it; a step none of
+    whose rows is chosen has no such metric.
+    """
+    found: Metrics = {}
+    for name, rows in values.items():
+        if isinstance(rows, tuple):
+            value, chosen = rows[0].detach(), rows[1]
+            found[name] = (torch.where(chosen, value, 0.0).sum(), chosen.sum().to(value))
+        elif len(rows):
+            found[name] = (rows.detach().sum(), len(rows))
+    return found
 
 
 def share_above_zero(margin: Tensor) -> Tensor:

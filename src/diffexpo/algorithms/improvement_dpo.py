@@ -117,9 +117,7 @@ class Improvement:
         with policy.weights.use("current"):
             error = prediction_errors(policy, rows.x0, draw.eps, draw.t, conditioning)
         per_row = weighted(error, batch.weight)
-        of_task = {
-            f"train/error_{name}": error[task.to(error.device) == index] for index, name in enumerate(TASKS)
-        }
+        of_task = {f"train/error_{name}": error[task == index] for index, name in enumerate(TASKS)}
         return LossOutput(per_row.mean(), as_metrics({"train/loss": per_row, **of_task}))
 
 

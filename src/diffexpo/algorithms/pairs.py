@@ -170,10 +170,7 @@ class PairMethod(ForwardMethod, ABC):
     def after_step(self, policy: Policy, step: int) -> None:
         """r <- d r + (1 - d) p of a reference that follows every optimiser step."""
         if "reference" in self.settings.moving_versions:
-            weights, memory = policy.weights, self.settings.reference_memory or 0.0
-            current, mean = weights.state("current"), weights.state("reference")
-            followed = {name: torch.lerp(current[name], value, memory) for name, value in mean.items()}
-            weights.load("reference", followed)
+            policy.weights.follow("reference", "current", self.settings.reference_memory or 0.0)
 
     def beta_of(self, errors: PairErrors, batch: PairBatch) -> float:
         """beta, in whose half the anchor is weighed."""
@@ -185,7 +182,7 @@ class PairMethod(ForwardMethod, ABC):
         if self.anchor is not None and errors.distance is not None:
             pull = 0.5 * self.anchor.weight * self.beta_of(errors, batch)
             per_pair = per_pair + pull * errors.distance
-            values["train/anchor_distance"] = errors.distance
+            values = {**values, "train/anchor_distance": errors.distance}
         metrics = as_metrics(values) | as_metrics(errors.moved) | common_part(errors)
         return weighted(per_pair, batch.weight), metrics
 

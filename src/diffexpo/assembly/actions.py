@@ -18,7 +18,7 @@ from diffexpo.assembly.objects import build_policy
 from diffexpo.config import RunConfig, read_resolved
 from diffexpo.config.iterates import exported_folder
 from diffexpo.data.export import export_pairs as write_pairs
-from diffexpo.data.latents import PromptEmbeddings, pixel_decoder
+from diffexpo.data.latents import PromptEmbeddings, host_array, pixel_decoder
 from diffexpo.data.rows import ImageSize
 from diffexpo.data.statistics import sample_sizes
 from diffexpo.data.store import Store
@@ -94,10 +94,10 @@ def regenerate(run_dir: Path, sample_id: str, out: Path) -> dict[str, object]:
         else:
             loser = torch.from_numpy(store.latents([origin]))
             latents = redraw_improved(drawer, embeddings, sample, loser, lambda: None)
-    stored = store.latent(sample_id)
-    difference = float(np.abs(latents[0].numpy() - stored).max())
+    stored, drawn = store.latent(sample_id), host_array(latents[0])
+    difference = float(np.abs(drawn - stored).max())
     Image.fromarray(to_bytes(policy.decode_latents(latents))[0]).save(out)
-    verdict = "identical" if np.array_equal(latents[0].numpy(), stored) else "different"
+    verdict = "identical" if np.array_equal(drawn, stored) else "different"
     return {"sample": sample_id, "picture": str(out), "latents": verdict, "largest difference": difference}
 
 
@@ -122,7 +122,7 @@ def export(run_dir: Path, loop: Loop | None = None, iteration: int | None = None
     done: dict[str, Any] = export_policy(policy, "current", folder, title)
     files, arguments = [Path(file) for file in done["files"]], call_arguments(policy)
     if config.model.resolution is not None:
-        nothing = torch.zeros(1, *policy.latent_shape, device=policy.device)
+        nothing = torch.zeros(1, *policy.latent_shape)
         height, width = policy.decode_latents(nothing).shape[-2:]
         arguments |= {"height": height, "width": width}
     # What plain diffusers is told to load: the hub id that the settings name, or the folder.

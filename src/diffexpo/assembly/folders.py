@@ -124,9 +124,17 @@ def environment() -> dict[str, object]:
         "platform": platform.platform(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
-        "accelerator": torch.cuda.get_device_name() if torch.cuda.is_available() else "none",
+        "accelerator": _accelerator(),
         "command": " ".join(["diffexpo", *sys.argv[1:]]),
     }
+
+
+def _accelerator() -> str:
+    """The accelerator's name, of CUDA the card's; `none` without one."""
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name()
+    found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    return "none" if found is None else found.type
 
 
 def set_status(run_dir: Path, state: str, world: World) -> None:

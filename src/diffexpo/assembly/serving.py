@@ -7,12 +7,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from diffexpo.assembly.aliases import resolve
 from diffexpo.config.load import load_config, parse_yaml
 from diffexpo.config.rewards import RewardCard
 from diffexpo.errors import ConfigError
+from diffexpo.policies.loading import choose_device
 from diffexpo.rewards.base import load_rewards
 from diffexpo.rewards.server import ScoreServer
 
@@ -45,7 +44,6 @@ def read_reward(file: Path | None, given: Mapping[str, str]) -> RewardCard:
 def open_server(config: RewardCard, *, device: str, **options: Any) -> ScoreServer:
     """The scorer of a configuration, loaded, behind a listening server with these options of `ScoreServer`;
     see `load_rewards` and `ScoreServer` for what they refuse."""
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    (reward,) = load_rewards([config], resolve, device)
+    chosen = choose_device(device) if device == "auto" else device
+    (reward,) = load_rewards([config], resolve, chosen)
     return ScoreServer(reward, config.type, **options)

@@ -74,7 +74,7 @@ def latent_shapes(policy: Policy) -> tuple[tuple[int, int, int], ...]:
 def image_sizes(policy: Policy) -> tuple[Size, ...]:
     """(height, width) of the images of each shape of `latent_shapes`, found by decoding one zero latent."""
     with torch.no_grad():
-        image = policy.decode_latents(torch.zeros(1, *policy.latent_shape, device=policy.device))
+        image = policy.decode_latents(torch.zeros(1, *policy.latent_shape))
     height, width = int(image.shape[-2]), int(image.shape[-1])
     first, *others = latent_shapes(policy)
     scale = height // first[1], width // first[2]
@@ -90,6 +90,12 @@ def stacked(parts: Sequence[np.ndarray] | Sequence[Tensor]) -> Tensor:
     return mixed
 
 
+def host_array(tensor: Tensor) -> np.ndarray:
+    """What was computed on any device as an array in main memory, of the same numbers and type: the one wait
+    for the device in drawing a unit of images."""
+    return tensor.detach().cpu().numpy()
+
+
 def encode_images(policy: Policy, images: Sequence[np.ndarray], batch_size: int) -> list[np.ndarray]:
     """uint8 images (H,W,3), of several sizes or one, to float32 latents (C,h,w) each; those of a size are
     encoded together in batches."""
@@ -99,8 +105,8 @@ def encode_images(policy: Policy, images: Sequence[np.ndarray], batch_size: int)
             part = places[start : start + batch_size]
             pixels = torch.from_numpy(np.stack([images[place] for place in part])).permute(0, 3, 1, 2)
             with torch.no_grad():
-                latents = policy.encode_images((pixels.float() / 255).to(policy.device))
-            found |= zip(part, latents.float().cpu().numpy(), strict=True)
+                latents = policy.encode_images(pixels.float() / 255)
+            found |= zip(part, host_array(latents.float()), strict=True)
     return [found[place] for place in range(len(images))]
 
 
@@ -112,8 +118,9 @@ def pixel_decoder(policy: Policy, batch_size: int = 16) -> Callable[[np.ndarray]
         for start in range(0, len(latents), batch_size):
             part = torch.from_numpy(latents[start : start + batch_size])
             with torch.no_grad():
-                images = policy.decode_latents(part.to(policy.device))
-            parts.append((images.float().clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).cpu().numpy())
+                images = policy.decode_latents(part)
+            rounded = (images.float().clamp(0, 1) * 255).round().byte()
+            parts.append(host_array(rounded.permute(0, 2, 3, 1)))
         return np.concatenate(parts)
 
     return decode

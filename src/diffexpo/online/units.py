@@ -23,7 +23,7 @@ import numpy as np
 from torch import Tensor
 
 from diffexpo.config.schema import SamplerConfig
-from diffexpo.data.latents import PromptEmbeddings, image_sizes, latent_shapes
+from diffexpo.data.latents import PromptEmbeddings, host_array, image_sizes, latent_shapes
 from diffexpo.data.rows import Sample
 from diffexpo.data.store import Store
 from diffexpo.diffusion.sampling import NoiseSource, sample
@@ -149,7 +149,7 @@ def collect(
         while waiting:
             unit, latents, shape, scoring = waiting.pop()
             rows = rows_of_unit(drawing, unit, scoring.result(), shape)
-            store.append_unit(drawing.iteration, rank, unit.number, rows, latents)
+            store.append_unit(drawing.iteration, rank, unit.number, rows, host_array(latents))
 
     in_turn = replace(drawing, score=score_in_turn)
     try:

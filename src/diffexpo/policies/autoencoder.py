@@ -20,7 +20,8 @@ def vae_factor(vae: ModelMixin) -> int:
 
 
 def decode_with(vae: ModelMixin, latents: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
-    """Scaled latents (B,C,h,w) to float32 images (B,3,H,W) clamped to [0, 1].
+    """Scaled latents (B,C,h,w), on any device, to float32 images (B,3,H,W) clamped to [0, 1], on the
+    autoencoder's.
 
     Latents of a half-precision denoiser (`dtype`) are checked: a value beyond its range spoils an image. In
     float32 an image that is not finite is excluded where it is scored.
@@ -31,7 +32,7 @@ def decode_with(vae: ModelMixin, latents: Tensor, dtype: torch.dtype = torch.flo
     if dtype != torch.float32:
         _check_finite(latents, dtype)
     shift = vae.config.get("shift_factor") or 0.0
-    unscaled = latents.to(vae.dtype) / vae.config.scaling_factor + shift
+    unscaled = latents.to(vae.device, vae.dtype) / vae.config.scaling_factor + shift
     with torch.no_grad():
         decoded = torch.cat([vae.decode(few, return_dict=False)[0] for few in unscaled.split(DECODE_BATCH)])
     return (decoded.float() / 2 + 0.5).clamp(0, 1)

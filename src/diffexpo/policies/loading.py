@@ -240,14 +240,15 @@ def load_module(
 def choose_device(name: str) -> torch.device:
     """`auto` is the accelerator if there is one, else the CPU; other names are torch devices.
 
+    The device of an accelerator always has its number: threads, such as the one that scores, have a current
+    device of their own, and `cuda` alone would be another one there.
+
     Raises:
         ConfigError: torch knows no such device, or does not find it here.
     """
     best = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
-    if name == "auto":
-        return best or torch.device("cpu")
     try:
-        return torch.empty(0, device=name).device
+        return torch.empty(0, device=(best or "cpu") if name == "auto" else name).device
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
         there = f"cpu or {best.type}" if best else "cpu"

@@ -93,6 +93,17 @@ class Versions(ABC):
             for key, parameter in parameters.items():
                 parameter.copy_(state[key])
 
+    def follow(self, name: str, source: str, memory: float) -> None:
+        """Move a version towards another one, name <- memory name + (1 - memory) source, on the device: this
+        happens in every step, and whole weights are not to pass through main memory."""
+        self._refuse_change(name)
+        ahead, behind = self._tensors(source), self._tensors(name)
+        parameters = self._parameters(self._writable(name))
+        with torch.no_grad():
+            for key, parameter in parameters.items():
+                value = ahead[key].detach()
+                parameter.copy_(torch.lerp(value, behind[key].detach().to(value), memory))
+
     def fingerprint(self, name: str) -> str:
         """sha256 of a version's values."""
         return fingerprint_state(self.state(name))

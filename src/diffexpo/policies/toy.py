@@ -45,7 +45,7 @@ class ToyNetwork(nn.Module):
 class ToyPolicy:
     """A policy whose image is one colour: latents (C,1,1), images (3,8,8) of sigmoid(first three channels).
 
-    It takes any noise path and tuning; the seed keys the network's weights.
+    It takes any noise path, tuning and device; the seed keys the network's weights.
     """
 
     max_tokens = 16
@@ -58,11 +58,12 @@ class ToyPolicy:
         tuning: TuningConfig = TOY_FULL,
         seed: int = 0,
         width: int = 32,
+        device: torch.device | str = "cpu",
     ) -> None:
-        network = ToyNetwork(channels, width, seed)
+        network = ToyNetwork(channels, width, seed).to(device)
         self.path = path
         self.latent_shape = (channels, 1, 1)
-        self.device = torch.device("cpu")
+        self.device = torch.device(device)
         self.dtype = network.first.weight.dtype
         self.fingerprint = fingerprint_state(network.state_dict())
         self.weights = make_weights(network, tuning, seed)
@@ -77,22 +78,24 @@ class ToyPolicy:
             torch.randn(TEXT_WIDTH, generator=torch_generator("toy text", prompt)) * bool(prompt)
             for prompt in prompts
         ]
-        return Conditioning({"text": torch.stack(rows)})
+        return Conditioning({"text": torch.stack(rows)}).to(self.device)
 
     def encode_images(self, images: Tensor) -> Tensor:
         """Inverse of `decode_latents`; channels beyond three are 0."""
-        colour = images.to(self.dtype).mean(dim=(2, 3)).clamp(1e-4, 1 - 1e-4)
-        latents = torch.zeros(len(images), *self.latent_shape, dtype=self.dtype)
+        colour = images.to(self.device, self.dtype).mean(dim=(2, 3)).clamp(1e-4, 1 - 1e-4)
+        latents = torch.zeros(len(images), *self.latent_shape, dtype=self.dtype, device=self.device)
         latents[:, :3, 0, 0] = torch.logit(colour[:, : self.latent_shape[0]])
         return latents
 
     def decode_latents(self, latents: Tensor) -> Tensor:
         """One colour (B,3,8,8); absent channels are grey."""
-        colour = torch.full((len(latents), 3), 0.5)
-        colour[:, : self.latent_shape[0]] = torch.sigmoid(latents.detach().float()[:, :3, 0, 0])
+        colour = torch.full((len(latents), 3), 0.5, device=self.device)
+        colour[:, : self.latent_shape[0]] = torch.sigmoid(
+            latents.detach().to(self.device).float()[:, :3, 0, 0]
+        )
         return colour[:, :, None, None].expand(-1, -1, 8, 8).clone()
 
     def predict(self, x_t: Tensor, t: Tensor, conditioning: Conditioning) -> Tensor:
         """The network's output for x_t (B,C,1,1) at t (B,)."""
-        text = conditioning.tensors["text"]
-        return self.weights.network(x_t, t.to(x_t.dtype), text.to(x_t.dtype))
+        latents, text = x_t.to(self.device), conditioning.tensors["text"]
+        return self.weights.network(latents, t.to(latents), text.to(latents))

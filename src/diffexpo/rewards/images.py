@@ -18,8 +18,8 @@ OPENAI_STD = (0.26862954, 0.26130258, 0.27577711)
 
 def to_bytes(images: Tensor) -> np.ndarray:
     """Images (B,3,H,W) in [0,1] to uint8 (B,H,W,3): round(255 x), clamped, as a saved PNG would hold them."""
-    quantised = (images.detach().float().cpu() * 255).round().clamp(0, 255).to(torch.uint8)
-    return quantised.permute(0, 2, 3, 1).contiguous().numpy()
+    quantised = (images.detach().float() * 255).round().clamp(0, 255).to(torch.uint8)
+    return quantised.permute(0, 2, 3, 1).cpu().contiguous().numpy()
 
 
 def quantise(images: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from diffexpo.types import ROWS_OF, Batch, Conditioning, MixedRows
+from diffexpo.types import ROWS_OF, STAYS, Batch, Conditioning, MixedRows
 
 AnyBatch = TypeVar("AnyBatch", bound=Batch)
 
@@ -111,23 +111,26 @@ def process_share(total: int, rank: int, world: int) -> tuple[int, int]:
 
 
 def move_batch(batch: AnyBatch, device: torch.device) -> AnyBatch:
-    """The batch on a device; the same object if it is there already."""
+    """The batch on a device, but for what stays in main memory (`STAYS`); the same object if it is there
+    already."""
     if device_of(batch) == device:
         return batch
     moved: dict[str, Any] = {
         entry.name: value.to(device)
         for entry in fields(batch)
         if isinstance(value := getattr(batch, entry.name), (Tensor, Conditioning))
+        and STAYS not in entry.metadata
     }
     return replace(batch, **moved)
 
 
 def device_of(batch: Batch) -> torch.device:
-    """Where a batch's first tensor is."""
+    """Where a batch's first tensor is, of those that move."""
     return next(
         value.device
         for entry in fields(batch)
         if isinstance(value := getattr(batch, entry.name), (Tensor, MixedRows))
+        and STAYS not in entry.metadata
     )
 
 

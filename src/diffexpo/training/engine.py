@@ -246,7 +246,7 @@ class Engine:
             parts.append(measured if own else torch.zeros_like(measured))
         total = torch.stack(parts).sum(dim=0)
         world.all_reduce_sum([total])
-        return algorithm.with_measured(batch, total)
+        return algorithm.with_measured(batch, total.cpu())
 
     def _merge(
         self, sums: list[tuple[str, Tensor, float | Tensor]], norm: Tensor
@@ -268,8 +268,10 @@ class Engine:
         for name, number, count in rows:
             total, counted = totals.get(name, (0.0, 0.0))
             totals[name] = (total + number, counted + count)
-        # train/loss comes as shares of the mean (count 0); everything else as sums with counts.
-        return {name: total / (counted or 1.0) for name, (total, counted) in totals.items()}, numbers[0]
+        # train/loss comes as shares of the mean (count 0); everything else as sums with counts, which are 0
+        # where no row of the step has the metric.
+        occurs = {name: both for name, both in totals.items() if both[1] or name == "train/loss"}
+        return {name: total / (counted or 1.0) for name, (total, counted) in occurs.items()}, numbers[0]
 
     def _tick(self, tick: Callable[[], None]) -> None:
         """With several processes a stop waits for the end of the step, where all agree on it."""

@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import nn
 
+from diffexpo.algorithms.forward import as_metrics
 from diffexpo.config.methods.diffusion_nft import DiffusionNftConfig
 from diffexpo.errors import DiffexpoError, Interrupted, ResumeError, TrainingError
 from diffexpo.training.engine import Engine
@@ -354,6 +355,25 @@ def test_a_full_disk_while_saving_is_a_clear_error_and_the_run_continues_after_i
     assert report.resumed_from == 3
     assert_same(weights, expected)
     assert lines(tmp_path / "run") == lines(tmp_path / "whole")
+
+
+class TinyMarked(TinyDpo):
+    """Has a metric of the first row of each micro-batch, and one of rows that no batch has."""
+
+    def loss(self, policy: TinyPolicy, batch: PairBatch, noise_key: tuple[str | int, ...]) -> LossOutput:
+        output = super().loss(policy, batch, noise_key)
+        value = torch.full((len(batch),), 2.0)
+        chosen = torch.tensor([batch.keys[0] == key for key in batch.keys])
+        marked = as_metrics({"train/first": (value, chosen), "train/none": (value, torch.zeros_like(chosen))})
+        return dataclasses.replace(output, metrics=output.metrics | marked)
+
+
+def test_a_metric_of_chosen_rows_is_their_mean_and_absent_where_there_are_none(tmp_path: Path) -> None:
+    train(tmp_path, algorithm=TinyMarked(), steps=2)
+    steps = [line for line in lines(tmp_path) if "train/lr" in line]
+    assert len(steps) == 2
+    for line in steps:
+        assert line["train/first"] == 2.0 and "train/none" not in line
 
 
 class TinyFollowed(TinyDpo):

@@ -25,7 +25,7 @@ from torch import Tensor
 
 from diffexpo.config import RunConfig
 from diffexpo.config.schema import ImproverConfig, SamplerConfig
-from diffexpo.data.latents import PromptEmbeddings
+from diffexpo.data.latents import PromptEmbeddings, host_array
 from diffexpo.data.rows import Sample
 from diffexpo.diffusion.guidance import DoubleGuidance
 from diffexpo.diffusion.sampling import sample_double_guided
@@ -124,7 +124,8 @@ def improve(loop: Loop, iteration: int) -> None:
                     tick()
             else:
                 rows, latents = _improve_unit(loop, losers, sampler, fingerprint, tick)
-                loop.store.append_unit(iteration, world.rank, number, rows, latents, stage="improve")
+                arrays = host_array(latents)
+                loop.store.append_unit(iteration, world.rank, number, rows, arrays, stage="improve")
             tick()
 
     ticks = len(mine) * (sampler.steps + 1)
