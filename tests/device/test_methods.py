@@ -50,5 +50,9 @@ def test_a_unit_of_images_waits_for_its_latents_its_scores_and_nothing_else(
         if "online/units.py collect" in wait.callers or "rewards/scoring.py score_drawn" in wait.callers:
             found[wait.place] = found.get(wait.place, 0) + count
     texts = found.pop("types.py moved", 0)
-    assert found == {"data/latents.py host_array": units, "rewards/python_file.py score": units}
+    assert found == {
+        "data/latents.py host_array": units,
+        "rewards/scoring.py _broken_rows": units,
+        "rewards/python_file.py score": units,
+    }
     assert texts <= len(loop.prompts) + 1  # each is encoded once

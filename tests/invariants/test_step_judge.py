@@ -72,4 +72,6 @@ def test_a_judge_that_does_not_fit_is_refused_before_anything_is_spent(world, tm
     done = diffexpo(
         "run", str(write_recipe(world, tmp_path / "nowhere")), "--out", str(tmp_path / "run"), check=False
     )
-    assert done.code == 3 and "config.json is missing" in done.err.replace("\n", " ")
+    assert (
+        done.code == 3 and "algorithm.judge" in done.err and "there is no file" in done.err.replace("\n", " ")
+    )

@@ -37,7 +37,7 @@ HUGE = {"latent": 1e4, "error": 2e4, "log-prob": 1e4, "ratio": 4e8, "advantage":
 SMALL = {"latent": 0.1, "error": 1.0, "log-prob": -1.0, "ratio": 1.0, "advantage": -5.0, "share": 0.0}
 # No tensors of numbers go in: their tests are in tests/identities and tests/unit.
 OF_NUMBERS = {"mix_grpo_window", "old_policy_decay", "spo_min_margin"}
-WITHOUT_FORMULAS = ("diffexpo.algorithms.improvement_dpo",)
+WITHOUT_FORMULAS = ("diffexpo.algorithms.improvement_dpo", "diffexpo.algorithms.python")
 
 
 def roles_of(name: str) -> list[str]:

@@ -81,7 +81,7 @@ def write_card(run_dir: Path, folder: Path, config: RunConfig, exported: Exporte
         base=relative_base(exported.base, folder),
         grid=GRID if _write_grid(record, summary, config, folder / GRID) else None,
         settings_told=list(_told(config)),
-        citations=found,
+        cited=found.as_text().replace(config.model.path, shareable(config.model.path)).splitlines(),
         entries="\n\n".join(one.work.entry for one in found.known),
     )
     (folder / CARD).write_text(text, encoding="utf-8")

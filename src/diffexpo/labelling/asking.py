@@ -57,6 +57,7 @@ SELECT item, swapped FROM tasks JOIN votes USING (task)
 WHERE rater = ?1 AND kind = '{VOTE}' AND undone IS NULL AND answer <> 'skip'
     AND item NOT IN (SELECT item FROM tasks WHERE rater = ?1 AND kind = '{REPEAT}') ORDER BY place LIMIT 1
 """
+_HANDED = "SELECT kind, count(*) FROM tasks WHERE rater = ? GROUP BY kind"
 LOOK_EVERY = 10
 """Whose answers are left out is looked at after this many answers of a rater, and after each check."""
 
@@ -183,18 +184,20 @@ def _add_task(book: Book, connection: sqlite3.Connection, rater: int, now: float
     chosen = _choose(connection, _left_out(book), key, rater, now)
     if chosen is None:
         return False
-    kind = VOTE
     rating = book.fact("rating")
-    if _is_turn(rating["checks_every"], place, key, rater, CHECK):
+    handed = dict(connection.execute(_HANDED, (rater,)).fetchall())
+    if _turns(rating["checks_every"], place, key, rater, CHECK) > handed.get(CHECK, 0):
         checks = [row[0] for row in connection.execute(_NEW_CHECKS, (rater,))]
         if checks:
-            kind, chosen = CHECK, checks[keyed_choice(len(checks), key, "check", rater, place)]
-    elif _is_turn(rating["repeats_every"], place, key, rater, REPEAT):
+            check = checks[keyed_choice(len(checks), key, "check", rater, place)]
+            _insert(connection, rater, place, check, CHECK, _side(connection, key, rater, check), now)
+            return True
+    if _turns(rating["repeats_every"], place, key, rater, REPEAT) > handed.get(REPEAT, 0):
         earlier = connection.execute(_TO_REPEAT, (rater,)).fetchone()
         if earlier is not None:
             _insert(connection, rater, place, earlier[0], REPEAT, 1 - earlier[1], now)
             return True
-    _insert(connection, rater, place, chosen, kind, _side(connection, key, rater, chosen), now)
+    _insert(connection, rater, place, chosen, VOTE, _side(connection, key, rater, chosen), now)
     return True
 
 
@@ -240,9 +243,16 @@ def _begun_pair(connection: sqlite3.Connection, rater: int) -> str | None:
     return found[0] if found else None
 
 
-def _is_turn(every: int, place: int, key: str, rater: int, what: str) -> bool:
-    """Whether a place is the keyed one among each `every` places that gets a check or a repeat."""
-    return every > 0 and place % every == keyed_choice(every, key, what, "turn", rater, place // every)
+def _turns(every: int, place: int, key: str, rater: int, what: str) -> int:
+    """How many checks or repeats are due by a place: one at the keyed place among each `every`.
+
+    One that could not be handed out at its place, because the other kind was or for want of an answer to
+    repeat, comes next.
+    """
+    if every == 0:
+        return 0
+    window, within = divmod(place, every)
+    return window + (within >= keyed_choice(every, key, what, "turn", rater, window))
 
 
 def _insert(

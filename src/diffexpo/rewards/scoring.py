@@ -77,7 +77,7 @@ def _broken_rows(drawn: Drawn) -> np.ndarray:
         for rows in (drawn.latents, drawn.images)
         if rows is not None
     ]
-    return torch.stack([mask.cpu() for mask in masks]).any(dim=0).numpy()
+    return torch.stack([mask.to(masks[0].device) for mask in masks]).any(dim=0).cpu().numpy()
 
 
 def reads_latents(scorer: Reward) -> bool:

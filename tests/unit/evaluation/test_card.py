@@ -153,7 +153,7 @@ def test_the_card_draws_with_the_evaluated_sampler_and_says_nothing_of_the_machi
     folder, config, policy = exported_run(tmp_path, tiny_diffusion(tmp_path / "model"), "lora", "ddim")
     text = (folder / CARD).read_text()
     assert "pipeline.scheduler = DDIMScheduler.from_config(pipeline.scheduler.config)" in text
-    assert str(tmp_path) not in text and 'from_pretrained("../../model"' in text.replace("'", '"')
+    assert str(tmp_path) not in text and 'from_pretrained("../../../model"' in text.replace("'", '"')
     tuning = config.tuning.model_copy(update={"start": "/home/somebody/runs/first@2"})
     assert dict(_told(config.model_copy(update={"tuning": tuning})))["tuning.start"] == "first@2"
     # What reads the files is told the run's name, and may read them.

@@ -42,7 +42,9 @@ def test_a_signal_raises_at_the_next_check_and_the_old_handler_returns(
     with StopSignal() as stop:
         stop.check()
         signal.raise_signal(number)
-        with pytest.raises(Interrupted, match=f"{number.name}.*--resume") as caught:
+        with pytest.raises(
+            Interrupted, match=f"stopped by {number.name}; everything so far is saved"
+        ) as caught:
             stop.check()
     assert caught.value.exit_code == 75
     assert signal.getsignal(number) == before
