@@ -50,6 +50,7 @@ def make_book(
 ) -> Book:
     """A book with pairs of small images."""
     book = open_book(folder, "a study", rating, {})
+    book.set_facts({"key": "tests"})  # else by chance, and with it every order and side
     book.rows("PRAGMA synchronous = OFF")  # what a power cut would do is not tested with it
     add_couples(book, 1, couples(pairs, prompt), questions, wanted)
     return book
