@@ -123,7 +123,7 @@ def load_policy(
     """
     from diffexpo.policies.base import load_policy as load
 
-    if not isinstance(model, ModelConfig):
+    if isinstance(model, (str, Path)):
         model = ModelConfig(path=str(model), **settings)
     path = assembly.resolve(model.path)
     return load(model, tuning or TuningConfig(kind="lora"), folder_or_id=path, seed=seed)

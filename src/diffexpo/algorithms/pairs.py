@@ -31,7 +31,7 @@ from diffexpo.algorithms.forward import (
     squared_distance,
     weighted,
 )
-from diffexpo.config.methods.bases import DISTANCE, ForwardConfig, MarginConfig
+from diffexpo.config.methods.bases import DISTANCE, ForwardConfig
 from diffexpo.diffusion.objectives import NoiseDraw, NoisyImages, noisy_pairs
 from diffexpo.errors import ConfigError
 from diffexpo.types import Conditioning, LossOutput, PairBatch, Policy
@@ -173,9 +173,8 @@ class PairMethod(ForwardMethod, ABC):
             policy.weights.follow("reference", "current", self.settings.reference_memory or 0.0)
 
     def beta_of(self, errors: PairErrors, batch: PairBatch) -> float:
-        """beta, in whose half the anchor is weighed."""
-        assert isinstance(self.settings, MarginConfig)  # the others have no anchor
-        return self.settings.beta
+        """beta, in whose half the anchor is weighed; only losses of a multiple of the margin have one."""
+        return 2.0 * (self.settings.logit_scale or 0.0)
 
     def _weighted(self, errors: PairErrors, batch: PairBatch) -> tuple[Tensor, Metrics]:
         per_pair, values = self.losses_of_errors(errors, batch)

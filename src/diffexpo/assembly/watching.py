@@ -46,7 +46,8 @@ class Watching:
     def _line(self, line: Mapping[str, object]) -> None:
         if line["phase"] == "train" and self.on_step is not None:
             metrics = {key: value for key, value in line.items() if "/" in key}
-            self.on_step(int(str(line["iteration"])), int(str(line["step"])), metrics)  # type: ignore[arg-type]
+            iteration, step = (int(str(line[key])) for key in ("iteration", "step"))
+            self.on_step(iteration, step, metrics)  # type: ignore[arg-type]
 
     def _evaluated(self, evaluate: Callable[[Loop, str, int], None]) -> Callable[[Loop, str, int], None]:
         def work(loop: Loop, name: str, iteration: int) -> None:

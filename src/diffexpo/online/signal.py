@@ -16,7 +16,6 @@ from typing import Literal
 import torch
 
 from diffexpo.config import RunConfig
-from diffexpo.config.methods.bases import PairsConfig
 from diffexpo.data.pairs import PairLoader
 from diffexpo.diffusion.signal import margin_signal
 from diffexpo.online.cost import training_cost
@@ -44,9 +43,8 @@ def measure_signal(loop: Loop, iteration: int, loader: object, moment: Moment) -
     algorithm, card = loop.engine.algorithm, loop.config.algorithm
     if not isinstance(algorithm, MeasuresMargins) or not isinstance(loader, PairLoader):
         return {}
-    assert isinstance(card, PairsConfig)  # what has margins has their settings
     # No pair comes twice within an epoch.
-    count = min(num_signal_pairs(loop.config, card, iteration), loader.draws.epochs.length)
+    count = min(num_signal_pairs(loop.config, iteration), loader.draws.epochs.length)
     if count < 2:
         return {}
     batch = replace(loader, batch_size=count, contrast_per_batch=0).batch(0)
@@ -67,8 +65,9 @@ def measure_signal(loop: Loop, iteration: int, loader: object, moment: Moment) -
     return {f"signal/{moment}/{name}": value for name, value in values.items()}
 
 
-def num_signal_pairs(config: RunConfig, card: PairsConfig, iteration: int) -> int:
+def num_signal_pairs(config: RunConfig, iteration: int) -> int:
     """Pairs that an iteration measures: `algorithm.signal_pairs`, or as many as stay within `SHARE`."""
+    card = config.algorithm
     # At the start the policy alone runs, at the end the reference too.
     evaluations = card.data.images_per_row * DRAWS * (2 + card.needs_reference)
-    return min(card.signal_pairs, int(SHARE * training_cost(config, iteration) / evaluations))
+    return min(card.margin_pairs, int(SHARE * training_cost(config, iteration) / evaluations))

@@ -60,9 +60,8 @@ class PairsConfig(ForwardConfig):
         return Pairs(draws=self.draws)
 
     @property
-    def logit_scale(self) -> float | None:
-        """What the loss multiplies a pair's margin of errors by; None where it is no multiple of it."""
-        return None
+    def margin_pairs(self) -> int:
+        return self.signal_pairs
 
 
 class ReferencedConfig(MethodConfig):

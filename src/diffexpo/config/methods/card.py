@@ -168,6 +168,16 @@ class MethodConfig(Section):
         return 1.0
 
     @property
+    def logit_scale(self) -> float | None:
+        """What the loss multiplies a pair's margin of errors by; None where it is no multiple of it."""
+        return None
+
+    @property
+    def margin_pairs(self) -> int:
+        """Pairs of an iteration whose margins are measured at most; 0 where there are no margins of pairs."""
+        return 0
+
+    @property
     def draws_first(self) -> bool:
         """Whether each iteration draws the images that it learns from, with one agent, keeping every step of
         the sampler; else it learns from those of the iterations before it."""
