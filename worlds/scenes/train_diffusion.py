@@ -23,7 +23,7 @@ from worlds.scenes.fit import Schedule, fit, group
 from worlds.scenes.models import make_schedule, make_text_encoder, make_tokenizer, make_unet
 from worlds.scenes.train_reader import Reading, read_from
 
-BATCH, PAIRS = 64, 16
+BATCH, PAIRS = 96, 8
 """Images of a step, and pairs of images besides that differ in the order of two things."""
 LEARNING_RATE = 8e-4
 IMAGES = 100_000
@@ -210,7 +210,7 @@ def train_diffusion(
         "diffusion",
         parts,
         loss_of,
-        Schedule(steps, learning_rate, muon=1.0),
+        Schedule(steps, learning_rate, muon=2.0),
         out.with_name(f"{out.name}.state.safetensors"),
         lambda: save_diffusion(vae, text_encoder, tokenizer, unet, out, schedule),
         matrices_of=("unet.down_blocks.", "unet.mid_block.", "unet.up_blocks."),
