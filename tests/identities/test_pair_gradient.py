@@ -42,6 +42,10 @@ LOSSES = {
         "spin",
         {"draws": 2, "reference": "previous", "anchor_weight": 2.0, "anchor_guidance": 3.0},
     ),
+    "held at one of three draws": (
+        "diffusion_dpo",
+        {"draws": 3, "anchor_draws": 1, "anchor_weight": 2.0, "anchor_guidance": 3.0},
+    ),
     "spin": ("spin", {}),
     "mapo": ("mapo", {}),
     "orpo": ("orpo", {"weight": 2.0}),

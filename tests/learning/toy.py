@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from diffexpo.algorithms import algorithm_class
-from diffexpo.algorithms.diffusion_dpo import measure_errors, pair_margin
+from diffexpo.algorithms.diffusion_dpo import pair_margin
+from diffexpo.algorithms.pairs import measure_errors
 from diffexpo.config import RunConfig
 from diffexpo.config.methods import MethodConfig
 from diffexpo.config.rewards import read_card

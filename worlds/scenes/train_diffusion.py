@@ -23,7 +23,7 @@ from worlds.scenes.fit import Schedule, fit, group
 from worlds.scenes.models import make_schedule, make_text_encoder, make_tokenizer, make_unet
 from worlds.scenes.train_reader import Reading, read_from
 
-BATCH, PAIRS = 96, 8
+BATCH, PAIRS = 160, 8
 """Images of a step, and pairs of images besides that differ in the order of two things."""
 LEARNING_RATE = 8e-4
 IMAGES = 100_000

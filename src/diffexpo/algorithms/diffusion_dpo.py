@@ -17,7 +17,7 @@ from torch.nn.functional import logsigmoid
 
 from diffexpo.algorithms.checks import check_above_zero
 from diffexpo.algorithms.forward import NoiseKey, RowLosses
-from diffexpo.algorithms.pairs import PairErrors, PairMethod, PairPredictions, error_metrics, measure_errors
+from diffexpo.algorithms.pairs import PairErrors, PairMethod, PairPredictions, error_metrics, predict_pairs
 from diffexpo.algorithms.safeguards import auto_beta, safeguard_scale, safeguarded_loser
 from diffexpo.config.methods.diffusion_dpo import DiffusionDpoConfig
 from diffexpo.diffusion.kernels import at_least_float32
@@ -175,7 +175,7 @@ class DiffusionDpo(PairMethod):
     def measure(self, policy: Policy, batch: PairBatch, noise_key: NoiseKey) -> Tensor:
         """(sum of |h| at beta 1, number of pairs), for the automatic beta."""
         with torch.no_grad():
-            errors = measure_errors(policy, *self.noised(policy, batch, noise_key))
+            errors = predict_pairs(policy, self.noised(policy, batch, noise_key)).errors()
             margin = pair_margin(*errors.four, beta=1.0).to(torch.float64)
         return torch.stack([margin.abs().sum(), margin.new_tensor(len(margin))])
 

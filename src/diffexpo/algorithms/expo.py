@@ -18,7 +18,7 @@ from torch import Tensor
 from diffexpo.algorithms.checks import check_above_zero
 from diffexpo.algorithms.diffusion_dpo import DiffusionDpo, diffusion_dpo_loss, pair_margin
 from diffexpo.algorithms.forward import Metrics, NoiseKey, as_metrics
-from diffexpo.algorithms.pairs import NoisyPairs, PairErrors, in_parts, measure_errors
+from diffexpo.algorithms.pairs import NoisyPairs, PairErrors, in_parts, predict_pairs
 from diffexpo.config.methods.expo import ExpoConfig
 from diffexpo.errors import DataError
 from diffexpo.types import Conditioning, LossOutput, PairBatch, Policy
@@ -112,7 +112,9 @@ class Expo:
         if not self._has_bonus(batch):
             return self.preference.loss(policy, batch, noise_key)
         per_pair, metrics = self.pair_losses(policy, batch, noise_key)
-        bonus, bonus_metrics = self._bonus(measure_errors(policy, *self._contrast(policy, batch, noise_key)))
+        bonus, bonus_metrics = self._bonus(
+            predict_pairs(policy, self._contrast(policy, batch, noise_key)).errors()
+        )
         loss = per_pair.mean() + self.settings.alpha * bonus.mean()
         metrics |= bonus_metrics
         metrics["train/loss"] = (loss.detach() * len(batch), len(batch))
@@ -125,7 +127,7 @@ class Expo:
             return
         contrast = self._contrast(policy, batch, noise_key)
         with torch.no_grad():
-            errors = measure_errors(policy, *contrast)
+            errors = predict_pairs(policy, contrast).errors()
 
         def objective(errors: PairErrors) -> LossOutput:
             bonus, metrics = self._bonus(errors)

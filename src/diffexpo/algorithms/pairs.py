@@ -12,7 +12,7 @@ more.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
@@ -34,17 +34,20 @@ from diffexpo.algorithms.forward import (
 from diffexpo.config.methods.bases import DISTANCE, ForwardConfig
 from diffexpo.diffusion.objectives import NoiseDraw, NoisyImages, noisy_pairs
 from diffexpo.errors import ConfigError
+from diffexpo.rng import keyed_uniform
 from diffexpo.types import Conditioning, LossOutput, PairBatch, Policy
 
 
 class NoisyPairs(NamedTuple):
     """Winners and losers (B,C,h,w) with the prompts, noise and times that both share. Of K draws of noise and
-    time the first K B rows of `draw` are those of all pairs, then come the second ones."""
+    time the first B rows of `draw` are those of all pairs, then come the second ones. `held` are the rows of
+    a half that an anchor holds, M of each pair's K in the same order; None: all."""
 
     winner: Tensor
     loser: Tensor
     draw: NoiseDraw
     conditioning: Conditioning
+    held: Tensor | None = None
 
     def both(self, policy: Policy) -> NoisyImages:
         """[winner; loser], each at every draw: 2 K B images."""
@@ -55,12 +58,20 @@ class NoisyPairs(NamedTuple):
         return NoisyImages.at(policy, self._many(latents), *self.draw, self._prompts)
 
     def by_pair(self, rows: Tensor) -> Tensor:
-        """K B rows as (B, K, ...)."""
-        return rows.reshape(self._num_draws, -1, *rows.shape[1:]).transpose(0, 1)
+        """K B rows as (B, K, ...), for any K."""
+        return rows.reshape(-1, len(self.winner), *rows.shape[1:]).transpose(0, 1)
 
     def mean(self, rows: Tensor) -> Tensor:
-        """Mean (B,) over the draws of K B numbers."""
-        return rows if self._num_draws == 1 else self.by_pair(rows).mean(dim=1)
+        """Mean (B,) over the draws of K B numbers, for any K."""
+        return rows if len(rows) == len(self.winner) else self.by_pair(rows).mean(dim=1)
+
+    def held_of_half(self, rows: Tensor) -> Tensor:
+        """The rows of a half (K B, ...) that an anchor holds, (M B, ...)."""
+        return rows if self.held is None else rows[self.held.to(rows.device)]
+
+    def held_of_both(self, rows: Tensor) -> Tensor:
+        """The rows of both halves (2 K B, ...) that an anchor holds, (2 M B, ...)."""
+        return rows if self.held is None else torch.cat([self.held_of_half(half) for half in rows.chunk(2)])
 
     @property
     def _num_draws(self) -> int:
@@ -151,7 +162,8 @@ class PairMethod(ForwardMethod, ABC):
         """The batch's pairs at their noise, times and prompts."""
         draw = self.draw_noise(policy, batch.keys, noise_key, batch.winner, self.settings.data.draws)
         conditioning = self.with_empty_prompts(batch.conditioning, batch.keys, noise_key)
-        return NoisyPairs(batch.winner, batch.loser, draw, conditioning)
+        held = held_rows(batch.keys, noise_key, self.settings.data.draws, self.settings.held_draws)
+        return NoisyPairs(batch.winner, batch.loser, draw, conditioning, held)
 
     def measure_pairs(self, policy: Policy, pairs: NoisyPairs) -> PairErrors:
         """The errors that `losses_of_errors` is given."""
@@ -159,9 +171,10 @@ class PairMethod(ForwardMethod, ABC):
         errors = self.errors_of(seen)
         if self.anchor is None:
             return errors
-        anchor = self.anchor.predict(policy, seen.images, seen.reference)
-        distance = seen.of_pair(squared_distance(seen.current, anchor))
-        return replace(errors, distance=distance, anchor=anchor, moved={**errors.moved, **seen.goal(anchor)})
+        held = seen.held()
+        anchor = self.anchor.predict(policy, held.images, held.reference)
+        distance = held.of_pair(squared_distance(held.current, anchor))
+        return replace(errors, distance=distance, anchor=anchor, moved={**errors.moved, **held.goal(anchor)})
 
     def errors_of(self, seen: PairPredictions) -> PairErrors:
         """The errors of predictions; what else a loss takes from them, a subclass adds."""
@@ -195,6 +208,17 @@ class PairPredictions:
     images: NoisyImages
     current: Tensor
     reference: Tensor | None
+
+    def held(self) -> PairPredictions:
+        """Those of the draws that an anchor holds."""
+        if self.pairs.held is None:
+            return self
+        select = self.pairs.held_of_both
+        reference = None if self.reference is None else select(self.reference)
+        index = select(torch.arange(len(self.current)))
+        return replace(
+            self, images=self.images.select(index), current=select(self.current), reference=reference
+        )
 
     def halves(self, rows: Tensor) -> tuple[Tensor, Tensor]:
         """Means (B,) over the draws of winners and of losers, of a number for each image."""
@@ -249,6 +273,21 @@ def anchor_of(settings: ForwardConfig, empty: Conditioning | None) -> Anchor | N
     return Anchor(*named, empty)
 
 
+def held_rows(keys: Sequence[str], noise_key: NoiseKey, draws: int, held: int) -> Tensor | None:
+    """Rows of a half at which an anchor holds the policy: of each pair's K draws M neighbours, from one on
+    that is drawn by the pair's key (after the last draw comes the first), so that each draw, and with it each
+    part of the times, has the same chance.
+
+    Returns:
+        (M B,) indices into K B rows; None where every draw is held.
+    """
+    if held >= draws:
+        return None
+    first = torch.tensor([int(draws * keyed_uniform(*noise_key, key, "held")) for key in keys])
+    chosen = (first + torch.arange(held)[:, None]) % draws
+    return (chosen * len(keys) + torch.arange(len(keys))).flatten()
+
+
 def predict_pairs(policy: Policy, pairs: NoisyPairs, *, needs_reference: bool = True) -> PairPredictions:
     """Predictions under "current" with gradient and "reference" without, in one forward each."""
     images = pairs.both(policy)
@@ -300,7 +339,8 @@ def in_parts(
         prediction = images.predict_under(policy, "current")
         terms = [(slope, pairs.mean(images.error(prediction)))]
         if anchor is not None:
-            terms.append((0.5 * pull[0], pairs.mean(squared_distance(prediction, anchor))))
+            distance = squared_distance(pairs.held_of_half(prediction), anchor)
+            terms.append((0.5 * pull[0], pairs.mean(distance)))
         loss = shown + sum((slope * (error - error.detach())).sum() for slope, error in terms)
         yield LossOutput(loss, metrics)
         shown, metrics = torch.zeros_like(shown), {}

@@ -105,6 +105,17 @@ class NoisyImages:
         x_t = add_noise(x0, eps, *policy.path.alpha_sigma(precise_t))
         return NoisyImages(x0, x_t, t, policy.path.target(x0, eps, precise_t), conditioning)
 
+    def select(self, index: Tensor) -> NoisyImages:
+        """Rows by index, which is on the CPU."""
+
+        def rows(tensor: Tensor) -> Tensor:
+            return tensor[index.to(tensor.device)]
+
+        conditioning = Conditioning(
+            {name: rows(tensor) for name, tensor in self.conditioning.tensors.items()}
+        )
+        return NoisyImages(rows(self.x0), rows(self.x_t), rows(self.t), rows(self.target), conditioning)
+
     def predict(self, policy: Policy) -> Tensor:
         """Prediction (B,C,h,w) of the weights in use, in float32 or better."""
         return at_least_float32(policy.predict(self.x_t, self.t.to(self.x_t.device), self.conditioning))

@@ -116,7 +116,7 @@ def evaluations_of_row(algorithm: MethodConfig, training: TrainingConfig, is_gui
 
 def anchor_cost(algorithm: MethodConfig) -> int:
     """Network evaluations of the base's predictions that a row is held to; contrast pairs are not held."""
-    return algorithm.anchor_forwards * algorithm.data.images_per_row * algorithm.data.draws
+    return algorithm.anchor_forwards * algorithm.data.images_per_row * algorithm.held_draws
 
 
 def offline_steps_of_equal_cost(config: RunConfig) -> int:

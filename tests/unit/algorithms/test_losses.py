@@ -21,7 +21,7 @@ from diffexpo.algorithms import (
     expo_loss,
     simpo_loss,
 )
-from diffexpo.algorithms.diffusion_dpo import measure_errors
+from diffexpo.algorithms.pairs import measure_errors, predict_pairs
 from diffexpo.config.methods.expo import ExpoConfig
 from diffexpo.diffusion import NoiseDraw, Path, empty_prompt_mask
 from diffexpo.errors import ConfigError, DataError
@@ -138,7 +138,9 @@ def test_a_step_down_the_loss_moves_the_margin_and_the_bonus_moves_towards_explo
 
     def state() -> tuple[Tensor, Tensor, float, float]:
         per_pair, metrics = algorithm.pair_losses(policy, batch, KEY)
-        bonus, more = algorithm._bonus(measure_errors(policy, *algorithm._contrast(policy, batch, KEY)))
+        bonus, more = algorithm._bonus(
+            predict_pairs(policy, algorithm._contrast(policy, batch, KEY)).errors()
+        )
         margin, lead = metrics["train/margin"], more["train/bonus_margin"]
         return per_pair.mean(), bonus.mean(), float(margin[0]), float(lead[0])
 

@@ -24,6 +24,7 @@ from diffexpo.algorithms import (
 )
 from diffexpo.algorithms.diffusion_dpo import DiffusionDpo
 from diffexpo.algorithms.expo import Expo
+from diffexpo.algorithms.pairs import held_rows
 from diffexpo.config.methods.diffusion_dpo import DiffusionDpoConfig
 from diffexpo.config.methods.expo import ExpoConfig
 from diffexpo.diffusion import NoiseDraw, Path, empty_prompt_mask, margin_signal, prediction_errors
@@ -188,10 +189,10 @@ def moved_reference() -> ToyPolicy:
     return policy
 
 
-def distance_by_hand(
+def distances_by_hand(
     policy: ToyPolicy, batch: PairBatch, conditioning: Conditioning, guidance: float
 ) -> Tensor:
-    """Mean over both images and all draws of |policy - anchor|^2 / elements, (B,), with the base under its own name."""
+    """|policy - anchor|^2 / elements of both images at all draws, (2, DRAWS, B), with the base under its own name."""
     empty = policy.encode_prompts([""] * len(batch))
     found = []
     for x0 in (batch.winner, batch.loser):
@@ -203,7 +204,7 @@ def distance_by_hand(
                 e_c, e_u = (policy.predict(x_t, draw.t, prompt) for prompt in (conditioning, empty))
             difference = policy.predict(x_t, draw.t, conditioning) - (e_u + guidance * (e_c - e_u))
             found.append((difference**2).flatten(1).mean(dim=1))
-    return sum(found) / len(found)
+    return torch.stack(found).unflatten(0, (2, DRAWS))
 
 
 @pytest.mark.parametrize("guidance", [1.0, 3.0])
@@ -215,7 +216,7 @@ def test_the_anchor_adds_its_share_of_half_beta_times_the_distance_from_the_base
     batch = make_batch(name, policy)
     conditioning = prompts_of(policy, batch)
     four = mean_errors(policy, (batch.winner, batch.loser), batch.keys, KEY, conditioning)
-    distance = distance_by_hand(policy, batch, conditioning, guidance)
+    distance = distances_by_hand(policy, batch, conditioning, guidance).mean(dim=(0, 1))
     per_pair = diffusion_dpo_loss(*four, beta=30.0) + 0.2 * 15.0 * distance
     expected = (batch.weight * per_pair).mean()
     anchor = {"anchor_weight": 0.2, "anchor_guidance": guidance, "reference": "previous"}
@@ -239,6 +240,37 @@ def test_the_anchor_adds_its_share_of_half_beta_times_the_distance_from_the_base
     policy.weights.load("current", start)
     slope = sum(float((slopes[key] * direction[key]).sum()) for key in slopes)
     assert (values[0] - values[1]) / 2e-5 == pytest.approx(slope, rel=1e-6)
+
+
+@pytest.mark.parametrize("held", [1, 2])
+def test_with_fewer_anchor_draws_each_pair_is_held_at_those_that_its_key_names(held: int) -> None:
+    policy = moved_reference()
+    batch = make_batch("diffusion_dpo", policy)
+    rows = held_rows(batch.keys, KEY, DRAWS, held)
+    chosen = torch.zeros(DRAWS * len(batch), dtype=torch.float64)
+    chosen[rows] = 1.0
+    chosen = chosen.unflatten(0, (DRAWS, len(batch)))
+    assert chosen.sum(dim=0).tolist() == [held] * len(batch)
+    distances = distances_by_hand(policy, batch, prompts_of(policy, batch), 3.0)
+    expected = (distances * chosen).sum(dim=(0, 1)) / (2 * held)
+    anchor = {"anchor_guidance": 3.0, "reference": "previous", "draws": DRAWS}
+    free = make("diffusion_dpo", policy, **anchor | {"anchor_guidance": 1.0}).loss(policy, batch, KEY)
+    algorithm = make("diffusion_dpo", policy, **anchor, anchor_weight=0.2, anchor_draws=held)
+    beta = algorithm.settings.beta
+    loss = free.loss + (batch.weight * 0.2 * beta / 2 * expected).mean()
+    torch.testing.assert_close(algorithm.loss(policy, batch, KEY).loss, loss, rtol=BOUND, atol=BOUND)
+    # A pair alone is held where it is held in a batch.
+    alone = torch.cat([held_rows((key,), KEY, DRAWS, held) for key in batch.keys])
+    assert sorted(alone.tolist()) == sorted((rows // len(batch)).tolist())
+
+
+def test_every_draw_has_the_same_chance_to_be_held() -> None:
+    keys = [str(number) for number in range(3000)]
+    for held in (1, 2):
+        counts = torch.bincount(held_rows(keys, KEY, 3, held) // len(keys), minlength=3)
+        # Five standard deviations of a binomial count around its mean.
+        assert (counts - 1000 * held).abs().max() < 5 * (3000 * (held / 3) * (1 - held / 3)) ** 0.5
+    assert held_rows(keys, KEY, 3, 3) is None
 
 
 @pytest.mark.parametrize(

@@ -42,6 +42,7 @@ def load(*overrides):
         (["algorithm.anchor_guidance=2"], "nothing is held to it"),
         (["algorithm.anchor_guidance=0.5", "algorithm.anchor_weight=0.1"], "expected a number >= 1"),
         (["algorithm.draws=0"], "expected .* >= 1"),
+        (["algorithm.anchor_draws=2"], "no more draws to be held at"),
         (["algorithm.type=guidance_distillation"], "drawn by the base, and there is no second agent"),
         (
             ["algorithm.type=guidance_distillation", "explore.agents=1", "pairing.min_margin=0.1"],

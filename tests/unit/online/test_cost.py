@@ -90,6 +90,8 @@ def test_the_baseline_shares_the_settings_and_has_the_base_as_its_reference():
     # Policy 1 and its backward 2, reference 1, anchor 2 or, where the reference is one of its branches, 1.
     rows = [evaluations_of_row(settings, TrainingConfig(), is_guided=False) for settings in (held, baseline)]
     assert rows == [2 * 4 * 6, 2 * 4 * 5]
+    once = held.model_copy(update={"anchor_draws": 1})
+    assert evaluations_of_row(once, TrainingConfig(), is_guided=False) == 2 * (4 * 4 + 2)
 
 
 def test_a_run_without_sampling_equals_itself():

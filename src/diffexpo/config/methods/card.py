@@ -162,6 +162,11 @@ class MethodConfig(Section):
         return 0
 
     @property
+    def held_draws(self) -> int:
+        """At how many of a row's draws of noise and time it takes them."""
+        return self.data.draws
+
+    @property
     def learned_guidance(self) -> float:
         """Guidance that the loss teaches the policy's own prediction, which is then drawn from without; 1:
         none."""
