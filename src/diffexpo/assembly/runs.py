@@ -7,6 +7,7 @@ whole pipelines would delay the first line by seconds.
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -150,6 +151,8 @@ def _run(
     start = "" if config.tuning.start is None else f", starting from {config.tuning.start}"
     seconds = f"{time.monotonic() - began:.1f} s"
     console.line(f"loaded {config.model.path} ({describe_policy(loop.policy)}){start} in {seconds}")
+    if pull := config.algorithm.describe_pull(math.prod(loop.policy.latent_shape)):
+        console.line(pull)
     baseline = open_baseline(loop) if config.baseline.offline_dpo else None
     lanes = open_contenders(loop, contenders)
     watching.attach(loop)

@@ -244,3 +244,12 @@ def test_too_few_images_of_a_prompt_are_refused_with_the_number_that_does() -> N
         check_eight("explore.images_per_prompt=3")
     # Nothing is collected in a single iteration: the offline pairs are what they are.
     check_eight("explore.images_per_prompt=3", "explore.iterations=1")
+
+
+def test_a_method_on_margins_says_what_its_beta_comes_to_at_stable_diffusion():
+    said = load("algorithm.beta=250").algorithm.describe_pull(512)
+    assert (
+        said is not None and "250 multiplies means over 512 latent elements: it pulls like 7.8125 at" in said
+    )
+    assert "like 5000 at" in str(load("algorithm.beta=5000").algorithm.describe_pull(4 * 64 * 64))
+    assert load("algorithm.type=sft").algorithm.describe_pull(512) is None

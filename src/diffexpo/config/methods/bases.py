@@ -19,6 +19,8 @@ from diffexpo.config.section import Count, Fraction, NotNegative, Positive
 
 DECAY = 0.5
 """Default of `reference_decay`."""
+SD15_ELEMENTS = 4 * 64 * 64
+"""Of a latent of Stable Diffusion 1.5, for which papers state beta."""
 DISTANCE = "train/reference_distance"
 """Mean squared difference of the predictions of policy and reference, as methods on pairs measure it."""
 
@@ -147,6 +149,13 @@ class MarginConfig(PairsConfig, LogisticConfig):
     @property
     def logit_scale(self) -> float | None:
         return 0.5 * self.beta
+
+    def describe_pull(self, elements: int) -> str | None:
+        there = self.beta * elements / SD15_ELEMENTS
+        return (
+            f"beta {self.beta:g} multiplies means over {elements:,} latent elements: it pulls like {there:g} "
+            f"at Stable Diffusion 1.5's {SD15_ELEMENTS:,}"
+        )
 
     @property
     def reference_memory(self) -> float | None:

@@ -172,6 +172,11 @@ class MethodConfig(Section):
         none."""
         return 1.0
 
+    def describe_pull(self, elements: int) -> str | None:
+        """What the pull to the reference comes to with latents of so many elements; None where it does not
+        depend on them."""
+        return None
+
     @property
     def logit_scale(self) -> float | None:
         """What the loss multiplies a pair's margin of errors by; None where it is no multiple of it."""
