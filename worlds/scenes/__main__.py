@@ -113,6 +113,22 @@ def offline(
     print(f"{facts}: {out}, {out.stat().st_size:,} bytes")
 
 
+@app.command()
+def pictures(
+    run: Annotated[Path, typer.Argument(help="Folder of a finished run on scenes.")],
+    out: Annotated[Path, typer.Option(help="PNG to write.")] = Path("scenes-pictures.png"),
+    versions: Annotated[
+        str, typer.Option(help="Evaluations side by side, by name and separated by commas.")
+    ] = "base,base-2.5,last",
+    prompts: Annotated[int, typer.Option(min=1, help="How many of the run's prompts, in its order.")] = 24,
+    columns: Annotated[int, typer.Option(min=1, help="Prompts in a row.")] = 3,
+) -> None:
+    """Draw what a run changed: each prompt's images before and after, framed by what the judge says."""
+    from worlds.scenes.pictures import write_pictures
+
+    print(f"pictures: {write_pictures(run, out, versions.split(','), prompts, columns)}")
+
+
 if __name__ == "__main__":
     from diffexpo.cli.failures import boundary
 
