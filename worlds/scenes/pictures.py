@@ -32,7 +32,7 @@ def load_versions(run: Path, versions: Sequence[str]) -> list[SuiteResult]:
 
 
 def draw_versions(suites: Sequence[SuiteResult], num: int, columns: int, judge: str) -> Image.Image:
-    """The first `num` prompts, `columns` in a row: all versions' images of each side by side, in a green frame
+    """The first `num` prompts, `columns` in a row: images of all versions side by side, in a green frame
     where the judge gives 1, else in a red one, and the prompt below."""
     size = suites[0].images.shape[1] * ZOOM + 2 * FRAME
     font = ImageFont.truetype(font_manager.findfont("DejaVu Sans"), 13)
