@@ -63,7 +63,9 @@ def _snippets(page: Path, lines: list[str]) -> Iterator[Snippet]:
             while not lines[number].startswith("```"):
                 number += 1
             language, title = FENCE.match(line).groups()  # type: ignore[union-attr]
-            yield Snippet(page, start + 1, language, title, "\n".join(lines[start + 1 : number]), reason is None)
+            yield Snippet(
+                page, start + 1, language, title, "\n".join(lines[start + 1 : number]), reason is None
+            )
             number += 1
         elif line.startswith("    ") and not lines[start - 1].strip():
             while number < len(lines) and lines[number].startswith("    "):
@@ -124,7 +126,7 @@ def check(snippet: Snippet, files: dict[str, Path]) -> None:
             # Part of a recipe: what it leaves out is that of the embedded world, whose pairs not every method takes.
             load_config([recipe], [] if "offline:" in snippet.text else ["offline.source=null"], {})
     elif snippet.language == "bash" and snippet.title is not None:
-        done = subprocess.run(["bash", "-n"], input=snippet.text, capture_output=True, text=True)
+        done = subprocess.run(["bash", "-n"], check=False, input=snippet.text, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
         for command in re.findall(r"\bdiffexpo (.+)", snippet.text):
             check_diffexpo(shlex.split(command), files)
@@ -141,7 +143,9 @@ def check_command(words: list[str], files: dict[str, Path]) -> None:
     if program == "diffexpo":
         check_diffexpo(arguments, files)
     elif program == "make":
-        targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
+        targets = set(
+            re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
+        )
         assert {word for word in arguments if "=" not in word} <= targets, said
     elif program == "pip":
         text = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
@@ -152,7 +156,9 @@ def check_command(words: list[str], files: dict[str, Path]) -> None:
         if rest[0] == "diffexpo":
             check_diffexpo(rest[1:], files)
         else:
-            assert any((ROOT / (rest[0].replace(".", "/") + end)).exists() for end in (".py", "")) or rest[0] in (
+            assert any((ROOT / (rest[0].replace(".", "/") + end)).exists() for end in (".py", "")) or rest[
+                0
+            ] in (
                 "venv",
                 "pytest",
             ), said
@@ -197,4 +203,6 @@ def check_diffexpo(arguments: list[str], files: dict[str, Path], *, is_whole: bo
 
 
 def _listed(value: object) -> list[str]:
-    return [str(each) for each in value] if isinstance(value, (list, tuple)) else [str(value)] if value else []
+    return (
+        [str(each) for each in value] if isinstance(value, (list, tuple)) else [str(value)] if value else []
+    )

@@ -27,7 +27,9 @@ def words(page: Path) -> int:
     return len(re.findall(r"[^\W_][\w'.,%/-]*", text))
 
 
-GUIDE_PAGES = [page for page in PAGES if page.is_relative_to(DOCS) and page.relative_to(DOCS).parts[0] in GUIDES]
+GUIDE_PAGES = [
+    page for page in PAGES if page.is_relative_to(DOCS) and page.relative_to(DOCS).parts[0] in GUIDES
+]
 
 
 @pytest.mark.parametrize("page", [ROOT / "README.md", *GUIDE_PAGES], ids=lambda page: page.name)
@@ -43,13 +45,17 @@ def test_the_gallery_has_every_method(name: str) -> None:
 def test_the_gallery_shows_a_curve_of_each_method_that_has_one() -> None:
     gallery = (DOCS / "gallery.md").read_text(encoding="utf-8")
     shown = dict(re.findall(r"\(images/methods/(\w+)\.png\)\]\(algorithms/(\w+)\.md\)", gallery))
-    pages = {name: (DOCS / "algorithms" / f"{name}.md").read_text(encoding="utf-8") for name in METHOD_BY_NAME}
+    pages = {
+        name: (DOCS / "algorithms" / f"{name}.md").read_text(encoding="utf-8") for name in METHOD_BY_NAME
+    }
     assert set(shown.values()) == {name for name, text in pages.items() if "](../images/methods/" in text}
     assert not {image for image, name in shown.items() if f"images/methods/{image}.png" not in pages[name]}
 
 
 def test_every_public_name_stands_in_an_example_that_is_run() -> None:
-    code = "\n".join(each.text for page in PAGES for each in snippets(page) if each.is_run and each.language == "python")
+    code = "\n".join(
+        each.text for page in PAGES for each in snippets(page) if each.is_run and each.language == "python"
+    )
     assert not {name for name in diffexpo.__all__ if not re.search(rf"\bdiffexpo\.{name}\b", code)}
 
 
@@ -86,5 +92,7 @@ def test_every_page_stands_once_in_the_navigation_and_a_new_one_too(tmp_path: Pa
     for name in ("index.md", "brand_new.md", "howto/other.md"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text("# New\n")
-    sections = {name: pages_of(pages) for each in hooks().navigation(tmp_path) for name, pages in each.items()}
+    sections = {
+        name: pages_of(pages) for each in hooks().navigation(tmp_path) for name, pages in each.items()
+    }
     assert "brand_new.md" in sections["Reference"] and "howto/other.md" in sections["How to"]

@@ -122,7 +122,9 @@ def test_the_examples_of_public_names_run(folder: Path, monkeypatch: pytest.Monk
 
 def test_a_job_that_was_stopped_is_queued_again(tmp_path: Path) -> None:
     """The script for SLURM, with stand-ins for srun, scontrol and diffexpo: two tasks, stopped, then done."""
-    (script,) = [each for each in snippets(ROOT / "docs" / "howto" / "many_gpus.md") if each.title == "job.sh"]
+    (script,) = [
+        each for each in snippets(ROOT / "docs" / "howto" / "many_gpus.md") if each.title == "job.sh"
+    ]
     (tmp_path / "job.sh").write_text(script.text)
     stand_ins = {
         "srun": 'for task in 0 1; do SLURM_PROCID=$task SLURM_LOCALID=$task "$@" || code=$?; done; exit ${code:-0}',
@@ -137,7 +139,9 @@ def test_a_job_that_was_stopped_is_queued_again(tmp_path: Path) -> None:
     path = {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
     for code, last in (("75", ["requeue 42"]), ("0", [])):
         (tmp_path / "said").unlink(missing_ok=True)
-        done = subprocess.run(["bash", "job.sh"], cwd=tmp_path, env={**os.environ, **slurm, **path, "CODE": code})
+        done = subprocess.run(
+            ["bash", "job.sh"], cwd=tmp_path, env={**os.environ, **slurm, **path, "CODE": code}, check=False
+        )
         tasks = [f"{rank} of 2 on first: run mine.yaml --name big" for rank in (0, 1)]
         assert done.returncode == int(code)
         assert (tmp_path / "said").read_text().splitlines() == tasks + last
