@@ -13,8 +13,8 @@ from typing import Any
 
 from latex2mathml.converter import convert
 
-# Sections of the site in their order, each with its pages: paths, or a folder for all others that are in it. A
-# page of docs/ that stands nowhere here goes to the last section.
+# Sections of the site in their order, each with its pages: paths, or a folder for all others in it. A page of
+# docs/ that stands nowhere here goes to the last section.
 SECTIONS: Mapping[str, Sequence[str]] = {
     "Start": ["index.md", "quickstart.md", "tutorials/"],
     "How to": ["howto/own_data.md", "howto/raters.md", "howto/many_gpus.md", "howto/lora.md", "howto/"],
