@@ -16,7 +16,8 @@ from tests.snippets import PAGES, snippets
 
 DOCS = ROOT / "docs"
 MAX_WORDS = 2000
-GUIDES = ("index.md", "quickstart.md", "gallery.md", "tutorials", "howto", "concepts", "lab")
+MEASURED = ("results.md", "methods.md", "without_reward.md", "emoji.md")
+GUIDES = ("index.md", "quickstart.md", "gallery.md", "tutorials", "howto", "concepts", "lab", *MEASURED)
 
 
 def words(page: Path) -> int:
@@ -35,6 +36,12 @@ GUIDE_PAGES = [
 @pytest.mark.parametrize("page", [ROOT / "README.md", *GUIDE_PAGES], ids=lambda page: page.name)
 def test_a_guide_can_be_read_at_a_sitting(page: Path) -> None:
     assert 50 < words(page) <= MAX_WORDS
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_links_lead_to_files(page: Path) -> None:
+    targets = re.findall(r"\]\((?!https?:|#)([^)#\s]+)", page.read_text(encoding="utf-8"))
+    assert not [target for target in targets if not (page.parent / target).exists()]
 
 
 @pytest.mark.parametrize("name", METHOD_BY_NAME)
