@@ -28,7 +28,23 @@ FENCE = re.compile(r"```(\w*)(?:.*title=\"([^\"]+)\")?")
 REASON = re.compile(r"<!-- not run: (.+?) -->")
 PYTHON = {"def", "with", "from", "import", "class"}
 # Programs that are not ours: nothing is known of their arguments here.
-OTHERS = {"cd", "export", "git", "ls", "mkdir", "npm", "sbatch", "scancel", "squeue", "ssh", "srun"}
+OTHERS = {
+    "[",
+    "cd",
+    "export",
+    "git",
+    "ls",
+    "mkdir",
+    "npm",
+    "sbatch",
+    "scancel",
+    "squeue",
+    "srun",
+    "ssh",
+    "tensorboard",
+}
+# Commands whose arguments are recipes and whose `--set` are settings of a run.
+RECIPE_COMMANDS = {"config", "estimate", "run"}
 OURS = {"diffexpo", "make", "pip", "python", "python3", "torchrun"}
 
 
@@ -194,8 +210,10 @@ def check_diffexpo(arguments: list[str], files: dict[str, Path], *, is_whole: bo
         if is_whole or type(error).__name__ not in ("MissingParameter", "BadOptionUsage"):
             raise
         return
+    if arguments[0] not in RECIPE_COMMANDS:
+        return
     names = {recipe.name for recipe in list_recipes()}
-    given = [name for key in ("recipes", "recipe", "name") for name in _listed(parsed.get(key))]
+    given = [name for key in ("recipes", "recipe") for name in _listed(parsed.get(key))]
     known = [str(files[name]) if name in files else name for name in given if name in names or name in files]
     overrides = parsed.get("overrides") or ()
     if known or overrides:  # settings on top of a reader's own recipe are checked on top of one of ours
