@@ -2,6 +2,7 @@
 # make test   the whole test suite
 # make check  format, lint, types and the rules of the architecture
 # make bench  the measurements of docs/, one script each
+# make docs   the documentation as a site, in site/
 #
 # PYTHON (3.11 or newer) makes the environment once; it is brought up to date only when pyproject.toml or
 # constraints.txt change. `make run RECIPE=emoji/expo_lora ARGS="--set seed=1"` runs something else.
@@ -11,9 +12,9 @@ RECIPE ?= emoji/expo
 ARGS ?=
 VENV := .venv
 READY := $(VENV)/.installed
-CODE := src worlds tests benchmarks examples
+CODE := src worlds tests benchmarks examples docs/theme
 
-.PHONY: run test check bench install
+.PHONY: run test check bench docs install
 .DEFAULT_GOAL := run
 
 run: $(READY)
@@ -26,6 +27,10 @@ test: $(READY)
 
 bench: $(READY)
 	@set -e; for script in benchmarks/*.py; do echo "== $$script"; $(VENV)/bin/python "$$script" $(ARGS); done
+
+# Nothing is fetched, neither to build the site nor to read it; open site/index.html.
+docs: $(READY)
+	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/python -m mkdocs build --strict --quiet
 
 # Lines have at most 110 columns; in tests and benchmarks as far as the formatter can wrap them.
 check: $(READY)
@@ -40,5 +45,5 @@ $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit("diffexpo needs Python 3.11 or newer, not " + sys.version.split()[0] + ": make PYTHON=python3.11" if sys.version_info < (3, 11) else 0)'
 	@echo "installing into $(VENV) (once; a few minutes)"
 	@$(PYTHON) -m venv $(VENV)
-	@$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,label]'
+	@$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,label,docs]'
 	@touch $(READY)

@@ -1,23 +1,18 @@
-"""What users meet: a quick `--help`, documented settings, public names that exist, documented commands that exist."""
+"""What users meet: a quick `--help`, documented settings, public names that exist."""
 
-import re
 import resource
-import shlex
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-import typer
 from pydantic import BaseModel
 
-from diffexpo.cli.main import app
 from diffexpo.config import RunConfig
 from diffexpo.config.explain import settings
 from diffexpo.config.methods import METHODS
 
 ROOT = Path(__file__).resolve().parents[2]
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
 
 def python(code: str) -> subprocess.CompletedProcess[str]:
@@ -103,64 +98,6 @@ def test_settings_are_listed_once_with_what_they_expect():
     assert all(setting.expected for setting in settings())
 
 
-def commands() -> tuple[set[str], set[str]]:
-    """Every command as the words behind `diffexpo`, and the names of the groups."""
-    tree = typer.main.get_command(app)
-    names, groups = set(), set()
-    for name, command in tree.commands.items():
-        inner = getattr(command, "commands", None)
-        if inner is None:
-            names.add(name)
-        else:
-            groups.add(name)
-            names |= {f"{name} {sub}" for sub in inner}
-    return names, groups
-
-
-def documented_commands(page: Path) -> list[tuple[int, str]]:
-    """(line, command) for every `diffexpo ...` in a page's code blocks and inline code."""
-    found = []
-    in_block = False
-    for number, line in enumerate(page.read_text(encoding="utf-8").splitlines(), 1):
-        if line.lstrip().startswith("```"):
-            in_block = not in_block
-            continue
-        code = [line] if in_block or line.startswith("    ") else re.findall(r"`([^`]+)`", line)
-        found += [
-            (number, match[1])
-            for text in code
-            for match in [re.match(r"\s*(?:\$ )?(?:\.venv/bin/)?(diffexpo(?: .*)?)$", text)]
-            if match
-        ]
-    return found
-
-
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_documented_commands_exist(page):
-    names, groups = commands()
-    unknown = []
-    for number, text in documented_commands(page):
-        words = [word for word in shlex.split(text, comments=True)[1:] if word not in ("...", "|")]
-        first = words[0] if words else "--help"
-        second = words[1] if len(words) > 1 else ""
-        known = (
-            first.startswith("-")
-            or first in names
-            or (first in groups and (second.startswith("-") or not second))
-        )
-        alternatives = [f"{first} {choice}" for choice in second.split("|")]
-        if not known and not (first in groups and all(choice in names for choice in alternatives)):
-            unknown.append(f"{page.name}:{number} {text}")
-    assert not unknown, "\n".join(unknown)
-
-
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_documented_make_targets_exist(page):
-    targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
-    named = set(re.findall(r"(?:`|^ {4}|^\$ )make ([a-z]+)", page.read_text(encoding="utf-8"), re.MULTILINE))
-    assert named <= targets
-
-
 def test_constraints_pin_every_dependency_within_its_bounds():
     import tomllib
 
@@ -178,7 +115,7 @@ def test_constraints_pin_every_dependency_within_its_bounds():
     }
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     extras = project["optional-dependencies"]
-    for text in [*project["dependencies"], *extras["dev"], *extras["label"]]:
+    for text in [*project["dependencies"], *extras["dev"], *extras["label"], *extras["docs"]]:
         requirement = Requirement(text)
         assert pins[canonicalize_name(requirement.name)] in requirement.specifier, text
         assert all(clause.operator == ">=" for clause in requirement.specifier), (
