@@ -35,6 +35,8 @@ _HOME = {
     "inspect": "actions",
     "regenerate": "actions",
     "write_report": "diffexpo.evaluation.report",
+    "Evaluating": "benchmarking",
+    "evaluate_models": "benchmarking",
     "missing_assets": "aliases",
     "check_inputs": "checking",
     "parse_stage": "runs",
