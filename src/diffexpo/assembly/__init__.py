@@ -37,6 +37,8 @@ _HOME = {
     "write_report": "diffexpo.evaluation.report",
     "Evaluating": "benchmarking",
     "evaluate_models": "benchmarking",
+    "evaluations_in": "paper_tables",
+    "paper_table": "paper_tables",
     "missing_assets": "aliases",
     "check_inputs": "checking",
     "parse_stage": "runs",

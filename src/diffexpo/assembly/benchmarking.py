@@ -29,9 +29,9 @@ from diffexpo.errors import ConfigError, DataError, Interrupted, MissingError
 from diffexpo.evaluation.benchmark import Json, Judge, Judged, Outcome, check_gates, failures, gates
 from diffexpo.evaluation.benchmark_page import PAGE, markdown, table_rows, verdict, write_page
 from diffexpo.evaluation.frechet import cmmd, frechet_distance
-from diffexpo.evaluation.gallery import Gallery, Rows, read_json
+from diffexpo.evaluation.gallery import Gallery, Rows
+from diffexpo.evaluation.kept import keep_suite
 from diffexpo.evaluation.suites import Embedder, choose_prompts, describe_scorer, draw_batch, noise_of
-from diffexpo.files import write_json
 from diffexpo.online.loop import Console
 from diffexpo.policies.family import FamilyPolicy
 from diffexpo.rewards.base import load_rewards
@@ -113,7 +113,8 @@ def _evaluate(
         entry.label: refuse_trained(entry, suite.judges, asked.shows_trained) for entry in asked.entries
     }
     galleries = {entry.label: Gallery(asked.out / "models" / entry.folder, rows) for entry in asked.entries}
-    _claim(asked, galleries, world)
+    order = {prompt.id: place for place, prompt in enumerate(prompts)}
+    _claim(asked, galleries, rows, order, world)
     for entry in asked.entries:
         _draw_entry(asked, entry, galleries[entry.label], prompts, console, world, check)
     scorers = load_rewards(suite.judges, resolve, world.device)
@@ -121,6 +122,10 @@ def _evaluate(
         _score(card, scorer, galleries, console, world, check)
         for card, scorer in zip(suite.judges, scorers, strict=True)
     ]
+    if world.rank == 0:
+        for label, gallery in galleries.items():
+            for judge in judges:
+                gallery.keep_judge(judge.key, vars(judge) | {"trained": judge.name in trained[label]})
     world.barrier()
     models = tuple(
         Judged(
@@ -132,7 +137,6 @@ def _evaluate(
         )
         for entry in asked.entries
     )
-    order = {prompt.id: place for place, prompt in enumerate(prompts)}
     return Outcome(suite, rows, models, tuple(judges), order), vendi_embedder(scorers)
 
 
@@ -171,20 +175,13 @@ def read_prompts(suite: Suite, console: Console) -> list[Prompt]:
     return prompts
 
 
-def _claim(asked: Evaluating, galleries: Mapping[str, Gallery], world: World) -> None:
+def _claim(
+    asked: Evaluating, galleries: Mapping[str, Gallery], rows: Rows, order: Mapping[str, int], world: World
+) -> None:
     """Write what the folder is for, or refuse one that holds something else."""
-    path, drawing = asked.out / "suite.json", {"name": asked.suite.name, **asked.suite.drawing}
     facts = {entry.label: identity(entry, asked.dtype) for entry in asked.entries}
     if world.rank == 0:
-        before = read_json(path)
-        if before is None:
-            write_json(path, drawing)
-        elif before != drawing:
-            changed = [name for name in drawing if before.get(name) != drawing[name]]
-            told = "; ".join(f"{name} was {before.get(name)}, now {drawing[name]}" for name in changed)
-            raise ConfigError(
-                f"{asked.out} holds another evaluation ({told}); choose another folder with --out"
-            )
+        keep_suite(asked.out, asked.suite, rows, order)
         for entry in asked.entries:
             galleries[entry.label].claim(
                 {

@@ -163,3 +163,21 @@ def scales_of(text: str | None) -> list[float]:
     if any(not 0.0 <= scale < float("inf") for scale in scales):
         raise ConfigError(f"--guidance {text!r}: expected numbers from 0 with commas between, e.g. 1,3,5,7.5")
     return list(dict.fromkeys(scales))
+
+
+def table(
+    name: Annotated[
+        str,
+        typer.Argument(
+            metavar="NAME", help="expo, improvement-1, improvement-2, improvement-3 or improvement-4."
+        ),
+    ],
+    folders: Annotated[
+        list[Path] | None,
+        typer.Argument(metavar="FOLDER...", help="Evaluations to take; default: all in evaluations/."),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Print a paper's table from the evaluations at hand, with intervals, beside the published numbers."""
+    lines = assembly.paper_table(name, folders or assembly.evaluations_in(EVALUATIONS))
+    print(json.dumps(lines) if as_json else "\n".join(lines))

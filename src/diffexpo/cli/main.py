@@ -9,7 +9,7 @@ import typer
 from diffexpo import __version__
 from diffexpo.cli import config, data, doctor, improve, label, recipes, rewards, study
 from diffexpo.cli.estimate import estimate
-from diffexpo.cli.evaluate import evaluate, suites
+from diffexpo.cli.evaluate import evaluate, suites, table
 from diffexpo.cli.failures import boundary
 from diffexpo.cli.run import run
 from diffexpo.cli.runs import runs
@@ -26,6 +26,7 @@ app = typer.Typer(
 app.command("run")(run)
 app.command("evaluate")(evaluate)
 app.command("suites")(suites)
+app.command("table")(table)
 app.command("estimate")(estimate)
 app.command("report")(report)
 app.command("export")(export)

@@ -3,6 +3,7 @@
     <folder>/model.json                  what it is, how it was drawn
     <folder>/images/00000.png            one file a row
     <folder>/drawn/00000.json            one file a batch, written last: the SHA-256 of its images
+    <folder>/scores/<scorer>/judge.json  what the scorer is
     <folder>/scores/<scorer>/00000.json  one file a batch: scores, and the images that they are of
 
 A batch without its file is drawn again, whole, so that an interrupted evaluation ends with the bits of one
@@ -165,6 +166,17 @@ class Gallery:
         """Write what a scorer gave the images of a batch."""
         values = [float(value) if math.isfinite(value) else None for value in scores]
         write_json(self._scores(scorer, batch), {"images": self.images_of(batch), "scores": values})
+
+    def keep_judge(self, scorer: str, facts: Json) -> None:
+        """Write what a scorer is, beside its scores."""
+        path = self.folder / "scores" / scorer / "judge.json"
+        if read_json(path) != facts:
+            write_json(path, facts)
+
+    def judges(self) -> list[Json]:
+        """What the scorers are that have seen images of this model."""
+        found = (read_json(path) for path in sorted(self.folder.glob("scores/*/judge.json")))
+        return [facts for facts in found if facts]
 
     def scores(self, scorer: str) -> np.ndarray:
         """Scores (N,) of all rows, NaN where there is none."""
