@@ -143,20 +143,28 @@ class Outcome:
         names += [name for name in wanted if name not in names]
         return [self._group(name, np.array([value == name for value in values])) for name in names]
 
-    def disagreements(self, model: str, against: str, count: int = 6) -> list[int]:
-        """Rows on which the first two judges disagree most about two models: one prefers one, one the other.
+    def disagreements(
+        self, model: str, against: str, count: int = 6
+    ) -> tuple[tuple[str, str], list[int]] | None:
+        """Where the first judge and the one that agrees with it least contradict each other about two models:
+        both judges, and the rows on which they do so most; None where nobody contradicts.
 
         A row's disagreement is the product of the two differences, each in units of its standard deviation.
         """
-        if len(self.judges) < 2 or model == against:
-            return []
-        gaps = []
-        for judge in self.judges[:2]:
-            gap = self.model(model).scores[judge.name] - self.model(against).scores[judge.name]
-            spread = np.nanstd(gap) if np.isfinite(gap).any() else 0.0
-            gaps.append(gap / spread if spread > 0 else np.zeros_like(gap))
-        product = np.where(np.isfinite(gaps[0] * gaps[1]), gaps[0] * gaps[1], 0.0)
-        return [int(row) for row in np.argsort(product, kind="stable")[:count] if product[row] < 0]
+        gaps = {
+            judge.name: _standard(
+                self.model(model).scores[judge.name] - self.model(against).scores[judge.name]
+            )
+            for judge in self.judges
+        }
+        first, *others = gaps
+        products = {other: gaps[first] * gaps[other] for other in others}
+        least = min(products, key=lambda other: float(products[other].sum()), default=None)
+        if least is None or model == against:
+            return None
+        product = products[least]
+        rows = [int(row) for row in np.argsort(product, kind="stable")[:count] if product[row] < 0]
+        return ((first, least), rows) if rows else None
 
     def summary(self, against: str) -> Json:
         """Every number as JSON values, intervals as [mean, low, high]; what there is not is null."""
@@ -230,6 +238,14 @@ class Outcome:
                     chunk_means(scores)[1] if is_there and self.suite.rule == "chunks" else math.nan
                 )
         return Group(name, len(set(ids)), means, spreads)
+
+
+def _standard(gap: np.ndarray) -> np.ndarray:
+    """Differences in units of their standard deviation; 0 for those that are not known."""
+    known = np.isfinite(gap)
+    spread = float(gap[known].std()) if known.any() else 0.0
+    standard: np.ndarray = np.where(known, gap, 0.0) / spread if spread > 0 else np.zeros_like(gap)
+    return standard
 
 
 def gates(texts: Sequence[str]) -> dict[str, float]:

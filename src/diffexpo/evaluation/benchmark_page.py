@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -68,7 +68,7 @@ def _cell(estimate: Estimate | None, judge: Judge) -> str:
     if estimate is None:
         return "no score"
     mean, low, high = (number(value, judge) for value in estimate)
-    return f"{mean} [{low}, {high}]"
+    return f"{mean} [{low}, {high}]" if estimate[1] == estimate[1] else f"{mean} [one prompt]"
 
 
 def number(value: float, judge: Judge) -> str:
@@ -94,7 +94,7 @@ def verdict(outcome: Outcome, against: str) -> tuple[str, str, list[str]]:
     sentences = [f"{label}: {_cell(known[label], judge)}." for _, label in ranked]
     wins = outcome.wins(judge.name, against)
     if len(outcome.models) == 1:
-        return "open", f"{best}: {_cell(known[best], judge)} by {judge.name}", []
+        return "open", f"{best}: {judge.name} is {_cell(known[best], judge)}", []
     for label, win in wins.items():
         if win is not None:
             word = {"better": "better than", "worse": "worse than"}.get(win.verdict, "not to be told from")
@@ -102,20 +102,21 @@ def verdict(outcome: Outcome, against: str) -> tuple[str, str, list[str]]:
             sentences.append(f"{label} is {word} {against}: it {told} (sign test p = {win.p_value:.2g}).")
     decided = [win.verdict for win in wins.values() if win is not None]
     if best == against:
-        kind, title = "worse", f"{against} has the highest {judge.name}"
+        kind, title = "worse", f"{against} scores highest by {judge.name}"
         if "better" in decided or "worse" not in decided:
             kind, title = "open", f"No model is shown to be better than {against}"
     else:
         win = wins.get(best)
         kind = "better" if win is not None and win.verdict == "better" else "open"
         is_sure = "" if kind == "better" else ", but not for sure"
-        title = f"{best} has the highest {judge.name}{is_sure}"
+        title = f"{best} scores highest by {judge.name}{is_sure}"
     return kind, title, sentences
 
 
 def page_values(outcome: Outcome, against: str, command: str, real: Json | None) -> Json:
     """Everything that the template shows."""
     kind, title, sentences = verdict(outcome, against)
+    first_images = range(0, len(outcome.rows), outcome.rows.images_per_prompt)
     return {
         "outcome": outcome,
         "suite": outcome.suite,
@@ -133,7 +134,7 @@ def page_values(outcome: Outcome, against: str, command: str, real: Json | None)
         ],
         "cell": _cell,
         "number": number,
-        "cards": _cards(outcome, range(0, len(outcome.rows), outcome.rows.images_per_prompt)[:SHOWN_PROMPTS]),
+        "cards": _cards(outcome, first_images[:SHOWN_PROMPTS], [judge.name for judge in outcome.judges[:2]]),
         "disagreements": _disagreements(outcome, against),
         "real": real,
         "command": command,
@@ -167,26 +168,28 @@ def _sampler(drawn: Mapping[str, Any]) -> str:
     return f"{drawn['name']}, {drawn['steps']} steps, guidance {drawn['guidance']:g}{eta}"
 
 
-def _cards(outcome: Outcome, rows: range | list[int]) -> list[Json]:
+def _cards(outcome: Outcome, rows: Sequence[int], judges: Sequence[str]) -> list[Json]:
+    """The images of all models for some rows, with their scores by some judges."""
     cards = []
     for row in rows:
         pictures = []
         for model in outcome.models:
             image = model.gallery.read(row)
-            scores = [
-                (judge.name, "not scored" if np.isnan(value) else f"{value:.2f}")
-                for judge in outcome.judges[:2]
-                for value in [model.scores[judge.name][row]]
-            ]
+            values = {name: float(model.scores[name][row]) for name in judges}
+            scores = {
+                name: f"{value:.2f}" if np.isfinite(value) else "not scored" for name, value in values.items()
+            }
             uri = "" if image is None else data_uri(image)
             pictures.append({"label": model.label, "uri": uri, "scores": scores})
         cards.append({"prompt": outcome.rows.prompt(row).text, "pictures": pictures})
     return cards
 
 
-def _disagreements(outcome: Outcome, against: str) -> list[Json]:
-    """Cards on which the first two judges contradict each other, for the other model that is first."""
+def _disagreements(outcome: Outcome, against: str) -> Json | None:
+    """Cards on which two judges contradict each other about the first of the other models."""
     other = next((model.label for model in outcome.models if model.label != against), None)
-    if other is None:
-        return []
-    return _cards(outcome, outcome.disagreements(other, against))
+    found = None if other is None else outcome.disagreements(other, against)
+    if found is None:
+        return None
+    judges, rows = found
+    return {"judges": judges, "models": (other, against), "cards": _cards(outcome, rows, judges)}

@@ -1,32 +1,63 @@
 """GenEval's rules: whether what a detector found in an image is what its prompt asks for. NumPy alone.
 
-The detector's boxes, classes and colours are given. An image is right if every thing that the prompt includes
-is found often enough, in its colour and place, and nothing that it excludes is. The six tasks are averaged
-with equal weight.
+The detector's boxes, classes and colours are given, and the prompt's text says what it asks for. An image is
+right if every thing that the prompt includes is found often enough, in its colour and place, and nothing that
+it excludes is. The six tasks are averaged with equal weight.
 
 Source: Ghosh et al. (2023), arXiv 2310.11513, and evaluation/evaluate_images.py of their repository.
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
-from diffexpo.errors import DataError
-from diffexpo.types import Prompt
+from diffexpo.errors import RewardError
 
-TASKS = ("single_object", "two_object", "counting", "colors", "position", "color_attr")
+NAMES = tuple(
+    (
+        "person,bicycle,car,motorcycle,airplane,bus,train,truck,boat,traffic light,fire hydrant,stop sign,"
+        "parking meter,bench,bird,cat,dog,horse,sheep,cow,elephant,bear,zebra,giraffe,backpack,umbrella,"
+        "handbag,tie,suitcase,frisbee,skis,snowboard,sports ball,kite,baseball bat,baseball glove,"
+        "skateboard,surfboard,tennis racket,bottle,wine glass,cup,fork,knife,spoon,bowl,banana,apple,"
+        "sandwich,orange,broccoli,carrot,hot dog,pizza,donut,cake,chair,couch,potted plant,bed,"
+        "dining table,toilet,tv,laptop,computer mouse,tv remote,computer keyboard,cell phone,microwave,"
+        "oven,toaster,sink,refrigerator,book,clock,vase,scissors,teddy bear,hair drier,toothbrush"
+    ).split(",")
+)
+"""The classes of COCO in their order, as GenEval calls them."""
+NUMBERS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
 COLOURS = ("red", "orange", "yellow", "green", "blue", "purple", "pink", "brown", "black", "white")
+RELATIONS = ("left of", "right of", "above", "below")
 THRESHOLD, COUNTING_THRESHOLD = 0.3, 0.9
 """Confidence above which a detection counts; in the task `counting` the second one."""
 MAX_OBJECTS = 16
 POSITION_MARGIN = 0.1
 """Share of both boxes' sizes by which two centres must lie apart before a direction counts."""
 _DIRECTION = 0.5
+_BY_PLURAL = {f"{name}es" if name.endswith("s") else f"{name}s": name for name in NAMES}
+
+
+def _any(words: Sequence[str]) -> str:
+    return "|".join(map(re.escape, words))
+
+
+_NAME, _COLOUR = (f"an? (?P<{{0}}>{_any(words)})" for words in (NAMES, COLOURS))
+_COLOURED = f"{_COLOUR} (?P<{{1}}>{_any(NAMES)})"
+_PATTERNS = {
+    task: re.compile(f"a photo of {pattern}")
+    for task, pattern in {
+        "single_object": _NAME.format("name"),
+        "two_object": f"{_NAME.format('name')} and {_NAME.format('name_2')}",
+        "counting": f"(?P<number>{_any(NUMBERS[2:])}) (?P<name>{_any(tuple(_BY_PLURAL))})",
+        "colors": _COLOURED.format("colour", "name"),
+        "position": f"{_NAME.format('name')} (?P<relation>{_any(RELATIONS)}) {_NAME.format('name_2')}",
+        "color_attr": f"{_COLOURED.format('colour', 'name')} and {_COLOURED.format('colour_2', 'name_2')}",
+    }.items()
+}
 
 
 @dataclass(frozen=True)
@@ -61,30 +92,36 @@ class Check:
     exclude: tuple[Wanted, ...] = ()
 
 
-def read_check(prompt: Prompt) -> Check:
-    """What a prompt of GenEval's list asks for, from the attributes that the list is imported with.
+def read_check(text: str) -> Check:
+    """What a prompt of GenEval asks for: all of its prompts are made from six patterns.
 
+    Args:
+        text: "a photo of two cups", "a photo of a red car", "a photo of a dog left of a tv", ...
+    Returns:
+        Its task and clauses, as the published metadata has them.
     Raises:
-        DataError: the prompt has no such attributes, so it is of another list.
+        RewardError: the text follows none of the patterns, so it is of another list.
     """
-    try:
-        clauses = {name: json.loads(prompt.attributes.get(name, "[]")) for name in ("include", "exclude")}
-        include, exclude = (tuple(_wanted(clause) for clause in clauses[name]) for name in clauses)
-    except (ValueError, KeyError, TypeError) as error:
-        raise DataError(f"prompt {prompt.text!r:.60}: its checks cannot be read ({error})") from error
-    if not include:
-        raise DataError(
-            f"prompt {prompt.text!r:.60} does not say what has to be in its image; expected GenEval's list, "
-            "imported with `diffexpo data prompts evaluation_metadata.jsonl --format geneval`"
-        )
-    return Check(prompt.category, include, exclude)
-
-
-def _wanted(clause: Mapping[str, Any]) -> Wanted:
-    relation, target = clause.get("position", ("", 0))
-    return Wanted(
-        str(clause["class"]), int(clause["count"]), str(clause.get("color", "")), str(relation), int(target)
+    for task, pattern in _PATTERNS.items():
+        found = pattern.fullmatch(text.strip())
+        if found is not None:
+            return _check(task, **found.groupdict())
+    raise RewardError(
+        f"the prompt {text!r:.60} is none of GenEval's; expected one such as 'a photo of two cups' or "
+        "'a photo of a red car left of a dog'"
     )
+
+
+def _check(task: str, **found: str) -> Check:
+    names = [_BY_PLURAL.get(name, name) for key, name in found.items() if key.startswith("name")]
+    if task == "counting":
+        count = NUMBERS.index(found["number"])
+        return Check(task, (Wanted(names[0], count),), (Wanted(names[0], count + 1),))
+    if task == "position":
+        # The published metadata has the thing that is referred to first.
+        return Check(task, (Wanted(names[1], 1), Wanted(names[0], 1, relation=found["relation"])))
+    colours = [colour for key, colour in found.items() if key.startswith("colour")] or [""] * len(names)
+    return Check(task, tuple(Wanted(name, 1, colour) for name, colour in zip(names, colours, strict=True)))
 
 
 def kept(detections: Sequence[Detection], task: str) -> dict[str, list[Detection]]:
