@@ -121,7 +121,8 @@ def _rewards(entry: Entry) -> list[RewardCard]:
 def _run_around(entry: Entry) -> Path | None:
     """The run whose export an entry, or its LoRA, is."""
     named = Path(entry.lora or entry.path).expanduser()
-    return next((folder for folder in named.resolve().parents if (folder / "store").is_dir()), None)
+    around = named.resolve().parents if named.exists() else ()
+    return next((folder for folder in around if (folder / "config.yaml").is_file()), None)
 
 
 def _config(entry: Entry) -> RunConfig:

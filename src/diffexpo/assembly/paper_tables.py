@@ -95,7 +95,7 @@ def _mean(outcome: Outcome, model: Judged, judge: Judge, category: str) -> str:
     key = (model.label, judge.name)
     found: Estimate | None = outcome.totals[key]
     if category:
-        groups = {group.name: group for group in outcome.groups("category")}
+        groups = {group.name: group for group in outcome.groups.get("category", [])}
         found = groups[category].means[key] if category in groups else None
     if found is None:
         return NOTHING

@@ -71,9 +71,8 @@ class Suite(Section):
 
     @property
     def drawing(self) -> dict[str, object]:
-        """What its images depend on besides the model: the same values, the same images."""
+        """What its images depend on besides the model and the prompts: the same values, the same images."""
         names = (
-            "prompts",
             "num_prompts",
             "images_per_prompt",
             "seed",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -79,6 +79,7 @@ class Outcome:
     models: tuple[Judged, ...]
     judges: tuple[Judge, ...]
     order: Mapping[str, int]
+    _wins: dict[tuple[str, str], dict[str, WinRate | None]] = field(default_factory=dict, repr=False)
 
     def model(self, label: str) -> Judged:
         """A model by its label; a ConfigError lists those that there are."""
@@ -105,38 +106,31 @@ class Outcome:
     def wins(self, judge: str, against: str) -> dict[str, WinRate | None]:
         """How often each other model beats one under a judge; None where they share no scored image, or the
         judge trained one of them."""
-        reference = self.model(against)
-        found: dict[str, WinRate | None] = {}
-        for model in self.models:
-            if model is reference:
-                continue
-            mine, theirs = model.scores[judge], reference.scores[judge]
-            is_fair = judge not in (*model.trained_by, *reference.trained_by)
-            shared = np.isfinite(mine) & np.isfinite(theirs)
-            found[model.label] = (
-                win_rate(
-                    mine, theirs, prompts=self.rows.prompt_ids, resamples=RESAMPLES, seed=self.suite.seed
-                )
-                if is_fair and shared.any()
-                else None
-            )
-        return found
+        if (judge, against) not in self._wins:
+            others = [model for model in self.models if model.label != against]
+            self._wins[judge, against] = {model.label: self._win(model, against, judge) for model in others}
+        return self._wins[judge, against]
 
-    def difference(self, model: str, against: str, judge: str) -> Estimate | None:
-        """Mean difference of two models' scores on the images that both have, with its interval."""
-        change = self.model(model).scores[judge] - self.model(against).scores[judge]
-        if not np.isfinite(change).any():
+    def _win(self, model: Judged, against: str, judge: str) -> WinRate | None:
+        reference = self.model(against)
+        mine, theirs = model.scores[judge], reference.scores[judge]
+        is_fair = judge not in (*model.trained_by, *reference.trained_by)
+        if not is_fair or not (np.isfinite(mine) & np.isfinite(theirs)).any():
             return None
-        return bootstrap_mean(change, self.rows.prompt_ids, resamples=RESAMPLES, seed=self.suite.seed)
+        return win_rate(mine, theirs, prompts=self.rows.prompt_ids, resamples=RESAMPLES, seed=self.suite.seed)
 
     def excluded(self, model: Judged) -> dict[str, int]:
         """Images of a model without a score, by judge; 0 ones are left out."""
         counts = {name: int((~np.isfinite(scores)).sum()) for name, scores in model.scores.items()}
         return {name: count for name, count in counts.items() if count}
 
-    def groups(self, kind: str) -> list[Group]:
-        """The prompts by category or by an attribute, in the order of the suite; empty ones too, where the
-        suite names their category."""
+    @cached_property
+    def groups(self) -> dict[str, list[Group]]:
+        """The prompts by category or by an attribute, for each of the suite's `groups`, in the order of the
+        suite; empty ones too, where the suite names their category."""
+        return {kind: found for kind in self.suite.groups if (found := self._groups(kind))}
+
+    def _groups(self, kind: str) -> list[Group]:
         values = [self._value(row, kind) for row in range(len(self.rows))]
         wanted = self.suite.categories if kind == "category" else {}
         names = in_order([value for value in values if value], wanted)
@@ -198,14 +192,8 @@ class Outcome:
             "judges": [{**vars(judge)} for judge in self.judges],
             "models": models,
             "groups": {
-                kind: {
-                    group.name: {
-                        "prompts": group.num_prompts,
-                        **{f"{model}/{judge}": mean for (model, judge), mean in group.means.items()},
-                    }
-                    for group in self.groups(kind)
-                }
-                for kind in self.suite.groups
+                kind: {group.name: _group_numbers(group) for group in groups}
+                for kind, groups in self.groups.items()
             },
         }
         plain: Json = finite(found)
@@ -238,6 +226,11 @@ class Outcome:
                     chunk_means(scores)[1] if is_there and self.suite.rule == "chunks" else math.nan
                 )
         return Group(name, len(set(ids)), means, spreads)
+
+
+def _group_numbers(group: Group) -> Json:
+    means = {f"{model}/{judge}": mean for (model, judge), mean in group.means.items()}
+    return {"prompts": group.num_prompts, **means}
 
 
 def _standard(gap: np.ndarray) -> np.ndarray:

@@ -127,11 +127,7 @@ def page_values(outcome: Outcome, against: str, command: str, real: Json | None)
         "sentences": sentences,
         "against": against,
         "rows": [_row(outcome, model, against) for model in outcome.models],
-        "groups": [
-            {"kind": kind, "rows": groups}
-            for kind in outcome.suite.groups
-            if (groups := outcome.groups(kind))
-        ],
+        "groups": [{"kind": kind, "rows": groups} for kind, groups in outcome.groups.items()],
         "cell": _cell,
         "number": number,
         "cards": _cards(outcome, first_images[:SHOWN_PROMPTS], [judge.name for judge in outcome.judges[:2]]),
