@@ -276,6 +276,33 @@ def test_what_cannot_be_is_said_before_anything_is_drawn(
     assert not (tmp_path / "a").exists() or not list((tmp_path / "a").glob("models/*/images/*"))
 
 
+def test_repeated_long_and_unscored_prompts_are_counted(suite: Path, world: Path, tmp_path: Path) -> None:
+    prompts, judge = tmp_path / "prompts.txt", tmp_path / "judge.py"
+    prompts.write_text("one\none\ntwo\n" + "long " * 90 + "\n")
+    judge.write_text(
+        "def picky(images, prompts):\n"
+        "    if 'two' in prompts:\n        raise ValueError('not this one')\n"
+        "    return [1.0] * len(prompts)\n"
+    )
+    base = [f"base={world}/model", "--prompts", str(prompts), "--judge", f"picky=python:{judge}:picky"]
+    done = diffexpo(*words(suite, tmp_path / "out", *base))
+    assert "1 repeated prompts are left out" in done.out
+    assert "1 of 3 prompts exceed" in done.out
+    assert "base: 2 images have no score of picky and are left out" in done.out
+    numbers = json.loads((tmp_path / "out" / "summary.json").read_text())
+    assert numbers["models"]["base"]["excluded"] == {"picky": 2}
+    assert numbers["models"]["base"]["scores"]["picky"][0] == 1.0
+    assert "longer than its text encoder reads" in (tmp_path / "out" / "report.html").read_text()
+
+
+def test_a_missing_judge_is_named_before_anything_is_drawn(suite: Path, world: Path, tmp_path: Path) -> None:
+    message = refused(
+        suite, tmp_path, f"base={world}/model", "--judge", "hps=hpsv2.1:gone.safetensors", code=3
+    )
+    assert "no file gone.safetensors" in message and "HPS_v2.1_compressed.pt" in message
+    assert not list(tmp_path.glob("models/*/images/*"))
+
+
 def test_a_paper_table_needs_what_it_is_made_of(together: Path) -> None:
     with pytest.raises(assembly.MissingError, match="nothing is evaluated for it.*--suite hpsv2"):
         assembly.paper_table("expo", [together])

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from diffexpo.assembly.aliases import named_prompts, resolve
+from diffexpo.assembly.aliases import resolve
 from diffexpo.assembly.entries import identity, opened, refuse_trained
 from diffexpo.assembly.evaluating import vendi_embedder
 from diffexpo.assembly.runs import logged_to
@@ -23,6 +23,7 @@ from diffexpo.config.rewards import RewardCard
 from diffexpo.config.suites import Suite
 from diffexpo.data.drawn_images import drawn_images, image_files, read_drawn
 from diffexpo.data.prompts import filter_long
+from diffexpo.data.prompts import read_prompts as load_prompts
 from diffexpo.diffusion.sampling import num_network_evaluations
 from diffexpo.diffusion.transitions import sampler_transitions
 from diffexpo.errors import ConfigError, DataError, Interrupted, MissingError
@@ -40,6 +41,7 @@ from diffexpo.training.distributed import World, start_world, stop_world
 from diffexpo.training.lock import RunLock
 from diffexpo.training.signals import StopSignal
 from diffexpo.types import Drawn, Prompt, Scorer
+from diffexpo.worlds import embedded_prompts
 
 AGAIN = "what is drawn and scored is kept; the same command continues"
 
@@ -82,6 +84,7 @@ def evaluate_models(asked: Evaluating, console: Console) -> Evaluated:
         MissingError: prompts, a model, a judge or a folder of images is not there.
         Interrupted: a signal arrived; the same call continues.
     """
+    plan = _prepare(asked, console)
     with ExitStack() as stack:
         world = start_world(device=asked.device)
         stack.callback(stop_world, world)
@@ -90,33 +93,66 @@ def evaluate_models(asked: Evaluating, console: Console) -> Evaluated:
             stack.enter_context(logged_to(console))
         stop = stack.enter_context(StopSignal())
         try:
-            outcome, embedder = _evaluate(asked, console, world, stop.check)
-            against = outcome.model(asked.against or asked.entries[0].label).label
-            page = asked.out / PAGE
-            if world.rank == 0:
-                real = None if asked.real is None else set_distances(outcome, asked.real, embedder)
-                page = write_page(outcome, asked.out, against, asked.command, real)
-                _tell(outcome, against, console)
-            return Evaluated(page, outcome.summary(against), failures(outcome, gates(asked.gates), against))
+            outcome, embedder = _evaluate(asked, plan, console, world, stop.check)
         except Interrupted as error:
             raise Interrupted(f"{str(error).partition(';')[0]}; {AGAIN}") from None
+        against = asked.against or asked.entries[0].label
+        page = asked.out / PAGE
+        if world.rank == 0:
+            real = None if asked.real is None else set_distances(outcome, asked.real, embedder)
+            page = write_page(outcome, asked.out, against, asked.command, real)
+            _tell(outcome, against, console)
+        return Evaluated(page, outcome.summary(against), failures(outcome, gates(asked.gates), against))
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """What is known before anything is written: prompts in their published order, the images to draw, what
+    each entry is to the bit, and which judges trained it."""
+
+    prompts: Sequence[Prompt]
+    rows: Rows
+    identities: Mapping[str, str]
+    trained: Mapping[str, Sequence[str]]
+
+
+def _prepare(asked: Evaluating, console: Console) -> _Plan:
+    """Look for everything that is named, and refuse what means nothing, before anything is spent."""
+    suite, labels = asked.suite, [entry.label for entry in asked.entries]
+    if asked.against is not None and asked.against not in labels:
+        raise ConfigError(
+            f"--against {asked.against!r}: no model is called so; there are {', '.join(labels)}"
+        )
+    check_gates(gates(asked.gates), [judge.name for judge in suite.judges], len(labels))
+    if asked.real is not None:
+        image_files(asked.real)
+    prompts = read_prompts(suite, console)
+    chosen = choose_prompts(prompts, suite.num_prompts or len(prompts), suite.seed)
+    return _Plan(
+        prompts,
+        Rows(tuple(chosen), suite.images_per_prompt, suite.batch_size),
+        {entry.label: identity(entry, asked.dtype) for entry in asked.entries},
+        {entry.label: refuse_trained(entry, suite.judges, asked.shows_trained) for entry in asked.entries},
+    )
 
 
 def _evaluate(
-    asked: Evaluating, console: Console, world: World, check: Callable[[], None]
+    asked: Evaluating, plan: _Plan, console: Console, world: World, check: Callable[[], None]
 ) -> tuple[Outcome, Embedder]:
-    _check_words(asked)
-    suite, prompts = asked.suite, read_prompts(asked.suite, console)
-    chosen = choose_prompts(prompts, suite.num_prompts or len(prompts), suite.seed)
-    rows = Rows(tuple(chosen), suite.images_per_prompt, suite.batch_size)
-    trained = {
-        entry.label: refuse_trained(entry, suite.judges, asked.shows_trained) for entry in asked.entries
-    }
+    suite, rows = asked.suite, plan.rows
     galleries = {entry.label: Gallery(asked.out / "models" / entry.folder, rows) for entry in asked.entries}
-    order = {prompt.id: place for place, prompt in enumerate(prompts)}
-    _claim(asked, galleries, rows, order, world)
+    order = {prompt.id: place for place, prompt in enumerate(plan.prompts)}
+    if world.rank == 0:
+        keep_suite(asked.out, suite, rows, order)
+        for entry in asked.entries:
+            _claim(entry, galleries[entry.label], plan.identities[entry.label])
+    world.barrier()
+    if any(gallery.missing() for gallery in galleries.values()):
+        # A judge that is missing is named before the first image; it is loaded anew when its turn comes, so
+        # that it does not take the models' memory.
+        load_rewards(suite.judges, resolve, world.device)
     for entry in asked.entries:
-        _draw_entry(asked, entry, galleries[entry.label], prompts, console, world, check)
+        _draw_entry(asked, entry, galleries[entry.label], plan.prompts, console, world, check)
     scorers = load_rewards(suite.judges, resolve, world.device)
     judges = [
         _score(card, scorer, galleries, console, world, check)
@@ -125,7 +161,7 @@ def _evaluate(
     if world.rank == 0:
         for label, gallery in galleries.items():
             for judge in judges:
-                gallery.keep_judge(judge.key, vars(judge) | {"trained": judge.name in trained[label]})
+                gallery.keep_judge(judge.key, vars(judge) | {"trained": judge.name in plan.trained[label]})
     world.barrier()
     models = tuple(
         Judged(
@@ -133,29 +169,35 @@ def _evaluate(
             entry.told(),
             galleries[entry.label],
             {judge.name: galleries[entry.label].scores(judge.key) for judge in judges},
-            tuple(trained[entry.label]),
+            tuple(plan.trained[entry.label]),
         )
         for entry in asked.entries
     )
     return Outcome(suite, rows, models, tuple(judges), order), vendi_embedder(scorers)
 
 
-def _check_words(asked: Evaluating) -> None:
-    """Refuse, before anything is spent, labels and gates that mean nothing, and a folder without images."""
-    labels = [entry.label for entry in asked.entries]
-    if asked.against is not None and asked.against not in labels:
-        raise ConfigError(
-            f"--against {asked.against!r}: no model is called so; there are {', '.join(labels)}"
-        )
-    check_gates(gates(asked.gates), [judge.name for judge in asked.suite.judges], len(labels))
-    if asked.real is not None:
-        image_files(asked.real)
+def _claim(entry: Entry, gallery: Gallery, found: str) -> None:
+    """Write what a gallery is of, or refuse one of another model."""
+    gallery.claim(
+        {
+            "label": entry.label,
+            "what": entry.told(),
+            "kind": entry.kind,
+            "identity": found,
+            "guidance": entry.guidance,
+        },
+        f"name this one apart (LABEL={entry.path}), or delete the folder",
+    )
 
 
 def read_prompts(suite: Suite, console: Console) -> list[Prompt]:
     """The prompts of a suite in their published order, and a word where they are not the published number."""
     try:
-        prompts = named_prompts(suite.prompts, f"suite {suite.name}, prompts")
+        prompts = embedded_prompts(suite.prompts)
+        if prompts is None:
+            prompts, report = load_prompts(resolve(suite.prompts), f"suite {suite.name}, prompts")
+            if report.duplicates:
+                console.warning(f"{suite.prompts}: {report.duplicates} repeated prompts are left out")
     except MissingError as error:
         if suite.published is None:
             raise
@@ -173,27 +215,6 @@ def read_prompts(suite: Suite, console: Console) -> list[Prompt]:
             "expected that many at most"
         )
     return prompts
-
-
-def _claim(
-    asked: Evaluating, galleries: Mapping[str, Gallery], rows: Rows, order: Mapping[str, int], world: World
-) -> None:
-    """Write what the folder is for, or refuse one that holds something else."""
-    facts = {entry.label: identity(entry, asked.dtype) for entry in asked.entries}
-    if world.rank == 0:
-        keep_suite(asked.out, asked.suite, rows, order)
-        for entry in asked.entries:
-            galleries[entry.label].claim(
-                {
-                    "label": entry.label,
-                    "what": entry.told(),
-                    "kind": entry.kind,
-                    "identity": facts[entry.label],
-                    "guidance": entry.guidance,
-                },
-                f"name this one apart (LABEL={entry.path}), or delete the folder",
-            )
-    world.barrier()
 
 
 # Many parameters because each is a part of the call that the steps share.

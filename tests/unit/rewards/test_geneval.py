@@ -27,9 +27,9 @@ def network(classes=80):
     )
     config = Mask2FormerConfig(
         backbone_config=backbone,
-        feature_size=16,
-        mask_feature_size=16,
-        hidden_dim=16,
+        feature_size=32,
+        mask_feature_size=32,
+        hidden_dim=32,
         encoder_feedforward_dim=16,
         dim_feedforward=16,
         num_queries=6,
