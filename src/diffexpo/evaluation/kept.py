@@ -31,7 +31,7 @@ def keep_suite(out: Path, suite: Suite, rows: Rows, order: Mapping[str, int]) ->
     if path.exists() and before is None:
         raise DataError(f"{path} is damaged; delete it, and the same command writes it anew")
     for name in drawing if before else ():
-        was, now = (before or {})["drawing"].get(name), drawing[name]
+        was, now = (before or {}).get("drawing", {}).get(name), drawing[name]
         if was != now:
             told = (
                 f"{name} was {was}, now {now}"
