@@ -21,6 +21,7 @@ EVALUATIONS = Path("evaluations")
 NOT_MET = 1
 
 
+# Long because every option has its help.
 # Many parameters because each is an option of the command.
 def evaluate(
     models: Annotated[
