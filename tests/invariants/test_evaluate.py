@@ -276,6 +276,12 @@ def test_what_cannot_be_is_said_before_anything_is_drawn(
     assert not (tmp_path / "a").exists() or not list((tmp_path / "a").glob("models/*/images/*"))
 
 
+def test_without_a_suite_a_run_is_evaluated_by_its_own_settings(truth: Path, world: Path) -> None:
+    assert "evaluate: every iteration is complete" in diffexpo("evaluate", truth).out
+    done = command("evaluate", truth, f"{world}/model")
+    assert done.code == 2 and "2 models and no suite: expected --suite NAME" in done.message
+
+
 def test_repeated_long_and_unscored_prompts_are_counted(suite: Path, world: Path, tmp_path: Path) -> None:
     prompts, judge = tmp_path / "prompts.txt", tmp_path / "judge.py"
     prompts.write_text("one\none\ntwo\n" + "long " * 90 + "\n")
