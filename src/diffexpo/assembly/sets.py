@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from diffexpo.assembly.aliases import resolve
+from diffexpo.config.suites import Suite
 from diffexpo.data.prompt_lists import choose_categories, read_prompt_list, split_prompts, write_prompts
 
 
@@ -38,3 +39,13 @@ def import_prompts(
         kinds = {prompt.category for prompt in chosen}
         lines.append(f"{len(chosen)} prompts in {len(kinds)} categories: {path}")
     return lines
+
+
+def import_command(suite: Suite) -> str:
+    """Where the prompts of a published suite are, and the command that imports them."""
+    assert suite.published is not None
+    source = suite.published
+    return (
+        f"They are published at {source.where} (licence: {source.licence}). Import them once with: "
+        f"diffexpo data prompts FILE-OR-FOLDER --format {source.format} --to {suite.prompts}"
+    )

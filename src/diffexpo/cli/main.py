@@ -9,6 +9,7 @@ import typer
 from diffexpo import __version__
 from diffexpo.cli import config, data, doctor, improve, label, recipes, rewards, study
 from diffexpo.cli.estimate import estimate
+from diffexpo.cli.evaluate import evaluate, suites, table
 from diffexpo.cli.failures import boundary
 from diffexpo.cli.run import run
 from diffexpo.cli.runs import runs
@@ -19,10 +20,13 @@ app = typer.Typer(
     add_completion=True,
     pretty_exceptions_enable=False,
     help="Align text-to-image diffusion and flow-matching models with preferences, online.",
-    epilog="Exit codes: 0 done, 2 usage or settings, 3 missing model, data or file, 4 failed, "
-    "75 interrupted and resumable, 76 waiting for people's votes.",
+    epilog="Exit codes: 0 done, 1 a bound of --fail-below is not met, 2 usage or settings, 3 missing model, "
+    "data or file, 4 failed, 75 interrupted and resumable, 76 waiting for people's votes.",
 )
 app.command("run")(run)
+app.command("evaluate")(evaluate)
+app.command("suites")(suites)
+app.command("table")(table)
 app.command("estimate")(estimate)
 app.command("report")(report)
 app.command("export")(export)

@@ -18,7 +18,6 @@ SINGLE_STAGES = {
     "collect": "Draw and score the images of the next iteration (does nothing if they are complete).",
     "pair": "Rank what was collected and keep the best and the worst image of every prompt.",
     "train": "Train the next iterate on the offline and all online pairs; continues at the last checkpoint.",
-    "evaluate": "Draw the held-out prompts with the newest iterate and score them by the held-out judges.",
 }
 
 

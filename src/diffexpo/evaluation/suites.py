@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from diffexpo.config.schema import EvaluationConfig
+from diffexpo.config.schema import EvaluationConfig, SamplerConfig
 from diffexpo.diffusion import NoiseSource, num_network_evaluations, sample
 from diffexpo.errors import DataError
 from diffexpo.evaluation.divergence import kl_estimator, path_kl
@@ -53,6 +53,34 @@ def choose_prompts(prompts: Sequence[Prompt], count: int, seed: int) -> list[Pro
     which of them the report shows."""
     by_id = {prompt.id: prompt for prompt in prompts}
     return [by_id[name] for name in keyed_order(by_id, seed, "evaluate", "prompts")[:count]]
+
+
+def draw_batch(
+    policy: Policy,
+    version: str,
+    inputs: tuple[Conditioning, Conditioning | None, NoiseSource],
+    sampler: SamplerConfig,
+    tick: Tick,
+) -> tuple[Tensor, np.ndarray, Tensor]:
+    """Draw one batch with a version of the weights from texts, the other side of guidance and noise.
+
+    Returns:
+        Latents (B,C,h,w); images (B,H,W,3) uint8; and the images as a person sees them, at 8 bits, (B,3,H,W)
+        in [0,1], with NaN where an image is not finite (at 8 bits it would be black).
+    """
+    own, negative, noise = inputs
+    with policy.weights.use(version):
+        latents = sample(policy, own, negative, sampler, noise, tick=tick)
+        decoded = policy.decode_latents(latents)
+    batch = to_bytes(decoded)
+    seen = torch.from_numpy(batch.transpose(0, 3, 1, 2).astype(np.float32) / 255.0)
+    seen[~torch.isfinite(decoded).flatten(1).all(dim=1).cpu()] = torch.nan
+    return latents, batch, seen
+
+
+def noise_of(seed: int, keys: Sequence[tuple[str | int, ...]], policy: Policy) -> NoiseSource:
+    """The noise of evaluated images, named by (seed, "evaluate", *key)."""
+    return NoiseSource([torch_generator(seed, "evaluate", *key) for key in keys], policy.latent_shape)
 
 
 @dataclass(frozen=True)
@@ -177,9 +205,8 @@ class Evaluation:
     ) -> tuple[Conditioning, Conditioning | None, NoiseSource]:
         """What a network call needs for the prompts `rows`; image i's noise is named by keys[i]."""
         own, negative = self._conditioning
-        generators = [torch_generator(self.seed, "evaluate", *key) for key in keys]
         empty = None if negative is None else negative.select([0] * len(keys))
-        return own.select(rows), empty, NoiseSource(generators, self.policy.latent_shape)
+        return own.select(rows), empty, noise_of(self.seed, keys, self.policy)
 
     def _mine(self, count: int) -> range:
         """First rows of the batches of `count` rows that this process draws."""
@@ -216,14 +243,10 @@ class Evaluation:
             prompts = [self.prompts[p] for p in which]
             keys = [(prompt.id, number) for prompt, number in zip(prompts, numbers, strict=True)]
             own, negative, noise = self._batch(which, keys)
-            with self.policy.weights.use(version):
-                latents = sample(self.policy, own, negative, self.settings.sampler, noise, tick=tick)
-                decoded = self.policy.decode_latents(latents)
-                batch = to_bytes(decoded)
+            latents, batch, seen = draw_batch(
+                self.policy, version, (own, negative, noise), self.settings.sampler, tick
+            )
             images.append(batch)
-            seen = torch.from_numpy(batch.transpose(0, 3, 1, 2).astype(np.float32) / 255.0)
-            # At 8 bits a picture that is not finite would be black.
-            seen[~torch.isfinite(decoded).flatten(1).all(dim=1).cpu()] = torch.nan
             judging.begin(latents, seen, [prompt.text for prompt in prompts])
             tick()
         return images

@@ -8,6 +8,7 @@ from pydantic import Field, TypeAdapter
 from diffexpo.config.rewards.aesthetic import AestheticCard
 from diffexpo.config.rewards.card import RewardCard
 from diffexpo.config.rewards.clip import ClipCard
+from diffexpo.config.rewards.geneval import GenEvalCard
 from diffexpo.config.rewards.groups import SelfJudgeConfig, ServiceConfig, VlmConfig
 from diffexpo.config.rewards.hps import Hpsv2Card, Hpsv21Card
 from diffexpo.config.rewards.human import HumanCard
@@ -39,6 +40,7 @@ CARDS: tuple[type[RewardCard], ...] = (
     OpenNsfwCard,
     ImplicitCard,
     DenoisingCard,
+    GenEvalCard,
     SceneScoreCard,
     SceneCorrectCard,
     SceneLooksCard,

@@ -23,5 +23,6 @@ class AestheticCard(NetworkCard):
     parameters = VIT_L_PARAMETERS
     score_range = (0.0, 11.0)
     papers = ("schuhmann2022laion", "radford2021clip")
+    biases = "does not read the prompt; likes paintings more than photographs"
 
     type: Literal["aesthetic"] = "aesthetic"

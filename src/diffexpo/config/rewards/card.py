@@ -85,6 +85,8 @@ class RewardCard(Section):
     """Why the shipped images cannot verify it, as the end of a message; "" where they can."""
     is_right_or_wrong: ClassVar[bool] = False
     """Scores are 1 (right) or 0 (wrong), so their mean is a share of images."""
+    biases: ClassVar[str] = "none measured"
+    """What its scores are known to follow besides what it is asked, in words."""
     score_slack: ClassVar[float] = 0.0
     """Relative difference from known scores that another version of a library may cause."""
 

@@ -27,6 +27,7 @@ class ClipCard(ClipLikeCard):
     source = f"any CLIPModel repository, such as {VIT_L}"
     licence = "the model's own (openai/clip: MIT)"
     papers = ("radford2021clip",)
+    biases = "hardly sees counts, relations and which thing has which colour; rises with guidance alone"
     is_sized_by_files = True
 
     type: Literal["clip"] = "clip"

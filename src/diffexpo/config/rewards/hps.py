@@ -19,6 +19,7 @@ class HpsCard(ClipLikeCard):
     pickled_entry = "['state_dict']"
     parameters = VIT_H_PARAMETERS
     papers = ("wu2023hpsv2",)
+    biases = "rises with guidance alone; prompts are read up to 77 tokens"
 
     def arguments(self, resolve: Callable[[str], str], device: object) -> dict[str, object]:
         """With the edition, which says whose weights are meant."""

@@ -22,5 +22,6 @@ class ImageRewardCard(NetworkCard):
     parameters = 447_000_000  # both towers, about
     score_range = (-4.0, 4.0)
     papers = ("xu2023imagereward",)
+    biases = "rises with guidance alone; prompts are read up to 35 tokens"
 
     type: Literal["imagereward"] = "imagereward"

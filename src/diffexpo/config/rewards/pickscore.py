@@ -21,5 +21,6 @@ class PickScoreCard(ClipLikeCard):
     licence = "code MIT; weights: see the model card"
     parameters = VIT_H_PARAMETERS
     papers = ("kirstain2023pickapic",)
+    biases = "rises with guidance alone; prompts are read up to 77 tokens"
 
     type: Literal["pickscore"] = "pickscore"

@@ -13,6 +13,7 @@ class SceneCard(NetworkCard):
     source = "shipped with the package"
     licence = "Apache-2.0"
     papers = ("ghosh2023geneval",)
+    biases = "a small detector: it errs, and finds only what it was taught"
     is_sized_by_files = True
     why_unverified = (
         "reads prompts of scenes, and the shipped images are single emoji; `python -m worlds.scenes quality` "
@@ -53,6 +54,7 @@ class SceneLooksCard(ClipLikeCard):
     source = "shipped with the package"
     licence = "Apache-2.0"
     papers = ("kirstain2023pickapic",)
+    biases = "hardly reads the prompt"
     is_sized_by_files = True
     why_unverified = (
         "judges whole scenes, and the shipped images are single emoji; `python -m worlds.scenes looks` "

@@ -1,0 +1,240 @@
+"""What an evaluation came to, from made scores: totals, win rates, groups, disagreements, bounds, the page, and reading it all again."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+
+from diffexpo.config.paper_tables import TABLES
+from diffexpo.config.rewards import read_card
+from diffexpo.config.suites import Suite
+from diffexpo.errors import ConfigError, DataError, MissingError
+from diffexpo.evaluation.benchmark import Judge, Judged, Outcome, failures, gates
+from diffexpo.evaluation.benchmark_page import table_rows, verdict, write_page
+from diffexpo.evaluation.gallery import Gallery, Rows
+from diffexpo.evaluation.kept import keep_suite, read_outcome
+from diffexpo.types import Prompt
+
+LOOKS = Judge.of(read_card(name="looks", type="clip", path="x"), "v1", "cosine", "looks-1")
+RIGHT = Judge.of(read_card(name="right", type="scene_correct", path="x"), "v2", "1 or 0", "right-1")
+
+
+def outcome(tmp_path, scores, *, rule="mean", categories=None, trained=(), count=None):
+    """An outcome of made scores, model -> judge -> (N,), one image a prompt, on disk too."""
+    first = next(iter(next(iter(scores.values())).values()))
+    names = categories or ["even", "odd"] * (len(first) // 2)
+    prompts = tuple(
+        Prompt(f"p{row}", f"a thing {row}", names[row], {"size": "big" if row < 2 else "small"})
+        for row in range(len(first))
+    )
+    suite = Suite(
+        name="made",
+        title="made scores",
+        prompts="made.txt",
+        categories=count or {},
+        rule=rule,
+        batch_size=4,
+        groups=("category", "size"),
+    )
+    rows = Rows(prompts, 1, 4)
+    judges = [judge for judge in (RIGHT, LOOKS) if judge.name in next(iter(scores.values()))]
+    models = []
+    for number, (label, found) in enumerate(scores.items()):
+        gallery = Gallery(tmp_path / "models" / label, rows)
+        facts = {"label": label, "what": f"model {label}", "identity": label, "guidance": None}
+        gallery.claim(facts, "")
+        for batch in rows.batches:
+            images = [np.full((4, 4, 3), (10 * row + number) % 256, np.uint8) for row in rows.of(batch)]
+            gallery.keep(batch, images, seconds=2.0, evaluations=10)
+            for judge in judges:
+                gallery.keep_scores(
+                    judge.key, batch, np.asarray(found[judge.name])[list(rows.of(batch))].tolist()
+                )
+        for judge in judges:
+            gallery.keep_judge(judge.key, vars(judge) | {"trained": (label, judge.name) in trained})
+        by = tuple(judge for model, judge in trained if model == label)
+        models.append(
+            Judged(
+                label,
+                f"model {label}",
+                gallery,
+                {name: np.asarray(v, float) for name, v in found.items()},
+                by,
+            )
+        )
+    order = {prompt.id: place for place, prompt in enumerate(prompts)}
+    keep_suite(tmp_path, suite, rows, order)
+    return Outcome(suite, rows, tuple(models), tuple(judges), order)
+
+
+BASE, MINE = [0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 1.0, 0.0], [1.0, 0.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0]
+
+
+@pytest.fixture
+def two(tmp_path):
+    looks = {"base": np.arange(8.0), "mine": np.arange(8.0)[::-1]}
+    return outcome(
+        tmp_path,
+        {"base": {"right": BASE, "looks": looks["base"]}, "mine": {"right": MINE, "looks": looks["mine"]}},
+    )
+
+
+def test_totals_and_win_rates(two):
+    assert two.totals["base", "right"][0] == 0.25
+    assert two.totals["mine", "right"][0] == 0.875
+    win = two.wins("right", "base")["mine"]
+    assert (win.wins, win.ties, win.losses) == (5, 3, 0)
+    assert win.rate == (5 + 1.5) / 8
+    assert two.wins("right", "mine")["base"].rate == 1 - win.rate
+    with pytest.raises(ConfigError, match="no model is called 'other'; there are 'base', 'mine'"):
+        two.wins("right", "other")
+
+
+def test_groups_by_category_and_by_an_attribute(two):
+    even, odd = two.groups["category"]
+    assert (even.name, even.num_prompts, odd.name) == ("even", 4, "odd")
+    assert even.means["mine", "right"][0] == 1.0
+    assert [group.num_prompts for group in two.groups["size"]] == [2, 6]
+
+
+def test_an_empty_category_is_shown_and_has_no_mean(tmp_path):
+    made = outcome(tmp_path, {"base": {"right": BASE}}, count={"none": 3, "odd": 4})
+    assert [group.name for group in made.groups["category"]] == ["odd", "even", "none"]
+    empty = made.groups["category"][-1]
+    assert (empty.num_prompts, empty.means["base", "right"]) == (0, None)
+    write_page(made, tmp_path, "base", "diffexpo evaluate")
+    assert "no score" in (tmp_path / "report.html").read_text()
+
+
+def test_parts_follow_the_published_order(tmp_path):
+    scores, categories = np.arange(40.0), ["one"] * 40
+    made = outcome(tmp_path, {"base": {"looks": scores}}, rule="chunks", categories=categories)
+    turned = Outcome(
+        made.suite, made.rows, made.models, made.judges, {f"p{n}": (n * 7) % 40 for n in range(40)}
+    )
+    spread = made.groups["category"][0].spreads["base", "looks"]
+    assert spread == pytest.approx(np.std([1.5 + 4 * k for k in range(10)]))
+    assert turned.groups["category"][0].spreads["base", "looks"] != spread
+
+
+def test_tasks_weigh_alike(tmp_path):
+    made = outcome(tmp_path, {"base": {"right": [1, 0, 0, 0]}}, rule="tasks", categories=["a", "b", "b", "b"])
+    assert made.totals["base", "right"][0] == 0.5
+
+
+def test_images_without_a_score_are_counted_and_left_out(tmp_path):
+    mine = [math.nan, 1.0, *MINE[2:]]
+    made = outcome(tmp_path, {"base": {"right": BASE}, "mine": {"right": mine}})
+    assert made.excluded(made.model("mine")) == {"right": 1}
+    assert made.excluded(made.model("base")) == {}
+    assert made.totals["mine", "right"][0] == pytest.approx(1.0)
+    assert made.wins("right", "base")["mine"].num == 7
+    nothing = outcome(tmp_path / "nothing", {"base": {"right": [math.nan] * 4}})
+    assert nothing.totals["base", "right"] is None
+    assert verdict(nothing, "base")[1] == "right could score no image"
+
+
+def test_a_judge_that_trained_a_model_decides_nothing(tmp_path):
+    made = outcome(tmp_path, {"base": {"right": BASE}, "mine": {"right": MINE}}, trained=[("mine", "right")])
+    assert made.wins("right", "base") == {"mine": None}
+    kind, title, _ = verdict(made, "base")
+    assert (kind, title) == ("open", "mine scores highest by right, but not for sure")
+    assert failures(made, {"win_rate": 0.0}, "base") == ["mine: win_rate is nan, below 0"]
+    assert read_outcome(tmp_path).model("mine").trained_by == ("right",)
+
+
+def test_the_verdict_needs_an_interval(two, tmp_path):
+    kind, title, sentences = verdict(two, "base")
+    assert (kind, title) == ("better", "mine scores highest by right")
+    assert any("mine is better than base" in sentence for sentence in sentences)
+    kind, title, _ = verdict(two, "mine")
+    assert (kind, title) == ("worse", "mine scores highest by right")
+    same = outcome(tmp_path / "same", {"base": {"right": BASE}, "twin": {"right": BASE}})
+    assert verdict(same, "base")[:2] == ("open", "No model is shown to be better than base")
+    assert "not to be told from" in verdict(same, "base")[2][-1]
+
+
+def test_disagreements_are_rows_that_two_judges_see_differently(two, tmp_path):
+    judges, rows = two.disagreements("mine", "base")
+    assert judges == ("right", "looks")
+    for row in rows:
+        gaps = [two.model("mine").scores[name][row] - two.model("base").scores[name][row] for name in judges]
+        assert gaps[0] * gaps[1] < 0
+    agreeing = outcome(
+        tmp_path / "a", {"base": {"right": BASE, "looks": BASE}, "mine": {"right": MINE, "looks": MINE}}
+    )
+    assert agreeing.disagreements("mine", "base") is None
+    assert two.disagreements("base", "base") is None
+
+
+@pytest.mark.parametrize(
+    ("bounds", "failed"),
+    [
+        (["win_rate=0.8"], []),
+        (["win_rate=0.82"], ["mine: win_rate is 0.8125, below 0.82"]),
+        (["right=0.9", "looks=0"], ["mine: right is 0.875, below 0.9"]),
+    ],
+)
+def test_bounds(two, bounds, failed):
+    assert failures(two, gates(bounds), "base") == failed
+
+
+@pytest.mark.parametrize("text", ["win_rate", "=0.5", "win_rate=high"])
+def test_a_bound_has_a_name_and_a_number(text):
+    with pytest.raises(ConfigError, match="expected win_rate=0.5"):
+        gates([text])
+
+
+def test_the_page_and_its_files_tell_the_same(two, tmp_path):
+    page = write_page(two, tmp_path, "base", "diffexpo evaluate base mine --suite made").read_text()
+    for text in (
+        "mine scores highest by right",
+        "87.5%",
+        "Where the judges disagree",
+        "1 or 0",
+        "version v1",
+        "--suite made",
+    ):
+        assert text in page
+    assert 'src="http' not in page and "<script" not in page
+    numbers = json.loads((tmp_path / "summary.json").read_text())
+    assert numbers["models"]["mine"]["scores"]["right"][0] == 0.875
+    assert numbers["models"]["mine"]["win_rate"]["right"]["rate"][0] == 0.8125
+    assert numbers["groups"]["category"]["odd"]["prompts"] == 4
+    assert numbers["models"]["base"]["cost"] == {"network_evaluations": 20.0, "seconds": 4.0}
+    header, rows = table_rows(two, "base")
+    assert (tmp_path / "table.md").read_text().splitlines()[0] == "| " + " | ".join(header) + " |"
+    assert rows[1][0] == "mine" and rows[1][1].startswith("87.5% [")
+
+
+def test_an_evaluation_is_read_again_from_its_files_alone(two, tmp_path):
+    found = read_outcome(tmp_path)
+    assert [model.label for model in found.models] == ["base", "mine"]
+    assert set(found.judges) == {LOOKS, RIGHT}
+    assert found.totals == two.totals
+    assert found.rows == two.rows and found.order == two.order
+    with pytest.raises(MissingError, match="holds no evaluation"):
+        read_outcome(tmp_path / "nowhere")
+
+
+def test_a_folder_takes_one_setting_and_one_list_of_prompts(two, tmp_path):
+    keep_suite(tmp_path, two.suite.model_copy(update={"title": "another word"}), two.rows, two.order)
+    with pytest.raises(ConfigError, match="seed was 0, now 1; choose another folder"):
+        keep_suite(tmp_path, two.suite.model_copy(update={"seed": 1}), two.rows, two.order)
+    fewer = Rows(two.rows.prompts[:4], 1, 4)
+    with pytest.raises(ConfigError, match="its prompts have changed"):
+        keep_suite(tmp_path, two.suite, fewer, two.order)
+    (tmp_path / "suite.json").write_text("{")
+    with pytest.raises(DataError, match=r"suite\.json is damaged"):
+        keep_suite(tmp_path, two.suite, two.rows, two.order)
+
+
+def test_published_tables_are_whole():
+    for table in TABLES.values():
+        for name, texts in table.published.items():
+            assert len(texts) == len(table.columns), name
+    expo = TABLES["expo"].published
+    for name, texts in expo.items():
+        styles, average = [float(text) for text in texts[:4]], float(texts[4])
+        assert np.mean(styles) == pytest.approx(average, abs=0.0051), name
