@@ -70,14 +70,19 @@ class Server:
         return json.loads(answer)
 
     def start(
-        self, arguments: list[str], extra: Mapping[str, str], limit: int | None, module: str | None
+        self,
+        arguments: list[str],
+        extra: Mapping[str, str],
+        limit: int | None,
+        module: str | None,
+        cwd: str | Path | None = None,
     ) -> Command:
         number = next(self._numbers)
         out, err = (Path(self._folder.name) / f"{number}.{kind}" for kind in ("out", "err"))
         request = {
             "start": arguments,
             "module": module,
-            "cwd": self._folder.name,
+            "cwd": str(cwd or self._folder.name),
             "out": str(out),
             "err": str(err),
             "environment": dict(extra),
@@ -130,10 +135,14 @@ def server() -> Server:
 
 
 def start(
-    *arguments: str | Path, limit: int | None = None, module: str | None = None, **extra: str
+    *arguments: str | Path,
+    limit: int | None = None,
+    module: str | None = None,
+    cwd: str | Path | None = None,
+    **extra: str,
 ) -> Command:
-    """`diffexpo ARGUMENTS`, or `python -m MODULE ARGUMENTS`, with `extra` in its environment and no file longer than `limit` bytes."""
-    return server().start([str(argument) for argument in arguments], extra, limit, module)
+    """`diffexpo ARGUMENTS`, or `python -m MODULE ARGUMENTS`, in a folder, with `extra` in its environment and no file longer than `limit` bytes."""
+    return server().start([str(argument) for argument in arguments], extra, limit, module, cwd)
 
 
 def command(*arguments: str | Path, limit: int | None = None, arm: str | None = None) -> Done:

@@ -17,7 +17,7 @@ from diffexpo.data.prompts import load_prompts
 from .conftest import jpeg
 
 ONES = [1, 1.0, True, "1", "1.0", Decimal("1.00")]
-ZEROS = [0, 0.0, False, "0", "0.0", Decimal("0")]
+ZEROS = [0, 0.0, False, "0", "0.0", Decimal(0)]
 
 
 def test_numbers_are_read_from_every_type() -> None:
@@ -31,7 +31,7 @@ def test_only_what_says_no_is_false() -> None:
 
 
 def test_ids_are_texts_without_a_trace_of_their_type() -> None:
-    assert [text_of_id(value) for value in (7, 7.0, "7", Decimal("7"), 0)] == ["7", "7", "7", "7", "0"]
+    assert [text_of_id(value) for value in (7, 7.0, "7", Decimal(7), 0)] == ["7", "7", "7", "7", "0"]
     assert [text_of_id(value) for value in (None, "", True, 7.5, float("nan"), b"7")] == [None] * 6
 
 
@@ -89,7 +89,9 @@ def test_csv_jsonl_and_parquet_say_the_same_who_won(tmp_path: Path) -> None:
     for number in range(2):
         (tmp_path / f"{number}.jpg").write_bytes(jpeg(number))
     (tmp_path / "t.csv").write_text("prompt,image_0,image_1,preferred\na,0.jpg,1.jpg,1.0\n")
-    (tmp_path / "t.jsonl").write_text('{"prompt": "a", "image_0": "0.jpg", "image_1": "1.jpg", "preferred": 1.0}\n')
+    (tmp_path / "t.jsonl").write_text(
+        '{"prompt": "a", "image_0": "0.jpg", "image_1": "1.jpg", "preferred": 1.0}\n'
+    )
     pq.write_table(pa.Table.from_pylist(rows), tmp_path / "t.parquet")
     found = [pairs_of(tmp_path / f"t.{kind}")[0][0] for kind in ("csv", "jsonl", "parquet")]
     assert [pair.winner_jpg for pair in found] == [jpeg(1)] * 3
@@ -104,7 +106,9 @@ def test_prompts_keep_ids_and_categories_of_every_type(tmp_path: Path) -> None:
         }
     )
     pq.write_table(table, tmp_path / "p.parquet")
-    lines = '{"prompt": "a cat", "id": 1, "category": "pets"}\n{"prompt": "a dog", "id": 2, "category": "pets"}\n'
+    lines = (
+        '{"prompt": "a cat", "id": 1, "category": "pets"}\n{"prompt": "a dog", "id": 2, "category": "pets"}\n'
+    )
     (tmp_path / "p.jsonl").write_text(lines)
     found = [load_prompts(tmp_path / name) for name in ("p.parquet", "p.jsonl")]
     assert found[0] == found[1]
