@@ -1,5 +1,5 @@
-"""What a cell of a foreign table means, whatever type its format gave it: CSV knows texts alone, pandas writes
-categories, truth values and floats where a value is missing, databases write decimals."""
+"""What a cell of a foreign table means, whatever type its format gave it: CSV knows texts alone, pandas
+writes categories, truth values and floats where a value is missing, databases write decimals."""
 
 from __future__ import annotations
 
