@@ -75,7 +75,7 @@ class Server:
         extra: Mapping[str, str],
         limit: int | None,
         module: str | None,
-        cwd: Path | None,
+        cwd: str | Path | None = None,
     ) -> Command:
         number = next(self._numbers)
         out, err = (Path(self._folder.name) / f"{number}.{kind}" for kind in ("out", "err"))
@@ -138,10 +138,10 @@ def start(
     *arguments: str | Path,
     limit: int | None = None,
     module: str | None = None,
-    cwd: Path | None = None,
+    cwd: str | Path | None = None,
     **extra: str,
 ) -> Command:
-    """`diffexpo ARGUMENTS`, or `python -m MODULE ARGUMENTS`, with `extra` in its environment and no file longer than `limit` bytes."""
+    """`diffexpo ARGUMENTS`, or `python -m MODULE ARGUMENTS`, in a folder, with `extra` in its environment and no file longer than `limit` bytes."""
     return server().start([str(argument) for argument in arguments], extra, limit, module, cwd)
 
 

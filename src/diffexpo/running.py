@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
@@ -11,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from diffexpo import assembly
 from diffexpo.cli.folders import RUNS, find_run, free_folder, run_state
-from diffexpo.cli.progress import Console
+from diffexpo.cli.progress import Console, Nowhere
 from diffexpo.config import LoadedConfig, RunConfig, load_config, read_resolved
 from diffexpo.config.iterates import split_iterate
 from diffexpo.config.resuming import resumed_config
@@ -85,7 +84,7 @@ def run(
             folder,
             sources=loaded.sources,
             resume=resume is not None,
-            console=Console(_Nowhere() if quiet else None),
+            console=Console(Nowhere() if quiet else None),
             stop_after=stop_after,
             watching=watching,
         )
@@ -93,13 +92,6 @@ def run(
         error.add_note(f"go on with diffexpo.run(resume={str(folder)!r})")
         raise
     return Run(folder)
-
-
-class _Nowhere(io.StringIO):
-    """A stream that keeps nothing."""
-
-    def write(self, text: str) -> int:
-        return len(text)
 
 
 def open_run(path: str | Path) -> Run:
@@ -114,7 +106,8 @@ def load_policy(
     """A base model with trainable weights on it.
 
     Args:
-        model: A diffusers folder, a hub id, an embedded model such as "scenes:diffusion", or settings.
+        model: A diffusers folder, a hub id, an embedded model such as "scenes:diffusion", a run or an iterate
+            of one ("runs/expo@2"), or settings.
         tuning: LoRA or full fine-tuning; default: `TuningConfig(kind="lora")`.
         seed: Keys the LoRA factors.
         settings: Of `ModelConfig`, where `model` is a name, such as `dtype="bfloat16"`.
@@ -125,7 +118,8 @@ def load_policy(
 
     if isinstance(model, (str, Path)):
         model = ModelConfig(path=str(model), **settings)
-    path = assembly.resolve(model.path)
+    assembly.write_model(model.path)
+    path = assembly.resolve_model(model.path)
     return load(model, tuning or TuningConfig(kind="lora"), folder_or_id=path, seed=seed)
 
 

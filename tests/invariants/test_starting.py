@@ -10,7 +10,7 @@ import torch
 
 from diffexpo import assembly
 from diffexpo.assembly.actions import load_weights, open_run, regenerate
-from diffexpo.assembly.starting import guidance_of_start, read_start
+from diffexpo.assembly.starting import check_start, guidance_of_start
 from diffexpo.cli.progress import Console
 from diffexpo.config import RunConfig, load_config
 from diffexpo.data.store import Store
@@ -105,7 +105,7 @@ def test_adapters_start_from_adapters_of_the_same_scale(world: Path, earlier: Pa
         ([f"tuning.start={tmp_path / 'unfinished'}"], MissingError, "diffexpo run --resume"),
     ):
         with pytest.raises(error, match=words):
-            read_start(configured(world, *settings))
+            check_start(configured(world, *settings))
     with pytest.raises(ConfigError, match="tuning.lora.rank = 2, here 3; expected the same rank"):
         run(world, tmp_path / "third", *OFFLINE, *lora, "tuning.lora.rank=3", f"tuning.start={first}")
     assert not (tmp_path / "third").exists()

@@ -11,12 +11,12 @@ import numpy as np
 import torch
 from PIL import Image
 
-from diffexpo.assembly.aliases import resolve
+from diffexpo.assembly.aliases import resolve_model
 from diffexpo.assembly.folders import iterate_path, result_path
 from diffexpo.assembly.improving import restore_improver
 from diffexpo.assembly.objects import build_policy
 from diffexpo.config import RunConfig, read_resolved
-from diffexpo.config.iterates import exported_folder
+from diffexpo.config.iterates import exported_folder, run_of_model, whole_model_folder
 from diffexpo.data.export import export_pairs as write_pairs
 from diffexpo.data.latents import PromptEmbeddings, host_array, pixel_decoder
 from diffexpo.data.rows import ImageSize
@@ -107,9 +107,12 @@ def export_pairs(run_dir: Path, target: Path) -> int:
     return write_pairs(store, target, pixel_decoder(policy))
 
 
-def export(run_dir: Path, loop: Loop | None = None, iteration: int | None = None) -> list[Path]:
+def export(
+    run_dir: Path, loop: Loop | None = None, iteration: int | None = None, *, whole: bool = False
+) -> list[Path]:
     """The run's result for plain diffusers, reloaded and compared, and its model card; with `iteration` that
-    iterate instead, in a folder of its own (a MissingError if it is not trained)."""
+    iterate instead, in a folder of its own (a MissingError if it is not trained). `whole` writes a pipeline
+    with the adapters of LoRA folded into its weights."""
     config = loop.config if loop else read_resolved(run_dir / "config.yaml").config
     if iteration is not None:
         result_path(run_dir, config, f"--iteration {iteration}", iteration)
@@ -117,17 +120,20 @@ def export(run_dir: Path, loop: Loop | None = None, iteration: int | None = None
     assert isinstance(policy, FamilyPolicy)  # a run's policy was loaded
     chosen = kept_iterate(config, run_dir / "store") if iteration is None else iteration
     load_weights(run_dir, policy, chosen, "current")
-    folder = exported_folder(run_dir, iteration)
+    is_folded = whole and config.tuning.kind == "lora"
+    folder = exported_folder(run_dir, iteration) / ("whole" if is_folded else "")
     title = config.name if iteration is None else f"{config.name}, iteration {iteration}"
-    done: dict[str, Any] = export_policy(policy, "current", folder, title)
+    done: dict[str, Any] = export_policy(policy, "current", folder, title, whole=whole)
     files, arguments = [Path(file) for file in done["files"]], call_arguments(policy)
     if config.model.resolution is not None:
         nothing = torch.zeros(1, *policy.latent_shape)
         height, width = policy.decode_latents(nothing).shape[-2:]
         arguments |= {"height": height, "width": width}
+    if is_folded:
+        return files
     # What plain diffusers is told to load: the hub id that the settings name, or the folder.
     path = Path(config.model.path).expanduser()
-    is_hub_id = not path.exists() and resolve(config.model.path) == config.model.path
+    is_hub_id = not path.exists() and resolve_model(config.model.path) == config.model.path
     exported = Exported(
         kind=str(done["kind"]),
         pipeline_class=policy.folder.pipeline_class,
@@ -138,3 +144,20 @@ def export(run_dir: Path, loop: Loop | None = None, iteration: int | None = None
         version=f"iteration-{chosen}",
     )
     return [*files, write_card(run_dir, folder, config, exported)]
+
+
+def write_model(path: str) -> None:
+    """Write the whole model of the run, or of the iterate, that `model.path` names, unless it is there."""
+    run = run_of_model(path)
+    if run is not None and not whole_model_folder(*run).is_dir():
+        export(run[0], iteration=run[1], whole=True)
+
+
+def push(run_dir: Path, exported: Path, repository: str, *, private: bool) -> str:
+    """Upload the folder of an export, of which `exported` is the first file or the folder itself, to a
+    repository of the hub; returns the address of the commit."""
+    from diffexpo.policies.publishing import push_folder
+
+    folder = exported if exported.is_dir() else exported.parent
+    title = f"{run_dir.name}, exported by diffexpo"
+    return push_folder(folder, repository, private=private, title=title)

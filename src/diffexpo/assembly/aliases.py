@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from diffexpo.config.iterates import folder_of_model
 from diffexpo.data.prompts import read_prompts, shipped_prompts
 from diffexpo.types import Prompt
 from diffexpo.worlds import embedded_prompts, local_path, missing_assets
 
-__all__ = ["missing_assets", "named_prompts", "negative_prompts", "read_named", "resolve"]
+__all__ = ["missing_assets", "named_prompts", "negative_prompts", "read_named", "resolve", "resolve_model"]
 
 PROMPTS = "prompts:"
 
@@ -17,6 +18,12 @@ def resolve(path: str) -> str:
     if path.startswith(PROMPTS):
         return str(shipped_prompts(path.removeprefix(PROMPTS)))
     return local_path(path)
+
+
+def resolve_model(path: str) -> str:
+    """`model.path` as a folder or hub id: an alias as `resolve` does, a run or iterate (RUN@2) as the folder
+    of its whole model, which `actions.write_model` makes."""
+    return folder_of_model(resolve(path))
 
 
 def named_prompts(source: str, key: str) -> list[Prompt]:

@@ -8,9 +8,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from diffexpo.assembly.aliases import named_prompts, negative_prompts, resolve
+from diffexpo.assembly.folders import result_path
 from diffexpo.assembly.starting import check_start
-from diffexpo.config import RunConfig
+from diffexpo.config import RunConfig, read_resolved
 from diffexpo.config.contenders import read_contenders
+from diffexpo.config.iterates import run_of_model, shape_of_model, split_iterate
 from diffexpo.data.offline.formats import find_format
 from diffexpo.errors import ConfigError, MissingError
 from diffexpo.estimate.networks import sizes_of
@@ -18,6 +20,7 @@ from diffexpo.policies.base import find_family
 from diffexpo.policies.blueprint import highest_rank
 from diffexpo.policies.family import Loading
 from diffexpo.policies.loading import choose_device, read_model_folder, resolve_folder
+from diffexpo.training.tracking import require_tracker
 
 HUB_ID = re.compile(r"[\w][\w.-]*/[\w][\w.-]*")
 
@@ -48,6 +51,8 @@ def check_inputs(config: RunConfig) -> list[str]:
         if source is not None:
             find_format(format, resolve(source))
     check_start(config)
+    for tracker in config.tracking.trackers:
+        require_tracker(tracker)
     read_contenders(config)
     return notes
 
@@ -55,7 +60,9 @@ def check_inputs(config: RunConfig) -> list[str]:
 def _model(config: RunConfig) -> Iterator[str]:
     """The base model's folder: its components, weight files, sizes, and what its adapters bind to."""
     model = config.model
-    name = resolve(model.path)
+    if (run := run_of_model(model.path)) is not None:
+        result_path(run[0], read_resolved(run[0] / "config.yaml").config, "model.path", run[1])
+    name = resolve(shape_of_model(model.path))
     if not Path(name).expanduser().exists() and HUB_ID.fullmatch(name):
         yield f"model.path = {name} is a model of the hub, which is looked at when the run starts"
         return
@@ -74,21 +81,24 @@ def _scorers(config: RunConfig) -> Iterator[str]:
     """Files and folders of rewards and judges, and of models that a method needs beside the policy."""
     for label, scorers in config.scorers.items():
         for index, reward in enumerate(scorers):
-            for field in ("path", "base"):
-                yield from _named(getattr(reward, field), f"{reward.name!r}: {label}.{index}.{field}")
+            for field, what in (("path", reward.path_is if reward.path_is_local else ""), ("base", "")):
+                yield from _named(getattr(reward, field), f"{reward.name!r}: {label}.{index}.{field}", what)
     branches, improvement = config.algorithm.branches, config.algorithm.improvement
     yield from _named(None if branches is None else branches.judge, "algorithm.judge")
     yield from _named(None if improvement is None else improvement.path, "algorithm.improver.path")
 
 
-def _named(path: str | None, key: str) -> Iterator[str]:
-    """Nothing if a path is there or is an address; a sentence if it may be a hub id; else a MissingError."""
+def _named(path: str | None, key: str, local: str = "") -> Iterator[str]:
+    """Nothing if a path is there or is an address; a sentence if it may be a hub id; else a MissingError.
+    `local` says what the path must name where no hub id will do."""
     if path is None or "://" in path:
         return
-    name = resolve(path)
+    name, _ = split_iterate(resolve(path))
     file = re.sub(r"\.py:\w+$", ".py", name)
     if Path(file).expanduser().exists():
         return
+    if local:
+        raise MissingError(f"{key} = {path}: there is no {file} in {Path.cwd()}; expected {local}")
     if not HUB_ID.fullmatch(name):
         where = "" if Path(file).expanduser().is_absolute() else f" in {Path.cwd()}"
         raise MissingError(f"{key} = {path}: there is no file {file}{where}; expected one that exists")

@@ -9,9 +9,16 @@ from pathlib import Path
 import numpy as np
 
 from diffexpo.algorithms import algorithm_class
-from diffexpo.assembly.aliases import named_prompts, negative_prompts, read_named, resolve
+from diffexpo.assembly.aliases import (
+    named_prompts,
+    negative_prompts,
+    read_named,
+    resolve,
+    resolve_model,
+)
 from diffexpo.assembly.asking_people import ask_people
 from diffexpo.assembly.evaluating import make_evaluator, make_validator, separate_prompts
+from diffexpo.assembly.inputs import check_inputs_unchanged
 from diffexpo.assembly.self_judges import open_denoiser
 from diffexpo.assembly.starting import guidance_of_start, put_start
 from diffexpo.config import RunConfig
@@ -42,6 +49,7 @@ from diffexpo.types import Policy, Prompt
 def build_loop(config: RunConfig, run_dir: Path, console: Console, stop: StopSignal, world: World) -> Loop:
     """Every object of a run, with offline data imported."""
     policy = build_policy(config)
+    check_inputs_unchanged(config, run_dir, policy.fingerprint, world)
     put_start(config, run_dir, policy, world)
     # Samplers that do not fit the model, or lack a needed density, are refused before anything is spent.
     for sampler in (config.explore.sampler, config.evaluation.sampler):
@@ -129,7 +137,7 @@ def build_policy(config: RunConfig) -> FamilyPolicy:
     policy = load_policy(
         config.model,
         config.tuning,
-        folder_or_id=resolve(config.model.path),
+        folder_or_id=resolve_model(config.model.path),
         seed=config.seed,
         gradient_checkpointing=config.training.gradient_checkpointing,
     )

@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from diffexpo.assembly.checking import check_inputs
 from diffexpo.assembly.contenders import (
@@ -29,6 +30,7 @@ from diffexpo.assembly.objects import build_loop, describe_policy
 from diffexpo.assembly.watching import Watching
 from diffexpo.config import RunConfig, read_resolved
 from diffexpo.config.contenders import read_contenders, start_contender
+from diffexpo.config.iterates import run_of_model
 from diffexpo.config.rules import negatives_are_on
 from diffexpo.data.store import Store
 from diffexpo.errors import ConfigError, Interrupted, MissingError, PolicyError, WaitingError
@@ -46,6 +48,9 @@ from diffexpo.policies.loading import choose_device
 from diffexpo.training.distributed import World, start_world, stop_world
 from diffexpo.training.lock import RunLock
 from diffexpo.training.signals import StopSignal
+
+if TYPE_CHECKING:
+    from diffexpo.assembly.tracking import Feed
 
 
 def run(
@@ -88,6 +93,11 @@ def run(
             for change in keep_changes(config, run_dir, sources):
                 console.line(f"goes on with {change}")
         stop = stack.enter_context(StopSignal())
+        if run_of_model(config.model.path) is not None and world.rank == 0:
+            from diffexpo.assembly.actions import write_model
+
+            write_model(config.model.path)
+        world.barrier()
         set_status(run_dir, "running", world)
         try:
             with explain_memory(config, run_dir):
@@ -156,8 +166,15 @@ def _run(
     baseline = open_baseline(loop) if config.baseline.offline_dpo else None
     lanes = open_contenders(loop, contenders)
     watching.attach(loop)
+    feed = open_feed(config, run_dir, loop) if world.rank == 0 and config.tracking.trackers else None
     names = [lane.run_dir.name for lane in lanes]
-    overall = Overall(planned_stages(config, names), console.line, watching.stage)
+
+    def on_stage(number: int, total: int, name: str) -> None:
+        watching.stage(number, total, name)
+        if feed is not None:
+            feed.update()
+
+    overall = Overall(planned_stages(config, names), console.line, on_stage)
     with overall.stage("evaluate base"):
         loop.evaluate(loop, "base", 0)
     # Rewards of the base's images must be finite and not all the same, or they cannot rank anything.
@@ -169,6 +186,8 @@ def _run(
     if (name := start_contender(config)) is not None:
         loop = start_from(loop, next(lane for lane in lanes if lane.run_dir.name == name))
     run_loop(loop, overall.watch(STAGES | EVALUATING), until)
+    if feed is not None:
+        feed.update()
     if until is not None:
         return
     if config.explore.keep == "best":
@@ -187,6 +206,24 @@ def _run(
             checked = "" if path.suffix == ".md" else " (reloaded in plain diffusers and compared)"
             console.line(f"saved {path}{checked}")
     world.barrier()
+    if feed is not None:
+        feed.close()
+
+
+def open_feed(config: RunConfig, run_dir: Path, loop: Loop) -> Feed:
+    """The trackers of the settings, told of each line that the run writes."""
+    from diffexpo.assembly.tracking import Feed
+
+    feed = Feed(config, run_dir, config.tracking.trackers, config.tracking.project)
+    told = loop.metrics.on_line
+
+    def on_line(line: Mapping[str, object]) -> None:
+        if told is not None:
+            told(line)
+        feed.line(line)
+
+    loop.metrics.on_line = on_line
+    return feed
 
 
 def planned_stages(config: RunConfig, lanes: Sequence[str]) -> list[tuple[str, int]]:

@@ -9,7 +9,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from diffexpo.assembly.aliases import resolve
+from diffexpo.assembly.aliases import resolve, resolve_model
 from diffexpo.assembly.folders import result_path
 from diffexpo.assembly.starting import elsewhere, whole_model
 from diffexpo.config import RunConfig, read_resolved
@@ -107,7 +107,7 @@ def _refuse_half(reward: SelfJudgeCard) -> None:
 
 
 def _load(model: ModelConfig, tuning: TuningConfig, trained: Mapping[str, Tensor] | None = None) -> Policy:
-    judge = load_policy(model, tuning, folder_or_id=resolve(model.path), seed=0)
+    judge = load_policy(model, tuning, folder_or_id=resolve_model(model.path), seed=0)
     if trained is not None:
         judge.weights.load("current", trained)
     return judge

@@ -1,4 +1,4 @@
-"""Where training starts if not at the base: the weights of another run, or of a model of the same shape."""
+"""Where training starts if not at the base: the weights of another run, a model of the same shape, a LoRA."""
 
 from __future__ import annotations
 
@@ -15,6 +15,8 @@ from diffexpo.config.iterates import split_iterate
 from diffexpo.config.schema import ModelConfig, TuningConfig
 from diffexpo.errors import ConfigError, DiffexpoError, MissingError
 from diffexpo.policies.base import load_policy
+from diffexpo.policies.family import FamilyPolicy
+from diffexpo.policies.lora_files import find_lora, lora_rank, read_lora
 from diffexpo.training.checkpoint import read_tensors, write_tensors
 from diffexpo.training.distributed import World
 from diffexpo.types import Policy
@@ -33,20 +35,24 @@ def put_start(config: RunConfig, run_dir: Path, policy: Policy, world: World) ->
         return
     kept = run_dir / "checkpoints" / "weights-0000.safetensors"
     if world.rank == 0 and not kept.exists():
-        policy.weights.load("current", read_start(config))
+        policy.weights.load("current", read_start(config, policy))
         write_tensors(kept, policy.weights.state("current"))
     world.barrier()
     policy.weights.load("current", read_tensors(kept))
 
 
-def read_start(config: RunConfig) -> Mapping[str, Tensor]:
-    """The weights that `tuning.start` names, by their names in the denoiser; refused is what `check_start`
-    refuses."""
+def read_start(config: RunConfig, policy: Policy) -> Mapping[str, Tensor]:
+    """The weights that `tuning.start` names, by their names in the denoiser of the policy that is to have
+    them; refused is what `check_start` refuses, and a LoRA file of another model."""
     folder, iteration = _start_folder(config)
     if (folder / "config.yaml").is_file():
         return weights_of_run(config, folder, iteration=iteration)
     check_start(config)
-    return whole_model(config, folder)
+    if config.tuning.kind == "full":
+        return whole_model(config, folder)
+    file = find_lora(folder)
+    assert file is not None and isinstance(policy, FamilyPolicy)  # `check_start` found it
+    return read_lora(policy, file, KEY)
 
 
 def check_start(config: RunConfig) -> None:
@@ -54,7 +60,8 @@ def check_start(config: RunConfig) -> None:
 
     Raises:
         MissingError: no such folder, or its run is not finished, or has no such iterate.
-        ConfigError: neither a run of this kind of tuning, nor a whole model for full fine-tuning.
+        ConfigError: neither a run of this kind of tuning, nor a whole model for full fine-tuning, nor a LoRA
+            file of at most the run's rank for LoRA. PolicyError: the file holds no LoRA.
     """
     if config.tuning.start is None or start_contender(config) is not None:
         return
@@ -67,14 +74,21 @@ def check_start(config: RunConfig) -> None:
                 f"{KEY} = {folder} is a whole model, but tuning.kind=lora starts from adapters; expected the "
                 "folder of a run with LoRA, or make that model the base: model.path"
             )
-    elif folder.exists():
-        raise ConfigError(
-            f"{KEY} = {folder} holds neither a run (config.yaml) nor a model (model_index.json); expected "
-            "one of them"
-        )
-    else:
-        advice = "expected the folder of a finished run, RUN@2 for its second iterate, or of a model"
+    elif not folder.exists():
+        advice = "expected a finished run, RUN@2 for its second iterate, a model's folder, or a LoRA file"
         raise MissingError(f"{KEY} = {folder} does not exist; {advice}")
+    elif (file := find_lora(folder)) is None:
+        raise ConfigError(
+            f"{KEY} = {folder} holds neither a run (config.yaml) nor a model (model_index.json) nor one LoRA "
+            "file (.safetensors); expected one of them"
+        )
+    elif config.tuning.kind == "full":
+        raise ConfigError(
+            f"{KEY} = {file} is a LoRA, but tuning.kind=full starts from whole weights; expected "
+            "tuning.kind=lora"
+        )
+    elif (rank := lora_rank(file)) > (own := config.tuning.lora.rank):
+        raise ConfigError(f"{KEY} = {file}: its rank is {rank}, here {own}; set tuning.lora.rank={rank}")
 
 
 def _start_folder(config: RunConfig) -> tuple[Path, int | None]:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from diffexpo.assembly import ConfigError
+from diffexpo.cli.completing import recipe_names
 from diffexpo.cli.options import AsJson, Set
 from diffexpo.cli.progress import Console
 
@@ -23,7 +24,9 @@ def show(
     recipes: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="RECIPE", help="Recipes or YAML files, merged left to right; none: the defaults."
+            metavar="RECIPE",
+            help="Recipes or YAML files, merged left to right; none: the defaults.",
+            autocompletion=recipe_names,
         ),
     ] = None,
     sources: Annotated[bool, typer.Option("--sources", help="Tell the origin of every value.")] = False,
@@ -48,10 +51,15 @@ def show(
 
 @app.command()
 def schema() -> None:
-    """Print the JSON schema of a recipe (editors complete and check YAML by it)."""
-    from diffexpo.config import RunConfig
+    """Print the JSON schema of a recipe (editors complete and check YAML by it).
 
-    print(json.dumps(RunConfig.model_json_schema(), indent=2))
+    \b
+    diffexpo config schema > diffexpo.schema.json
+    and in a recipe: # yaml-language-server: $schema=diffexpo.schema.json
+    """
+    from diffexpo.config.json_schema import recipe_schema
+
+    print(json.dumps(recipe_schema(), indent=2))
 
 
 @app.command()

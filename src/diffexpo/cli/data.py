@@ -13,7 +13,7 @@ from diffexpo import assembly
 from diffexpo.assembly import ConfigError, MissingError
 from diffexpo.cli.folders import find_run
 from diffexpo.cli.options import AsJson
-from diffexpo.cli.progress import Console
+from diffexpo.cli.progress import Console, Nowhere
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -47,6 +47,7 @@ def import_pairs(
             help="Decode both images, or only check whether their files are whole.",
         ),
     ] = "structure",
+    as_json: AsJson = False,
 ) -> None:
     """Verify a preference set of any format and write it as Parquet in the Pick-a-Pic v2 columns; needs no
     model.
@@ -59,11 +60,13 @@ def import_pairs(
     """
     if check not in ("decode", "structure"):
         raise ConfigError(f"--check {check}: expected decode or structure")
-    console = Console()
+    console = Console(Nowhere() if as_json else None)
     with console.phase(f"import {source}", 0, "pairs") as bar:
         report = assembly.rewrite_pairs(
             assembly.resolve(source), to, format=kind, limit=limit, seed=seed, check=check, tick=bar.advance
         )
+    if as_json:
+        print(json.dumps({"folder": str(to)} | report.to_json(), indent=2))
     for line in (report.describe(), *(f"  {example}" for example in report.examples[:5])):
         console.line(line)
     console.line(f"offline.source: {to}")

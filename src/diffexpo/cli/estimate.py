@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from diffexpo import assembly
+from diffexpo.cli.completing import recipe_names
 from diffexpo.cli.options import Set
 from diffexpo.cli.progress import Console
 
@@ -21,7 +22,11 @@ GIB = 2**30
 def estimate(
     recipes: Annotated[
         list[str],
-        typer.Argument(metavar="RECIPE", help="Embedded recipes or YAML files, merged left to right."),
+        typer.Argument(
+            metavar="RECIPE",
+            help="Embedded recipes or YAML files, merged left to right.",
+            autocompletion=recipe_names,
+        ),
     ],
     overrides: Set = None,
     architecture: Annotated[

@@ -115,16 +115,18 @@ def links(
     revoke: Annotated[
         str | None, typer.Option(metavar="NAME", help="End this rater's link instead; given answers stay.")
     ] = None,
+    as_json: AsJson = False,
 ) -> None:
     """Make personal links for raters. Each is shown this once: only a hash of it is kept."""
     folder = find_folder(run)
     if revoke is not None:
         assembly.revoke_link(folder, revoke)
-        print(f"the link of {revoke} has ended")
+        print(json.dumps({"revoked": revoke}) if as_json else f"the link of {revoke} has ended")
         return
     count = raters or (0 if name else 1)
-    for rater, address in assembly.make_rater_links(folder, name or [], count, days, site):
-        print(f"{rater}: {address}")
+    made = assembly.make_rater_links(folder, name or [], count, days, site)
+    told = "\n".join(f"{rater}: {address}" for rater, address in made)
+    print(json.dumps([{"rater": rater, "address": address} for rater, address in made]) if as_json else told)
 
 
 @app.command()
@@ -159,9 +161,12 @@ def export(
         str, typer.Argument(metavar="RUN|STUDY", help="Run folder or name, or folder of a study.")
     ],
     target: Annotated[Path, typer.Argument(metavar="OUT", help="File to write: .csv, .jsonl or .parquet.")],
+    as_json: AsJson = False,
 ) -> None:
     """Write every vote without names, addresses and times of day."""
-    print(f"{assembly.export_votes(find_folder(run), target)} answers: {target}")
+    count = assembly.export_votes(find_folder(run), target)
+    told = {"answers": count, "file": str(target)}
+    print(json.dumps(told) if as_json else f"{count} answers: {target}")
 
 
 @app.command("import")
@@ -173,6 +178,8 @@ def import_votes(
     kind: Annotated[
         str, typer.Option("--format", metavar="NAME", help="table, labelstudio, d3po, or auto: by content.")
     ] = "auto",
+    as_json: AsJson = False,
 ) -> None:
     """Take votes that were given elsewhere: CSV or JSON lines, Label Studio's export, D3PO's JSON."""
-    print(assembly.import_votes(find_folder(run), source, kind))
+    told = assembly.import_votes(find_folder(run), source, kind)
+    print(json.dumps({"told": told}) if as_json else told)

@@ -11,9 +11,11 @@ from diffexpo.cli import config, data, doctor, improve, label, recipes, rewards,
 from diffexpo.cli.estimate import estimate
 from diffexpo.cli.evaluate import evaluate, suites, table
 from diffexpo.cli.failures import boundary
+from diffexpo.cli.rescore import rescore
 from diffexpo.cli.run import run
 from diffexpo.cli.runs import runs
 from diffexpo.cli.stages import SINGLE_STAGES, cite, export, report, stage_command
+from diffexpo.cli.tracking import track
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -32,6 +34,8 @@ app.command("report")(report)
 app.command("export")(export)
 app.command("cite")(cite)
 app.command("runs")(runs)
+app.command("rescore")(rescore)
+app.command("track")(track)
 for stage, text in SINGLE_STAGES.items():
     app.command(stage, help=text, rich_help_panel="Single stages")(stage_command(stage))
 app.add_typer(recipes.app, name="recipes")

@@ -7,6 +7,7 @@ most one per ten seconds between. `NO_COLOR` turns colours off. Only the first o
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 import time
@@ -85,6 +86,13 @@ class Phase:
         count = f"{self.done} {self.unit}" if complete else f"stopped at {self.done}{of} {self.unit}"
         tail = f" ({rate(self.speed, self.unit)})" if self.done and self.elapsed >= 0.05 else ""
         return f"{self.name}: {count} in {duration(self.elapsed)}{tail}"
+
+
+class Nowhere(io.StringIO):
+    """A stream that keeps nothing."""
+
+    def write(self, text: str) -> int:
+        return len(text)
 
 
 class Console:

@@ -9,6 +9,7 @@ from typing import Annotated
 
 import typer
 
+from diffexpo.cli.completing import recipe_names
 from diffexpo.cli.options import AsJson
 from diffexpo.cli.progress import Console
 
@@ -55,7 +56,12 @@ def _rank(name: str) -> tuple[int, int]:
 
 @app.command()
 def show(
-    name: Annotated[str, typer.Argument(metavar="RECIPE", help="Name of an embedded recipe, or a file.")],
+    name: Annotated[
+        str,
+        typer.Argument(
+            metavar="RECIPE", help="Name of an embedded recipe, or a file.", autocompletion=recipe_names
+        ),
+    ],
 ) -> None:
     """Print a recipe as it is written, comments included."""
     from diffexpo.config import find_recipe

@@ -15,10 +15,11 @@ import typer
 
 from diffexpo import __version__, assembly
 from diffexpo.assembly import ConfigError
+from diffexpo.cli.completing import recipe_names
 from diffexpo.cli.failures import boundary
 from diffexpo.cli.folders import RUNS, find_run, free_folder, run_state
 from diffexpo.cli.options import Set
-from diffexpo.cli.progress import Console
+from diffexpo.cli.progress import Console, Nowhere
 
 if TYPE_CHECKING:
     from diffexpo.config import LoadedConfig, RunConfig
@@ -44,6 +45,7 @@ def run(
         typer.Argument(
             metavar="RECIPE",
             help="Embedded recipes or YAML files, merged left to right; with --resume a run folder.",
+            autocompletion=recipe_names,
         ),
     ] = None,
     resume: Annotated[
@@ -54,7 +56,9 @@ def run(
         Path | None, typer.Option(metavar="FOLDER", help="Folder of the run, instead of runs/NAME.")
     ] = None,
     overrides: Set = None,
-    as_json: Annotated[bool, typer.Option("--json", help="With --dry-run: print the plan as JSON.")] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print summary.json at the end, or a dry run's plan.")
+    ] = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Check the settings, print the plan, do nothing.")
     ] = False,
@@ -77,15 +81,14 @@ def run(
     diffexpo run --resume --set training.micro_batch_size=2    the same with less memory, at the same results
     """
     loaded, run_dir = (_resume if resume else _start)(recipes or [], out, name, overrides or ())
-    console = Console()
+    console = Console(Nowhere() if as_json else None)
     for note in () if as_json else loaded.notes:
         console.warning(note)
     if dry_run:
         _print_plan(loaded.config, run_dir, stop_after, console, as_json)
         return
-    if as_json:
-        raise ConfigError("--json goes with --dry-run; a run leaves its numbers in summary.json")
     if resume and run_state(run_dir) == "finished":
+        _print_summary(run_dir, as_json)
         console.line(f"{run_dir} is complete; nothing to resume")
         if (run_dir / "report.html").is_file():
             console.line(f"report: {run_dir / 'report.html'}")
@@ -98,6 +101,15 @@ def run(
             console.line(f"report: {report}")
         else:
             console.line(f"stopped after {stop_after}; continue with: diffexpo run --resume {run_dir}")
+    _print_summary(run_dir, as_json)
+
+
+def _print_summary(run_dir: Path, as_json: bool) -> None:
+    """The numbers of a run that has ended, or the state of one that was stopped, as JSON."""
+    if as_json:
+        path = run_dir / "summary.json"
+        state = json.dumps({"folder": str(run_dir), "state": run_state(run_dir)})
+        print(path.read_text(encoding="utf-8") if path.is_file() else state)
 
 
 def _start(

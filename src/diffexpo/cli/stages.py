@@ -10,6 +10,7 @@ import typer
 
 from diffexpo import assembly
 from diffexpo.assembly import ConfigError
+from diffexpo.cli.completing import run_names
 from diffexpo.cli.failures import working_on
 from diffexpo.cli.options import AsJson, Run
 from diffexpo.cli.progress import Console
@@ -36,22 +37,42 @@ def stage_command(name: str) -> Callable[[Run], None]:
 def export(
     run: Annotated[
         str | None,
-        typer.Argument(metavar="RUN", help="Run folder or name, RUN@2 for an iterate; default: the newest."),
+        typer.Argument(
+            metavar="RUN",
+            help="Run folder or name, RUN@2 for an iterate; default: the newest.",
+            autocompletion=run_names,
+        ),
     ] = None,
     iteration: Annotated[
         int | None, typer.Option(min=1, metavar="N", help="This iterate, to export/iteration-N.")
     ] = None,
+    whole: Annotated[
+        bool, typer.Option("--whole", help="Of LoRA too: a whole pipeline with the adapters folded in.")
+    ] = False,
+    push: Annotated[
+        str | None,
+        typer.Option("--push", metavar="OWNER/NAME", help="Upload it to this repository of the hub too."),
+    ] = None,
+    private: Annotated[
+        bool, typer.Option("--private/--public", help="Who sees a repository that --push makes.")
+    ] = True,
     as_json: AsJson = False,
 ) -> None:
     """Write the trained LoRA (or whole pipeline) for plain diffusers, reloaded there and compared."""
     from diffexpo.config.iterates import split_iterate
 
+    if push is not None:
+        assembly.check_repository(push)
+
     name, chosen = (None, None) if run is None else split_iterate(run)
     if chosen is not None and iteration not in (None, chosen):
         raise ConfigError(f"{run} --iteration {iteration}: two iterates are named; leave one out")
     with working_on(name) as run_dir:
-        paths = assembly.export(run_dir, iteration=iteration if chosen is None else chosen)
-        print(json.dumps([str(path) for path in paths]) if as_json else "\n".join(map(str, paths)))
+        paths = assembly.export(run_dir, iteration=iteration if chosen is None else chosen, whole=whole)
+        told = [str(path) for path in paths]
+        if push is not None:
+            told.append(assembly.push(run_dir, paths[0], push, private=private))
+        print(json.dumps(told) if as_json else "\n".join(told))
 
 
 def report(run: Run = None, as_json: AsJson = False) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Annotated
 
@@ -10,6 +11,7 @@ import typer
 from diffexpo import assembly
 from diffexpo.assembly import ConfigError
 from diffexpo.cli.label import Certificate, Host, Key, Port, serve_until_stopped
+from diffexpo.cli.options import AsJson
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -46,6 +48,7 @@ def new(
     votes: Annotated[int | None, typer.Option(help="Votes on each pair, for each question (3).")] = None,
     raters: Annotated[int | None, typer.Option(help="People who are to take part (10).")] = None,
     seed: Annotated[int | None, typer.Option(help="Names the choice and order of prompts (0).")] = None,
+    as_json: AsJson = False,
 ) -> None:
     """Write a study: protocol, images and questions. Says what it costs in votes and what it can see."""
     given: dict[str, object] = {
@@ -62,8 +65,11 @@ def new(
         given["models"] = _models(model)
     if protocol is None:
         given["name"] = study.resolve().name
-    for line in assembly.new_study(study, protocol, given):
-        print(line)
+    told = list(assembly.new_study(study, protocol, given))
+    if as_json:
+        print(json.dumps({"protocol": str(study / "protocol.yaml"), "told": told}))
+        return
+    print("\n".join(told))
     print(f"protocol: {study / 'protocol.yaml'}, fixed from now on")
     print(f"links for raters: diffexpo label links {study} --raters {raters or 10}")
     print(f"serve it: diffexpo study serve {study}")
@@ -95,6 +101,7 @@ def serve(
 
 
 @app.command()
-def report(study: Folder) -> None:
+def report(study: Folder, as_json: AsJson = False) -> None:
     """Write report.md, report.json and votes.parquet: win rates, agreement, strengths, who was left out."""
-    print(f"report: {assembly.report_study(study)}")
+    path = assembly.report_study(study)
+    print((study / "report.json").read_text(encoding="utf-8") if as_json else f"report: {path}")

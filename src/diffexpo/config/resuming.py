@@ -16,6 +16,8 @@ CHANGEABLE = (
     "tuning.reference_device",
     "model.vae_slicing",
     "explore.overlap_scoring",
+    "tracking.trackers",
+    "tracking.project",
 )
 
 

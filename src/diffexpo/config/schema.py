@@ -16,8 +16,8 @@ from diffexpo.config.section import AspectRatio, Count, Fraction, NotNegative, P
 
 class ModelConfig(Section):
     path: str = "emoji:diffusion"
-    """Base model: a diffusers folder, a hub id, or one of the embedded models `emoji:diffusion`,
-    `emoji:flow`."""
+    """Base model: a diffusers folder, a hub id, a run's folder (RUN@2: its second iterate; what it trained is
+    folded into a whole model then), or an embedded model such as `scenes:diffusion` or `emoji:flow`."""
     revision: str | None = None
     """Hub revision (branch, tag or commit) when `path` is a hub id."""
     variant: str | None = None
@@ -83,8 +83,9 @@ class TuningConfig(Section):
     denoiser."""
     start: str | None = None
     """Where training starts, if not at the base: the folder of a finished run with the same model and tuning
-    (RUN@2: its second iterate), or, with `kind: full`, of a model of the same shape. `model.path` stays the
-    base, and the reference where that is the base. `contender:NAME`: the last iterate of one of
+    (RUN@2: its second iterate); with `kind: full` that of a model of the same shape; with `kind: lora` a LoRA
+    file of diffusers, peft or kohya, of at most `lora.rank`. `model.path` stays the base, and the reference
+    where that is the base. `contender:NAME`: the last iterate of one of
     `baseline.contenders`, trained before everything else; offline DPO starts there too."""
 
 
@@ -313,6 +314,14 @@ class EvaluationConfig(Section):
     """Bootstrap resamples, clustered by prompt, for 95% intervals."""
     grid_prompts: int = Field(default=8, ge=0)
     """Prompts in the before/after image (the first of the keyed order, not chosen by hand); 0: no image."""
+
+
+class TrackingConfig(Section):
+    trackers: tuple[Literal["tensorboard", "wandb", "mlflow"], ...] = ()
+    """Where metrics and images of evaluations go besides the run's folder; `tensorboard` writes to
+    `tracking/` inside it, the others go by their own environment variables."""
+    project: str = "diffexpo"
+    """Project (Weights & Biases) or experiment (MLflow) that holds the run."""
 
 
 class BaselineConfig(Section):

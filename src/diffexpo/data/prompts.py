@@ -18,6 +18,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from diffexpo.data.offline.cells import is_empty, text_of_id
 from diffexpo.errors import ImportFormatError, MissingError
 from diffexpo.types import Prompt
 
@@ -144,12 +145,20 @@ def read_parquet(path: Path, only: Sequence[str] = ()) -> Located:
     """(where, prompt) of every row; of all text columns or some."""
     try:
         with pq.ParquetFile(path) as file:
-            texts = [f.name for f in file.schema_arrow if str(f.type) in ("string", "large_string")]
+            texts = [field.name for field in file.schema_arrow if _is_read(field)]
             batches = file.iter_batches(columns=list(only) or texts)
             for number, record in enumerate(row for batch in batches for row in batch.to_pylist()):
                 yield (where := f"{path}, row {number}"), _from_record(where, record)
     except (pa.ArrowException, OSError, ValueError) as error:
         raise ImportFormatError(f"{path} is not readable Parquet ({error}); get it again") from error
+
+
+def _is_read(field: pa.Field) -> bool:
+    """Whether a column is text, of pandas categories too, or an id or category, which may be numbers."""
+    kind = field.type.value_type if pa.types.is_dictionary(field.type) else field.type
+    is_number = pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_decimal(kind)
+    is_text = pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
+    return is_text or (field.name in ("id", "category") and is_number)
 
 
 def make_prompt(
@@ -174,10 +183,12 @@ def _from_record(where: str, record: Mapping[str, object]) -> Prompt:
         missing = f"there is no 'prompt', only {', '.join(map(repr, record)) or 'nothing'}"
         has = f"{name!r} is {text!r}" if name in record else missing
         raise ImportFormatError(f"{where}: {has}; expected text, as in {_EXAMPLE}")
-    for key in ("id", "category"):
-        if not isinstance(record.get(key) or "", str):
-            raise ImportFormatError(f"{where}: {key!r} is {record[key]!r}; expected text")
+    named = {key: text_of_id(record.get(key)) for key in ("id", "category")}
+    for key, value in named.items():
+        if value is None and not is_empty(record.get(key)):
+            raise ImportFormatError(f"{where}: {key!r} is {record[key]!r}; expected text or a whole number")
     texts = {key: value for key, value in record.items() if key != name and isinstance(value, str)}
+    texts |= {key: value for key, value in named.items() if value is not None}
     return make_prompt(where, text, texts.pop("category", ""), texts.pop("id", None), texts)
 
 

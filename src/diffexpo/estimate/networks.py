@@ -17,6 +17,7 @@ import torch
 
 from diffexpo.config import RunConfig
 from diffexpo.config.families import FAMILIES, checkpoints, find_checkpoint
+from diffexpo.config.iterates import shape_of_model
 from diffexpo.config.rewards import RewardCard
 from diffexpo.config.schema import ModelConfig, TuningConfig
 from diffexpo.errors import MissingError, PolicyError
@@ -120,7 +121,7 @@ def sizes_of(config: RunConfig, architecture: str | None = None) -> Sizes:
 @lru_cache(maxsize=8)
 def _read_sizes(key: Key) -> Sizes:
     model, tuning, architecture = key
-    blueprint = read_blueprint(local_path(model.path), model, architecture=architecture)
+    blueprint = read_blueprint(local_path(shape_of_model(model.path)), model, architecture=architecture)
     return Sizes(key, blueprint, make_trainable(blueprint, tuning))
 
 

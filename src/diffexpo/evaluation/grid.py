@@ -66,14 +66,13 @@ def save_comparison(
 
 
 def data_uri(array: np.ndarray) -> str:
-    """An image (H,W,3) uint8 as a data URI: PNG if small already, else JPEG with no side above 224 pixels."""
+    """An image (H,W,3) uint8 in its own size as a data URI: PNG if it is small, else JPEG."""
     image = Image.fromarray(array)
     buffer, kind = io.BytesIO(), "png" if max(image.size) <= 96 else "jpeg"
     if kind == "png":
         image.save(buffer, format="PNG", optimize=True)
     else:
-        image.thumbnail((224, 224), Image.Resampling.LANCZOS)
-        image.save(buffer, format="JPEG", quality=86)
+        image.save(buffer, format="JPEG", quality=90)
     return f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode('ascii')}"
 
 

@@ -39,6 +39,7 @@ def headline(record: RunRecord, summary: Summary) -> Json:
         "win_rate": {name: _win(win) for name, win in summary.wins.items()},
         "against_offline_dpo": None if summary.against_baseline is None else _win(summary.against_baseline),
         "scores": summary.rewards,
+        "gains": summary.gains,
         "entirely_right": _shares(summary),
         "kl": summary.kl,
         "vendi": summary.vendi,

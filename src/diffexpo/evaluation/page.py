@@ -24,6 +24,7 @@ from diffexpo.evaluation.verdict import equal_cost, give_verdict
 from diffexpo.evaluation.wording import Method
 
 MAX_CARDS = 24
+MAX_EXTREMES = 4
 KEPT = ("groups", "count", "dropped_ties", "dropped_nan", "margin_mean")
 PEOPLE = ("asked", "pairs", "ties", "disagreed", "votes", "agreement")
 ORIGINS = ("winner_from_exploration", "winner_from_negative")
@@ -45,6 +46,7 @@ def page_values(record: RunRecord, summary: Summary) -> Json:
         "labels": {name: summary.method.label(name) for name in record.suites},
         "suites": record.suites,
         "grid": _grid(record, summary),
+        "extremes": _extremes(record, summary),
         "pairs": _pairs(record, summary.method),
         "pairing": pairing_rows(record.metrics),
         "people": people_rows(record.metrics),
@@ -91,16 +93,46 @@ def _grid(record: RunRecord, summary: Summary) -> list[Json]:
     if not prompts:
         return []
     save_comparison(record.run_dir / "eval" / "grid.png", versions, prompts)
-    cards = []
-    for prompt in prompts:
-        drawn = [(label, suite, suite.row_of(prompt.id)) for label, suite in versions]
-        pictures = [
-            {"label": label, "uri": data_uri(suite.images[row]), "score": _score(suite, summary.judge, row)}
-            for label, suite, row in drawn
-            if row is not None
-        ]
-        cards.append({"prompt": prompt.text, "pictures": pictures})
-    return cards
+    return [
+        _card(prompt.text, [(label, suite, suite.row_of(prompt.id)) for label, suite in versions], summary)
+        for prompt in prompts
+    ]
+
+
+def _card(text: str, drawn: Sequence[tuple[str, SuiteResult, int | None]], summary: Summary) -> Json:
+    """A prompt with its image by each version, of those rows that were drawn."""
+    pictures = [
+        {
+            "label": label,
+            "uri": data_uri(suite.images[row]),
+            "width": suite.images[row].shape[1],
+            "score": _score(suite, summary.judge, row),
+        }
+        for label, suite, row in drawn
+        if row is not None
+    ]
+    return {"prompt": text, "pictures": pictures}
+
+
+def _extremes(record: RunRecord, summary: Summary) -> Json:
+    """Cards of the images that the result gained and lost most under the deciding judge, base beside it."""
+    suites, final, judge = record.suites, summary.final, summary.judge
+    if final is None or judge is None or "base" not in suites or judge not in suites[final].scores:
+        return {"wins": [], "losses": []}
+    base, result = suites["base"], suites[final]
+    before, after = base.by_image(judge), result.by_image(judge)
+    gains = {key: after[key] - before[key] for key in after if key in before}
+    order = sorted((key for key in gains if np.isfinite(gains[key])), key=lambda key: (-gains[key], key))
+    texts = {prompt.id: prompt.text for prompt in result.prompts}
+
+    def card(key: tuple[str, int]) -> Json:
+        sides = (summary.method.label("base"), base), (summary.method.label(final), result)
+        return _card(texts[key[0]], [(label, suite, suite.row_of(*key)) for label, suite in sides], summary)
+
+    return {
+        "wins": [card(key) for key in order[:MAX_EXTREMES] if gains[key] > 0],
+        "losses": [card(key) for key in order[::-1][:MAX_EXTREMES] if gains[key] < 0],
+    }
 
 
 def _score(suite: SuiteResult, judge: str | None, row: int) -> str:
@@ -118,9 +150,11 @@ def _pairs(record: RunRecord, method: Method) -> list[Json]:
         for side in ("winner", "loser"):
             path = folder / str(vars(example)[f"{side}_image"])
             scores = vars(example)[f"{side}_scores"].items()
+            image = read_image(path) if path.is_file() else None
             shown = {
                 "side": names.get(side, side),
-                "uri": data_uri(read_image(path)) if path.is_file() else "",
+                "uri": "" if image is None else data_uri(image),
+                "width": 0 if image is None else image.shape[1],
                 "agent": vars(example)[f"{side}_agent"] if method.has_agents else "",
                 "negative": vars(example)[f"{side}_negative"],
                 "scores": ", ".join(f"{name} {value:.2f}" for name, value in scores if value is not None),

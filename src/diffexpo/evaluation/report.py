@@ -25,7 +25,7 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from diffexpo.evaluation.headline import FILE, headline
 from diffexpo.evaluation.page import page_values, pairing_rows
-from diffexpo.evaluation.records import RunRecord, load_run, series
+from diffexpo.evaluation.records import Json, RunRecord, load_run, series
 from diffexpo.evaluation.summary import BASELINE, Estimate, Summary, summarise
 from diffexpo.evaluation.templates import HERE, percent, template
 from diffexpo.evaluation.wording import Method
@@ -37,6 +37,7 @@ BLUE, ORANGE, GREEN, RED, GREY = "#0072b2", "#d98c00", "#009e73", "#d55e00", "#7
 NAMES = {CARD: "card", LINE: "line", BLUE: "blue", ORANGE: "orange", GREEN: "green", RED: "red", GREY: "grey"}
 VARIABLES = {TEXT: "currentColor"} | {colour: f"var(--{name})" for colour, name in NAMES.items()}
 MAX_POINTS = 120
+LEGEND_WIDTH = 58  # Characters of a line of the legend that fit, each entry's mark counted as six.
 # Figures of optimiser steps: a method that does not record the metric does not have the figure.
 METRICS = {
     "loss": "train/loss",
@@ -63,6 +64,7 @@ def write_report(run_dir: Path) -> Path:
     page = template("report.html.j2").render(
         page_values(record, summary),
         style=Markup((HERE / "report.css").read_text(encoding="utf-8")),
+        script=Markup((HERE / "report.js").read_text(encoding="utf-8")),
         figures={name: _draw(name, figure, record, summary) for name, figure in has.items()},
     )
     write_text(path, page)
@@ -105,13 +107,24 @@ def _draw(name: str, figure: Plot, record: RunRecord, summary: Summary) -> dict[
             alt = figure(axes, record, summary)
         except Absent as reason:
             return {"absent": str(reason)}
-        _fit(canvas, axes)
+        add_legend(axes)
+        fit(canvas, axes)
         buffer = io.StringIO()
         canvas.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
     return {"svg": Markup(_theme(buffer.getvalue(), alt))}
 
 
-def _fit(canvas: Figure, axes: Axes, margin: float = 0.02) -> None:
+def add_legend(axes: Axes) -> None:
+    """The legend above the plot, never over what it shows, in as many columns as the figure's width takes."""
+    labels = axes.get_legend_handles_labels()[1]
+    if not labels:
+        return
+    columns = next((n for n in (len(labels), 2) if n * (max(map(len, labels)) + 6) <= LEGEND_WIDTH), 1)
+    place: Json = {"bbox_to_anchor": (0.0, 1.0), "borderaxespad": 0.2}
+    axes.legend(loc="lower left", ncols=columns, handlelength=1.6, columnspacing=1.2, **place)
+
+
+def fit(canvas: Figure, axes: Axes, margin: float = 0.02) -> None:
     """Let the axes with all their labels fill the figure; matplotlib's own layouts draw everything twice."""
     box, inner = axes.get_tightbbox(), axes.get_position()
     assert box is not None
@@ -170,18 +183,18 @@ def _reward(axes: Axes, summary: Summary, scorer: str | None, colour: str, marke
         raise Absent(f"No {kind} was scored in the evaluation, so there is no reward curve for it.")
     if not summary.rewards.get(scorer):
         raise Absent(f"{scorer} has no finite score in any evaluation, so there is no curve.")
-    x, mean, low, high = _by_iteration(summary.rewards[scorer])
-    axes.plot(x, mean, color=colour, marker=marker, label=summary.method.name)
-    if len(x) == 1:
-        axes.errorbar(x, mean, yerr=[mean - low, high - mean], color=colour, capsize=3)
-    else:
-        axes.fill_between(x, low, high, color=colour, alpha=0.2, linewidth=0)
-    _baseline_mark(axes, summary.rewards[scorer], x)
+    if "base" not in summary.rewards[scorer]:
+        raise Absent(f"The base model has no {scorer}, so there is nothing to compare with.")
+    x, mean, low, high = _by_iteration(summary.gains[scorer])
+    axes.axhline(0.0, color=GREY, linestyle="--", linewidth=1.2, label="base")
+    axes.errorbar(
+        x, mean, [mean - low, high - mean], color=colour, marker=marker, capsize=3, label=summary.method.name
+    )
+    _baseline_mark(axes, summary.gains[scorer], x)
     _iterations(axes)
-    axes.set_ylabel(f"mean {scorer}")
-    axes.legend()
-    listed = "; ".join(f"{number}: {value:.3g}" for number, value in zip(x, mean, strict=True))
-    return f"{scorer} by iteration: {listed}"
+    axes.set_ylabel(f"gain in {scorer}")
+    listed = "; ".join(f"{number}: {value:+.3g}" for number, value in zip(x, mean, strict=True))
+    return f"Gain in {scorer} over the base by iteration: {listed}"
 
 
 def _heldout(axes: Axes, record: RunRecord, summary: Summary) -> str:
@@ -198,7 +211,6 @@ def _validation(axes: Axes, record: RunRecord, summary: Summary) -> str:
     axes.axvline(found.kept, color=GREY, linestyle=":", linewidth=1.2, label=f"kept: {found.kept}")
     _iterations(axes, "iteration")
     axes.set_ylabel(f"mean {found.judge}")
-    axes.legend()
     listed = "; ".join(f"{number}: {value:.3g}" for number, value in found.means.items())
     return f"{found.judge} on the validation prompts by iteration: {listed}; iteration {found.kept} is kept"
 
@@ -221,14 +233,13 @@ def _win_rate(axes: Axes, record: RunRecord, summary: Summary) -> str:
     _iterations(axes, "iteration")
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.0%}"))
     axes.set_ylabel("win rate vs base")
-    axes.legend()
     label = summary.method.label
     listed = "; ".join(f"{label(name)}: {percent(win.rate)}" for name, win in summary.wins.items())
     return f"Win rate against the base. {listed}. Ties: {[win.ties for win in summary.wins.values()]}."
 
 
 def _frontier(axes: Axes, record: RunRecord, summary: Summary) -> str:
-    rewards, label = summary.rewards.get(summary.judge or "", {}), summary.method.label
+    rewards, label = summary.gains.get(summary.judge or "", {}), summary.method.label
     shared = [name for name in rewards if name in summary.kl]
     if not shared or "base" not in rewards:
         reason = "the KL was not measured (evaluation.kl_prompts is 0) or no judge scored the images"
@@ -242,9 +253,9 @@ def _frontier(axes: Axes, record: RunRecord, summary: Summary) -> str:
         axes.errorbar([x], [y], yerr, xerr, color=colour, marker=marker, capsize=2, elinewidth=0.9)
         axes.annotate(label(name), (x, y), textcoords="offset points", xytext=(6, -12), fontsize=8)
     axes.margins(x=0.14)
-    axes.set(xlabel="KL to the base (nats per image)", ylabel=f"mean {summary.judge}")
-    return "Held-out reward against KL: " + "; ".join(
-        f"{label(name)} at {distance:.3g} nats: {rewards[name][0]:.3g}" for name, distance in path.items()
+    axes.set(xlabel="KL to the base (nats per image)", ylabel=f"gain in {summary.judge}")
+    return "Gain in the held-out reward against KL: " + "; ".join(
+        f"{label(name)} at {distance:.3g} nats: {rewards[name][0]:+.3g}" for name, distance in path.items()
     )
 
 
@@ -302,7 +313,6 @@ def _steps(axes: Axes, starts: Sequence[int], ylabel: str) -> None:
     for start in starts:
         axes.axvline(start + 0.5, color=LINE, linewidth=1.2)
     axes.set(xlabel="optimiser step (vertical lines: new iteration)", ylabel=ylabel)
-    axes.legend()
 
 
 def _loss(axes: Axes, record: RunRecord, summary: Summary) -> str:
@@ -363,7 +373,6 @@ def _lines_by_iteration(
         raise Absent(absent)
     _iterations(axes, "collecting iteration")
     axes.set_ylabel(ylabel)
-    axes.legend()
     if is_share:
         axes.set_ylim(-0.05, 1.05)
     return "; ".join(said)
@@ -417,10 +426,9 @@ def _kept(axes: Axes, record: RunRecord, summary: Summary) -> str:
         axes.bar(x, values, 0.6, below, label=label, color=colour, hatch=hatch, edgecolor=LINE, linewidth=0)
         below += values
     axes.set_xticks(x, [str(row["iteration"]) for row in rows])
-    axes.set_ylim(0, below.max() * 1.35)
+    axes.set_ylim(0, below.max() * 1.1)
     axes.grid(axis="x", visible=False)
     axes.set(xlabel="collecting iteration", ylabel="prompts")
-    axes.legend(ncols=3, loc="upper center", columnspacing=1.0, handlelength=1.2)
     return "Pairs kept: " + ", ".join(str(row["count"]) for row in rows)
 
 

@@ -23,7 +23,7 @@ from diffexpo.evaluation.alarms import (
     looked_for,
     start_error,
 )
-from diffexpo.evaluation.changes import gains_on_earlier, interval_notes
+from diffexpo.evaluation.changes import gains_on_earlier, interval_notes, paired_change
 from diffexpo.evaluation.contenders import Contenders, Entry, compare_contenders, guidance_title
 from diffexpo.evaluation.metrics import WinRate, bootstrap_mean, win_rate
 from diffexpo.evaluation.records import Json, RunRecord, SuiteResult, iteration_of, series
@@ -60,6 +60,7 @@ class CostRow:
 @dataclass
 class Summary:
     """Comparisons by version. The first held-out judge decides; intervals are 95% bootstrap over prompts.
+    `rewards` are means by scorer, `gains` what they are above the base's on the same images, paired.
 
     `final` is the run's result, as far as it came: the last iterate, or the one that validation chose.
     """
@@ -72,6 +73,7 @@ class Summary:
     wins: dict[str, WinRate] = field(default_factory=dict)
     against_baseline: WinRate | None = None
     rewards: dict[str, dict[str, Estimate]] = field(default_factory=dict)
+    gains: dict[str, dict[str, Estimate]] = field(default_factory=dict)
     kl: dict[str, Estimate] = field(default_factory=dict)
     vendi: dict[str, Estimate] = field(default_factory=dict)
     vendi_change: Estimate | None = None
@@ -134,7 +136,9 @@ def summarise(record: RunRecord, version: str | None = None) -> Summary:
         summary.final = version
     for name, suite in suites.items():
         _measure(summary, name, suite, bootstrap)
-    for name in suites:
+    for name, suite in suites.items():
+        if "base" in suites:
+            _add_gains(summary, name, suites["base"], suite, bootstrap)
         if name != "base" and (outcome := _compare(summary, suites, name, "base", bootstrap)) is not None:
             summary.wins[name] = outcome
     if summary.final is not None:
@@ -300,6 +304,13 @@ def _measure(summary: Summary, name: str, suite: SuiteResult, bootstrap: Json) -
         summary.kl[name] = bootstrap_mean(suite.kl, **bootstrap)
     if suite.vendi:
         summary.vendi[name] = bootstrap_mean(list(suite.vendi.values()), **bootstrap)
+
+
+def _add_gains(summary: Summary, name: str, base: SuiteResult, suite: SuiteResult, bootstrap: Json) -> None:
+    for scorer in suite.scores:
+        gain = paired_change(base, suite, scorer, bootstrap)
+        if gain is not None:
+            summary.gains.setdefault(scorer, {})[name] = gain
 
 
 def _count_shares(summary: Summary, record: RunRecord, bootstrap: Json) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -41,6 +42,11 @@ def between(low: float, high: float, write: Callable[[float], str] = digits) -> 
     return "one prompt, no interval" if math.isnan(low) else f"95% {write(low)} to {write(high)}"
 
 
+def brief(text: str) -> str:
+    """A text with hashes cut to twelve characters, which still tell two apart."""
+    return re.sub(r"\b[0-9a-f]{32,64}\b", lambda found: found[0][:12], text)
+
+
 def count(value: float | None) -> str:
     """1234 as 1,234."""
     return "not recorded" if value is None else f"{value:,.0f}"
@@ -64,6 +70,6 @@ def template(name: str) -> Template:
         lstrip_blocks=True,
         keep_trailing_newline=not name.endswith(".html.j2"),
     )
-    filters = (percent, small, digits, signed, count, seconds, repr)
+    filters = (percent, small, digits, signed, brief, count, seconds, repr)
     environment.filters |= {function.__name__: function for function in filters}
     return environment.get_template(name)

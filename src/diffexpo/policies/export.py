@@ -21,7 +21,6 @@ import datetime
 import json
 import logging
 import math
-import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -38,9 +37,9 @@ from diffexpo.errors import PolicyError
 from diffexpo.files import readable, write_bytes
 from diffexpo.phases import phase
 from diffexpo.policies.autoencoder import vae_factor
+from diffexpo.policies.copying import copy_untrained
 from diffexpo.policies.family import FamilyPolicy, class_of
 from diffexpo.policies.loading import LOAD_ERRORS
-from diffexpo.policies.text import SETTINGS_FILE
 from diffexpo.policies.weights import LoraWeightSets, fingerprint_state
 
 LORA_FILE = "pytorch_lora_weights.safetensors"
@@ -59,10 +58,11 @@ _log = logging.getLogger("diffexpo")
 
 @phase("exporting")
 def export_policy(
-    policy: FamilyPolicy, version: str, folder: Path, title: str | None = None
+    policy: FamilyPolicy, version: str, folder: Path, title: str | None = None, *, whole: bool = False
 ) -> dict[str, object]:
     """Export a version as its tuning kind says: LoRA files, or a whole pipeline, in a folder that need not
-    exist. `title` is what headers call it, by default the base model's folder and the version.
+    exist. `title` is what headers call it, by default the base model's folder and the version; `whole` makes
+    a pipeline of LoRA too, with W + alpha / rank B A in place of each adapted W.
 
     Returns:
         kind, version, `file` (of a whole pipeline the folder) and `files`, sha256 of the tensors, base
@@ -72,7 +72,7 @@ def export_policy(
         PolicyError: the reloaded model differs, and then no LoRA file stays; the base model's own folder.
     """
     weights = policy.weights
-    if isinstance(weights, LoraWeightSets):
+    if isinstance(weights, LoraWeightSets) and not whole:
         kind, export = "lora", _LoraExport(policy, weights, version, folder, title).run()
     else:
         kind, export = "full", _export_full(policy, version, folder)
@@ -92,12 +92,14 @@ def _export_full(policy: FamilyPolicy, version: str, folder: Path) -> Exported:
     if folder.resolve() == policy.folder.path.resolve():
         raise PolicyError(f"{folder}: is the base model's own folder; export to another one")
     pipeline = _pipeline_from(policy, policy.folder.path)
-    with policy.weights.use(version):
-        setattr(pipeline, policy.card.denoiser[0], policy.weights.network)
-    pipeline.save_pretrained(str(folder), safe_serialization=True)
-    settings = policy.folder.path / SETTINGS_FILE
-    if settings.is_file():
-        shutil.copy(settings, folder / SETTINGS_FILE)
+    copy_untrained(policy.folder, folder, policy.card.denoiser[0], left_out(policy))
+    denoiser, network = getattr(pipeline, policy.card.denoiser[0]), policy.weights.network
+    with policy.weights.use(version, merged=True):
+        state = network.state_dict().items()
+        # Adapters wrap a module; folded, their update is in its own weight.
+        plain = {name.replace(".base_layer.", "."): value for name, value in state if ".lora_" not in name}
+        denoiser.load_state_dict(plain)
+    denoiser.save_pretrained(str(folder / policy.card.denoiser[0]))
     readable(folder)
     report = _compare(policy, version, _pipeline_from(policy, folder), folder, pipeline)
     return [folder], report, policy.weights.state(version)
@@ -271,6 +273,10 @@ def _pipeline_from(policy: FamilyPolicy, folder: Path) -> DiffusionPipeline:
         why = f"plain diffusers cannot load it for the export check ({error})"
         raise PolicyError(f"{folder}: {why}") from error
     pipeline.set_progress_bar_config(disable=True)
+    names = (name.replace("text_encoder", "tokenizer") for name in policy.card.text_encoders)
+    present = (getattr(pipeline, name) for name in names if getattr(pipeline, name, None) is not None)
+    for tokenizer, own in zip(present, policy.tokenizers, strict=True):
+        tokenizer.model_max_length = own.model_max_length  # that of the file may be without limit
     return pipeline.to(policy.device)
 
 

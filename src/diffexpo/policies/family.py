@@ -34,7 +34,7 @@ from diffexpo.policies.loading import (
     weight_files,
 )
 from diffexpo.policies.sizes import Shape, latent_shape
-from diffexpo.policies.text import LONGEST, count_tokens, load_tokenizer, read_sequence_length
+from diffexpo.policies.text import LONGEST, count_tokens, fit_tokenizer, load_tokenizer, read_sequence_length
 from diffexpo.policies.weights import CopyWeightSets, LoraWeightSets, make_weights
 from diffexpo.types import Conditioning
 
@@ -234,6 +234,7 @@ class Loading:
             component = name.replace("text_encoder", "tokenizer")
             tokenizers.append(load_tokenizer(self.folder, component, kind))
             encoders.append(load(class_of(kind), component=name, dtype=text_dtype or self.dtype))
+            fit_tokenizer(tokenizers[-1], encoders[-1], f"{self.folder.path / component}")
             count, known = len(tokenizers[-1]), encoders[-1].config.vocab_size
             if "CLIP" not in kind and count > known:
                 raise self.unfitting(f"{component} has {count} tokens, {name} knows {known}")

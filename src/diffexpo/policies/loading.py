@@ -63,7 +63,7 @@ def resolve_folder(folder_or_id: str, *, revision: str | None = None, variant: s
     if not re.fullmatch(r"[\w][\w.-]*/[\w][\w.-]*", folder_or_id):
         raise MissingError(
             f"model.path={folder_or_id!r}: no such folder; expected a diffusers folder, a hub id "
-            "`owner/name` or an embedded model (`emoji:diffusion`, `emoji:flow`)"
+            "`owner/name`, a run (RUN@2: its second iterate) or an embedded model (`scenes:diffusion`)"
         )
     allow, ignore = download_patterns(variant)
     try:
@@ -213,7 +213,12 @@ def load_module(
     """
     folder = component_folder(model, component)
     weight_files(folder, model.variant)
-    read_json(folder / "config.json")
+    if quantised := read_json(folder / "config.json").get("quantization_config"):
+        method = quantised.get("quant_method", "?") if isinstance(quantised, dict) else "?"
+        raise PolicyError(
+            f"{folder}: its weights are quantised ({method}), which cannot be trained or compared here; take "
+            "the model's unquantised weights (model.dtype=bfloat16 and tuning.kind=lora save memory)"
+        )
     try:
         module, report = module_class.from_pretrained(
             str(folder),

@@ -21,6 +21,8 @@ from diffexpo.policies.loading import LOAD_ERRORS, ModelFolder, component_folder
 # {"max_sequence_length": 0}.
 SETTINGS_FILE = "diffexpo.json"
 LONGEST = 512
+UNLIMITED = 10**9
+"""A tokenizer without a longest text has a number above this one."""
 TOKENIZERS = {"T5EncoderModel": "T5TokenizerFast", "Gemma2Model": "GemmaTokenizerFast"}
 """Class of a text encoder -> class of its tokenizer, where that is not CLIP's."""
 
@@ -49,6 +51,23 @@ def load_tokenizer(model: ModelFolder, component: str, encoder_class: str) -> Pr
     except (*LOAD_ERRORS, ImportError) as error:
         why = f"{class_name} cannot be loaded ({error}); copy or download it again"
         raise PolicyError(f"{folder}: {why}") from error
+
+
+def fit_tokenizer(tokenizer: PreTrainedTokenizerBase, encoder: PreTrainedModel, where: str) -> None:
+    """Bring a tokenizer that does not say how long a text may be to what its encoder reads.
+
+    Raises:
+        PolicyError: a token was added that the encoder does not know.
+    """
+    known, positions = encoder.config.vocab_size, encoder.config.to_dict().get("max_position_embeddings")
+    added = {int(number): str(token) for number, token in tokenizer.added_tokens_decoder.items()}
+    if strange := sorted(number for number in added if number >= known):
+        raise PolicyError(
+            f"{where}: has the added token {added[strange[0]]!r}, number {strange[0]}, and its text encoder "
+            f"knows {known}; add it there too (resize_token_embeddings), or take it out of the tokenizer"
+        )
+    if tokenizer.model_max_length > UNLIMITED and positions is not None:
+        tokenizer.model_max_length = positions
 
 
 def count_tokens(tokenizers: Sequence[PreTrainedTokenizerBase], prompts: Sequence[str]) -> list[int]:

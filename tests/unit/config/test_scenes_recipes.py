@@ -20,7 +20,24 @@ MOST_EVALUATIONS = 110_000
 """Network evaluations that an older core does within eight minutes (about 230 a second)."""
 
 
-@pytest.mark.parametrize("name", NAMES)
+FIRST = {"scenes/expo_implicit": "runs/scenes_dpo_offline"}
+"""Recipes that stand on a run, which has to be made first."""
+
+
+@pytest.mark.parametrize("name", FIRST)
+def test_a_recipe_that_needs_a_run_names_it_where_it_is_not_there(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as caught:
+        main(["run", name, "--dry-run"])
+    assert caught.value.code == 3
+    told = capsys.readouterr().err
+    assert f"there is no {FIRST[name]} in {tmp_path}; expected a run that was trained on pairs" in told
+    assert "hub" not in told
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name not in FIRST])
 def test_recipe_passes_a_dry_run(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -78,8 +78,8 @@ def test_a_missing_column_is_named_with_the_nearest(tmp_path: Path, old: str, ne
 def test_a_column_of_the_wrong_type_is_named(write_votes: Write) -> None:
     with pytest.raises(ImportFormatError, match="column 'jpg_0' is of type string; expected binary"):
         next(read_pickapic(write_votes([vote(0, jpg_0="a.jpg")])))
-    with pytest.raises(ImportFormatError, match="column 'label_1' is of type string; expected a number"):
-        next(read_pickapic(write_votes([vote(0, label_1="0")])))
+    with pytest.raises(ImportFormatError, match="column 'label_1' is of type binary; expected a number"):
+        next(read_pickapic(write_votes([vote(0, label_1=b"0")])))
 
 
 def test_image_structs_of_the_datasets_library_are_read(write_votes: Write) -> None:

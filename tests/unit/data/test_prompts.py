@@ -85,7 +85,7 @@ def test_json_lines_and_parquet_say_the_same(tmp_path: Path) -> None:
         ('["a"]\n', "p.jsonl", r"line 1 is '\[\"a\"\]'; expected an object"),
         ('{"prompt": ""}\n', "p.jsonl", r"'prompt' is ''"),
         ('{"prompt": 3}\n', "p.jsonl", r"'prompt' is 3"),
-        ('{"prompt": "a", "id": 3}\n', "p.jsonl", r"'id' is 3"),
+        ('{"prompt": "a", "id": 3.5}\n', "p.jsonl", r"'id' is 3.5"),
         (
             '{"prompt": "a", "id": "x"}\n{"prompt": "b", "id": "x"}\n',
             "p.jsonl",

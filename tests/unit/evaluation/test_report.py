@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import base64
+import io
 import json
 import re
 import shutil
 from html.parser import HTMLParser
 from pathlib import Path
 
+import matplotlib.style
 import numpy as np
 import pytest
 import torch
 import yaml
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from PIL import Image
 
 from diffexpo.errors import DataError, MissingError
 from diffexpo.evaluation.grid import data_uri, image_grid
+from diffexpo.evaluation.page import page_values
 from diffexpo.evaluation.records import (
     choose_pair_examples,
     load_run,
@@ -23,8 +30,9 @@ from diffexpo.evaluation.records import (
     save_suite,
     series,
 )
-from diffexpo.evaluation.report import write_report
+from diffexpo.evaluation.report import FIGURES, Absent, add_legend, fit, write_report
 from diffexpo.evaluation.summary import summarise
+from diffexpo.evaluation.templates import HERE
 from diffexpo.evaluation.verdict import give_verdict
 from diffexpo.rewards.images import to_bytes
 from diffexpo.training.metrics import read_metrics
@@ -92,7 +100,8 @@ def test_one_self_contained_well_formed_file(finished: Path, rendered: tuple[str
     assert page.open == []
     assert len(source) < 3_000_000
     assert all(link.startswith(("data:", "#")) for link in page.links)
-    assert "<script" not in source and "@import" not in source and "url(http" not in source
+    assert source.count("<script") == 1 and "<script src" not in source
+    assert "@import" not in source and "url(http" not in source
     assert page.images_without_alt == 0
     assert len(page.ids) == len(set(page.ids))
     assert source.count('role="img"') == 12 and source.count("aria-label=") >= 12
@@ -228,7 +237,7 @@ def test_prompts_cannot_inject_markup(copied: Path) -> None:
     stored["prompts"][0]["text"] = evil
     path.write_text(json.dumps(stored), encoding="utf-8")
     source, page, _ = read(copied)
-    assert "<script" not in source and page.open == []
+    assert "<script>alert" not in source and source.count("<script") == 1 and page.open == []
     assert suite.prompts[1].text in source
 
 
@@ -283,3 +292,74 @@ def test_images_are_rounded_labelled_and_encoded() -> None:
     assert data_uri(np.zeros((512, 512, 3), dtype=np.uint8)).startswith("data:image/jpeg")
     with pytest.raises(DataError, match="row labels"):
         image_grid([[red]], [], ["base"])
+
+
+def test_charts_show_paired_gains_which_an_unpaired_band_would_hide(finished: Path) -> None:
+    summary = summarise(load_run(finished))
+    base, last = (load_suite(finished / "eval" / name) for name in ("base", "iteration-3"))
+    gain, low, high = summary.gains["judge_heldout"]["iteration-3"]
+    difference = last.scores["judge_heldout"] - base.scores["judge_heldout"]
+    assert gain == pytest.approx(difference.mean()) and low < gain < high
+    assert summary.gains["judge_heldout"]["base"] == (0.0, 0.0, 0.0)
+    # Prompts differ far more than models: the interval of the difference is the narrower one.
+    _, below, above = summary.rewards["judge_heldout"]["iteration-3"]
+    assert high - low < above - below
+    source = (finished / "report.html").read_text(encoding="utf-8")
+    assert f"3: {gain:+.3g}" in source and "gain in judge_heldout" in source
+
+
+def test_the_biggest_wins_and_losses_stand_beside_those_chosen_by_rule(finished: Path) -> None:
+    record = load_run(finished)
+    page = page_values(record, summarise(record))
+    base, last = (load_suite(finished / "eval" / name) for name in ("base", "iteration-3"))
+    order = np.argsort(base.scores["judge_heldout"] - last.scores["judge_heldout"])
+    wins, losses = page["extremes"]["wins"], page["extremes"]["losses"]
+    assert [card["prompt"] for card in wins] == [last.prompts[index].text for index in order[:4]]
+    assert losses[0]["prompt"] == last.prompts[order[-1]].text
+    before, after = (float(picture["score"]) for picture in losses[0]["pictures"])
+    assert after < before
+    text = read(finished)[2]
+    assert "Rose most" in text and "Fell most" in text and "extremes and no sample" in text
+
+
+def test_pictures_are_as_large_as_they_are_and_can_be_opened(finished: Path) -> None:
+    large = np.random.default_rng(0).integers(0, 256, size=(300, 300, 3), dtype=np.uint8)
+    data = base64.b64decode(data_uri(large).partition(",")[2])
+    assert Image.open(io.BytesIO(data)).size == (300, 300)
+    source, page, _ = read(finished)
+    assert "large" in page.ids and source.count('class="card flip"') >= 8
+
+
+def test_no_hash_stands_in_running_text(copied: Path) -> None:
+    path = copied / "eval" / "base" / "suite.json"
+    digest = "0123456789abcdef" * 4
+    path.write_text(path.read_text(encoding="utf-8").replace("clip-0123", digest), encoding="utf-8")
+    source, _, text = read(copied)
+    assert digest not in source and digest[:12] in text
+
+
+def test_words_are_explained_before_they_are_used(rendered: tuple[str, Page, str]) -> None:
+    text = rendered[2]
+    verdict = text.index("Better than the base model", text.index("In short"))
+    for word in ("held-out judge scores images", "win rate is how often", "95% interval says", "Vendi score"):
+        assert text.index(word) < verdict, word
+
+
+@pytest.mark.parametrize("name", FIGURES)
+def test_no_legend_lies_over_data(name: str, finished: Path) -> None:
+    record = load_run(finished)
+    with matplotlib.style.context(HERE / "figures.mplstyle"):
+        canvas = Figure(figsize=(3.8, 2.6))
+        FigureCanvasAgg(canvas)
+        axes = canvas.add_subplot()
+        try:
+            FIGURES[name](axes, record, summarise(record))
+        except Absent:
+            return
+        add_legend(axes)
+        fit(canvas, axes)
+    legend = axes.get_legend()
+    if legend is not None:
+        box, inside = legend.get_window_extent(), axes.get_window_extent()
+        assert box.y0 >= inside.y1 - 1
+        assert box.x0 >= -1 and box.x1 <= canvas.bbox.x1 + 1 and box.y1 <= canvas.bbox.y1 + 1

@@ -200,3 +200,52 @@ def test_attached_lora_is_the_files_own(diffusion_folder: Path, tmp_path: Path) 
     attach_lora(pipeline, tmp_path)
     own = {name: value for name, value in pipeline.unet.state_dict().items() if ".lora_A." in name}
     assert len(own) == len(policy.weights.state("current")) // 2
+
+
+def test_what_was_not_trained_is_copied_byte_for_byte(diffusion_folder: Path, tmp_path: Path) -> None:
+    base = shutil.copytree(diffusion_folder, tmp_path / "base")
+    old = {"vocab.json": '{"a": 0}', "merges.txt": "#version: 0.2\n", "special_tokens_map.json": "{}"}
+    for name, text in old.items():
+        if not (base / "tokenizer" / name).exists():
+            (base / "tokenizer" / name).write_text(text)
+    (base / "text_encoder" / "pytorch_model.bin").write_bytes(b"not taken over")
+    export_policy(trained(base, "full"), "current", tmp_path / "out")
+    for component in ("tokenizer", "scheduler", "text_encoder", "vae"):
+        files = {path.name for path in (base / component).iterdir()} - {"pytorch_model.bin"}
+        assert {path.name for path in (tmp_path / "out" / component).iterdir()} == files
+        for name in files:
+            assert (tmp_path / "out" / component / name).read_bytes() == (
+                base / component / name
+            ).read_bytes()
+
+
+def test_a_variant_is_exported_under_plain_names(diffusion_folder: Path, tmp_path: Path) -> None:
+    base = shutil.copytree(diffusion_folder, tmp_path / "base")
+    for file in base.rglob("*.safetensors"):
+        file.rename(file.with_name(f"{file.stem}.fp16.safetensors"))
+    tuning = TuningConfig(kind="full")
+    model = ModelConfig(device="cpu", variant="fp16")
+    policy = load_policy(model, tuning, folder_or_id=str(base), seed=0)
+    export_policy(policy, "current", tmp_path / "out")
+    found = {path.name for path in (tmp_path / "out").rglob("*.safetensors")}
+    assert found == {"model.safetensors", "diffusion_pytorch_model.safetensors"}
+
+
+def test_a_whole_pipeline_of_lora_is_the_folded_model(diffusion_folder: Path, tmp_path: Path) -> None:
+    policy = trained(diffusion_folder, "lora", 16.0)
+    report = export_policy(policy, "current", tmp_path, whole=True)
+    assert report["kind"] == "full" and report["forward_difference"] < 1e-5
+    plain = load_policy(
+        ModelConfig(device="cpu"), TuningConfig(kind="full"), folder_or_id=str(tmp_path), seed=0
+    )
+    folded, base = (
+        plain.weights.state("base"),
+        load_file(diffusion_folder / "unet" / "diffusion_pytorch_model.safetensors"),
+    )
+    factors = policy.weights.state("current")
+    for name, value in folded.items():
+        path = name.removesuffix(".weight")
+        update = torch.zeros_like(value)
+        if f"{path}.lora_A.weight" in factors:
+            update = 4.0 * factors[f"{path}.lora_B.weight"] @ factors[f"{path}.lora_A.weight"]
+        torch.testing.assert_close(value, base[name] + update, rtol=1e-6, atol=1e-6)

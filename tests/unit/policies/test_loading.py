@@ -9,10 +9,12 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from transformers import CLIPTokenizer
 
 from diffexpo.config.schema import ModelConfig, TuningConfig
 from diffexpo.errors import ConfigError, DiffexpoError, MissingError, PolicyError
 from diffexpo.policies.base import load_policy
+from diffexpo.policies.export import export_policy
 
 UNET = "diffusion_pytorch_model.safetensors"
 
@@ -181,3 +183,34 @@ def test_hub_id_that_cannot_be_reached(monkeypatch: pytest.MonkeyPatch, tmp_path
         MissingError,
         "'nobody/no-such-model': not a local folder, and the hub did not",
     )
+
+
+def test_quantised_weights_are_refused_with_advice(broken: Path) -> None:
+    edit(broken / "unet" / "config.json", quantization_config={"quant_method": "bitsandbytes"})
+    refuse(broken, PolicyError, r"quantised \(bitsandbytes\).*take the model's unquantised weights")
+
+
+def test_a_tokenizer_without_a_longest_text_takes_the_encoders(
+    broken: Path, diffusion_folder: Path, tmp_path: Path
+) -> None:
+    expected = load_policy(
+        ModelConfig(device="cpu"), TuningConfig(kind="lora"), folder_or_id=str(diffusion_folder), seed=0
+    )
+    file = broken / "tokenizer" / "tokenizer_config.json"
+    settings = json.loads(file.read_text())
+    settings.pop("model_max_length")
+    file.write_text(json.dumps(settings))
+    policy = load_policy(
+        ModelConfig(device="cpu"), TuningConfig(kind="lora"), folder_or_id=str(broken), seed=0
+    )
+    assert policy.max_tokens == expected.max_tokens
+    for name, value in expected.encode_prompts(["a cat"]).tensors.items():
+        assert torch.equal(policy.encode_prompts(["a cat"]).tensors[name], value)
+    export_policy(policy, "current", tmp_path / "out")
+
+
+def test_a_token_that_the_encoder_does_not_know_is_named(broken: Path) -> None:
+    tokenizer = CLIPTokenizer.from_pretrained(broken / "tokenizer")
+    tokenizer.add_tokens(["<my-cat>"])
+    tokenizer.save_pretrained(broken / "tokenizer")
+    refuse(broken, PolicyError, "the added token '<my-cat>', number .* its text encoder knows")

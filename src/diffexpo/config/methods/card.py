@@ -283,6 +283,7 @@ class Run(Section):
     training: sections.TrainingConfig = sections.TrainingConfig()
     evaluation: sections.EvaluationConfig = sections.EvaluationConfig()
     baseline: sections.BaselineConfig = sections.BaselineConfig()
+    tracking: sections.TrackingConfig = sections.TrackingConfig()
 
     @property
     def scorers(self) -> dict[str, tuple[RewardCard, ...]]:

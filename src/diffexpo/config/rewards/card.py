@@ -47,6 +47,8 @@ class RewardCard(Section):
     """Unit and usual range of its scores, in words."""
     path_is: ClassVar[str] = ""
     """What `path` must name; "" where the type does not read it."""
+    path_is_local: ClassVar[bool] = False
+    """`path` names a run or file of this machine, never a name of the hub."""
     default_path: ClassVar[str | None] = None
     """Stands in for `path: null`; "" is the run's own model, None means that a path must be given."""
     base_is: ClassVar[str] = ""

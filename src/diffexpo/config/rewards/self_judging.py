@@ -40,6 +40,7 @@ class ImplicitCard(SelfJudgeCard):
     what = "a model trained on pairs judges latents: its implicit reward against its base"
     unit = "beta/2 x fall of the denoising error"
     path_is = "a run that was trained on pairs (runs/dpo_offline), or its export"
+    path_is_local = True
     source = "yours"
     papers = ("wallace2024diffusiondpo",)
     is_trained = True

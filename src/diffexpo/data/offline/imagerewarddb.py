@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from diffexpo.data.offline.cells import text_of_id
 from diffexpo.data.offline.reading import Damage, Record, column_names, read_rows, require_columns
 from diffexpo.data.offline.sources import index_file, read_image
 from diffexpo.data.offline.votes import MAX_RANKED, Layout, Vote, has_columns, row_format, votes_of_ranking
@@ -37,8 +38,8 @@ def _rankings(file: Path, columns: Sequence[str], start: int) -> Iterator[tuple[
         if not isinstance(row, dict) or "generations" in row:
             yield number, row
             continue
-        key = row.get("prompt_id")
-        if not isinstance(key, str) or not key:
+        key = text_of_id(row.get("prompt_id"))
+        if key is None:
             yield number, Damage("no prompt_id")
             continue
         none: Record = {"prompt": row.get("prompt"), "generations": [], "ranking": []}

@@ -1,20 +1,22 @@
 """Preference sets in the Pick-a-Pic columns (v1 and v2): caption, two JPEGs, and who won; and our own sets,
 which `diffexpo data export` and `diffexpo data import` write in these columns.
 
-A row becomes a pair when `has_label` is not false and its labels are 1 and 0. Ties (0.5) and unlabelled
+A row becomes a pair when `has_label` does not say no and its labels are 1 and 0. Ties (0.5) and unlabelled
 rows are dropped and counted; rows that cannot be used are quarantined.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pyarrow as pa
 
 from diffexpo.data.export import SCHEMA_VERSION
+from diffexpo.data.offline.cells import is_false, text_of_id
 from diffexpo.data.offline.reading import Record, parquet_rows, parquet_schema, require_columns
-from diffexpo.data.offline.sources import find_files, has_suffix
+from diffexpo.data.offline.sources import find_files, has_suffix, image_bytes
 from diffexpo.data.offline.votes import Layout, Vote, has_columns, row_format, verdict_of_labels
 from diffexpo.errors import ImportFormatError
 
@@ -25,10 +27,14 @@ OPTIONAL = (
 )  # fmt: skip
 MARK = ("pair_id", "schema_version", "jpg_0")
 STARTED, FINISHED = "import.json", "manifest.json"
+_TEXTS = (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view)
 _TYPES = {
-    "caption": ("string", (pa.types.is_string, pa.types.is_large_string)),
+    "caption": ("string", _TEXTS),
     "jpg": ("binary (the file's bytes)", (pa.types.is_binary, pa.types.is_large_binary)),
-    "label": ("a number (1, 0, or 0.5 for a tie)", (pa.types.is_floating, pa.types.is_integer)),
+    "label": (
+        "a number (1, 0, or 0.5 for a tie)",
+        (*(pa.types.is_floating, pa.types.is_integer, pa.types.is_boolean, pa.types.is_decimal), *_TEXTS),
+    ),
 }
 
 
@@ -43,21 +49,23 @@ def _layout(file: Path) -> Layout:
         hint = "; this looks like a variant without images, get the one with them" if is_linked else ""
         require_columns(file, [name], schema.names, f"the columns {', '.join(REQUIRED)}", hint)
         kind = schema.field(name).type
+        kind = kind.value_type if pa.types.is_dictionary(kind) else kind
         expected, tests = _TYPES[name.split("_")[0]]
-        # image columns of the datasets library are structs of bytes and path
-        is_image = name.startswith("jpg") and pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0
+        # image columns of the datasets library are structs of bytes and path, either of which may be empty
+        is_image = name.startswith("jpg") and pa.types.is_struct(kind)
+        is_image = is_image and any(kind.get_field_index(part) >= 0 for part in ("bytes", "path"))
         if not is_image and not any(test(kind) for test in tests):
             raise ImportFormatError(f"{file}: column {name!r} is of type {kind}; expected {expected}")
-    return (*REQUIRED, *OPTIONAL), _votes
+    return (*REQUIRED, *OPTIONAL), partial(_votes, file.parent)
 
 
-def _votes(name: str, row: Record) -> Iterator[Vote]:
+def _votes(folder: Path, name: str, row: Record) -> Iterator[Vote]:
     uids = (row.get("image_0_uid"), row.get("image_1_uid"))
     yield Vote(
         name,
         _verdict(row, uids),
         row["caption"],
-        lambda side: row[f"jpg_{side}"],
+        lambda side: image_bytes(row[f"jpg_{side}"], folder),
         models=(row.get("model_0"), row.get("model_1")),
         uids=uids,
         margin=row.get("reward_margin"),
@@ -66,13 +74,13 @@ def _votes(name: str, row: Record) -> Iterator[Vote]:
 
 
 def _verdict(row: Record, uids: tuple[object, object]) -> str:
-    if row.get("has_label") is False:
+    if is_false(row.get("has_label")):
         return "unlabelled"
     verdict = verdict_of_labels(row["label_0"], row["label_1"])
     if verdict == "unlabelled":  # that is what has_label is for: empty labels are a defect
         return "labels are not 1/0, 0/1 or 0.5/0.5"
-    best = row.get("best_image_uid")
-    if verdict in ("0", "1") and best and uids[0] != uids[1] and best == uids[1 - int(verdict)]:
+    best, named = text_of_id(row.get("best_image_uid")), [text_of_id(uid) for uid in uids]
+    if verdict in ("0", "1") and best and named[0] != named[1] and best == named[1 - int(verdict)]:
         return "best_image_uid names the loser"
     return verdict
 

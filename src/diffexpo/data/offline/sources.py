@@ -42,6 +42,14 @@ def read_image(folder: Path, name: object, *prefixes: str) -> bytes:
     raise ImportFormatError("picture is missing")
 
 
+def image_bytes(value: object, folder: Path) -> object:
+    """What an image's cell means: the file's bytes, or those of the file that its text names below the
+    folder; structs of the datasets library hold either."""
+    if isinstance(value, dict):
+        value = value.get("bytes") or value.get("path")
+    return read_image(folder, value) if isinstance(value, str) else value
+
+
 def read_regular(path: Path, most: int = MAX_IMAGE_BYTES) -> bytes:
     """The bytes of a regular file of at most `most` bytes; never waits, as a named pipe would make one."""
     try:

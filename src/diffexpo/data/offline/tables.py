@@ -10,10 +10,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 from diffexpo.data.offline.reading import Record, column_names, nearest, require_columns
-from diffexpo.data.offline.sources import find_files, read_image
+from diffexpo.data.offline.sources import find_files, image_bytes
 from diffexpo.data.offline.votes import Layout, Vote, row_format, verdict_of_record
 from diffexpo.errors import ImportFormatError, MissingError
 
@@ -70,25 +69,12 @@ def _layout(file: Path) -> Layout:
             name,
             verdict_of_record({key: row.get(key) for key in judged}) if judged else "0",
             row.get(prompt),
-            lambda side: _image(row.get(sides[side]), file.parent),
+            lambda side: image_bytes(row.get(sides[side]) or "", file.parent),
             models=(row.get("model_0"), row.get("model_1")),
-            confidence=_confidence(row.get("confidence")),
+            confidence=row.get("confidence"),
         )
 
     return (prompt, *sides, *judged, "model_0", "model_1", "confidence"), votes
-
-
-def _image(value: Any, folder: Path) -> object:
-    if isinstance(value, dict) and not value.get("bytes"):
-        value = value.get("path")
-    return value if isinstance(value, (bytes, dict)) else read_image(folder, value)
-
-
-def _confidence(value: object) -> object:
-    try:
-        return float(value) if isinstance(value, str) and value else value
-    except ValueError:
-        return None
 
 
 TABLE = row_format(

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import heapq
 import json
-import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
@@ -19,6 +18,7 @@ from pathlib import Path
 from typing import IO, Any, Literal
 
 from diffexpo.data.offline.ahead import map_ahead
+from diffexpo.data.offline.cells import is_empty, number_of, text_of_id
 from diffexpo.data.offline.image_files import verify_image, verify_structure
 from diffexpo.data.offline.reading import Damage, Record, column_names, parquet_length, read_rows
 from diffexpo.data.offline.sources import MAX_IMAGE_BYTES, printable, row_name
@@ -323,8 +323,8 @@ def _pair(vote: Vote) -> OfflinePair:
         loser_model=_text(vote.models[loser]),
         winner_uid=uids[winner],
         loser_uid=uids[loser],
-        margin=_number(vote.margin),
-        confidence=_number(vote.confidence),
+        margin=number_of(vote.margin),
+        confidence=number_of(vote.confidence),
     )
 
 
@@ -351,13 +351,8 @@ def _bytes(value: object) -> bytes:
 
 
 def _text(value: object) -> str | None:
-    return str(value)[:200] if value and is_utf8(str(value)) else None
-
-
-def _number(value: object) -> float | None:
-    if isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value):
-        return float(value)
-    return None
+    text = text_of_id(value)
+    return text[:200] if text is not None and is_utf8(text) else None
 
 
 # ---- verdicts ----------------------------------------------------------------------------------------------
@@ -365,14 +360,10 @@ def _number(value: object) -> float | None:
 
 def verdict_of_labels(first: object, second: object) -> str:
     """The verdict of two labels: 1/0, 0/1, or 0.5/0.5 for a tie; both empty is unlabelled."""
-    if first in (None, "") and second in (None, ""):
+    if is_empty(first) and is_empty(second):
         return "unlabelled"
-    known: dict[tuple[float, ...], str] = {(1.0, 0.0): "0", (0.0, 1.0): "1", (0.5, 0.5): "tie"}
-    try:
-        labels = [float(value) for value in (first, second) if isinstance(value, (int, float, str))]
-    except (ValueError, OverflowError):
-        labels = []
-    return known.get(tuple(labels), "labels are not 1/0, 0/1 or 0.5/0.5")
+    known: dict[tuple[float | None, ...], str] = {(1.0, 0.0): "0", (0.0, 1.0): "1", (0.5, 0.5): "tie"}
+    return known.get((number_of(first), number_of(second)), "labels are not 1/0, 0/1 or 0.5/0.5")
 
 
 def verdict_of_record(record: Mapping[str, object]) -> str:
@@ -386,16 +377,15 @@ def verdict_of_record(record: Mapping[str, object]) -> str:
         return verdict_of_labels(record["label_0"], record["label_1"])
     name = "preferred" if "preferred" in record else "label"
     value = record.get(name)
-    if value in (None, ""):
+    if is_empty(value):
         return "unlabelled"
     known = {"image_0": "0", "image_1": "1", "tie": "tie"}
-    reason = "label is not image_0, image_1 or tie; put the better picture's number in `preferred`"
-    if name == "preferred":
-        known |= {"0": "0", "1": "1"}
-        value = int(value) if isinstance(value, float) and value in (0.0, 1.0) else value
-        reason = "preferred is not 0, 1 or tie"
-    is_plain = isinstance(value, (str, int)) and not isinstance(value, bool)
-    return known.get(str(value).strip(), reason) if is_plain else reason
+    if isinstance(value, str) and (verdict := known.get(value.strip())) is not None:
+        return verdict
+    if name == "label":
+        return "label is not image_0, image_1 or tie; put the better picture's number in `preferred`"
+    number = None if isinstance(value, bool) else number_of(value)
+    return {0.0: "0", 1.0: "1"}.get(-1.0 if number is None else number, "preferred is not 0, 1 or tie")
 
 
 def votes_of_ranking(
@@ -416,10 +406,11 @@ def votes_of_ranking(
         raise ImportFormatError(f"more than {MAX_RANKED} pictures in one ranking")
     if not isinstance(ranks, list) or len(ranks) != len(paths):
         raise ImportFormatError("not one rank a picture")
-    if any(_number(rank) is None for rank in ranks):
+    places = [place for rank in ranks if (place := number_of(rank)) is not None]
+    if len(places) != len(ranks):
         raise ImportFormatError("a rank is not a number")
     for i, j in combinations(range(len(paths)), 2):
-        verdict = "tie" if ranks[i] == ranks[j] else "0" if ranks[i] < ranks[j] else "1"
+        verdict = "tie" if places[i] == places[j] else "0" if places[i] < places[j] else "1"
         name = row if len(paths) == 2 else f"{row}/{i}-{j}"
         pair = (paths[i], paths[j])
         yield Vote(name, verdict, caption, load_of(pair), uids=pair)
