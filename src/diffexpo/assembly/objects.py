@@ -223,25 +223,24 @@ def import_pairs(
     # Rank 0's answer is everybody's: see `online.loop.is_complete`.
     if world.broadcast_object(store.is_complete("offline", 0)):
         return
-    if world.rank == 0:
-        with console.phase("import offline pairs", 0, "units of 256") as bar:
+    with console.phase("import offline pairs", 0, "units of 256") as bar:
 
-            def tick() -> None:
-                bar.advance(1)
-                check_signals()
+        def tick() -> None:
+            bar.advance(1)
+            check_signals()
 
-            report = import_offline(
-                resolve(str(config.offline.source)),
-                policy,
-                store,
-                format=config.offline.format,
-                limit=config.offline.limit,
-                seed=config.seed,
-                accepts_prompt=lambda text: policy.count_tokens([text])[0] <= policy.max_tokens,
-                tick=tick,
-            )
-        console.line(report.describe())
-    world.barrier()
+        report = import_offline(
+            resolve(str(config.offline.source)),
+            policy,
+            store,
+            format=config.offline.format,
+            limit=config.offline.limit,
+            seed=config.seed,
+            accepts_prompt=lambda text: policy.count_tokens([text])[0] <= policy.max_tokens,
+            tick=tick,
+            world=world,
+        )
+    console.line(report.describe())
 
 
 def describe_policy(policy: Policy) -> str:

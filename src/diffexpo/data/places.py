@@ -21,7 +21,7 @@ from diffexpo.data.shards import Shard, count_groups, in_order, list_shards, rea
 from diffexpo.errors import StoreError
 
 _OPEN_FILES = 256
-_OPEN_GROUPS = 8
+_OPEN_GROUPS = 16
 
 Place = tuple[str, int]
 """Name of a samples shard, and a row of it."""
@@ -97,8 +97,18 @@ class Places:
         ]
 
     def samples(self, ids: Sequence[str]) -> list[Sample]:
-        """The rows of samples; neighbours cost one reading."""
-        return [to_rows(self._row(*place), Sample)[0] for place in self.require(ids)]
+        """The rows of samples; those of one row group cost one reading."""
+        wanted: dict[tuple[str, int], list[tuple[int, int]]] = {}
+        for i, (name, row) in enumerate(self.require(ids)):
+            ends = self._ends(name)
+            group = int(np.searchsorted(ends, row, side="right"))
+            first = int(ends[group - 1]) if group else 0
+            wanted.setdefault((name, group), []).append((i, row - first))
+        found: dict[int, Sample] = {}
+        for (name, group), places in wanted.items():
+            rows = self._groups(name, group).take([row for _, row in places])
+            found |= zip((i for i, _ in places), to_rows(rows, Sample), strict=True)
+        return [found[i] for i in range(len(ids))]
 
     # ---- inside --------------------------------------------------------------------------------------------
 
@@ -164,12 +174,6 @@ class Places:
 
     def _unit_latents(self, name: str) -> LatentFile:
         return self._open(self._root / Shard.named(name).sibling("latents").name)
-
-    def _row(self, name: str, row: int) -> pa.Table:
-        ends = self._ends(name)
-        group = int(np.searchsorted(ends, row, side="right"))
-        first = int(ends[group - 1]) if group else 0
-        return self._groups(name, group).slice(row - first, 1)
 
     def _read_group(self, name: str, group: int) -> pa.Table:
         return read_rows(self._root / name, SCHEMAS["samples"], group=group)

@@ -110,7 +110,9 @@ class ScoredSource:
         scored = [ref for ref in found if np.isfinite(ref.reward)]
         dropped = len(found) - len(scored)
         refs = self._weighed(self._offline() + scored)
-        weights = hybrid_weights(self.hybrid, refs, max(collected, default=None))
+        iterations = np.array([ref.iteration for ref in refs], np.int64)
+        is_offline = np.array([ref.source == "offline" for ref in refs], bool)
+        weights = hybrid_weights(self.hybrid, iterations, is_offline, max(collected, default=None))
         kept = [i for i, ref in enumerate(refs) if weights[i] > 0 and _KEPT[self.keep](ref)]
         if not kept:
             raise DataError(
@@ -237,6 +239,12 @@ class ScoredLoader(Loader):
             f"{self.size} images ({self.index.by_source()}; {sum(ref.desirable for ref in self.index.refs)} "
             f"desirable{f'; {failed} without a score left out' if failed else ''})"
         )
+
+    def row_names(self) -> list[str]:
+        return [f"{ref.sample_id} {ref.advantage!r}" for ref in self.index.refs]
+
+    def row_weights(self) -> np.ndarray:
+        return self.index.weights
 
     def batch(self, step: int) -> ScoredBatch:
         """The batch of a step (from 0); reads only its latents.

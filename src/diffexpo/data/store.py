@@ -12,6 +12,7 @@ batch lists a folder, so its cost does not grow with the store. Loads without to
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import groupby, product
 from pathlib import Path
@@ -125,7 +126,7 @@ class Store:
             iteration, rank, unit: Name the shard.
             pairs: Rows; iteration is filled in.
             stage: `pair` (ranked by rewards), `offline` (imported) or `label` (people).
-            note: Small JSON kept with the unit, see `note()`.
+            note: Small JSON kept with the unit, see `notes()`.
         Returns:
             Name of the Parquet shard.
         """
@@ -203,12 +204,10 @@ class Store:
         """(stage, iteration) of every manifest, by iteration."""
         return list_manifests(self.root)
 
-    def note(self, iteration: int, unit: int, *, stage: str) -> dict[str, Any]:
-        """The note a unit's pairs were written with."""
-        shards = [s for s in list_shards(self.root, "pairs", stage, iteration) if s.unit == unit]
-        if not shards:
-            raise StoreError(f"unit {unit} of {stage} {iteration} is not in {self.root}")
-        return read_header(self.root / shards[0].name)[2]
+    def notes(self, iteration: int, *, stage: str) -> dict[int, dict[str, Any]]:
+        """The note that each unit's pairs were written with, of a stage that is not complete."""
+        shards = list_shards(self.root, "pairs", stage, iteration)
+        return {shard.unit: read_header(self.root / shard.name)[2] for shard in shards}
 
     # ---- reading -------------------------------------------------------------------------------------------
 
@@ -247,12 +246,18 @@ class Store:
                 yield self._rows(kind, [shard], view, source, group)
 
     def table(
-        self, kind: str, columns: Sequence[str], before: int | None = None, *, encoded: Sequence[str] = ()
+        self,
+        kind: str,
+        columns: Sequence[str],
+        since: int = 0,
+        before: int | None = None,
+        *,
+        encoded: Sequence[str] = (),
     ) -> pa.Table:
-        """Columns of all "samples" or "pairs" of complete stages, of iterations `before` one or of all; those
-        that are `encoded` as codes of a dictionary."""
-        shards = [one for one in named_shards(self.root, kind) if before is None or one.iteration < before]
-        schema = SCHEMAS[kind]
+        """Columns of the "samples" or "pairs" of complete stages, of iterations [since, before) or of all;
+        those that are `encoded` as codes of a dictionary."""
+        schema, end = SCHEMAS[kind], math.inf if before is None else before
+        shards = [one for one in named_shards(self.root, kind) if since <= one.iteration < end]
         tables = [read_rows(self.root / one.name, schema, columns, encoded=encoded) for one in shards]
         table = pa.concat_tables(tables) if tables else schema.empty_table().select(columns)
         return table.unify_dictionaries()
