@@ -170,22 +170,6 @@ class StepJudge(Protocol):
         """(B,) float32 for x_t (B,C,h,w) at a noise level, numbers or (B,)."""
 
 
-class Processes(Protocol):
-    """The processes of a run, of which this is number `rank` of `size`. All call every method."""
-
-    @property
-    def rank(self) -> int: ...
-    @property
-    def size(self) -> int: ...
-    def barrier(self) -> None:
-        """Wait for all."""
-        ...
-
-    def gather_objects(self, items: list[Any]) -> list[Any]:
-        """The concatenation of every process's list of JSON values, in rank order, on all."""
-        ...
-
-
 @dataclass(frozen=True)
 class MixedRows:
     """Rows of several shapes, such as latents of several image sizes: one tensor a shape, in order.

@@ -127,9 +127,12 @@ def draw_suite(
     """Draw and judge an iterate (0: the base) on the prompts of an evaluation's settings, all processes
     together; with a folder the first one has all images."""
     config = loop.config
+    named = named_prompts(settings.prompts, "prompts")
+    prompts = choose_prompts(named, settings.num_prompts, config.seed)
+    loop.embeddings.add(["", *(prompt.text for prompt in prompts)])
     evaluation = Evaluation(
         policy=loop.policy,
-        prompts=choose_prompts(named_prompts(settings.prompts, "prompts"), settings.num_prompts, config.seed),
+        prompts=prompts,
         settings=settings,
         judges=judges,
         seed=config.seed,

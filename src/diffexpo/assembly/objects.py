@@ -18,6 +18,7 @@ from diffexpo.config import RunConfig
 from diffexpo.config.rules import guidance_notes, train_rewards
 from diffexpo.data.latents import PromptEmbeddings
 from diffexpo.data.offline.ingest import import_offline
+from diffexpo.data.prompt_bank import PromptBank
 from diffexpo.data.prompts import filter_long
 from diffexpo.data.store import Store
 from diffexpo.diffusion.transitions import sampler_transitions, stochastic_grid
@@ -37,6 +38,11 @@ from diffexpo.training.engine import Engine
 from diffexpo.training.metrics import MetricsWriter
 from diffexpo.training.signals import StopSignal
 from diffexpo.types import Policy, Prompt
+
+PROMPTS = "prompts"
+"""Folder of the embeddings of a run that is not finished."""
+KEPT_PROMPTS = 256 * 2**20
+"""Bytes of embeddings that stay in memory beside the bank."""
 
 
 def build_loop(config: RunConfig, run_dir: Path, console: Console, stop: StopSignal, world: World) -> Loop:
@@ -71,7 +77,8 @@ def build_loop(config: RunConfig, run_dir: Path, console: Console, stop: StopSig
         import_pairs(config, policy, store, console, stop.check, world)
     if config.algorithm.prompts_of_data:
         prompts = data_prompts(store)  # own images have to stand against data of the same prompt
-    embeddings = PromptEmbeddings(policy, [""])
+    bank = PromptBank(run_dir / PROMPTS, policy.fingerprint, world)
+    embeddings = PromptEmbeddings(policy, [""], max_bytes=KEPT_PROMPTS, bank=bank)
     metrics = MetricsWriter(run_dir / "metrics.jsonl", active=world.rank == 0)
     engine = make_engine(config, policy, embeddings, metrics, world, console)
     ranking, improving = build_ranking(config), None

@@ -7,6 +7,7 @@ whole pipelines would delay the first line by seconds.
 from __future__ import annotations
 
 import logging
+import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -24,7 +25,7 @@ from diffexpo.assembly.contenders import (
 )
 from diffexpo.assembly.evaluating import EVALUATING, eval_dir, save_examples
 from diffexpo.assembly.folders import keep_changes, prepare_folder, require_run, set_status
-from diffexpo.assembly.objects import build_loop, describe_policy
+from diffexpo.assembly.objects import PROMPTS, build_loop, describe_policy
 from diffexpo.assembly.together import check_same_start, check_shared_folder
 from diffexpo.assembly.watching import Watching
 from diffexpo.config import RunConfig, read_resolved
@@ -103,6 +104,7 @@ def run(
             raise
         set_status(run_dir, "finished" if until is None else "stopped", world)
         if world.rank == 0 and until is None:
+            shutil.rmtree(run_dir / PROMPTS, ignore_errors=True)
             from diffexpo.evaluation.headline import closing_lines
             from diffexpo.evaluation.report import write_report
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import KW_ONLY, dataclass, field, replace
+from functools import lru_cache
+from typing import Any
 
 import numpy as np
 import torch
@@ -11,12 +13,13 @@ from torch import Tensor
 
 from diffexpo.config.schema import HybridConfig
 from diffexpo.data.columns import Columns
-from diffexpo.data.draws import Collected, CollectedRef, Drawn, Draws, Index, Loader, hybrid_weights
+from diffexpo.data.draws import Collected, CollectedRef, Draws, Index, Loader, hybrid_weights
 from diffexpo.data.latents import PromptEmbeddings, stacked
 from diffexpo.data.rows import column_names
+from diffexpo.data.sharing import UnreadRows
 from diffexpo.data.store import Store
 from diffexpo.errors import DataError, StoreError
-from diffexpo.types import PairBatch
+from diffexpo.types import Conditioning, PairBatch
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +100,10 @@ def _columns(store: Store, view: type[Collected], since: int, before: int) -> Co
     return Columns(table, view)
 
 
+RowsOf = Callable[[list[str], list[str], list[str]], tuple[Any, Any, Any]]
+"""Sample ids of both sides and texts to latents of both sides and conditioning, read or not."""
+
+
 @dataclass(eq=False)
 class PairLoader(Loader):
     """Batches of pairs.
@@ -153,13 +160,23 @@ class PairLoader(Loader):
 
     def batch(self, step: int) -> PairBatch:
         """The batch of a step (from 0); reads only its latents."""
+        return self._batch(step, self._read_rows)
+
+    def unread_batch(self, step: int) -> PairBatch:
+        """The batch of a step, which is read as it is cut; of several image sizes it is read at once."""
+        return self._batch(step, self._read_rows if self.sizes else self._leave_rows)
+
+    def _batch(self, step: int, rows_of: RowsOf) -> PairBatch:
         drawn, contrast = self.draws.batch(step), self._contrast.batch(step)
         refs = [row.ref for row in drawn]
-        winner, loser = self._read([ref.winner_id for ref in refs], [ref.loser_id for ref in refs])
+        texts = [ref.prompt for ref in refs]
+        winner, loser, conditioning = rows_of(
+            [ref.winner_id for ref in refs], [ref.loser_id for ref in refs], texts
+        )
         batch = PairBatch(
             winner=winner,
             loser=loser,
-            conditioning=self.embeddings.select([ref.prompt for ref in refs]),
+            conditioning=conditioning,
             keys=tuple(f"{row.ref.pair_id}@{row.epoch}" for row in drawn),
         )
         if self._has_uncertainty:
@@ -168,18 +185,37 @@ class PairLoader(Loader):
                 uncertainty_winner=torch.tensor([ref.uncertainty_winner or 0.0 for ref in refs]),
                 uncertainty_loser=torch.tensor([ref.uncertainty_loser or 0.0 for ref in refs]),
             )
-        return self._with_contrast(batch, contrast) if contrast else batch
-
-    def _with_contrast(self, batch: PairBatch, drawn: Sequence[Drawn[ContrastRef]]) -> PairBatch:
-        refs = [row.ref for row in drawn]
-        explored, main = self._read([ref.explored_id for ref in refs], [ref.main_id for ref in refs])
+        if not contrast:
+            return batch
+        couples = [row.ref for row in contrast]
+        explored, main, conditioning = rows_of(
+            [ref.explored_id for ref in couples],
+            [ref.main_id for ref in couples],
+            [ref.prompt for ref in couples],
+        )
         return replace(
             batch,
             explored=explored,
             main=main,
-            contrast_conditioning=self.embeddings.select([ref.prompt for ref in refs]),
-            contrast_keys=tuple(f"{row.ref.pair_id}@contrast{row.epoch}" for row in drawn),
+            contrast_conditioning=conditioning,
+            contrast_keys=tuple(f"{row.ref.pair_id}@contrast{row.epoch}" for row in contrast),
         )
+
+    def _read_rows(self, ids: list[str], others: list[str], texts: list[str]) -> tuple[Any, Any, Any]:
+        return *self._read(ids, others), self.embeddings.select(texts)
+
+    def _leave_rows(self, ids: list[str], others: list[str], texts: list[str]) -> tuple[Any, Any, Any]:
+        @lru_cache(maxsize=1)
+        def sides(start: int, stop: int) -> tuple[Tensor, Tensor]:
+            return self._read(ids[start:stop], others[start:stop])
+
+        def conditioning(start: int, stop: int) -> Conditioning:
+            return self.embeddings.select(texts[start:stop])
+
+        count = len(ids)
+        winner = UnreadRows(count, lambda start, stop: sides(start, stop)[0])
+        loser = UnreadRows(count, lambda start, stop: sides(start, stop)[1])
+        return winner, loser, UnreadRows(count, conditioning)
 
     def _read(self, ids: list[str], others: list[str]) -> tuple[Tensor, Tensor]:
         """Latents of both sides of pairs; they are compared at one noise, so shape and type must agree."""

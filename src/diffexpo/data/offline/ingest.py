@@ -24,10 +24,11 @@ from diffexpo.data.offline.votes import ImportReport, OfflinePair, read_votes
 from diffexpo.data.offline.writing import QUARANTINE
 from diffexpo.data.prompts import prompt_id
 from diffexpo.data.rows import Pair, Sample
+from diffexpo.data.sharing import Alone, Processes
 from diffexpo.data.store import Store
 from diffexpo.errors import ImportFormatError, StoreError
 from diffexpo.files import replacing
-from diffexpo.types import Policy, Processes
+from diffexpo.types import Policy
 
 STAGE, ITERATION = "offline", 0
 _ENCODED_AT_ONCE = 16
@@ -79,7 +80,7 @@ def import_offline(
     }
     if len(sizes) > 1:
         origin["buckets"] = [list(other) for other in sizes[1:]]
-    world = world or _Alone()
+    world = world or Alone()
     # The first process's answer is everybody's: a late one could find complete what has just been finished.
     if world.gather_objects([store.is_complete(STAGE, ITERATION)] * (world.rank == 0))[0]:
         done = store.manifest(STAGE, ITERATION)
@@ -114,19 +115,6 @@ def import_offline(
         store.write_manifest(STAGE, ITERATION, {"origin": origin, "report": report.to_json()})
     world.barrier()
     return report
-
-
-@dataclass(frozen=True)
-class _Alone:
-    """One process."""
-
-    rank: int = 0
-    size: int = 1
-
-    def barrier(self) -> None: ...
-
-    def gather_objects(self, items: list[Any]) -> list[Any]:
-        return items
 
 
 @contextmanager
