@@ -39,7 +39,7 @@ class PromptEmbeddings:
         self._policy = policy
         self._max_bytes = max_bytes
         self._bank = bank
-        self._bytes = 0
+        self._bytes = self._num_encoded = 0
         self._rows: dict[str, Conditioning] = {}
         self.add(prompts)
 
@@ -63,7 +63,10 @@ class PromptEmbeddings:
 
     def select(self, texts: Sequence[str]) -> Conditioning:
         """Conditioning of B texts in order (repeats allowed), on the CPU."""
+        asked = self._num_encoded
         rows = {text: self._row(text) for text in dict.fromkeys(texts)}
+        if self._bank is not None and self._num_encoded > asked:
+            self._release()
         return Conditioning.concatenate([rows[text] for text in texts])
 
     def _row(self, text: str) -> Conditioning:
@@ -77,6 +80,7 @@ class PromptEmbeddings:
         return row
 
     def _encode(self, text: str) -> Conditioning:
+        self._num_encoded += 1
         with torch.no_grad():
             return self._policy.encode_prompts([text]).to("cpu")
 

@@ -25,8 +25,8 @@ from diffexpo.errors import EXIT_INTERRUPTED, ConfigError, Interrupted
 BEAT_S, SILENCE_S, AGAIN_S = 1.0, 20.0, 60.0
 """How often a process says that it is there; after how long a silent one is named, and named again."""
 GRACE_S, FAREWELL_GRACE_S = 3.0, 30.0
-"""How long a process may take to save and end after another died, or left after saving."""
-_JOIN_S = 120.0
+"""How long a process may take to save and end after another died, or said farewell."""
+_JOIN_S, _GREETING = 120.0, 64
 
 
 class Door(NamedTuple):
@@ -104,7 +104,7 @@ class Group:
         self._is_closing = True
         why = "" if error is None else f"{type(error).__name__}: {error}"
         for other in self._peers:
-            self._send(other, {"farewell": self.rank, "why": why, "is_saved": isinstance(error, Interrupted)})
+            self._send(other, {"farewell": self.rank, "why": why})
         for peer in self._peers.values():
             with suppress(OSError):
                 peer.shutdown(socket.SHUT_WR)  # the other side reads what was sent, then the end
@@ -119,23 +119,17 @@ class Group:
                 listener.settimeout(max(0.1, until - time.monotonic()))
                 try:
                     peer, _ = listener.accept()
-                    peer.settimeout(10)
-                    word, rank = peer.recv(64, socket.MSG_WAITALL).decode().strip().split()
                 except TimeoutError as error:
-                    if time.monotonic() < until:
-                        continue
                     missing = sorted(set(range(1, self.size)) - set(peers))
                     raise ConfigError(
                         f"processes {missing} did not reach process 0 at {door.hosts[0]}:{door.port}; open "
                         "the ports between the machines, or start all of them with one launcher"
                     ) from error
-                except (ValueError, OSError):
-                    continue
-                if secrets.compare_digest(word, door.word):
-                    peer.settimeout(None)
-                    peers[int(rank)] = peer
-                else:
+                rank = _greeted(peer, door)
+                if rank is None:
                     peer.close()
+                else:
+                    peers[rank] = peer
         return peers
 
     def _enter(self, door: Door) -> dict[int, socket.socket]:
@@ -147,7 +141,7 @@ class Group:
                 problem = error
                 continue
             peer.settimeout(None)
-            peer.sendall(f"{door.word} {self.rank}".ljust(64).encode())
+            peer.sendall(f"{door.word} {self.rank}".ljust(_GREETING).encode())
             return {0: peer}
         raise ConfigError(
             f"process {self.rank} does not reach process 0 at {door.hosts[0]}:{door.port} ({problem}); open "
@@ -180,8 +174,7 @@ class Group:
         elif "farewell" in message:
             self._farewells.add(message["farewell"])
             if message["why"]:
-                grace = FAREWELL_GRACE_S if message["is_saved"] else GRACE_S
-                self._lose(message["farewell"], f"ended with {message['why']}", grace)
+                self._lose(message["farewell"], f"ended with {message['why']}", FAREWELL_GRACE_S)
 
     def _take(self, number: int, rank: int, text: str) -> None:
         """On the first process: a text has arrived; with the last one all get all."""
@@ -216,7 +209,7 @@ class Group:
         os._exit(EXIT_INTERRUPTED)
 
     def _beat(self) -> None:
-        named = dict.fromkeys(self._peers, 0.0)
+        named = dict.fromkeys(self._peers, -AGAIN_S)
         while not self._is_closing:
             time.sleep(BEAT_S)
             now = time.monotonic()
@@ -239,3 +232,14 @@ class Group:
 
     def _name(self, rank: int) -> str:
         return self.names.get(rank, "not known yet")
+
+
+def _greeted(peer: socket.socket, door: Door) -> int | None:
+    """The rank of who comes in; None for one who does not know the word."""
+    with suppress(ValueError, OSError):
+        peer.settimeout(10)
+        word, rank = peer.recv(_GREETING, socket.MSG_WAITALL).decode().split()
+        peer.settimeout(None)
+        if secrets.compare_digest(word, door.word):
+            return int(rank)
+    return None

@@ -8,7 +8,7 @@ from datetime import timedelta
 
 import torch
 
-from diffexpo.errors import Interrupted
+from diffexpo.errors import ConfigError, Interrupted
 from diffexpo.training import distributed, group
 from diffexpo.training.signals import StopSignal
 
@@ -23,10 +23,10 @@ def main(what: str) -> int:
         world.group.on_loss = stop.stop
         try:
             work(what, world, stop)
-        except Interrupted as error:
-            print(error, flush=True)
+        except (Interrupted, ConfigError) as error:
+            print(error, file=sys.stderr, flush=True)
             distributed.stop_world(world, error)
-            return 75
+            return error.exit_code
     distributed.stop_world(world)
     return 0
 

@@ -50,7 +50,7 @@ def test_a_wait_is_longer_than_a_collective_may_take() -> None:
 
 def test_what_differs_is_named_by_all() -> None:
     for done in [one.wait() for one in start_two("differ")]:
-        assert done.code == 1
+        assert done.code == 2
         assert "the run folder is /tmp/0 in process 0 but /tmp/1 in process 1; start them alike" in done.err
 
 
