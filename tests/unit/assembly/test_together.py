@@ -52,10 +52,8 @@ def test_other_settings_and_folders_are_named(tmp_path: Path) -> None:
     assert told[0] == told[1] and "the fingerprint of the settings is " in told[0]
     folders = [tmp_path / "one", tmp_path / "two"]
     told = in_two_processes(lambda world: together.check_same_start(configs[0], folders[world.rank], world))
-    assert told == [
-        f"the run folder is {folders[0]} in process 0 but {folders[1]} in process 1; start all processes "
-        "with the same command, code and folder"
-    ] * 2  # fmt: skip
+    differ = f"the run folder is {folders[0]} in process 0 but {folders[1]} in process 1; start all processes"
+    assert told == [f"{differ} with the same command, code and folder"] * 2
 
 
 def test_folders_of_one_name_on_two_disks_are_told_apart(
