@@ -154,7 +154,8 @@ class Group:
         threading.Thread(target=work, args=arguments, name="group", daemon=True).start()
 
     def _listen(self, other: int) -> None:
-        with suppress(OSError, ValueError), self._peers[other].makefile("r", encoding="utf-8") as lines:
+        peer = self._peers[other]
+        with suppress(OSError, ValueError), peer, peer.makefile("r", encoding="utf-8") as lines:
             for line in lines:
                 self._heard[other] = time.monotonic()
                 if line.strip():
