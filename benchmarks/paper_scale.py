@@ -32,7 +32,7 @@ from diffexpo.data.shards import ROWS_AT_ONCE, Shard, write_tables
 from diffexpo.data.store import Store
 from diffexpo.files import sha256_of
 
-ITERATIONS, IMAGES, OPEN_UNITS, PACK_ROWS = 5, 8, 5120, 1 << 16
+ITERATIONS, IMAGES, OPEN_UNITS, PACK_ROWS = 5, 8, 512, 1 << 16
 SAMPLER = json.dumps({"name": "ddim", "steps": 50, "guidance": 7.5, "eta": 0.0, "append_negatives": False})
 TARGETS = {
     "append of a unit, ms CPU": 15.0,
@@ -261,6 +261,7 @@ def main() -> None:
     parser.add_argument(
         "--folder", type=Path, default=None, help="where to build it; default: a temporary one"
     )
+    parser.add_argument("--only", nargs="+", choices=STEPS, default=list(STEPS), help="what to measure")
     parser.add_argument("--step", choices=STEPS, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.step:
@@ -275,7 +276,7 @@ def main() -> None:
             f"{time.process_time() - began:.0f} s CPU; {sum(1 for _ in folder.iterdir())} files",
             flush=True,
         )
-        for step in STEPS:
+        for step in options.only:
             command = [sys.executable, __file__, "--step", step, "--folder", str(folder)]
             found = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout)
             for name, value in found.items():
