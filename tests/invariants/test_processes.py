@@ -3,6 +3,8 @@
 In float32, over the whole command; `test_every_split` has two processes in float64, to 1e-9 in every weight.
 """
 
+from pathlib import Path
+
 import numpy as np
 from safetensors.numpy import load_file
 
@@ -19,6 +21,7 @@ def test_two_processes_equal_one(world, truth, tmp_path):
     command = [ROOT / "src" / "diffexpo" / "__main__.py", *run_arguments(world, run_dir)]
     done = start(*launcher, *command, module="torch.distributed.run").wait()
     assert done.code == 0, done.out[-3000:] + done.err[-3000:]
+    assert stored(run_dir) == stored(truth) and not (run_dir / "prompts").exists()
     ours, theirs = pair_rows(run_dir), pair_rows(truth)
     names = ("pair_id", "winner_id", "loser_id", "prompt", "explored_id", "main_id")
     assert [[row[name] for name in names] for row in ours] == [
@@ -32,3 +35,8 @@ def test_two_processes_equal_one(world, truth, tmp_path):
     assert np.array_equal(suites[0].images, suites[1].images)
     for name, values in suites[0].scores.items():
         np.testing.assert_array_equal(values, suites[1].scores[name])
+
+
+def stored(run_dir: Path) -> list[str]:
+    """Names of the files of a store, which say nothing of the processes that wrote them."""
+    return sorted(path.name for path in (run_dir / "store").iterdir())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -19,8 +18,8 @@ from diffexpo.config import RunConfig, read_resolved
 from diffexpo.config.iterates import exported_folder, run_of_model, whole_model_folder
 from diffexpo.data.export import export_pairs as write_pairs
 from diffexpo.data.latents import PromptEmbeddings, host_array, pixel_decoder
-from diffexpo.data.rows import ImageSize
-from diffexpo.data.statistics import sample_sizes
+from diffexpo.data.rows import MarginOfPair
+from diffexpo.data.statistics import summarise_store
 from diffexpo.data.store import Store
 from diffexpo.errors import MissingError, PolicyError
 from diffexpo.evaluation.card import Exported, write_card
@@ -41,13 +40,11 @@ def inspect(run_dir: Path, pair_id: str | None) -> dict[str, object]:
     store = Store(run_dir / "store", create=False)
     if pair_id is not None:
         return asdict(store.lineage(pair_id))
-    pairs, samples = store.pairs(), store.samples(view=ImageSize)
+    counted = summarise_store(store)
+    pairs = [pair for part in store.parts("pairs", MarginOfPair) for pair in part]
     return {
         "stages": [f"{name}-{iteration}" for name, iteration in store.completed()],
-        "samples": len(samples),
-        "samples by size": sample_sizes(samples),
-        "pairs": len(pairs),
-        "pairs by source": dict(sorted(Counter(pair.source for pair in pairs).items())),
+        **{name: counted[name] for name in ("samples", "samples by size", "pairs", "pairs by source")},
         "example pairs": [pair.pair_id for _, pair in choose_pair_examples(pairs)],
     }
 

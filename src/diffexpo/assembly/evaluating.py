@@ -31,7 +31,6 @@ from diffexpo.online.stages.train import train
 from diffexpo.rewards.cache import cached
 from diffexpo.rewards.images import to_bytes
 from diffexpo.rewards.scoring import reads_latents
-from diffexpo.training.distributed import World
 from diffexpo.training.metrics import peak_memory, read_metrics
 from diffexpo.types import Prompt, Scorer
 
@@ -71,31 +70,39 @@ def make_validator(judges: Sequence[Scorer]) -> Callable[[Loop, int], None]:
         store, name = loop.store, f"{keeping.STAGE} {iteration}"
         if is_complete(loop, keeping.STAGE, iteration):
             check_same_judges(lambda: store.manifest(keeping.STAGE, iteration)["scorers"], judges, name)
-        elif loop.world.rank == 0:
+        else:
             settings = validation_settings(loop.config)
-            with ticking(loop, name, images_ticks(loop.config, settings), "batches") as tick:
+            ticks = images_ticks(loop.config, settings, loop.world.size)
+            with ticking(loop, name, ticks, "batches") as tick:
                 result = draw_suite(loop, settings, name, iteration, tick, judges)
-            means = {judge.name: finite_mean(result.scores[judge.name]) for judge in judges}
-            payload = {f"validation/{judge}/mean": mean for judge, mean in means.items()}
-            payload |= {
-                "cost/network_evaluations": float(result.network_evaluations),
-                "time/validate_s": result.seconds,
-            }
-            loop.metrics.write_once(iteration, keeping.STAGE, payload)
-            first = judges[0].name
-            if not math.isfinite(means[first]):
-                raise RewardError(
-                    f"explore.validation.judges.0 ({first}) scored none of {len(result.images)} images of "
-                    f"iteration {iteration}, so it cannot say which iterate to keep; see log.txt"
-                )
-            loop.console.line(f"{name}: " + ", ".join(f"{judge} {mean:.3f}" for judge, mean in means.items()))
-            kept: dict[str, object] = {keeping.MEAN: means[first], "judge": first, "scorers": result.scorers}
-            kept["prompts"] = result.prompt_ids()
-            kept["scores"] = {judge: scores.tolist() for judge, scores in result.scores.items()}
-            store.write_manifest(keeping.STAGE, iteration, kept)
+            if loop.world.rank == 0:
+                _keep_validation(loop, result, iteration, judges)
         loop.world.barrier()
 
     return validate
+
+
+def _keep_validation(loop: Loop, result: SuiteResult, iteration: int, judges: Sequence[Scorer]) -> None:
+    """Write what validation found; the manifest, written last, makes it complete."""
+    means = {judge.name: finite_mean(result.scores[judge.name]) for judge in judges}
+    payload = {f"validation/{judge}/mean": mean for judge, mean in means.items()}
+    payload |= {
+        "cost/network_evaluations": float(result.network_evaluations),
+        "time/validate_s": result.seconds,
+    }
+    loop.metrics.write_once(iteration, keeping.STAGE, payload)
+    first = judges[0].name
+    if not math.isfinite(means[first]):
+        raise RewardError(
+            f"explore.validation.judges.0 ({first}) scored none of {len(result.prompt_index)} images of "
+            f"iteration {iteration}, so it cannot say which iterate to keep; see log.txt"
+        )
+    told = ", ".join(f"{judge} {mean:.3f}" for judge, mean in means.items())
+    loop.console.line(f"{keeping.STAGE} {iteration}: {told}")
+    kept: dict[str, object] = {keeping.MEAN: means[first], "judge": first, "scorers": result.scorers}
+    kept["prompts"] = result.prompt_ids()
+    kept["scores"] = {judge: scores.tolist() for judge, scores in result.scores.items()}
+    loop.store.write_manifest(keeping.STAGE, iteration, kept)
 
 
 def validation_settings(config: RunConfig) -> EvaluationConfig:
@@ -117,12 +124,15 @@ def draw_suite(
     embedder: Embedder | None = None,
     folder: Path | None = None,
 ) -> SuiteResult:
-    """Draw and judge an iterate (0: the base) on the prompts of an evaluation's settings; with a folder for
-    their images all processes share the work, else the one that calls does it alone."""
+    """Draw and judge an iterate (0: the base) on the prompts of an evaluation's settings, all processes
+    together; with a folder the first one has all images."""
     config = loop.config
+    named = named_prompts(settings.prompts, "prompts")
+    prompts = choose_prompts(named, settings.num_prompts, config.seed)
+    loop.embeddings.add(["", *(prompt.text for prompt in prompts)])
     evaluation = Evaluation(
         policy=loop.policy,
-        prompts=choose_prompts(named_prompts(settings.prompts, "prompts"), settings.num_prompts, config.seed),
+        prompts=prompts,
         settings=settings,
         judges=judges,
         seed=config.seed,
@@ -132,7 +142,7 @@ def draw_suite(
         batch_size=evaluation_batch(config),
         encode=loop.embeddings.select,
         overlap=config.explore.overlap_scoring,
-        world=World() if folder is None else loop.world,
+        world=loop.world,
         folder=folder,
     )
     if iteration > 0:

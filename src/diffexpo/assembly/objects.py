@@ -25,6 +25,7 @@ from diffexpo.config import RunConfig
 from diffexpo.config.rules import guidance_notes, train_rewards
 from diffexpo.data.latents import PromptEmbeddings
 from diffexpo.data.offline.ingest import import_offline
+from diffexpo.data.prompt_bank import PromptBank
 from diffexpo.data.prompts import filter_long
 from diffexpo.data.store import Store
 from diffexpo.diffusion.transitions import sampler_transitions, stochastic_grid
@@ -44,6 +45,11 @@ from diffexpo.training.engine import Engine
 from diffexpo.training.metrics import MetricsWriter
 from diffexpo.training.signals import StopSignal
 from diffexpo.types import Policy, Prompt
+
+PROMPTS = "prompts"
+"""Folder of the embeddings of a run that is not finished."""
+KEPT_PROMPTS = 256 * 2**20
+"""Bytes of embeddings that stay in memory beside the bank."""
 
 
 def build_loop(config: RunConfig, run_dir: Path, console: Console, stop: StopSignal, world: World) -> Loop:
@@ -79,7 +85,8 @@ def build_loop(config: RunConfig, run_dir: Path, console: Console, stop: StopSig
         import_pairs(config, policy, store, console, stop.check, world)
     if config.algorithm.prompts_of_data:
         prompts = data_prompts(store)  # own images have to stand against data of the same prompt
-    embeddings = PromptEmbeddings(policy, [""])
+    bank = PromptBank(run_dir / PROMPTS, policy.fingerprint, world)
+    embeddings = PromptEmbeddings(policy, [""], max_bytes=KEPT_PROMPTS, bank=bank)
     metrics = MetricsWriter(run_dir / "metrics.jsonl", active=world.rank == 0)
     engine = make_engine(config, policy, embeddings, metrics, world, console)
     ranking, improving = build_ranking(config), None
@@ -231,25 +238,24 @@ def import_pairs(
     # Rank 0's answer is everybody's: see `online.loop.is_complete`.
     if world.broadcast_object(store.is_complete("offline", 0)):
         return
-    if world.rank == 0:
-        with console.phase("import offline pairs", 0, "units of 256") as bar:
+    with console.phase("import offline pairs", 0, "units of 256") as bar:
 
-            def tick() -> None:
-                bar.advance(1)
-                check_signals()
+        def tick() -> None:
+            bar.advance(1)
+            check_signals()
 
-            report = import_offline(
-                resolve(str(config.offline.source)),
-                policy,
-                store,
-                format=config.offline.format,
-                limit=config.offline.limit,
-                seed=config.seed,
-                accepts_prompt=lambda text: policy.count_tokens([text])[0] <= policy.max_tokens,
-                tick=tick,
-            )
-        console.line(report.describe())
-    world.barrier()
+        report = import_offline(
+            resolve(str(config.offline.source)),
+            policy,
+            store,
+            format=config.offline.format,
+            limit=config.offline.limit,
+            seed=config.seed,
+            accepts_prompt=lambda text: policy.count_tokens([text])[0] <= policy.max_tokens,
+            tick=tick,
+            world=world,
+        )
+    console.line(report.describe())
 
 
 def describe_policy(policy: Policy) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import math
+import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -26,7 +27,8 @@ from diffexpo.assembly.contenders import (
 )
 from diffexpo.assembly.evaluating import EVALUATING, eval_dir, save_examples
 from diffexpo.assembly.folders import keep_changes, prepare_folder, require_run, set_status
-from diffexpo.assembly.objects import build_loop, describe_policy
+from diffexpo.assembly.objects import PROMPTS, build_loop, describe_policy
+from diffexpo.assembly.together import check_same_start, check_shared_folder
 from diffexpo.assembly.watching import Watching
 from diffexpo.config import RunConfig, read_resolved
 from diffexpo.config.contenders import read_contenders, start_contender
@@ -80,19 +82,23 @@ def run(
     until = parse_stage(config, stop_after)
     with ExitStack() as stack:
         world = start_world(device=config.model.device)
-        stack.callback(stop_world, world)
+        stack.push(lambda kind, error, trace: stop_world(world, error))
+        check_same_start(config, run_dir, world)
         if not (run_dir / "config.yaml").exists():
             require_run(run_dir, resume)
             check_inputs(config)
         if world.rank == 0:
             stack.enter_context(RunLock(run_dir))
         prepare_folder(config, run_dir, sources, resume, world)
+        check_shared_folder(run_dir, world)
         if world.rank == 0:
             console.attach_log(run_dir / "log.txt")
             stack.enter_context(logged_to(console))
             for change in keep_changes(config, run_dir, sources):
                 console.line(f"goes on with {change}")
         stop = stack.enter_context(StopSignal())
+        if world.group is not None:
+            world.group.on_loss = stop.stop
         if run_of_model(config.model.path) is not None and world.rank == 0:
             from diffexpo.assembly.actions import write_model
 
@@ -109,6 +115,7 @@ def run(
             raise
         set_status(run_dir, "finished" if until is None else "stopped", world)
         if world.rank == 0 and until is None:
+            shutil.rmtree(run_dir / PROMPTS, ignore_errors=True)
             from diffexpo.evaluation.headline import closing_lines
             from diffexpo.evaluation.report import write_report
 

@@ -85,9 +85,12 @@ def losers_to_show(store: Store, count: int) -> list[Sample]:
         first = {sample.prompt: sample for sample in reversed(store.collected(collected[-1]))}
         return list(reversed(first.values()))[:count]
     losers: dict[str, str] = {}
-    for pair in store.pairs(source="offline", view=Preference):
-        losers.setdefault(pair.prompt, pair.loser_id)
-    return [store.sample(name) for name in list(losers.values())[:count]]
+    for pairs in store.parts("pairs", Preference, "offline"):
+        for pair in pairs:
+            losers.setdefault(pair.prompt, pair.loser_id)
+        if len(losers) >= count:
+            break
+    return store.samples_of(list(losers.values())[:count])
 
 
 def _look(

@@ -8,9 +8,11 @@ from pathlib import Path
 
 import pyarrow.compute as pc
 
+from diffexpo.data.latent_files import LatentFile, LatentPack
+from diffexpo.data.listing import named_shards
 from diffexpo.data.manifests import list_manifests, manifest_files, manifest_path
 from diffexpo.data.rows import SCHEMAS, Pair, Sample, to_rows
-from diffexpo.data.shards import LatentFile, Shard, list_shards, read_header, read_rows
+from diffexpo.data.shards import Shard, list_shards, read_header, read_rows
 from diffexpo.errors import StoreError
 from diffexpo.files import sha256_of
 
@@ -33,16 +35,9 @@ class Lineage:
 
 
 def describe_file(root: Path, shard: Shard) -> dict[str, object]:
-    """A manifest's entry of one shard: {"sha256", "rows", "bytes"}."""
+    """A manifest's entry of one shard of rows: {"sha256", "rows", "bytes"}."""
     path = root / shard.name
-    digest = sha256_of(path)
-    if shard.kind == "latents":
-        rows, expected, _ = read_header(root / shard.sibling("samples").name)
-        if digest != expected:
-            raise StoreError(f"{path} is not the file that was written with its rows; delete both and resume")
-    else:
-        rows = read_header(path)[0]
-    return {"sha256": digest, "rows": rows, "bytes": path.stat().st_size}
+    return {"sha256": sha256_of(path), "rows": read_header(path)[0], "bytes": path.stat().st_size}
 
 
 def find_problems(root: Path) -> list[str]:
@@ -78,7 +73,8 @@ def trace(root: Path, pair_id: str, sample: Callable[[str], Sample]) -> Lineage:
 
 
 def _find_pair(root: Path, pair_id: str) -> tuple[Shard, Pair]:
-    for shard in list_shards(root, "pairs"):
+    packs = [shard for shard in named_shards(root, "pairs") if shard.is_pack]
+    for shard in [*packs, *list_shards(root, "pairs")]:
         table = read_rows(root / shard.name, SCHEMAS["pairs"])
         for pair in to_rows(table.filter(pc.equal(table["pair_id"], pair_id)), Pair):
             return shard, pair
@@ -105,5 +101,6 @@ def _compare(root: Path, name: str, entry: Mapping[str, object], manifest: str) 
     if shard is not None and shard.kind != "latents":
         count, what = read_rows(path, SCHEMAS[shard.kind], SCHEMAS[shard.kind].names[:1]).num_rows, "rows"
     else:
-        count, what = len(LatentFile(path).names), "latents"
+        is_pack = shard is not None and shard.is_pack
+        count, what = len(LatentPack(path)) if is_pack else len(LatentFile(path).names), "latents"
     return "" if count == entry["rows"] else f"{name} holds {count} {what}, {manifest} says {entry['rows']}"

@@ -11,6 +11,7 @@ p // M at place p % M. Within a batch images of one size are consecutive, whatev
 
 from __future__ import annotations
 
+import hashlib
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass
@@ -40,7 +41,7 @@ Collected = TypeVar("Collected", bound=CollectedRef)
 class Index(Generic[Collected]):
     """Rows to learn from with their sampling weights, all positive."""
 
-    refs: tuple[Collected, ...]
+    refs: Sequence[Collected]
     weights: np.ndarray
 
     def prompts(self) -> list[str]:
@@ -53,16 +54,18 @@ class Index(Generic[Collected]):
         return ", ".join(f"{count} {source}" for source, count in sorted(counts.items()))
 
 
-def hybrid_weights(hybrid: HybridConfig, refs: Sequence[CollectedRef], newest: int | None) -> np.ndarray:
-    """Sampling weights of rows, `newest` being the last collection (None: there is none).
+def hybrid_weights(
+    hybrid: HybridConfig, iterations: np.ndarray, is_offline: np.ndarray, newest: int | None
+) -> np.ndarray:
+    """Sampling weights of rows (N,), `newest` being the last collection (None: there is none).
 
     weight = offline_weight for D_off,   decay ** (newest - k) for D_k,   1 while nothing is collected
     """
     if newest is None:
-        return np.ones(len(refs))
-    off, decay = hybrid.offline_weight, hybrid.decay
-    weights = [off if ref.source == "offline" else decay ** (newest - ref.iteration) for ref in refs]
-    return np.array(weights, dtype=np.float64)
+        return np.ones(len(iterations))
+    distinct, place = np.unique(iterations, return_inverse=True)
+    by_age = np.array([hybrid.decay ** (newest - int(k)) for k in distinct], dtype=np.float64)
+    return np.where(is_offline, float(hybrid.offline_weight), by_age[place])
 
 
 def positions_by(rows: Iterable[Ref], key: Callable[[Ref], Hashable]) -> list[list[int]]:
@@ -120,6 +123,20 @@ class Loader:
     run_seed: int
     iteration: int
 
+    def fingerprint(self) -> str:
+        """A digest of all rows that batches are drawn of, in order, with their weights."""
+        digest = hashlib.sha256("\n".join(self.row_names()).encode())
+        digest.update(np.ascontiguousarray(self.row_weights()).tobytes())
+        return digest.hexdigest()[:16]
+
+    def row_names(self) -> Iterable[str]:
+        """A name of each row."""
+        raise NotImplementedError
+
+    def row_weights(self) -> np.ndarray:
+        """Weights of the draw; none where all rows are alike."""
+        return np.empty(0)
+
     def name(self, what: str = "batch") -> tuple[str | int, ...]:
         """Key of the generators of its draws."""
         return self.run_seed, self.iteration, what
@@ -160,9 +177,10 @@ class Draws(Generic[Ref]):
     def __post_init__(self) -> None:
         count = len(self.refs)
         weights = np.ones(count) if self.weights is None else self.weights
-        self._units = [[i] for i in range(count)] if self.units is None else self.units
-        self._per_batch = min(self.num_rows, max(1, self.num_rows * len(self._units) // max(1, count)))
-        self.epochs = Epochs(weights[[unit[0] for unit in self._units]], self.name)
+        if self.units is not None:
+            weights = weights[[unit[0] for unit in self.units]]
+        self._per_batch = min(self.num_rows, max(1, self.num_rows * len(weights) // max(1, count)))
+        self.epochs = Epochs(weights, self.name)
 
     def batch(self, step: int) -> list[Drawn[Ref]]:
         """The rows of the batch of a step, from 0."""
@@ -170,7 +188,7 @@ class Draws(Generic[Ref]):
         drawn = [
             Drawn(self.refs[i], epoch, first + place)
             for place, (unit, epoch) in enumerate(self.epochs.take(first, first + self._per_batch))
-            for i in self._units[unit]
+            for i in ([unit] if self.units is None else self.units[unit])
         ]
         if sizes := self.sizes:
             drawn.sort(key=lambda row: sizes.get(self.sample_id(row.ref), (0, 0)))

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from diffexpo.data.columns import Columns
 from diffexpo.data.images import encode_png
 from diffexpo.data.rows import Pair, Sample
 from diffexpo.data.store import Store
@@ -59,26 +59,35 @@ def export_pairs(
         are decoded from latents too, so they are the model's view of the original. Which side the winner is
         on is drawn by key.
     """
-    pairs = store.pairs(source=source)
-    if not pairs:
+    refs = Columns(store.table("pairs", ["source", "prompt"], encoded=("source", "prompt")), dict)
+    if source is not None:
+        refs = refs.take(np.flatnonzero(refs.equals("source", source)))
+    if not refs:
         raise DataError(
             f"{store.root} holds no {source or 'complete'} pairs to export; run the pair stage first"
         )
-    counts = Counter(pair.prompt for pair in pairs)
-    samples = {sample.sample_id: sample for sample in store.samples()}
+    counts, number = refs.counts("prompt"), 0
     with (
         replacing(Path(out_path)) as temporary,
         pq.ParquetWriter(temporary, EXPORT_SCHEMA, compression="zstd") as writer,
     ):
-        for start in range(0, len(pairs), chunk):
-            part = pairs[start : start + chunk]
-            ids = list(dict.fromkeys(name for pair in part for name in (pair.winner_id, pair.loser_id)))
-            decoded = (image for latents in store.stretches(ids) for image in decode(latents))
-            images = dict(zip(ids, decoded, strict=True))
-            numbered = enumerate(part, start=start)
-            rows = [_row(pair, samples, images, counts[pair.prompt], number) for number, pair in numbered]
-            writer.write_table(pa.Table.from_pylist(rows, schema=EXPORT_SCHEMA))
-    return len(pairs)
+        for pairs in store.parts("pairs", Pair, source):
+            for start in range(0, len(pairs), chunk):
+                rows = _rows(store, decode, pairs[start : start + chunk], counts, number)
+                writer.write_table(pa.Table.from_pylist(rows, schema=EXPORT_SCHEMA))
+                number += len(rows)
+    return number
+
+
+def _rows(
+    store: Store, decode: Decode, pairs: Sequence[Pair], counts: Mapping[str, int], first: int
+) -> list[dict[str, object]]:
+    ids = list(dict.fromkeys(name for pair in pairs for name in (pair.winner_id, pair.loser_id)))
+    samples = {sample.sample_id: sample for sample in store.samples_of(ids)}
+    decoded = (image for latents in store.stretches(ids) for image in decode(latents))
+    images = dict(zip(ids, decoded, strict=True))
+    numbered = enumerate(pairs, start=first)
+    return [_row(pair, samples, images, counts[pair.prompt], number) for number, pair in numbered]
 
 
 def _row(

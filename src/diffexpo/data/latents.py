@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from diffexpo.data.draws import positions_by
+from diffexpo.data.prompt_bank import PromptBank
 from diffexpo.types import Conditioning, HasBuckets, HoldsTextEncoders, MixedRows, Policy
 
 Size = tuple[int, int]
@@ -22,14 +23,23 @@ class PromptEmbeddings:
     Args:
         policy: Its `encode_prompts` is frozen and deterministic.
         prompts: Texts to encode now; others are encoded when they are first asked for.
-        max_bytes: Memory the embeddings may take; the least recently used ones make room and are encoded
-            again on demand.
+        max_bytes: Memory the embeddings may take; the least recently used ones make room and are read, or
+            encoded, again on demand.
+        bank: Where `add` puts embeddings; None: in memory, as many as fit.
     """
 
-    def __init__(self, policy: Policy, prompts: Iterable[str] = (), *, max_bytes: int = 2 * 2**30) -> None:
+    def __init__(
+        self,
+        policy: Policy,
+        prompts: Iterable[str] = (),
+        *,
+        max_bytes: int = 2 * 2**30,
+        bank: PromptBank | None = None,
+    ) -> None:
         self._policy = policy
         self._max_bytes = max_bytes
-        self._bytes = 0
+        self._bank = bank
+        self._bytes = self._num_encoded = 0
         self._rows: dict[str, Conditioning] = {}
         self.add(prompts)
 
@@ -37,32 +47,46 @@ class PromptEmbeddings:
         return len(self._rows)
 
     def add(self, prompts: Iterable[str]) -> None:
-        """Encode the texts that are not there yet, while they fit; more than that is left to `select`.
+        """Encode the texts that are not there yet: all of them into the bank, which every process calls with
+        the same texts; without one while they fit, and more than that is left to `select`.
 
-        With all texts encoded the policy's text encoders make room on the device.
+        Afterwards the policy's text encoders make room on the device.
         """
-        for text in dict.fromkeys(prompts):
+        texts = list(dict.fromkeys(prompts))
+        if self._bank is not None:
+            self._bank.add(texts, self._encode)
+        for text in texts if self._bank is None else ():
             if self._bytes >= self._max_bytes:
                 return
             self._row(text)
-        if isinstance(self._policy, HoldsTextEncoders):
-            self._policy.release_text_encoders()
+        self._release()
 
     def select(self, texts: Sequence[str]) -> Conditioning:
         """Conditioning of B texts in order (repeats allowed), on the CPU."""
+        asked = self._num_encoded
         rows = {text: self._row(text) for text in dict.fromkeys(texts)}
+        if self._bank is not None and self._num_encoded > asked:
+            self._release()
         return Conditioning.concatenate([rows[text] for text in texts])
 
     def _row(self, text: str) -> Conditioning:
         row = self._rows.pop(text, None)
         if row is None:
-            with torch.no_grad():
-                row = self._policy.encode_prompts([text]).to("cpu")
+            row = (self._bank.read(text) if self._bank is not None else None) or self._encode(text)
             self._bytes += _bytes_of(row)
             while self._rows and self._bytes > self._max_bytes:
                 self._bytes -= _bytes_of(self._rows.pop(next(iter(self._rows))))
         self._rows[text] = row  # last in the dict: used last
         return row
+
+    def _encode(self, text: str) -> Conditioning:
+        self._num_encoded += 1
+        with torch.no_grad():
+            return self._policy.encode_prompts([text]).to("cpu")
+
+    def _release(self) -> None:
+        if isinstance(self._policy, HoldsTextEncoders):
+            self._policy.release_text_encoders()
 
 
 def latent_shapes(policy: Policy) -> tuple[tuple[int, int, int], ...]:

@@ -14,7 +14,8 @@ import numpy as np
 from diffexpo.errors import StoreError
 from diffexpo.files import write_text
 
-FORMAT = 1
+FORMAT = 2
+_READ = (1, 2)  # 1: complete stages keep the files of their units
 # A stage of a lane begins with the lane's name, which is that of a recipe or folder.
 _STAGE = r"[^/\\]*[a-z_]"
 _NAME = re.compile(rf"(?P<stage>{_STAGE})-(?P<iteration>\d{{4,}})\.json")
@@ -47,8 +48,8 @@ def read_manifest(
         return None
     try:
         body = json.loads(path.read_bytes())
-        if body["format"] != FORMAT:
-            versions = f"format {body['format']}, this version reads {FORMAT}"
+        if body["format"] not in _READ:
+            versions = f"format {body['format']}, this version reads {' and '.join(map(str, _READ))}"
             raise StoreError(f"{path} has {versions}; use the version that wrote it")
         return dict(body["payload"]), dict(body["files"])
     except (ValueError, KeyError, TypeError) as error:

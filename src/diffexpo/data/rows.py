@@ -107,6 +107,14 @@ class Preference:
 
 
 @dataclass(frozen=True, slots=True)
+class MarginOfPair:
+    """A view of `Pair`: by how much its winner won."""
+
+    pair_id: str
+    margin: float | None
+
+
+@dataclass(frozen=True, slots=True)
 class ImageSize:
     """A view of `Sample`: the size of its image in pixels."""
 

@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, field, replace
 from itertools import groupby
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -22,6 +22,7 @@ from diffexpo.config.schema import HybridConfig
 from diffexpo.data.draws import CollectedRef, Draws, Index, Loader, hybrid_weights, positions_by
 from diffexpo.data.latents import PromptEmbeddings, stacked
 from diffexpo.data.rows import Preference
+from diffexpo.data.sharing import UnreadRows
 from diffexpo.data.store import Store
 from diffexpo.errors import DataError
 from diffexpo.types import ScoredBatch
@@ -110,7 +111,9 @@ class ScoredSource:
         scored = [ref for ref in found if np.isfinite(ref.reward)]
         dropped = len(found) - len(scored)
         refs = self._weighed(self._offline() + scored)
-        weights = hybrid_weights(self.hybrid, refs, max(collected, default=None))
+        iterations = np.array([ref.iteration for ref in refs], np.int64)
+        is_offline = np.array([ref.source == "offline" for ref in refs], bool)
+        weights = hybrid_weights(self.hybrid, iterations, is_offline, max(collected, default=None))
         kept = [i for i, ref in enumerate(refs) if weights[i] > 0 and _KEPT[self.keep](ref)]
         if not kept:
             raise DataError(
@@ -238,19 +241,39 @@ class ScoredLoader(Loader):
             f"desirable{f'; {failed} without a score left out' if failed else ''})"
         )
 
+    def row_names(self) -> list[str]:
+        return [f"{ref.sample_id} {ref.advantage!r}" for ref in self.index.refs]
+
+    def row_weights(self) -> np.ndarray:
+        return self.index.weights
+
     def batch(self, step: int) -> ScoredBatch:
         """The batch of a step (from 0); reads only its latents.
 
         Whole groups are numbered by their place in the sequence of draws: a group that is drawn twice for one
         batch counts as two.
         """
+        return self._batch(step, is_read=True)
+
+    def unread_batch(self, step: int) -> ScoredBatch:
+        """The batch of a step, which is read as it is cut; of several image sizes it is read at once."""
+        return self._batch(step, is_read=bool(self.sizes))
+
+    def _batch(self, step: int, is_read: bool) -> ScoredBatch:
         drawn = self._draws.batch(step)
         refs = [row.ref for row in drawn]
         groups = [row.number if self.whole_groups else row.ref.group for row in drawn]
         has_weights = refs[0].weight is not None
+        ids, texts = [ref.sample_id for ref in refs], [ref.prompt for ref in refs]
+        latents: Any = UnreadRows(
+            len(ids), lambda start, stop: stacked(self.store.stretches(ids[start:stop]))
+        )
+        conditioning: Any = UnreadRows(
+            len(ids), lambda start, stop: self.embeddings.select(texts[start:stop])
+        )
         return ScoredBatch(
-            latents=stacked(self.store.stretches([ref.sample_id for ref in refs])),
-            conditioning=self.embeddings.select([ref.prompt for ref in refs]),
+            latents=latents[:] if is_read else latents,
+            conditioning=conditioning[:] if is_read else conditioning,
             keys=tuple(f"{row.ref.sample_id}@{row.epoch}" for row in drawn),
             rewards=torch.tensor([ref.reward for ref in refs], dtype=torch.float32),
             advantages=torch.tensor([ref.advantage for ref in refs], dtype=torch.float32),

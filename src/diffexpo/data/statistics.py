@@ -1,31 +1,17 @@
-"""What a run has stored, counted."""
+"""What a run has stored, counted column by column."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Sequence
 
+import numpy as np
+
+from diffexpo.data.columns import Columns
 from diffexpo.data.images import size_name
-from diffexpo.data.rows import ImageSize
 from diffexpo.data.store import Store
 
-
-@dataclass(frozen=True, slots=True)
-class _CountedSample(ImageSize):
-    iteration: int
-    agent: str
-    prompt: str
-
-
-@dataclass(frozen=True, slots=True)
-class _CountedPair:
-    iteration: int
-    source: str
-    judge: str
-    winner_agent: str | None
-    prompt: str
-    margin: float | None
+_TEXTS = ("agent", "prompt", "source", "judge", "winner_agent")
 
 
 def summarise_store(store: Store) -> dict[str, object]:
@@ -36,30 +22,42 @@ def summarise_store(store: Store) -> dict[str, object]:
     Raises:
         StoreError: a shard is damaged.
     """
-    samples, pairs = store.samples(view=_CountedSample), store.pairs(view=_CountedPair)
-    margins = sorted(pair.margin for pair in pairs if pair.margin is not None)
+    samples = _columns(store, "samples", ["iteration", "agent", "prompt"])
+    pairs = _columns(store, "pairs", ["iteration", "source", "judge", "winner_agent", "prompt", "margin"])
+    given = pairs.is_given("margin")
+    margins = np.sort(pairs.numbers("margin")[given]) if given.any() else np.empty(0)
     return {
         "samples": len(samples),
-        "samples by iteration": _counted(samples, "iteration"),
-        "samples by agent": _counted(samples, "agent"),
-        "samples by size": sample_sizes(samples),
-        "sample prompts": len({sample.prompt for sample in samples}),
+        "samples by iteration": _sorted(samples.counts("iteration")),
+        "samples by agent": _sorted(samples.counts("agent")),
+        "samples by size": sample_sizes(store),
+        "sample prompts": len(samples.counts("prompt")),
         "pairs": len(pairs),
-        "pairs by iteration": _counted(pairs, "iteration"),
-        "pairs by source": _counted(pairs, "source"),
-        "pairs by judge": _counted(pairs, "judge"),
-        "winners by agent": _counted(pairs, "winner_agent"),
-        "pair prompts": len({pair.prompt for pair in pairs}),
-        "margin (median)": margins[len(margins) // 2] if margins else None,
+        "pairs by iteration": _sorted(pairs.counts("iteration")),
+        "pairs by source": _sorted(pairs.counts("source")),
+        "pairs by judge": _sorted(pairs.counts("judge")),
+        "winners by agent": _sorted(pairs.counts("winner_agent")),
+        "pair prompts": len(pairs.counts("prompt")),
+        "margin (median)": float(margins[len(margins) // 2]) if len(margins) else None,
     }
 
 
-def sample_sizes(samples: Iterable[ImageSize]) -> dict[str, int]:
+def sample_sizes(store: Store) -> dict[str, int]:
     """Number of samples by the size of their images, "height x width", the most frequent first."""
-    counts = Counter(size_name(one.height, one.width) for one in samples if one.height is not None)
-    return dict(counts.most_common())
+    samples = _columns(store, "samples", ["height", "width"])
+    if not samples.has("height"):
+        return {}
+    known = samples.is_given("height")
+    sides = np.stack([samples.numbers(name)[known] for name in ("height", "width")]).astype(np.int64)
+    sizes, first, counts = np.unique(sides, axis=1, return_index=True, return_counts=True)
+    found = {size_name(*map(int, sizes[:, k])): int(counts[k]) for k in np.argsort(first)}
+    return dict(Counter(found).most_common())
 
 
-def _counted(rows: Iterable[object], column: str) -> dict[str, int]:
-    counts = Counter(str(getattr(row, column)) for row in rows)
+def _columns(store: Store, kind: str, names: Sequence[str]) -> Columns[dict[str, object]]:
+    texts = [name for name in names if name in _TEXTS]
+    return Columns(store.table(kind, names, encoded=texts), dict)
+
+
+def _sorted(counts: dict[str, int]) -> dict[str, int]:
     return dict(sorted(counts.items(), key=lambda item: (len(item[0]), item[0])))

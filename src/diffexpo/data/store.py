@@ -1,17 +1,19 @@
 """The store: everything a run drew, scored, was given and paired, in one append-only folder of plain files.
 
-    store/samples-*.parquet  latents-*.safetensors  pairs-*.parquet      shards, one set for each unit of work
+    store/samples-*.parquet  latents-*.safetensors  pairs-*.parquet      shards
     store/manifests/<stage>-<iteration>.json                             written last: complete
 
-A shard never changes once it has its name. Each process writes shards of its own units; after a barrier
-(the caller's) one process writes the manifest with every file's SHA-256 and row count. `samples()` and
-`pairs()` see what a manifest names; what no manifest names is a unit to continue from or garbage, and
-`discard_incomplete` tells which. Loads without torch.
+A shard never changes once it has its name. Each process writes shards of its own units of work; after a
+barrier (the caller's) one process makes packs of them (`packs`) and writes the manifest with every file's
+SHA-256 and row count. `samples()` and `pairs()` see what a manifest names; what no manifest names is a unit
+to continue from or garbage, and `discard_incomplete` tells which. Nothing that is done for each unit or each
+batch lists a folder, so its cost does not grow with the store. Loads without torch.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import groupby, product
 from pathlib import Path
 from typing import Any, overload
@@ -22,6 +24,8 @@ import pyarrow.compute as pc
 from numpy.typing import ArrayLike
 
 from diffexpo.data.audit import Lineage, describe_file, find_problems, trace
+from diffexpo.data.latent_files import check_latents, write_latents
+from diffexpo.data.listing import named_shards, shards_of_stage, written_units
 from diffexpo.data.manifests import (
     list_manifests,
     manifest_files,
@@ -29,16 +33,16 @@ from diffexpo.data.manifests import (
     read_manifest,
     write_manifest,
 )
+from diffexpo.data.packs import PACKED, pack_units, remove_leftovers, remove_units
+from diffexpo.data.places import Places
 from diffexpo.data.rows import SCHEMAS, ImageSize, Pair, Row, Sample, column_names, to_rows, to_table
 from diffexpo.data.shards import (
     STAGE_KINDS,
-    Places,
     Shard,
-    check_latents,
+    count_groups,
     list_shards,
     read_header,
     read_rows,
-    write_latents,
     write_rows,
 )
 from diffexpo.errors import MissingError, StoreError
@@ -62,11 +66,13 @@ class Store:
             _refuse_other_folder(self.root)
         if create:
             (self.root / "manifests").mkdir(parents=True, exist_ok=True)
+            remove_leftovers(self.root)
         elif not self.root.is_dir():
             raise MissingError(
                 f"there is no store at {self.root}; name a run folder that has collected or imported data"
             )
         self._places = Places(self.root)
+        self._units: dict[tuple[str, str, int], set[int]] = {}  # units by kind, stage and iteration
 
     # ---- writing -------------------------------------------------------------------------------------------
 
@@ -101,6 +107,7 @@ class Store:
         digest = write_latents(self.root / latent_shard.name, arrays)
         write_rows(self.root / shard.name, table, latents_sha256=digest)
         self._places.add(shard.name, ids)
+        self._mark(shard)
         return shard.name
 
     def append_pairs(
@@ -119,32 +126,37 @@ class Store:
             iteration, rank, unit: Name the shard.
             pairs: Rows; iteration is filled in.
             stage: `pair` (ranked by rewards), `offline` (imported) or `label` (people).
-            note: Small JSON kept with the unit, see `note()`.
+            note: Small JSON kept with the unit, see `notes()`.
         Returns:
             Name of the Parquet shard.
         """
         shard = Shard("pairs", stage, iteration, rank, unit)
         self._refuse_rewrite(shard)
         table = to_table(pairs, "pairs", {"iteration": iteration})
-        for pair in pairs:
-            self._check_pair(pair)
+        self._check_pairs(pairs)
         write_rows(self.root / shard.name, table, note=note)
+        self._mark(shard)
         return shard.name
 
     def write_manifest(self, stage: str, iteration: int, payload: Mapping[str, object]) -> Path:
-        """Declare a stage of an iteration complete, also one that writes no shards (train, evaluate). One
-        process calls this, after all have written their shards.
+        """Declare a stage of an iteration complete, also one that writes no shards (train, evaluate), and
+        make packs of its units. One process calls this, after all have written their shards.
 
         Args:
             payload: JSON kept with it; numbers that are not finite become null.
         Raises:
             StoreError: a unit is missing or half written, a latents file is not the one that was written
-                with its rows, or an older manifest names a file that is gone.
+                with its rows, two units hold a sample, or an older manifest names a file that is gone.
         """
         shards = list_shards(self.root, stage=stage, iteration=iteration)
         self._check_units(stage, iteration, shards)
-        files = {shard.name: describe_file(self.root, shard) for shard in shards}
-        return write_manifest(self.root, stage, iteration, payload, files)
+        if stage not in PACKED:
+            files = {shard.name: describe_file(self.root, shard) for shard in shards}
+            return write_manifest(self.root, stage, iteration, payload, files)
+        path = write_manifest(self.root, stage, iteration, payload, pack_units(self.root, shards))
+        remove_units(self.root, stage, iteration)
+        self._forget()
+        return path
 
     def discard_incomplete(self, stage: str, iteration: int) -> list[str]:
         """Remove what a killed process left of a stage; call it on one process before the stage starts again.
@@ -165,7 +177,7 @@ class Store:
             if is_own and path.name not in kept:
                 path.unlink()
                 removed.append(path.name)
-        self._places.clear()
+        self._forget()
         return removed
 
     # ---- state ---------------------------------------------------------------------------------------------
@@ -175,10 +187,8 @@ class Store:
         return read_manifest(self.root, stage, iteration) is not None
 
     def unit_done(self, iteration: int, unit: int, *, stage: str = "collect") -> bool:
-        """Whether a unit's shards are written, by whichever process."""
-        kind = STAGE_KINDS[stage][-1]
-        probe = Shard(kind, stage, iteration, 0, unit).name.replace("-r00-", "-r*-")
-        return next(self.root.glob(probe), None) is not None
+        """Whether a unit's shards are written: by this process, or by any before the first question."""
+        return unit in self._written(STAGE_KINDS[stage][-1], stage, iteration)
 
     def manifest(self, stage: str, iteration: int) -> dict[str, Any]:
         """The payload a stage was completed with; a StoreError where it is not complete."""
@@ -194,12 +204,10 @@ class Store:
         """(stage, iteration) of every manifest, by iteration."""
         return list_manifests(self.root)
 
-    def note(self, iteration: int, unit: int, *, stage: str) -> dict[str, Any]:
-        """The note a unit's pairs were written with."""
-        shards = [s for s in list_shards(self.root, "pairs", stage, iteration) if s.unit == unit]
-        if not shards:
-            raise StoreError(f"unit {unit} of {stage} {iteration} is not in {self.root}")
-        return read_header(self.root / shards[0].name)[2]
+    def notes(self, iteration: int, *, stage: str) -> dict[int, dict[str, Any]]:
+        """The note that each unit's pairs were written with, of a stage that is not complete."""
+        shards = list_shards(self.root, "pairs", stage, iteration)
+        return {shard.unit: read_header(self.root / shard.name)[2] for shard in shards}
 
     # ---- reading -------------------------------------------------------------------------------------------
 
@@ -213,7 +221,7 @@ class Store:
         `view` says what to read of each sample: a dataclass of some of its fields; only those columns are
         read. An iteration that has shards but no manifest is a StoreError.
         """
-        return self._rows("samples", self._named_shards("samples", iteration), view)
+        return self._rows("samples", named_shards(self.root, "samples", iteration), view)
 
     @overload
     def pairs(self, iteration: int | None = None, source: str | None = None) -> list[Pair]: ...
@@ -225,21 +233,46 @@ class Store:
         self, iteration: int | None = None, source: str | None = None, *, view: type[Any] = Pair
     ) -> list[Any]:
         """Pairs, as `samples`; optionally of one source (offline, online, human)."""
-        return self._rows("pairs", self._named_shards("pairs", iteration), view, source)
+        return self._rows("pairs", named_shards(self.root, "pairs", iteration), view, source)
 
     def collected(self, iteration: int, *, stage: str = "collect") -> list[Sample]:
         """Samples of every finished unit, whether the stage is complete or not."""
-        return self._rows("samples", list_shards(self.root, "samples", stage, iteration), Sample)
+        return self._rows("samples", shards_of_stage(self.root, "samples", stage, iteration), Sample)
+
+    def parts(self, kind: str, view: type[Row], source: str | None = None) -> Iterator[list[Row]]:
+        """All "samples" or "pairs" of complete stages in order, as `pairs`, but some thousands at a time."""
+        for shard in named_shards(self.root, kind):
+            for group in range(len(count_groups(self.root / shard.name))):
+                yield self._rows(kind, [shard], view, source, group)
+
+    def table(
+        self,
+        kind: str,
+        columns: Sequence[str],
+        since: int = 0,
+        before: int | None = None,
+        *,
+        encoded: Sequence[str] = (),
+    ) -> pa.Table:
+        """Columns of the "samples" or "pairs" of complete stages, of iterations [since, before) or of all;
+        those that are `encoded` as codes of a dictionary."""
+        schema, end = SCHEMAS[kind], math.inf if before is None else before
+        shards = [one for one in named_shards(self.root, kind) if since <= one.iteration < end]
+        tables = [read_rows(self.root / one.name, schema, columns, encoded=encoded) for one in shards]
+        table = pa.concat_tables(tables) if tables else schema.empty_table().select(columns)
+        return table.unify_dictionaries()
 
     def sample(self, sample_id: str) -> Sample:
         """One sample; a StoreError if it is not in the store."""
-        name, position = self._places.require(sample_id)
-        table = read_rows(self.root / name, SCHEMAS["samples"])
-        return to_rows(table.slice(position, 1), Sample)[0]
+        return self.samples_of([sample_id])[0]
+
+    def samples_of(self, sample_ids: Sequence[str]) -> list[Sample]:
+        """Samples in the order asked for; those that were stored one after another cost one reading."""
+        return self._places.samples(sample_ids)
 
     def latent(self, sample_id: str) -> np.ndarray:
-        """One sample's latents (C,h,w), bit for bit as they were stored."""
-        return self._places.latent_file(sample_id).read(sample_id)
+        """A copy of one sample's latents (C,h,w), bit for bit as they were stored."""
+        return np.array(self._places.latents([sample_id])[0])
 
     def latents(self, sample_ids: Sequence[str]) -> np.ndarray:
         """Latents (N,C,h,w) in the order asked for (repeats allowed), from memory-mapped files; a StoreError
@@ -258,7 +291,7 @@ class Store:
     def stretches(self, sample_ids: Sequence[str]) -> list[np.ndarray]:
         """Latents in the order asked for, as consecutive arrays (N,C,h,w) of one shape each; a StoreError
         where they differ in type, or there are none."""
-        arrays = [self.latent(sample_id) for sample_id in sample_ids]
+        arrays = self._places.latents(sample_ids)
         if not arrays:
             raise StoreError("no sample ids were given, so there are no latents to stack")
         first = arrays[0]
@@ -289,23 +322,30 @@ class Store:
 
     # ---- inside --------------------------------------------------------------------------------------------
 
-    def _named_shards(self, kind: str, iteration: int | None = None) -> list[Shard]:
-        """Shards of complete stages."""
-        shards = list_shards(self.root, kind, iteration=iteration)
-        named: set[str] = set()
-        for stage, number in {(shard.stage, shard.iteration) for shard in shards}:
-            if iteration is not None and not self.is_complete(stage, number):
-                raise StoreError(
-                    f"{stage} {number} is not complete: {manifest_path(self.root, stage, number)} is "
-                    "missing. Resume the run to finish it; `collected()` reads finished units."
-                )
-            named |= manifest_files(self.root, stage, number).keys()
-        return [shard for shard in shards if shard.name in named]
+    def _written(self, kind: str, stage: str, iteration: int) -> set[int]:
+        """Units of a kind that are written; the folder is listed for the first question alone."""
+        key = (kind, stage, iteration)
+        if key not in self._units:
+            self._units[key] = written_units(self.root, *key)
+        return self._units[key]
+
+    def _mark(self, shard: Shard) -> None:
+        self._written(shard.kind, shard.stage, shard.iteration).add(shard.unit)
+
+    def _forget(self) -> None:
+        """After files were removed."""
+        self._places.clear()
+        self._units.clear()
 
     def _rows(
-        self, kind: str, shards: Sequence[Shard], view: type[Row], source: str | None = None
+        self,
+        kind: str,
+        shards: Sequence[Shard],
+        view: type[Row],
+        source: str | None = None,
+        group: int | None = None,
     ) -> list[Row]:
-        """The rows of shards as a view, of one source or of all."""
+        """The rows of shards, or of a row group of each, as a view, of one source or of all."""
         schema, columns = SCHEMAS[kind], column_names(view)
         unknown = [name for name in columns if name not in schema.names]
         if unknown:
@@ -313,7 +353,7 @@ class Store:
                 f"there is no column {unknown[0]!r} among the {kind}; there are {', '.join(schema.names)}"
             )
         read = columns if source is None else list(dict.fromkeys([*columns, "source"]))
-        tables = [read_rows(self.root / s.name, schema, read).replace_schema_metadata(None) for s in shards]
+        tables = [read_rows(self.root / one.name, schema, read, group=group) for one in shards]
         table = pa.concat_tables(tables) if tables else schema.empty_table()
         if source is not None:
             table = table.filter(pc.equal(table["source"], source))
@@ -328,19 +368,25 @@ class Store:
             raise StoreError(
                 f"{shard.stage} {shard.iteration} is complete; the store only grows by new iterations"
             )
-        written = list_shards(self.root, shard.kind, shard.stage, shard.iteration)
-        if any(other.unit == shard.unit for other in written):
+        if shard.unit in self._written(shard.kind, shard.stage, shard.iteration):
             raise StoreError(
                 f"unit {shard.unit} of {shard.stage} {shard.iteration} is in the store already; ask "
                 "unit_done() and skip it, or call discard_incomplete() when the stage starts"
             )
 
-    def _check_pair(self, pair: Pair) -> None:
-        if pair.winner_id == pair.loser_id:
-            raise StoreError(f"pair {pair.pair_id!r}: sample {pair.winner_id!r} is both winner and loser")
-        for column in ("winner_id", "loser_id", "explored_id", "main_id"):
-            sample_id = getattr(pair, column)
-            if sample_id is not None and self._places.find(sample_id) is None:
+    def _check_pairs(self, pairs: Sequence[Pair]) -> None:
+        named = [
+            (pair, column, str(sample_id))
+            for pair in pairs
+            for column in ("winner_id", "loser_id", "explored_id", "main_id")
+            if (sample_id := getattr(pair, column)) is not None
+        ]
+        for pair in pairs:
+            if pair.winner_id == pair.loser_id:
+                raise StoreError(f"pair {pair.pair_id!r}: sample {pair.winner_id!r} is both winner and loser")
+        places = self._places.find([sample_id for *_, sample_id in named])
+        for (pair, column, sample_id), place in zip(named, places, strict=True):
+            if place is None:
                 raise StoreError(
                     f"pair {pair.pair_id!r}: {column} {sample_id!r} is not a sample of {self.root}; append "
                     "samples first"

@@ -185,6 +185,9 @@ class TransitionLoader(_Loader[TransitionRef]):
 
     needs_means: bool = False
 
+    def row_names(self) -> list[str]:
+        return [f"{ref.sample_id}/{ref.index} {ref.advantage!r}" for ref in self.refs]
+
     def describe(self) -> str:
         """One line for a person: how many transitions of how many images."""
         images = len({ref.sample_id for ref in self.refs})
@@ -218,6 +221,9 @@ class TransitionPairLoader(_Loader[TransitionPairRef]):
 
     read: Callable[[Trajectories, TransitionPairRef], Tensors] = read_two_trajectories
     whole_pairs: bool = False
+
+    def row_names(self) -> list[str]:
+        return [f"{ref.pair_id}/{ref.index}" for ref in self.refs]
 
     def describe(self) -> str:
         """One line for a person: how many pairs of transitions, of how many pairs."""

@@ -23,14 +23,14 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import yaml
 from PIL import Image
 
 from diffexpo.data.manifests import read_manifests
-from diffexpo.data.rows import Pair
+from diffexpo.data.rows import MarginOfPair, Pair
 from diffexpo.errors import DataError, MissingError, StoreError
 from diffexpo.files import write_json
 from diffexpo.online.keeping import STAGE as VALIDATE
@@ -205,14 +205,17 @@ def read_image(path: Path) -> np.ndarray:
         return np.asarray(image.convert("RGB"))
 
 
-def choose_pair_examples(pairs: Sequence[Pair]) -> list[tuple[str, Pair]]:
+AnyPair = TypeVar("AnyPair", Pair, MarginOfPair)
+
+
+def choose_pair_examples(pairs: Sequence[AnyPair]) -> list[tuple[str, AnyPair]]:
     """Up to three (rule, pair) of one iteration's pairs in store order, without repeats: chosen by rule."""
     if not pairs:
         return []
     # Pairs of people and of folders have no margin.
     margins = {pair.pair_id: -math.inf if pair.margin is None else pair.margin for pair in pairs}
     ordered = sorted(pairs, key=lambda pair: (margins[pair.pair_id], pair.pair_id))
-    chosen: dict[str, tuple[str, Pair]] = {}
+    chosen: dict[str, tuple[str, AnyPair]] = {}
     for rule, pair in zip(PAIR_RULES, (pairs[0], ordered[len(ordered) // 2], ordered[-1]), strict=True):
         chosen.setdefault(pair.pair_id, (rule, pair))
     return list(chosen.values())

@@ -100,7 +100,8 @@ class Evaluation:
         overlap: Judge a batch while the next is drawn; changes time only.
         world: The processes that share the batches, every `world.size`-th from `world.rank`; a batch is the
             same whoever draws it.
-        folder: Where several processes put the images for the first one, as `save_suite` does.
+        folder: Where several processes put the images for the first one, as `save_suite` does; None: each
+            keeps its own.
     """
 
     policy: Policy
@@ -226,9 +227,8 @@ class Evaluation:
     def _all_images(self, own: Sequence[np.ndarray]) -> np.ndarray:
         """The images of all batches, on the first process; the others hand theirs over as files."""
         mine = np.concatenate(own) if own else np.empty((0, 0, 0, 3), np.uint8)
-        if self.world.size == 1:
+        if self.world.size == 1 or self.folder is None:
             return mine
-        assert self.folder is not None  # whoever has several processes names it
         for start, batch in zip(self._mine(len(self._rows[0])), own, strict=True):
             save_images(self.folder, range(start, start + len(batch)), batch)
         self.world.barrier()

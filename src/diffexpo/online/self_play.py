@@ -19,16 +19,19 @@ from diffexpo.types import Prompt
 
 def data_prompts(store: Store) -> list[Prompt]:
     """The prompts of D_off, one for each text."""
-    pairs = store.pairs(source="offline", view=Preference)
-    texts = {pair.prompt: pair.prompt_id for pair in reversed(pairs)}
+    texts: dict[str, str] = {}
+    for pairs in store.parts("pairs", Preference, "offline"):
+        for pair in pairs:
+            texts.setdefault(pair.prompt, pair.prompt_id)
     return [Prompt(number, text) for text, number in sorted(texts.items(), key=lambda item: item[1])]
 
 
 def data_images(store: Store) -> dict[str, list[str]]:
     """Sample ids of D_off's winners by prompt, each once."""
     found: dict[str, set[str]] = {}
-    for pair in store.pairs(source="offline", view=Preference):
-        found.setdefault(pair.prompt, set()).add(pair.winner_id)
+    for pairs in store.parts("pairs", Preference, "offline"):
+        for pair in pairs:
+            found.setdefault(pair.prompt, set()).add(pair.winner_id)
     return {prompt: sorted(names) for prompt, names in found.items()}
 
 

@@ -2,20 +2,22 @@
 
 Nothing here knows what a batch means. A batch is a frozen dataclass whose fields are tensors, conditionings
 and tuples with one row for each of `keys`, or None; a field marked with `ROWS_OF` has one row for each name
-in another field (the contrast pairs of a batch of pairs). Numbers and flags go with every part. Rows of
-several shapes (`MixedRows`) are cut so that each micro-batch has one shape: factors count rows.
+in another field (the contrast pairs of a batch of pairs). Numbers and flags go with every part; rows that are
+not read yet (`UnreadRows`) are read when a part is cut. Rows of several shapes (`MixedRows`) are cut so that
+each micro-batch has one shape: factors count rows.
 """
 
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import fields, replace
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
+from diffexpo.data.sharing import UnreadRows
 from diffexpo.types import ROWS_OF, STAYS, Batch, Conditioning, MixedRows
 
 AnyBatch = TypeVar("AnyBatch", bound=Batch)
@@ -55,18 +57,24 @@ def micro_batches(batch: AnyBatch, size: int, rank: int = 0, world: int = 1) -> 
     stands alone; where another shape begins, a cut is made. Process `rank` of `world` takes the rows from
     rank B / world up to (rank + 1) B / world, or up to the nearest borders of groups.
     """
+    return list(each_micro_batch(batch, size, rank, world))
+
+
+def each_micro_batch(
+    batch: AnyBatch, size: int, rank: int = 0, world: int = 1
+) -> Iterator[tuple[AnyBatch, float]]:
+    """`micro_batches` one after another, of which each is read (`UnreadRows`) when it is asked for."""
     total = len(batch)
     borders, cuts = group_borders(batch), shape_borders(batch)
     first, last = (_border_before(borders, place) for place in process_share(total, rank, world))
-    parts, start = [], first
+    start = first
     while start < last:
         stop = _border_before(borders, min(start + size, last))
         if stop <= start:
             stop = next(border for border in borders if border > start)
         stop = min([stop, *(cut for cut in cuts if cut > start)])
-        parts.append(_weighted(batch, split_batch(batch, start, stop)))
+        yield _weighted(batch, split_batch(batch, start, stop))
         start = stop
-    return parts
 
 
 def shape_borders(batch: Batch) -> list[int]:
@@ -137,4 +145,4 @@ def device_of(batch: Batch) -> torch.device:
 def _rows(value: Any, part: slice) -> Any:
     if isinstance(value, Conditioning):
         return value.select(part)
-    return value[part] if isinstance(value, (Tensor, MixedRows, tuple)) else value
+    return value[part] if isinstance(value, (Tensor, MixedRows, UnreadRows, tuple)) else value

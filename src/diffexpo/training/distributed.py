@@ -1,13 +1,14 @@
 """Processes of a run: a thin view on accelerate's state. One process needs no set-up and starts nothing.
 
-What travels between processes is tensors and JSON, never pickle.
+What travels between processes is tensors and JSON, never pickle. Tensors travel in torch's collectives, JSON
+and waits through the `group`, where nobody runs out of time.
 """
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any
@@ -17,10 +18,10 @@ import torch.distributed as dist
 from accelerate.state import PartialState
 
 from diffexpo.errors import ConfigError
+from diffexpo.training.group import Door, Group, open_door
 
 PATIENCE = timedelta(days=2)
-"""How long a process waits for the others: one may import a whole data set, or evaluate, while they wait. A
-process that dies ends the others all the same, by its closed connection or its launcher."""
+"""How long a collective waits for a process that is slow; one that dies ends the others within seconds."""
 LAUNCHER_VARIABLES = ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 
 
@@ -31,20 +32,24 @@ class World:
     rank: int = 0
     size: int = 1
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    group: Group | None = None
 
     def barrier(self) -> None:
-        """Wait for all."""
-        if self.size > 1:
-            dist.barrier()
+        """Wait for all, however long it takes."""
+        if self.group is not None:
+            self.group.exchange("")
 
     def all_reduce_sum(self, tensors: Sequence[torch.Tensor]) -> None:
         """Replace each tensor by its sum over the processes, in one message per dtype."""
-        if self.size == 1:
+        if self.group is None:
             return
         for dtype in dict.fromkeys(tensor.dtype for tensor in tensors):
             same = [tensor for tensor in tensors if tensor.dtype == dtype]
             flat = torch.cat([tensor.detach().reshape(-1) for tensor in same]).to(self.device)
-            dist.all_reduce(flat)
+            try:
+                dist.all_reduce(flat)
+            except RuntimeError as error:
+                raise self.group.explain(error) from error
             for tensor, part in zip(same, flat.split([tensor.numel() for tensor in same]), strict=True):
                 tensor.copy_(part.view_as(tensor))
 
@@ -54,18 +59,18 @@ class World:
         Tuples come back as lists and numbers bit for bit; the same holds for a single process.
         """
         text = json.dumps(items)
-        if self.size == 1:
-            return json.loads(text)
-        payload = torch.frombuffer(bytearray(text.encode()), dtype=torch.uint8).to(self.device)
-        sizes = [torch.zeros(1, dtype=torch.int64, device=self.device) for _ in range(self.size)]
-        dist.all_gather(sizes, torch.tensor([len(payload)], device=self.device))
-        lengths = [int(size) for size in sizes]
-        padded = torch.zeros(max(lengths), dtype=torch.uint8, device=self.device)
-        padded[: len(payload)] = payload
-        parts = [torch.empty_like(padded) for _ in range(self.size)]
-        dist.all_gather(parts, padded)
-        texts = [part[:length].cpu().numpy().tobytes() for part, length in zip(parts, lengths, strict=True)]
+        texts = [text] if self.group is None else self.group.exchange(text)
         return [item for part in texts for item in json.loads(part)]
+
+    def refuse_difference(self, facts: Mapping[str, object], advice: str) -> None:
+        """A ConfigError on all processes that names what is not the same on all of them."""
+        parts = self.gather_objects([dict(facts)])
+        for name, value in parts[0].items():
+            for rank, part in enumerate(parts):
+                if part[name] != value:
+                    raise ConfigError(
+                        f"{name} is {value} in process 0 but {part[name]} in process {rank}; {advice}"
+                    )
 
     def broadcast_object(self, value: Any) -> Any:
         """Rank 0's JSON value on all processes."""
@@ -96,10 +101,24 @@ def start_world(device: str = "auto") -> World:
     if state.num_processes != announced:
         running = f"{state.num_processes} processes are running"
         raise ConfigError(f"WORLD_SIZE={announced} but {running}; start all with one torchrun command")
-    return World(state.process_index, state.num_processes, state.device)
+    group = _join(state.process_index, state.num_processes, state.device)
+    return World(state.process_index, state.num_processes, state.device, group)
 
 
-def stop_world(world: World) -> None:
-    """Leave the process group (nothing to do for a single process)."""
-    if world.size > 1:
+def _join(rank: int, size: int, device: torch.device) -> Group:
+    """The group of all processes: the first tells the others where its door is."""
+    listener, told = None, torch.zeros(1024, dtype=torch.uint8, device=device)
+    if rank == 0:
+        door, listener = open_door(os.environ["MASTER_ADDR"])
+        text = torch.frombuffer(bytearray(json.dumps(door).encode()), dtype=torch.uint8)
+        told[: len(text)] = text.to(device)
+    dist.broadcast(told, 0)
+    door = Door(*json.loads(told.cpu().numpy().tobytes().rstrip(b"\0")))
+    return Group(rank, size, door, listener)
+
+
+def stop_world(world: World, error: BaseException | None = None) -> None:
+    """Leave the processes, together with them, or alone because of an error, of which they are told."""
+    if world.group is not None:
+        world.group.close(error)
         PartialState().destroy_process_group()

@@ -13,18 +13,21 @@ import math
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import KW_ONLY, dataclass, field
+from itertools import islice
 from pathlib import Path
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 from torch.nn import Parameter
 
 from diffexpo.config.schema import TrainingConfig
+from diffexpo.data.sharing import ReadsRows
 from diffexpo.errors import Interrupted, ResumeError, TrainingError
 from diffexpo.phases import phase
 from diffexpo.rng import keyed_seed
-from diffexpo.training.batches import micro_batches, move_batch, process_share
+from diffexpo.training.background import Background
+from diffexpo.training.batches import each_micro_batch, micro_batches, move_batch, process_share
 from diffexpo.training.checkpoint import Checkpoint, load_latest, read_checkpoint, save_checkpoint
 from diffexpo.training.distributed import World
 from diffexpo.training.metrics import MetricsWriter
@@ -39,7 +42,15 @@ from diffexpo.training.optimizer import (
 )
 from diffexpo.training.progress import Progress, TrainReport, check_identity
 from diffexpo.training.selfcheck import check_start
-from diffexpo.types import Algorithm, Batch, FollowsSteps, LearnsInParts, LossOutput, MeasuresBatch, Policy
+from diffexpo.types import (
+    Algorithm,
+    Batch,
+    FollowsSteps,
+    LearnsInParts,
+    LossOutput,
+    MeasuresBatch,
+    Policy,
+)
 
 OLD = "old"
 CHECKED_ROWS = 4
@@ -51,6 +62,13 @@ class Loader(Protocol):
     """Gives the global batch of any optimiser step, from 0, without replaying the ones before."""
 
     def batch(self, step: int) -> Batch: ...
+
+
+class Share(NamedTuple):
+    """A global batch, whose rows may be unread, and the micro-batches of this process with their factors."""
+
+    whole: Batch
+    parts: list[tuple[Batch, float]]
 
 
 @dataclass(eq=False)
@@ -114,11 +132,15 @@ class Engine:
         self.metrics.rewind(iteration, run.step)
         try:
             if run.step == 0 and is_checked:
-                self.self_check(loader.batch(0), (run_seed, iteration, "train", 0))
+                self.self_check(_unread(loader, 0), (run_seed, iteration, "train", 0))
             for _ in range(run.step * self.micro_steps):
                 self._tick(tick)
+            ahead = self._read_ahead(loader, run.step)
             while run.step < steps:
-                self._take_step(run, loader.batch(run.step), tick)
+                batch = ahead.result()
+                if run.step + 1 < steps:
+                    ahead = self._read_ahead(loader, run.step + 1)
+                self._take_step(run, batch, tick)
                 if self._stopped is not None:
                     raise self._stopped
                 if run.step % self.settings.checkpoint_every == 0 and run.step < steps:
@@ -140,7 +162,7 @@ class Engine:
 
     def self_check(self, batch: Batch, noise_key: tuple[str | int, ...]) -> None:
         """Check the start of an iteration on as many rows as it takes (`selfcheck.check_start`)."""
-        parts = micro_batches(batch, min(self.settings.micro_batch_size, CHECKED_ROWS))
+        parts = each_micro_batch(batch, min(self.settings.micro_batch_size, CHECKED_ROWS))
         check_start(
             self.policy,
             self.algorithm,
@@ -151,7 +173,16 @@ class Engine:
             is_exact=self.policy.device.type == "cpu" and self.settings.mixed_precision == "no",
         )
 
-    def _take_step(self, run: Progress, batch: Batch, tick: Callable[[], None]) -> None:
+    def _read_ahead(self, loader: Loader, step: int) -> Background[Share]:
+        """This process's rows of a step, read while the step before is trained."""
+
+        def read() -> Share:
+            batch, size = _unread(loader, step), self.settings.micro_batch_size
+            return Share(batch, micro_batches(batch, size, self.world.rank, self.world.size))
+
+        return Background(read, name="batches")
+
+    def _take_step(self, run: Progress, batch: Share, tick: Callable[[], None]) -> None:
         """One optimiser step: gradients of all processes, finite check, clip, update, metrics line."""
         noise_key = (run.run_seed, run.iteration, "train", run.step)
         # Losses are keyed; this is for networks that draw from torch's own generator all the same (dropout).
@@ -197,19 +228,19 @@ class Engine:
             raise TrainingError(
                 f"iteration {run.iteration}, step {run.step}: {run.bad_in_a_row} steps in a row were not "
                 f"finite (loss {values['train/loss']}, gradient norm {grad_norm}; rows "
-                f"{', '.join(batch.keys[:3])}, ...); lower training.learning_rate or algorithm.beta, "
+                f"{', '.join(batch.whole.keys[:3])}, ...); lower training.learning_rate or algorithm.beta, "
                 f"{advice}or look at these rows with `diffexpo data inspect`"
             )
 
     def _accumulate(
-        self, run: Progress, batch: Batch, noise_key: tuple[str | int, ...], tick: Callable[[], None]
+        self, run: Progress, batch: Share, noise_key: tuple[str | int, ...], tick: Callable[[], None]
     ) -> list[tuple[str, Tensor, float | Tensor]]:
         """Gradients of this process's micro-batches; (metric, sum, count) stay on the device: no waiting."""
-        world, settings = self.world, self.settings
+        parts = batch.parts
         if self.algorithm.settings.measures_batch and isinstance(self.algorithm, MeasuresBatch):
-            batch = self._measured(self.algorithm, batch, noise_key)
+            parts = self._measured(self.algorithm, batch, noise_key)
         sums: list[tuple[str, Tensor, float | Tensor]] = []
-        for part, factor in micro_batches(batch, settings.micro_batch_size, world.rank, world.size):
+        for part, factor in parts:
             for output in self._losses(move_batch(part, self.policy.device), noise_key):
                 (output.loss * (factor * run.scale.value)).backward()
                 # The objective itself, so that its factors (which may differ from shares of pairs) are right
@@ -234,19 +265,21 @@ class Engine:
                 return
             yield found
 
-    def _measured(self, algorithm: MeasuresBatch, batch: Batch, noise_key: tuple[str | int, ...]) -> Batch:
-        """The batch with the number that its loss needs of all its rows, in whichever process they are."""
-        world, size = self.world, self.settings.micro_batch_size
-        parts = []
+    def _measured(
+        self, algorithm: MeasuresBatch, batch: Share, noise_key: tuple[str | int, ...]
+    ) -> list[tuple[Batch, float]]:
+        """The micro-batches with the number that their losses need of all rows of the batch, in whichever
+        process they are."""
+        found = []
         # A process without rows takes part in the sum all the same: it measures one row and adds nothing.
-        own = micro_batches(batch, size, world.rank, world.size)
-        for part, _ in own or micro_batches(batch, size)[:1]:
+        for part, _ in batch.parts or islice(each_micro_batch(batch.whole, 1), 1):
             with self.autocast():
                 measured = algorithm.measure(self.policy, move_batch(part, self.policy.device), noise_key)
-            parts.append(measured if own else torch.zeros_like(measured))
-        total = torch.stack(parts).sum(dim=0)
-        world.all_reduce_sum([total])
-        return algorithm.with_measured(batch, total.cpu())
+            found.append(measured if batch.parts else torch.zeros_like(measured))
+        total = torch.stack(found).sum(dim=0)
+        self.world.all_reduce_sum([total])
+        sums = total.cpu()
+        return [(algorithm.with_measured(part, sums), factor) for part, factor in batch.parts]
 
     def _merge(
         self, sums: list[tuple[str, Tensor, float | Tensor]], norm: Tensor
@@ -357,6 +390,10 @@ class Engine:
             tensors = {name: self.policy.weights.state(name) for name in versions} | run.tensors()
             save_checkpoint(Path(folder), tensors, run.state())
         run.saved_at = run.step
+
+
+def _unread(loader: Loader, step: int) -> Batch:
+    return loader.unread_batch(step) if isinstance(loader, ReadsRows) else loader.batch(step)
 
 
 def _gradient(parameter: Parameter) -> Tensor:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import signal
+import socket
 import threading
 import time
 from types import FrameType
@@ -30,18 +32,34 @@ class StopSignal:
         self.received: str | None = None
         self._since = 0.0
         self._previous: dict[signal.Signals, Any] = {}
+        self._wakes: socket.socket | None = None
+        self._tellings = itertools.count()
+        self._previous_fd = -1
 
     def __enter__(self) -> Self:
         if threading.current_thread() is not threading.main_thread():
             return self  # only the main thread may handle signals; another one ends with its program
         for number in SIGNALS:
             self._previous[number] = signal.signal(number, self._handle)
+        woken, self._wakes = socket.socketpair()
+        self._wakes.setblocking(False)
+        self._previous_fd = signal.set_wakeup_fd(self._wakes.fileno(), warn_on_full_buffer=False)
+        threading.Thread(target=self._watch, args=(woken,), name="signals", daemon=True).start()
         return self
 
     def __exit__(self, *raised: object) -> None:
         for number, handler in self._previous.items():
             signal.signal(number, handler)
         self._previous.clear()
+        if self._wakes is not None:
+            signal.set_wakeup_fd(self._previous_fd)
+            self._wakes.close()  # ends the thread that watches
+            self._wakes = None
+
+    def stop(self, reason: str) -> None:
+        """Let `check` raise because of something else."""
+        if self.received is None:
+            self.received, self._since = reason, time.monotonic()
 
     def check(self) -> None:
         """Raise Interrupted if a signal has arrived since the block was entered."""
@@ -52,7 +70,27 @@ class StopSignal:
         now = time.monotonic()
         if self.received is None:
             self.received, self._since = signal.Signals(number).name, now
-            # os.write, not print: a handler may run in the middle of another print.
-            os.write(2, b"\nstopping: saving first; a second signal quits at once\n")
+            self._tell()
         elif now - self._since >= self.echo_seconds:
             os._exit(EXIT_INTERRUPTED)
+
+    def _tell(self) -> None:
+        if next(self._tellings) == 0:
+            # os.write, not print: a handler may run in the middle of another print.
+            os.write(2, b"\nstopping: saving first; a second signal quits at once\n")
+
+    def _watch(self, woken: socket.socket) -> None:
+        """End the process at a second signal, also where the main thread is inside a call that does not
+        return, such as a collective that waits for a process which was stopped: Python's handlers run between
+        the main thread's instructions only."""
+        first: float | None = None
+        with woken:
+            while numbers := woken.recv(16):
+                now = time.monotonic()
+                if not {*numbers} & {*SIGNALS}:
+                    continue
+                if first is None:
+                    first = now
+                    self._tell()
+                elif now - first >= self.echo_seconds:
+                    os._exit(EXIT_INTERRUPTED)

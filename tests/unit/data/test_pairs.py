@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +17,7 @@ from diffexpo.data.offline.ingest import import_offline
 from diffexpo.data.pairs import PairLoader, pair_index
 from diffexpo.data.store import Store
 from diffexpo.errors import DataError
+from diffexpo.training.batches import micro_batches
 from tests.rows import latents_of, pair_row
 
 from .conftest import LetterPolicy, fill, vote
@@ -166,3 +169,38 @@ def test_contrast_ids_may_be_absent(tmp_path: Path) -> None:
     loader = make_loader(store, iteration=3, contrast=2)
     assert loader.contrast_per_batch == 0 and loader.batch(0).contrast_keys == ()
     assert loader.describe() == "4 pairs (4 online)"
+
+
+@pytest.mark.parametrize("contrast", [0, 3])
+def test_processes_read_their_own_rows_and_together_the_whole_batch(store: Store, contrast: int) -> None:
+    for step in range(3):
+        whole = make_loader(store, contrast=contrast).batch(step)
+        expected = [part for rank in range(2) for part in micro_batches(whole, 3, rank, 2)]
+        found, read = [], []
+        for rank in range(2):
+            loader = make_loader(store, contrast=contrast)
+            names: list[str] = []
+            stretches = loader.store.stretches
+            loader.store = Recording(stretches, names)  # type: ignore[assignment]
+            found += micro_batches(loader.unread_batch(step), 3, rank, 2)
+            read.append(len(names))
+        # both sides of each pair, and of each contrast couple, once
+        assert sum(read) == 2 * (len(whole) + len(whole.contrast_keys)) and max(read) <= sum(read) / 2 + 2
+        for (part, factor), (other, weight) in zip(found, expected, strict=True):
+            assert (part.keys, part.contrast_keys, factor) == (other.keys, other.contrast_keys, weight)
+            for name in ("winner", "loser", "explored", "main", "weight"):
+                one, two = getattr(part, name), getattr(other, name)
+                assert one is two is None or torch.equal(one, two)
+            assert torch.equal(part.conditioning.tensors["letters"], other.conditioning.tensors["letters"])
+
+
+@dataclass
+class Recording:
+    """A store that remembers which latents were asked for."""
+
+    read: Callable[[list[str]], list[np.ndarray]]
+    names: list[str]
+
+    def stretches(self, names: list[str]) -> list[np.ndarray]:
+        self.names += names
+        return self.read(names)

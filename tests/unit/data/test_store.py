@@ -246,7 +246,7 @@ def test_lineage_tells_a_pairs_whole_history(tmp_path: Path) -> None:
     assert history.weights == {"exploration": "weights of exploration", "main": "weights of main"}
     files = history.files
     assert set(files) == {
-        "pairs-0001-r00-u0000.parquet", "samples-0001-r00-u0001.parquet", "latents-0001-r00-u0001.safetensors",
+        "pairs-0001-r00-u0000.parquet", "samples-0001-p0000.parquet", "latents-0001-p0000.safetensors",
     }  # fmt: skip
     assert {entry["manifest"] for entry in files.values()} == {"collect-0001.json", "pair-0001.json"}
     with pytest.raises(StoreError, match="there is no pair 'nope'"):
@@ -256,45 +256,44 @@ def test_lineage_tells_a_pairs_whole_history(tmp_path: Path) -> None:
 def test_verify_finds_every_kind_of_damage(tmp_path: Path) -> None:
     store = Store(tmp_path)
     fill(store, 1, 12)
-    assert store.verify() == 3 * 2 + 1
-    shard = tmp_path / "samples-0001-r00-u0000.parquet"
+    fill(store, 2, 12)
+    assert store.verify() == 2 * (2 + 1)
+    shard = tmp_path / "samples-0001-p0000.parquet"
     data = bytearray(shard.read_bytes())
     data[len(data) // 2] ^= 1
     shard.write_bytes(data)
-    (tmp_path / "latents-0001-r00-u0001.safetensors").unlink()
+    (tmp_path / "latents-0002-p0000.safetensors").unlink()
     (tmp_path / "pairs-0001-r00-u0000.parquet").write_bytes(b"")
     with pytest.raises(StoreError, match="3 problems") as caught:
         store.verify()
     problems = str(caught.value)
-    assert "samples-0001-r00-u0000.parquet has sha256" in problems
-    assert "latents-0001-r00-u0001.safetensors is missing although collect-0001.json names it" in problems
+    assert "samples-0001-p0000.parquet has sha256" in problems
+    assert "latents-0002-p0000.safetensors is missing although collect-0002.json names it" in problems
     assert "pairs-0001-r00-u0000.parquet has sha256" in problems
 
 
-def test_damaged_files_are_named_with_what_to_do(tmp_path: Path) -> None:
-    fill(Store(tmp_path), 1, 4)
-    latents, samples = (
-        tmp_path / "latents-0001-r00-u0000.safetensors",
-        tmp_path / "samples-0001-r00-u0000.parquet",
-    )
+@pytest.mark.parametrize(("is_complete", "name"), [(True, "0001-p0000"), (False, "0001-r00-u0000")])
+def test_damaged_files_are_named_with_what_to_do(tmp_path: Path, is_complete: bool, name: str) -> None:
+    fill(Store(tmp_path), 1, 4, complete=is_complete)
+    latents, samples = tmp_path / f"latents-{name}.safetensors", tmp_path / f"samples-{name}.parquet"
     whole = latents.read_bytes()
     for cut in (0, 7, 100, len(whole) - 1):
         latents.write_bytes(whole[:cut])
-        with pytest.raises(StoreError, match=r"latents-0001-r00-u0000.safetensors is truncated.*resume"):
+        with pytest.raises(StoreError, match=rf"latents-{name}.safetensors is truncated.*resume"):
             Store(tmp_path).latent("1w0")
     latents.unlink()
-    with pytest.raises(StoreError, match=r"latents-0001-r00-u0000.safetensors is missing"):
+    with pytest.raises(StoreError, match=rf"latents-{name}.safetensors is missing"):
         Store(tmp_path).latent("1w0")
     whole = samples.read_bytes()
     for cut in (0, 10, len(whole) // 2, len(whole) - 1):
         samples.write_bytes(whole[:cut])
-        with pytest.raises(StoreError, match=r"samples-0001-r00-u0000.parquet is truncated or damaged"):
-            Store(tmp_path).samples(1)
+        with pytest.raises(StoreError, match=rf"samples-{name}.parquet is truncated or damaged"):
+            Store(tmp_path).collected(1)
 
 
 def test_a_foreign_table_in_a_shards_place_is_refused(tmp_path: Path) -> None:
     fill(Store(tmp_path), 1, 1)
-    pq.write_table(pa.table({"sample_id": [1]}), tmp_path / "samples-0001-r00-u0000.parquet")
+    pq.write_table(pa.table({"sample_id": [1]}), tmp_path / "samples-0001-p0000.parquet")
     with pytest.raises(StoreError, match=r"missing: iteration.*of another type: sample_id"):
         Store(tmp_path).samples(1)
 
@@ -340,7 +339,7 @@ def test_a_full_disk_loses_nothing(tmp_path: Path) -> None:
     assert not list(tmp_path.glob("*.tmp")) and not store.unit_done(1, 1)
     store.append_unit(1, 0, 1, [sample_row("b")], latent_list(["b"]))
     store.write_manifest("collect", 1, {})
-    assert store.verify() == 4
+    assert store.verify() == 2 and len(store.samples()) == 2
 
 
 _WRITER = """
@@ -397,7 +396,7 @@ def test_kill_at_any_moment_ends_with_the_same_bytes(tmp_path: Path) -> None:
         {path.relative_to(root): path.read_bytes() for path in root.rglob("*") if path.is_file()}
         for root in (tmp_path / "whole", tmp_path / "killed")
     ]
-    assert contents[0] == contents[1] and len(contents[0]) == 60 * 2 + 1 + 2
+    assert contents[0] == contents[1] and len(contents[0]) == 2 + 1 + 2
     assert killed >= 1
 
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from functools import partial
-from itertools import islice
+from itertools import count, islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -22,6 +24,7 @@ from diffexpo.data.offline.votes import ImportReport, OfflinePair, read_votes
 from diffexpo.data.offline.writing import QUARANTINE
 from diffexpo.data.prompts import prompt_id
 from diffexpo.data.rows import Pair, Sample
+from diffexpo.data.sharing import Alone, Processes
 from diffexpo.data.store import Store
 from diffexpo.errors import ImportFormatError, StoreError
 from diffexpo.files import replacing
@@ -43,13 +46,14 @@ def import_offline(
     accepts_prompt: Callable[[str], bool] = lambda text: True,
     unit_pairs: int = 256,
     tick: Callable[[], None] = lambda: None,
+    world: Processes | None = None,
 ) -> ImportReport:
     """Append a preference set to the store as samples and pairs of iteration 0, source "offline".
 
     Resumable by unit and idempotent: what is in the store is not encoded again, and a second call only
-    reports. Only one process may call it. Rows that could not be used are listed in `quarantine.jsonl` of
-    the store. Images are fitted to the size that the policy draws; where it draws several, both images of a
-    pair get the one that is nearest in shape to the winner.
+    reports. Several processes take every other unit, and end with the same bits as one. Rows that could not
+    be used are listed in `quarantine.jsonl` of the store. Images are fitted to the size that the policy
+    draws; where it draws several, both images of a pair get the one that is nearest in shape to the winner.
 
     Args:
         path, format, limit, seed: As in `read_offline`.
@@ -57,7 +61,8 @@ def import_offline(
         store: Where rows go.
         accepts_prompt: False for prompts that are too long; such pairs are quarantined.
         unit_pairs: Pairs per unit.
-        tick: Called after each unit.
+        tick: Called after each unit of this process.
+        world: The processes that share the work; None: this one alone.
     Returns:
         The report, the same whether the import ran through, was resumed or had been done before.
     """
@@ -75,29 +80,65 @@ def import_offline(
     }
     if len(sizes) > 1:
         origin["buckets"] = [list(other) for other in sizes[1:]]
-    if store.is_complete(STAGE, ITERATION):
+    world = world or Alone()
+    # The first process's answer is everybody's: a late one could find complete what has just been finished.
+    if world.gather_objects([store.is_complete(STAGE, ITERATION)] * (world.rank == 0))[0]:
         done = store.manifest(STAGE, ITERATION)
         _refuse_other(done["origin"], origin, store)
         return ImportReport(**done["report"])
-    store.discard_incomplete(STAGE, ITERATION)
+    if world.rank == 0:
+        store.discard_incomplete(STAGE, ITERATION)
+    world.barrier()
     known = {sample.sample_id for sample in store.collected(ITERATION, stage=STAGE)}
-    work = _Work(policy, store, accepts_prompt, sizes, origin, known)
+    work = _Work(policy, store, accepts_prompt, sizes, origin, known, world)
     report = ImportReport()
-    with replacing(store.root / QUARANTINE) as temporary, open(temporary, "wb") as log:
-        report.log = log
+    with _quarantine(store, report, world):
         stream = read_votes(form, source, report, check="none", limit=limit, seed=seed)
-        for unit, pairs in enumerate(iter(lambda: list(islice(stream, unit_pairs)), [])):
-            work.append_unit(unit, pairs, report)
+        units = iter(lambda: list(islice(stream, unit_pairs)), [])
+        for first in count(step=world.size):
+            batch = list(islice(units, world.size))
+            if not batch:
+                break
+            work.append_units(first, batch)
             tick()
-        report.log = None
+        world.barrier()
+        for _, note in sorted(store.notes(ITERATION, stage=STAGE).items()):
+            _add_note(report, note, origin, store)
     if report.kept == 0:
         raise ImportFormatError(
             f"{path} gave no pair to learn from: {report.describe()}; first rows: {report.examples[:3]}"
         )
-    if not report.quarantined:
-        (store.root / QUARANTINE).unlink()
-    store.write_manifest(STAGE, ITERATION, {"origin": origin, "report": report.to_json()})
+    world.barrier()  # every process has read the notes before the units become packs
+    if world.rank == 0:
+        if not report.quarantined:
+            (store.root / QUARANTINE).unlink()
+        store.write_manifest(STAGE, ITERATION, {"origin": origin, "report": report.to_json()})
+    world.barrier()
     return report
+
+
+@contextmanager
+def _quarantine(store: Store, report: ImportReport, world: Processes) -> Iterator[None]:
+    """The first process lists what could not be used."""
+    if world.rank > 0:
+        yield
+        return
+    with replacing(store.root / QUARANTINE) as temporary, open(temporary, "wb") as log:
+        report.log = log
+        yield
+        report.log = None
+
+
+def _add_note(
+    report: ImportReport, note: Mapping[str, Any], origin: Mapping[str, object], store: Store
+) -> None:
+    """Count what a unit has dropped, and the sizes of its pairs."""
+    _refuse_other(note["origin"], origin, store)
+    for row, reason in note["dropped"].items():
+        report.kept -= 1
+        report.quarantine(row, reason)
+    for size, number in note.get("sizes", {}).items():
+        report.sizes[size] = report.sizes.get(size, 0) + number
 
 
 @dataclass(frozen=True)
@@ -109,55 +150,74 @@ class _Work:
     origin: Mapping[str, object]
     known: set[str]
 
-    def append_unit(self, unit: int, pairs: Sequence[OfflinePair], report: ImportReport) -> None:
-        """Store a unit unless it is in the store, and count it either way."""
-        if not self.store.unit_done(ITERATION, unit, stage=STAGE):
-            rows, unit_note = self._append_samples(unit, pairs)
-            self.store.append_pairs(ITERATION, 0, rows, unit=unit, stage=STAGE, note=unit_note)
-        note = self.store.note(ITERATION, unit, stage=STAGE)
-        _refuse_other(note["origin"], self.origin, self.store)
-        for row, reason in note["dropped"].items():
-            report.kept -= 1
-            report.quarantine(row, reason)
-        for size, count in note.get("sizes", {}).items():
-            report.sizes[size] = report.sizes.get(size, 0) + count
+    world: Processes
 
-    def _append_samples(
-        self, unit: int, pairs: Sequence[OfflinePair]
-    ) -> tuple[list[Pair], dict[str, object]]:
-        """Encode and store what is new; returns the unit's pair rows and its note."""
-        dropped = {pair.row: "prompt too long" for pair in pairs if not self.accepts_prompt(pair.caption)}
-        accepted = (pair for pair in pairs if pair.row not in dropped)
-        samples: list[Sample] = []
-        pixels: list[np.ndarray] = []
-        rows: list[Pair] = []
-        counts: Counter[str] = Counter()
+    def append_units(self, first: int, units: Sequence[Sequence[OfflinePair]]) -> None:
+        """Store this process's one of as many units as there are processes, unless it is in the store.
+
+        An image belongs to the first unit that has it, whoever encodes that.
+        """
+        fitted, number = None, first + self.world.rank
+        if self.world.rank < len(units) and not self.store.unit_done(ITERATION, number, stage=STAGE):
+            fitted = self._fit(units[self.world.rank])
+        names = [] if fitted is None else [sample.sample_id for sample, _ in fitted.images]
+        everybody = self.world.gather_objects([names])
+        for rank, others in enumerate(everybody):
+            if rank == self.world.rank and fitted is not None:
+                self._append(number, fitted)
+            self.known.update(others)
+
+    def _fit(self, pairs: Sequence[OfflinePair]) -> _Fitted:
+        """A unit's rows, with the images of its samples at their size."""
+        fitted = _Fitted(
+            {pair.row: "prompt too long" for pair in pairs if not self.accepts_prompt(pair.caption)}
+        )
+        accepted = (pair for pair in pairs if pair.row not in fitted.dropped)
         fit = partial(_fitted_pair, sizes=self.sizes)
-        for pair, fitted in map_ahead(fit, accepted, lambda pair: pair.bytes):
-            if isinstance(fitted, str):
-                dropped[pair.row] = fitted
+        for pair, found in map_ahead(fit, accepted, lambda pair: pair.bytes):
+            if isinstance(found, str):
+                fitted.dropped[pair.row] = found
                 continue
-            size, decoded = fitted
+            size, decoded = found
             name = size_name(*size) if len(self.sizes) > 1 else ""
-            *two_samples, row = _rows(pair, size, name)
-            for sample, image in zip(two_samples, decoded, strict=True):
-                if sample.sample_id not in self.known:
-                    self.known.add(sample.sample_id)
-                    samples.append(sample)
-                    pixels.append(image)
-            rows.append(row)
+            *samples, row = _rows(pair, size, name)
+            fitted.images += zip(samples, decoded, strict=True)
+            fitted.rows.append(row)
             if name:
-                counts[name] += 1
+                fitted.sizes[name] += 1
+        return fitted
+
+    def _append(self, unit: int, fitted: _Fitted) -> None:
+        """Encode and store what is new, then the pairs."""
+        new = {
+            sample.sample_id: (sample, image)
+            for sample, image in reversed(fitted.images)
+            if sample.sample_id not in self.known
+        }
+        order = [name for name in dict.fromkeys(one.sample_id for one, _ in fitted.images) if name in new]
+        samples, pixels = [new[name][0] for name in order], [new[name][1] for name in order]
         latents = encode_images(self.policy, pixels, _ENCODED_AT_ONCE)
-        self.store.append_unit(ITERATION, 0, unit, samples, latents, stage=STAGE)
-        note: dict[str, object] = {"origin": self.origin, "dropped": dropped}
-        return rows, note | ({"sizes": counts} if counts else {})
+        rank = self.world.rank
+        self.store.append_unit(ITERATION, rank, unit, samples, latents, stage=STAGE)
+        note: dict[str, object] = {"origin": self.origin, "dropped": fitted.dropped}
+        note |= {"sizes": fitted.sizes} if fitted.sizes else {}
+        self.store.append_pairs(ITERATION, rank, fitted.rows, unit=unit, stage=STAGE, note=note)
 
 
-_Fitted = tuple[tuple[int, int], list[np.ndarray]]
+@dataclass
+class _Fitted:
+    """A unit of pairs: why some are dropped, the others' rows, and their samples with their images."""
+
+    dropped: dict[int | str, str]
+    rows: list[Pair] = field(default_factory=list)
+    images: list[tuple[Sample, np.ndarray]] = field(default_factory=list)
+    sizes: Counter[str] = field(default_factory=Counter)
 
 
-def _fitted_pair(pair: OfflinePair, sizes: Sequence[tuple[int, int]]) -> tuple[OfflinePair, _Fitted | str]:
+_Sized = tuple[tuple[int, int], list[np.ndarray]]
+
+
+def _fitted_pair(pair: OfflinePair, sizes: Sequence[tuple[int, int]]) -> tuple[OfflinePair, _Sized | str]:
     """The pair with its size and both images fitted to it, winner first, or with why it is dropped."""
     try:
         with whole_image(pair.winner_jpg) as image:

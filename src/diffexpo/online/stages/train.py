@@ -133,6 +133,9 @@ def _train(loop: Loop, iteration: int, batches: Batches, state: OptimizerState) 
     if draws_first:
         check_replay(loop, iteration)
     loop.console.line(f"iteration {iteration}: training on {batches.loader.describe()}")
+    if loop.world.size > 1:
+        facts = {f"what iteration {iteration} learns from": batches.loader.fingerprint()}
+        loop.world.refuse_difference(facts, "the store changed while they read it: resume the run")
     total = steps * loop.engine.micro_steps
     with ticking(loop, f"train {iteration}", total, "micro-batches") as tick:
         return loop.engine.train_iteration(
