@@ -23,8 +23,8 @@ from pathlib import Path
 
 from diffexpo.assembly.checking import check_inputs
 from diffexpo.assembly.folders import describe_differences, has_made_nothing
-from diffexpo.config import RunConfig, load_config, read_resolved
-from diffexpo.config.product import combinations_of
+from diffexpo.config import RunConfig, read_resolved
+from diffexpo.config.product import Combination
 from diffexpo.config.resuming import CHANGEABLE, differences
 from diffexpo.errors import EXIT_INTERRUPTED, ConfigError, DiffexpoError, Interrupted
 from diffexpo.evaluation.comparison import compare_runs
@@ -74,37 +74,22 @@ class Sweep:
     runs: tuple[SweepRun, ...]
 
 
-def plan_sweep(recipes: Sequence[str], overrides: Sequence[str], folder: Path | None, runs: Path) -> Sweep:
-    """The runs of a sweep, with all their settings checked, and what they name looked for.
+def plan_sweep(recipes: Sequence[str], combinations: Sequence[Combination], folder: Path) -> Sweep:
+    """The runs of a sweep, with what they name looked for.
 
     Args:
-        recipes: Embedded recipes or YAML files, merged left to right.
-        overrides: `a.b=value,value` strings: see `combinations_of`.
-        folder: Where the runs go; by default `<runs>/<name of the recipe>-sweep`.
-        runs: The folder of run folders.
+        recipes: As given to `load_product`, and its `combinations`.
+        folder: Where the runs go, each in a folder of its combination's name.
     Raises:
-        ConfigError: settings that do not exist or do not go together, named with their combination; a folder
-            that holds a run with other settings.
-        MissingError: a model, reward or file that is not there.
+        ConfigError: a folder holds a run with other settings.
+        MissingError: a model, reward or file is not there.
     """
-    if not recipes:
-        raise ConfigError("no recipe given: expected an embedded recipe or a YAML file")
-    found: list[SweepRun] = []
-    for one in combinations_of(overrides):
-        try:
-            config = load_config(list(recipes), one.overrides).config
-        except ConfigError as error:
-            raise ConfigError(f"{one.name}: {error}") from error
-        folder = folder or runs / f"{config.name}-sweep"
-        named = json.dumps(f"{folder.name}-{one.name}")
-        settings = (*(o for o in one.overrides if o.partition("=")[0].strip() != "name"), f"name={named}")
-        run = SweepRun(folder / one.name, settings, load_config(list(recipes), settings).config)
+    runs = tuple(SweepRun(folder / one.name, one.overrides, one.config) for one in combinations)
+    for run in runs:
         _check_folder(run)
         if run.state != "finished":
             check_inputs(run.config)
-        found.append(run)
-    assert folder is not None  # there is at least one combination
-    return Sweep(folder, tuple(recipes), tuple(found))
+    return Sweep(folder, tuple(recipes), runs)
 
 
 def run_sweep(sweep: Sweep, console: Console, *, processes: int = 1) -> list[Path]:
@@ -183,7 +168,9 @@ def _start(sweep: Sweep, run: SweepRun, processes: int) -> subprocess.Popen[byte
         command += ["--resume", str(run.folder)]
     else:
         command += [*sweep.recipes, "--out", str(run.folder)]
-        command += [part for override in run.overrides for part in ("--set", override)]
+        own = [override for override in run.overrides if not override.startswith("name=")]
+        named = f"name={json.dumps(run.config.name)}"
+        command += [part for override in (*own, named) for part in ("--set", override)]
     environment = dict(os.environ)
     if processes == 1:
         return subprocess.Popen(command, stdin=subprocess.DEVNULL, start_new_session=True)

@@ -100,7 +100,11 @@ def sweep(
     """
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise ConfigError("a sweep starts processes of its own; run it without torchrun")
-    planned = assembly.plan_sweep(recipes or [], overrides or [], out, RUNS)
+    from diffexpo.config.product import load_product
+
+    combinations = load_product(recipes or [], overrides or [])
+    folder = out or RUNS / f"{combinations[0].recipe}-sweep"
+    planned = assembly.plan_sweep(recipes or [], combinations, folder)
     console = Console()
     rows = [[run.name, run.state, run.evaluations] for run in planned.runs]
     console.table(f"sweep in {planned.folder}", ["run", "state", "network evaluations"], rows)

@@ -1,11 +1,14 @@
 """Several values of a setting: `--set seed=0,1,2 --set algorithm.beta=500,1000` as six runs."""
 
+import json
 import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import product
 
+from diffexpo.config.load import load_config
+from diffexpo.config.run import RunConfig
 from diffexpo.errors import ConfigError
 
 _OPEN, _CLOSE, _QUOTES = "[{(", "]})", "\"'"
@@ -13,21 +16,48 @@ _OPEN, _CLOSE, _QUOTES = "[{(", "]})", "\"'"
 
 @dataclass(frozen=True)
 class Combination:
-    """One choice of a value for every setting: a name made of those that vary, fit for a folder, and the
-    `a.b=value` strings of `--set`."""
+    """One choice of a value for every setting: a name made of those that vary, fit for a folder, the name of
+    its recipe, the `a.b=value` strings of `--set`, and all settings that they lead to."""
 
     name: str
+    recipe: str
     overrides: tuple[str, ...]
+    config: RunConfig
 
 
-def combinations_of(overrides: Sequence[str]) -> list[Combination]:
-    """The product of all values, the last setting varying fastest.
+def load_product(recipes: Sequence[str], overrides: Sequence[str]) -> list[Combination]:
+    """Every combination of some settings on top of recipes, checked, the last setting varying fastest.
+
+    Args:
+        recipes: Embedded recipes or YAML files, merged left to right, at least one.
+        overrides: `a.b=value,value,...`: see `named_values`.
+    Returns:
+        At least one. A run is called as its recipe, or by `--set name=`, with the combination behind it.
+    Raises:
+        ConfigError: what `named_values` and `load_config` refuse, with the combination.
+        MissingError: no such recipe.
+    """
+    if not recipes:
+        raise ConfigError("no recipe given: expected an embedded recipe or a YAML file")
+    found = []
+    for name, own in named_values(overrides):
+        try:
+            whole = load_config(recipes, own).config
+            config = load_config(recipes, [*own, f"name={json.dumps(f'{whole.name}-{name}')}"]).config
+        except ConfigError as error:
+            raise ConfigError(f"{name}: {error}") from error
+        found.append(Combination(name, whole.name, own, config))
+    return found
+
+
+def named_values(overrides: Sequence[str]) -> list[tuple[str, tuple[str, ...]]]:
+    """The product of all values, each with its name.
 
     Args:
         overrides: `a.b=value,value,...`; commas inside of brackets and quotes belong to a value.
     Returns:
-        At least one; ["seed=0,1", "model.path=x"] gives "seed-0" and "seed-1". Where nothing varies the name
-        is "run".
+        At least one; ["seed=0,1", "model.path=x"] gives ("seed-0", ("seed=0", "model.path=x")) and "seed-1".
+        Where nothing varies the name is "run".
     Raises:
         ConfigError: no `=`, an empty value, a setting or a value twice, brackets that do not close.
     """
@@ -46,11 +76,11 @@ def combinations_of(overrides: Sequence[str]) -> list[Combination]:
         values = dict(zip(choices, chosen, strict=True))
         parts = [f"{_last(key) if short[_last(key)] == 1 else key}-{values[key]}" for key in varying]
         name = "_".join(re.sub(r"[^\w.+-]+", "-", part).strip("-") for part in parts)
-        found.append(Combination(name or "run", tuple(f"{key}={value}" for key, value in values.items())))
-    names = Counter(one.name for one in found)
+        found.append((name or "run", tuple(f"{key}={value}" for key, value in values.items())))
+    names = Counter(name for name, _ in found)
     return [
-        Combination(f"{number}-{one.name}" if names[one.name] > 1 else one.name, one.overrides)
-        for number, one in enumerate(found, start=1)
+        (f"{number}-{name}" if names[name] > 1 else name, own)
+        for number, (name, own) in enumerate(found, start=1)
     ]
 
 

@@ -75,6 +75,11 @@ class ComparedRun:
     peak_gib: float | None
     alarms: tuple[str, ...]
 
+    @property
+    def final(self) -> Point | None:
+        """Its result among its iterates."""
+        return next((point for point in self.points if point.iteration == self.result), None)
+
 
 @dataclass(frozen=True)
 class Group:
@@ -118,13 +123,18 @@ class Power:
 
 @dataclass(frozen=True)
 class RunComparison:
-    """Everything that the page of a comparison states. `power` is by couple, as `comparisons` are; `settings`
-    are those that differ, by dotted path and group; `frontier` names (group, iteration)."""
+    """Everything that the page of a comparison states.
+
+    `contenders` has mean scores of what runs were compared with besides their base. `power` is by couple, as
+    `comparisons` are; `settings` are those that differ, by dotted path and group; `frontier` names (group,
+    iteration).
+    """
 
     judge: str
     about_judge: str
     is_share: bool
     groups: tuple[Group, ...]
+    contenders: Mapping[str, Estimate]
     comparisons: tuple[Comparison, ...]
     power: tuple[Power | None, ...]
     ranking: Ranking | None
@@ -182,6 +192,7 @@ def compare_runs(folders: Sequence[Path], *, judge: str | None = None) -> RunCom
         about_judge=about[0] if about else "",
         is_share=bool(evaluated) and all(run.summary.share_judge == chosen for run in evaluated),
         groups=tuple(groups),
+        contenders=_contenders(models, [*labels, *(name for name in models if _is_base(name))], resamples),
         comparisons=tuple(comparisons),
         power=tuple(_power(models, one) for one in comparisons),
         ranking=rank(duels) if duels else None,
@@ -303,6 +314,16 @@ def _models(
 
 def _first_label(groups: Mapping[str, Sequence[ReadRun]], base_key: str) -> str:
     return next(label for label, runs in groups.items() if any(run.base_key == base_key for run in runs))
+
+
+def _is_base(name: str) -> bool:
+    """Whether a model is a base at the guidance of its evaluation: "base", or "base of ..." of several."""
+    return name == BASE or name.startswith(f"{BASE} of ")
+
+
+def _contenders(models: Mapping[str, Scores], others: Sequence[str], resamples: int) -> dict[str, Estimate]:
+    means = {name: mean_score(own, resamples=resamples) for name, own in models.items() if name not in others}
+    return {name: mean for name, mean in means.items() if mean is not None}
 
 
 def _power(models: Mapping[str, Scores], one: Comparison) -> Power | None:

@@ -68,11 +68,10 @@ def sentences(comparison: RunComparison) -> list[str]:
     """What the comparison comes to, in plain words: results against their base, then against each other."""
     if not comparison.comparisons:
         return ["No run has been evaluated yet, so there is nothing to compare. Settings are below."]
-    labels, write = [group.label for group in comparison.groups], _Writer(comparison.is_share)
-    found = []
+    write, found = _Writer(comparison.is_share), []
     for one in comparison.comparisons:
-        if not (one.second in (BASE, *labels) or one.second.startswith(f"{BASE} of ")):
-            continue  # contenders are in the table
+        if one.second in comparison.contenders:
+            continue  # they are in the table
         words = {"better": "is better than", "worse": "is worse than"}.get(one.verdict)
         gap = f"{write.gap(one.difference)}, win rate {percent(one.rate[0])}"
         if words is None:

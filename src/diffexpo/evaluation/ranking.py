@@ -12,8 +12,11 @@ import numpy as np
 
 from diffexpo.errors import DataError
 from diffexpo.evaluation.metrics import bradley_terry
-from diffexpo.evaluation.people import PREFERENCE, PRIOR, preference
+from diffexpo.evaluation.people import PREFERENCE, preference
 from diffexpo.evaluation.statistics import Estimate, Scores, clustered_error, t_quantile
+
+PRIOR = 0.5
+"""Pseudo-wins of each ordered couple in Bradley-Terry strengths, where they would not exist without them."""
 
 
 @dataclass(frozen=True)
