@@ -95,12 +95,11 @@ def plan_sweep(recipes: Sequence[str], combinations: Sequence[Combination], fold
 def run_sweep(sweep: Sweep, console: Console, *, processes: int = 1) -> list[Path]:
     """Run what is not finished, `processes` at once, resuming what was begun, and compare all runs.
 
-    Returns the files of the comparison. A run that fails leaves the others at work; so that the same command
-    tries it again.
+    Returns the files of the comparison. A run that fails leaves the others at work.
 
     Raises:
         Interrupted: a signal arrived and the runs saved themselves.
-        DiffexpoError: runs failed; the comparison of the others is written.
+        DiffexpoError: runs failed, or wait for people; the comparison of all that is evaluated is written.
     """
     sweep.folder.mkdir(parents=True, exist_ok=True)
     asked = {"recipes": sweep.recipes, "runs": {run.name: run.overrides for run in sweep.runs}}
@@ -114,7 +113,7 @@ def run_sweep(sweep: Sweep, console: Console, *, processes: int = 1) -> list[Pat
     if failed:
         shown = ", ".join(f"{name} (exit code {code})" for name, code in failed.items())
         advice = "the messages are in log.txt of their folders; the same command tries them again"
-        raise DiffexpoError(f"{len(failed)} of {len(sweep.runs)} runs failed: {shown}; {advice}")
+        raise DiffexpoError(f"{len(failed)} of {len(sweep.runs)} runs did not finish: {shown}; {advice}")
     return paths
 
 
@@ -136,7 +135,7 @@ def _work_off(sweep: Sweep, waiting: deque[SweepRun], console: Console, processe
                 if code == EXIT_INTERRUPTED:
                     stop.received = stop.received or "an interruption of one of its runs"
                     continue
-                console.line(f"{run.name}: {'done' if code == 0 else f'failed (exit code {code})'}")
+                console.line(f"{run.name}: {'done' if code == 0 else f'not finished (exit code {code})'}")
                 failed |= {run.name: code} if code else {}
     return failed
 

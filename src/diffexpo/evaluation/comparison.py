@@ -125,7 +125,8 @@ class Power:
 class RunComparison:
     """Everything that the page of a comparison states.
 
-    `contenders` has mean scores of what runs were compared with besides their base. `power` is by couple, as
+    `contenders` has mean scores of what runs were compared with besides the base; where they have different
+    bases, of those too. `power` is by couple, as
     `comparisons` are; `settings` are those that differ, by dotted path and group; `frontier` names (group,
     iteration).
     """
@@ -139,6 +140,7 @@ class RunComparison:
     power: tuple[Power | None, ...]
     ranking: Ranking | None
     frontier: tuple[tuple[str, int], ...]
+    base: Point | None
     settings: Mapping[str, Mapping[str, object]]
     problems: tuple[str, ...]
 
@@ -192,11 +194,12 @@ def compare_runs(folders: Sequence[Path], *, judge: str | None = None) -> RunCom
         about_judge=about[0] if about else "",
         is_share=bool(evaluated) and all(run.summary.share_judge == chosen for run in evaluated),
         groups=tuple(groups),
-        contenders=_contenders(models, [*labels, *(name for name in models if _is_base(name))], resamples),
+        contenders=_contenders(models, [BASE, *labels], resamples),
         comparisons=tuple(comparisons),
         power=tuple(_power(models, one) for one in comparisons),
         ranking=rank(duels) if duels else None,
         frontier=tuple(_frontier(groups)),
+        base=next((group.points[0] for group in groups if group.points and BASE in models), None),
         settings=differing(dict(zip(labels, (runs[0] for runs in kept), strict=True))),
         problems=tuple(problems + repeated),
     )
@@ -314,11 +317,6 @@ def _models(
 
 def _first_label(groups: Mapping[str, Sequence[ReadRun]], base_key: str) -> str:
     return next(label for label, runs in groups.items() if any(run.base_key == base_key for run in runs))
-
-
-def _is_base(name: str) -> bool:
-    """Whether a model is a base at the guidance of its evaluation: "base", or "base of ..." of several."""
-    return name == BASE or name.startswith(f"{BASE} of ")
 
 
 def _contenders(models: Mapping[str, Scores], others: Sequence[str], resamples: int) -> dict[str, Estimate]:

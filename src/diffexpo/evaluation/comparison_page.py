@@ -70,8 +70,8 @@ def sentences(comparison: RunComparison) -> list[str]:
         return ["No run has been evaluated yet, so there is nothing to compare. Settings are below."]
     write, found = _Writer(comparison.is_share), []
     for one in comparison.comparisons:
-        if one.second in comparison.contenders:
-            continue  # they are in the table
+        if one.second in comparison.contenders and not one.second.startswith(f"{BASE} of "):
+            continue  # it is in the table
         words = {"better": "is better than", "worse": "is worse than"}.get(one.verdict)
         gap = f"{write.gap(one.difference)}, win rate {percent(one.rate[0])}"
         if words is None:
@@ -222,7 +222,7 @@ def _curves(axes: Axes, comparison: RunComparison, name: str, xlabel: str, absen
 
 def _vendi(axes: Axes, comparison: RunComparison) -> str:
     bars = [(group.label, group.result.vendi) for group in comparison.groups if group.result]
-    base = next((point.vendi for group in comparison.groups for point in group.points[:1]), None)
+    base = comparison.base and comparison.base.vendi
     shown = [(label, vendi) for label, vendi in ((BASE, base), *bars) if vendi is not None]
     if not shown:
         raise Absent("No Vendi score: evaluation.vendi_prompts is 0, or vendi_images is 1.")
