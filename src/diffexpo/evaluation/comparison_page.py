@@ -6,6 +6,7 @@ import csv
 import io
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 from itertools import cycle
 from pathlib import Path
 
@@ -101,7 +102,7 @@ def figures_of(comparison: RunComparison) -> dict[str, dict[str, Markup | str]]:
     """The curves: the score over network evaluations and over KL, and diversity."""
     plots = {"spent": _over_cost, "frontier": _over_kl, "vendi": _vendi}
     return {
-        name: draw_figure(f"comparison {name}", lambda axes, plot=plot: plot(axes, comparison))  # type: ignore[misc]
+        name: draw_figure(f"comparison {name}", partial(plot, comparison=comparison))
         for name, plot in plots.items()
     }
 
