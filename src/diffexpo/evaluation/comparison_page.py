@@ -17,7 +17,7 @@ from matplotlib.ticker import FuncFormatter
 
 import diffexpo
 from diffexpo.evaluation.comparison import ComparedRun, Point, RunComparison
-from diffexpo.evaluation.figures import GREY, PALETTE, Absent, draw_figure, spread_of
+from diffexpo.evaluation.figures import GREY, PALETTE, TEXT, Absent, draw_figure, spread_of
 from diffexpo.evaluation.grid import data_uri
 from diffexpo.evaluation.records import Json, image_path, load_suite, read_image
 from diffexpo.evaluation.run_groups import BASE
@@ -120,8 +120,10 @@ class _Writer:
         return percent(estimate[0]) if self.is_share else digits(estimate[0], 4)
 
     def ends(self, estimate: Estimate | None) -> str:
-        """The interval of a mean."""
-        return self._ends(estimate, percent if self.is_share else lambda value: digits(value, 4))
+        """The interval of a mean; that of a share does not leave 0 to 1."""
+        if self.is_share:
+            return self._ends(estimate, lambda share: percent(min(max(share, 0.0), 1.0)))
+        return self._ends(estimate, lambda value: digits(value, 4))
 
     def change(self, estimate: Estimate | None) -> str:
         """A difference, in points or in the judge's unit."""
@@ -223,13 +225,13 @@ def _curves(axes: Axes, comparison: RunComparison, name: str, xlabel: str, absen
 
 def _vendi(axes: Axes, comparison: RunComparison) -> str:
     bars = [(group.label, group.result.vendi) for group in comparison.groups if group.result]
-    base = comparison.base and comparison.base.vendi
+    base = None if comparison.base is None else comparison.base.vendi
     shown = [(label, vendi) for label, vendi in ((BASE, base), *bars) if vendi is not None]
     if not shown:
         raise Absent("No Vendi score: evaluation.vendi_prompts is 0, or vendi_images is 1.")
     for place, ((label, vendi), colour) in enumerate(zip(shown, cycle((GREY, *PALETTE)), strict=False)):
         spread = spread_of(vendi) if np.isfinite(vendi[1]) else None
-        axes.barh(place, vendi[0], 0.6, xerr=spread, color=colour, capsize=3, ecolor="#111213")
+        axes.barh(place, vendi[0], 0.6, xerr=spread, color=colour, capsize=3, ecolor=TEXT)
     axes.set_yticks(range(len(shown)), [_cut(label) for label, _ in shown])
     axes.invert_yaxis()
     axes.grid(axis="y", visible=False)
