@@ -294,13 +294,13 @@ def _models(
     base and with their contenders."""
     models: dict[str, dict[ImageKey, float]] = {}
     couples: list[tuple[str, str]] = []
-    keys = dict.fromkeys(run.base_key for runs in groups.values() for run in runs)
+    keys = {run.base_key for runs in groups.values() for run in runs if BASE in run.record.suites}
     for label, runs in groups.items():
         models[label] = {}
         for run in runs:
             suites = run.record.suites
             own = {label: suites[run.summary.final]} if run.summary.final in suites else {}
-            of_base = "" if len(keys) == 1 else f" of {_first_label(groups, run.base_key)}"
+            of_base = "" if len(keys) < 2 else f" of {_first_label(groups, run.base_key)}"
             of_group = "" if len(groups) == 1 else f" of {label}"
             own |= {BASE + of_base: suites[BASE]} if BASE in suites else {}
             own |= {f"offline DPO{of_group}": suites[BASELINE]} if BASELINE in suites else {}

@@ -97,7 +97,7 @@ def notes_on(runs: Sequence[ReadRun], judge: str) -> list[str]:
             continue
         if not run.summary.is_finished:
             done = f"evaluated so far: {', '.join(run.record.suites)}"
-            found.append(f"{run.name} is not finished (its state is {state}); {done}.")
+            found.append(f"{run.name} is not evaluated to its end (its state is {state}); {done}.")
         versions.setdefault(base.scorers.get(judge, ""), run.name)
     if len(versions) > 1:
         told = "; ".join(f"{name}: {version}" for version, name in versions.items())

@@ -172,7 +172,10 @@ def test_what_is_missing_or_wrong_is_said(make: Make, tmp_path: Path) -> None:
     text = " ".join(found.problems)
     assert "begun has no evaluation yet (its state is running)" in text
     assert re.search(r"damaged: \S+iteration-3: not a complete evaluation", text)
-    assert "damaged is not finished" in text
+    assert "damaged is not evaluated to its end (its state is finished)" in text
+    assert {one.second for one in found.comparisons} == {
+        "base"
+    }  # a run without images has no base of its own
     [group] = found.groups
     assert [run.result for run in group.runs] == [3, None, 2]
     assert group.result is not None and group.result.iteration is None and group.result.seeds == 2
