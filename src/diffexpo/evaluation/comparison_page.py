@@ -206,6 +206,8 @@ def _curves(axes: Axes, comparison: RunComparison, name: str, xlabel: str, absen
                 )
         x, mean = [x for x, _ in placed], np.array([y[0] for _, y in placed])
         low, high = (np.array([y[end] for _, y in placed]) for end in (1, 2))
+        if comparison.is_share:
+            low, high = low.clip(0, 1), high.clip(0, 1)
         axes.plot(x, mean, color=colour, marker=marker, label=_cut(group.label))
         if np.isfinite(low).all():
             axes.fill_between(x, low, high, color=colour, alpha=0.15, linewidth=0)
