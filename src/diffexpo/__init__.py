@@ -17,7 +17,7 @@ _NAMES = {
     "diffexpo.diffusion": ("Path", "prediction_error", "sample"),
     "diffexpo.algorithms.diffusion_dpo": ("diffusion_dpo_loss", "simpo_loss"),
     "diffexpo.algorithms.expo": ("exploration_bonus", "expo_loss"),
-    "diffexpo.running": ("Run", "load_policy", "load_rewards", "open_run", "run"),
+    "diffexpo.running": ("Run", "compare", "load_policy", "load_rewards", "open_run", "run"),
     "diffexpo.data.store": ("Store",),
     "diffexpo.online": ("best_and_worst", "linear_decay"),
     "diffexpo.evaluation": ("vendi_score", "win_rate"),

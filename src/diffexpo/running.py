@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
     from PIL.Image import Image
 
+    from diffexpo.assembly import RunComparison
     from diffexpo.data.store import Store
     from diffexpo.evaluation.metrics import WinRate
     from diffexpo.evaluation.summary import Summary
@@ -98,6 +99,25 @@ def open_run(path: str | Path) -> Run:
     """An existing run by folder or name, or one of its iterates: `open_run("runs/expo@2")`."""
     name, iteration = split_iterate(str(path))
     return Run(find_run(name), iteration)
+
+
+def compare(
+    *runs: str | Path | Run, judge: str | None = None, out: str | Path | None = None
+) -> RunComparison:
+    """Put runs beside each other, as `diffexpo compare` does.
+
+    Args:
+        runs: Folders, names, or runs.
+        judge: Held-out judge that decides; default: the first that all share.
+        out: Folder for the page and its data; without one nothing is written.
+    Raises:
+        See `diffexpo.evaluation.comparison.compare_runs`.
+    """
+    folders = [run.folder if isinstance(run, Run) else find_run(str(run)) for run in runs]
+    found: RunComparison = assembly.compare_runs(folders, judge=judge)
+    if out is not None:
+        assembly.write_comparison(found, Path(out))
+    return found
 
 
 def load_policy(

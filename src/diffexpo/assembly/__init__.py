@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from diffexpo.estimate.resources import Advice as Advice
     from diffexpo.estimate.resources import Computing as Computing
     from diffexpo.estimate.resources import Estimate as Estimate
+    from diffexpo.evaluation.comparison import RunComparison as RunComparison
 
 # Public name -> the module of this package, or the whole name of another's, that defines it. No name is that
 # of a module: importing one would take its place.
@@ -35,6 +36,10 @@ _HOME = {
     "inspect": "actions",
     "regenerate": "actions",
     "write_model": "actions",
+    "compare_runs": "diffexpo.evaluation.comparison",
+    "write_comparison": "diffexpo.evaluation.comparison_page",
+    "plan_sweep": "products",
+    "run_sweep": "products",
     "write_report": "diffexpo.evaluation.report",
     "Evaluating": "benchmarking",
     "evaluate_models": "benchmarking",

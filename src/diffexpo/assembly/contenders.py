@@ -22,7 +22,8 @@ from diffexpo.config import RunConfig, config_to_yaml, read_resolved
 from diffexpo.config.contenders import KEY, Contender
 from diffexpo.config.methods import offline_baseline
 from diffexpo.data.store import Store
-from diffexpo.evaluation.records import CONTENDERS, Json, iteration_of, load_run
+from diffexpo.evaluation.records import CONTENDERS, load_run
+from diffexpo.evaluation.spending import spent_until
 from diffexpo.evaluation.summary import summarise
 from diffexpo.files import write_text
 from diffexpo.online import keeping
@@ -163,14 +164,3 @@ def _adopt(lane: Loop, finished: Path, iteration: int | None) -> None:
         record.metrics = spent_until(record.metrics, iteration, lane.config.algorithm.draws_first)
     cost = summarise(record).method_cost
     keep_iterate(lane, last, {} if cost is None else {"cost/network_evaluations": cost})
-
-
-def spent_until(metrics: Sequence[Json], iteration: int, draws_first: bool) -> list[Json]:
-    """The lines of metrics.jsonl that an iterate's training needed: those of earlier iterations and of its
-    own training, and what it collected itself where a method draws before it trains."""
-    return [
-        line
-        for line in metrics
-        if iteration_of(line) < iteration
-        or (iteration_of(line) == iteration and (draws_first or str(line.get("phase")).startswith("train")))
-    ]

@@ -8,6 +8,7 @@ import typer
 
 from diffexpo import __version__
 from diffexpo.cli import config, data, doctor, improve, label, recipes, rewards, study
+from diffexpo.cli.compare import compare, sweep
 from diffexpo.cli.estimate import estimate
 from diffexpo.cli.evaluate import evaluate, suites, table
 from diffexpo.cli.failures import boundary
@@ -36,6 +37,8 @@ app.command("cite")(cite)
 app.command("runs")(runs)
 app.command("rescore")(rescore)
 app.command("track")(track)
+app.command("compare")(compare)
+app.command("sweep")(sweep)
 for stage, text in SINGLE_STAGES.items():
     app.command(stage, help=text, rich_help_panel="Single stages")(stage_command(stage))
 app.add_typer(recipes.app, name="recipes")

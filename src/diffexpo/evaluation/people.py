@@ -1,4 +1,4 @@
-r"""What people's votes say of models, with NumPy alone: win rates, agreement, strengths, power of a study.
+r"""What people's votes say of models, with NumPy alone: win rates, agreement, power of a study.
 
 Votes on one prompt are alike, and so are votes of one rater, so intervals resample both:
 
@@ -20,12 +20,9 @@ from typing import Any, Literal
 import numpy as np
 
 from diffexpo.errors import DataError
-from diffexpo.evaluation.metrics import bradley_terry
 from diffexpo.rng import numpy_generator
 
-PRIOR = 0.5
-"""Pseudo-wins of each ordered couple in Bradley-Terry strengths, so that they exist for all votes."""
-_PREFERENCE = {"a": 1.0, "b": 0.0, "tie": 0.5, "neither": 0.5}
+PREFERENCE = {"a": 1.0, "b": 0.0, "tie": 0.5, "neither": 0.5}
 # 97.5% and 80% points of the normal distribution: a two-sided test at 5% with a power of 80%.
 _LEVEL, _POWER = 1.959964, 0.841621
 _CHUNK = 2_000_000
@@ -171,7 +168,7 @@ def compare(
                 for row in rows
                 if row["question"] == question
                 and {row["a"], row["b"]} == {first, second}
-                and row["answer"] in _PREFERENCE
+                and row["answer"] in PREFERENCE
             ]
             if not own:
                 continue
@@ -186,7 +183,7 @@ def compare(
 
 def preference(row: Mapping[str, Any], first: str) -> float:
     """1 where an answer prefers the model `first`, 0 where the other one, 0.5 for neither of them."""
-    value = _PREFERENCE[row["answer"]]
+    value = PREFERENCE[row["answer"]]
     return value if row["a"] == first else 1.0 - value
 
 
@@ -195,25 +192,11 @@ def agreement(rows: Sequence[Mapping[str, Any]], question: str) -> tuple[float, 
     two answers or more."""
     units: dict[tuple[str, str, str], list[float]] = {}
     for row in rows:
-        if row["question"] == question and row["answer"] in _PREFERENCE:
+        if row["question"] == question and row["answer"] in PREFERENCE:
             first, second = sorted((row["a"], row["b"]))
             units.setdefault((row["prompt_id"], first, second), []).append(preference(row, first))
     several = [unit for unit in units.values() if len(unit) > 1]
     return krippendorff_alpha(several), len(several)
-
-
-def strengths(rows: Sequence[Mapping[str, Any]], question: str, models: Sequence[str]) -> dict[str, float]:
-    """Bradley-Terry strengths of the models for a question, which sum to 1; a tie is half a win for both."""
-    place = {model: number for number, model in enumerate(models)}
-    wins = np.zeros((len(models), len(models)))
-    for row in rows:
-        if row["question"] == question and row["answer"] in _PREFERENCE:
-            value = _PREFERENCE[row["answer"]]
-            a, b = place[row["a"]], place[row["b"]]
-            wins[a, b] += value
-            wins[b, a] += 1.0 - value
-    found = bradley_terry(wins, prior=PRIOR)
-    return {model: float(found[place[model]]) for model in models}
 
 
 def couples_of(models: Sequence[str], against: str | None) -> list[tuple[str, str]]:

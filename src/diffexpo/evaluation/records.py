@@ -177,9 +177,10 @@ def is_saved(folder: Path) -> bool:
     return (folder / "suite.json").exists()
 
 
-def load_suite(folder: Path) -> SuiteResult:
+def load_suite(folder: Path, *, with_images: bool = True) -> SuiteResult:
     """Read what `save_suite` wrote: MissingError without suite.json (the evaluation never finished), and
-    DataError if a file is damaged or an image is missing."""
+    DataError if a file is damaged or an image is missing. Without images their place is held by (N,1,1,3)
+    zeros that take no memory."""
     path = folder / "suite.json"
     if not path.exists():
         reason = f"the evaluation of {folder.name!r} did not finish; run `diffexpo run --resume`"
@@ -192,7 +193,9 @@ def load_suite(folder: Path) -> SuiteResult:
         fields["scores"] = {name: np.array(_floats(values)) for name, values in fields["scores"].items()}
         fields["kl"] = _floats(fields["kl"])
         rows = range(len(fields["prompt_index"]))
-        fields["images"] = np.stack([read_image(image_path(folder, row)) for row in rows])
+        fields["images"] = np.broadcast_to(np.uint8(0), (len(rows), 1, 1, 3))
+        if with_images:
+            fields["images"] = np.stack([read_image(image_path(folder, row)) for row in rows])
         return SuiteResult(**fields)
     except (OSError, ValueError, KeyError, TypeError) as error:
         advice = "delete the folder and run `diffexpo run --resume`"
@@ -255,21 +258,21 @@ def iteration_of(line: Json) -> int:
     return int(line.get("iteration") or 0)
 
 
-def load_run(run_dir: Path) -> RunRecord:
+def load_run(run_dir: Path, *, with_images: bool = True) -> RunRecord:
     """Read a run folder, finished or not; what cannot be read becomes a sentence in `problems`. MissingError
-    if the folder holds no config.yaml, so that it is not a run."""
+    if the folder holds no config.yaml, so that it is not a run. Numbers need no images: see `load_suite`."""
     config_path = run_dir / "config.yaml"
     if not config_path.exists():
         advice = "give the folder of `diffexpo run`"
         raise MissingError(f"{run_dir} is not a run folder: {config_path} does not exist; {advice}")
     problems: list[str] = []
     beside = run_dir / CONTENDERS
-    suites = _load_suites(run_dir / "eval", problems)
+    suites = _load_suites(run_dir / "eval", problems, with_images)
     contenders = {
         name: ContenderRecord(
             suite, _read_yaml(beside / name / "config.yaml"), read_metrics(beside / name / "metrics.jsonl")
         )
-        for name, suite in _load_suites(beside / "eval", problems).items()
+        for name, suite in _load_suites(beside / "eval", problems, with_images).items()
     }
     validations: dict[int, Json] = {}
     try:
@@ -291,14 +294,14 @@ def load_run(run_dir: Path) -> RunRecord:
     )
 
 
-def _load_suites(root: Path, problems: list[str]) -> dict[str, SuiteResult]:
+def _load_suites(root: Path, problems: list[str], with_images: bool) -> dict[str, SuiteResult]:
     """The evaluations in a folder by version; what cannot be read becomes a sentence in `problems`."""
     suites: dict[str, SuiteResult] = {}
     for folder in sorted(root.glob("*/"), key=_version_order):
         if folder.name == "pairs":
             continue
         try:
-            suites[folder.name] = load_suite(folder)
+            suites[folder.name] = load_suite(folder, with_images=with_images)
         except (MissingError, DataError) as error:
             problems.append(str(error))
     return suites

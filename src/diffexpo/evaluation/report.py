@@ -1,43 +1,42 @@
 """report.html: one self-contained page that says whether the model got better, made from a run's files alone.
 
-Only this file plots; `page.py` makes the rest of the page. Figures are inline SVG whose colours are CSS
-variables, so that they follow light and dark mode. A figure without data becomes a sentence that says why;
-a figure that the run's method does not have is left out.
+`page.py` makes everything on the page but its figures, and `figures.py` what all figures share. A figure that
+the run's method does not have is left out.
 """
 
 from __future__ import annotations
 
-import html
-import io
 import math
-import re
 from collections.abc import Callable, Sequence
 from itertools import pairwise
 from pathlib import Path
 
-import matplotlib.style
 import numpy as np
 from markupsafe import Markup
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
+from diffexpo.evaluation.figures import (
+    BLUE,
+    GREEN,
+    GREY,
+    LINE,
+    ORANGE,
+    RED,
+    TEXT,
+    Absent,
+    draw_figure,
+    spread_of,
+)
 from diffexpo.evaluation.headline import FILE, headline
 from diffexpo.evaluation.page import page_values, pairing_rows
-from diffexpo.evaluation.records import Json, RunRecord, load_run, series
+from diffexpo.evaluation.records import RunRecord, load_run, series
 from diffexpo.evaluation.summary import BASELINE, Estimate, Summary, summarise
 from diffexpo.evaluation.templates import HERE, percent, template
 from diffexpo.evaluation.wording import Method
 from diffexpo.files import write_json, write_text
 
-# Colours of the figures and the CSS variables that take their place.
-TEXT, CARD, LINE = "#111213", "#fefdfc", "#c8c9ca"
-BLUE, ORANGE, GREEN, RED, GREY = "#0072b2", "#d98c00", "#009e73", "#d55e00", "#76777a"
-NAMES = {CARD: "card", LINE: "line", BLUE: "blue", ORANGE: "orange", GREEN: "green", RED: "red", GREY: "grey"}
-VARIABLES = {TEXT: "currentColor"} | {colour: f"var(--{name})" for colour, name in NAMES.items()}
 MAX_POINTS = 120
-LEGEND_WIDTH = 58  # Characters of a line of the legend that fit, each entry's mark counted as six.
 # Figures of optimiser steps: a method that does not record the metric does not have the figure.
 METRICS = {
     "loss": "train/loss",
@@ -45,10 +44,6 @@ METRICS = {
     "errors": "train/winner_reference_error",
     "clipping": "train/clip_fraction",
 }
-
-
-class Absent(Exception):
-    """Raised by a figure whose data are not there; its text says what is absent and why."""
 
 
 def write_report(run_dir: Path) -> Path:
@@ -98,51 +93,7 @@ def _has(name: str, record: RunRecord, method: Method) -> bool:
 
 
 def _draw(name: str, figure: Plot, record: RunRecord, summary: Summary) -> dict[str, Markup | str]:
-    """A figure as themed inline `svg`, or the sentence that stands in its place (`absent`)."""
-    with matplotlib.style.context([HERE / "figures.mplstyle", {"svg.hashsalt": name}]):
-        canvas = Figure(figsize=(3.8, 2.6))
-        FigureCanvasAgg(canvas)
-        axes = canvas.add_subplot()
-        try:
-            alt = figure(axes, record, summary)
-        except Absent as reason:
-            return {"absent": str(reason)}
-        add_legend(axes)
-        fit(canvas, axes)
-        buffer = io.StringIO()
-        canvas.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
-    return {"svg": Markup(_theme(buffer.getvalue(), alt))}
-
-
-def add_legend(axes: Axes) -> None:
-    """The legend above the plot, never over what it shows, in as many columns as the figure's width takes."""
-    labels = axes.get_legend_handles_labels()[1]
-    if not labels:
-        return
-    columns = next((n for n in (len(labels), 2) if n * (max(map(len, labels)) + 6) <= LEGEND_WIDTH), 1)
-    place: Json = {"bbox_to_anchor": (0.0, 1.0), "borderaxespad": 0.2}
-    axes.legend(loc="lower left", ncols=columns, handlelength=1.6, columnspacing=1.2, **place)
-
-
-def fit(canvas: Figure, axes: Axes, margin: float = 0.02) -> None:
-    """Let the axes with all their labels fill the figure; matplotlib's own layouts draw everything twice."""
-    box, inner = axes.get_tightbbox(), axes.get_position()
-    assert box is not None
-    outer = box.transformed(canvas.transFigure.inverted())
-    corner = (inner.x0 - outer.x0 + margin, inner.y0 - outer.y0 + margin)
-    size = (inner.width - outer.width + 1 - 2 * margin, inner.height - outer.height + 1 - 2 * margin)
-    axes.set_position((*corner, *size))
-
-
-def _theme(svg: str, alt: str) -> str:
-    """Only the <svg> element, with CSS variables for colours, no fixed size, and a text alternative."""
-    svg = svg[svg.index("<svg") :]
-    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
-    svg = re.sub(r' (?:width|height)="[\d.]+pt"', "", svg, count=2)
-    svg = re.sub(r'<g id="[^"]*"', "<g", svg)
-    for colour, variable in VARIABLES.items():
-        svg = svg.replace(colour, variable)
-    return svg.replace("<svg", f'<svg role="img" aria-label="{html.escape(alt, quote=True)}"', 1)
+    return draw_figure(name, lambda axes: figure(axes, record, summary))
 
 
 def _iterations(axes: Axes, label: str = "iteration (0 = base)") -> None:
@@ -152,12 +103,6 @@ def _iterations(axes: Axes, label: str = "iteration (0 = base)") -> None:
     left, right = axes.get_xlim()
     if right - left < 2:  # a single iterate: no ticks at fractions of an iteration
         axes.set_xlim(round((left + right) / 2) - 1.5, round((left + right) / 2) + 1.5)
-
-
-def _spread(estimate: Estimate) -> list[list[float]]:
-    """An interval as matplotlib wants its error bars: lengths below and above the mean."""
-    mean, low, high = estimate
-    return [[mean - low], [high - mean]]
 
 
 def _by_iteration(values: dict[str, Estimate]) -> tuple[list[int], np.ndarray, np.ndarray, np.ndarray]:
@@ -171,7 +116,7 @@ def _by_iteration(values: dict[str, Estimate]) -> tuple[list[int], np.ndarray, n
 def _baseline_mark(axes: Axes, values: dict[str, Estimate], x: Sequence[int]) -> None:
     """Offline DPO next to the last iterate."""
     if BASELINE in values:
-        at, mean, spread = (x[-1] if x else 0) + 0.15, values[BASELINE][0], _spread(values[BASELINE])
+        at, mean, spread = (x[-1] if x else 0) + 0.15, values[BASELINE][0], spread_of(values[BASELINE])
         axes.errorbar([at], [mean], yerr=spread, label="offline DPO", color=RED, marker="D", capsize=3)
 
 
@@ -249,7 +194,7 @@ def _frontier(axes: Axes, record: RunRecord, summary: Summary) -> str:
     axes.plot(list(path.values()), [rewards[name][0] for name in path], color=BLUE, linewidth=1.2)
     for name, distance in (kl | {name: summary.kl[name] for name in shared}).items():
         colour, marker = (RED, "D") if name == BASELINE else (BLUE, "o")
-        x, y, xerr, yerr = distance[0], rewards[name][0], _spread(distance), _spread(rewards[name])
+        x, y, xerr, yerr = distance[0], rewards[name][0], spread_of(distance), spread_of(rewards[name])
         axes.errorbar([x], [y], yerr, xerr, color=colour, marker=marker, capsize=2, elinewidth=0.9)
         axes.annotate(label(name), (x, y), textcoords="offset points", xytext=(6, -12), fontsize=8)
     axes.margins(x=0.14)
@@ -265,7 +210,7 @@ def _vendi(axes: Axes, record: RunRecord, summary: Summary) -> str:
         reason = "evaluation.vendi_prompts is 0, vendi_images is 1, or no embedder was given"
         raise Absent(f"No Vendi score: {reason}.")
     for index, (name, estimate) in enumerate(summary.vendi.items()):
-        colour, spread = {"base": GREY, BASELINE: RED}.get(name, BLUE), _spread(estimate)
+        colour, spread = {"base": GREY, BASELINE: RED}.get(name, BLUE), spread_of(estimate)
         axes.bar(index, estimate[0], 0.6, yerr=spread, capsize=3, color=colour, ecolor=TEXT)
     limit = max(suite.vendi_images for suite in record.suites.values())
     axes.axhline(limit, color=TEXT, linestyle=":", linewidth=1.2)

@@ -8,7 +8,9 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from diffexpo.config.people import StudyConfig
-from diffexpo.evaluation.people import Comparison, agreement, compare, couples_of, detectable_rate, strengths
+from diffexpo.evaluation.contenders import finite
+from diffexpo.evaluation.people import Comparison, agreement, compare, couples_of, detectable_rate
+from diffexpo.evaluation.ranking import Ranked, duels_of_votes, rank
 from diffexpo.evaluation.templates import template
 
 Rows = Sequence[Mapping[str, Any]]
@@ -39,15 +41,12 @@ def describe_study(study: StudyConfig, votes: StudyVotes) -> tuple[str, dict[str
     ]
     couples = couples_of(list(study.models), study.against)
     comparisons = compare(counted, couples, resamples=study.bootstrap, seed=study.seed)
-    models = [
-        {
-            "name": model,
-            "strengths": [
-                strengths(counted, question, list(study.models))[model] for question in study.questions
-            ],
-        }
+    duels = {question: duels_of_votes(counted, question) for question in study.questions}
+    rankings = {question: rank(own).models if own else () for question, own in duels.items()}
+    ranked = {
+        model: {q: one for q, own in rankings.items() for one in own if one.name == model}
         for model in study.models
-    ]
+    }
     agreements = []
     for question in study.questions:
         alpha, pairs = agreement(counted, question)
@@ -64,7 +63,10 @@ def describe_study(study: StudyConfig, votes: StudyVotes) -> tuple[str, dict[str
         missing=votes.missing,
         questions=study.questions,
         couples=_table(comparisons, couples, study.questions),
-        models=models,
+        models=[
+            {"name": model, "strengths": [_ranked(own.get(question)) for question in study.questions]}
+            for model, own in ranked.items()
+        ],
         agreements=[
             row | {"alpha": "-" if row["alpha"] is None else f"{row['alpha']:.3f}"} for row in agreements
         ],
@@ -85,7 +87,8 @@ def describe_study(study: StudyConfig, votes: StudyVotes) -> tuple[str, dict[str
         "missing": votes.missing,
         "comparisons": [asdict(comparison) for comparison in comparisons],
         "strengths": {
-            model["name"]: dict(zip(study.questions, model["strengths"], strict=True)) for model in models
+            model: {question: finite(asdict(one)) for question, one in own.items()}
+            for model, own in ranked.items()
         },
         "agreement": agreements,
         "left_out": list(votes.left_out),
@@ -106,6 +109,15 @@ def _table(
         }
         for first, second in couples
     ]
+
+
+def _ranked(one: Ranked | None) -> str:
+    if one is None:
+        return "-"
+    mean, low, high = (100 * value for value in one.against_average)
+    ends = "" if math.isnan(low) else f" [{low:.1f}, {high:.1f}]"
+    ranks = f"{one.best}" if one.best == one.worst else f"{one.best} to {one.worst}"
+    return f"{mean:.1f}%{ends}<br>rank {ranks}"
 
 
 def _cell(one: Comparison | None) -> str:

@@ -166,11 +166,11 @@ def summarise(record: RunRecord, version: str | None = None) -> Summary:
     summary.alarms = [*check_alarms(history), *guidance_alarms(record.config)]
     everything = {**suites, **{name: beside.suite for name, beside in record.contenders.items()}}
     summary.costs = cost_rows(record.metrics, record.config, everything)
-    summary.method_cost = _method_cost(summary.costs)
+    summary.method_cost = cost_of_method(summary.costs)
     summary.conflicts = conflict_rows(record.metrics)
     summary.improvements = improvement_rows(record.metrics)
     if record.baseline_metrics:
-        summary.baseline_cost = _method_cost(cost_rows(record.baseline_metrics, record.config, {}))
+        summary.baseline_cost = cost_of_method(cost_rows(record.baseline_metrics, record.config, {}))
     summary.contenders = _contenders(summary, record, bootstrap)
     return summary
 
@@ -184,7 +184,7 @@ def _contenders(summary: Summary, record: RunRecord, bootstrap: Json) -> Contend
     start, spent = str(record.config.get("tuning", {}).get("start") or ""), 0.0
     for name, beside in record.contenders.items():
         if beside.config:
-            cost = _method_cost(cost_rows(beside.metrics, beside.config, {}))
+            cost = cost_of_method(cost_rows(beside.metrics, beside.config, {}))
             title = f"{describe_method(beside.config).name} ({name})"
             if start == START + name:
                 title, spent = f"{title}, where training starts", cost or 0.0
@@ -437,7 +437,7 @@ def _total(lines: Sequence[Json], name: str) -> float | None:
     return sum(found) if found else None
 
 
-def _method_cost(rows: Sequence[CostRow]) -> float | None:
+def cost_of_method(rows: Sequence[CostRow]) -> float | None:
     """Evaluations of collecting and training, without evaluating; None where one of them is not known."""
     spent = [row.evaluations for row in rows if row.phase in ("collect", "train")]
     known = [evaluations for evaluations in spent if evaluations is not None]

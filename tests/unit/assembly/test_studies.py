@@ -60,7 +60,8 @@ def test_a_study_from_protocol_to_report(tmp_path: Path) -> None:
         )
     best = [one for one in numbers["comparisons"] if one["first"] == "model0"]
     assert all(one["rate"] > 0.6 for one in best) and len(best) == 4
-    assert numbers["strengths"]["model0"]["quality"] > 0.5
+    strongest = numbers["strengths"]["model0"]["quality"]
+    assert strongest["best"] == strongest["worst"] == 1 and strongest["against_average"][1] > 0.5
     text = report.read_text()
     for part in (
         "## Win rates",

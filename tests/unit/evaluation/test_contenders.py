@@ -1,4 +1,4 @@
-"""The table of contenders: its arithmetic against NumPy, what the report says of it, and tables of several seeds joined."""
+"""The table of contenders: its arithmetic against NumPy and what the report says of it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,6 @@ from diffexpo.evaluation.records import SuiteResult, load_run, save_suite
 from diffexpo.evaluation.report import write_report
 from diffexpo.evaluation.summary import summarise
 from diffexpo.evaluation.verdict import give_verdict
-from examples.join_seeds import join
 from tests.unit.evaluation.synthetic_run import make_config, make_run, make_suite, write_lines
 
 BASE = np.array([0, 0, 0, 1, 1, 1, 0, 1], dtype=float)
@@ -148,18 +147,3 @@ def test_a_run_without_contenders_has_no_table_on_its_page(tmp_path: Path) -> No
         path.unlink() if path.is_file() else path.rename(tmp_path / "gone")
     assert 'id="contenders"' not in write_report(run_dir).read_text(encoding="utf-8")
     assert not any("guidance scales" in told for told in give_verdict(summarise(load_run(run_dir))).sentences)
-
-
-def test_tables_of_seeds_are_joined_row_by_row() -> None:
-    one = table().to_json() | {"seed": 0}
-    two = table(OTHER, other=BASE).to_json() | {"seed": 1}
-    two["rows"] = [row for row in two["rows"] if row["key"] != "base-2.5"]
-    two["rows"][-1]["key"] = "iteration-1"  # this seed kept another iterate
-    lines = join([one, two]).splitlines()
-    assert lines[0] == "| entirely right, % | seed 0 | seed 1 | mean |"
-    assert lines[2] == "| base | 50.0 | 50.0 | 50.0 |"
-    assert lines[3] == "| base-2.5 | 62.5 | - | 62.5 |"
-    assert lines[5] == "| EXPO 2 | 75.0 | 62.5 | 68.8 |"
-    low, high = (f"{100 * value:+.1f}" for value in one["rows"][0]["difference"][1:])
-    assert lines[6].startswith(f"| EXPO 2 less base | +25.0 [{low}, {high}], 3 / 1 | +12.5 [")
-    assert lines[6].endswith(" | +18.8 |") and len(lines) == 9

@@ -18,7 +18,6 @@ from diffexpo.evaluation.people import (
     detectable_rate,
     krippendorff_alpha,
     preference,
-    strengths,
     two_way_interval,
 )
 
@@ -159,15 +158,6 @@ def test_agreement_is_on_pairs_and_not_on_sides() -> None:
     ]
     assert agreement(rows, "quality") == (1.0, 2)
     assert math.isnan(agreement(rows[:1], "quality")[0])
-
-
-def test_strengths_are_those_of_bradley_terry() -> None:
-    """Two models: with half a win added to each side the strengths are shares of wins."""
-    rows = [row("x", "y", "a")] * 5 + [row("y", "x", "a")] * 2 + [row("x", "y", "tie")]
-    found = strengths(rows, "quality", ["x", "y"])
-    assert found["x"] == pytest.approx((5 + 0.5 + 0.5) / (8 + 1), abs=1e-8) and sum(
-        found.values()
-    ) == pytest.approx(1)
 
 
 def test_couples_of_models() -> None:

@@ -30,7 +30,8 @@ from diffexpo.evaluation.records import (
     save_suite,
     series,
 )
-from diffexpo.evaluation.report import FIGURES, Absent, add_legend, fit, write_report
+from diffexpo.evaluation.figures import Absent, add_legend, fit
+from diffexpo.evaluation.report import FIGURES, write_report
 from diffexpo.evaluation.summary import summarise
 from diffexpo.evaluation.templates import HERE
 from diffexpo.evaluation.verdict import give_verdict
