@@ -11,7 +11,7 @@ from PIL import Image
 
 from diffexpo.assembly.rating import find_book
 from diffexpo.config.people import StudyConfig
-from diffexpo.config.studies import read_study, study_to_yaml
+from diffexpo.config.studies import protocol_to_yaml, read_study
 from diffexpo.data.images import encode_png, on_white
 from diffexpo.errors import ConfigError, DataError, MissingError
 from diffexpo.evaluation.people import couples_of, detectable_rate
@@ -62,7 +62,7 @@ def new_study(folder: Path, protocol: Path | None, given: Mapping[str, object]) 
         for number, prompt in enumerate(prompts)
         for first, second in couples_of(list(study.models), study.against)
     ]
-    write_text(folder / PROTOCOL, study_to_yaml(study))
+    write_text(folder / PROTOCOL, protocol_to_yaml(study))
     facts = {"protocol": sha256_of(folder / PROTOCOL)}
     with open_book(folder, study.name, study.rating, facts) as book:
         add_couples(book, 0, couples, study.questions, study.votes)

@@ -8,6 +8,7 @@ import typer
 
 from diffexpo import __version__
 from diffexpo.cli import config, data, doctor, improve, label, recipes, rewards, study
+from diffexpo.cli.audit import audit
 from diffexpo.cli.estimate import estimate
 from diffexpo.cli.failures import boundary
 from diffexpo.cli.run import run
@@ -27,6 +28,7 @@ app.command("estimate")(estimate)
 app.command("report")(report)
 app.command("export")(export)
 app.command("cite")(cite)
+app.command("audit")(audit)
 app.command("runs")(runs)
 for stage, text in SINGLE_STAGES.items():
     app.command(stage, help=text, rich_help_panel="Single stages")(stage_command(stage))

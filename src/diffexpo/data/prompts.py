@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 from diffexpo.errors import ImportFormatError, MissingError
 from diffexpo.types import Prompt
 
-SHIPPED = ("first_tries",)
+SHIPPED = ("first_tries", "occupations")
 _ASSETS = Path(__file__).resolve().parent.parent / "assets" / "prompts"
 _CHUNK = 256
 _EXAMPLE = '{"prompt": "a cat", "id": "cat", "category": "animals"}'

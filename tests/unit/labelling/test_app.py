@@ -256,7 +256,7 @@ def test_every_answer_carries_the_headers_that_keep_scripts_and_frames_out(tmp_p
         assert headers["content-security-policy"].startswith("default-src 'none'")
         assert "unsafe" not in headers["content-security-policy"]
         assert "frame-ancestors 'none'" in headers["content-security-policy"]
-        assert (headers["x-content-type-options"], headers["referrer-policy"]) == ("nosniff", "no-referrer")
+        assert (headers["x-content-type-options"], headers["referrer-policy"]) == ("nosniff", "same-origin")
         assert "set-cookie" not in headers
     for path in ("/docs", "/openapi.json", "/redoc"):
         assert browser.get(path).status_code == 404
