@@ -97,4 +97,4 @@ def serve(
 @app.command()
 def report(study: Folder) -> None:
     """Write report.md, report.json and votes.parquet: win rates, agreement, strengths, who was left out."""
-    print(f"report: {assembly.report_study(study)}")
+    print(f"report: {assembly.report_study(study, print)}")
