@@ -46,6 +46,7 @@ def new(
     votes: Annotated[int | None, typer.Option(help="Votes on each pair, for each question (3).")] = None,
     raters: Annotated[int | None, typer.Option(help="People who are to take part (10).")] = None,
     seed: Annotated[int | None, typer.Option(help="Names the choice and order of prompts (0).")] = None,
+    at_once: Annotated[bool, typer.Option("--at-once", help="All questions on a pair on one page.")] = False,
 ) -> None:
     """Write a study: protocol, images and questions. Says what it costs in votes and what it can see."""
     given: dict[str, object] = {
@@ -56,6 +57,10 @@ def new(
         "seed": seed,
     }
     given = {name: value for name, value in given.items() if value is not None}
+    if at_once:
+        if protocol is not None:
+            raise ConfigError("--at-once with --protocol: set rating.at_once in the protocol")
+        given["rating"] = {"at_once": True}
     if question:
         given["questions"] = question
     if model:
