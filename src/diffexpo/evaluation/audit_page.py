@@ -73,6 +73,7 @@ def _attribute(one: AttributeResult) -> dict[str, Any]:
         "labelled": one.labelled,
         "unrecognised": list(one.unrecognised),
         "change": None if one.change is None else list(one.change),
+        "groups": list(dict.fromkeys(row.group for mix in one.mixes.values() for row in mix.groups)),
         "models": {model: _mix(mix) for model, mix in one.mixes.items()},
     }
 
