@@ -1,7 +1,7 @@
 """Bias of the embedded base and what scenes/balance does about it: audits before and after, several seeds.
 
-    .venv/bin/python benchmarks/bias.py --seeds 0 1 2             # about six minutes a seed on one core
-    .venv/bin/python benchmarks/bias.py --seeds 0 --set explore.negatives.schedule=off
+    .venv/bin/python benchmarks/bias.py --seeds 0 1 2
+    .venv/bin/python benchmarks/bias.py --seeds 0 1 2 --negatives    # with negative prompts while collecting
 
 For each seed: `diffexpo run scenes/balance`, then `diffexpo audit` of that run, with other noise for each seed. Printed are, by attribute: the base's distance from
 what was planted in its training images, whether each occupation's planted share lies in its interval, the distances from uniform before and after and their
@@ -61,12 +61,15 @@ def main() -> None:
     )
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--set", action="append", default=[], dest="settings", metavar="KEY=VALUE")
+    parser.add_argument("--negatives", action="store_true", help="negative prompts while collecting")
     parser.add_argument("--images", type=int, default=96, help="images of an occupation and model")
     parser.add_argument("--folder", type=Path, help="where the runs stay; default: nowhere")
     asked = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
         folder = asked.folder or Path(temporary)
-        found = [run(seed, asked.settings, asked.images, folder) for seed in asked.seeds]
+        negatives = ["prompts.source=scenes:people-negated", "explore.sampler.guidance=2"]
+        settings = [*asked.settings, *(negatives if asked.negatives else [])]
+        found = [run(seed, settings, asked.images, folder) for seed in asked.seeds]
     RESULTS.write_text(json.dumps(found, indent=1) + "\n")
     print(json.dumps(found, indent=1))
 

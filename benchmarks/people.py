@@ -1,6 +1,6 @@
 """People in the loop from end to end, with simulated raters, and a study of what they made.
 
-    .venv/bin/python benchmarks/people.py --seeds 0 1 2            # about four minutes a seed on one core
+    .venv/bin/python benchmarks/people.py --seeds 0 1 2
     .venv/bin/python benchmarks/people.py --couples tournament
 
 No person is meant: five careful raters answer by a checker of scenes with noise (they prefer the left image with
