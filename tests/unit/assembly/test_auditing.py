@@ -49,7 +49,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     lines = []
     for number in range(6):
         value, colour = (("yes", (250, 0, 0)), ("no", (0, 0, 250)))[number % 2]
-        Image.fromarray(np.full((16, 16, 3), colour, dtype=np.uint8)).save(labels / f"{number}.png")
+        Image.fromarray(np.full((20, 20, 3), colour, dtype=np.uint8)).save(labels / f"{number}.png")
         lines.append(json.dumps({"image": f"{number}.png", "prompt": "a judge", "hat": value}))
     (labels / "labels.jsonl").write_text("\n".join(lines) + "\n\n")
     return folder
