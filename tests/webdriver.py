@@ -63,6 +63,8 @@ class Browser:
         finally:
             self._driver.terminate()
             self._driver.wait(timeout=30)
+            assert self._driver.stdout is not None
+            self._driver.stdout.close()
 
     def _call(self, method: str, path: str, body: dict[str, Any] | None = None) -> Any:
         data = json.dumps(body or {}).encode() if method == "POST" else None
