@@ -111,3 +111,42 @@ def test_rating_a_run_that_asks_nobody_is_explained(truth: Path) -> None:
     assert "What people say" not in (truth / "report.html").read_text()
     done = diffexpo("label", "serve", truth, check=False)
     assert done.code == 3 and "has nothing to rate" in done.message and "type human" in done.message
+
+
+def test_a_tournament_asks_round_by_round_and_ends_with_best_and_worst(world: Path, tmp_path: Path) -> None:
+    run_dir = tmp_path / "run"
+    quiet = "rating: {checks_every: 0, repeats_every: 0, exclude: {seconds_below: 0}}"
+    human = f"{{type: human, votes: 1, couples: tournament, candidates: 3, rounds: 3, {quiet}}}"
+    arguments = [
+        *run_arguments(world, run_dir),
+        "--set",
+        f"rewards=[{human}]",
+        "--set",
+        "explore.iterations=2",
+    ]
+    done = diffexpo(*arguments, check=False)
+    for asked in (4, 8, 12):
+        assert done.code == 76 and f"4 of {asked} votes on {asked} pairs are missing" in done.err
+        with Book(run_dir / "labels") as book:
+            rater = join(book, f"rater {asked}")[0]
+            answer_all(book, rater, first_sample)
+        done = (
+            diffexpo("run", "--resume", run_dir, "--stop-after", "pair-1", check=False)
+            if asked == 12
+            else diffexpo("run", "--resume", run_dir, check=False)
+        )
+    assert done.code == 0, done.err
+    pairs = Store(run_dir / "store", create=False).pairs(1)
+    with Book(run_dir / "labels") as book:
+        couples = [(item.prompt_id, {item.name_a, item.name_b}) for item in book.items(kind="vote")]
+    assert len(pairs) == 4 and all((pair.source, pair.votes) == ("human", 3) for pair in pairs)
+    for pair in pairs:
+        own = [couple for prompt, couple in couples if prompt == pair.prompt_id]
+        field = set.union(*own)
+        assert (
+            len(own) == 3 and len(field) <= 3 and {pair.winner_id, pair.loser_id} <= field | {pair.loser_id}
+        )
+        # Who is first in the alphabet wins each vote, so nobody who met the winner was before it.
+        assert all(pair.winner_id == min(couple) for couple in own if pair.winner_id in couple)
+        assert pair.agreement is not None and pair.margin == pytest.approx(2 * pair.agreement - 1)
+        assert 0.5 < pair.agreement < 1.0

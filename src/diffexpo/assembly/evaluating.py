@@ -37,6 +37,8 @@ from diffexpo.types import Prompt, Scorer
 
 def make_evaluator(judges: Sequence[Scorer], rewards: Sequence[Scorer]) -> Callable[[Loop, str, int], None]:
     """A function (loop, name, iteration) that evaluates an iterate under a name, unless that is done."""
+    # A score that compares images of a prompt says nothing of the one image that an evaluation draws.
+    rewards = [reward for reward in rewards if not getattr(reward, "is_groupwise", False)]
     embedder, scorers = vendi_embedder(judges), [*judges, *rewards]
 
     def evaluate(loop: Loop, name: str, iteration: int) -> None:

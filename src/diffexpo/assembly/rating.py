@@ -9,13 +9,15 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from diffexpo.errors import MissingError
+from diffexpo.config.people import majority_right, votes_for
+from diffexpo.errors import ConfigError, MissingError
 from diffexpo.labelling.asking import missing_votes
 from diffexpo.labelling.book import FILE, VOTE, Book
 from diffexpo.labelling.counting import left_out, rater_reports, verdicts
 from diffexpo.labelling.export import export_votes as write_votes
 from diffexpo.labelling.foreign import import_votes as read_votes
 from diffexpo.labelling.links import free_names, make_links, revoke
+from diffexpo.labelling.tournaments import simulate
 
 LABELS = "labels"
 """Folder of a run with what people are asked."""
@@ -110,6 +112,32 @@ def import_votes(folder: Path, source: Path, kind: str) -> str:
     """Take votes that were given elsewhere; returns a line on what became of them."""
     with Book(folder) as book:
         return read_votes(book, source, kind).describe()
+
+
+def vote_costs(certainty: float, preference: float, candidates: int) -> list[tuple[str, str, str]]:
+    """What votes buy: (what is asked of a prompt, votes, how often it is right), a row each.
+
+    Raises:
+        ConfigError: a certainty or preference that no number of votes gives.
+    """
+    if not 0.5 < preference < 1 or not 0.5 < certainty < 1:
+        told = f"certainty {certainty:g}, preference {preference:g}"
+        raise ConfigError(f"{told}: expected numbers above 0.5 and below 1")
+    wanted = votes_for(certainty, preference)
+    shown = sorted({1, 3, 5, 7, 9, *([] if wanted is None else [wanted])})
+    rows = [
+        (
+            "one pair" + (f", for {certainty:.0%}" if votes == wanted else ""),
+            str(votes),
+            f"{majority_right(votes, preference):.1%} right",
+        )
+        for votes in shown
+    ]
+    for rounds in (candidates - 1, 2 * (candidates - 1), 4 * (candidates - 1)):
+        right, best = simulate(candidates, rounds, 1)
+        told = f"{right:.0%} right, the best of {candidates} wins {best:.0%}"
+        rows.append((f"a tournament of {candidates}, {rounds} rounds of one vote", str(rounds), told))
+    return rows
 
 
 def raters_of(folder: Path) -> list[dict[str, Any]]:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ from PIL import Image
 
 from diffexpo.assembly.rating import find_book
 from diffexpo.config.people import StudyConfig
-from diffexpo.config.studies import read_study, study_to_yaml
+from diffexpo.config.studies import protocol_to_yaml, read_study
 from diffexpo.data.images import encode_png, on_white
 from diffexpo.errors import ConfigError, DataError, MissingError
 from diffexpo.evaluation.people import couples_of, detectable_rate
@@ -62,8 +63,9 @@ def new_study(folder: Path, protocol: Path | None, given: Mapping[str, object]) 
         for number, prompt in enumerate(prompts)
         for first, second in couples_of(list(study.models), study.against)
     ]
-    write_text(folder / PROTOCOL, study_to_yaml(study))
-    facts = {"protocol": sha256_of(folder / PROTOCOL)}
+    write_text(folder / PROTOCOL, protocol_to_yaml(study))
+    sources = {model: _digest(images[model], prompts) for model in study.models}
+    facts = {"protocol": sha256_of(folder / PROTOCOL), "sources": sources, "prompts": prompts}
     with open_book(folder, study.name, study.rating, facts) as book:
         add_couples(book, 0, couples, study.questions, study.votes)
     answers = len(couples) * len(study.questions) * study.votes
@@ -75,6 +77,31 @@ def new_study(folder: Path, protocol: Path | None, given: Mapping[str, object]) 
         f"{answers} answers in all, {each} for each of {study.raters} raters, and checks",
         f"a comparison tells a win rate of {per_couple:.1%} or more from one half (5% level, 80% power)",
     ]
+
+
+def _digest(images: Images, prompts: Sequence[str]) -> str:
+    """SHA-256 over a model's images of the prompts that are shown."""
+    digest = sha256()
+    for prompt in prompts:
+        digest.update(sha256(images[prompt]()).digest())
+    return digest.hexdigest()
+
+
+def changed_models(study: StudyConfig, book: Book) -> list[str]:
+    """Models whose images are no longer those that the study copied, a sentence each; their votes stand."""
+    known, prompts, found = book.fact("sources") or {}, book.fact("prompts") or [], []
+    for model, digest in known.items():
+        try:
+            is_same = _digest(images_of(model, study.models[model]), prompts) == digest
+            what = "" if is_same else "are no longer those that were shown"
+        except (KeyError, MissingError, DataError):
+            what = "are gone"
+        if what:
+            found.append(
+                f"the images of {model} in {study.models[model]} {what}: the votes are on the copies "
+                "that the study made when it began"
+            )
+    return found
 
 
 def images_of(model: str, source: str) -> Images:
@@ -150,9 +177,11 @@ def _shared_prompts(study: StudyConfig, images: Mapping[str, Images]) -> list[st
     return keyed_order(shared, study.seed, "study prompts")[: study.prompts or len(shared)]
 
 
-def report_study(folder: Path) -> Path:
+def report_study(folder: Path, say: Callable[[str], None] = lambda text: None) -> Path:
     """Write `report.md`, `report.json` and `votes.parquet` of a study into its folder; returns the report.
 
+    Args:
+        say: Called with what the owner should know, such as models whose images have changed since.
     Raises:
         ConfigError: the protocol is not the one that the study began with. StoreError: an image has changed.
     """
@@ -179,6 +208,8 @@ def report_study(folder: Path) -> Path:
             raise DataError(
                 f"{folder} has no votes that count; serve it first: diffexpo study serve {folder}"
             )
+        for line in changed_models(study, book):
+            say(f"warning: {line}")
         reports = rater_reports(book)
         votes = StudyVotes(
             rows=rows,

@@ -130,6 +130,24 @@ def links(
 
 
 @app.command()
+def cost(
+    certainty: Annotated[float, typer.Option(help="How often the votes on a pair are to be right.")] = 0.95,
+    preference: Annotated[
+        float, typer.Option(help="Share of people who would prefer the better image of a pair.")
+    ] = 0.75,
+    candidates: Annotated[int, typer.Option(min=3, max=12, help="Images of a prompt in a tournament.")] = 4,
+) -> None:
+    """Say how many votes a wanted certainty takes, before anybody is asked.
+
+    A pair is right where most of its votes prefer the better image (exact). A tournament's best image is to
+    be better than its worst one (simulated, with strengths as far apart as Bradley-Terry's posterior takes
+    them to be beforehand).
+    """
+    rows = assembly.vote_costs(certainty, preference, candidates)
+    Console(interactive=False).table("what votes buy", ["asked of a prompt", "votes", "how sure"], rows)
+
+
+@app.command()
 def status(run: Book = None, as_json: AsJson = False) -> None:
     """Say how many votes are in and missing, and how careful each rater is."""
     folder = find_folder(run)

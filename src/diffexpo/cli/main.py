@@ -8,6 +8,7 @@ import typer
 
 from diffexpo import __version__
 from diffexpo.cli import config, data, doctor, improve, label, recipes, rewards, study
+from diffexpo.cli.audit import audit
 from diffexpo.cli.compare import compare, sweep
 from diffexpo.cli.estimate import estimate
 from diffexpo.cli.evaluate import evaluate, suites, table
@@ -34,6 +35,7 @@ app.command("estimate")(estimate)
 app.command("report")(report)
 app.command("export")(export)
 app.command("cite")(cite)
+app.command("audit")(audit)
 app.command("runs")(runs)
 app.command("rescore")(rescore)
 app.command("track")(track)

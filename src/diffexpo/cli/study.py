@@ -48,6 +48,7 @@ def new(
     votes: Annotated[int | None, typer.Option(help="Votes on each pair, for each question (3).")] = None,
     raters: Annotated[int | None, typer.Option(help="People who are to take part (10).")] = None,
     seed: Annotated[int | None, typer.Option(help="Names the choice and order of prompts (0).")] = None,
+    at_once: Annotated[bool, typer.Option("--at-once", help="All questions on a pair on one page.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Write a study: protocol, images and questions. Says what it costs in votes and what it can see."""
@@ -59,6 +60,10 @@ def new(
         "seed": seed,
     }
     given = {name: value for name, value in given.items() if value is not None}
+    if at_once:
+        if protocol is not None:
+            raise ConfigError("--at-once with --protocol: set rating.at_once in the protocol")
+        given["rating"] = {"at_once": True}
     if question:
         given["questions"] = question
     if model:
@@ -103,5 +108,5 @@ def serve(
 @app.command()
 def report(study: Folder, as_json: AsJson = False) -> None:
     """Write report.md, report.json and votes.parquet: win rates, agreement, strengths, who was left out."""
-    path = assembly.report_study(study)
+    path = assembly.report_study(study, lambda text: typer.echo(text, err=as_json))
     print((study / "report.json").read_text(encoding="utf-8") if as_json else f"report: {path}")

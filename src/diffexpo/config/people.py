@@ -1,6 +1,7 @@
 """What people are asked, when a rater's answers are left out, and the protocol of a study. Imports without
 torch."""
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -25,6 +26,28 @@ CONSENT = (
 """What a rater agrees to before the first question."""
 
 
+def majority_right(votes: int, preference: float) -> float:
+    """Probability that more votes prefer the better image than the other.
+
+        sum_{k > v/2} C(v, k) p^k (1 - p)^(v - k)
+
+    Args:
+        votes: v >= 1. preference: p, the probability that one vote prefers the better image.
+    Returns:
+        In [0, 1]; of 3 votes and 0.75 it is 0.84375.
+    """
+    return sum(
+        math.comb(votes, right) * preference**right * (1 - preference) ** (votes - right)
+        for right in range(votes // 2 + 1, votes + 1)
+    )
+
+
+def votes_for(certainty: float, preference: float, most: int = 999) -> int | None:
+    """The fewest votes, an odd number, with which the majority is right so often; None: more than `most`."""
+    odd = range(1, most + 1, 2)
+    return next((votes for votes in odd if majority_right(votes, preference) >= certainty), None)
+
+
 class CareConfig(Section):
     """When all answers of a rater are left out; fixed before the first answer."""
 
@@ -44,6 +67,8 @@ class RatingConfig(Section):
     repeats_every: int = Field(default=20, ge=0)
     """One of this many tasks is a pair that the rater has seen, with its sides exchanged; it measures how
     constant a rater is, and is no vote. 0: none."""
+    at_once: bool = False
+    """All questions on a pair stand on one page and are answered together; else one after another."""
     consent: str = CONSENT
     """Shown before the first question; a rater agrees to it."""
     exclude: CareConfig = CareConfig()
@@ -57,9 +82,11 @@ class Asking:
     question: Question
     votes: int
     share: float
-    couples: Literal["random", "extremes"]
+    couples: Literal["random", "extremes", "disputed", "tournament"]
     min_agreement: float
     rating: RatingConfig
+    candidates: int = 2
+    rounds: int = 1
 
     def num_prompts(self, prompts: int) -> int:
         """How many of a collection's prompts people judge."""

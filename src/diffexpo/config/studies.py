@@ -1,37 +1,75 @@
-"""A study's protocol from YAML and back, with messages that name the setting."""
+"""Protocols, of a study or an audit, from YAML and back, with messages that name the setting."""
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeVar
 
 import yaml
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from diffexpo.config.load import parse_yaml
 from diffexpo.config.people import StudyConfig
+from diffexpo.config.section import Section
 from diffexpo.errors import ConfigError
 
+Protocol = TypeVar("Protocol", bound=Section)
 
-def read_study(text: str, origin: str, given: Mapping[str, object] | None = None) -> StudyConfig:
+
+def read_protocol(
+    schema: type[Protocol],
+    text: str,
+    origin: str,
+    given: Mapping[str, object] | None = None,
+    overrides: Sequence[str] = (),
+) -> Protocol:
     """A protocol from YAML, with values that were given besides.
 
     Args:
-        text: YAML, a mapping of the settings of `StudyConfig`.
+        schema: Its settings.
+        text: YAML, a mapping of the settings.
         origin: File or flag, for the message.
         given: Values that come before those of the text.
+        overrides: `a.b=value` strings of `--set`, which come before both.
     Raises:
         ConfigError: not YAML, an unknown setting, or a value that does not fit.
     """
     values = parse_yaml(text, origin)
     if not isinstance(values, dict | None):
         raise ConfigError(f"{origin} holds a {type(values).__name__}; expected a YAML mapping of settings")
+    merged: dict[str, Any] = {**(values or {}), **(given or {})}
+    for override in overrides:
+        _override(merged, override)
     try:
-        study = StudyConfig(**{**(values or {}), **(given or {})})
+        return schema(**merged)
     except ValidationError as error:
-        raise ConfigError(
-            "\n".join(_line(detail, origin) for detail in error.errors(include_url=False))
-        ) from None
+        lines = (_line(detail, origin, schema) for detail in error.errors(include_url=False))
+        raise ConfigError("\n".join(lines)) from None
+
+
+def _override(values: dict[str, Any], override: str) -> None:
+    """Put one `a.b=value` in its place."""
+    key, equals, text = override.partition("=")
+    if not equals or not key.strip():
+        raise ConfigError(f"--set {override!r} has no value; expected --set group.key=value")
+    *groups, name = key.strip().split(".")
+    for group in groups:
+        if values.get(group) is None:
+            values[group] = {}
+        values = values[group]
+        if not isinstance(values, dict):
+            raise ConfigError(f"--set {override!r}: {group} is a single value, it holds no {name!r}")
+    values[name] = parse_yaml(text, f"--set {override}")
+
+
+def read_study(text: str, origin: str, given: Mapping[str, object] | None = None) -> StudyConfig:
+    """The protocol of a study, as `read_protocol` reads it.
+
+    Raises:
+        ConfigError: it is wrong.
+    """
+    study = read_protocol(StudyConfig, text, origin, given)
     if study.against is not None and study.against not in study.models:
         models = ", ".join(study.models)
         raise ConfigError(
@@ -47,25 +85,32 @@ def read_study(text: str, origin: str, given: Mapping[str, object] | None = None
     return study
 
 
-def study_to_yaml(study: StudyConfig) -> str:
+def protocol_to_yaml(protocol: Section) -> str:
     """The whole protocol as YAML."""
-    return yaml.safe_dump(study.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=110)
+    return yaml.safe_dump(protocol.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=110)
 
 
-def _line(detail: Mapping[str, object], origin: str) -> str:
+def _line(detail: Mapping[str, object], origin: str, schema: type[Section]) -> str:
     place = detail["loc"]
     path = ".".join(str(part) for part in place) if isinstance(place, tuple) else str(place)
+    what = schema.__name__.removesuffix("Config").lower()
     if detail["type"] == "extra_forbidden":
-        near = difflib.get_close_matches(path.rpartition(".")[2], _names(), 1)
+        near = difflib.get_close_matches(path.rpartition(".")[2], _names(schema), 1)
         hint = f" Did you mean {near[0]}?" if near else ""
-        return f"{path} is not a setting of a study (from {origin}).{hint}"
+        return (
+            f"{path} is not a setting of {'an' if what[0] in 'aeiou' else 'a'} {what} (from {origin}).{hint}"
+        )
     if detail["type"] == "missing":
-        return f"{path} is not given (in {origin}): {StudyConfig.model_fields[path].description}"
+        described = schema.model_fields.get(path)
+        return f"{path} is not given (in {origin})" + (f": {described.description}" if described else "")
     return f"{path} = {detail['input']!r:.60} (from {origin}): {detail['msg']}"
 
 
-def _names() -> list[str]:
+def _names(schema: type[BaseModel]) -> list[str]:
+    """Names of all settings, those of groups too."""
     found: list[str] = []
-    for group in (StudyConfig, *(type(StudyConfig.model_fields["rating"].default),)):
-        found += list(group.model_fields)
+    for name, field in schema.model_fields.items():
+        found.append(name)
+        if isinstance(field.default, BaseModel):
+            found += _names(type(field.default))
     return found

@@ -22,7 +22,7 @@ from diffexpo.data.offline.cells import is_empty, text_of_id
 from diffexpo.errors import ImportFormatError, MissingError
 from diffexpo.types import Prompt
 
-SHIPPED = ("first_tries",)
+SHIPPED = ("first_tries", "occupations")
 _ASSETS = Path(__file__).resolve().parent.parent / "assets" / "prompts"
 _CHUNK = 256
 _EXAMPLE = '{"prompt": "a cat", "id": "cat", "category": "animals"}'

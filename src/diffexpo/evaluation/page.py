@@ -15,6 +15,7 @@ from diffexpo.config import read_resolved
 from diffexpo.config.citations import citations
 from diffexpo.config.load import leaves
 from diffexpo.errors import DiffexpoError
+from diffexpo.evaluation.audit_numbers import AUDIT, PAGE, drawn_rows, read_numbers, safety_lines
 from diffexpo.evaluation.card import CARD
 from diffexpo.evaluation.grid import data_uri, save_comparison
 from diffexpo.evaluation.records import Json, RunRecord, SuiteResult, read_image
@@ -50,6 +51,7 @@ def page_values(record: RunRecord, summary: Summary) -> Json:
         "pairs": _pairs(record, summary.method),
         "pairing": pairing_rows(record.metrics),
         "people": people_rows(record.metrics),
+        "drawn": audit_of(record.run_dir),
         "signal": signal_sentences(record.metrics, config.get("algorithm", {}).get("draws", 1)),
         "tuning": config.get("tuning", {}).get("kind", "full"),
         "base_path": config.get("model", {}).get("path", ""),
@@ -171,6 +173,15 @@ def pairing_rows(metrics: Sequence[Json]) -> list[Json]:
         for line in metrics
         if line.get("phase") == "pair"
     ]
+
+
+def audit_of(run_dir: Path) -> Json:
+    """What an audit of the run has found; empty where there is none."""
+    numbers = read_numbers(run_dir / AUDIT)
+    if numbers is None:
+        return {}
+    page = f"{AUDIT}/{PAGE}"
+    return {"page": page, "rows": drawn_rows(numbers), "lines": safety_lines(numbers)}
 
 
 def people_rows(metrics: Sequence[Json]) -> list[Json]:

@@ -1,4 +1,4 @@
-r"""What people's votes say of models, with NumPy alone: win rates, agreement, power of a study.
+r"""What people's votes say of models: win rates, agreement, power of a study.
 
 Votes on one prompt are alike, and so are votes of one rater, so intervals resample both:
 
@@ -19,7 +19,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from diffexpo.errors import DataError
+from diffexpo.errors import DataError, MissingError
 from diffexpo.rng import numpy_generator
 
 PREFERENCE = {"a": 1.0, "b": 0.0, "tie": 0.5, "neither": 0.5}
@@ -109,6 +109,8 @@ def krippendorff_alpha(
         alpha = 1 - D_o / D_e,   D_o = 1/n sum_u 1/(m_u - 1) sum_{i != j in u} d(v_i, v_j)
         D_e = 1 / (n (n - 1)) sum_{v, v'} n_v n_v' d(v, v')
 
+    The number is that of the package `krippendorff`.
+
     Args:
         units: The answers to each question, as numbers; units with fewer than two answers say nothing.
         metric: d is 1 for different answers (nominal), or the squared difference (interval).
@@ -116,23 +118,25 @@ def krippendorff_alpha(
         1 for perfect agreement, 0 for that of chance, below 0 for less; nan where nothing can be compared
         or all answers are the same. Krippendorff's own example of four observers and twelve units gives
         0.743.
+    Raises:
+        MissingError: the package is not installed.
     Source: Krippendorff, "Computing Krippendorff's Alpha-Reliability" (2011).
     """
-    kept = [np.asarray(unit, dtype=np.float64) for unit in units if len(unit) > 1]
-    if not kept:
+    kept = [list(map(float, unit)) for unit in units if len(unit) > 1]
+    values = sorted({value for unit in kept for value in unit})
+    if len(values) < 2:
         return math.nan
-    values, numbers = np.unique(np.concatenate(kept), return_counts=True)
-    gaps = values[:, None] - values[None, :]
-    distance = gaps**2 if metric == "interval" else (gaps != 0).astype(np.float64)
-    total = float(numbers.sum())
-    expected = float(numbers @ distance @ numbers) / (total * (total - 1))
-    if expected == 0:
-        return math.nan
-    observed = 0.0
-    for unit in kept:
-        own = np.array([(unit == value).sum() for value in values], dtype=np.float64)
-        observed += float(own @ distance @ own) / (len(unit) - 1)
-    return 1.0 - observed / total / expected
+    try:
+        import krippendorff
+    except ModuleNotFoundError:
+        raise MissingError(
+            'agreement needs krippendorff, which is not installed: pip install "diffexpo[label]"'
+        ) from None
+    counts = np.array([[unit.count(value) for value in values] for unit in kept])
+    alpha = krippendorff.alpha(
+        value_counts=counts, value_domain=np.array(values), level_of_measurement=metric
+    )
+    return float(alpha)
 
 
 def detectable_rate(prompts: int, votes: int, correlation: float = 0.3) -> float:

@@ -38,7 +38,8 @@ _HEADERS = {
     "Content-Security-Policy": "default-src 'none'; img-src 'self'; style-src 'self'; script-src 'self'; "
     "connect-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'",
     "X-Content-Type-Options": "nosniff",
-    "Referrer-Policy": "no-referrer",
+    # Under "no-referrer" browsers send forms with the origin "null", as other sites' frames do.
+    "Referrer-Policy": "same-origin",
     "X-Robots-Tag": "noindex",
     "Cross-Origin-Resource-Policy": "same-origin",
 }
@@ -133,11 +134,9 @@ def _add_rater_pages(app: FastAPI, book: Book, rater: Callable[[Request, str], R
             raise HTTPException(403, "Agree to the conditions first.")
         if not pace.allows(str(who.rater)):
             raise HTTPException(429, "That was too fast: your last answer was not kept. Wait a moment.")
-        number = form.get("task", "")
-        if not re.fullmatch(r"\d{1,15}", number):
-            raise HTTPException(400, "This form cannot be read.")
-        is_new = asking.answer(book, who.rater, int(number), form.get("answer", ""))
-        note = "" if is_new else "That question had your answer already; the first one stands."
+        given = read_answers(form)
+        new = [asking.answer(book, who.rater, task, answer) for task, answer in given.items()]
+        note = "" if all(new) else "That question had your answer already; the first one stands."
         return _turn(request, book, who, token, note)
 
     @app.post("/r/{token}/undo")
@@ -154,6 +153,22 @@ def _add_rater_pages(app: FastAPI, book: Book, rater: Callable[[Request, str], R
         return FileResponse(book.image_path(name), media_type="image/png", headers=headers)
 
 
+def read_answers(form: Form) -> dict[int, str]:
+    """The answers of a form by task: of one question, or of all on a page."""
+    several = {
+        name.removeprefix("answer-"): answer for name, answer in form.items() if name.startswith("answer-")
+    }
+    # A button that answers all questions alike, such as "skip", comes before what was chosen for each.
+    found = (
+        several if "all" not in form else dict.fromkeys(form["all"].split("-")[1:], form["all"].split("-")[0])
+    )
+    if not found:
+        found = {form.get("task", ""): form.get("answer", "")}
+    if not all(re.fullmatch(r"\d{1,15}", task) for task in found):
+        raise HTTPException(400, "This form cannot be read.")
+    return {int(task): answer for task, answer in found.items()}
+
+
 def _turn(request: Request, book: Book, who: Rater, token: str, note: str) -> Response:
     """The next task: in place where a script asks, else by way of the rater's address, so that going back or
     reloading sends nothing twice."""
@@ -167,14 +182,16 @@ def rater_page(book: Book, who: Rater, token: str, *, whole: bool, note: str = "
     name = str(book.fact("name"))
     if who.consented is None:
         return pages.consent(name, token, book.fact("rating")["consent"])
+    at_once = bool(book.fact("rating").get("at_once"))
     tasks = asking.open_tasks(book, who.rater)
     while tasks and not _has_images(book, tasks[0]):
         _log.warning("an image of task %d is missing in %s; it was skipped", tasks[0].task, book.folder)
         asking.answer(book, who.rater, tasks[0].task, "skip")
         tasks = asking.open_tasks(book, who.rater)
+    shown = asking.pages_of(tasks, at_once)
     far = asking.progress(book, who.rater)
     state = str(book.fact("state"))
-    return pages.rating(name, token, tasks, far, is_open=state == "open", whole=whole, note=note)
+    return pages.rating(name, token, shown, far, is_open=state == "open", whole=whole, note=note)
 
 
 def _has_images(book: Book, task: asking.Task) -> bool:

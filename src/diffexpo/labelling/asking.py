@@ -8,6 +8,7 @@ Order and sides are keyed, so they depend on nothing but the book's key, the rat
 so the sides of each pair are balanced to within one rater. All questions on a pair come one after another,
 and its sides stay as they are meanwhile.
 Two tasks of a rater are open at any time: the one that is shown, and the next, whose images load meanwhile.
+With `rating.at_once` it is all questions on one pair and on the next, and no check comes between them.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from __future__ import annotations
 import json
 import sqlite3
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from diffexpo.errors import ConfigError
@@ -26,7 +28,8 @@ OPEN_TASKS = 2
 # A task that was handed out and not answered stands for an answer this long; then others are asked too.
 RESERVED_S = 900.0
 _TASK = """
-SELECT tasks.task, tasks.kind, tasks.swapped, items.question, items.prompt, items.image_a, items.image_b
+SELECT tasks.task, tasks.kind, tasks.swapped, items.question, items.prompt, items.image_a, items.image_b,
+    items.pair
 FROM tasks JOIN items USING (item) WHERE tasks.rater = ? AND is_open ORDER BY tasks.place LIMIT ?
 """
 _DONE = "SELECT count(*) FROM tasks WHERE rater = ? AND NOT is_open"
@@ -45,9 +48,10 @@ WHERE tasks.rater IN (SELECT value FROM json_each(?)) AND kind = '{VOTE}' AND un
     AND answer <> 'skip' GROUP BY item
 """
 _LAST = """
-SELECT vote, task FROM votes JOIN tasks USING (task)
-WHERE rater = ? AND undone IS NULL ORDER BY place DESC LIMIT 1
+SELECT vote, task, pair, tasks.kind FROM votes JOIN tasks USING (task) JOIN items USING (item)
+WHERE rater = ? AND undone IS NULL ORDER BY place DESC LIMIT ?
 """
+_MOST_QUESTIONS = 8
 _NEW_CHECKS = f"""
 SELECT item FROM items WHERE kind = '{CHECK}'
     AND NOT EXISTS (SELECT 1 FROM tasks WHERE tasks.item = items.item AND tasks.rater = ?) ORDER BY item
@@ -56,6 +60,12 @@ _TO_REPEAT = f"""
 SELECT item, swapped FROM tasks JOIN votes USING (task)
 WHERE rater = ?1 AND kind = '{VOTE}' AND undone IS NULL AND answer <> 'skip'
     AND item NOT IN (SELECT item FROM tasks WHERE rater = ?1 AND kind = '{REPEAT}') ORDER BY place LIMIT 1
+"""
+# The other questions on a question's pair that lack answers and that the rater was not asked.
+_SAME_PAIR = f"""
+SELECT item FROM items WHERE kind = '{VOTE}' AND given < wanted
+    AND NOT EXISTS (SELECT 1 FROM tasks WHERE tasks.item = items.item AND rater = ?1)
+    AND pair = (SELECT pair FROM items WHERE item = ?2) AND item <> ?2 ORDER BY item
 """
 _HANDED = "SELECT kind, count(*) FROM tasks WHERE rater = ? GROUP BY kind"
 LOOK_EVERY = 10
@@ -71,6 +81,8 @@ class Task:
     prompt: str
     left: str
     right: str
+    pair: str = ""
+    kind: str = VOTE
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,18 +95,39 @@ class Progress:
 
 
 def open_tasks(book: Book, rater: int) -> list[Task]:
-    """The rater's next tasks, at most two, the first of which is to be shown; none: nothing is left."""
+    """The rater's next tasks, those of two pages, the first of which is to be shown; none: nothing left."""
     if book.fact("state") != "open":
         return []
-    now = time.time()
+    now, at_once = time.time(), bool(book.fact("rating").get("at_once"))
+    most = _MOST_QUESTIONS * OPEN_TASKS if at_once else OPEN_TASKS
     with book.change() as connection:
-        found = connection.execute(_TASK, (rater, OPEN_TASKS)).fetchall()
-        while len(found) < OPEN_TASKS and _add_task(book, connection, rater, now):
-            found = connection.execute(_TASK, (rater, OPEN_TASKS)).fetchall()
-        if found:
+
+        def look() -> list[Task]:
+            return [_shown(*row) for row in connection.execute(_TASK, (rater, most)).fetchall()]
+
+        found = look()
+        while len(pages_of(found, at_once)) < OPEN_TASKS and _add_task(book, connection, rater, now):
+            found = look()
+        for task in pages_of(found, at_once)[0] if found else []:
             mark = "UPDATE tasks SET shown = ? WHERE task = ? AND shown IS NULL"
-            connection.execute(mark, (now, found[0][0]))
-    return [_shown(*row) for row in found]
+            connection.execute(mark, (now, task.task))
+    return found
+
+
+def pages_of(tasks: Sequence[Task], at_once: bool) -> list[list[Task]]:
+    """Tasks in order as the pages that show them: those on one pair together, or each by itself."""
+    pages: list[list[Task]] = []
+    for task in tasks:
+        before = pages[-1][0] if pages and at_once else None
+        if before is not None and (before.pair, before.kind, before.left) == (
+            task.pair,
+            task.kind,
+            task.left,
+        ):
+            pages[-1].append(task)
+        else:
+            pages.append([task])
+    return pages
 
 
 def answer(book: Book, rater: int, task: int, given: str) -> bool:
@@ -146,14 +179,17 @@ def _left_out(book: Book) -> str:
 
 
 def undo(book: Book, rater: int) -> bool:
-    """Take back the rater's last answer, whose task is shown again; False where there is none."""
+    """Take back the rater's last answer, whose task is shown again, or all answers of the last page; False
+    where there is none."""
+    at_once = bool(book.fact("rating").get("at_once"))
     with book.change() as connection:
-        last = connection.execute(_LAST, (rater,)).fetchone()
-        if last is None:
-            return False
-        connection.execute("UPDATE votes SET undone = ? WHERE vote = ?", (time.time(), last[0]))
-        connection.execute("UPDATE tasks SET shown = NULL WHERE task = ?", (last[1],))
-    return True
+        last = connection.execute(_LAST, (rater, _MOST_QUESTIONS if at_once else 1)).fetchall()
+        for vote, task, pair, kind in last:
+            if (pair, kind) != last[0][2:]:
+                break
+            connection.execute("UPDATE votes SET undone = ? WHERE vote = ?", (time.time(), vote))
+            connection.execute("UPDATE tasks SET shown = NULL WHERE task = ?", (task,))
+    return bool(last)
 
 
 def progress(book: Book, rater: int) -> Progress:
@@ -178,7 +214,7 @@ def missing_votes(book: Book, batch: int | None = None, without: frozenset[int] 
 
 
 def _add_task(book: Book, connection: sqlite3.Connection, rater: int, now: float) -> bool:
-    """Hand out one more task; False where nothing is left for this rater."""
+    """Hand out one more task, or all on one pair; False where nothing is left for this rater."""
     key = str(book.fact("key"))
     place = connection.execute("SELECT count(*) FROM tasks WHERE rater = ?", (rater,)).fetchone()[0]
     chosen = _choose(connection, _left_out(book), key, rater, now)
@@ -197,7 +233,10 @@ def _add_task(book: Book, connection: sqlite3.Connection, rater: int, now: float
         if earlier is not None:
             _insert(connection, rater, place, earlier[0], REPEAT, 1 - earlier[1], now)
             return True
-    _insert(connection, rater, place, chosen, VOTE, _side(connection, key, rater, chosen), now)
+    others = connection.execute(_SAME_PAIR, (rater, chosen)).fetchall() if rating.get("at_once") else []
+    side = _side(connection, key, rater, chosen)
+    for number, item in enumerate([chosen, *(row[0] for row in others)]):
+        _insert(connection, rater, place + number, item, VOTE, side, now)
     return True
 
 
@@ -264,6 +303,6 @@ def _insert(
     )
 
 
-def _shown(task: int, kind: str, swapped: int, question: str, prompt: str, a: str, b: str) -> Task:
+def _shown(task: int, kind: str, swapped: int, question: str, prompt: str, a: str, b: str, pair: str) -> Task:
     left, right = (b, a) if swapped else (a, b)
-    return Task(task, question, prompt, left, right)
+    return Task(task, question, prompt, left, right, pair, kind)

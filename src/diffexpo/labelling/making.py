@@ -43,25 +43,26 @@ def open_book(folder: Path, name: str, rating: RatingConfig, facts: Mapping[str,
 
 
 def add_couples(
-    book: Book, batch: int, couples: Sequence[Couple], questions: Sequence[str], wanted: int
+    book: Book, batch: int, couples: Sequence[Couple], questions: Sequence[str], wanted: int, first: int = 0
 ) -> None:
     """Ask every question on every couple, and add attention checks; all of it or, where that fails, nothing.
 
     Args:
         batch: Number by which the questions are found again, e.g. an iteration.
         wanted: Answers for each question on each couple.
+        first: Number of the first couple, if the batch has some already.
     """
     key, every = str(book.fact("key")), int(book.fact("rating")["checks_every"])
     names = iter(book.add_images([png for couple in couples for png in (couple.png_a, couple.png_b)]))
     items = []
-    for number, couple in enumerate(couples):
+    for number, couple in enumerate(couples, start=first):
         pair = f"{batch:04d}-{number:06d}"
         a, b = next(names), next(names)
         items += [
             _item(f"{pair}-{question}", batch, pair, VOTE, question, couple, a, b, wanted)
             for question in questions
         ]
-    items += _checks(book, batch, couples, questions, key, every)
+    items += _checks(book, batch, couples, questions, key, every, first)
     book.add_items(items)
 
 
@@ -84,8 +85,15 @@ def ruined(png: bytes, *key: str | int) -> bytes:
     return out.getvalue()
 
 
+# Many parameters because checks are made of the same things as couples.
 def _checks(
-    book: Book, batch: int, couples: Sequence[Couple], questions: Sequence[str], key: str, every: int
+    book: Book,
+    batch: int,
+    couples: Sequence[Couple],
+    questions: Sequence[str],
+    key: str,
+    every: int,
+    first: int,
 ) -> list[Item]:
     """As many attention checks as one who answers everything meets."""
     if every == 0 or not couples:
@@ -96,7 +104,7 @@ def _checks(
     pngs = [png for couple in chosen for png in (couple.png_a, ruined(couple.png_a, key, couple.name_a))]
     names = iter(book.add_images(pngs))
     items = []
-    for number, couple in enumerate(chosen):
+    for number, couple in enumerate(chosen, start=first):
         name = f"{batch:04d}-check-{number:04d}"
         question = questions[keyed_choice(len(questions), key, name)]
         items.append(_item(name, batch, name, CHECK, question, couple, next(names), next(names), 0))

@@ -48,16 +48,22 @@ def consent(name: str, token: str, text: str) -> str:
 
 
 def rating(
-    name: str, token: str, tasks: Sequence[Task], far: Progress, *, is_open: bool, whole: bool, note: str
+    name: str,
+    token: str,
+    pages: Sequence[Sequence[Task]],
+    far: Progress,
+    *,
+    is_open: bool,
+    whole: bool,
+    note: str,
 ) -> str:
-    """The task that is to be answered, with the images of the next one on their way; or thanks."""
+    """The tasks on one pair that are to be answered, with the images of the next on their way; or thanks."""
     return _render(
         "rating.html.j2" if whole else "task.html.j2",
         name=name,
         token=token,
-        task=tasks[0] if tasks else None,
-        coming=tasks[1:],
-        question=QUESTIONS[tasks[0].question] if tasks else "",
+        tasks=[(task, QUESTIONS[task.question]) for task in pages[0]] if pages else [],
+        coming=[page[0] for page in pages[1:]],
         far=far,
         is_open=is_open,
         note=note,

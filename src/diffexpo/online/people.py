@@ -3,6 +3,9 @@ rewards.
 
     margin = (votes for - votes against) / votes,   agreement = votes for / votes
 
+After a tournament (`labelling/tournaments.py`) P, the probability that the best image is better than the
+worst, stands for both: margin = 2 P - 1, agreement = P.
+
 A prompt has a winner where more votes prefer it than prefer the other image (margin > 0) and at least
 `min_agreement` of all votes do; a tie and "neither" are votes for nobody. Kept pairs weigh alike.
 """
@@ -23,12 +26,15 @@ HUMAN = "human"
 class Said:
     """What people said of two images of a prompt, by their places in its group.
 
-    `wins` (first, second) and `ties` count the votes of raters who are not left out.
+    `wins` (first, second) and `ties` count the votes of raters who are not left out. After a tournament the
+    couple is its best and its worst image, `wins` counts votes for the best and for all others, and
+    `probability` says how sure it is that the first is the better one.
     """
 
     couple: tuple[int, int]
     wins: tuple[int, int]
     ties: int
+    probability: float | None = None
 
     @property
     def votes(self) -> int:
@@ -38,16 +44,23 @@ class Said:
     @property
     def sides(self) -> tuple[int, int]:
         """Places of the winner and the loser, if there are more votes for one of them."""
+        if self.probability is not None:
+            return self.couple
         return self.couple if self.wins[0] > self.wins[1] else (self.couple[1], self.couple[0])
 
     @property
     def margin(self) -> float:
-        """>= 0, 0 where neither has more votes; (2, 1) and no tie give 1/3."""
+        """>= 0, 0 where neither has more votes; (2, 1) and no tie give 1/3; 2 probability - 1 after a
+        tournament."""
+        if self.probability is not None:
+            return 2 * self.probability - 1
         return abs(self.wins[0] - self.wins[1]) / self.votes if self.votes else 0.0
 
     @property
     def agreement(self) -> float:
-        """Share of the votes that prefer the image with more of them."""
+        """Share of the votes that prefer the image with more of them; the probability after a tournament."""
+        if self.probability is not None:
+            return self.probability
         return max(self.wins) / self.votes if self.votes else 0.0
 
 

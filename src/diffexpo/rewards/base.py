@@ -56,9 +56,23 @@ def load_rewards(
         if config.path_is and config.chosen_path is None and config.pickled_entry is None:
             advice = f"expected {config.path_is}"
             raise ConfigError(f"rewards: {config.name!r} has type {config.type} but no path; {advice}")
-        scorer = scorer_type(config.name, **config.arguments(resolve, device))
+        arguments = config.arguments(resolve, device)
+        if config.stands_on:
+            arguments["by"] = _named(scorers, config)
+        scorer = scorer_type(config.name, **arguments)
         scorers.append(scorer if config.cache is None else _cached(scorer, config, device))
     return scorers
+
+
+def _named(scorers: Sequence[Reward], config: RewardCard) -> Reward:
+    """The scorer that another one stands on, of those that stand before it."""
+    for scorer in scorers:
+        if scorer.name == config.stands_on:
+            return scorer
+    raise ConfigError(
+        f"reward {config.name!r} stands on {config.stands_on!r}, which does not come before it; it can be "
+        "neither served nor verified alone, use it in a run"
+    )
 
 
 def scorer_class(card: type[RewardCard]) -> Any:

@@ -116,6 +116,35 @@ def disagreements(
     return found
 
 
+def most_disputed(
+    scores: Mapping[str, np.ndarray], weights: Mapping[str, float]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Of each prompt the couple of candidates whose order two scorers dispute most, and how much.
+
+        dispute_ij = max_{a, b} - (a_i - a_j) (b_i - b_j),   a and b z-scores within the prompt
+
+    Args:
+        scores, weights: As in `mix_rewards`; a negative weight turns that scorer's order around.
+    Returns:
+        Places (G, 2) and disputes (G,), > 0 where the couple's order is disputed, -inf where a prompt has
+        fewer than two candidates with scores. Of a = [[1, 2, 3]] and b = [[3, 2, 1]] the couple is (0, 2).
+    Raises:
+        RewardError: fewer than two scorers.
+    """
+    if len(scores) < 2:
+        raise RewardError(f"disputes need two rewards or more, got {len(scores)}")
+    stacked, signs = _stack(scores, weights)
+    z = np.sign(signs)[:, None, None] * _zscores(stacked)
+    gaps = z[:, :, :, None] - z[:, :, None, :]
+    products = [-gaps[a] * gaps[b] for a, b in itertools.combinations(range(len(z)), 2)]
+    dispute = np.nan_to_num(np.max(products, axis=0), nan=-np.inf)
+    number = dispute.shape[-1]
+    dispute[:, np.tri(number, dtype=bool)] = -np.inf  # each couple once, none with itself
+    flat = dispute.reshape(len(dispute), -1)
+    best = flat.argmax(axis=1)
+    return np.stack([best // number, best % number], axis=1), flat.max(axis=1)
+
+
 def conflict_metrics(scores: Mapping[str, np.ndarray], weights: Mapping[str, float]) -> dict[str, float]:
     """The metrics `rollout/conflict/<a>:<b>/rank_correlation` and `.../disagreement` of every two scorers.
 

@@ -9,10 +9,14 @@ from __future__ import annotations
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
+from typing import TYPE_CHECKING
 
 from diffexpo.config.worlds import WORLDS, world_of
 from diffexpo.errors import MissingError
 from diffexpo.types import Prompt
+
+if TYPE_CHECKING:
+    import numpy as np
 
 _ASSETS = Path(__file__).resolve().parent.parent / "assets"
 
@@ -59,6 +63,14 @@ def embedded_prompts(source: str) -> list[Prompt] | None:
     world = world_of(source)
     found: list[Prompt] | None = None if world is None else _module(world).prompts(source.partition(":")[2])
     return found
+
+
+def embedded_labelled(source: str) -> list[tuple[np.ndarray, Prompt]] | None:
+    """The labelled images behind `<world>:<name>`, whose prompts' attributes say what they show; None if it
+    names none."""
+    world = world_of(source)
+    give = None if world is None else getattr(_module(world), "labelled", None)
+    return None if give is None else give(source.partition(":")[2])
 
 
 def missing_assets() -> list[str]:

@@ -167,3 +167,41 @@ def test_folders_without_what_is_needed_are_explained(tmp_path: Path) -> None:
         new_study(tmp_path / "study", None, settings)
     with pytest.raises(MissingError, match="has nothing to rate"):
         report_study(tmp_path)
+
+
+def test_models_that_change_after_the_study_began_are_told(tmp_path: Path) -> None:
+    """The study has copies, so its votes stand; whoever reads the report knows that the model is another one now."""
+    study = tmp_path / "study"
+    new_study(study, None, given(tmp_path, models=2, votes=1, raters=1, questions=["quality"]))
+    with Book(study) as book:
+        answer_all(book, join(book, "ann")[0], careful("model0"))
+    said: list[str] = []
+    report_study(study, said.append)
+    assert said == []
+    before = (study / "report.json").read_text()
+    (tmp_path / "images0" / "00002.png").write_bytes(png(77))
+    (tmp_path / "images1" / "00001.png").unlink()
+    report_study(study, said.append)
+    assert (
+        len(said) == 2
+        and "the images of model0 in" in said[0]
+        and "no longer those that were shown" in said[0]
+    )
+    assert "the images of model1 in" in said[1] and "are gone" in said[1]
+    assert (study / "report.json").read_text() == before
+
+
+def test_a_run_without_images_is_explained(tmp_path: Path) -> None:
+    run_dir = tmp_path / "run"
+    (run_dir / "eval" / "pairs").mkdir(parents=True)
+    (run_dir / "config.yaml").write_text("name: x\n")
+    with pytest.raises(MissingError, match="eval/base does not exist; evaluations there: pairs"):
+        new_study(
+            tmp_path / "study", None, {"name": "x", "models": {"a": f"{run_dir}:base", "b": str(tmp_path)}}
+        )
+    assert not (tmp_path / "study").exists()
+
+
+def test_fewer_raters_than_votes_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="each vote on a pair comes from another person"):
+        new_study(tmp_path / "study", None, given(tmp_path, votes=3, raters=2))

@@ -179,7 +179,9 @@ def test_the_shipped_list_is_sixty_varied_prompts() -> None:
     assert len({prompt.category for prompt in prompts}) >= 10
     assert max(len(prompt.text.split()) for prompt in prompts) < 45  # well below the 77 tokens of CLIP
     assert Path(resolve("prompts:first_tries")).stat().st_size < 10_000
-    with pytest.raises(MissingError, match="no prompt list 'prompts:none'; there are first_tries"):
+    with pytest.raises(
+        MissingError, match="no prompt list 'prompts:none'; there are first_tries, occupations"
+    ):
         resolve("prompts:none")
     with pytest.raises(MissingError, match="there is no 'emoji:none'"):
         resolve("emoji:none")

@@ -20,6 +20,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from diffexpo.errors import DataError, MissingError
+from diffexpo.evaluation.figures import Absent, add_legend, fit
 from diffexpo.evaluation.grid import data_uri, image_grid
 from diffexpo.evaluation.page import page_values
 from diffexpo.evaluation.records import (
@@ -30,7 +31,6 @@ from diffexpo.evaluation.records import (
     save_suite,
     series,
 )
-from diffexpo.evaluation.figures import Absent, add_legend, fit
 from diffexpo.evaluation.report import FIGURES, write_report
 from diffexpo.evaluation.summary import summarise
 from diffexpo.evaluation.templates import HERE

@@ -12,7 +12,7 @@ import pytest
 from diffexpo.config.people import RatingConfig
 from diffexpo.labelling.app import MAX_FORM
 from diffexpo.labelling.links import make_links, revoke
-from tests.raters import OWNER, client, join, make_book, task_number
+from tests.raters import OWNER, PLAIN, client, join, make_book, task_number
 
 HTMX = {"hx-request": "true"}
 
@@ -256,7 +256,7 @@ def test_every_answer_carries_the_headers_that_keep_scripts_and_frames_out(tmp_p
         assert headers["content-security-policy"].startswith("default-src 'none'")
         assert "unsafe" not in headers["content-security-policy"]
         assert "frame-ancestors 'none'" in headers["content-security-policy"]
-        assert (headers["x-content-type-options"], headers["referrer-policy"]) == ("nosniff", "no-referrer")
+        assert (headers["x-content-type-options"], headers["referrer-policy"]) == ("nosniff", "same-origin")
         assert "set-cookie" not in headers
     for path in ("/docs", "/openapi.json", "/redoc"):
         assert browser.get(path).status_code == 404
@@ -341,3 +341,26 @@ def test_a_book_that_cannot_be_written_says_that_the_answer_is_lost(tmp_path: Pa
         # The limits on pace are not what is tested here.
         browser = client(book)
     assert answer.status_code == 503 and "was not kept" in answer.text
+
+
+def test_all_questions_on_a_pair_are_answered_by_one_form_without_scripts(tmp_path: Path) -> None:
+    rating = PLAIN.model_copy(update={"at_once": True})
+    with make_book(tmp_path, pairs=2, questions=("aesthetics", "quality"), wanted=1, rating=rating) as book:
+        _, token = join(book, "ann")
+        browser = client(book)
+        page = browser.get(f"/r/{token}").text
+        first, second = dict.fromkeys(re.findall(r'name="answer-(\d+)"', page))
+        assert "Which image is more beautiful?" in page and "Which image is better, all in all?" in page
+        sent = browser.post(f"/r/{token}/vote", data={f"answer-{first}": "left", f"answer-{second}": "tie"})
+        assert sent.status_code == 303
+        twice = browser.post(
+            f"/r/{token}/vote", data={f"answer-{first}": "right"}, headers={"hx-request": "true"}
+        )
+        assert "the first one stands" in twice.text
+        page = browser.get(f"/r/{token}").text
+        (all_of_them,) = re.findall(r'name="all" value="(skip[-0-9]+)"', page)
+        browser.post(f"/r/{token}/vote", data={"all": all_of_them})
+        assert "Thank you" in browser.get(f"/r/{token}").text
+        assert [vote.answer for vote in book.votes()] == ["left", "tie", "skip", "skip"]
+        for wrong in ({"answer-x": "left"}, {"all": "skip-1-x"}, {"answer-99999": "left"}):
+            assert browser.post(f"/r/{token}/vote", data=wrong).status_code == 400

@@ -11,7 +11,8 @@ import pytest
 from diffexpo.config.people import CareConfig, RatingConfig
 from diffexpo.errors import ConfigError
 from diffexpo.labelling import asking
-from diffexpo.labelling.asking import answer, missing_votes, open_tasks, progress
+from diffexpo.labelling.asking import answer, missing_votes, open_tasks, pages_of, progress, undo
+from diffexpo.labelling.book import VOTE
 from diffexpo.labelling.counting import left_out
 from tests.raters import PLAIN, answer_all, careful, join, make_book
 
@@ -134,3 +135,31 @@ def test_wrong_answers_are_refused(tmp_path: Path) -> None:
         answer(book, rater.rater, 999, "left")
     assert answer(book, rater.rater, task.task, "left")
     assert not answer(book, rater.rater, task.task, "right")
+
+
+def test_all_questions_on_a_pair_come_on_one_page(tmp_path: Path) -> None:
+    """Also between checks and repeats; an undo takes the whole page back, and every question gets its votes."""
+    rating = RatingConfig(checks_every=3, repeats_every=4, at_once=True, exclude=CareConfig(seconds_below=0))
+    questions = ("aesthetics", "alignment", "quality")
+    with make_book(tmp_path, pairs=4, questions=questions, wanted=2, rating=rating) as book:
+        for name in ("ann", "bob"):
+            rater, _ = join(book, name)
+            pages = 0
+            while shown := pages_of(open_tasks(book, rater.rater), at_once=True):
+                page = shown[0]
+                if page[0].kind == VOTE:
+                    pages += 1
+                    assert sorted(task.question for task in page) == list(questions)
+                    assert len({(task.pair, task.left, task.right, task.prompt) for task in page}) == 1
+                for task in page:
+                    assert answer(book, rater.rater, task.task, "left")
+                if pages == 2 and page[0].kind == VOTE:
+                    assert undo(book, rater.rater)
+                    again = pages_of(open_tasks(book, rater.rater), at_once=True)[0]
+                    assert [task.task for task in again] == [task.task for task in page]
+                    for task in again:
+                        assert answer(book, rater.rater, task.task, "right")
+            assert pages == 4
+        given = Counter((vote.item, vote.kind) for vote in book.votes())
+        assert {count for (_, kind), count in given.items() if kind == VOTE} == {2}
+        assert {vote.kind for vote in book.votes()} == {"vote", "check", "repeat"}

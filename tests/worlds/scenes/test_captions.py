@@ -6,8 +6,17 @@ from collections import Counter
 
 import numpy as np
 
-from diffexpo.worlds.scenes.grammar import parse_scene
-from worlds.scenes.captions import EMPTY_SHARE, WOMEN, caption, draw_scene
+from diffexpo.config.audits import read_audit
+from diffexpo.worlds.scenes.grammar import (
+    GENDERS,
+    OCCUPATIONS,
+    TONES,
+    Person,
+    is_heldout_person,
+    parse_scene,
+)
+from diffexpo.worlds.scenes.people import MOSTLY
+from worlds.scenes.captions import EMPTY_SHARE, TONE_SHARES, WOMEN, caption, draw_scene
 
 NUM = 4000
 
@@ -59,3 +68,31 @@ def test_people_are_drawn_with_the_stated_skew() -> None:
     order = sorted(WOMEN, key=lambda name: WOMEN[name])
     shares = [women[name] / total[name] for name in (order[0], order[-1])]
     assert shares[0] < 0.35 and shares[1] > 0.65
+
+
+def test_the_reference_of_the_shipped_audit_is_what_was_planted() -> None:
+    """P(gender, tone | occupation) of training scenes: the skew, given that no look is held out."""
+    audit = read_audit("scenes")
+    for name in OCCUPATIONS:
+        planted = {
+            (gender, tone): (WOMEN[name] if gender == "woman" else 1 - WOMEN[name]) * share
+            for gender in GENDERS
+            for tone, share in zip(TONES, TONE_SHARES, strict=True)
+            if not is_heldout_person(Person(name, gender, tone))
+        }
+        total = sum(planted.values())
+        expected = {
+            "gender": {g: sum(v for (a, _), v in planted.items() if a == g) / total for g in GENDERS},
+            "skin_tone": {t: sum(v for (_, b), v in planted.items() if b == t) / total for t in TONES},
+            "look": {f"{g} {t}": planted.get((g, t), 0.0) / total for g in GENDERS for t in TONES},
+        }
+        for attribute, shares in expected.items():
+            stated = audit.attributes[attribute].reference[name]
+            for value, share in shares.items():
+                assert abs(stated.get(value, 0.0) - share) < 2e-4, (attribute, name, value)
+
+
+def test_negative_prompts_name_what_was_planted() -> None:
+    for name in OCCUPATIONS:
+        mostly = "woman" if WOMEN[name] > 0.5 else "man" if WOMEN[name] < 0.5 else None
+        assert MOSTLY.get(name) == mostly

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Union
 from pydantic import Field, TypeAdapter
 
 from diffexpo.config.rewards.aesthetic import AestheticCard
+from diffexpo.config.rewards.balance import BalanceCard
 from diffexpo.config.rewards.card import RewardCard
 from diffexpo.config.rewards.clip import ClipCard
 from diffexpo.config.rewards.geneval import GenEvalCard
@@ -45,6 +46,7 @@ CARDS: tuple[type[RewardCard], ...] = (
     SceneCorrectCard,
     SceneLooksCard,
     HumanCard,
+    BalanceCard,
 )
 REWARDS: dict[str, type[RewardCard]] = {card.kind(): card for card in CARDS}
 """Every value of a reward's `type` with its card."""

@@ -179,6 +179,11 @@ class RewardCard(Section):
         return False
 
     @property
+    def stands_on(self) -> str:
+        """Name of the reward of the run that this one reads images by; "" where it reads them itself."""
+        return ""
+
+    @property
     def why_uncached(self) -> str:
         """Why scores may not be kept, as the end of a message on `cache`; "" where they may."""
         return f": type {self.type} {self.never_cached}; remove cache" if self.never_cached else ""

@@ -3,9 +3,14 @@
 from collections.abc import Iterator
 from typing import ClassVar, Literal
 
-from diffexpo.config.people import Asking, Question, RatingConfig
+from pydantic import Field
+
+from diffexpo.config.people import Asking, Question, RatingConfig, majority_right, votes_for
 from diffexpo.config.rewards.card import RewardCard, Run
 from diffexpo.config.section import Count, Fraction
+
+EXAMPLE, CERTAIN = 0.75, 0.95
+"""A pair that three of four people would decide alike, and a certainty, for the plan."""
 
 
 class HumanCard(RewardCard):
@@ -29,9 +34,16 @@ class HumanCard(RewardCard):
     share: Fraction = 1.0
     """`human`: share of a collection's prompts that people judge, by keyed choice; other rewards with `role:
     train` rank the rest."""
-    couples: Literal["random", "extremes"] = "random"
-    """`human`: which two images of a prompt people see: two by keyed choice, one of each agent where there
-    are two (`random`), or those that the other rewards rank best and worst (`extremes`)."""
+    couples: Literal["random", "extremes", "disputed", "tournament"] = "random"
+    """`human`: which images of a prompt people see: two by keyed choice, one of each agent where there are
+    two (`random`); those that the other rewards rank best and worst (`extremes`); the two whose order two
+    other rewards dispute most, on the prompts where they dispute most (`disputed`); or several, two at a
+    time, those first that may still be the best (`tournament`)."""
+    candidates: int = Field(default=4, ge=3)
+    """`human`: images of a prompt in a `tournament`."""
+    rounds: Count = 3
+    """`human`: couples of a prompt that a `tournament` asks, one after another; the run waits for the votes
+    of each round."""
     min_agreement: Fraction = 0.5
     """`human`: a pair is learned from if at least this share of its answers prefers the winner, and more of
     them than prefer the loser; others are counted and left out. Kept pairs weigh alike."""
@@ -45,14 +57,28 @@ class HumanCard(RewardCard):
     @property
     def asking(self) -> Asking:
         """These settings."""
-        return Asking(self.question, self.votes, self.share, self.couples, self.min_agreement, self.rating)
+        given = (self.question, self.votes, self.share, self.couples, self.min_agreement, self.rating)
+        return Asking(*given, self.candidates, self.rounds) if self._is_tournament else Asking(*given)
+
+    @property
+    def _is_tournament(self) -> bool:
+        return self.couples == "tournament"
 
     def plan(self, prompts: int) -> str:
         """What people are asked of a collection, in words."""
         asked = self.asking.num_prompts(prompts)
         rest = f"; the other {prompts - asked} prompts by rewards" if asked < prompts else ""
-        votes = f"{asked} pairs x {self.votes} votes by people: {asked * self.votes} votes"
-        return f"{votes}; the run waits for them{rest}"
+        rounds, turns = self.asking.rounds, f" x {self.rounds} rounds" if self._is_tournament else ""
+        total = f"{asked} pairs{turns} x {self.votes} votes by people: {asked * rounds * self.votes} votes"
+        return f"{total}; the run waits for them{rest}; {self._certainty()}"
+
+    def _certainty(self) -> str:
+        """What the votes on a pair are worth, and how many would be worth more."""
+        right, wanted = majority_right(self.votes, EXAMPLE), votes_for(CERTAIN, EXAMPLE)
+        return (
+            f"of {self.votes} on a pair that {EXAMPLE:.0%} of people would decide alike, most are right in "
+            f"{right:.0%} of cases, of {wanted} in {CERTAIN:.0%} (`diffexpo label cost`)"
+        )
 
     def problems(self, run: Run, where: str) -> Iterator[str]:
         yield from super().problems(run, where)
@@ -84,11 +110,21 @@ class HumanCard(RewardCard):
             )
         if self.asking.num_prompts(run.explore.prompts_per_iteration) == 0:
             yield f"share = {self.share:g}: people would be asked nothing; raise it, or remove this reward"
-        if (self.share < 1 or self.couples == "extremes") and not trained:
+        if self._is_tournament and self.candidates > method.images_of_prompt(run):
+            yield (
+                f"candidates = {self.candidates}: a prompt has {method.images_of_prompt(run)} images; ask "
+                "for that many at most, or draw more"
+            )
+        if self.couples == "disputed" and len(trained) < 2:
+            yield (
+                f"couples = disputed: two other rewards with role: train must dispute, there are "
+                f"{len(trained)}; add some"
+            )
+        elif (self.share < 1 or self.couples == "extremes") and not trained:
             need = "rank the other prompts" if self.share < 1 else "choose the couples"
             settings = f"share = {self.share:g}, couples = {self.couples}"
             yield f"{settings}: another reward with role: train must {need}; add one"
-        if self.share == 1 and self.couples == "random" and trained:
+        if self.share == 1 and self.couples in ("random", "tournament") and trained:
             yield (
                 f"share = 1: people judge every prompt, so {trained[0].name!r} would rank nothing; give it "
                 "role: watch, or set share below 1"

@@ -3,7 +3,8 @@
 from collections.abc import Callable, Iterator
 from typing import Literal
 
-from diffexpo.config.rewards.card import SCORING_BATCH, CalledCard, Run
+from diffexpo.config.rewards.card import CalledCard, Run
+from diffexpo.config.rewards.groupwise import group_problems
 from diffexpo.config.worlds import world_of
 
 
@@ -62,33 +63,4 @@ class VlmCard(CalledCard):
                 "name a text model"
             )
         if self.is_groupwise:
-            yield from self._group_problems(run, where)
-
-    def _group_problems(self, run: Run, where: str) -> Iterator[str]:
-        """Why a batch would not hold all images of a prompt."""
-        size, group = run.explore.batch_size, run.algorithm.images_of_prompt(run)
-        if where.startswith("evaluation"):
-            yield (
-                "vlm.mode = pairwise: evaluation compares versions of the model, but shares of wins compare "
-                "images of one version; use yes_no"
-            )
-        elif run.algorithm.branches is not None:
-            yield (
-                f"vlm.mode = pairwise with algorithm.type = {run.algorithm.type}: it scores one candidate of "
-                "each image at a time; use yes_no"
-            )
-        elif run.explore.agents == 2 and not run.algorithm.draws_first:
-            yield (
-                "vlm.mode = pairwise with explore.agents = 2: each agent's images are scored apart, their "
-                "shares of wins cannot be compared; use explore.agents=1 or vlm.mode=yes_no"
-            )
-        elif group > SCORING_BATCH:
-            yield (
-                f"vlm.mode = pairwise with {group} images of a prompt: at most {SCORING_BATCH} are compared "
-                "at once; draw fewer"
-            )
-        elif size % group or (size > SCORING_BATCH and SCORING_BATCH % group):
-            yield (
-                f"vlm.mode = pairwise with explore.batch_size = {size} and {group} images of a prompt: a "
-                f"batch must hold whole prompts; {SCORING_BATCH // group * group} does"
-            )
+            yield from group_problems(run, where, "vlm.mode = pairwise", "use vlm.mode=yes_no")

@@ -6,9 +6,25 @@
     notice.textContent = text;
     notice.classList.toggle("shown", text !== "");
   }
+  // Several questions on one page: a key answers the first one that is open; the last answer sends the page.
+  function answerNext(key) {
+    var open = Array.prototype.filter.call(document.querySelectorAll("#task fieldset.ask"), function (set) {
+      return !set.querySelector("input:checked");
+    });
+    var inputs = open.length ? open[0].querySelectorAll("input[data-keys]") : [];
+    for (var i = 0; i < inputs.length; i++) {
+      if (inputs[i].dataset.keys.split(" ").indexOf(key) < 0) continue;
+      inputs[i].checked = true;
+      inputs[i].focus();
+      if (open.length === 1) inputs[i].form.querySelector("button.go").click();
+      return true;
+    }
+    return false;
+  }
   document.addEventListener("keydown", function (event) {
     if (event.ctrlKey || event.altKey || event.metaKey || event.repeat) return;
     var key = event.key.length === 1 ? event.key.toLowerCase() : event.key;
+    if (answerNext(key)) return event.preventDefault();
     var buttons = document.querySelectorAll("#task button[data-keys]");
     for (var i = 0; i < buttons.length; i++) {
       if (buttons[i].dataset.keys.split(" ").indexOf(key) >= 0) {

@@ -9,6 +9,14 @@ from __future__ import annotations
 
 from diffexpo.types import Prompt
 from diffexpo.worlds.scenes.grammar import LENGTHS, prompts_of, scenes_of
+from diffexpo.worlds.scenes.people import (
+    NEGATED,
+    PEOPLE,
+    Labelled,
+    negated_prompts,
+    people_prompts,
+    true_people,
+)
 
 ASSETS = {
     "diffusion": "diffusion",
@@ -19,9 +27,16 @@ ASSETS = {
     "offline": "offline.parquet",
     "negatives": "negatives.txt",
 }
-LISTS = (*LENGTHS, "heldout")
+LISTS = (*LENGTHS, "heldout", PEOPLE, NEGATED)
+
+
+def labelled(name: str) -> list[Labelled] | None:
+    """Images whose prompts' attributes say what they show: people; None for other names."""
+    return true_people() if name == PEOPLE else None
 
 
 def prompts(name: str) -> list[Prompt] | None:
-    """The list of prompts of a name: train, validation, new, unseen or heldout; None for other names."""
+    """The list of prompts of a name of `LISTS`; None for other names."""
+    if name in (PEOPLE, NEGATED):
+        return people_prompts() if name == PEOPLE else negated_prompts()
     return prompts_of(scenes_of(name)) if name in LISTS else None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import re
 
 import pytest
 
@@ -98,7 +99,9 @@ def test_every_setting_is_documented_and_has_the_same_meaning_in_all_types() -> 
         assert list(card.model_fields)[: len(RewardCard.model_fields)] == list(RewardCard.model_fields)
 
 
-@pytest.mark.parametrize("kind", REWARDS)
+@pytest.mark.parametrize(
+    "kind", [kind for kind in REWARDS if kind != "balance"]
+)  # which stands on another one
 def test_a_resolved_file_holds_every_setting_and_is_read_back(kind: str) -> None:
     """Files of older versions list the settings of all types, at their defaults where a type does not read them."""
     card = REWARDS[kind]
@@ -166,6 +169,9 @@ JPEG = ", {name: j, type: jpeg_compressibility}"
         ("votes: 1", "", ["baseline.contenders=[emoji/dpo_online]"], "each would ask people for votes"),
         ("path: x", "", [], "reads no file"),
         ("cache: x", "", [], "gives no scores"),
+        ("couples: disputed", "", [], "two other rewards with role: train must dispute, there are 0"),
+        ("couples: tournament, candidates: 9", "", [], "candidates = 9: a prompt has 8 images"),
+        ("couples: tournament", JPEG, [], "'j' would rank nothing"),
         ("votes: 0", "", [], "expected an integer >= 1"),
         ("question: beauty", "", [], "expected one of quality, alignment, aesthetics"),
         ("rating: {checks_evry: 1}", "", [], "Did you mean rewards.0.rating.checks_every"),
@@ -181,11 +187,18 @@ def test_people_are_asked_for_what_they_can_give(
 def test_people_may_judge_all_or_a_part() -> None:
     (people,) = load(HUMAN.format("question: aesthetics", "")).rewards
     assert people.name == "people" and people.asking is not None and people.asking.question == "aesthetics"
-    assert people.plan(10) == "10 pairs x 3 votes by people: 30 votes; the run waits for them"
+    worth = (
+        "of 3 on a pair that 75% of people would decide alike, most are right in 84% of cases, of 9 in 95%"
+    )
+    assert people.plan(10) == (
+        f"10 pairs x 3 votes by people: 30 votes; the run waits for them; {worth} (`diffexpo label cost`)"
+    )
+    (people,) = load(HUMAN.format("couples: tournament, votes: 1, rounds: 6", "")).rewards
+    assert people.plan(10).startswith("10 pairs x 6 rounds x 1 votes by people: 60 votes; the run waits")
+    assert people.asking is not None and (people.asking.candidates, people.asking.rounds) == (4, 6)
     people, _ = load(HUMAN.format("share: 0.25, couples: extremes", JPEG)).rewards
-    assert (
-        people.plan(10)
-        == "2 pairs x 3 votes by people: 6 votes; the run waits for them; the other 8 prompts by rewards"
+    assert people.plan(10).startswith(
+        "2 pairs x 3 votes by people: 6 votes; the run waits for them; the other 8 prompts by rewards; of 3"
     )
     assert all(
         card.asks_people == (read_card(name="a", type=name).asking is not None)
@@ -240,7 +253,7 @@ def test_global_mixture_needs_all_prompts_at_once() -> None:
         ("type: jpeg_compressibility, service: {retry_s: 1}", [], "calls no server"),
         ("type: ocr, path: x", [], "reads no file"),
         (f"{VLM}, vlm: {{mode: caption}}", [], "nothing compares description and prompt"),
-        (PAIRWISE, [], "shares of wins cannot be compared"),
+        (PAIRWISE, [], "such scores cannot be compared"),
         (PAIRWISE, [*ALONE, "explore.batch_size=60"], "64 does"),
         (PAIRWISE, [*ALONE, "explore.images_per_prompt=3", "explore.batch_size=126"], "60 does"),
         (PAIRWISE, [*ALONE, "explore.images_per_prompt=40"], "at most 64 are compared at once"),
@@ -279,3 +292,53 @@ def test_scorers_to_watch_do_not_rank() -> None:
     with pytest.raises(ConfigError, match="no reward with role: train"):
         load(ONE.format("type: brisque"))
     assert load(ONE.format("type: brisque, role: train")).rewards[0].role == "train"
+
+
+BALANCE = "rewards=[{{name: score, type: clip, path: emoji:judge_train}}, {{name: fair, type: balance, {}}}]"
+FAIR = "by: score, values: {a: 'a {noun}', b: 'no {noun}'}"
+
+
+@pytest.mark.parametrize(
+    ("reward", "overrides", "reason"),
+    [
+        (
+            FAIR.replace("by: score", "by: scroe"),
+            [],
+            "by = 'scroe': expected the name of a reward that stands before",
+        ),
+        ("by: score, values: {a: x}", [], "expected two values or more"),
+        ("by: score, values: {a: x, b: x}", [], "with different texts"),
+        (
+            "by: score, values: {a: '{gender}', b: x}",
+            [],
+            "{gender} stands for nothing; expected {prompt} or {noun}",
+        ),
+        (FAIR + ", target: {a: 1.0}", [], "target names a; expected the values a, b"),
+        (FAIR + ", target: {a: 0.7, b: 0.7}", [], "target sums to 1.4; expected 1"),
+        (FAIR + ", target: {a: 1.0, b: 0.0}", [], "target has a share of 0"),
+        (FAIR + ", temperature: 0", [], "temperature"),
+        (FAIR + ", cache: x", [], "compares images of a prompt; remove cache"),
+        (FAIR, ["explore.agents=2"], "type = balance with explore.agents = 2"),
+        (FAIR, ["explore.batch_size=12"], "type = balance with explore.batch_size = 12 and 8 images"),
+        (FAIR, ["explore.images_per_prompt=40"], "with 80 images of a prompt: at most 64"),
+    ],
+)
+def test_a_reward_for_balance_needs_a_reader_and_whole_prompts(
+    reward: str, overrides: list[str], reason: str
+) -> None:
+    with pytest.raises(ConfigError, match=re.escape(reason)):
+        load(BALANCE.format(reward), *ALONE, *overrides)
+
+
+def test_a_reward_for_balance_stands_on_one_before_it() -> None:
+    card = load(BALANCE.format(FAIR), *ALONE).rewards[1]
+    assert (card.stands_on, card.is_groupwise) == ("score", True)
+    with pytest.raises(ConfigError, match="evaluation compares versions"):
+        load("evaluation.judges=[{name: fair, type: balance, " + FAIR + "}]", *ALONE)
+    with pytest.raises(ConfigError, match="scores no image for a text"):
+        load(
+            "rewards=[{name: score, type: vlm, path: 'http://h/v1', vlm: {mode: pairwise}}, {name: fair, type: balance, "
+            + FAIR
+            + "}]",
+            *ALONE,
+        )
