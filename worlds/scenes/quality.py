@@ -17,8 +17,8 @@ from diffexpo.worlds.scenes.compose import compose
 from diffexpo.worlds.scenes.grammar import KINDS, Scene, scenes_of
 from worlds.emoji.draw import draw_grid, draw_images, to_float
 from worlds.emoji.quality import bootstrap
+from worlds.scenes.responses import caption_scales, order_response
 from worlds.scenes.train_checker import CHECKERS, Errors
-from worlds.scenes.train_diffusion import ExchangedScenes
 
 STEPS, FLOW_STEPS = 10, 8
 GUIDANCES = (1.0, 2.5, 4.0)
@@ -112,32 +112,6 @@ def measure_base(
     return found
 
 
-@torch.no_grad()
-def order_response(folder: Path, num: int = 64) -> float | None:
-    """How much a diffusion base's first guess depends on which of two things is where; None of other bases
-    than those that predict v.
-
-    sum(d_hat d) / sum(d d), d = x0_1 - x0_2 of `ExchangedScenes`, d_hat the difference of the clean latents
-    that are predicted from the same pure noise for both captions. 0 for a model that takes "left of" for
-    "right of"; 1 would need a model that knows where exactly both things will be.
-    """
-    pipeline = load_base(folder)
-    if pipeline.scheduler.config.get("prediction_type") != "v_prediction":
-        return None
-    pairs = ExchangedScenes(pipeline.vae, num, seed=12)
-    x0, captions = pairs.draw(num, np.random.default_rng(12))
-    noise = torch.randn(num, *x0.shape[1:], generator=torch.Generator().manual_seed(12)).repeat(2, 1, 1, 1)
-    ids = pipeline.tokenizer(captions, padding="max_length", truncation=True, return_tensors="pt").input_ids
-    states = pipeline.text_encoder(ids).last_hidden_state
-    path = pipeline.scheduler
-    last = path.config.num_train_timesteps - 1
-    alpha, sigma = path.alphas_cumprod[last].sqrt(), (1 - path.alphas_cumprod[last]).sqrt()
-    x0_hat = alpha * noise - sigma * pipeline.unet(noise, last, states).sample
-    (first, second), (guess, other) = x0.chunk(2), x0_hat.chunk(2)
-    truth = first - second
-    return float(((guess - other) * truth).sum() / truth.square().sum())
-
-
 def write_grids(
     folder: Path, checkers: dict[str, nn.Module], out: Path, num: int, guidance: float, steps: int | None
 ) -> None:
@@ -171,9 +145,11 @@ def write_quality(base: Path, checkers_in: Path, out: Path, num: int = 500, step
     print(as_table(shares), flush=True)
     write_grids(base, checkers, out, num, guidance=2.5, steps=steps)
     page = out / "quality.json"
-    response = order_response(base)
-    print(f"response to the order of two things: {response}", flush=True)
-    page.write_text(
-        json.dumps(found | {"base": shares, "order response": response}, indent=2) + "\n", encoding="utf-8"
-    )
+    responses: dict[str, object] = {}
+    if not is_flow(base):
+        pipeline = load_base(base)
+        responses = {"order response": order_response(pipeline), "caption scales": caption_scales(pipeline)}
+    for name, value in responses.items():
+        print(f"{name}: {value}", flush=True)
+    page.write_text(json.dumps(found | {"base": shares} | responses, indent=2) + "\n", encoding="utf-8")
     return page
