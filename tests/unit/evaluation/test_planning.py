@@ -53,7 +53,7 @@ def test_what_can_be_seen_and_what_it_takes_are_inverse() -> None:
     for prompts in (20, 100, 1000):
         smallest = detectable_difference(prompts, spread, images=2)
         assert num_prompts_needed(smallest * 1.0001, spread, images=2) == prompts
-        assert num_prompts_needed(-smallest * 0.999, spread, images=2) == prompts + 1
+        assert num_prompts_needed(-smallest * 0.9999, spread, images=2) == prompts + 1
     assert detectable_difference(1, spread) == math.inf
     assert win_spread(0.5, 0.0, 1.0).of_prompt(8) == 0.25 and win_spread().of_prompt(4) == 0.0625
 
