@@ -415,6 +415,7 @@ def test_a_run_at_another_resolution(built: Built, world: Path, tmp_path: Path) 
         tensor.shape
         for file in (tmp_path / "run" / "store").rglob("latents-*.safetensors")
         for tensor in load_file(file).values()
+        if tensor.ndim > 2  # the others are a pack's index
     ]
     assert latents and {shape[-3:] for shape in latents} == {(4, 8, 12)}
 

@@ -8,7 +8,8 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
-from diffexpo.assembly.aliases import named_prompts, resolve
+from diffexpo.assembly.aliases import named_prompts
+from diffexpo.assembly.folders import has_made_nothing
 from diffexpo.config import RunConfig
 from diffexpo.config.own_code import digest_of
 from diffexpo.errors import ResumeError
@@ -29,7 +30,9 @@ def check_inputs_unchanged(config: RunConfig, run_dir: Path, fingerprint: str, w
     """
     found = {"model.path": (config.model.path, fingerprint), **dict(_inputs(config))}
     path = run_dir / FILE
-    known = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    # A start that failed before anything was made binds the next one to nothing.
+    is_bound = path.is_file() and not has_made_nothing(run_dir)
+    known = json.loads(path.read_text(encoding="utf-8")) if is_bound else {}
     world.barrier()  # everybody has looked before anything is written
     for setting, (source, digest) in found.items():
         before = known.get(setting)
@@ -77,5 +80,5 @@ def _code(setting: str, path: str | None) -> Iterator[tuple[str, tuple[str, str]
 def _absolute(source: str) -> str:
     """Where a source lies, for a person who resumes elsewhere; names of the package and the hub stay."""
     path, _, name = source.rpartition(":") if source.rpartition(":")[0].endswith(".py") else (source, "", "")
-    place = Path(resolve(path)).expanduser()
+    place = Path(path).expanduser()
     return str(place.resolve()) + (f":{name}" if name else "") if place.exists() else source

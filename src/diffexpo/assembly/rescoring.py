@@ -124,7 +124,7 @@ def _judge_unit(loop: Loop, source: Store, iteration: int, unit: int, samples: S
             scores.setdefault(name, []).extend(map(float, values))
         start += len(stretch)
     rows = [
-        replace(sample, rewards={name: values[index] for name, values in scores.items()})
+        replace(sample, latent_file="", rewards={name: values[index] for name, values in scores.items()})
         for index, sample in enumerate(samples)
     ]
     loop.store.append_unit(iteration, 0, unit, rows, [latent for stretch in stretches for latent in stretch])
