@@ -61,7 +61,8 @@ def test_the_practitioner(world: Path, tmp_path: Path) -> None:
     assert (tmp_path / "pairs.parquet").is_file()
     assert (tmp_path / "runs/mine/export/iteration-1/pytorch_lora_weights.safetensors").is_file()
     assert (tmp_path / "runs/more/checkpoints/weights-0001.safetensors").is_file()
-    assert Image.open(tmp_path / "thing.png").size == (16, 16)
+    with Image.open(tmp_path / "thing.png") as image:
+        assert image.size == (16, 16)
 
 
 @pytest.mark.timeout(1200)
