@@ -32,12 +32,12 @@ from typing import Any
 
 import numpy as np
 from claims_list import ARMS, CLAIMS, CORE, Arm, Claim
-from diffexpo.evaluation.planning import Spread, detectable_difference, measured_spread, num_prompts_needed
-from diffexpo.evaluation.statistics import compare_models
 from methods_learn import INTERRUPTED, child_seconds, is_finished
 
 from diffexpo.config.load import load_config
+from diffexpo.evaluation.planning import Spread, detectable_difference, measured_spread, num_prompts_needed
 from diffexpo.evaluation.records import SuiteResult, load_run, load_suite
+from diffexpo.evaluation.statistics import compare_models
 from diffexpo.online.cost import run_cost
 
 ROOT = Path(__file__).resolve().parent.parent
