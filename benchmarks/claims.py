@@ -291,7 +291,8 @@ def write(known: Json) -> None:
 
 
 def write_docs(known: Json) -> None:
-    before, _, rest = PAGE.read_text(encoding="utf-8").partition(BEGIN)
+    page = PAGE.read_text(encoding="utf-8") if PAGE.exists() else f"# The papers' claims\n\n{BEGIN}\n{END}\n"
+    before, _, rest = page.partition(BEGIN)
     PAGE.write_text(f"{before}{BEGIN}\n{table(known)}{END}{rest.partition(END)[2]}", encoding="utf-8")
 
 
