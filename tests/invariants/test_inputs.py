@@ -44,7 +44,8 @@ def test_a_changed_file_is_refused_by_name(
     name: str, setting: str, moved: tuple[RunConfig, Path], tmp_path: Path
 ) -> None:
     (config, folder), world = moved, World()
-    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "checkpoints").mkdir(parents=True)
+    (tmp_path / "run" / "checkpoints" / "step").touch()  # what has made something is bound to its inputs
     check_inputs_unchanged(config, tmp_path / "run", "weights", world)
     check_inputs_unchanged(config, tmp_path / "run", "weights", world)
     text = (folder / name).read_text()

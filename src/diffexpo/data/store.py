@@ -410,7 +410,8 @@ class Store:
 
 def _refuse_other_folder(root: Path) -> None:
     """A StoreError where a folder is not empty and no store."""
-    if (root / "manifests").is_dir() or not any(root.iterdir()):
+    # In this order: another process may make the store meanwhile, and `manifests` is the first that it makes.
+    if not any(root.iterdir()) or (root / "manifests").is_dir():
         return
     if any(list_shards(root)):
         return
