@@ -109,7 +109,9 @@ def test_a_whole_way_by_keys_alone(browser: Browser, size: tuple[int, int], tmp_
     with served(tmp_path) as (_, address):
         browser.resize(*size)
         browser.open(address + link)
-        browser.press("enter")  # the button that agrees has the focus
+        # The button that agrees gets the focus, at the latest when the page is first painted.
+        browser.wait(lambda: bool(browser.script("return document.activeElement.matches('button.go')")))
+        browser.press("enter")
         browser.wait(lambda: fits(browser))
         for key in ("left", "right", "t", "down"):
             after(browser, browser.press, key)

@@ -38,8 +38,9 @@ def test_a_study_from_protocol_to_report(tmp_path: Path) -> None:
     assert lines[0] == "6 prompts, 18 pairs, 2 questions, 4 votes each"
     assert lines[1] == "144 answers in all, 29 for each of 5 raters, and checks"
     with Book(study) as book:
+        # Who answers what is decided by chance, so only raters who never err give the same ranks every time.
         for number in range(4):
-            answer_all(book, join(book, f"r{number}")[0], careful("model0", noise=0.1, seed=number))
+            answer_all(book, join(book, f"r{number}")[0], careful("model0"))
         answer_all(book, join(book, "careless")[0], careless(9))
     report = report_study(study)
     numbers = json.loads((study / "report.json").read_text())
