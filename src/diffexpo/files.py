@@ -13,8 +13,9 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
+from functools import lru_cache
 from pathlib import Path
 
 from diffexpo.errors import StoreError
@@ -92,6 +93,24 @@ def sha256_of(path: Path) -> str:
     """Hex SHA-256 of a file's bytes."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def seen(files: Sequence[Path]) -> str:
+    """What the file system tells of files without reading them: length, place and times, of which no program
+    can set the last (ctime) at will. The same text means the same content, short of a defect of the disk."""
+    facts = [(path.name, path.stat()) for path in files]
+    told = [f"{name} {s.st_size} {s.st_ino} {s.st_mtime_ns} {s.st_ctime_ns}" for name, s in facts]
+    return hashlib.sha256("\n".join(told).encode()).hexdigest()[:32]
+
+
+def sha256_once(path: Path) -> str:
+    """`sha256_of`, read once in a process as long as the file system tells of no change."""
+    return _sha256_seen(path.resolve(), seen([path]))
+
+
+@lru_cache(maxsize=4096)
+def _sha256_seen(path: Path, seen: str) -> str:
+    return sha256_of(path)
 
 
 def _sync(path: Path) -> None:

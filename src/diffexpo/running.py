@@ -42,6 +42,7 @@ def run(
     on_step: Callable[[int, int, Mapping[str, float | None]], None] | None = None,
     on_images: Callable[[str, Any, Sequence[str]], None] | None = None,
     quiet: bool = False,
+    accept_changes: bool = False,
     **more: object,
 ) -> Run:
     """Run recipes, or go on with a run, as `diffexpo run` does: the same settings give the same weights.
@@ -59,6 +60,8 @@ def run(
         on_step: Called with (iteration, step, metrics by name) after each optimiser step.
         on_images: Called with (version, images (N,H,W,3) uint8, their prompts) after each evaluation.
         quiet: Print nothing; log.txt has everything.
+        accept_changes: Go on although settings, code or files are not those that the run began with; the
+            change is recorded in inputs.json and said in the report.
         more: Settings by name, with two underscores for a dot: `seed=1, training__steps=3`.
     Returns:
         The run, finished unless `stop_after` was given.
@@ -88,6 +91,7 @@ def run(
             console=Console(Nowhere() if quiet else None),
             stop_after=stop_after,
             watching=watching,
+            accept_changes=accept_changes,
         )
     except Interrupted as error:
         error.add_note(f"go on with diffexpo.run(resume={str(folder)!r})")

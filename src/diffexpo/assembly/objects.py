@@ -18,7 +18,6 @@ from diffexpo.assembly.aliases import (
 )
 from diffexpo.assembly.asking_people import ask_people
 from diffexpo.assembly.evaluating import make_evaluator, make_validator, separate_prompts
-from diffexpo.assembly.inputs import check_inputs_unchanged
 from diffexpo.assembly.self_judges import open_denoiser
 from diffexpo.assembly.starting import guidance_of_start, put_start
 from diffexpo.config import RunConfig
@@ -55,7 +54,6 @@ KEPT_PROMPTS = 256 * 2**20
 def build_loop(config: RunConfig, run_dir: Path, console: Console, stop: StopSignal, world: World) -> Loop:
     """Every object of a run, with offline data imported."""
     policy = build_policy(config)
-    check_inputs_unchanged(config, run_dir, policy.fingerprint, world)
     put_start(config, run_dir, policy, world)
     # Samplers that do not fit the model, or lack a needed density, are refused before anything is spent.
     for sampler in (config.explore.sampler, config.evaluation.sampler):

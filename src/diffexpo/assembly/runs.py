@@ -27,6 +27,7 @@ from diffexpo.assembly.contenders import (
 )
 from diffexpo.assembly.evaluating import EVALUATING, eval_dir, save_examples
 from diffexpo.assembly.folders import keep_changes, prepare_folder, require_run, set_status
+from diffexpo.assembly.inputs import check_inputs_unchanged
 from diffexpo.assembly.objects import PROMPTS, build_loop, describe_policy
 from diffexpo.assembly.together import check_same_start, check_shared_folder
 from diffexpo.assembly.watching import Watching
@@ -64,6 +65,7 @@ def run(
     console: Console,
     stop_after: str | None = None,
     watching: Watching | None = None,
+    accept_changes: bool = False,
 ) -> Path:
     """A whole run, or what is left of it: base evaluation, the loop, the baseline, export, report.
 
@@ -74,10 +76,12 @@ def run(
         console: Where progress goes.
         stop_after: Stop after this stage, e.g. "collect-1" (`plan` lists them).
         watching: Functions to call while it works.
+        accept_changes: Go on with other settings, code or inputs than the run began with, and record that.
     Returns:
         Where the report is, or will be when the run is finished.
     Raises:
         Interrupted: a signal arrived; everything is saved.
+        ResumeError: settings, code or inputs are not those that the run began with.
     """
     until = parse_stage(config, stop_after)
     with ExitStack() as stack:
@@ -104,6 +108,7 @@ def run(
 
             write_model(config.model.path)
         world.barrier()
+        check_inputs_unchanged(config, run_dir, world, accepts=accept_changes, tell=console.warning)
         set_status(run_dir, "running", world)
         try:
             with explain_memory(config, run_dir):
@@ -172,6 +177,7 @@ def _run(
         console.line(pull)
     baseline = open_baseline(loop) if config.baseline.offline_dpo else None
     lanes = open_contenders(loop, contenders)
+    check_inputs_unchanged(config, run_dir, world)  # what has only been fetched now is recorded too
     watching.attach(loop)
     feed = open_feed(config, run_dir, loop) if world.rank == 0 and config.tracking.trackers else None
     names = [lane.run_dir.name for lane in lanes]

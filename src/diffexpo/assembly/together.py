@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import secrets
 import time
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -51,6 +52,7 @@ def check_shared_folder(run_dir: Path, world: World) -> None:
         )
 
 
+@cache
 def code_fingerprint() -> str:
     """A short digest of the package's source files."""
     root, digest = Path(diffexpo.__file__).parent, hashlib.sha256()

@@ -68,6 +68,13 @@ def run(
     stop_after: Annotated[
         str | None, typer.Option(metavar="STAGE", help="Stop after this stage; --dry-run lists the stages.")
     ] = None,
+    accept_changes: Annotated[
+        bool,
+        typer.Option(
+            "--accept-changes",
+            help="Go on although settings, code or files are not those that the run began with; recorded.",
+        ),
+    ] = False,
 ) -> None:
     """Align a model: explore, judge, train, evaluate; ends with a report.
 
@@ -96,7 +103,7 @@ def run(
     with boundary(run_dir), deadline(max_minutes):
         _print_header(loaded.config, run_dir, resume, console)
         options = {"sources": loaded.sources, "stop_after": stop_after, "resume": resume, "console": console}
-        report = assembly.run(loaded.config, run_dir, **options)
+        report = assembly.run(loaded.config, run_dir, **options, accept_changes=accept_changes)
         if stop_after is None:
             console.line(f"report: {report}")
         else:

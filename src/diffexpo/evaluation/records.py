@@ -29,6 +29,7 @@ import numpy as np
 import yaml
 from PIL import Image
 
+from diffexpo.data.identity import accepted_changes
 from diffexpo.data.manifests import read_manifests
 from diffexpo.data.rows import MarginOfPair, Pair
 from diffexpo.errors import DataError, MissingError, StoreError
@@ -265,7 +266,7 @@ def load_run(run_dir: Path, *, with_images: bool = True) -> RunRecord:
     if not config_path.exists():
         advice = "give the folder of `diffexpo run`"
         raise MissingError(f"{run_dir} is not a run folder: {config_path} does not exist; {advice}")
-    problems: list[str] = []
+    problems = accepted_changes(run_dir)
     beside = run_dir / CONTENDERS
     suites = _load_suites(run_dir / "eval", problems, with_images)
     contenders = {

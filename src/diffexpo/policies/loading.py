@@ -161,9 +161,7 @@ def weight_files(folder: Path, variant: str | None) -> list[Path]:
         MissingError: there is none (a pickle file does not count: those can run code).
         PolicyError: one is truncated or damaged.
     """
-    infix = rf"\.{re.escape(variant)}" if variant else ""
-    name = re.compile(rf"(diffusion_pytorch_model|model){infix}(-\d+-of-\d+)?\.safetensors")
-    files = sorted(file for file in folder.glob("*.safetensors") if name.fullmatch(file.name))
+    files = named_weights(folder, variant)
     if not files:
         kind = f"variant {variant!r}" if variant else "plain variant"
         raise MissingError(
@@ -180,6 +178,13 @@ def weight_files(folder: Path, variant: str | None) -> list[Path]:
                 "download it again"
             ) from error
     return files
+
+
+def named_weights(folder: Path, variant: str | None) -> list[Path]:
+    """Files of one component that have the name of weights of the variant, in order."""
+    infix = rf"\.{re.escape(variant)}" if variant else ""
+    name = re.compile(rf"(diffusion_pytorch_model|model){infix}(-\d+-of-\d+)?\.safetensors")
+    return sorted(file for file in folder.glob("*.safetensors") if name.fullmatch(file.name))
 
 
 def fingerprint_files(files: Sequence[Path], root: Path) -> str:
