@@ -13,7 +13,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from functools import lru_cache
 from pathlib import Path
@@ -22,7 +22,32 @@ from diffexpo.errors import StoreError
 
 TEMPORARY = ".tmp"
 _CHUNK = 1 << 24
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_ADVICE = {
+    errno.ENOSPC: "free space and resume",
+    errno.EDQUOT: "free space within the quota and resume",
+    errno.EFBIG: "raise the limit on the length of files (ulimit -f), or free space and resume",
+    errno.EROFS: "the file system is read-only: mount it for writing, or choose another folder",
+    errno.ENAMETOOLONG: "choose a shorter name or folder",
+    errno.ENOTDIR: "a part of the path is a file: choose another folder",
+    errno.EEXIST: "something else has this name: choose another folder",
+    errno.EMFILE: "raise the limit on open files (ulimit -n) and resume",
+    errno.ENFILE: "close other programs and resume",
+    **dict.fromkeys(
+        (errno.EACCES, errno.EPERM, errno.EIO), "check the disk and its permissions, then resume"
+    ),
+    errno.ESTALE: "mount the network file system again and resume",
+}
+"""What to do about a refusal of the file system."""
+
+
+def explain_refusal(error: OSError) -> str | None:
+    """One sentence on a refusal of the file system and what to do; None for an error that is about something
+    else, such as a file that is not there."""
+    advice = _ADVICE.get(error.errno or 0)
+    if advice is None:
+        return None
+    what = error.filename or "a file"
+    return f"could not use {what}: {error.strerror}. Nothing stored before is lost: {advice}."
 
 
 @contextmanager
@@ -43,8 +68,7 @@ def replacing(path: Path) -> Iterator[Path]:
         _sync(path.parent)
     except OSError as error:
         _remove(temporary)
-        is_full = error.errno in _FULL
-        advice = "free space and resume" if is_full else "check the disk and its permissions, then resume"
+        advice = _ADVICE.get(error.errno or 0, "check the disk and its permissions, then resume")
         raise StoreError(
             f"could not write {path}: {error.strerror or error}. Nothing stored before is lost: {advice}."
         ) from error
@@ -93,6 +117,17 @@ def sha256_of(path: Path) -> str:
     """Hex SHA-256 of a file's bytes."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def sync_tree(folder: Path) -> None:
+    """Make durable what lies in a folder that others than `replacing` have written."""
+    for part in (*folder.rglob("*"), folder, folder.parent):
+        _sync(part)
+
+
+def checksum_of(body: Mapping[str, object]) -> str:
+    """Hex SHA-256 of JSON values, whatever the order of keys and the white space of the file they are in."""
+    return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
 
 
 def seen(files: Sequence[Path]) -> str:

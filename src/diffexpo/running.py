@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from diffexpo import assembly
-from diffexpo.cli.folders import RUNS, find_run, free_folder, run_state
+from diffexpo.cli.folders import RUNS, find_run, free_folder, is_finished, run_state
 from diffexpo.cli.progress import Console, Nowhere
 from diffexpo.config import LoadedConfig, RunConfig, load_config, read_resolved
 from diffexpo.config.iterates import split_iterate
@@ -77,7 +77,7 @@ def run(
             )
         folder = find_run(str(resume))
         loaded = resumed_config(folder / "config.yaml", _overrides(given, folder.parent / FOLDER))
-        if run_state(folder) == "finished":
+        if is_finished(folder):
             return Run(folder)
     else:
         loaded, folder = _start(recipes, given, name, None if out is None else Path(out))

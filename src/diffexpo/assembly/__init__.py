@@ -18,6 +18,7 @@ from diffexpo.errors import (
     WaitingError,
     memory_failure,
 )
+from diffexpo.files import explain_refusal
 
 if TYPE_CHECKING:
     from diffexpo.estimate.resources import Advice as Advice
@@ -81,11 +82,14 @@ _HOME = {
     "check_repository": "diffexpo.policies.publishing",
     "Watching": "watching",
     "require_passed": "verifying",
+    "restore_settings": "soundness",
+    "verify_run": "soundness",
     "verify_rewards": "verifying",
     "write_scores": "verifying",
 }
 
-__all__ = ["ConfigError", "DiffexpoError", "Interrupted", "MissingError", "WaitingError", "memory_failure"]
+__all__ = ["ConfigError", "DiffexpoError", "Interrupted", "MissingError", "WaitingError"]
+__all__ += ["explain_refusal", "memory_failure"]
 __all__ += list(_HOME)
 
 

@@ -24,6 +24,7 @@ from diffexpo.data.store import Store
 from diffexpo.errors import MissingError, PolicyError
 from diffexpo.evaluation.card import Exported, write_card
 from diffexpo.evaluation.records import choose_pair_examples
+from diffexpo.files import sha256_of, sync_tree, write_text
 from diffexpo.online.keeping import kept_iterate
 from diffexpo.online.loop import Loop
 from diffexpo.online.stages.improve import redraw_improved
@@ -33,6 +34,8 @@ from diffexpo.policies.family import FamilyPolicy
 from diffexpo.rewards.images import to_bytes
 from diffexpo.training.checkpoint import read_tensors
 from diffexpo.types import Policy
+
+SUMS = "SHA256SUMS"
 
 
 def inspect(run_dir: Path, pair_id: str | None) -> dict[str, object]:
@@ -127,6 +130,7 @@ def export(
         height, width = policy.decode_latents(nothing).shape[-2:]
         arguments |= {"height": height, "width": width}
     if is_folded:
+        write_sums(folder)
         return files
     # What plain diffusers is told to load: the hub id that the settings name, or the folder.
     path = Path(config.model.path).expanduser()
@@ -140,7 +144,25 @@ def export(
         base=config.model.path if is_hub_id else str(policy.folder.path.resolve()),
         version=f"iteration-{chosen}",
     )
-    return [*files, write_card(run_dir, folder, config, exported)]
+    card = write_card(run_dir, folder, config, exported)
+    write_sums(folder)
+    return [*files, card]
+
+
+def write_sums(folder: Path) -> None:
+    """Make an export durable, and say in SHA256SUMS (`sha256sum -c`) what it consists of."""
+    sync_tree(folder)
+    lines = (f"{sha256_of(path)}  {path.relative_to(folder).as_posix()}\n" for path in exported_files(folder))
+    write_text(folder / SUMS, "".join(lines))
+
+
+def exported_files(folder: Path) -> list[Path]:
+    """The files of an export, without those of other exports in folders of their own."""
+    own = [
+        path for path in folder.iterdir() if not path.name.startswith("iteration-") and path.name != "whole"
+    ]
+    files = [file for path in own for file in (path.rglob("*") if path.is_dir() else [path])]
+    return sorted(file for file in files if file.is_file() and file.name != SUMS)
 
 
 def write_model(path: str) -> None:

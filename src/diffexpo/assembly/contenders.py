@@ -16,7 +16,7 @@ from pathlib import Path
 
 from diffexpo.assembly.aliases import negative_prompts
 from diffexpo.assembly.evaluating import EVALUATING, on_iterate
-from diffexpo.assembly.objects import build_ranking, import_pairs, make_engine
+from diffexpo.assembly.objects import build_ranking, import_pairs, make_engine, open_store
 from diffexpo.assembly.starting import weights_of_run
 from diffexpo.config import RunConfig, config_to_yaml, read_resolved
 from diffexpo.config.contenders import KEY, Contender
@@ -123,7 +123,7 @@ def _lane(loop: Loop, folder: Path, config: RunConfig) -> Loop:
 
 def _with_store(lane: Loop) -> Loop:
     """The lane with a store of its own, which has its offline pairs."""
-    store = Store(lane.run_dir / "store")
+    store = open_store(lane.run_dir, lane.world)
     if lane.config.offline.source is not None:
         assert isinstance(lane.policy, FamilyPolicy)  # a run's policy was loaded
         import_pairs(lane.config, lane.policy, store, lane.console, lane.check_signals, lane.world)

@@ -57,8 +57,9 @@ def make_evaluator(judges: Sequence[Scorer], rewards: Sequence[Scorer]) -> Calla
             if iteration == 0:
                 check_judges(result)
             if loop.world.rank == 0:
-                records.save_suite(result, folder)
+                # The suite makes it complete, so the line comes first.
                 tell(loop, result, iteration, scorers)
+                records.save_suite(result, folder)
         loop.world.barrier()
 
     return evaluate

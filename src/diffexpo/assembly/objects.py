@@ -37,7 +37,7 @@ from diffexpo.policies.base import load_policy
 from diffexpo.policies.family import FamilyPolicy
 from diffexpo.rewards.base import load_rewards
 from diffexpo.rewards.mixture import conflict_metrics, dominance, mix_rewards, uncertainty
-from diffexpo.rewards.scoring import check_rewards, score_drawn
+from diffexpo.rewards.scoring import Budget, check_rewards, score_drawn
 from diffexpo.rewards.step_judge import LatentStepJudge
 from diffexpo.training.distributed import World
 from diffexpo.training.engine import Engine
@@ -78,7 +78,7 @@ def build_loop(config: RunConfig, run_dir: Path, console: Console, stop: StopSig
     step_judge = build_step_judge(config, policy)
     named_prompts(config.evaluation.prompts, "evaluation.prompts")
     separate_prompts(config, [] if config.algorithm.prompts_of_data else prompts)
-    store = Store(run_dir / "store")
+    store = open_store(run_dir, world)
     if config.offline.source is not None:
         import_pairs(config, policy, store, console, stop.check, world)
     if config.algorithm.prompts_of_data:
@@ -88,6 +88,7 @@ def build_loop(config: RunConfig, run_dir: Path, console: Console, stop: StopSig
     metrics = MetricsWriter(run_dir / "metrics.jsonl", active=world.rank == 0)
     engine = make_engine(config, policy, embeddings, metrics, world, console)
     ranking, improving = build_ranking(config), None
+    budget = Budget(f"the model that learns from {config.model.path}")
     if config.algorithm.improvement is not None:
         from diffexpo.assembly.improving import build_improving
 
@@ -101,7 +102,7 @@ def build_loop(config: RunConfig, run_dir: Path, console: Console, stop: StopSig
         prompts=prompts,
         negatives=negatives,
         embeddings=embeddings,
-        score=lambda drawn, texts: score_drawn(rewards, drawn, texts),
+        score=lambda drawn, texts: score_drawn(rewards, drawn, texts, budget=budget),
         ranking=ranking,
         world=world,
         metrics=metrics,
@@ -114,6 +115,14 @@ def build_loop(config: RunConfig, run_dir: Path, console: Console, stop: StopSig
         validate=make_validator(validation_judges) if config.explore.keep == "best" else None,
         people=ask_people(config, run_dir, policy, store, ranking),
     )
+
+
+def open_store(run_dir: Path, world: World) -> Store:
+    """The store of a run or lane, whose complete stages the first process verifies (`Store.check`)."""
+    store = Store(run_dir / "store")
+    if world.rank == 0:
+        store.check()
+    return store
 
 
 def make_engine(

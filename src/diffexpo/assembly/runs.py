@@ -11,7 +11,7 @@ import math
 import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -36,7 +36,7 @@ from diffexpo.config.contenders import read_contenders, start_contender
 from diffexpo.config.iterates import run_of_model
 from diffexpo.config.rules import negatives_are_on
 from diffexpo.data.store import Store
-from diffexpo.errors import ConfigError, Interrupted, MissingError, PolicyError, WaitingError
+from diffexpo.errors import ConfigError, DiffexpoError, Interrupted, MissingError, PolicyError, WaitingError
 from diffexpo.estimate.out_of_memory import explain_memory
 from diffexpo.evaluation.records import is_saved, load_run, load_suite
 from diffexpo.evaluation.summary import summarise
@@ -113,18 +113,22 @@ def run(
         try:
             with explain_memory(config, run_dir):
                 _run(config, run_dir, console, stop, world, until, watching or Watching())
+            if world.rank == 0 and until is None:
+                from diffexpo.evaluation.report import write_report
+
+                write_report(run_dir, "finished")
         except BaseException as error:
             is_stop = isinstance(error, (Interrupted, KeyboardInterrupt))
             state = "waiting" if isinstance(error, WaitingError) else "failed"
-            set_status(run_dir, "interrupted" if is_stop else state, world)
+            with suppress(DiffexpoError):  # a disk that is full is told by the first error
+                set_status(run_dir, "interrupted" if is_stop else state, world)
             raise
+        # Last: who finds this finds export and report.
         set_status(run_dir, "finished" if until is None else "stopped", world)
         if world.rank == 0 and until is None:
-            shutil.rmtree(run_dir / PROMPTS, ignore_errors=True)
             from diffexpo.evaluation.headline import closing_lines
-            from diffexpo.evaluation.report import write_report
 
-            write_report(run_dir)
+            shutil.rmtree(run_dir / PROMPTS, ignore_errors=True)
             for line in closing_lines(run_dir, summarise(load_run(run_dir))):
                 console.line(line)
     return run_dir / "report.html"

@@ -10,7 +10,13 @@ from pathlib import Path
 
 import typer
 
-from diffexpo.assembly import DiffexpoError, Interrupted, WaitingError, memory_failure
+from diffexpo.assembly import (
+    DiffexpoError,
+    Interrupted,
+    WaitingError,
+    explain_refusal,
+    memory_failure,
+)
 from diffexpo.cli.folders import find_run
 
 
@@ -44,6 +50,10 @@ def boundary(run_dir: Path | None = None) -> Iterator[None]:
         sys.stdout = None
         raise SystemExit(0) from None
     except BaseException as error:  # noqa: BLE001 - the edge of the process
+        refusal = explain_refusal(error) if isinstance(error, OSError) else None
+        if refusal is not None:
+            _tell(run_dir, f"error: {refusal}")
+            raise SystemExit(DiffexpoError.exit_code) from None
         if memory_failure(error) is not None:
             _tell(run_dir, f"error: out of memory: {error}\nclose other programs, or use a larger device")
             raise SystemExit(DiffexpoError.exit_code) from None

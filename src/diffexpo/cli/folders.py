@@ -45,6 +45,12 @@ def free_folder(name: str) -> Path:
     return next(RUNS / free for free in names if not (RUNS / free).exists())
 
 
+def is_finished(run_dir: Path) -> bool:
+    """Whether a run has ended and still has what it ended with: its report and its export."""
+    has_export = next((run_dir / "export").glob("*"), None) is not None
+    return run_state(run_dir) == "finished" and (run_dir / "report.html").is_file() and has_export
+
+
 def run_state(run_dir: Path) -> str:
     """`state` of status.json (running, interrupted, failed, finished), or "unknown"."""
     try:

@@ -18,6 +18,7 @@ from diffexpo.cli.run import run
 from diffexpo.cli.runs import runs
 from diffexpo.cli.stages import SINGLE_STAGES, cite, export, report, stage_command
 from diffexpo.cli.tracking import track
+from diffexpo.cli.verify import verify
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -38,6 +39,7 @@ app.command("cite")(cite)
 app.command("audit")(audit)
 app.command("runs")(runs)
 app.command("rescore")(rescore)
+app.command("verify")(verify)
 app.command("track")(track)
 app.command("compare")(compare)
 app.command("sweep")(sweep)

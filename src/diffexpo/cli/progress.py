@@ -12,7 +12,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
@@ -214,11 +214,22 @@ class Console:
         )
 
     def _tell(self, text: str, style: str | None) -> None:
-        if self._interactive and not self._silent:
-            self._rich.print(text, style=style)
-        elif not self._silent:
-            print(text, file=self._stream, flush=True)
+        try:
+            if self._interactive and not self._silent:
+                self._rich.print(text, style=style)
+            elif not self._silent:
+                print(text, file=self._stream, flush=True)
+        except OSError:
+            self._speak_no_more()
         self._to_log(text)
+
+    def _speak_no_more(self) -> None:
+        """The reader has gone away, or its disk is full: the work goes on, log.txt has the lines."""
+        self._silent = True
+        with suppress(OSError, ValueError):
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, self._stream.fileno())  # else what waits in the buffer fails at the very end
+            os.close(nowhere)
 
     def _to_log(self, text: str) -> None:
         self._unlogged.append(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}\n")
@@ -227,8 +238,12 @@ class Console:
     def _write_log(self) -> None:
         if self._log is not None:
             waiting, self._unlogged = self._unlogged, []
-            with self._log.open("a", encoding="utf-8") as file:
-                file.writelines(waiting)
+            try:
+                with self._log.open("a", encoding="utf-8") as file:
+                    file.writelines(waiting)
+            except OSError as error:  # a log is not worth a run
+                path, self._log = self._log, None
+                print(f"({path} could not be written: {error.strerror})", file=sys.stderr)
 
 
 def _cell(value: object) -> str:

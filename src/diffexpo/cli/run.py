@@ -17,7 +17,7 @@ from diffexpo import __version__, assembly
 from diffexpo.assembly import ConfigError
 from diffexpo.cli.completing import recipe_names
 from diffexpo.cli.failures import boundary
-from diffexpo.cli.folders import RUNS, find_run, free_folder, run_state
+from diffexpo.cli.folders import RUNS, find_run, free_folder, is_finished, run_state
 from diffexpo.cli.options import Set
 from diffexpo.cli.progress import Console, Nowhere
 
@@ -94,11 +94,10 @@ def run(
     if dry_run:
         _print_plan(loaded.config, run_dir, stop_after, console, as_json)
         return
-    if resume and run_state(run_dir) == "finished":
+    if resume and is_finished(run_dir):
         _print_summary(run_dir, as_json)
         console.line(f"{run_dir} is complete; nothing to resume")
-        if (run_dir / "report.html").is_file():
-            console.line(f"report: {run_dir / 'report.html'}")
+        console.line(f"report: {run_dir / 'report.html'}")
         return
     with boundary(run_dir), deadline(max_minutes):
         _print_header(loaded.config, run_dir, resume, console)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Thread
 
 import pyarrow.compute as pc
 
@@ -12,9 +13,12 @@ from diffexpo.data.latent_files import LatentFile, LatentPack
 from diffexpo.data.listing import named_shards
 from diffexpo.data.manifests import list_manifests, manifest_files, manifest_path
 from diffexpo.data.rows import SCHEMAS, Pair, Sample, to_rows
-from diffexpo.data.shards import Shard, list_shards, read_header, read_rows
+from diffexpo.data.shards import Shard, advice, list_shards, read_header, read_rows
 from diffexpo.errors import StoreError
 from diffexpo.files import sha256_of
+
+AT_ONCE = 1 << 26
+"""Bytes of a store that a check reads before anything else is done."""
 
 
 @dataclass(frozen=True)
@@ -40,8 +44,42 @@ def describe_file(root: Path, shard: Shard) -> dict[str, object]:
     return {"sha256": sha256_of(path), "rows": read_header(path)[0], "bytes": path.stat().st_size}
 
 
-def find_problems(root: Path) -> list[str]:
-    """Everything that is wrong with complete stages: files gone or changed, counts that do not match."""
+class Check:
+    """A look at everything that complete stages name: at once at what is there and how long it is, and at its
+    content, where that is much in the background. One check a process."""
+
+    def __init__(self, root: Path) -> None:
+        self._root, self._problems = root, find_problems(root, reads=False)
+        named = [manifest_files(root, *stage) for stage in list_manifests(root)] if not self._problems else []
+        size = sum(int(str(entry["bytes"])) for files in named for entry in files.values())
+        self._thread = Thread(target=self._read, daemon=True) if size else None
+        if self._thread is not None and not self._problems:
+            self._thread.start()
+        if self._problems or size <= AT_ONCE:
+            self.wait()
+
+    def wait(self) -> None:
+        """Until all is read; a StoreError lists what is wrong."""
+        if self._thread is not None and not self._problems:
+            self._thread.join()
+        refuse(self._root, self._problems)
+
+    def _read(self) -> None:
+        try:
+            self._problems += find_problems(self._root)
+        except (OSError, ValueError) as error:
+            self._problems.append(str(error))
+
+
+def refuse(root: Path, problems: Sequence[str]) -> None:
+    """A StoreError that lists problems, if there are any."""
+    if problems:
+        raise StoreError(f"{root} has {len(problems)} problems:\n  " + "\n  ".join(problems))
+
+
+def find_problems(root: Path, *, reads: bool = True) -> list[str]:
+    """Everything that is wrong with complete stages: files gone or changed, counts that do not match; without
+    reading the files only what their length tells."""
     found = []
     for stage, iteration in list_manifests(root):
         manifest = manifest_path(root, stage, iteration).name
@@ -52,7 +90,7 @@ def find_problems(root: Path) -> list[str]:
             continue
         for name, entry in files.items():
             try:
-                found.append(_compare(root, name, entry, manifest))
+                found.append(_compare(root, name, entry, manifest, reads))
             except StoreError as error:
                 found.append(str(error))
     return [problem for problem in found if problem]
@@ -90,13 +128,19 @@ def _provenance(root: Path, name: str) -> dict[str, object]:
     return {"manifest": manifest_path(root, shard.stage, shard.iteration).name, **entry}
 
 
-def _compare(root: Path, name: str, entry: Mapping[str, object], manifest: str) -> str:
+def _compare(root: Path, name: str, entry: Mapping[str, object], manifest: str, reads: bool) -> str:
     path = root / name
     if not path.exists():
-        return f"{name} is missing although {manifest} names it"
+        return f"{name} is missing although {manifest} names it; {advice(path)}"
+    length = path.stat().st_size
+    if length != entry.get("bytes", length):
+        return f"{name} has {length} bytes, {manifest} says {entry['bytes']}; {advice(path)}"
+    if not reads:
+        return ""
     digest = sha256_of(path)
     if digest != entry["sha256"]:
-        return f"{name} has sha256 {digest}, {manifest} says {entry['sha256']}: the file has changed"
+        said = f"{manifest} says {entry['sha256']}: the file has changed"
+        return f"{name} has sha256 {digest}, {said}; {advice(path)}"
     shard = Shard.parse(name)
     if shard is not None and shard.kind != "latents":
         count, what = read_rows(path, SCHEMAS[shard.kind], SCHEMAS[shard.kind].names[:1]).num_rows, "rows"

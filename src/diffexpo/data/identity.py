@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from diffexpo.errors import ResumeError
-from diffexpo.files import seen, sha256_once, write_json
+from diffexpo.files import checksum_of, seen, sha256_once, write_json
 
 FILE = "inputs.json"
 FORMAT = 2
@@ -144,7 +144,7 @@ def read_identity(run_dir: Path) -> Identity | None:
                 f"{path} has format {body['format']}, this version reads {FORMAT}; use the version of "
                 "diffexpo that wrote it"
             )
-        if body.pop("sha256") != _checksum(body):
+        if body.pop("sha256") != checksum_of(body):
             raise ValueError("its checksum does not match")
         inputs = {name: Input(**entry) for name, entry in body["inputs"].items()}
         return Identity(body["settings"], body["code"], inputs, tuple(body["accepted"]))
@@ -171,8 +171,4 @@ def accepted_changes(run_dir: Path) -> list[str]:
 def write_identity(run_dir: Path, identity: Identity) -> None:
     """Write the record whole, with its checksum."""
     body = {"format": FORMAT, **asdict(identity)}
-    write_json(run_dir / FILE, {"sha256": _checksum(json.loads(json.dumps(body))), **body})
-
-
-def _checksum(body: Mapping[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
+    write_json(run_dir / FILE, {"sha256": checksum_of(json.loads(json.dumps(body))), **body})

@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 
 from diffexpo.errors import StoreError
-from diffexpo.files import write_text
+from diffexpo.files import checksum_of, write_text
 
-FORMAT = 2
-_READ = (1, 2)  # 1: complete stages keep the files of their units
+FORMAT = 3
+_READ = (1, 2, FORMAT)  # 1: complete stages keep the files of their units; up to 2: no checksum
 # A stage of a lane begins with the lane's name, which is that of a recipe or folder.
 _STAGE = r"[^/\\]*[a-z_]"
 _NAME = re.compile(rf"(?P<stage>{_STAGE})-(?P<iteration>\d{{4,}})\.json")
@@ -41,18 +41,23 @@ def list_manifests(root: Path) -> list[tuple[str, int]]:
 def read_manifest(
     root: Path, stage: str, iteration: int
 ) -> tuple[dict[str, Any], dict[str, dict[str, object]]] | None:
-    """(payload, file name -> {"sha256", "rows", "bytes"}), None where there is no manifest; damage or another
-    format is a StoreError."""
+    """(payload, file name -> {"sha256", "rows", "bytes"}), None where there is no manifest; damage, another
+    format or another stage's manifest is a StoreError."""
     path = manifest_path(root, stage, iteration)
     if not path.exists():
         return None
     try:
         body = json.loads(path.read_bytes())
         if body["format"] not in _READ:
-            versions = f"format {body['format']}, this version reads {' and '.join(map(str, _READ))}"
+            versions = f"format {body['format']}, this version reads {', '.join(map(str, _READ))}"
             raise StoreError(f"{path} has {versions}; use the version that wrote it")
+        digest = body.pop("sha256", "" if body["format"] == FORMAT else None)
+        if digest is not None and digest != checksum_of(body):
+            raise ValueError("its checksum does not match")
+        if (body["stage"], body["iteration"]) != (stage, iteration):
+            raise ValueError(f"it is that of {body['stage']} {body['iteration']}")
         return dict(body["payload"]), dict(body["files"])
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise StoreError(
             f"{path} is damaged ({error!r}); restore it, or delete it and resume: finished units are kept, "
             "it is written again"
@@ -86,8 +91,11 @@ def write_manifest(
         if files.get(name) != entry:
             raise StoreError(f"{path} names {name}, which has changed or is gone; a manifest can only grow")
     named = {"format": FORMAT, "stage": stage, "iteration": iteration}
-    body = {**named, "payload": _finite(payload), "files": dict(files)}
-    write_text(path, json.dumps(body, indent=1, sort_keys=True, allow_nan=False) + "\n")
+    body = json.loads(json.dumps({**named, "payload": _finite(payload), "files": dict(files)}))
+    write_text(
+        path,
+        json.dumps({**body, "sha256": checksum_of(body)}, indent=1, sort_keys=True, allow_nan=False) + "\n",
+    )
     return path
 
 

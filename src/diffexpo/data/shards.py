@@ -166,7 +166,7 @@ def read_rows(
             raise StoreError(
                 f"{path} does not hold the store's columns (missing: {', '.join(missing) or 'none'}; of "
                 f"another type: {', '.join(wrong) or 'none'}): it was written by another version or by "
-                f"something else; {_advice(path)}"
+                f"something else; {advice(path)}"
             )
         wanted = list(columns or schema.names)
         there = [name for name in wanted if name not in absent]
@@ -205,10 +205,11 @@ def damage(path: Path, missing: str = "is missing") -> Iterator[None]:
 
 def damaged(path: Path, what: str) -> StoreError:
     """The error that says what is wrong with a file of the store, and what to do."""
-    return StoreError(f"{path} {what}; {_advice(path)}")
+    return StoreError(f"{path} {what}; {advice(path)}")
 
 
-def _advice(path: Path) -> str:
+def advice(path: Path) -> str:
+    """What to do about a file of the store that is gone or damaged."""
     shard = Shard.parse(path.name)
     if shard is None:
         return "restore it from a copy"

@@ -23,7 +23,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import ArrayLike
 
-from diffexpo.data.audit import Lineage, describe_file, find_problems, trace
+from diffexpo.data.audit import Check, Lineage, describe_file, find_problems, refuse, trace
 from diffexpo.data.latent_files import check_latents, write_latents
 from diffexpo.data.listing import named_shards, shards_of_stage, written_units
 from diffexpo.data.manifests import (
@@ -72,6 +72,7 @@ class Store:
                 f"there is no store at {self.root}; name a run folder that has collected or imported data"
             )
         self._places = Places(self.root)
+        self._check: Check | None = None
         self._units: dict[tuple[str, str, int], set[int]] = {}  # units by kind, stage and iteration
 
     # ---- writing -------------------------------------------------------------------------------------------
@@ -146,8 +147,11 @@ class Store:
             payload: JSON kept with it; numbers that are not finite become null.
         Raises:
             StoreError: a unit is missing or half written, a latents file is not the one that was written
-                with its rows, two units hold a sample, or an older manifest names a file that is gone.
+                with its rows, two units hold a sample, an older manifest names a file that is gone, or what
+                `check` began has found damage.
         """
+        if self._check is not None:
+            self._check.wait()
         shards = list_shards(self.root, stage=stage, iteration=iteration)
         self._check_units(stage, iteration, shards)
         if stage not in PACKED:
@@ -315,10 +319,13 @@ class Store:
 
     def verify(self) -> int:
         """Recompute every SHA-256 and row count; returns the number of files. A StoreError lists problems."""
-        problems = find_problems(self.root)
-        if problems:
-            raise StoreError(f"{self.root} has {len(problems)} problems:\n  " + "\n  ".join(problems))
+        refuse(self.root, find_problems(self.root))
         return sum(len(manifest_files(self.root, stage, iteration)) for stage, iteration in self.completed())
+
+    def check(self) -> None:
+        """Verify what complete stages name: now, or where it is much while other work goes on. A StoreError
+        lists problems, here or when the next stage is to be complete: nothing is built on damaged data."""
+        self._check = Check(self.root)
 
     # ---- inside --------------------------------------------------------------------------------------------
 

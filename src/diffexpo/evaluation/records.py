@@ -33,9 +33,9 @@ from diffexpo.data.identity import accepted_changes
 from diffexpo.data.manifests import read_manifests
 from diffexpo.data.rows import MarginOfPair, Pair
 from diffexpo.errors import DataError, MissingError, StoreError
-from diffexpo.files import write_json
+from diffexpo.files import checksum_of, sha256_of, sync_tree, write_json
 from diffexpo.online.keeping import STAGE as VALIDATE
-from diffexpo.training.metrics import read_metrics
+from diffexpo.training.metrics import sound_metrics
 from diffexpo.types import Prompt
 
 Json = dict[str, Any]
@@ -161,8 +161,11 @@ def save_suite(result: SuiteResult, folder: Path) -> Path:
         "image_index": result.image_index.tolist(),
         "scores": {name: [_number(value) for value in values] for name, values in result.scores.items()},
         "kl": [_number(value) for value in result.kl],
+        "pictures": [sha256_of(image_path(folder, row)) for row in range(len(result.images))],
     }
-    write_json(folder / "suite.json", payload)
+    sync_tree(folder)
+    payload = json.loads(json.dumps(payload, allow_nan=False))
+    write_json(folder / "suite.json", payload | {"sha256": checksum_of(payload)})
     return folder
 
 
@@ -188,6 +191,9 @@ def load_suite(folder: Path, *, with_images: bool = True) -> SuiteResult:
         raise MissingError(f"{path} does not exist: {reason}")
     try:
         fields = json.loads(path.read_text(encoding="utf-8"))
+        if "sha256" in fields and fields.pop("sha256") != checksum_of(fields):
+            raise ValueError("the checksum of suite.json does not match")
+        pictures = fields.pop("pictures", [])
         fields["prompts"] = tuple(Prompt(**prompt) for prompt in fields["prompts"])
         for name in ("prompt_index", "image_index"):
             fields[name] = np.array(fields[name], dtype=np.int64)
@@ -196,9 +202,12 @@ def load_suite(folder: Path, *, with_images: bool = True) -> SuiteResult:
         rows = range(len(fields["prompt_index"]))
         fields["images"] = np.broadcast_to(np.uint8(0), (len(rows), 1, 1, 3))
         if with_images:
+            for row, digest in enumerate(pictures):
+                if sha256_of(image_path(folder, row)) != digest:
+                    raise ValueError(f"{image_path(folder, row).name} is not the image that was scored")
             fields["images"] = np.stack([read_image(image_path(folder, row)) for row in rows])
         return SuiteResult(**fields)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         advice = "delete the folder and run `diffexpo run --resume`"
         raise DataError(f"{folder}: not a complete evaluation ({error}); {advice}") from error
 
@@ -267,11 +276,17 @@ def load_run(run_dir: Path, *, with_images: bool = True) -> RunRecord:
         advice = "give the folder of `diffexpo run`"
         raise MissingError(f"{run_dir} is not a run folder: {config_path} does not exist; {advice}")
     problems = accepted_changes(run_dir)
+
+    def metrics_of(path: Path) -> list[Json]:
+        rows, damaged = sound_metrics(path)
+        problems.extend(damaged)
+        return rows
+
     beside = run_dir / CONTENDERS
     suites = _load_suites(run_dir / "eval", problems, with_images)
     contenders = {
         name: ContenderRecord(
-            suite, _read_yaml(beside / name / "config.yaml"), read_metrics(beside / name / "metrics.jsonl")
+            suite, _read_yaml(beside / name / "config.yaml"), metrics_of(beside / name / "metrics.jsonl")
         )
         for name, suite in _load_suites(beside / "eval", problems, with_images).items()
     }
@@ -285,9 +300,9 @@ def load_run(run_dir: Path, *, with_images: bool = True) -> RunRecord:
         config=_read_yaml(config_path),
         env=_read_json(run_dir / "env.json", {}),
         status=_read_json(run_dir / "status.json", {}),
-        metrics=read_metrics(run_dir / "metrics.jsonl"),
+        metrics=metrics_of(run_dir / "metrics.jsonl"),
         suites=suites,
-        baseline_metrics=read_metrics(run_dir / "baseline" / "metrics.jsonl"),
+        baseline_metrics=metrics_of(run_dir / "baseline" / "metrics.jsonl"),
         examples=[PairExample(**row) for row in _read_json(run_dir / "eval" / "pairs" / "pairs.json", [])],
         problems=problems,
         contenders=contenders,
@@ -325,8 +340,9 @@ def _read_json(path: Path, absent: Any) -> Any:
         return absent
     try:
         return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise DataError(f"{path}: not JSON ({error}); the file is damaged") from error
+    except (ValueError, RecursionError) as error:
+        advice = "the file is damaged: restore it, or delete it"
+        raise DataError(f"{path}: not JSON ({error}); {advice}") from error
 
 
 def _read_yaml(path: Path) -> Json:

@@ -46,14 +46,16 @@ METRICS = {
 }
 
 
-def write_report(run_dir: Path) -> Path:
+def write_report(run_dir: Path, state: str | None = None) -> Path:
     """Write `<run>/report.html` of a run, finished or not, the before/after sheet `<run>/eval/grid.png`, its
     headline numbers as `<run>/summary.json`, and the table of contenders, if any, as `<run>/contenders.json`.
 
-    Returns the page's path; the same files give the same bytes. MissingError if the folder is not a run,
-    DataError if one of its files is damaged.
+    `state` is the run's, where status.json does not have it yet. Returns the page's path; the same files give
+    the same bytes. MissingError if the folder is not a run, DataError if one of its files is damaged.
     """
     record = load_run(Path(run_dir))
+    if state is not None:
+        record.status = {**record.status, "state": state}
     summary, path = summarise(record), record.run_dir / "report.html"
     has = {name: figure for name, figure in FIGURES.items() if _has(name, record, summary.method)}
     page = template("report.html.j2").render(

@@ -27,7 +27,7 @@ from diffexpo.evaluation.divergence import kl_estimator, path_kl
 from diffexpo.evaluation.metrics import vendi_score
 from diffexpo.evaluation.records import SuiteResult, image_path, read_image, save_images
 from diffexpo.rewards.images import to_bytes
-from diffexpo.rewards.scoring import score_drawn
+from diffexpo.rewards.scoring import Budget, score_drawn
 from diffexpo.rng import keyed_order, torch_generator
 from diffexpo.training.background import Background
 from diffexpo.training.distributed import World
@@ -265,9 +265,12 @@ class Evaluation:
         """Vendi score of each of Vendi's prompts by its id, from the features (N,d) of all images."""
         prompt_index, image_index = self._rows
         counted = image_index < self.settings.vendi_images
+        # An image that is not finite, or all of one colour for an embedder of pixels, has no direction.
+        told = np.isfinite(features).all(axis=1) & (features != 0).any(axis=1)
         return {
-            prompt.id: vendi_score(features[(prompt_index == index) & counted])
+            prompt.id: vendi_score(features[rows])
             for index, prompt in enumerate(self.prompts[: self._vendi_prompts])
+            if (rows := (prompt_index == index) & counted & told).any()
         }
 
 
@@ -280,6 +283,7 @@ class _Judging:
         self.scores: dict[str, list[np.ndarray]] = {scorer.name: [] for scorer in scorers}
         self.features: list[np.ndarray] = []
         self._scorers, self._embed, self._overlap = scorers, embed, overlap
+        self._budget = Budget("the model that is evaluated")
         self._waiting: Background[Mapping[str, np.ndarray]] | None = None
 
     def close(self) -> None:
@@ -292,7 +296,7 @@ class _Judging:
         self.finish()
 
         def judge() -> Mapping[str, np.ndarray]:
-            scores = score_drawn(self._scorers, Drawn(latents, images), prompts)
+            scores = score_drawn(self._scorers, Drawn(latents, images), prompts, budget=self._budget)
             if self._embed is not None:
                 self.features.append(self._embed(images).detach().cpu().numpy())
             return scores

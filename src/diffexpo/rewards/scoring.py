@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
@@ -10,12 +11,38 @@ import torch
 from torch import Tensor
 
 from diffexpo.config.rewards.card import SCORING_BATCH
-from diffexpo.errors import RewardError, ScorerStoppedError
+from diffexpo.errors import PolicyError, RewardError, ScorerStoppedError
 from diffexpo.phases import phase
 from diffexpo.rewards.images import quantise
 from diffexpo.types import Drawn, Reward
 
 _log = logging.getLogger("diffexpo")
+
+
+class Budget:
+    """How many of the last images may be no finite numbers: single ones are left out, but where they are a
+    quarter, and at least four, the model is broken and what is left says nothing of it.
+
+    Args:
+        who: The model, for the message.
+    """
+
+    LAST, SHARE, LEAST = 64, 0.25, 4
+
+    def __init__(self, who: str) -> None:
+        self.who = who
+        self._last: deque[bool] = deque(maxlen=self.LAST)
+
+    def count(self, broken: np.ndarray) -> None:
+        """Count images (N,), true for one that is not finite; a PolicyError where they are too many."""
+        self._last.extend(bool(one) for one in broken)
+        number = sum(self._last)
+        if number >= max(self.LEAST, self.SHARE * len(self._last)):
+            raise PolicyError(
+                f"{number} of the last {len(self._last)} images of {self.who} are not finite numbers: the "
+                "model is broken, or training has diverged. If its base draws sound images, start a new run "
+                "with a lower training.learning_rate (or model.dtype=bfloat16 instead of float16)"
+            )
 
 
 @phase("scoring images")
@@ -26,6 +53,7 @@ def score_drawn(
     *,
     batch_size: int = SCORING_BATCH,
     tick: Callable[[], None] = lambda: None,
+    budget: Budget | None = None,
 ) -> dict[str, np.ndarray]:
     """Scores of what was drawn under every scorer, each given what it reads.
 
@@ -35,12 +63,14 @@ def score_drawn(
     Args:
         scorers: Scorers of images and of latents.
         drawn: N latents and their images, for N `prompts`; what no scorer reads may be None.
+        budget: Counts the images that are not finite, and stops where they are too many.
         batch_size: Rows per call of a scorer; `tick` is called after each.
     Returns:
         name -> (N,) float32, NaN where scoring failed or was not finite; `num_failed` counts them.
     Raises:
         RewardError: prompts differ in number from what was drawn.
         ScorerStoppedError: a scorer cannot go on, such as one whose server does not return.
+        PolicyError: the budget is spent.
     """
     images = None if drawn.images is None else quantise(drawn.images)
     scores = {}
@@ -62,6 +92,8 @@ def score_drawn(
     if broken.any():
         text = "%d of %d images are not finite numbers: the model that drew them is broken or has diverged"
         _log.warning(text, int(broken.sum()), len(prompts))
+    if budget is not None:
+        budget.count(broken)
     for name, count in num_failed(scores).items():
         if count:
             text = "reward %r gave no finite score for %d of %d images; they are excluded"

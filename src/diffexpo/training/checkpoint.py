@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import safetensors.torch
+import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
@@ -26,6 +27,7 @@ from diffexpo.files import TEMPORARY, put, replacing, write_bytes
 
 KEEP = 2
 PREFIX = "checkpoint-"
+_CHECKSUM = "diffexpo.sha256"
 
 
 @dataclass(frozen=True)
@@ -104,17 +106,41 @@ def read_checkpoint(path: Path) -> Checkpoint:
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    """Write one safetensors file, whole or not at all: after a StoreError (the disk is full or fails) an
-    earlier file of this name is untouched."""
-    write_bytes(Path(path), _serialise(tensors))
+    """Write one safetensors file, with a checksum in its header, whole or not at all: after a StoreError (the
+    disk is full or fails) an earlier file of this name is untouched."""
+    plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    write_bytes(Path(path), safetensors.torch.save(plain, metadata={_CHECKSUM: _digest(plain)}))
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
-    """Tensors of a safetensors file, on the CPU; ResumeError if it is missing, truncated or another kind."""
+    """Tensors of a safetensors file, on the CPU; ResumeError if it is missing, truncated, another kind, or no
+    longer what `write_tensors` wrote."""
     try:
-        return safetensors.torch.load(Path(path).read_bytes())
-    except (OSError, SafetensorError) as error:
+        data = Path(path).read_bytes()
+        tensors = safetensors.torch.load(data)
+        known = _metadata(data).get(_CHECKSUM)  # files of others have none
+    except (OSError, ValueError, SafetensorError) as error:
         raise ResumeError(f"{path} cannot be read ({error}); restore it or start the run again") from error
+    if known is not None and known != _digest(tensors):
+        raise ResumeError(f"{path} is damaged (its checksum does not match); restore it or start a new run")
+    return tensors
+
+
+def _metadata(data: bytes) -> Mapping[str, str]:
+    """The free text in the header of a safetensors file that could be read."""
+    header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
+    found: Mapping[str, str] = header.get("__metadata__", {})
+    return found
+
+
+def _digest(tensors: Mapping[str, Tensor]) -> str:
+    """SHA-256 over names, types, shapes and bytes of tensors on the CPU, in sorted order."""
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        tensor = tensors[name]
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
 
 
 def _serialise(tensors: Mapping[str, Tensor]) -> bytes:

@@ -8,6 +8,7 @@ step. A value that is not finite is null.
 from __future__ import annotations
 
 import json
+import logging
 import math
 import os
 import resource
@@ -18,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from diffexpo.errors import DataError, DiffexpoError
+from diffexpo.files import write_bytes
 
 
 def peak_memory() -> dict[str, float]:
@@ -27,9 +29,12 @@ def peak_memory() -> dict[str, float]:
 
 
 class MetricsWriter:
-    """Appends to one metrics file, whose folder is made. A line torn by a crash is removed when the file is
-    opened; with `active=False` (processes other than rank 0) every method does nothing. `on_line` is called
-    with each line that was written."""
+    """Appends to one metrics file, whose folder is made.
+
+    A line torn by a crash is removed when the file is opened, and damaged lines are kept aside in
+    NAME.damaged, with a warning. With `active=False` (processes other than rank 0) every method does nothing.
+    `on_line` is called with each line that was written.
+    """
 
     def __init__(self, path: Path, *, active: bool = True) -> None:
         self.path = Path(path)
@@ -64,6 +69,7 @@ class MetricsWriter:
         if self.active and (iteration, phase) not in self._once:
             self.write(iteration, None, phase, values)
             self._once.add((iteration, phase))
+            self.sync()  # the manifest of the stage, which counts on the line, is written next
 
     def rewind(self, iteration: int, step: int) -> int:
         """Cut the file before the first step after `step` (that of the checkpoint) of an iteration's
@@ -87,34 +93,75 @@ class MetricsWriter:
 
     def _scan(self) -> None:
         self.path.touch()
-        rows, length = _whole_lines(self.path.read_bytes())
-        os.truncate(self.path, length)
+        rows, damaged, sound, torn = _parse(self.path.read_bytes())
+        if damaged:
+            aside, numbers = damaged_path(self.path), ", ".join(str(number) for number, _ in damaged)
+            kept = aside.read_bytes() if aside.exists() else b""
+            write_bytes(aside, kept + b"".join(line for _, line in damaged))
+            write_bytes(self.path, sound)
+            logging.getLogger("diffexpo").warning(
+                "%s: line %s damaged, kept aside in %s; what stood there is missing from curves and costs",
+                self.path,
+                f"{numbers} is" if len(damaged) == 1 else f"{numbers} are",
+                aside.name,
+            )
+        elif torn:
+            os.truncate(self.path, len(sound))
         self._once = {(row["iteration"], row["phase"]) for row in rows if row["step"] is None}
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
     """Lines of a metrics file; one that a crash tore at the end is left out, an absent file is empty.
-    DataError if a line before the last is not a JSON object."""
-    data = path.read_bytes() if path.exists() else b""
-    rows, length = _whole_lines(data)
-    if b"\n" in data[length:-1]:
-        line = data[length:].splitlines()[0]
-        advice = "the file is damaged"
-        raise DataError(f"{path} line {len(rows) + 1}: expected a JSON object, found {line[:40]!r}; {advice}")
+    DataError if a whole line is not a JSON object with an iteration, a step and a phase."""
+    rows, damaged, _, _ = _parse(path.read_bytes() if path.exists() else b"")
+    if damaged:
+        raise DataError(_say(path, *damaged[0]))
     return rows
 
 
-def _whole_lines(data: bytes) -> tuple[list[dict[str, Any]], int]:
-    """The JSON objects at the start, a line each, and the length of these lines: a crash can tear the tail,
-    or leave zeros there."""
-    rows, length = [], 0
-    for line in data.splitlines(keepends=True):
-        try:
-            row = json.loads(line)
-        except ValueError:
-            break
-        if not isinstance(row, dict) or not line.endswith(b"\n"):
-            break
-        rows.append(row)
-        length += len(line)
-    return rows, length
+def sound_metrics(path: Path) -> tuple[list[dict[str, Any]], list[str]]:
+    """What can be read of a metrics file, and a sentence on each damaged line, also on those that were kept
+    aside before."""
+    rows, damaged, _, _ = _parse(path.read_bytes() if path.exists() else b"")
+    told = [_say(path, number, line) for number, line in damaged]
+    if (aside := damaged_path(path)).exists():
+        lines = aside.read_bytes().count(b"\n")
+        told.append(f"{path} has lost {lines} damaged lines, which are in {aside.name}")
+    return rows, told
+
+
+def _say(path: Path, number: int, line: bytes) -> str:
+    return (
+        f"{path} line {number}: expected a JSON object, found {line[:40]!r}; the file is damaged: restore "
+        "it, or resume the run, which keeps the line aside"
+    )
+
+
+def damaged_path(path: Path) -> Path:
+    """Where the damaged lines of a metrics file are kept."""
+    return path.with_name(path.name + ".damaged")
+
+
+def _parse(data: bytes) -> tuple[list[dict[str, Any]], list[tuple[int, bytes]], bytes, bool]:
+    """The JSON objects; damaged lines with their numbers; the sound lines; and whether a crash tore the end,
+    or left zeros there, which is neither."""
+    rows: list[dict[str, Any]] = []
+    damaged, sound = [], []
+    lines = data.split(b"\n")
+    for number, line in enumerate(lines[:-1], 1):
+        row = _row(line)
+        if row is not None:
+            rows.append(row)
+            sound.append(line + b"\n")
+        elif number < len(lines) - 1 or line.strip(b"\0"):
+            damaged.append((number, line + b"\n"))
+    kept = b"".join(sound)
+    return rows, damaged, kept, len(data) > len(kept)
+
+
+def _row(line: bytes) -> dict[str, Any] | None:
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    return row if isinstance(row, dict) and {"iteration", "step", "phase"} <= row.keys() else None

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from dataclasses import dataclass, replace
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -269,7 +270,7 @@ def test_verify_finds_every_kind_of_damage(tmp_path: Path) -> None:
     problems = str(caught.value)
     assert "samples-0001-p0000.parquet has sha256" in problems
     assert "latents-0002-p0000.safetensors is missing although collect-0002.json names it" in problems
-    assert "pairs-0001-r00-u0000.parquet has sha256" in problems
+    assert "pairs-0001-r00-u0000.parquet has 0 bytes, pair-0001.json says" in problems
 
 
 @pytest.mark.parametrize(("is_complete", "name"), [(True, "0001-p0000"), (False, "0001-r00-u0000")])
@@ -435,3 +436,59 @@ def test_a_folder_that_is_no_store_is_refused_and_left_as_it_is(tmp_path: Path) 
     with pytest.raises(StoreError, match="expected a run's folder `store`"):
         Store(tmp_path / "other")
     assert sorted(run.rglob("*")) == before and not (tmp_path / "other" / "manifests").exists()
+
+
+def flip(path: Path, place: int, bit: int = 0) -> None:
+    data = bytearray(path.read_bytes())
+    data[place % len(data)] ^= 1 << bit
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize("kind", ["latents", "samples", "pairs"])
+@pytest.mark.parametrize("at_once", [1 << 26, 0])
+def test_nothing_is_built_on_damaged_data(
+    tmp_path: Path, kind: str, at_once: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A changed bit anywhere is found at once, or, where much is to be read, before the next stage is complete."""
+    monkeypatch.setattr("diffexpo.data.audit.AT_ONCE", at_once)
+    fill(Store(tmp_path), 1, 6)
+    file = next(tmp_path.glob(f"{kind}-0001-*"))
+    sound = file.read_bytes()
+    for place in range(0, len(sound), len(sound) // 5):
+        flip(file, place)
+        store = Store(tmp_path)
+        with pytest.raises(StoreError, match=f"{file.name} has sha256 .*restore it from a copy, or delete"):
+            store.check()
+            store.write_manifest("train", 1, {})
+        file.write_bytes(sound)
+    store = Store(tmp_path)
+    store.check()
+    store.write_manifest("train", 1, {})
+
+
+def test_what_a_manifest_names_must_be_there(tmp_path: Path) -> None:
+    fill(Store(tmp_path), 1, 6)
+    next(tmp_path.glob("pairs-0001-*")).unlink()
+    with pytest.raises(StoreError, match="is missing although pair-0001.json names it"):
+        Store(tmp_path).check()
+
+
+def test_every_bit_of_a_manifest_counts(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    path = store.write_manifest("train", 1, {"weights": "abc", "cost": 12})
+    sound = path.read_bytes()
+    for place, bit in product(range(len(sound)), range(8)):
+        flip(path, place, bit)
+        try:
+            assert store.manifest("train", 1) == {"weights": "abc", "cost": 12}, "only white space may change"
+        except StoreError as error:
+            assert "is damaged" in str(error) or "use the version that wrote it" in str(error)
+        path.write_bytes(sound)
+
+
+def test_a_manifest_of_another_stage_is_refused(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    first = store.write_manifest("train", 1, {"cost": 1})
+    first.with_name("train-0002.json").write_bytes(first.read_bytes())
+    with pytest.raises(StoreError, match="it is that of train 1"):
+        store.manifest("train", 2)

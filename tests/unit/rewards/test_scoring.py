@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 import torch
 
-from diffexpo.errors import RewardError
+from diffexpo.errors import PolicyError, RewardError
 from diffexpo.rewards.jpeg import JpegCompressibility
 from diffexpo.rewards.python_file import PythonFileReward
-from diffexpo.rewards.scoring import check_rewards, num_failed
+from diffexpo.rewards.scoring import Budget, check_rewards, num_failed, score_drawn
+from diffexpo.types import Drawn
 from tests.scores import score_images
 
 SOURCE = """
@@ -111,3 +112,31 @@ def test_an_image_that_is_not_finite_has_no_score_whatever_the_scorer_says(caplo
     scores = score_images([JpegCompressibility("jpeg")], images, ["a"] * 3)["jpeg"]
     assert np.isfinite(scores).tolist() == [True, False, True]
     assert "1 of 3 images are not finite numbers: the model that drew them" in caplog.text
+
+
+def scored(budget: Budget, broken: list[bool]) -> None:
+    images = torch.rand(len(broken), 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    images[torch.tensor(broken)] = torch.nan
+    score_drawn([JpegCompressibility("jpeg")], Drawn(images=images), ["a"] * len(broken), budget=budget)
+
+
+def test_single_broken_images_are_left_out_and_many_stop_the_run() -> None:
+    budget = Budget("the model")
+    scored(budget, [True, True, True, False])  # three are within the budget
+    for _ in range(15):
+        scored(budget, [False] * 4)
+    with pytest.raises(PolicyError, match="16 of the last 64 images of the model are not finite numbers"):
+        scored(budget, [True] * 16)
+    scored(Budget("the model"), [True] * 3)
+    with pytest.raises(PolicyError, match="4 of the last 4 images"):
+        scored(Budget("the model"), [True] * 4)
+
+
+def test_the_share_of_broken_images_is_that_of_the_last_ones() -> None:
+    """A model that diverges late is stopped as soon as one that is broken from the start."""
+    budget = Budget("the model")
+    for _ in range(100):
+        scored(budget, [False] * 4)
+    scored(budget, [True] * 12)
+    with pytest.raises(PolicyError, match="16 of the last 64"):
+        scored(budget, [True] * 4)

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+import safetensors.torch
 import torch
 
 from diffexpo.errors import DiffexpoError, ResumeError, StoreError
@@ -218,3 +219,27 @@ def test_the_manifest_names_every_other_file(tmp_path: Path) -> None:
     path = save(tmp_path, 1)
     named = json.loads((path / "manifest.json").read_bytes())["files"]
     assert set(named) | {"manifest.json"} == {item.name for item in path.iterdir()}
+
+
+def test_every_changed_bit_of_a_tensor_file_is_refused_or_harmless(tmp_path: Path) -> None:
+    path, tensors = tmp_path / "weights.safetensors", {"a": torch.ones(3), "b": torch.arange(4)}
+    write_tensors(path, tensors)
+    data = path.read_bytes()
+    harmless = 0
+    for place in range(len(data)):
+        changed = bytearray(data)
+        changed[place] ^= 4
+        path.write_bytes(changed)
+        try:
+            read = read_tensors(path)
+        except ResumeError:
+            continue
+        harmless += 1
+        assert read.keys() == tensors.keys() and all(torch.equal(read[name], tensors[name]) for name in read)
+    assert harmless < len("diffexpo.sha256__metadata__") + 8, "only the name of the checksum is not guarded"
+
+
+def test_tensors_of_others_have_no_checksum(tmp_path: Path) -> None:
+    path = tmp_path / "other.safetensors"
+    path.write_bytes(safetensors.torch.save({"a": torch.ones(3)}))
+    assert torch.equal(read_tensors(path)["a"], torch.ones(3))

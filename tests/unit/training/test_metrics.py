@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from diffexpo.errors import DiffexpoError
-from diffexpo.training.metrics import MetricsWriter, read_metrics
+from diffexpo.errors import DataError, DiffexpoError
+from diffexpo.training.metrics import MetricsWriter, damaged_path, read_metrics, sound_metrics
 
 
 def steps(path: Path) -> list[tuple[int, int | None, str]]:
@@ -33,7 +33,7 @@ def test_lines_hold_the_fields_and_null_for_what_is_not_finite(tmp_path: Path) -
     assert line == expected
 
 
-@pytest.mark.parametrize("tail", [b"{", b'{"iteration": 1}', b"\x00\x00\x00\n", b"{}{}\n"])
+@pytest.mark.parametrize("tail", [b"{", b'{"iteration": 1}', b"\x00\x00\x00\n"])
 def test_a_torn_tail_is_removed_on_opening(tmp_path: Path, tail: bytes) -> None:
     path = tmp_path / "metrics.jsonl"
     MetricsWriter(path).write(1, 1, "train", {})
@@ -42,6 +42,31 @@ def test_a_torn_tail_is_removed_on_opening(tmp_path: Path, tail: bytes) -> None:
     assert steps(path) == [(1, 1, "train")]
     MetricsWriter(path)
     assert path.read_bytes() == whole
+
+
+@pytest.mark.parametrize(
+    "line", [b"{}{}\n", b'{"iteration": 1}\n', b"\xff\n", b"[1]\n", b"[" * 100_000 + b"\n"]
+)
+@pytest.mark.parametrize("place", [0, 1, 2])
+def test_a_damaged_line_is_named_and_kept_aside_and_the_others_stay(
+    tmp_path: Path, line: bytes, place: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "metrics.jsonl"
+    writer = MetricsWriter(path)
+    writer.write(1, 1, "train", {})
+    writer.write_once(1, "collect", {})
+    sound = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(b"".join([*sound[:place], line, *sound[place:]]))
+    with pytest.raises(DataError, match=f"line {place + 1}: expected a JSON object"):
+        read_metrics(path)
+    rows, problems = sound_metrics(path)
+    assert len(rows) == 2 and len(problems) == 1
+    writer = MetricsWriter(path)
+    assert path.read_bytes() == b"".join(sound) and damaged_path(path).read_bytes() == line
+    assert f"line {place + 1} is damaged, kept aside in metrics.jsonl.damaged" in caplog.text
+    writer.write_once(1, "collect", {})
+    assert len(read_metrics(path)) == 2, "what is sound is still known"
+    assert "has lost 1 damaged lines" in sound_metrics(path)[1][0]
 
 
 def test_a_phase_is_written_once_even_by_the_next_process(tmp_path: Path) -> None:
