@@ -76,7 +76,11 @@ def jpeg(generator: np.random.Generator, side: int) -> bytes:
 @pytest.fixture(scope="session")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folder with a recipe, a model, prompts, negatives, rewards and offline pairs."""
-    root = tmp_path_factory.mktemp("world")
+    return make_world(tmp_path_factory.mktemp("world"))
+
+
+def make_world(root: Path) -> Path:
+    """`world` in a folder that is there."""
     model = tiny_diffusion(root / "model", levels=1)
     generator = np.random.default_rng(0)
     prompts = [f"thing {index}" for index in range(9)]
