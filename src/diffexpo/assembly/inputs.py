@@ -140,9 +140,9 @@ def _inputs(config: RunConfig, run_dir: Path, before: Mapping[str, Input]) -> Na
     ):
         if source is not None:
             yield from _pairs(setting, resolve(source), config, before)
-    for path in sorted(run_dir.glob("contenders/*/config.yaml")):
-        name = path.relative_to(run_dir).as_posix()
-        yield name, describe_files([path], before.get(name))
+    for own in sorted(run_dir.glob("contenders/*/config.yaml")):
+        name = own.relative_to(run_dir).as_posix()
+        yield name, describe_files([own], before.get(name))
 
 
 def _prompts(source: str, setting: str) -> Input | None:
