@@ -19,6 +19,7 @@ from diffexpo.cli.completing import recipe_names
 from diffexpo.cli.failures import boundary
 from diffexpo.cli.folders import RUNS, find_run, free_folder, run_state
 from diffexpo.cli.options import Set
+from diffexpo.cli.processes import is_started_by_a_launcher, run_in_processes
 from diffexpo.cli.progress import Console, Nowhere
 
 if TYPE_CHECKING:
@@ -68,6 +69,9 @@ def run(
     stop_after: Annotated[
         str | None, typer.Option(metavar="STAGE", help="Stop after this stage; --dry-run lists the stages.")
     ] = None,
+    processes: Annotated[
+        int, typer.Option(min=1, help="Share the work among this many processes of this machine.")
+    ] = 1,
 ) -> None:
     """Align a model: explore, judge, train, evaluate; ends with a report.
 
@@ -93,6 +97,15 @@ def run(
         if (run_dir / "report.html").is_file():
             console.line(f"report: {run_dir / 'report.html'}")
         return
+    if processes > 1 and not is_started_by_a_launcher():
+        # The folder is named: processes that start at once would each choose one.
+        named = ["--resume", str(run_dir)] if resume else [*(recipes or []), "--out", str(run_dir)]
+        named += [] if name is None or resume else ["--name", name]
+        named += [part for override in overrides or () for part in ("--set", override)]
+        named += ["--json"] if as_json else []
+        named += [] if max_minutes is None else ["--max-minutes", str(max_minutes)]
+        named += [] if stop_after is None else ["--stop-after", stop_after]
+        raise typer.Exit(run_in_processes(["run", *named], processes))
     with boundary(run_dir), deadline(max_minutes):
         _print_header(loaded.config, run_dir, resume, console)
         options = {"sources": loaded.sources, "stop_after": stop_after, "resume": resume, "console": console}
