@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,6 +22,8 @@ from worlds.emoji.fit import save_tensors
 
 MOMENTS = {"exp_avg": "first", "exp_avg_sq": "second", "momentum_buffer": "momentum"}
 """What the optimisers remember of a parameter, and its name in the state file."""
+LEARNING_AFTER = 50
+"""Steps after which every parameter has to have moved: time for layers that begin as zero to open the way."""
 
 
 @dataclass(frozen=True)
@@ -169,6 +171,15 @@ class Training:
             self.optimizer_of[name].state[self.matrices.get(name, parameter)] = moments
 
 
+def refuse_still(before: Mapping[str, Tensor], after: Mapping[str, Tensor]) -> None:
+    """A ValueError names the parameters that are what they were before: no gradient reaches them."""
+    if still := [name for name, p in after.items() if torch.equal(before[name], p)]:
+        raise ValueError(
+            f"{len(still)} of {len(after)} parameters have not moved, {still[0]} for one: no gradient "
+            "reaches them; expected that every trained parameter moves"
+        )
+
+
 def fit(
     name: str,
     module: nn.Module,
@@ -186,8 +197,12 @@ def fit(
         state: safetensors file of the state.
         snapshot: writes the models; called with the averaged weights when the state is saved and at the end.
         matrices_of: matrices whose names begin with this are trained by Muon; by default none.
+
+    Raises:
+        ValueError: a parameter never moves (`refuse_still`), after `LEARNING_AFTER` steps.
     """
     training = Training(module, schedule, state, matrices_of)
+    before = {name: p.detach().clone() for name, p in training.parameters.items()}
     start = shown = saved = time.monotonic()
     first, running = training.step, 0.0
 
@@ -202,6 +217,8 @@ def fit(
     while training.step < schedule.steps:
         loss = loss_of(training.step)
         training.update(loss)
+        if training.step - first == LEARNING_AFTER:
+            refuse_still(before, training.parameters)
         value = float(loss.detach())
         running = value if running == 0.0 else 0.98 * running + 0.02 * value
         now = time.monotonic()

@@ -26,7 +26,7 @@ from worlds.scenes.models import (
     make_schedule,
     make_tokenizer,
 )
-from worlds.scenes.train_diffusion import WORTH_COMPILING, LatentScenes
+from worlds.scenes.train_diffusion import LatentScenes
 
 BATCH = 64
 LEARNING_RATE = 1.5e-3
@@ -35,6 +35,8 @@ TIME_MEAN, TIME_DEVIATION = 0.4, 1.0
 """Of the normal distribution of log(t / (1 - t))."""
 SHORTEST, LONGEST_TAUGHT = 0.02, 0.93
 """Lowest t of the training, and highest t at which the teacher is asked."""
+WORTH_COMPILING = 1000
+"""Steps from which the minute that compiling takes pays."""
 
 
 def flow_times(num: int, noise: torch.Generator) -> Tensor:

@@ -18,6 +18,7 @@ from diffexpo.assembly import (
     memory_failure,
 )
 from diffexpo.cli.folders import find_run
+from diffexpo.cli.processes import is_first
 
 
 @contextmanager
@@ -33,6 +34,8 @@ def boundary(run_dir: Path | None = None) -> Iterator[None]:
     except (SystemExit, typer.Exit, typer.Abort):
         raise
     except (Interrupted, KeyboardInterrupt) as error:
+        if not is_first():
+            raise SystemExit(Interrupted.exit_code) from None
         _tell(run_dir, str(error) or "interrupted")
         if run_dir is not None and (run_dir / "config.yaml").is_file():
             _tell(run_dir, f"continue with: diffexpo run --resume {run_dir}")
@@ -40,7 +43,8 @@ def boundary(run_dir: Path | None = None) -> Iterator[None]:
             _tell(None, "nothing was made yet; start again with the same command")
         raise SystemExit(Interrupted.exit_code) from None
     except WaitingError as error:
-        _tell(run_dir, str(error))
+        if is_first():
+            _tell(run_dir, str(error))
         raise SystemExit(error.exit_code) from None
     except DiffexpoError as error:
         _tell(run_dir, f"error: {error}")

@@ -19,6 +19,7 @@ from diffexpo.cli.completing import recipe_names
 from diffexpo.cli.failures import boundary
 from diffexpo.cli.folders import RUNS, find_run, free_folder, is_finished, run_state
 from diffexpo.cli.options import Set
+from diffexpo.cli.processes import is_first, is_started_by_a_launcher, run_in_processes
 from diffexpo.cli.progress import Console, Nowhere
 
 if TYPE_CHECKING:
@@ -75,6 +76,9 @@ def run(
             help="Go on although settings, code or files are not those that the run began with; recorded.",
         ),
     ] = False,
+    processes: Annotated[
+        int, typer.Option(min=1, help="Share the work among this many processes of this machine.")
+    ] = 1,
 ) -> None:
     """Align a model: explore, judge, train, evaluate; ends with a report.
 
@@ -99,6 +103,15 @@ def run(
         console.line(f"{run_dir} is complete; nothing to resume")
         console.line(f"report: {run_dir / 'report.html'}")
         return
+    if processes > 1 and not is_started_by_a_launcher():
+        # The folder is named: processes that start at once would each choose one.
+        named = ["--resume", str(run_dir)] if resume else [*(recipes or []), "--out", str(run_dir)]
+        named += [] if name is None or resume else ["--name", name]
+        named += [part for override in overrides or () for part in ("--set", override)]
+        named += [] if max_minutes is None else ["--max-minutes", str(max_minutes)]
+        named += [] if stop_after is None else ["--stop-after", stop_after]
+        named += ["--json"] * as_json + ["--accept-changes"] * accept_changes
+        raise typer.Exit(run_in_processes(["run", *named], processes))
     with boundary(run_dir), deadline(max_minutes):
         _print_header(loaded.config, run_dir, resume, console)
         options = {"sources": loaded.sources, "stop_after": stop_after, "resume": resume, "console": console}
@@ -112,7 +125,7 @@ def run(
 
 def _print_summary(run_dir: Path, as_json: bool) -> None:
     """The numbers of a run that has ended, or the state of one that was stopped, as JSON."""
-    if as_json:
+    if as_json and is_first():
         path = run_dir / "summary.json"
         state = json.dumps({"folder": str(run_dir), "state": run_state(run_dir)})
         print(path.read_text(encoding="utf-8") if path.is_file() else state)

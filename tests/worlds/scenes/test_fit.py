@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from worlds.scenes import fit as fitting
 from worlds.scenes.fit import Schedule, Training, fit
 
 
@@ -62,3 +63,19 @@ def test_the_rate_warms_up_and_falls_to_its_last_share() -> None:
     assert schedule.rate(0) == 0.1
     assert max(schedule.rate(step) for step in range(100)) <= 1.0
     assert abs(schedule.rate(99) - 0.02) < 1e-3
+
+
+def test_a_parameter_that_no_gradient_reaches_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fitting, "LEARNING_AFTER", 2)
+    parts = nn.ModuleDict({"used": made(), "cut": nn.Linear(3, 1)})
+    with pytest.raises(ValueError, match="2 of 4 parameters have not moved, cut.weight for one"):
+        fit(
+            "toy",
+            parts,
+            lambda step: loss_of(parts["used"], step) + 0.0 * parts["cut"](torch.ones(3)).sum(),  # type: ignore[arg-type]
+            Schedule(steps=3, learning_rate=0.1),
+            tmp_path / "state",
+            lambda: None,
+        )
