@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from diffexpo.assembly.checking import check_inputs
 from diffexpo.assembly.contenders import (
@@ -37,7 +37,7 @@ from diffexpo.config.rules import negatives_are_on
 from diffexpo.data.store import Store
 from diffexpo.errors import ConfigError, Interrupted, MissingError, PolicyError, WaitingError
 from diffexpo.estimate.out_of_memory import explain_memory
-from diffexpo.evaluation.records import is_saved, load_run, load_suite
+from diffexpo.evaluation.records import load_run, load_suite
 from diffexpo.evaluation.summary import summarise
 from diffexpo.online import keeping
 from diffexpo.online.cost import evaluation_cost, offline_steps_of_equal_cost, run_cost
@@ -264,20 +264,24 @@ def parse_stage(config: RunConfig, text: str | None) -> tuple[str, int] | None:
     return None if text is None else stages[text]
 
 
-def stage(run_dir: Path, name: str, console: Console) -> None:
-    """Run a folder's next incomplete stage of one kind; what must come before it is run first."""
+def stage(run_dir: Path, name: str, console: Console) -> dict[str, Any]:
+    """Run a folder's next incomplete stage of one kind; what must come before it is run first.
+
+    Returns:
+        `stage`, `iteration` and `numbers`, what the stage's manifest holds; without numbers, and iteration
+        None, where every iteration was complete.
+    """
     config = read_resolved(run_dir / "config.yaml").config
     store = Store(run_dir / "store")
     last = keeping.last_iteration(config, store.root)
     for kind, iteration in schedule(config):
         if iteration > last:
             break
-        folder = run_dir / "eval" / f"iteration-{iteration}"
-        is_complete = is_saved(folder) if kind == "evaluate" else store.is_complete(kind, iteration)
-        if kind == name and not is_complete:
+        if kind == name and not store.is_complete(kind, iteration):
             run(config, run_dir, sources={}, resume=True, console=console, stop_after=f"{kind}-{iteration}")
-            return
+            return {"stage": name, "iteration": iteration, "numbers": store.manifest(kind, iteration)}
     console.line(f"{name}: every iteration is complete")
+    return {"stage": name, "iteration": None, "numbers": {}}
 
 
 def plan(config: RunConfig) -> list[tuple[str, str]]:
