@@ -37,7 +37,7 @@ from diffexpo.config.rules import negatives_are_on
 from diffexpo.data.store import Store
 from diffexpo.errors import ConfigError, Interrupted, MissingError, PolicyError, WaitingError
 from diffexpo.estimate.out_of_memory import explain_memory
-from diffexpo.evaluation.records import load_run, load_suite
+from diffexpo.evaluation.records import is_saved, load_run, load_suite
 from diffexpo.evaluation.summary import summarise
 from diffexpo.online import keeping
 from diffexpo.online.cost import evaluation_cost, offline_steps_of_equal_cost, run_cost
@@ -268,8 +268,8 @@ def stage(run_dir: Path, name: str, console: Console) -> dict[str, Any]:
     """Run a folder's next incomplete stage of one kind; what must come before it is run first.
 
     Returns:
-        `stage`, `iteration` and `numbers`, what the stage's manifest holds; without numbers, and iteration
-        None, where every iteration was complete.
+        `stage`, `iteration` and `numbers`, what the stage's manifest holds (an evaluation has none); without
+        numbers, and iteration None, where every iteration was complete.
     """
     config = read_resolved(run_dir / "config.yaml").config
     store = Store(run_dir / "store")
@@ -277,9 +277,12 @@ def stage(run_dir: Path, name: str, console: Console) -> dict[str, Any]:
     for kind, iteration in schedule(config):
         if iteration > last:
             break
-        if kind == name and not store.is_complete(kind, iteration):
+        folder = run_dir / "eval" / f"iteration-{iteration}"
+        is_complete = is_saved(folder) if kind == "evaluate" else store.is_complete(kind, iteration)
+        if kind == name and not is_complete:
             run(config, run_dir, sources={}, resume=True, console=console, stop_after=f"{kind}-{iteration}")
-            return {"stage": name, "iteration": iteration, "numbers": store.manifest(kind, iteration)}
+            numbers = store.manifest(kind, iteration) if store.is_complete(kind, iteration) else {}
+            return {"stage": name, "iteration": iteration, "numbers": numbers}
     console.line(f"{name}: every iteration is complete")
     return {"stage": name, "iteration": None, "numbers": {}}
 

@@ -85,5 +85,10 @@ def test_single_stages_tell_what_they_did_as_json(world, tmp_path, capsys):
             "iteration": 1,
             "numbers": numbers,
         }
-    nothing = {"folder": str(folder), "stage": "train", "iteration": None, "numbers": {}}
-    assert json.loads(call(capsys, "train", str(folder), "--json")[1]) == nothing
+    told = {"folder": str(folder), "stage": "train", "iteration": None, "numbers": {}}
+    assert json.loads(call(capsys, "train", str(folder), "--json")[1]) == told
+    # An evaluation is a folder and no row of the store.
+    for iteration in (1, None):
+        out = call(capsys, "evaluate", str(folder), "--json")[1]
+        assert json.loads(out) == told | {"stage": "evaluate", "iteration": iteration}
+        assert (folder / "eval" / "iteration-1").is_dir()
