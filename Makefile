@@ -21,9 +21,10 @@ run: $(READY)
 	@$(VENV)/bin/diffexpo run $(RECIPE) $(ARGS)
 
 # Each worker computes with one thread, so that as many tests run at once as there are cores (at most 4, because of
-# memory). The many processes that tests start share what Python has compiled, even if the environment says otherwise.
+# memory), and takes one file after the other in the order of tests/conftest.py, long ones first. The many processes
+# that tests start share what Python has compiled, even if the environment says otherwise.
 test: $(READY)
-	OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE= $(VENV)/bin/python -m pytest -q -n logical --maxprocesses 4 --dist loadfile $(ARGS)
+	OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE= $(VENV)/bin/python -m pytest -q -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 bench: $(READY)
 	@set -e; for script in benchmarks/*.py; do echo "== $$script"; $(VENV)/bin/python "$$script" $(ARGS); done

@@ -22,8 +22,21 @@ import diffexpo.assembly.actions
 import diffexpo.assembly.runs
 import diffexpo.assembly.sweeping
 import diffexpo.assembly.verifying
-import diffexpo.evaluation.report  # noqa: F401  (what a command would import)
+import diffexpo.policies.unet
+import diffexpo.rewards.python_file  # noqa: F401  (what a command would import)
 from diffexpo.cli.main import main
+from diffexpo.config.explain import settings
+from diffexpo.evaluation.figures import draw_figure
+from diffexpo.evaluation.templates import template
+
+
+def prepare() -> None:
+    """What many commands would make anew: templates of pages, fonts, the table of settings. No tensor is computed here, for
+    torch's threads would not live on in a child."""
+    for page in ("report.html.j2", "card.md.j2"):
+        template(page)
+    draw_figure("any", lambda axes: str(axes.plot([0.0, 1.0], label="any")))
+    settings()
 
 
 def child(request: dict) -> int:
@@ -78,6 +91,7 @@ def wait(pid: int, block: bool) -> int | None:
 
 
 if __name__ == "__main__":
+    prepare()
     gc.freeze()  # children share what was imported instead of copying it when they collect
     gc.enable()
     # Answers have a descriptor of their own, so that nothing printed can mix with them.

@@ -73,7 +73,7 @@ def test_agents_draw_from_the_start_and_a_resumed_run_does_not_need_its_source(
     truth = run(world, tmp_path / "truth", *settings, stop_after="train-2")
     folder = run(world, tmp_path / "run", *settings, stop_after="train-1")
     shutil.rmtree(copy)
-    run(world, folder, *settings)
+    run(world, folder, *settings, stop_after="train-2")
     assert weights(folder) == weights(truth)
     row = Store(folder / "store", create=False).samples(1)[0]
     assert row.agent in ("main", "exploration")
@@ -87,7 +87,7 @@ def test_agents_draw_from_the_start_and_a_resumed_run_does_not_need_its_source(
 
 def test_adapters_start_from_adapters_of_the_same_scale(world: Path, earlier: Path, tmp_path: Path) -> None:
     lora = ["tuning.kind=lora", "tuning.lora.rank=2"]
-    first = run(world, tmp_path / "first", *OFFLINE, *lora)
+    first = run(world, tmp_path / "first", *OFFLINE, *lora, stop_after="train-1")
     second = run(world, tmp_path / "second", *OFFLINE, *lora, f"tuning.start={first}", stop_after="train-1")
     ended = read_tensors(first / "checkpoints" / "weights-0001.safetensors")
     kept = read_tensors(second / "checkpoints" / "weights-0000.safetensors")

@@ -47,7 +47,7 @@ def judge(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_a_run_under_a_step_judge_is_the_same_in_one_go_and_stage_by_stage(world, judge, tmp_path):
     recipe = write_recipe(world, judge)
-    whole = run(recipe, tmp_path / "whole")
+    whole = run(recipe, tmp_path / "whole", stop_after="train-2")
     for stage in ("collect-1", "collect-2", "train-2"):
         parts = run(recipe, tmp_path / "parts", stop_after=stage)
     assert weights(parts) == weights(whole)

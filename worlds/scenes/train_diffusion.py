@@ -153,12 +153,12 @@ def train_diffusion(
 ) -> None:
     """Train text encoder and UNet for so many steps of `BATCH` and save the StableDiffusionPipeline folder.
 
-    The loss is the squared error of v (`make_schedule`), and two small ones: what a caption says has to be
-    read from its states (`Reading`), and latents have to be told from them (`TextGrounding`); and the
-    `order_error` of `ExchangedScenes` at the noisier half of the times. `reader` is the
-    folder, if there is one, of a text encoder that can read (`train_reader`) in place of the start's. Under
-    `torchrun` the processes share every batch. The state for going on lies beside the folder, in
-    `<out>.state.safetensors`.
+    The loss is the squared error of v (`make_schedule`), and three small ones: latents have to be told from
+    a caption's states (`TextGrounding`, times `GROUNDING_WEIGHT`), what the caption says has to be read from
+    them (`Reading`, times `READING_WEIGHT`), and the `order_error` of `ExchangedScenes` at the noisier half
+    of the times (times `ORDER_WEIGHT`). `reader` is the folder, if there is one, of a text encoder that can
+    read (`train_reader`) in place of the start's. Under `torchrun` the processes share every batch. The
+    state for going on lies beside the folder, in `<out>.state.safetensors`.
     """
     torch.manual_seed(seed)
     device = choose_device()

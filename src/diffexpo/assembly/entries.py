@@ -21,7 +21,8 @@ from diffexpo.files import sha256_of
 from diffexpo.policies.base import find_family, load_policy
 from diffexpo.policies.family import FamilyPolicy, Loading
 from diffexpo.policies.loading import fingerprint_files, read_model_folder, resolve_folder
-from diffexpo.policies.merging import find_lora, merge_lora
+from diffexpo.policies.lora_files import require_lora
+from diffexpo.policies.merging import merge_lora
 from diffexpo.training.checkpoint import read_tensors
 from diffexpo.training.distributed import World
 
@@ -46,7 +47,7 @@ def identity(entry: Entry, dtype: str) -> str:
         config = _config(entry)
         parts += [sha256_of(_weights(entry, config)), str(config.tuning.lora.alpha), config.tuning.kind]
     if entry.lora is not None:
-        parts += [sha256_of(find_lora(entry.lora)), repr(entry.scale)]
+        parts += [sha256_of(require_lora(entry.lora)), repr(entry.scale)]
     return _hash(*parts)
 
 
@@ -70,7 +71,7 @@ def opened(
             if world.rank == 0:
                 shutil.rmtree(merged, ignore_errors=True)
                 base = read_model_folder(resolve_folder(path), model.variant)
-                merge_lora(base, find_lora(entry.lora), entry.scale, model.dtype, merged)
+                merge_lora(base, require_lora(entry.lora), entry.scale, model.dtype, merged)
             world.barrier()
             path = str(merged)
         yield load_policy(model, BARE, folder_or_id=path, seed=0), "base"

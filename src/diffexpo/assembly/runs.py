@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from diffexpo.assembly.checking import check_inputs
 from diffexpo.assembly.contenders import (
@@ -274,8 +274,13 @@ def parse_stage(config: RunConfig, text: str | None) -> tuple[str, int] | None:
     return None if text is None else stages[text]
 
 
-def stage(run_dir: Path, name: str, console: Console) -> None:
-    """Run a folder's next incomplete stage of one kind; what must come before it is run first."""
+def stage(run_dir: Path, name: str, console: Console) -> dict[str, Any]:
+    """Run a folder's next incomplete stage of one kind; what must come before it is run first.
+
+    Returns:
+        `stage`, `iteration` and `numbers`, what the stage's manifest holds (an evaluation has none); without
+        numbers, and iteration None, where every iteration was complete.
+    """
     config = read_resolved(run_dir / "config.yaml").config
     store = Store(run_dir / "store")
     last = keeping.last_iteration(config, store.root)
@@ -286,8 +291,10 @@ def stage(run_dir: Path, name: str, console: Console) -> None:
         is_complete = is_saved(folder) if kind == "evaluate" else store.is_complete(kind, iteration)
         if kind == name and not is_complete:
             run(config, run_dir, sources={}, resume=True, console=console, stop_after=f"{kind}-{iteration}")
-            return
+            numbers = store.manifest(kind, iteration) if store.is_complete(kind, iteration) else {}
+            return {"stage": name, "iteration": iteration, "numbers": numbers}
     console.line(f"{name}: every iteration is complete")
+    return {"stage": name, "iteration": None, "numbers": {}}
 
 
 def plan(config: RunConfig) -> list[tuple[str, str]]:

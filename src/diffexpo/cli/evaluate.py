@@ -88,7 +88,7 @@ def evaluate(
     diffexpo evaluate scenes:diffusion scenes:diffusion+lora.safetensors,scale=0.8 drawn/ --suite scenes
     """
     if suite is None:
-        _next_evaluation(models)
+        _next_evaluation(models, as_json)
         return
     from diffexpo.config.entries import read_entries
     from diffexpo.config.suites import check_judges, read_judge, read_suite
@@ -124,13 +124,13 @@ def evaluate(
         raise typer.Exit(NOT_MET)
 
 
-def _next_evaluation(models: list[str] | None) -> None:
+def _next_evaluation(models: list[str] | None, as_json: bool) -> None:
     """Without a suite a run is meant, and its own evaluation."""
     if len(models or ()) > 1:
         raise ConfigError(
             f"{len(models or ())} models and no suite: expected --suite NAME, which `diffexpo suites` lists"
         )
-    stage_command("evaluate")(models[0] if models else None)
+    stage_command("evaluate")(models[0] if models else None, as_json)
 
 
 def suites(as_json: AsJson = False) -> None:

@@ -5,13 +5,16 @@ from __future__ import annotations
 import json
 import shutil
 import textwrap
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from diffexpo.cli.completing import recipe_names
 from diffexpo.cli.options import AsJson
 from diffexpo.cli.progress import Console
+
+if TYPE_CHECKING:
+    from diffexpo.config.recipes import Recipe
 
 app = typer.Typer(invoke_without_command=True, help="List the embedded recipes, or show one.")
 
@@ -25,11 +28,7 @@ def recipes(context: typer.Context, as_json: AsJson = False) -> None:
 
     found = sorted(list_recipes(), key=lambda recipe: (_rank(recipe.name), recipe.name))
     if as_json:
-        print(
-            json.dumps(
-                [{"name": one.name, "what": one.summary, "file": str(one.path)} for one in found], indent=2
-            )
-        )
+        print(json.dumps([_facts(one) for one in found], indent=2))
         return
     console, width = Console(interactive=False), max(shutil.get_terminal_size((100, 24)).columns, 40)
     column = max(len(recipe.name) for recipe in found) + 2
@@ -62,8 +61,22 @@ def show(
             metavar="RECIPE", help="Name of an embedded recipe, or a file.", autocompletion=recipe_names
         ),
     ],
+    as_json: AsJson = False,
 ) -> None:
     """Print a recipe as it is written, comments included."""
     from diffexpo.config import find_recipe
+    from diffexpo.config.load import parse_yaml
+    from diffexpo.config.recipes import describe_recipe
 
-    print(find_recipe(name).read_text(encoding="utf-8"), end="")
+    path = find_recipe(name)
+    text = path.read_text(encoding="utf-8")
+    if as_json:
+        settings = parse_yaml(text, str(path)) or {}
+        print(json.dumps(_facts(describe_recipe(name, path)) | {"settings": settings}, indent=2))
+        return
+    print(text, end="")
+
+
+def _facts(recipe: Recipe) -> dict[str, str]:
+    """What JSON says of a recipe."""
+    return {"name": recipe.name, "what": recipe.summary, "file": str(recipe.path)}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from typing import Annotated
 
@@ -13,7 +14,7 @@ from diffexpo.assembly import ConfigError
 from diffexpo.cli.completing import run_names
 from diffexpo.cli.failures import working_on
 from diffexpo.cli.options import AsJson, Run
-from diffexpo.cli.progress import Console
+from diffexpo.cli.progress import Console, Nowhere
 
 SINGLE_STAGES = {
     "collect": "Draw and score the images of the next iteration (does nothing if they are complete).",
@@ -22,14 +23,16 @@ SINGLE_STAGES = {
 }
 
 
-def stage_command(name: str) -> Callable[[Run], None]:
+def stage_command(name: str) -> Callable[[Run, bool], None]:
     """The command that runs the next stage of a kind."""
 
-    def command(run: Run = None) -> None:
+    def command(run: Run = None, as_json: AsJson = False) -> None:
         with working_on(run) as run_dir:
-            console = Console()
+            console = Console(Nowhere() if as_json else None)
             console.attach_log(run_dir / "log.txt")
-            assembly.stage(run_dir, name, console)
+            done = assembly.stage(run_dir, name, console)
+            if as_json and os.environ.get("RANK", "0") == "0":
+                print(json.dumps({"folder": str(run_dir)} | done))
 
     return command
 

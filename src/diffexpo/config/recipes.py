@@ -11,7 +11,7 @@ RECIPES = Path(__file__).resolve().parent.parent / "recipes"
 
 @dataclass(frozen=True)
 class Recipe:
-    """One embedded recipe: its name, its file, and the first line of its header."""
+    """One recipe: its name, its file, and the first line of its header."""
 
     name: str
     path: Path
@@ -20,12 +20,15 @@ class Recipe:
 
 def list_recipes() -> list[Recipe]:
     """The embedded recipes by name."""
-    found = []
-    for path in sorted(RECIPES.rglob("*.yaml")):
-        lines = path.read_text(encoding="utf-8").splitlines()
-        summary = lines[0].lstrip("# ").strip() if lines and lines[0].startswith("#") else ""
-        found.append(Recipe(path.relative_to(RECIPES).with_suffix("").as_posix(), path, summary))
-    return found
+    paths = sorted(RECIPES.rglob("*.yaml"))
+    return [describe_recipe(path.relative_to(RECIPES).with_suffix("").as_posix(), path) for path in paths]
+
+
+def describe_recipe(name: str, path: Path) -> Recipe:
+    """A recipe of this name in a file, with what its first line says, if that is a comment."""
+    lines = path.read_text(encoding="utf-8").splitlines()
+    summary = lines[0].lstrip("# ").strip() if lines and lines[0].startswith("#") else ""
+    return Recipe(name, path, summary)
 
 
 def find_recipe(name: str) -> Path:

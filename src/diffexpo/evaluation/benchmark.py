@@ -17,6 +17,7 @@ from diffexpo.errors import ConfigError
 from diffexpo.evaluation.contenders import finite
 from diffexpo.evaluation.gallery import Gallery, Rows
 from diffexpo.evaluation.metrics import WinRate, bootstrap_mean, win_rate
+from diffexpo.evaluation.statistics import LEVEL, holm
 from diffexpo.evaluation.totals import Estimate, chunk_means, in_order, total
 
 Json = dict[str, Any]
@@ -119,6 +120,25 @@ class Outcome:
             return None
         return win_rate(mine, theirs, prompts=self.rows.prompt_ids, resamples=RESAMPLES, seed=self.suite.seed)
 
+    def p_values(self, judge: str, against: str) -> dict[str, float]:
+        """P-value of each of `wins`, the exact sign test over prompts, corrected for the number of models
+        that are compared with the one (Holm); NaN where nothing is compared."""
+        wins = self.wins(judge, against)
+        plain = [math.nan if win is None else win.p_value for win in wins.values()]
+        return dict(zip(wins, holm(plain), strict=True))
+
+    def verdicts(self, judge: str, against: str) -> dict[str, str | None]:
+        """`better` or `worse` of each of `wins` whose whole interval lies on one side of one half and, where
+        several models are compared with the one, whose corrected p-value is below 5%; else `undecided`, and
+        None where nothing is compared."""
+        wins, p_values = self.wins(judge, against), self.p_values(judge, against)
+        are_several = sum(win is not None for win in wins.values()) > 1
+        found: dict[str, str | None] = {}
+        for label, win in wins.items():
+            is_sure = not are_several or p_values[label] < LEVEL
+            found[label] = None if win is None else win.verdict if is_sure else "undecided"
+        return found
+
     def excluded(self, model: Judged) -> dict[str, int]:
         """Images of a model without a score, by judge; 0 ones are left out."""
         counts = {name: int((~np.isfinite(scores)).sum()) for name, scores in model.scores.items()}
@@ -178,8 +198,11 @@ class Outcome:
                 },
             }
         for judge in self.judges:
+            p_holm = self.p_values(judge.name, against)
             for label, win in self.wins(judge.name, against).items():
-                told = None if win is None else {"rate": list(win.interval), "p_value": win.p_value}
+                told: Json | None = None
+                if win is not None:
+                    told = {"rate": list(win.interval), "p_value": win.p_value, "p_holm": p_holm[label]}
                 models[label].setdefault("win_rate", {})[judge.name] = told
         found: Json = {
             "format": FORMAT,

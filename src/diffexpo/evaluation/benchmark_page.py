@@ -92,25 +92,34 @@ def verdict(outcome: Outcome, against: str) -> tuple[str, str, list[str]]:
         return "open", f"{judge.name} could score no image", ["Look at the warnings of the command."]
     best = ranked[0][1]
     sentences = [f"{label}: {_cell(known[label], judge)}." for _, label in ranked]
-    wins = outcome.wins(judge.name, against)
     if len(outcome.models) == 1:
         return "open", f"{best}: {judge.name} is {_cell(known[best], judge)}", []
-    for label, win in wins.items():
-        if win is not None:
-            word = {"better": "better than", "worse": "worse than"}.get(win.verdict, "not to be told from")
-            told = f"wins {win_text(win)} of {win.num_prompts} prompts' images, ties counting one half"
-            sentences.append(f"{label} is {word} {against}: it {told} (sign test p = {win.p_value:.2g}).")
-    decided = [win.verdict for win in wins.values() if win is not None]
+    sentences += _win_sentences(outcome, judge.name, against)
+    verdicts = outcome.verdicts(judge.name, against)
     if best == against:
         kind, title = "worse", f"{against} scores highest by {judge.name}"
-        if "better" in decided or "worse" not in decided:
+        if "better" in verdicts.values() or "worse" not in verdicts.values():
             kind, title = "open", f"No model is shown to be better than {against}"
     else:
-        win = wins.get(best)
-        kind = "better" if win is not None and win.verdict == "better" else "open"
+        kind = "better" if verdicts[best] == "better" else "open"
         is_sure = "" if kind == "better" else ", but not for sure"
         title = f"{best} scores highest by {judge.name}{is_sure}"
     return kind, title, sentences
+
+
+def _win_sentences(outcome: Outcome, judge: str, against: str) -> list[str]:
+    """How each model does against the one under a judge; p-values are corrected where there are several."""
+    compared = {label: win for label, win in outcome.wins(judge, against).items() if win is not None}
+    verdicts, p_values = outcome.verdicts(judge, against), outcome.p_values(judge, against)
+    test = "sign test" if len(compared) == 1 else f"sign test, corrected for {len(compared)} comparisons,"
+    sentences = []
+    for label, win in compared.items():
+        word = {"better": "better than", "worse": "worse than"}.get(
+            verdicts[label] or "", "not to be told from"
+        )
+        told = f"wins {win_text(win)} of {win.num_prompts} prompts' images, ties counting one half"
+        sentences.append(f"{label} is {word} {against}: it {told} ({test} p = {p_values[label]:.2g}).")
+    return sentences
 
 
 def page_values(outcome: Outcome, against: str, command: str, real: Json | None) -> Json:

@@ -6,7 +6,8 @@ Votes on one prompt are alike, and so are votes of one rater, so intervals resam
     m ~ Multinomial(P; 1/P),  n ~ Multinomial(R; 1/R)
 
 with S_{pr} the sum and N_{pr} the number of rater r's votes on prompt p (the pigeonhole bootstrap). It is
-wide rather than narrow: its variance is at least that of the estimate.
+wide rather than narrow: its variance is at least that of the estimate. `statistics.crossed_mean`, which joins
+seeds, is no substitute: with one rater it has no interval, and with two one that may leave [0, 1].
 """
 
 from __future__ import annotations

@@ -22,6 +22,7 @@ from diffexpo.errors import ConfigError, MissingError, PolicyError
 # Folders that no family reads: not downloaded.
 NOT_READ = ("safety_checker/*", "feature_extractor/*", "image_encoder/*", "vae_1_0/*")
 OTHER_VARIANTS = ("fp16", "bf16", "fp32", "non_ema", "ema")
+HUB_ID = re.compile(r"[\w][\w.-]*/[\w][\w.-]*")
 LOAD_ERRORS = (OSError, ValueError, RuntimeError, TypeError, KeyError, SafetensorError)
 
 
@@ -60,7 +61,7 @@ def resolve_folder(folder_or_id: str, *, revision: str | None = None, variant: s
                 "null, or a hub id in model.path"
             )
         return folder
-    if not re.fullmatch(r"[\w][\w.-]*/[\w][\w.-]*", folder_or_id):
+    if not HUB_ID.fullmatch(folder_or_id):
         raise MissingError(
             f"model.path={folder_or_id!r}: no such folder; expected a diffusers folder, a hub id "
             "`owner/name`, a run (RUN@2: its second iterate) or an embedded model (`scenes:diffusion`)"

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from diffusers.utils import convert_unet_state_dict_to_peft
+from huggingface_hub import snapshot_download
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor
@@ -26,7 +27,7 @@ from torch import Tensor
 from diffexpo.errors import ConfigError, MissingError, PolicyError
 from diffexpo.policies.export import LORA_FILE, PEFT_CONFIG, PEFT_FILE
 from diffexpo.policies.family import FamilyPolicy, class_of
-from diffexpo.policies.loading import LOAD_ERRORS
+from diffexpo.policies.loading import HUB_ID, LOAD_ERRORS
 from diffexpo.policies.weights import LoraWeightSets
 
 # The factor that takes in a module's input, as the layouts name it: its first side is the rank.
@@ -50,6 +51,29 @@ def find_lora(path: Path) -> Path | None:
     files = [path / LORA_FILE, path / PEFT_FILE, *sorted(path.glob("*.safetensors"))]
     known = [file for file in files[:2] if file.is_file()]
     return known[0] if known else files[2] if len(files) == 3 else None
+
+
+def require_lora(name: str) -> Path:
+    """The file of a LoRA: a `.safetensors` file, a folder with one, or the id of such a hub repository.
+
+    Raises:
+        MissingError: there is none, or a folder holds several, none called as diffusers or peft call it.
+    """
+    path = Path(name).expanduser()
+    if not path.exists() and HUB_ID.fullmatch(name):
+        try:
+            path = Path(snapshot_download(name, allow_patterns=["*.safetensors", "*.json"]))
+        except (OSError, ValueError) as error:
+            raise MissingError(
+                f"LoRA {name!r}: no such file, and the hub did not give it ({error})"
+            ) from error
+    file = find_lora(path)
+    if file is not None:
+        return file
+    if path.is_dir():
+        names = ", ".join(sorted(file.name for file in path.glob("*.safetensors"))) or "none"
+        raise MissingError(f"LoRA {name!r}: expected one .safetensors file, or name it; there are {names}")
+    raise MissingError(f"LoRA {name!r}: expected a .safetensors file or a folder with one; there is none")
 
 
 def lora_rank(file: Path) -> int:

@@ -7,14 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from diffusers import DiffusionPipeline
-from huggingface_hub import snapshot_download
 from peft import PeftModel
 from peft.tuners.lora import LoraLayer
 from safetensors import safe_open
 
-from diffexpo.errors import MissingError, PolicyError
+from diffexpo.errors import PolicyError
 from diffexpo.phases import phase
-from diffexpo.policies.export import LORA_FILE, PEFT_FILE
+from diffexpo.policies.export import PEFT_FILE
 from diffexpo.policies.family import class_of
 from diffexpo.policies.loading import DTYPES, LOAD_ERRORS, ModelFolder
 from diffexpo.policies.text import SETTINGS_FILE
@@ -23,41 +22,13 @@ ADAPTER = "merged"
 _DOWN = re.compile(r"(\.lora_A\.|\.lora_down\.|\.lora\.down\.|_lora\.down\.|lora_linear_layer\.down\.)")
 
 
-def find_lora(name: str) -> Path:
-    """The file of a LoRA: a `.safetensors` file, a folder with one, or the id of such a hub repository.
-
-    Raises:
-        MissingError: there is none, or a folder holds several and none is called as diffusers calls it.
-    """
-    path = Path(name).expanduser()
-    if not path.exists() and re.fullmatch(r"[\w][\w.-]*/[\w][\w.-]*", name):
-        try:
-            path = Path(snapshot_download(name, allow_patterns=["*.safetensors", "*.json"]))
-        except (OSError, ValueError) as error:
-            raise MissingError(
-                f"LoRA {name!r}: no such file, and the hub did not give it ({error})"
-            ) from error
-    if path.is_dir():
-        files = sorted(path.glob("*.safetensors"))
-        known = [file for file in files if file.name in (LORA_FILE, PEFT_FILE)]
-        if len(known or files) != 1:
-            names = ", ".join(file.name for file in files) or "none"
-            raise MissingError(
-                f"LoRA {name!r}: expected one .safetensors file, or name it; there are {names}"
-            )
-        return (known or files)[0]
-    if not path.is_file() or path.suffix != ".safetensors":
-        raise MissingError(f"LoRA {name!r}: expected a .safetensors file or a folder with one; there is none")
-    return path
-
-
 @phase("merging a LoRA")
 def merge_lora(model: ModelFolder, file: Path, scale: float, dtype: str, target: Path) -> None:
     """Write the whole pipeline with a LoRA (diffusers', kohya's or peft's layout) folded into its weights.
 
     Args:
         model: The base.
-        file: Of `find_lora`.
+        file: Of `require_lora`.
         scale: What the LoRA's update is multiplied by.
         dtype: Precision of the weights that are merged and written.
         target: Folder to write, in the diffusers layout.

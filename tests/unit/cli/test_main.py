@@ -194,6 +194,25 @@ def test_recipes_are_whole_words_at_any_width_and_the_first_look_comes_first(cap
     assert sorted(names) == sorted(recipe.name for recipe in list_recipes())
 
 
+def test_a_recipe_is_shown_as_it_is_written_and_as_json(capsys, folder):
+    (folder / "mine.yaml").write_text("# Mine.\nname: mine\ntraining: {learning_rate: 1e-5}  # slow\n")
+    assert call(capsys, "recipes", "show", "mine.yaml")[1] == (folder / "mine.yaml").read_text()
+    code, out, _ = call(capsys, "recipes", "show", "mine.yaml", "--json")
+    assert (code, json.loads(out)) == (
+        0,
+        {
+            "name": "mine.yaml",
+            "what": "Mine.",
+            "file": "mine.yaml",
+            "settings": {"name": "mine", "training": {"learning_rate": 1e-5}},
+        },
+    )
+    known = {one["name"]: one for one in json.loads(call(capsys, "recipes", "--json")[1])}
+    shown = json.loads(call(capsys, "recipes", "show", "emoji/expo", "--json")[1])
+    assert {name: shown[name] for name in known["emoji/expo"]} == known["emoji/expo"]
+    assert call(capsys, "recipes", "show", "emoji/exop", "--json")[0] == 3
+
+
 def test_a_deadline_interrupts_like_ctrl_c():
     import signal
     import time

@@ -1,11 +1,16 @@
-"""`diffexpo cite`, one of the commands on an existing run, through the entry point."""
+"""Commands on an existing run, through the entry point: `diffexpo cite` and the single stages."""
 
+import json
 import re
 
 import pytest
 
 from diffexpo.cli.main import main
 from diffexpo.config import config_to_yaml, load_config
+from diffexpo.data.store import Store
+from tests.world import world
+
+__all__ = ["world"]
 
 
 def call(capsys, *arguments):
@@ -54,3 +59,36 @@ def test_settings_that_are_none_are_refused(run, capsys):
     (run / "config.yaml").write_text("nonsense: 1\n")
     code, _, err = call(capsys, "cite", "mine")
     assert code == 2 and "nonsense is not a setting" in err and "Traceback" not in err
+
+
+def test_single_stages_tell_what_they_did_as_json(world, tmp_path, capsys):
+    """Each is the next one of its kind, with the numbers of its manifest; nothing else is printed."""
+    folder = tmp_path / "stages"
+    folder.mkdir()
+    small = [
+        "algorithm.type=d3po",
+        "offline.source=null",
+        "explore.iterations=1",
+        "training.steps=1",
+        "evaluation.num_prompts=1",
+    ]
+    loaded = load_config([str(world / "recipe.yaml")], small, {})
+    (folder / "config.yaml").write_text(config_to_yaml(loaded.config))
+    for stage in ("collect", "pair", "train"):
+        code, out, err = call(capsys, stage, str(folder), "--json")
+        assert code == 0, err
+        numbers = Store(folder / "store").manifest(stage, 1)
+        assert numbers
+        assert json.loads(out) == {
+            "folder": str(folder),
+            "stage": stage,
+            "iteration": 1,
+            "numbers": numbers,
+        }
+    told = {"folder": str(folder), "stage": "train", "iteration": None, "numbers": {}}
+    assert json.loads(call(capsys, "train", str(folder), "--json")[1]) == told
+    # An evaluation is a folder and no row of the store.
+    for iteration in (1, None):
+        out = call(capsys, "evaluate", str(folder), "--json")[1]
+        assert json.loads(out) == told | {"stage": "evaluate", "iteration": iteration}
+        assert (folder / "eval" / "iteration-1").is_dir()

@@ -155,6 +155,34 @@ def test_the_verdict_needs_an_interval(two, tmp_path):
     assert "not to be told from" in verdict(same, "base")[2][-1]
 
 
+def test_several_models_need_p_values_corrected_for_their_number(tmp_path):
+    """Against eight prompts of score 0: 8 wins have p = 2/2^8, 6 wins and 2 ties 2/2^6, 1 win and 7 losses
+    2 (1 + 8)/2^8. Holm takes them three, two and one times."""
+    scores = {"base": [0] * 8, "all": [1] * 8, "most": [1] * 6 + [0] * 2, "few": [1] + [-1] * 7}
+    made = outcome(tmp_path, {label: {"looks": values} for label, values in scores.items()})
+    assert made.p_values("looks", "base") == {"all": 6 / 256, "most": 4 / 64, "few": 18 / 256}
+    assert [win.verdict for win in made.wins("looks", "base").values()] == ["better", "better", "undecided"]
+    assert made.verdicts("looks", "base") == {"all": "better", "most": "undecided", "few": "undecided"}
+    kind, title, sentences = verdict(made, "base")
+    assert (kind, title) == ("better", "all scores highest by looks")
+    assert any("most is not to be told from base" in sentence for sentence in sentences)
+    assert sentences[-1].endswith("(sign test, corrected for 3 comparisons, p = 0.07).")
+    told = made.summary("base")["models"]["most"]["win_rate"]["looks"]
+    assert (told["p_value"], told["p_holm"]) == (2 / 64, 4 / 64)
+    # Alone it needs no correction.
+    alone = outcome(tmp_path / "alone", {label: {"looks": scores[label]} for label in ("base", "most")})
+    assert alone.p_values("looks", "base") == {"most": 2 / 64}
+    assert alone.verdicts("looks", "base") == {"most": "better"}
+
+
+def test_a_model_that_is_not_compared_does_not_count_in_the_correction(tmp_path):
+    scores = {label: {"right": values} for label, values in (("base", BASE), ("mine", MINE), ("own", MINE))}
+    made = outcome(tmp_path, scores, trained=[("own", "right")])
+    assert made.verdicts("right", "base") == {"mine": "better", "own": None}
+    p_values = made.p_values("right", "base")
+    assert p_values["mine"] == made.wins("right", "base")["mine"].p_value and math.isnan(p_values["own"])
+
+
 def test_disagreements_are_rows_that_two_judges_see_differently(two, tmp_path):
     judges, rows = two.disagreements("mine", "base")
     assert judges == ("right", "looks")

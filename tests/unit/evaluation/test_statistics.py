@@ -107,6 +107,25 @@ def test_intervals_over_seeds_and_prompts_cover_the_truth(effects: tuple[float, 
     assert plain < 0.93 * TRIALS
 
 
+def test_two_kinds_of_clusters_are_those_of_numpy() -> None:
+    """A table of 4 seeds and 6 prompts, written down again: V_1 + V_2 - V_12 over its rows, columns and cells."""
+    table = numpy_generator(8, "table").normal(0.4, 1.0, (4, 6)) + np.arange(4)[:, None]
+    u = (table - table.mean()) / table.size
+    one, two = 4 / 3 * (u.sum(axis=1) ** 2).sum(), 6 / 5 * (u.sum(axis=0) ** 2).sum()
+    both = 24 / 23 * (u**2).sum()
+    variance = max(one + two - both, one, two)
+    degrees = variance**2 / (one**2 / 3 + two**2 / 5)
+    expected = stats.t(degrees, loc=table.mean(), scale=math.sqrt(variance))
+    seeds, prompts = np.repeat(np.arange(4), 6).tolist(), np.tile(np.arange(6), 4).tolist()
+    # Each cell twice, half a unit above and below it: the mean is one over cells.
+    values = np.concatenate([table.ravel() - 0.5, table.ravel() + 0.5])
+    estimate, p_value = crossed_mean(values, seeds * 2, prompts * 2)
+    assert estimate == pytest.approx((table.mean(), *expected.interval(0.95)), rel=1e-12)
+    assert p_value == pytest.approx(
+        2 * stats.t(degrees).sf(abs(table.mean()) / math.sqrt(variance)), rel=1e-9
+    )
+
+
 def test_one_kind_of_clusters_is_the_t_test_of_their_means() -> None:
     values = numpy_generator(6, "one").normal(0.3, 1.0, (20, 4))
     influence = ((values - values.mean()) / values.size).reshape(-1, 1)

@@ -8,9 +8,10 @@ from safetensors.torch import load_file, save_file
 from diffexpo.config.schema import LoraConfig, ModelConfig, TuningConfig
 from diffexpo.errors import MissingError, PolicyError
 from diffexpo.policies.base import load_policy
-from diffexpo.policies.export import KOHYA_FILE, LORA_FILE, export_policy
+from diffexpo.policies.export import KOHYA_FILE, LORA_FILE, PEFT_FILE, export_policy
 from diffexpo.policies.loading import read_model_folder
-from diffexpo.policies.merging import find_lora, merge_lora
+from diffexpo.policies.lora_files import require_lora
+from diffexpo.policies.merging import merge_lora
 from tests.tiny import tiny_diffusion
 
 UNET = "unet/diffusion_pytorch_model.safetensors"
@@ -58,16 +59,22 @@ def test_merged_weights_are_the_base_and_the_update(base, lora, file, scale, tmp
 
 def test_a_lora_is_found_by_file_and_by_folder(lora, tmp_path):
     folder, _ = lora
-    assert find_lora(str(folder)).name == LORA_FILE
-    assert find_lora(str(folder / KOHYA_FILE)).name == KOHYA_FILE
+    assert require_lora(str(folder)).name == LORA_FILE
+    assert require_lora(str(folder / KOHYA_FILE)).name == KOHYA_FILE
     for name in ("one", "two"):
         save_file({"x": torch.zeros(1)}, tmp_path / f"{name}.safetensors")
     with pytest.raises(
         MissingError, match=r"expected one \.safetensors file.*one\.safetensors, two\.safetensors"
     ):
-        find_lora(str(tmp_path))
+        require_lora(str(tmp_path))
     with pytest.raises(MissingError, match="expected a .safetensors file"):
-        find_lora(str(tmp_path / "none.safetensors"))
+        require_lora(str(tmp_path / "none.safetensors"))
+    with pytest.raises(MissingError, match=r"LoRA 'nobody/none': no such file, and the hub did not give it"):
+        require_lora("nobody/none")
+    # A folder with both layouts: the one that diffusers reads.
+    for name in (PEFT_FILE, LORA_FILE):
+        save_file({"x": torch.zeros(1)}, tmp_path / name)
+        assert require_lora(str(tmp_path)) == tmp_path / name
 
 
 @pytest.mark.parametrize("harm", ["another width", "other modules", "no LoRA", "damaged"])

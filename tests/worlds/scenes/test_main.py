@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
-from tests.commands import ROOT, environment
+from tests.commands import ROOT, start
 
 
 @pytest.mark.parametrize("what", ["decoder", "diffusion", "flow"])
 def test_a_missing_autoencoder_is_named_and_ends_with_3(what: str, tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "worlds.scenes", "train", what, "3", "--out", str(tmp_path)]
-    done = subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True, check=False)
-    assert done.returncode == 3, done.stderr
-    assert "no autoencoder in" in done.stderr and "Traceback" not in done.stderr
+    done = start("train", what, "3", "--out", tmp_path, module="worlds.scenes", cwd=ROOT).wait()
+    assert done.code == 3, done.err
+    assert "no autoencoder in" in done.err and "Traceback" not in done.err
 
 
 @pytest.mark.parametrize(
@@ -24,7 +21,6 @@ def test_a_missing_autoencoder_is_named_and_ends_with_3(what: str, tmp_path: Pat
     [("diffusion", 2, "only the flow base is distilled"), ("flow", 3, "expected the folder of a base")],
 )
 def test_a_teacher_that_does_not_fit_is_refused(what: str, code: int, said: str, tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "worlds.scenes", "train", what, "3", "--teacher", str(tmp_path)]
-    done = subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True, check=False)
-    assert done.returncode == code, done.stderr
-    assert said in done.stderr and "Traceback" not in done.stderr
+    done = start("train", what, "3", "--teacher", tmp_path, module="worlds.scenes", cwd=ROOT).wait()
+    assert done.code == code, done.err
+    assert said in done.err and "Traceback" not in done.err

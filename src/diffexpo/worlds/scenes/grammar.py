@@ -10,7 +10,7 @@ import itertools
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import cache
 from itertools import islice
 
 from diffexpo.types import Prompt
@@ -140,6 +140,7 @@ class Scene:
         return replace(self, things=self.things[::-1], relation=OPPOSITE.get(self.relation or ""))
 
 
+@cache
 def _is_kept_back(*names: object) -> bool:
     return keyed_fraction(*names) < HELDOUT_SHARE
 
@@ -157,7 +158,7 @@ def is_heldout_person(person: Person) -> bool:
     return all(_is_kept_back("person", person.name, gender, tone) for gender, tone in looks)
 
 
-@lru_cache(maxsize=1)
+@cache
 def all_scenes() -> tuple[Scene, ...]:
     """Every scene that has a prompt, 48,642 with different texts, in a fixed order."""
     return tuple(itertools.chain(_alone(), _together(), _people()))
@@ -169,14 +170,15 @@ def _alone() -> Iterator[Scene]:
 
 
 def _together() -> Iterator[Scene]:
+    one = {(name, colour): Things(1, name, colour) for name in OBJECTS for colour in (None, *COLOURS)}
     for a, b in itertools.permutations(OBJECTS, 2):
         for count in (1, 2, 3):
-            yield Scene((Things(count, a), Things(1, b)))
+            yield Scene((Things(count, a), one[b, None]))
         for relation in RELATIONS:
-            yield Scene((Things(1, a), Things(1, b)), relation)
+            yield Scene((one[a, None], one[b, None]), relation)
         for c, d in itertools.permutations(COLOURS, 2):
             for stated in (None, *RELATIONS):
-                yield Scene((Things(1, a, c), Things(1, b, d)), stated)
+                yield Scene((one[a, c], one[b, d]), stated)
 
 
 def _people() -> Iterator[Scene]:
@@ -216,7 +218,7 @@ def parse_scene(text: str) -> Scene:
     return Scene(things, None if found[2] in (None, "and") else found[2])
 
 
-@lru_cache(maxsize=1)
+@cache
 def _by_kind() -> dict[tuple[str, bool], list[Scene]]:
     """Every kind's scenes, of seen and of held-out combinations, each list in a keyed order."""
     groups: dict[tuple[str, bool], list[Scene]] = {}
