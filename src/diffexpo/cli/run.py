@@ -99,9 +99,7 @@ def run(
         _print_plan(loaded.config, run_dir, stop_after, console, as_json)
         return
     if resume and is_finished(run_dir):
-        _print_summary(run_dir, as_json)
-        console.line(f"{run_dir} is complete; nothing to resume")
-        console.line(f"report: {run_dir / 'report.html'}")
+        _print_complete(run_dir, as_json, console)
         return
     if processes > 1 and not is_started_by_a_launcher():
         # The folder is named: processes that start at once would each choose one.
@@ -121,6 +119,12 @@ def run(
         else:
             console.line(f"stopped after {stop_after}; continue with: diffexpo run --resume {run_dir}")
     _print_summary(run_dir, as_json)
+
+
+def _print_complete(run_dir: Path, as_json: bool, console: Console) -> None:
+    _print_summary(run_dir, as_json)
+    console.line(f"{run_dir} is complete; nothing to resume")
+    console.line(f"report: {run_dir / 'report.html'}")
 
 
 def _print_summary(run_dir: Path, as_json: bool) -> None:
