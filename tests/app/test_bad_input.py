@@ -390,7 +390,7 @@ def test_damaged_weights_of_an_iterate_are_refused_until_restored(command, world
     flipped = bytearray(whole)
     flipped[-3] ^= 1
     for data, text in (
-        (flipped, "does not hold the weights"),
+        (flipped, "is damaged (its checksum does not match)"),
         (whole[:-100], "cannot be read"),
         (None, "is missing"),
     ):

@@ -132,8 +132,8 @@ def sound_metrics(path: Path) -> tuple[list[dict[str, Any]], list[str]]:
 
 def _say(path: Path, number: int, line: bytes) -> str:
     return (
-        f"{path} line {number}: expected a JSON object, found {line[:40]!r}; the file is damaged: restore "
-        "it, or resume the run, which keeps the line aside"
+        f"{path} line {number}: expected a JSON object with iteration, step and phase, found {line[:40]!r}; "
+        "the file is damaged: restore it, or resume the run, which keeps the line aside"
     )
 
 

@@ -132,6 +132,8 @@ def test_a_missing_run_names_the_nearest(folder):
 def test_resuming_a_finished_run_says_so(folder, capsys):
     run = make_run(folder, "done", state="finished")
     (run / "report.html").write_text("<html>")
+    (run / "export").mkdir()
+    (run / "export" / "README.md").touch()
     code, out, _ = call(capsys, "run", "--resume", "done")
     assert code == 0
     assert "complete; nothing to resume" in out

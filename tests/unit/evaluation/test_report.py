@@ -35,6 +35,7 @@ from diffexpo.evaluation.report import FIGURES, write_report
 from diffexpo.evaluation.summary import summarise
 from diffexpo.evaluation.templates import HERE
 from diffexpo.evaluation.verdict import give_verdict
+from diffexpo.files import checksum_of
 from diffexpo.rewards.images import to_bytes
 from diffexpo.training.metrics import read_metrics
 from tests.rows import pair_row
@@ -257,12 +258,13 @@ def test_verdict_without_files_is_unknown(tmp_path: Path) -> None:
 def test_metrics_keep_order_and_report_damage(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     assert read_metrics(path) == []
-    path.write_text(
-        '{"iteration": 1, "a": 2}\n{"iteration": 2, "a": null}\n{"iteration": 3, "a": NaN}\n{"iter',
-        encoding="utf-8",
-    )
+    rows = [
+        f'{{"iteration": {number}, "step": null, "phase": "train_summary", "a": {value}}}\n'
+        for number, value in enumerate(("2", "null", "NaN"), start=1)
+    ]
+    path.write_text("".join(rows) + '{"iter', encoding="utf-8")
     assert series(read_metrics(path), "a") == [(1, 2.0)]
-    path.write_text('{"iteration": 1}\nrubbish\n{"iteration": 2}\n', encoding="utf-8")
+    path.write_text(f"{rows[0]}rubbish\n{rows[1]}", encoding="utf-8")
     with pytest.raises(DataError, match="line 2"):
         read_metrics(path)
 
@@ -334,7 +336,9 @@ def test_pictures_are_as_large_as_they_are_and_can_be_opened(finished: Path) -> 
 def test_no_hash_stands_in_running_text(copied: Path) -> None:
     path = copied / "eval" / "base" / "suite.json"
     digest = "0123456789abcdef" * 4
-    path.write_text(path.read_text(encoding="utf-8").replace("clip-0123", digest), encoding="utf-8")
+    fields = json.loads(path.read_text(encoding="utf-8").replace("clip-0123", digest))
+    del fields["sha256"]
+    path.write_text(json.dumps(fields | {"sha256": checksum_of(fields)}), encoding="utf-8")
     source, _, text = read(copied)
     assert digest not in source and digest[:12] in text
 
