@@ -75,7 +75,8 @@ class StopSignal:
             os._exit(EXIT_INTERRUPTED)
 
     def _tell(self) -> None:
-        if next(self._tellings) == 0:
+        is_first = os.environ.get("RANK", "0") == "0"  # of several processes one tells
+        if next(self._tellings) == 0 and is_first:
             # os.write, not print: a handler may run in the middle of another print.
             os.write(2, b"\nstopping: saving first; a second signal quits at once\n")
 
