@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -15,6 +14,7 @@ from diffexpo.assembly import ConfigError
 from diffexpo.cli.failures import boundary
 from diffexpo.cli.folders import RUNS, find_run
 from diffexpo.cli.options import AsJson
+from diffexpo.cli.processes import is_started_by_a_launcher
 from diffexpo.cli.progress import Console
 from diffexpo.cli.run import deadline
 
@@ -98,7 +98,7 @@ def sweep(
     diffexpo sweep scenes/expo --set seed=0,1,2 --set algorithm.beta=150,300 --dry-run
     diffexpo sweep scenes/expo --set seed=0,1,2 --processes 2
     """
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+    if is_started_by_a_launcher():
         raise ConfigError("a sweep starts processes of its own; run it without torchrun")
     from diffexpo.config.product import load_product
 

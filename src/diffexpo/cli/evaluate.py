@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shlex
 import sys
 from pathlib import Path
@@ -14,6 +13,7 @@ import typer
 from diffexpo import assembly
 from diffexpo.assembly import ConfigError
 from diffexpo.cli.options import AsJson
+from diffexpo.cli.processes import is_first
 from diffexpo.cli.progress import Console
 from diffexpo.cli.stages import stage_command
 
@@ -116,7 +116,7 @@ def evaluate(
         console,
     )
     console.line(f"report: {found.page}")
-    if as_json and os.environ.get("RANK", "0") == "0":
+    if as_json and is_first():
         print(json.dumps(found.numbers, indent=2))
     for line in found.failures:
         typer.echo(f"below its bound: {line}", err=True)

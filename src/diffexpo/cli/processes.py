@@ -23,8 +23,8 @@ PATIENCE_S = 30.0
 
 
 def is_started_by_a_launcher(variables: Mapping[str, str] = os.environ) -> bool:
-    """Whether this process is one of several already."""
-    return "WORLD_SIZE" in variables
+    """Whether this process is one of several already, or is told so in a way that is refused later."""
+    return variables.get("WORLD_SIZE", "1") != "1"
 
 
 def is_first(variables: Mapping[str, str] = os.environ) -> bool:

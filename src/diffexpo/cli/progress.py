@@ -17,6 +17,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
+from diffexpo.cli.processes import is_first
+
 if TYPE_CHECKING:
     from rich.console import Console as RichConsole
     from rich.progress import Progress
@@ -111,7 +113,7 @@ class Console:
         self._stream = sys.stdout if stream is None else stream
         self._interactive = self._stream.isatty() if interactive is None else interactive
         self._color = not environment.get("NO_COLOR")
-        self._silent = environment.get("RANK", "0") != "0"
+        self._silent = not is_first(environment)
         self._clock = clock
         self._log: Path | None = None
         self._unlogged: list[str] = []

@@ -153,7 +153,7 @@ def _start(
     if out is not None:
         return loaded, out
     is_chosen = loaded.sources["name"].startswith("--set")
-    if is_chosen or int(os.environ.get("WORLD_SIZE", "1")) > 1:
+    if is_chosen or is_started_by_a_launcher():
         return loaded, RUNS / loaded.config.name
     return loaded, free_folder(loaded.config.name)
 

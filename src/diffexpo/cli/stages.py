@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable
 from typing import Annotated
 
@@ -14,6 +13,7 @@ from diffexpo.assembly import ConfigError
 from diffexpo.cli.completing import run_names
 from diffexpo.cli.failures import working_on
 from diffexpo.cli.options import AsJson, Run
+from diffexpo.cli.processes import is_first
 from diffexpo.cli.progress import Console, Nowhere
 
 SINGLE_STAGES = {
@@ -31,7 +31,7 @@ def stage_command(name: str) -> Callable[[Run, bool], None]:
             console = Console(Nowhere() if as_json else None)
             console.attach_log(run_dir / "log.txt")
             done = assembly.stage(run_dir, name, console)
-            if as_json and os.environ.get("RANK", "0") == "0":
+            if as_json and is_first():
                 print(json.dumps({"folder": str(run_dir)} | done))
 
     return command

@@ -23,7 +23,8 @@ def verify(
 ) -> None:
     """Look at every file of a run: settings, inputs, store, weights, suites, metrics, report and export.
 
-    Says what is damaged and how it is made again; exit code 4 if anything is. Nothing is changed.
+    Says what is damaged and how it is made again; exit code 4 if anything is. Nothing but config.yaml is ever
+    written, and that only with --restore-settings.
     """
     run_dir = find_run(run)
     if restore_settings:
