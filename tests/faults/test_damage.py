@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from diffexpo.assembly import inputs
 from diffexpo.assembly.soundness import restore_settings, verify_run
 from diffexpo.config import read_resolved
 from diffexpo.errors import ResumeError
@@ -88,6 +89,14 @@ def test_each_damage_is_named_with_what_to_do(copies: Callable[[], Path]) -> Non
             assert ("training.learning_rate" if damage is drop_line else name) in told, f"{pattern}: {told}"
             ways = ("resume", "restore", "export", "report", "delete", "accept")
             assert any(way in told for way in ways), told
+
+
+def test_another_code_is_no_damage_of_a_finished_run(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(inputs, "code_fingerprint", lambda: "another")
+    found = verify_run(bench.folder / "whole")
+    assert [finding.what for finding in found if finding.state == "fail"] == []
+    (told,) = [finding.what for finding in found if finding.state == "note"]
+    assert "the code of diffexpo" in told and "now 0.1.0 (another)" in told
 
 
 def test_the_command_says_so_with_its_exit_code(copies: Callable[[], Path]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import platform
 import sys
@@ -141,3 +142,11 @@ def set_status(run_dir: Path, state: str, world: World) -> None:
     """status.json: what `diffexpo run --resume` and the report look at."""
     if world.rank == 0:
         write_json(run_dir / "status.json", {"state": state, "pid": os.getpid(), "host": platform.node()})
+
+
+def read_status(run_dir: Path) -> str:
+    """`state` of status.json (running, interrupted, failed, finished); "new" where there is none to read."""
+    try:
+        return str(json.loads((run_dir / "status.json").read_text(encoding="utf-8"))["state"])
+    except (FileNotFoundError, ValueError, KeyError, TypeError):
+        return "new"

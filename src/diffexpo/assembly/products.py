@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from diffexpo.assembly.checking import check_inputs
-from diffexpo.assembly.folders import describe_differences, has_made_nothing
+from diffexpo.assembly.folders import describe_differences, has_made_nothing, read_status
 from diffexpo.config import RunConfig, read_resolved
 from diffexpo.config.product import Combination
 from diffexpo.config.resuming import CHANGEABLE, differences
@@ -54,10 +54,7 @@ class SweepRun:
     @property
     def state(self) -> str:
         """`state` of status.json; "new" before there is one."""
-        try:
-            return str(json.loads((self.folder / "status.json").read_text(encoding="utf-8"))["state"])
-        except (FileNotFoundError, ValueError, KeyError):
-            return "new"
+        return read_status(self.folder)
 
     @property
     def evaluations(self) -> int:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from diffexpo.assembly.actions import SUMS
-from diffexpo.assembly.folders import iterate_path
+from diffexpo.assembly.folders import iterate_path, read_status
 from diffexpo.assembly.inputs import identity_of
 from diffexpo.assembly.verifying import Finding
 from diffexpo.config import RunConfig, config_to_yaml, read_resolved
@@ -81,7 +81,11 @@ def _settings(run_dir: Path) -> Iterator[Finding]:
         yield Finding("note", "there is no record of settings and inputs: an early version began this run")
         return
     changes = compare(known, identity_of(config, run_dir, known), CHANGEABLE)
+    is_over = read_status(run_dir) == "finished"
     for change in changes:
+        if is_over and change.what.startswith("the code of"):
+            yield Finding("note", f"{change}; the run is finished, so nothing more is made with it")
+            continue
         is_setting = change.what.startswith("the setting")
         advice = restores if is_setting else "put it back before the run goes on, or use --accept-changes"
         yield Finding("fail", f"{change}; {advice}")

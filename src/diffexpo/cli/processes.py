@@ -2,8 +2,7 @@
 
     threads of each = max(1, cores // N), unless OMP_NUM_THREADS says otherwise
 
-Small networks hardly gain from further threads, so on a CPU two processes of one thread are faster than one
-of two. The first process speaks; how it ends is how the command ends.
+The first process speaks; how it ends is how the command ends.
 """
 
 from __future__ import annotations
