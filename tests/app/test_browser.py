@@ -65,10 +65,15 @@ def task(browser: Browser) -> str:
 
 
 def after(browser: Browser, act: object, *arguments: str) -> None:
-    """Do something that answers, and wait for the next task."""
+    """Do something that answers, and wait until the next task's page is there with its scripts."""
     before = task(browser)
     act(*arguments)  # type: ignore[operator]
-    browser.wait(lambda: task(browser) != before)
+    browser.wait(lambda: task(browser) != before and loaded(browser))
+
+
+def loaded(browser: Browser) -> bool:
+    """Whether the page's scripts have run, so that its keys work."""
+    return bool(browser.script("return document.readyState === 'complete'"))
 
 
 def fits(browser: Browser) -> bool:
@@ -115,8 +120,8 @@ def test_a_whole_way_by_keys_alone(browser: Browser, size: tuple[int, int], tmp_
         browser.wait(lambda: fits(browser))
         for key in ("left", "right", "t", "down"):
             after(browser, browser.press, key)
-            focus = browser.script("return document.activeElement.id")
-            assert focus == "question", "the new question is read out"
+            # The new question is read out: it gets the focus, at the latest when it is first painted.
+            browser.wait(lambda: bool(browser.script("return document.activeElement.id === 'question'")))
         after(browser, browser.press, "u")
         after(browser, browser.press, "n")
         browser.reload()  # in the middle: the same task is there, and no vote twice
