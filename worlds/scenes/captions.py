@@ -37,9 +37,9 @@ UNSTATED_PERSON_SHARE = 0.45
 """Captions of a person that leave gender or skin tone out, each with this probability."""
 
 SCENES = {"single": 0.14, "counting": 0.20, "two": 0.56, "person": 0.10}
-"""Shares of the training images; colours are always drawn, and four of five scenes of two things are placed
-in a relation."""
-RELATION_SHARE = 0.8
+"""Shares of the training images; colours are always drawn, and half of the scenes of two things are placed in
+a relation."""
+RELATION_SHARE = 0.5
 WOMEN = {
     "astronaut": 0.2,
     "cook": 0.5,
@@ -78,7 +78,7 @@ def _draw(rng: np.random.Generator) -> Scene:
         return Scene((Things(count, _choose(rng, OBJECTS), _choose(rng, COLOURS)),))
     first, second = (OBJECTS[int(i)] for i in rng.choice(len(OBJECTS), 2, replace=False))
     is_related = rng.random() < RELATION_SHARE
-    count = 1 if is_related else int(rng.choice([1, 2, 3], p=[0.3, 0.35, 0.35]))
+    count = 1 if is_related else int(rng.choice([1, 2, 3], p=[0.4, 0.3, 0.3]))
     things = (Things(count, first, _choose(rng, COLOURS)), Things(1, second, _choose(rng, COLOURS)))
     return Scene(things, _choose(rng, RELATIONS) if is_related else None)
 

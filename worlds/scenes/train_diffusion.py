@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from diffusers import AutoencoderKL
 from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from diffexpo.worlds.scenes.compose import BACKGROUNDS, CELL, compose, paste
+from diffexpo.worlds.scenes.compose import BACKGROUNDS, CELL, Placed, compose, paste
 from diffexpo.worlds.scenes.grammar import OPPOSITE, Scene
 from worlds.emoji.fit import autocast, choose_device
 from worlds.emoji.layout import save_diffusion
@@ -22,13 +23,13 @@ from worlds.scenes.fit import Schedule, fit, group
 from worlds.scenes.models import make_schedule, make_text_encoder, make_tokenizer, make_unet
 from worlds.scenes.train_reader import Reading, read_from
 
-BATCH, PAIRS = 160, 8
-"""Images of a step, and pairs of images besides that differ in the order of two things."""
+BATCH, PAIRS = 144, 16
+"""Images of a step, and pairs of images besides that differ in the order or the names of two things."""
 LEARNING_RATE = 8e-4
 IMAGES = 100_000
 GROUNDING_WEIGHT = 0.05
 READING_WEIGHT = 0.01
-ORDER_WEIGHT = 0.1
+ORDER_WEIGHT = 0.15
 """Counts the pairs about as often as as many other images. With weight 1 the few pairs outweigh all else at
 high noise: what a caption changes of the prediction there became twice as large as it is true."""
 
@@ -40,32 +41,55 @@ def true_scenes(num: int, seed: int) -> tuple[np.ndarray, list[Scene]]:
     return np.stack([compose(scene, rng)[0] for scene in scenes]), scenes
 
 
-def exchanged(num: int, seed: int) -> tuple[np.ndarray, list[Scene]]:
-    """Draw scenes of a relation twice, the second time with each thing in the other's place: images (2 num,
-    64, 64, 3) of uint8, all first ones before all second ones, and what the first ones show."""
+def exchanged(num: int, seed: int) -> tuple[np.ndarray, list[tuple[Scene, Scene]]]:
+    """Draw scenes of two things twice, the second time exchanged: images (2 num, 64, 64, 3) of uint8, all
+    first ones before all second ones, and what both show."""
     rng = np.random.default_rng([seed, 8])
     firsts, seconds, scenes = [], [], []
     while len(scenes) < num:
         scene = draw_scene(rng)
-        if scene.relation is None:
+        other = exchange(scene)
+        if other is None or other.is_heldout:
             continue
-        image, (a, b) = compose(scene, rng)
-        other = np.empty_like(image)
-        other[:] = max(BACKGROUNDS, key=lambda colour: int((image == colour).all(-1).sum()))
-        for sprite, place in ((a, b), (b, a)):
-            paste(other, sprite.name, sprite.look, (place.y - CELL // 2, place.x - CELL // 2))
+        image, placed = compose(scene, rng)
         firsts.append(image)
-        seconds.append(other)
-        scenes.append(scene)
+        seconds.append(_exchanged_image(image, scene, placed))
+        scenes.append((scene, other))
     return np.stack([*firsts, *seconds]), scenes
 
 
-class ExchangedScenes:
-    """Scaled latents of scenes of a relation and of the same with both things exchanged.
+def exchange(scene: Scene) -> Scene | None:
+    """The scene with both things in each other's place, or, where no relation is asked for, with each other's
+    name: "a blue bell left of a red hat" and "... right of ...", "two blue bells and a red hat" and "two blue
+    hats and a red bell". None where there are not two things or the exchange changes nothing."""
+    if len(scene.things) != 2:
+        return None
+    if scene.relation is not None:
+        return replace(scene, relation=OPPOSITE[scene.relation])
+    a, b = scene.things
+    if a.count == b.count and a.colour == b.colour:
+        return None
+    return replace(scene, things=(replace(a, name=b.name), replace(b, name=a.name)))
 
-    Which of two things is left is little of an image's variance, and through a loss on single images it is
-    learned late or never: "left of" and "right of" became synonyms. Of two images that differ in nothing
-    else, seen through the same noise, the difference of both predictions is about the order alone.
+
+def _exchanged_image(image: np.ndarray, scene: Scene, placed: Sequence[Placed]) -> np.ndarray:
+    other = np.empty_like(image)
+    other[:] = max(BACKGROUNDS, key=lambda colour: int((image == colour).all(-1).sum()))
+    first, second = placed[0], placed[-1]
+    for place in placed:
+        twin = second if place.name == first.name else first
+        look = twin.look if scene.relation is not None else place.look
+        paste(other, twin.name, look, (place.y - CELL // 2, place.x - CELL // 2))
+    return other
+
+
+class ExchangedScenes:
+    """Scaled latents of scenes of two things and of the same exchanged (`exchange`).
+
+    Which of two things is left, or of which there are two, is little of an image's variance, and through a
+    loss on single images it is learned late or never: "left of" and "right of" became synonyms. Of two images
+    that differ in nothing else, seen through the same noise, the difference of both predictions is about the
+    exchange alone.
     """
 
     def __init__(self, vae: AutoencoderKL, num: int, seed: int) -> None:
@@ -75,13 +99,17 @@ class ExchangedScenes:
         self.means = means.half() * float(vae.config.scaling_factor)
 
     def draw(self, num: int, rng: np.random.Generator) -> tuple[Tensor, list[str]]:
-        """Return latents (2 num, C, h, w) and captions, those of the exchanged scenes in the second half."""
+        """Return latents (2 num, C, h, w) and captions, those of the exchanged scenes in the second half.
+        Half of the pairs whose exchange needs no colours are told without them."""
         chosen = rng.integers(0, len(self.scenes), num)
-        scenes = [self.scenes[int(i)] for i in chosen]
-        scenes = [scene if rng.random() < 0.5 else scene.without_colours() for scene in scenes]
-        others = [replace(scene, relation=OPPOSITE[str(scene.relation)]) for scene in scenes]
-        latents = self.means[np.concatenate([chosen, chosen + len(self.scenes)])].float()
-        return latents, [scene.text for scene in (*scenes, *others)]
+        pairs = [self.scenes[int(i)] for i in chosen]
+        plain = [exchange(first.without_colours()) is not None and rng.random() < 0.5 for first, _ in pairs]
+        captions = [
+            (scene.without_colours() if is_plain else scene).text
+            for half in zip(*pairs, strict=True)
+            for scene, is_plain in zip(half, plain, strict=True)
+        ]
+        return self.means[np.concatenate([chosen, chosen + len(self.scenes)])].float(), captions
 
 
 class LatentScenes:

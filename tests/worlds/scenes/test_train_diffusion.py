@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,13 +11,14 @@ from diffusers import StableDiffusionPipeline
 
 from diffexpo.rewards.scenes import find_sprites, load_checker, scene_facts
 from diffexpo.worlds.scenes.compose import ASSETS
-from diffexpo.worlds.scenes.grammar import OPPOSITE, parse_scene
+from diffexpo.worlds.scenes.grammar import parse_scene
 from worlds.emoji.layout import save_diffusion
 from worlds.emoji.models import make_vae
 from worlds.scenes.models import learn_merges, make_text_encoder, make_tokenizer, make_unet
 from worlds.scenes.train_diffusion import (
     ExchangedScenes,
     LatentScenes,
+    exchange,
     exchanged,
     order_error,
     start_from,
@@ -88,20 +88,38 @@ def test_draws_of_latents_and_captions_are_keyed() -> None:
     assert torch.equal(latents, again) and captions == same
 
 
-def test_exchanged_scenes_hold_the_same_sprites_in_each_others_place() -> None:
-    images, scenes = exchanged(6, 0)
+def test_exchanged_scenes_show_what_both_captions_say() -> None:
+    images, scenes = exchanged(12, 0)
     checker, _ = load_checker("checker_train", str(ASSETS / "checker_train"))
     findings = [
         find_sprites(checker, torch.from_numpy(image).permute(2, 0, 1)[None] / 255)[0] for image in images
     ]
-    for index, scene in enumerate(scenes):
-        other = replace(scene, relation=OPPOSITE[str(scene.relation)])
-        assert scene_facts(findings[index], scene).all and scene_facts(findings[index + 6], other).all
-        assert not scene_facts(findings[index], other).position
-        # The same sprites on the same background, so the same colours as often.
-        assert np.array_equal(
-            np.sort(images[index].reshape(-1, 3), 0), np.sort(images[index + 6].reshape(-1, 3), 0)
+    for index, (scene, other) in enumerate(scenes):
+        assert scene_facts(findings[index], scene).all and scene_facts(findings[index + 12], other).all
+        assert not scene_facts(findings[index], other).all
+        assert not scene.is_heldout and not other.is_heldout
+        assert [(s.y, s.x) for s in findings[index].sprites] != [] and len(findings[index].sprites) == len(
+            findings[index + 12].sprites
         )
+    assert any(first.relation for first, _ in scenes) and any(not first.relation for first, _ in scenes)
+
+
+@pytest.mark.parametrize(
+    ("text", "other"),
+    [
+        ("a blue bell left of a red hat", "a blue bell right of a red hat"),
+        ("two blue bells and a red hat", "two blue hats and a red bell"),
+        ("two bells and a hat", "two hats and a bell"),
+        ("a blue bell and a red hat", "a blue hat and a red bell"),
+        ("a bell and a hat", None),
+        ("a blue bell and a blue hat", None),
+        ("three blue bells", None),
+        ("a judge", None),
+    ],
+)
+def test_an_exchange_changes_what_is_asked_for_or_is_none(text: str, other: str | None) -> None:
+    found = exchange(parse_scene(text))
+    assert (found and found.text) == other
 
 
 def test_the_order_error_asks_for_the_difference_only() -> None:
@@ -111,11 +129,13 @@ def test_the_order_error_asks_for_the_difference_only() -> None:
     assert float(order_error(x0 + torch.cat([apart, -apart]), x0)) == pytest.approx(1.0, abs=1e-12)
 
 
-def test_pairs_share_words_and_differ_in_the_relation() -> None:
+def test_captions_of_a_pair_are_exchanges_of_each_other() -> None:
     torch.manual_seed(0)
-    data = ExchangedScenes(make_vae(), 4, 0)
-    latents, captions = data.draw(5, np.random.default_rng(0))
-    assert latents.shape == (10, 8, 8, 8)
-    for first, second in zip(captions[:5], captions[5:], strict=True):
-        relation = parse_scene(first).relation
-        assert second == first.replace(f" {relation} ", f" {OPPOSITE[str(relation)]} ")
+    data = ExchangedScenes(make_vae(), 12, 0)
+    latents, captions = data.draw(40, np.random.default_rng(0))
+    assert latents.shape == (80, 8, 8, 8)
+    for first, second in zip(captions[:40], captions[40:], strict=True):
+        other = exchange(parse_scene(first))
+        assert other is not None and other.text == second
+    colours = [any(thing.colour for thing in parse_scene(first).things) for first in captions[:40]]
+    assert any(colours) and not all(colours)
