@@ -17,6 +17,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from types import FrameType
 
+from diffexpo.errors import ConfigError
+
+MOST = 4
+"""Processes that `auto` starts on a CPU at most; each holds the model."""
 PATIENCE_S = 30.0
 """How long the others may go on after one has failed: they learn of it by themselves, within a step."""
 
@@ -29,6 +33,22 @@ def is_started_by_a_launcher(variables: Mapping[str, str] = os.environ) -> bool:
 def is_first(variables: Mapping[str, str] = os.environ) -> bool:
     """Whether this is the process that speaks."""
     return variables.get("RANK", "0") == "0"
+
+
+def number_of_processes(wanted: str) -> int:
+    """`--processes`: a number, or with "auto" one for each GPU, without one as many as cores, at most `MOST`.
+
+    Raises:
+        ConfigError: it is neither.
+    """
+    if wanted == "auto":
+        import torch
+
+        accelerators = torch.accelerator.device_count() if torch.accelerator.is_available() else 0
+        return accelerators or min(os.cpu_count() or 1, MOST)
+    if not wanted.isdecimal() or int(wanted) < 1:
+        raise ConfigError(f'--processes is {wanted!r}; expected a number from 1 on, or "auto"')
+    return int(wanted)
 
 
 def run_in_processes(arguments: Sequence[str], count: int) -> int:

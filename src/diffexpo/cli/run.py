@@ -19,7 +19,12 @@ from diffexpo.cli.completing import recipe_names
 from diffexpo.cli.failures import boundary
 from diffexpo.cli.folders import RUNS, find_run, free_folder, is_finished, run_state
 from diffexpo.cli.options import Set
-from diffexpo.cli.processes import is_first, is_started_by_a_launcher, run_in_processes
+from diffexpo.cli.processes import (
+    is_first,
+    is_started_by_a_launcher,
+    number_of_processes,
+    run_in_processes,
+)
 from diffexpo.cli.progress import Console, Nowhere
 
 if TYPE_CHECKING:
@@ -77,20 +82,25 @@ def run(
         ),
     ] = False,
     processes: Annotated[
-        int, typer.Option(min=1, help="Share the work among this many processes of this machine.")
-    ] = 1,
+        str,
+        typer.Option(
+            metavar="N|auto",
+            help="Share the work among so many processes of this machine; auto: one a GPU, or up to 4.",
+        ),
+    ] = "1",
 ) -> None:
     """Align a model: explore, judge, train, evaluate; ends with a report.
 
     Ctrl-C (or a crash) loses nothing: `diffexpo run --resume` continues and ends with the very same weights.
 
     \b
-    diffexpo run emoji/expo                      the embedded example, minutes on two cores
-    diffexpo run emoji/expo --set seed=1         another seed
-    diffexpo run emoji/expo my.yaml --dry-run    my.yaml on top of the recipe; print the plan only
+    diffexpo run scenes/expo                     the embedded example, minutes on two cores
+    diffexpo run scenes/expo --set seed=1        another seed
+    diffexpo run scenes/expo my.yaml --dry-run   my.yaml on top of the recipe; print the plan only
     diffexpo run --resume                        continue the most recent run
     diffexpo run --resume --set training.micro_batch_size=2    the same with less memory, at the same results
     """
+    count = number_of_processes(processes)
     loaded, run_dir = (_resume if resume else _start)(recipes or [], out, name, overrides or ())
     console = Console(Nowhere() if as_json else None)
     for note in () if as_json else loaded.notes:
@@ -101,7 +111,7 @@ def run(
     if resume and is_finished(run_dir):
         _print_complete(run_dir, as_json, console)
         return
-    if processes > 1 and not is_started_by_a_launcher():
+    if count > 1 and not is_started_by_a_launcher():
         # The folder is named: processes that start at once would each choose one.
         named = ["--resume", str(run_dir)] if resume else [*(recipes or []), "--out", str(run_dir)]
         named += [] if name is None or resume else ["--name", name]
@@ -109,7 +119,7 @@ def run(
         named += [] if max_minutes is None else ["--max-minutes", str(max_minutes)]
         named += [] if stop_after is None else ["--stop-after", stop_after]
         named += ["--json"] * as_json + ["--accept-changes"] * accept_changes
-        raise typer.Exit(run_in_processes(["run", *named], processes))
+        raise typer.Exit(run_in_processes(["run", *named], count))
     with boundary(run_dir), deadline(max_minutes):
         _print_header(loaded.config, run_dir, resume, console)
         options = {"sources": loaded.sources, "stop_after": stop_after, "resume": resume, "console": console}

@@ -10,8 +10,10 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 
 from diffexpo.cli import processes
+from diffexpo.errors import ConfigError
 
 
 def use(monkeypatch: pytest.MonkeyPatch, script: str) -> None:
@@ -40,6 +42,23 @@ def test_each_process_gets_its_rank_and_a_share_of_the_cores(
     told = [(tmp_path / str(rank)).read_text().split() for rank in range(3)]
     assert [each[:5] for each in told] == [[str(r), str(r), "3", "127.0.0.1", "2"] for r in range(3)]
     assert len({each[5] for each in told}) == 1
+
+
+@pytest.mark.parametrize(("accelerators", "cores", "expected"), [(0, 1, 1), (0, 2, 2), (0, 64, 4), (8, 2, 8)])
+def test_auto_is_one_for_each_gpu_or_a_few_for_the_cores(
+    monkeypatch: pytest.MonkeyPatch, accelerators: int, cores: int, expected: int
+) -> None:
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: accelerators > 0)
+    monkeypatch.setattr(torch.accelerator, "device_count", lambda: accelerators)
+    monkeypatch.setattr(os, "cpu_count", lambda: cores)
+    assert processes.number_of_processes("auto") == expected
+    assert processes.number_of_processes("3") == 3
+
+
+@pytest.mark.parametrize("wanted", ["0", "-1", "two", "", "1.5"])
+def test_a_number_of_processes_that_is_none_is_refused(wanted: str) -> None:
+    with pytest.raises(ConfigError, match='expected a number from 1 on, or "auto"'):
+        processes.number_of_processes(wanted)
 
 
 @pytest.mark.parametrize(
