@@ -46,6 +46,11 @@ LOSSES = {
         "diffusion_dpo",
         {"draws": 3, "anchor_draws": 1, "anchor_weight": 2.0, "anchor_guidance": 3.0},
     ),
+    "held to the reference": ("spin", {"draws": 2, "proximal_weight": 2.0}),
+    "held to both": (
+        "diffusion_dpo",
+        {"draws": 2, "anchor_draws": 1, "anchor_weight": 2.0, "proximal_weight": 1.0, "auto_beta": True},
+    ),
     "spin": ("spin", {}),
     "mapo": ("mapo", {}),
     "orpo": ("orpo", {"weight": 2.0}),

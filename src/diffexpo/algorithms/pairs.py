@@ -91,7 +91,8 @@ class PairErrors:
     """Errors (B,) of policy and, where the loss needs them, reference on winners and losers, means over a
     pair's draws of noise and time, and metrics (B,) of how far the one's predictions are from the other's;
     with a safeguard the scale (B,) of each loser's gradient; with an anchor its predictions of
-    `NoisyPairs.both` and the pair's mean squared distance (B,) from them."""
+    `NoisyPairs.both` and the pair's mean squared distance (B,) from them, with a proximal term the same of
+    the reference."""
 
     winner: Tensor
     loser: Tensor
@@ -101,6 +102,8 @@ class PairErrors:
     loser_scale: Tensor | None = None
     distance: Tensor | None = None
     anchor: Tensor | None = None
+    step: Tensor | None = None
+    reference: Tensor | None = None
 
     @property
     def four(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -169,6 +172,9 @@ class PairMethod(ForwardMethod, ABC):
         """The errors that `losses_of_errors` is given."""
         seen = predict_pairs(policy, pairs, needs_reference=self.settings.needs_reference)
         errors = self.errors_of(seen)
+        if self.settings.proximal > 0 and seen.reference is not None:
+            step = seen.of_pair(squared_distance(seen.current, seen.reference))
+            errors = replace(errors, step=step, reference=seen.reference)
         if self.anchor is None:
             return errors
         held = seen.held()
@@ -191,6 +197,8 @@ class PairMethod(ForwardMethod, ABC):
 
     def _weighted(self, errors: PairErrors, batch: PairBatch) -> tuple[Tensor, Metrics]:
         per_pair, values = self.losses_of_errors(errors, batch)
+        if errors.step is not None:
+            per_pair = per_pair + 0.5 * self.settings.proximal * self.beta_of(errors, batch) * errors.step
         if self.anchor is not None and errors.distance is not None:
             pull = 0.5 * self.anchor.weight * self.beta_of(errors, batch)
             per_pair = per_pair + pull * errors.distance
@@ -324,23 +332,31 @@ def in_parts(
         Two losses in turn: the first has the objective's value and the winners' gradient, the second value 0
         and the losers'. The graph of the second is built when it is asked for.
     """
-    measured = {"winner": errors.winner, "loser": errors.loser, "distance": errors.distance}
+    measured = {
+        "winner": errors.winner,
+        "loser": errors.loser,
+        "distance": errors.distance,
+        "step": errors.step,
+    }
     leaves: dict[str, Any] = {
         name: error.detach().requires_grad_() for name, error in measured.items() if error is not None
     }
     whole = objective(replace(errors, **leaves))
-    winner, loser, *pull = torch.autograd.grad(
-        whole.loss, list(leaves.values()), allow_unused=True, materialize_grads=True
-    )
+    found = torch.autograd.grad(whole.loss, list(leaves.values()), allow_unused=True, materialize_grads=True)
+    slopes = dict(zip(leaves, found, strict=True))
     shown, metrics = whole.loss.detach(), whole.metrics
-    anchors = (None, None) if errors.anchor is None else errors.anchor.chunk(2)
-    for half, slope, anchor in zip((pairs.winner, pairs.loser), (winner, loser), anchors, strict=True):
+    for number, (name, half) in enumerate((("winner", pairs.winner), ("loser", pairs.loser))):
         images = pairs.half(policy, half)
         prediction = images.predict_under(policy, "current")
-        terms = [(slope, pairs.mean(images.error(prediction)))]
-        if anchor is not None:
-            distance = squared_distance(pairs.held_of_half(prediction), anchor)
-            terms.append((0.5 * pull[0], pairs.mean(distance)))
+        terms = [(slopes[name], pairs.mean(images.error(prediction)))]
+        held = pairs.held_of_half(prediction)
+        for pull, target, rows in (
+            ("distance", errors.anchor, held),
+            ("step", errors.reference, prediction),
+        ):
+            if target is not None and pull in slopes:
+                distance = squared_distance(rows, target.chunk(2)[number])
+                terms.append((0.5 * slopes[pull], pairs.mean(distance)))
         loss = shown + sum((slope * (error - error.detach())).sum() for slope, error in terms)
         yield LossOutput(loss, metrics)
         shown, metrics = torch.zeros_like(shown), {}

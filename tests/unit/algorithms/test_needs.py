@@ -35,6 +35,7 @@ VARIANTS: dict[str, tuple[str, dict[str, object]]] = {
     "automatic beta": ("diffusion_dpo", {"auto_beta": True}),
     "held to the reference": ("expo", {"anchor_weight": 0.1, "draws": 2}),
     "held to the base": ("spin", {"anchor_weight": 0.1, "reference": "ema"}),
+    "proximal": ("diffusion_dpo", {"proximal_weight": 0.5, "reference": "previous"}),
     "simpo held to the guided base": (
         "diffusion_dpo",
         {"kind": "simpo", "anchor_weight": 0.1, "anchor_guidance": 2.0},

@@ -190,7 +190,7 @@ def moved_reference() -> ToyPolicy:
 
 
 def distances_by_hand(
-    policy: ToyPolicy, batch: PairBatch, conditioning: Conditioning, guidance: float
+    policy: ToyPolicy, batch: PairBatch, conditioning: Conditioning, guidance: float, version: str = "base"
 ) -> Tensor:
     """|policy - anchor|^2 / elements of both images at all draws, (2, DRAWS, B), with the base under its own name."""
     empty = policy.encode_prompts([""] * len(batch))
@@ -200,7 +200,7 @@ def distances_by_hand(
             draw = own_draw(policy, batch.keys, KEY, number, DRAWS)
             alpha, sigma = (scale[:, None, None, None] for scale in policy.path.alpha_sigma(draw.t.double()))
             x_t = alpha * x0 + sigma * draw.eps
-            with policy.weights.use("base"), torch.no_grad():
+            with policy.weights.use(version), torch.no_grad():
                 e_c, e_u = (policy.predict(x_t, draw.t, prompt) for prompt in (conditioning, empty))
             difference = policy.predict(x_t, draw.t, conditioning) - (e_u + guidance * (e_c - e_u))
             found.append((difference**2).flatten(1).mean(dim=1))
@@ -240,6 +240,36 @@ def test_the_anchor_adds_its_share_of_half_beta_times_the_distance_from_the_base
     policy.weights.load("current", start)
     slope = sum(float((slopes[key] * direction[key]).sum()) for key in slopes)
     assert (values[0] - values[1]) / 2e-5 == pytest.approx(slope, rel=1e-6)
+
+
+@pytest.mark.parametrize("name", ["diffusion_dpo", "spin"])
+def test_the_proximal_term_is_its_share_of_half_beta_times_the_distance_from_the_reference(name: str) -> None:
+    policy = moved_reference()
+    batch = make_batch(name, policy)
+    conditioning = prompts_of(policy, batch)
+    four = mean_errors(policy, (batch.winner, batch.loser), batch.keys, KEY, conditioning)
+    distance = distances_by_hand(policy, batch, conditioning, 1.0, "reference").mean(dim=(0, 1))
+    expected = (batch.weight * (diffusion_dpo_loss(*four, beta=30.0) + 0.7 * 15.0 * distance)).mean()
+    algorithm = make(name, policy, draws=DRAWS, proximal_weight=0.7, reference="previous")
+    output = algorithm.loss(policy, batch, KEY)
+    torch.testing.assert_close(output.loss, expected, rtol=BOUND, atol=BOUND)
+    close(gradients(policy, output.loss), gradients(policy, expected))
+    # No forward besides those of policy and reference.
+    assert algorithm.settings.anchor_forwards == 0
+
+
+def test_from_weight_one_on_a_pairs_loss_is_convex_where_training_starts() -> None:
+    """In the loser's prediction, along the line through the reference's and the target."""
+    target, away = 1e-3, torch.linspace(-1e-3, 1e-3, 3)
+    winner = torch.full((3,), 0.5)
+    reference = torch.full((3,), target**2)
+
+    def bend(weight: float) -> float:
+        loss = diffusion_dpo_loss(winner, (away - target).square(), winner, reference, beta=30.0)
+        low, middle, high = (loss + weight * 15.0 * 0.5 * away.square()).tolist()
+        return low + high - 2 * middle
+
+    assert bend(0.0) < bend(0.95) < 0 < bend(1.0)
 
 
 @pytest.mark.parametrize("held", [1, 2])

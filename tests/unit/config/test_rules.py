@@ -41,6 +41,8 @@ def load(*overrides):
         (["algorithm.simpo_gamma=0.1"], "only simpo"),
         (["algorithm.anchor_guidance=2"], "nothing is held to it"),
         (["algorithm.anchor_guidance=0.5", "algorithm.anchor_weight=0.1"], "expected a number >= 1"),
+        (["algorithm.proximal_weight=0.1", "algorithm.kind=simpo"], "no reference to be held to"),
+        (["algorithm.proximal_weight=-1"], "expected .* >= 0"),
         (["algorithm.draws=0"], "expected .* >= 1"),
         (["algorithm.anchor_draws=2"], "no more draws to be held at"),
         (["algorithm.type=guidance_distillation"], "drawn by the base, and there is no second agent"),

@@ -142,6 +142,16 @@ class MarginConfig(PairsConfig, LogisticConfig):
     """At how many of its `draws` each pair is held, chosen anew in every step; null: at all. The pull has the
     same mean with fewer, and costs less."""
 
+    proximal_weight: NotNegative = 0.0
+    """Adds this times beta/2 times the mean squared difference of the policy's prediction from the
+    reference's, on winners and losers at every draw. A loser's error has no upper end, and raising it lowers
+    the loss for ever; from weight 1 on each pair's loss is convex in the predictions where training starts.
+    Costs no forward. A reference that does not follow the iterates holds the policy where it began."""
+
+    @property
+    def proximal(self) -> float:
+        return self.proximal_weight
+
     @property
     def held_draws(self) -> int:
         return min(self.anchor_draws or self.draws, self.draws)
@@ -210,6 +220,11 @@ class MarginConfig(PairsConfig, LogisticConfig):
             yield (
                 f"algorithm.anchor_guidance = {self.anchor_guidance:g} with algorithm.anchor_weight = 0: "
                 "nothing is held to it; set anchor_weight above 0, e.g. 0.01, or anchor_guidance=1"
+            )
+        if self.proximal_weight > 0 and not self.needs_reference:
+            yield (
+                f"algorithm.proximal_weight = {self.proximal_weight:g}, but this loss has no reference to be "
+                "held to; set it to 0, or hold the policy to the base with anchor_weight"
             )
         if self.anchor_draws is not None and self.anchor_draws > self.draws:
             yield (

@@ -167,6 +167,11 @@ class MethodConfig(Section):
         return self.data.draws
 
     @property
+    def proximal(self) -> float:
+        """Share of the loss's coefficient with which predictions are pulled to the reference's; 0: not."""
+        return 0.0
+
+    @property
     def learned_guidance(self) -> float:
         """Guidance that the loss teaches the policy's own prediction, which is then drawn from without; 1:
         none."""
