@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import io
+import threading
+import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
+from torch import Tensor
 
 from diffexpo.data.offline.formats import read_pickapic
 from diffexpo.data.offline.ingest import import_offline
@@ -191,3 +195,56 @@ def test_pictures_of_other_sizes_are_fitted(write_votes: Write, tmp_path: Path, 
     store = Store(tmp_path / "store")
     import_offline(write_votes([vote(0, jpg_0=jpeg("big", size=(40, 20)))]), policy, store)
     assert store.latents([row.sample_id for row in store.samples(0)]).shape == (2, 3, 8, 8)
+
+
+class Threads:
+    """Processes that are threads of this one, each with a store of its own on the same folder."""
+
+    def __init__(self, rank: int, door: threading.Barrier, shared: dict[int, list[object]]) -> None:
+        self.rank, self.size, self._door, self._shared = rank, door.parties, door, shared
+
+    def barrier(self) -> None:
+        self._door.wait(60)
+
+    def gather_objects(self, items: list[object]) -> list[object]:
+        self._shared[self.rank] = items
+        self.barrier()
+        everybody = [item for rank in range(self.size) for item in self._shared[rank]]
+        self.barrier()
+        return everybody
+
+
+class SlowPolicy(LetterPolicy):
+    def encode_images(self, images: Tensor) -> Tensor:
+        time.sleep(0.1)
+        return super().encode_images(images)
+
+
+def test_a_pair_may_have_an_image_that_another_process_stores_at_the_same_time(
+    write_votes: Write, tmp_path: Path
+) -> None:
+    """Three images of a prompt, every two of them a pair, as `scenes:offline` has them."""
+    images = [jpeg(0, number) for number in range(3)]
+    sides = [(0, 1), (0, 2), (1, 2)] * 2
+    rows = [
+        vote(number, caption=f"prompt {number // 3}", jpg_0=images[a], jpg_1=images[b])
+        for number, (a, b) in enumerate(sides)
+    ]
+    source, door, shared = write_votes(rows), threading.Barrier(2), {}
+    alone = Store(tmp_path / "alone")
+    import_offline(source, LetterPolicy(), alone, unit_pairs=1)
+
+    def work(rank: int) -> ImportReport:
+        store = Store(tmp_path / "both")
+        world = Threads(rank, door, shared)
+        policy = SlowPolicy() if rank == 0 else LetterPolicy()
+        return import_offline(source, policy, store, unit_pairs=1, world=world)
+
+    with ThreadPoolExecutor(2) as pool:
+        first, second = pool.map(work, range(2))
+    both = Store(tmp_path / "both", create=False)
+    assert first == second and first.kept == 6
+    assert sorted(pair.pair_id for pair in both.pairs()) == sorted(pair.pair_id for pair in alone.pairs())
+    names = sorted(sample.sample_id for sample in alone.samples())
+    assert sorted(sample.sample_id for sample in both.samples()) == names and len(names) == 6
+    assert np.array_equal(both.latents(names), alone.latents(names))

@@ -164,8 +164,11 @@ class _Work:
         everybody = self.world.gather_objects([names])
         for rank, others in enumerate(everybody):
             if rank == self.world.rank and fitted is not None:
-                self._append(number, fitted)
+                self._append_images(number, fitted)
             self.known.update(others)
+        self.world.barrier()  # a pair may have an image that another process has just stored
+        if fitted is not None:
+            self._append_pairs(number, fitted)
 
     def _fit(self, pairs: Sequence[OfflinePair]) -> _Fitted:
         """A unit's rows, with the images of its samples at their size."""
@@ -187,8 +190,8 @@ class _Work:
                 fitted.sizes[name] += 1
         return fitted
 
-    def _append(self, unit: int, fitted: _Fitted) -> None:
-        """Encode and store what is new, then the pairs."""
+    def _append_images(self, unit: int, fitted: _Fitted) -> None:
+        """Encode and store what is new."""
         new = {
             sample.sample_id: (sample, image)
             for sample, image in reversed(fitted.images)
@@ -197,11 +200,12 @@ class _Work:
         order = [name for name in dict.fromkeys(one.sample_id for one, _ in fitted.images) if name in new]
         samples, pixels = [new[name][0] for name in order], [new[name][1] for name in order]
         latents = encode_images(self.policy, pixels, _ENCODED_AT_ONCE)
-        rank = self.world.rank
-        self.store.append_unit(ITERATION, rank, unit, samples, latents, stage=STAGE)
+        self.store.append_unit(ITERATION, self.world.rank, unit, samples, latents, stage=STAGE)
+
+    def _append_pairs(self, unit: int, fitted: _Fitted) -> None:
         note: dict[str, object] = {"origin": self.origin, "dropped": fitted.dropped}
         note |= {"sizes": fitted.sizes} if fitted.sizes else {}
-        self.store.append_pairs(ITERATION, rank, fitted.rows, unit=unit, stage=STAGE, note=note)
+        self.store.append_pairs(ITERATION, self.world.rank, fitted.rows, unit=unit, stage=STAGE, note=note)
 
 
 @dataclass
