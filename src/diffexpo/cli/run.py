@@ -15,16 +15,11 @@ import typer
 
 from diffexpo import __version__, assembly
 from diffexpo.assembly import ConfigError
+from diffexpo.cli import processes as several
 from diffexpo.cli.completing import recipe_names
 from diffexpo.cli.failures import boundary
 from diffexpo.cli.folders import RUNS, find_run, free_folder, is_finished, run_state
 from diffexpo.cli.options import Set
-from diffexpo.cli.processes import (
-    is_first,
-    is_started_by_a_launcher,
-    number_of_processes,
-    run_in_processes,
-)
 from diffexpo.cli.progress import Console, Nowhere
 
 if TYPE_CHECKING:
@@ -83,10 +78,7 @@ def run(
     ] = False,
     processes: Annotated[
         str,
-        typer.Option(
-            metavar="N|auto",
-            help="Share the work among so many processes of this machine; auto: one a GPU, or up to 4.",
-        ),
+        typer.Option(metavar="N|auto", help="Processes to share the work; auto: one a GPU, or up to 4."),
     ] = "1",
 ) -> None:
     """Align a model: explore, judge, train, evaluate; ends with a report.
@@ -100,7 +92,7 @@ def run(
     diffexpo run --resume                        continue the most recent run
     diffexpo run --resume --set training.micro_batch_size=2    the same with less memory, at the same results
     """
-    count = number_of_processes(processes)
+    count = several.number_of_processes(processes)
     loaded, run_dir = (_resume if resume else _start)(recipes or [], out, name, overrides or ())
     console = Console(Nowhere() if as_json else None)
     for note in () if as_json else loaded.notes:
@@ -111,7 +103,7 @@ def run(
     if resume and is_finished(run_dir):
         _print_complete(run_dir, as_json, console)
         return
-    if count > 1 and not is_started_by_a_launcher():
+    if count > 1 and not several.is_started_by_a_launcher():
         # The folder is named: processes that start at once would each choose one.
         named = ["--resume", str(run_dir)] if resume else [*(recipes or []), "--out", str(run_dir)]
         named += [] if name is None or resume else ["--name", name]
@@ -119,7 +111,7 @@ def run(
         named += [] if max_minutes is None else ["--max-minutes", str(max_minutes)]
         named += [] if stop_after is None else ["--stop-after", stop_after]
         named += ["--json"] * as_json + ["--accept-changes"] * accept_changes
-        raise typer.Exit(run_in_processes(["run", *named], count))
+        raise typer.Exit(several.run_in_processes(["run", *named], count))
     with boundary(run_dir), deadline(max_minutes):
         _print_header(loaded.config, run_dir, resume, console)
         options = {"sources": loaded.sources, "stop_after": stop_after, "resume": resume, "console": console}
@@ -139,7 +131,7 @@ def _print_complete(run_dir: Path, as_json: bool, console: Console) -> None:
 
 def _print_summary(run_dir: Path, as_json: bool) -> None:
     """The numbers of a run that has ended, or the state of one that was stopped, as JSON."""
-    if as_json and is_first():
+    if as_json and several.is_first():
         path = run_dir / "summary.json"
         state = json.dumps({"folder": str(run_dir), "state": run_state(run_dir)})
         print(path.read_text(encoding="utf-8") if path.is_file() else state)
@@ -163,7 +155,7 @@ def _start(
     if out is not None:
         return loaded, out
     is_chosen = loaded.sources["name"].startswith("--set")
-    if is_chosen or is_started_by_a_launcher():
+    if is_chosen or several.is_started_by_a_launcher():
         return loaded, RUNS / loaded.config.name
     return loaded, free_folder(loaded.config.name)
 

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from diffexpo.assembly import ConfigError
 from diffexpo.cli import processes
-from diffexpo.errors import ConfigError
 
 
 def use(monkeypatch: pytest.MonkeyPatch, script: str) -> None:
