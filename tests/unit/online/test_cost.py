@@ -105,6 +105,18 @@ def test_a_run_without_sampling_equals_itself():
     assert offline_steps_of_equal_cost(config(iterations=1)) == 50
 
 
+def test_a_reference_in_another_precision_is_looked_at_before_every_first_step():
+    def checks(precision, trained):
+        model = config().model.model_copy(update={"inference_precision": precision})
+        training = config().training.model_copy(update={"mixed_precision": trained})
+        return [
+            check_cost(config().model_copy(update={"model": model, "training": training}), t) for t in (1, 2)
+        ]
+
+    assert checks("no", "bf16") == checks("bf16", "bf16") == [0, 16]
+    assert checks("bf16", "no") == [16, 16]
+
+
 def test_without_offline_pairs_the_first_iteration_trains_nothing():
     whole = config()
     online = whole.model_copy(update={"offline": whole.offline.model_copy(update={"source": None})})

@@ -229,7 +229,10 @@ class MethodConfig(Section):
 
     def starts_apart(self, run: Run, iteration: int) -> bool:
         """Whether an iteration that trains may start from another model than what its loss measures it
-        against: the base, or an average of iterates, from which it has been trained away before."""
+        against: the base, or an average of iterates, from which it has been trained away before; or the same
+        in another precision."""
+        if run.model.inference_precision not in ("no", run.training.mixed_precision):
+            return True
         is_base = self.reference_memory is None or self.anchor_version == "base"
         if not is_base and self.reference_memory == 0:
             return False
