@@ -28,7 +28,6 @@ from diffexpo.online.stages import STAGES
 from diffexpo.rewards.base import load_rewards
 from diffexpo.training.checkpoint import read_tensors
 from diffexpo.training.distributed import World
-from diffexpo.training.engine import Engine
 from diffexpo.training.signals import StopSignal
 from tests.commands import in_two_processes
 
@@ -290,8 +289,6 @@ def test_both_spend_the_evaluations_that_are_stated(
     config = settings(
         world, *changes, "baseline.offline_dpo=true", f"baseline.offline_source={world}/offline.parquet"
     )
-    # The checks before the first step are no part of a method.
-    monkeypatch.setattr(Engine, "self_check", lambda self, batch, noise_key: None)
     with StopSignal() as stop:
         loop = build_loop(config, tmp_path / "run", Console(), stop, World())
     counter = Counter(type(loop.policy.weights.network))

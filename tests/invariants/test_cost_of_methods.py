@@ -11,7 +11,7 @@ from torch import Tensor
 from diffexpo.config import RunConfig
 from diffexpo.config.methods import METHOD_BY_NAME
 from diffexpo.config.methods.data import Pairs
-from diffexpo.online.cost import run_cost, sampling_cost, training_cost
+from diffexpo.online.cost import check_cost, run_cost, sampling_cost, training_cost
 from diffexpo.online.loop import run, schedule
 from diffexpo.online.stages import STAGES, train
 from diffexpo.policies.toy import ToyPolicy
@@ -34,11 +34,10 @@ class CountingPolicy(ToyPolicy):
 
 
 def counted(config: RunConfig, folder: Path, monkeypatch: pytest.MonkeyPatch) -> dict[tuple[str, int], int]:
-    """Evaluations of each stage of a run, without the checks before its first step, which no method declares."""
+    """Evaluations of each stage of a run, without the replay of recorded transitions, which no method declares."""
     policy = CountingPolicy(PATHS["flow" if config.explore.sampler.name.startswith("flow") else "vp"])
     loop = make_loop(config, policy, folder, offline_pairs=24 if config.offline.source else 0)
     loop.prompts = PROMPTS[:6]
-    monkeypatch.setattr(loop.engine, "self_check", lambda batch, noise_key: None)
     monkeypatch.setattr(train, "check_replay", lambda loop, iteration: None)
     found = {}
     for stage in schedule(config):
@@ -54,7 +53,9 @@ def expected(config: RunConfig) -> dict[tuple[str, int], int]:
     images = explore.prompts_per_iteration * card.images_of_prompt(config)
     costs = {"collect": sampling_cost(config, images), "pair": 0, "evaluate": 0}
     return {
-        (stage, iteration): training_cost(config, iteration) if stage == "train" else costs[stage]
+        (stage, iteration): costs[stage]
+        if stage != "train"
+        else training_cost(config, iteration) + check_cost(config, iteration)
         for stage, iteration in schedule(config)
     }
 

@@ -298,7 +298,17 @@ def test_a_batch_without_differences_is_refused_before_the_first_step(name: str,
     settings = TrainingConfig(batch_size=len(batch), micro_batch_size=len(batch))
     engine = Engine(policy, algorithm, settings, MetricsWriter(tmp_path / "metrics.jsonl"))
     with pytest.raises(TrainingError, match="no gradient reaches any of the 6 trained modules"):
-        engine.self_check(batch, methods.KEY)
+        engine.train_iteration(1, Same(batch), steps=1, checkpoint_dir=tmp_path / "c", run_seed=0)
+
+
+class Same:
+    """The same batch in every step."""
+
+    def __init__(self, batch: Batch) -> None:
+        self.rows = batch
+
+    def batch(self, step: int) -> Batch:
+        return self.rows
 
 
 def replaced(batch: Batch, **changes: torch.Tensor) -> Batch:

@@ -1,4 +1,4 @@
-"""Merged drawing and a half-precision reference through the real command: killed and resumed, drawn again, compared with plain runs."""
+"""Merged drawing, a half-precision reference, and drawing in another precision and layout through the real command: killed and resumed, drawn again, compared with plain runs."""
 
 from __future__ import annotations
 
@@ -25,6 +25,7 @@ LORA = [
     *sets("tuning.kind=lora", "tuning.lora.rank=4", "tuning.lora.alpha=3", "explore.merge_lora=true"),
 ]
 BF16 = [*SHORT, *sets("training.mixed_precision=bf16")]
+FAST = [*SHORT, *sets("model.inference_precision=bf16", "model.channels_last=true")]
 HELD = sets("algorithm.reference=ema", "algorithm.anchor_weight=0.1", "algorithm.anchor_guidance=2")
 HALF = sets("tuning.reference_dtype=bfloat16", "tuning.reference_device=cpu")
 
@@ -55,6 +56,21 @@ def test_its_samples_are_drawn_again_bit_for_bit(merged: Path, tmp_path: Path) -
         assert json.loads(row.sampler)["merged"] is True
         found = assembly.regenerate(merged, row.sample_id, tmp_path / "out.png")
         assert found["latents"] == "identical", found
+
+
+def test_a_killed_run_in_another_precision_and_layout_ends_with_the_same_bits(
+    world: Path, tmp_path: Path
+) -> None:
+    whole, folder = tmp_path / "whole", tmp_path / "run"
+    diffexpo(*run_arguments(world, whole), *FAST, "--stop-after", "train-2")
+    arguments = [*run_arguments(world, folder), *FAST]
+    assert kill_when(arguments, lambda: any(folder.glob("store/**/samples-0001-*")), SIGKILL) == -9
+    moment = "checkpoints/iteration-0002/checkpoint-*"
+    resumed = ["run", "--resume", str(folder)]
+    assert kill_when(resumed, lambda: any(folder.glob(moment)), SIGKILL) == -9
+    diffexpo(*resumed)
+    assert weights(folder) == weights(whole)
+    assert pair_rows(folder) == pair_rows(whole)
 
 
 @pytest.mark.parametrize("method", [[], HELD], ids=["base", "average and anchor"])

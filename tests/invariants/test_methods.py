@@ -151,7 +151,6 @@ def test_the_cost_of_a_row_is_what_a_step_does(
     )
     metrics = MetricsWriter(tmp_path / "metrics.jsonl")
     engine = Engine(policy, make(name, policy, **changes), training, metrics)
-    engine.self_check = lambda batch, noise_key: None  # counted by nobody
     engine.train_iteration(1, Batches(name, policy), steps=1, checkpoint_dir=tmp_path / "c", run_seed=0)
     config = RunConfig().model_copy(update={"algorithm": settings_of(name, **changes), "training": training})
     assert policy.forwards + 2 * policy.backwards == ROWS * row_cost(config)

@@ -311,7 +311,7 @@ def plan(config: RunConfig) -> list[tuple[str, str]]:
         tau_of = SCHEDULES[explore.negatives.schedule]
         rate = tau_of(max(iteration, 1), explore.iterations, explore.negatives.initial)
         tau = f", tau {rate:.2f}" if negatives_are_on(config) else ""
-        is_idle = iteration == 1 and not card.draws_first and not card.learns_from_offline(config)
+        is_idle = iteration < card.first_trained(config)
         steps = f"{training.steps} steps x {training.batch_size} {unit}"
         judged = f"{evaluation.num_prompts} prompts against the base"
         is_base = is_idle and config.tuning.start is None
@@ -332,8 +332,7 @@ def plan(config: RunConfig) -> list[tuple[str, str]]:
         if contender.finished is None:
             what = f"{run_cost(contender.config).total:,} network evaluations"
         rows.append((f"contender {contender.name}", f"{contender.config.algorithm.title}, {what}"))
-    work = f"{cost.sampling:,} sampling, {cost.training:,} training"
-    rows.append(("cost", f"{cost.total:,} network evaluations: {work}"))
+    rows.append(("cost", f"{cost.total:,} network evaluations: {cost.split}"))
     trained = f"{cost.pairs_trained:,} {unit} trained, {cost.optimizer_steps:,} steps"
     rows.append(("data", f"{cost.images:,} images drawn, {trained}"))
     tellers = [("sizes", _size_plan)] * bool(config.model.buckets)

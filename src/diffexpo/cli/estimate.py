@@ -77,8 +77,7 @@ def _print(found: Estimate, compute: Computing, console: Console) -> None:
     console.line(f"  in all {_gib(found.on_disk)} GiB")
     console.line()
     cost = found.cost
-    split = f"{cost.sampling:,} sampling, {cost.training:,} training"
-    console.line(f"{cost.total:,} network evaluations ({split}), {cost.images:,} images")
+    console.line(f"{cost.total:,} network evaluations ({cost.split}), {cost.images:,} images")
     speed = f"{compute.hours:,.3g} GPU-hours at {compute.rate / 1e12:.0f} TFLOP/s"
     console.line(f"{compute.flops / 1e12:.3g} TFLOP each: {speed}, scoring and evaluation apart")
     for note in found.notes:

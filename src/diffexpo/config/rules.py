@@ -39,7 +39,18 @@ def check_combinations(config: Run) -> None:
         ConfigError: every contradiction found, one line each: keys and values, the reason, what to do.
     """
     method = config.algorithm.problems
-    rules = (_rewards, _data, _negatives, _training, _copies, _evaluation, _validation, method, _sizes)
+    rules = (
+        _rewards,
+        _data,
+        _negatives,
+        _training,
+        _copies,
+        _inference,
+        _evaluation,
+        _validation,
+        method,
+        _sizes,
+    )
     if problems := [problem for rule in rules for problem in rule(config)]:
         raise ConfigError("\n".join(problems))
 
@@ -175,6 +186,25 @@ def _copies(config: Run) -> Iterator[str]:
             "run in another precision than its reference, so their errors would differ where their weights "
             f"are equal, and the loss would not start at margin 0; set training.mixed_precision={needed} or "
             "tuning.reference_dtype=float32"
+        )
+
+
+def _inference(config: Run) -> Iterator[str]:
+    """A precision of forwards without gradient that training's own settings contradict."""
+    training, precision = config.training, config.model.inference_precision
+    if precision in ("no", training.mixed_precision):
+        return
+    shown = f"model.inference_precision = {precision}"
+    if training.mixed_precision != "no":
+        yield (
+            f"{shown} with training.mixed_precision = {training.mixed_precision}: the reference would be "
+            f"rounded in one half precision and the policy in another; set both to {precision}"
+        )
+    if training.pair_gradient == "two_pass":
+        yield (
+            f"{shown} with training.pair_gradient = two_pass: the slopes of its first pass would be of "
+            "another precision than the gradients of its second; set training.pair_gradient=joint, or "
+            f"training.mixed_precision={precision}"
         )
 
 

@@ -50,11 +50,15 @@ class ModelConfig(Section):
     """Decode and encode large images in overlapping tiles: less memory; images above the autoencoder's
     own size change a little."""
     channels_last: bool = False
-    """Hold a UNet's weights in the channels-last layout, which convolutions on accelerators prefer. Changes
-    rounding only."""
+    """Hold the weights of a UNet and its autoencoder in the channels-last layout, which convolutions prefer,
+    on CPUs too. Changes rounding only."""
     compile: Literal["off", "blocks"] = "off"
     """`blocks` compiles the denoiser's repeated blocks with torch.compile: faster after a first slow step.
     Needs Triton, changes rounding, and is refused on the CPU, where runs are exact."""
+    inference_precision: Literal["no", "bf16", "fp16"] = "no"
+    """Autocast of the denoiser's forwards that no gradient follows: drawing, the reference, validation and
+    evaluation. `no` leaves them to `dtype`, and those in training to `training.mixed_precision`. Faster where
+    the processor computes in it; images, and the errors of the reference, are rounded more coarsely."""
 
 
 class LoraConfig(Section):

@@ -211,7 +211,7 @@ def _moved_in(config: RunConfig, sizes: Sizes) -> tuple[int, int]:
 
 def _phases(config: RunConfig, sizes: Sizes) -> Iterator[Item]:
     training = config.training
-    _, forward = activations(sizes.key, False, "no", False)
+    _, forward = activations(sizes.key, False, config.model.inference_precision, False)
     held, peak = activations(sizes.key, True, training.mixed_precision, training.gradient_checkpointing)
     moved_in_training, moved_in_drawing = _moved_in(config, sizes)
     count, size = f"{sizes.trained:,} float32", FLOAT32 * sizes.trained

@@ -15,6 +15,7 @@ from diffexpo.config.methods import MethodConfig, offline_baseline
 from diffexpo.config.methods.data import Pairs, TransitionPairs, Transitions
 from diffexpo.config.schema import TrainingConfig
 from diffexpo.diffusion.sampling import num_network_evaluations
+from diffexpo.training.selfcheck import CHECKED_ROWS
 
 BACKWARD = 2
 """Evaluations that the backward of one forward counts as."""
@@ -26,13 +27,20 @@ class Cost:
 
     sampling: int
     training: int
+    checks: int
     images: int
     pairs_trained: int
     optimizer_steps: int
 
     @property
     def total(self) -> int:
-        return self.sampling + self.training
+        return self.sampling + self.training + self.checks
+
+    @property
+    def split(self) -> str:
+        """The parts of the total in words."""
+        parts = {"sampling": self.sampling, "training": self.training, "checking": self.checks}
+        return ", ".join(f"{count:,} {name}" for name, count in parts.items() if count or name != "checking")
 
 
 def run_cost(config: RunConfig) -> Cost:
@@ -40,6 +48,7 @@ def run_cost(config: RunConfig) -> Cost:
 
     sampling = collections * prompts * images of a prompt * evaluations of an image
     training = iterations that train * steps * rows * evaluations of a row (`row_cost`)
+    checks = what iterations look at before their first step (`check_cost`)
 
     T iterations collect and train where a method draws first what it learns from; else T - 1 collect, and the
     first trains only if there is something offline to learn from.
@@ -47,12 +56,14 @@ def run_cost(config: RunConfig) -> Cost:
     explore, training, algorithm = config.explore, config.training, config.algorithm
     collections = explore.iterations - (not algorithm.draws_first)
     images = collections * explore.prompts_per_iteration * algorithm.images_of_prompt(config)
-    updates = [training_cost(config, iteration) for iteration in range(1, explore.iterations + 1)]
+    iterations = range(1, explore.iterations + 1)
+    updates = [training_cost(config, iteration) for iteration in iterations]
     trained = sum(cost > 0 for cost in updates)
     extra = algorithm.stage_costs(config, images)
     return Cost(
         sampling=sampling_cost(config, images) + extra["drawing"],
         training=sum(updates) + extra["training"],
+        checks=sum(check_cost(config, iteration) for iteration in iterations),
         images=images * algorithm.versions_drawn,
         pairs_trained=trained * training.steps * training.batch_size,
         optimizer_steps=trained * training.steps,
@@ -75,17 +86,36 @@ def evaluation_cost(config: RunConfig) -> int:
 
 
 def training_cost(config: RunConfig, iteration: int) -> int:
-    """Network evaluations of one iteration's updates; contrast pairs exist from iteration 2 on.
+    """Network evaluations of one iteration's updates; contrast pairs exist from iteration 2 on. Its start is
+    checked on its first step, at no cost but `check_cost`.
 
     Where a method learns from earlier collections and has nothing offline, nothing is trained in iteration 1.
     """
     algorithm, training = config.algorithm, config.training
-    if iteration == 1 and not algorithm.draws_first and not algorithm.learns_from_offline(config):
+    if iteration < algorithm.first_trained(config):
         return 0
-    data = algorithm.data
-    contrast = data.contrast_pairs(training.batch_size) if isinstance(data, Pairs) and iteration > 1 else 0
+    contrast = _contrast_pairs(config, iteration)
     rows = (training.batch_size + contrast) * row_cost(config) - contrast * anchor_cost(algorithm)
     return training.steps * rows
+
+
+def check_cost(config: RunConfig, iteration: int) -> int:
+    """Network evaluations before an iteration's first step: where it starts apart from its reference, a few
+    rows run under every version without gradient, with the policy as its own reference (with several image
+    sizes possibly fewer rows)."""
+    algorithm, training = config.algorithm, config.training
+    is_checked = iteration == 1 if algorithm.draws_first else iteration >= algorithm.first_trained(config)
+    if not (is_checked and algorithm.shows_agreement and algorithm.starts_apart(config, iteration)):
+        return 0
+    rows = min(CHECKED_ROWS, training.micro_batch_size, training.batch_size)
+    contrast = rows * _contrast_pairs(config, iteration) // training.batch_size
+    is_guided = config.explore.sampler.guidance != 1.0
+    return (rows + contrast) * _pass_cost(algorithm, is_guided) + rows * anchor_cost(algorithm)
+
+
+def _contrast_pairs(config: RunConfig, iteration: int) -> int:
+    data = config.algorithm.data
+    return data.contrast_pairs(config.training.batch_size) if isinstance(data, Pairs) and iteration > 1 else 0
 
 
 def row_cost(config: RunConfig) -> int:
@@ -105,13 +135,21 @@ def evaluations_of_row(algorithm: MethodConfig, training: TrainingConfig, is_gui
     Returns:
         8 for Diffusion-DPO, 3 for supervised fine-tuning.
     """
+    policy = BACKWARD + (isinstance(algorithm.data, Pairs) and training.pair_gradient == "two_pass")
+    passes = _pass_cost(algorithm, is_guided) * (2 if algorithm.measures_batch else 1)
+    return passes + policy * _images_of_row(algorithm, is_guided) + anchor_cost(algorithm)
+
+
+def _pass_cost(algorithm: MethodConfig, is_guided: bool) -> int:
+    """Network evaluations of a forward on one row under every version that the loss looks at."""
+    return (1 + len(algorithm.versions)) * _images_of_row(algorithm, is_guided)
+
+
+def _images_of_row(algorithm: MethodConfig, is_guided: bool) -> int:
+    """Images or transitions of a row at each of its draws of noise; guidance gives a transition two sides."""
     data = algorithm.data
-    evaluated = 1 + len(algorithm.versions)
-    forwards = evaluated + BACKWARD
-    forwards += evaluated if algorithm.measures_batch else 0
-    forwards += isinstance(data, Pairs) and training.pair_gradient == "two_pass"
     sides = 2 if is_guided and isinstance(data, Transitions | TransitionPairs) else 1
-    return forwards * sides * data.images_per_row * data.draws + anchor_cost(algorithm)
+    return sides * data.images_per_row * data.draws
 
 
 def anchor_cost(algorithm: MethodConfig) -> int:
@@ -121,7 +159,8 @@ def anchor_cost(algorithm: MethodConfig) -> int:
 
 def offline_steps_of_equal_cost(config: RunConfig) -> int:
     """Optimiser steps of the offline baseline on D_off whose network evaluations equal the whole run's
-    (rounded to nearest)."""
+    (rounded to nearest), checks aside on both sides."""
     baseline = offline_baseline(config.algorithm, starts_apart=config.tuning.start is not None)
     row = evaluations_of_row(baseline, config.training, is_guided=False)
-    return max(1, round(run_cost(config).total / (config.training.batch_size * row)))
+    cost = run_cost(config)
+    return max(1, round((cost.sampling + cost.training) / (config.training.batch_size * row)))

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 from diffexpo.config import RunConfig
-from diffexpo.online.cost import evaluation_cost, sampling_cost, training_cost
+from diffexpo.online.cost import check_cost, evaluation_cost, sampling_cost, training_cost
 from diffexpo.online.loop import Loop, Stage, schedule
 
 SKIPPED_S = 0.5
@@ -28,7 +28,7 @@ def stage_costs(config: RunConfig) -> list[tuple[str, int]]:
     for stage, iteration in schedule(config):
         cost = costs.get(stage, 0)
         if stage == "train":
-            cost = training_cost(config, iteration)
+            cost = training_cost(config, iteration) + check_cost(config, iteration)
         if stage == "evaluate" and (config.evaluation.every_iteration or iteration == explore.iterations):
             cost = evaluation_cost(config)
         found.append((f"{stage} {iteration}", cost))

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from importlib import import_module
 
+import torch
+
 from diffexpo.config.families import FAMILIES, Family
+from diffexpo.config.rules import AUTOCAST_TYPES
 from diffexpo.config.schema import ModelConfig, TuningConfig
 from diffexpo.errors import ConfigError, PolicyError
 from diffexpo.phases import phase
 from diffexpo.policies.autoencoder import vae_factor
 from diffexpo.policies.family import FamilyPolicy, Loading
 from diffexpo.policies.loading import (
+    DTYPES,
     ModelFolder,
     component_folder,
     read_json,
@@ -76,6 +80,10 @@ def load_policy(
     if model.vae_tiling:
         policy.vae.enable_tiling()
     apply_speed_settings(model, policy.weights, policy.device)
+    if model.channels_last:
+        policy.vae.to(memory_format=torch.channels_last)
+    if model.inference_precision != "no":
+        policy.inference_dtype = DTYPES[AUTOCAST_TYPES[model.inference_precision]]
     network, factor = policy.weights.network, vae_factor(policy.vae)
     policy.latent_shapes = bucket_shapes(card, network, policy.latent_shape, factor, model, str(path))
     if read_json(component_folder(folder, "scheduler") / "scheduler_config.json").get("use_dynamic_shifting"):

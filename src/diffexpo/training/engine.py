@@ -10,7 +10,7 @@ order.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import KW_ONLY, dataclass, field
 from itertools import islice
@@ -41,7 +41,13 @@ from diffexpo.training.optimizer import (
     optimizer_tensors,
 )
 from diffexpo.training.progress import Progress, TrainReport, check_identity
-from diffexpo.training.selfcheck import check_start
+from diffexpo.training.selfcheck import (
+    CHECKED_ROWS,
+    check_agreement,
+    check_gradients,
+    check_trainable,
+    measure_against_itself,
+)
 from diffexpo.types import (
     Algorithm,
     Batch,
@@ -53,8 +59,6 @@ from diffexpo.types import (
 )
 
 OLD = "old"
-CHECKED_ROWS = 4
-"""Rows of a forward of the check before the first step: enough to see gradients and margins."""
 AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -109,6 +113,7 @@ class Engine:
         tick: Callable[[], None] = lambda: None,
         optimizer_state: OptimizerState | None = None,
         is_checked: bool = True,
+        starts_apart: bool = False,
     ) -> TrainReport:
         """Train one iteration, from its newest valid checkpoint if there is one.
 
@@ -118,8 +123,11 @@ class Engine:
             tick: Called after every micro-batch; may raise Interrupted. Steps done before a resume are ticked
                 too.
             optimizer_state: Of an earlier iteration's report, to go on with; default: a fresh optimiser.
-            is_checked: Run the start-up check before step 0. A loss that clips to the reference has no
-                gradient left where the policy is far from it, so later iterations of such methods go without.
+            is_checked: Check the first step before it moves the weights. A loss that clips to the reference
+                has no gradient left where the policy is far from it, so later iterations of such methods go
+                without.
+            starts_apart: "current" need not be what the loss measures it against. Else the first step shows
+                that they agree; here a few rows run once more for that, with the policy as its own reference.
         Returns:
             The report; "current" holds the iterate (the average of the weights where `ema_decay` is set).
         Raises:
@@ -132,7 +140,7 @@ class Engine:
         self.metrics.rewind(iteration, run.step)
         try:
             if run.step == 0 and is_checked:
-                self.self_check(_unread(loader, 0), (run_seed, iteration, "train", 0))
+                self._check_start(run, loader, starts_apart)
             for _ in range(run.step * self.micro_steps):
                 self._tick(tick)
             ahead = self._read_ahead(loader, run.step)
@@ -160,18 +168,31 @@ class Engine:
         state = optimizer_tensors(run.optimizer, run.parameters)
         return TrainReport(steps, run.skipped, run.resumed_from, run.tail_means(), state)
 
-    def self_check(self, batch: Batch, noise_key: tuple[str | int, ...]) -> None:
-        """Check the start of an iteration on as many rows as it takes (`selfcheck.check_start`)."""
-        parts = each_micro_batch(batch, min(self.settings.micro_batch_size, CHECKED_ROWS))
-        check_start(
-            self.policy,
-            self.algorithm,
-            (move_batch(part, self.policy.device) for part, _ in parts),
-            noise_key,
-            initial_loss=self.initial_loss,
-            autocast=self.autocast,
-            is_exact=self.policy.device.type == "cpu" and self.settings.mixed_precision == "no",
-        )
+    def _check_start(self, run: Progress, loader: Loader, starts_apart: bool) -> None:
+        """Check what can be seen before the first step; the rest, that step shows (`_check_step`)."""
+        check_trainable(run.parameters)
+        run.awaits_check, run.shows_agreement = True, not starts_apart
+        if not starts_apart or not self.algorithm.settings.shows_agreement:
+            return
+        values = None
+        if self.world.rank == 0:
+            rows = min(self.settings.micro_batch_size, CHECKED_ROWS)
+            part, _ = next(each_micro_batch(_unread(loader, 0), rows))
+            part, key = move_batch(part, self.policy.device), (run.run_seed, run.iteration, "train", 0)
+            with self.autocast():
+                values = measure_against_itself(self.policy, self.algorithm, part, key)
+        self._check_agreement(self.world.broadcast_object(values))
+
+    def _check_step(self, run: Progress, values: Mapping[str, float]) -> None:
+        """Check the first finite step, before which nothing has moved: the same numbers in all processes."""
+        check_gradients({name: _gradient(parameter) for name, parameter in run.parameters.items()})
+        if run.shows_agreement and self.algorithm.settings.shows_agreement:
+            self._check_agreement(values)
+        run.awaits_check = False
+
+    def _check_agreement(self, values: Mapping[str, float]) -> None:
+        is_exact = self.policy.device.type == "cpu" and self.settings.mixed_precision == "no"
+        check_agreement(values, self.initial_loss, is_exact)
 
     def _read_ahead(self, loader: Loader, step: int) -> Background[Share]:
         """This process's rows of a step, read while the step before is trained."""
@@ -197,6 +218,8 @@ class Engine:
         is_finite = math.isfinite(grad_norm) and math.isfinite(values["train/loss"])
         loss_scale = run.scale.value
         if is_finite:
+            if run.awaits_check:
+                self._check_step(run, values)
             clip = min(1.0, self.settings.max_grad_norm / (grad_norm + 1e-6)) / loss_scale
             if clip != 1.0:
                 torch._foreach_mul_(gradients, clip)
@@ -331,7 +354,7 @@ class Engine:
         if checkpoint is not None:
             check_identity(checkpoint, iteration, run_seed, steps)
             self.policy.weights.load("current", checkpoint.tensors["current"])
-        self._check_agreement()
+        self._check_same_start()
         self._set_moving_versions(checkpoint)
         parameters = self.policy.weights.trainable()
         settings = self.settings
@@ -375,7 +398,7 @@ class Engine:
             return checkpoint
         return read_checkpoint(folder / name)
 
-    def _check_agreement(self) -> None:
+    def _check_same_start(self) -> None:
         """All processes must start from the same weights; else their updates would drift apart unseen."""
         if self.world.size == 1:
             return

@@ -49,6 +49,10 @@ class Progress:
     bad_in_a_row: int = 0
     saved_at: int = 0
     resumed_from: int = 0
+    awaits_check: bool = False
+    """Whether the next finite step is the first that moves the weights, and is to be checked."""
+    shows_agreement: bool = False
+    """Whether policy and reference are the same until then."""
     tail: deque[dict[str, float]] = field(default_factory=lambda: deque(maxlen=TAIL))
 
     def state(self) -> dict[str, Any]:

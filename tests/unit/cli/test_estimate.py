@@ -88,6 +88,14 @@ def test_drawing_counts_two_rows_for_guidance_and_one_image_for_slices() -> None
     assert images > 1 and sliced == whole // images + images * 4 * 3 * 64 * 64
 
 
+def test_drawing_in_half_precision_takes_less() -> None:
+    plain, half = (config("emoji/expo", sets=sets) for sets in ((), ("model.inference_precision=bf16",)))
+    drawn = [sizes(one, "draw")["activations, drawing"] for one in (plain, half)]
+    assert 0 < drawn[1] < drawn[0]
+    assert sizes(half, "always") == sizes(plain, "always")
+    assert estimate(half).cost.checks > estimate(plain).cost.checks
+
+
 def test_advice_for_full_tuning_makes_the_copies_smaller_before_it_gives_up() -> None:
     found = config("emoji/expo", sets=SMALL)
     needed = estimate(found)

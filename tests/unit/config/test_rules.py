@@ -13,6 +13,7 @@ from diffexpo.errors import ConfigError
 JUDGE = "evaluation.judges=[{name: j, type: clip, path: emoji:judge_heldout}]"
 STEPS = ("algorithm.reference=ema", "algorithm.reference_follows=step")
 HALF = ("tuning.reference_dtype=bfloat16", "training.mixed_precision=bf16")
+FAST = "model.inference_precision=bf16"
 VALIDATES = "explore.validation.judges=[{name: v, type: clip, path: emoji:judge_train}]"
 BEST = ("explore.keep=best", VALIDATES, "explore.validation.prompts=a.txt")
 TWO_REWARDS = "rewards=[{name: a, type: clip, path: x}, {name: b, type: jpeg_compressibility}]"
@@ -58,6 +59,9 @@ def load(*overrides):
         ([*STEPS, *HALF], "would swallow the share of a step"),
         (["algorithm.reference_budget=0.01"], "reference = base: only the reference that becomes an iterate"),
         (["algorithm.reference=previous", "algorithm.reference_budget=0"], "expected a number > 0"),
+        ([FAST, "training.pair_gradient=two_pass"], "slopes of its first pass"),
+        (["model.inference_precision=fp16", "training.mixed_precision=bf16"], "one half precision"),
+        ([FAST, "algorithm.type=ddpo", "explore.agents=1", "offline.source=null"], "replayed in another"),
         (["explore.patience=2"], "explore.patience is set with explore.keep = last"),
         (["explore.validation.num_prompts=3"], "explore.validation is set with explore.keep = last"),
         (["explore.keep=best", VALIDATES], "without explore.validation.prompts"),

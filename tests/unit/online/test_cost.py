@@ -8,6 +8,7 @@ from diffexpo.config.methods.diffusion_dpo import DiffusionDpoConfig
 from diffexpo.config.methods.expo import ExpoConfig
 from diffexpo.config.schema import TrainingConfig
 from diffexpo.online.cost import (
+    check_cost,
     evaluations_of_row,
     offline_steps_of_equal_cost,
     run_cost,
@@ -47,7 +48,10 @@ def test_cost_by_hand():
     assert cost.images == 3 * 10 * 6
     assert cost.sampling == cost.images * 20 * 2
     assert cost.training == 4 * 50 * 16 * 8
-    assert cost.total == cost.sampling + cost.training == 7200 + 25600
+    # From the second iteration on the policy starts apart from the base: four pairs run once more, forward only.
+    assert cost.checks == 3 * 4 * 4
+    assert cost.total == 7200 + 25600 + 48
+    assert cost.split == "7,200 sampling, 25,600 training, 48 checking"
     assert (cost.pairs_trained, cost.optimizer_steps) == (3200, 200)
 
 
@@ -60,7 +64,8 @@ def test_the_bonus_costs_from_the_second_iteration_on():
     plain, bonus = config(), config(alpha=0.1)
     assert training_cost(bonus, 1) == training_cost(plain, 1) == 50 * 16 * 8
     assert training_cost(bonus, 2) == training_cost(bonus, 4) == 50 * (16 + 4) * 8
-    assert run_cost(bonus).total - run_cost(plain).total == 3 * 50 * 4 * 8
+    assert run_cost(bonus).training - run_cost(plain).training == 3 * 50 * 4 * 8
+    assert check_cost(bonus, 2) - check_cost(plain, 2) == 4  # one contrast pair goes with four pairs
 
 
 @pytest.mark.parametrize(
@@ -78,7 +83,9 @@ def test_offline_steps_of_equal_cost_cost_the_same(alpha, iterations):
     steps = offline_steps_of_equal_cost(whole)
     alone = config(iterations=1, steps=steps)
     assert run_cost(alone).sampling == run_cost(alone).images == 0
-    assert abs(run_cost(alone).total - run_cost(whole).total) <= 16 * pair_cost() / 2
+    both = (run_cost(alone), run_cost(whole))
+    spent = [cost.sampling + cost.training for cost in both]
+    assert abs(spent[0] - spent[1]) <= 16 * pair_cost() / 2
 
 
 def test_the_baseline_shares_the_settings_and_has_the_base_as_its_reference():
@@ -96,6 +103,18 @@ def test_the_baseline_shares_the_settings_and_has_the_base_as_its_reference():
 
 def test_a_run_without_sampling_equals_itself():
     assert offline_steps_of_equal_cost(config(iterations=1)) == 50
+
+
+def test_a_reference_in_another_precision_is_looked_at_before_every_first_step():
+    def checks(precision, trained):
+        model = config().model.model_copy(update={"inference_precision": precision})
+        training = config().training.model_copy(update={"mixed_precision": trained})
+        return [
+            check_cost(config().model_copy(update={"model": model, "training": training}), t) for t in (1, 2)
+        ]
+
+    assert checks("no", "bf16") == checks("bf16", "bf16") == [0, 16]
+    assert checks("bf16", "no") == [16, 16]
 
 
 def test_without_offline_pairs_the_first_iteration_trains_nothing():
@@ -129,10 +148,12 @@ def test_the_arithmetic_is_what_a_run_does(alpha, tmp_path):
         if stage == "collect":
             assert (policy.forwards, policy.backwards) == (sampling_cost(settings, 192), 0)
         if stage == "train":
-            # The start-up check looks at half of the first batch, and again where current is not the reference.
+            # The start is checked on the first step; where current is not the reference, half of its pairs run
+            # once more, without gradient.
             pairs = 8 + (2 if alpha and iteration > 1 else 0)
-            checked = pairs // 2
-            check = checked * (4 if iteration == 1 else 8)
-            assert policy.forwards - check == 3 * pairs * 4
-            spent = policy.forwards - check + 2 * (policy.backwards - checked * 2)
-            assert spent == training_cost(settings, iteration)
+            assert policy.backwards == 3 * pairs * 2
+            assert check_cost(settings, iteration) == (pairs // 2 * 4 if iteration > 1 else 0)
+            spent = training_cost(settings, iteration) + check_cost(settings, iteration)
+            assert policy.forwards + 2 * policy.backwards == spent
+            line = loop.store.manifest("train", iteration)
+            assert line["cost/network_evaluations"] == spent

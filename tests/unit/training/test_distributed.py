@@ -16,11 +16,13 @@ from .tiny import TinyLoader
 
 
 def run_processes(
-    folder: Path, *, contrast: int = 0, stop_rank: int = -1, start: float = 0.0
+    folder: Path, *, contrast: int = 0, stop_rank: int = -1, start: float = 0.0, moved: float = 0.0
 ) -> list[tuple[int, str]]:
     """Two processes as a launcher starts them: (exit code, stderr) by rank."""
     folder.mkdir(exist_ok=True)
-    done = two_processes(folder, str(contrast), str(stop_rank), str(start), module="tests.unit.training.tiny")
+    done = two_processes(
+        folder, str(contrast), str(stop_rank), str(start), str(moved), module="tests.unit.training.tiny"
+    )
     return [(rank.code, rank.err) for rank in done]
 
 
@@ -59,6 +61,11 @@ def test_a_stop_on_one_process_stops_all_after_the_same_step_and_they_continue(t
 def test_processes_with_different_weights_are_refused(tmp_path: Path) -> None:
     for code, error in run_processes(tmp_path, start=0.5):
         assert code == 1 and "the processes start from different weights" in error
+
+
+def test_all_processes_refuse_a_start_from_another_model_than_the_reference(tmp_path: Path) -> None:
+    for code, error in run_processes(tmp_path, moved=1.0):
+        assert code == 1 and "the reference is not the model that training starts from" in error
 
 
 def test_a_single_process_starts_nothing(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,7 +11,7 @@ from diffexpo.errors import TrainingError
 from diffexpo.training.engine import Engine
 from diffexpo.training.metrics import MetricsWriter
 from diffexpo.training.selfcheck import trained_module
-from diffexpo.types import LossOutput, PairBatch
+from diffexpo.types import Conditioning, LossOutput, PairBatch
 
 from .tiny import LN2, TinyDpo, TinyLoader, TinyPolicy, settings
 
@@ -37,28 +37,80 @@ class LowRank(nn.Module):
 
 
 def check(tmp_path: Path, policy: TinyPolicy, algorithm: TinyDpo | None = None, **changes: object) -> None:
+    """One step of an iteration with its checks."""
     loader = changes.pop("loader", TinyLoader(10))
-    initial_loss = changes.pop("initial_loss", LN2)
-    metrics = MetricsWriter(tmp_path / "metrics.jsonl")
-    engine = Engine(policy, algorithm or TinyDpo(), settings(**changes), metrics, initial_loss=initial_loss)
-    engine.self_check(loader.batch(0), (0, 1, "train", 0))
+    named = {"initial_loss": changes.pop("initial_loss", LN2)}
+    starts_apart = changes.pop("starts_apart", False)
+    engine = Engine(
+        policy, algorithm or TinyDpo(), settings(**changes), MetricsWriter(tmp_path / "m.jsonl"), **named
+    )
+    given = {"checkpoint_dir": tmp_path / "c", "run_seed": 0, "starts_apart": starts_apart}
+    engine.train_iteration(1, loader, steps=1, **given)
 
 
-def test_a_sound_policy_passes_and_keeps_no_gradient(tmp_path: Path) -> None:
-    policy = TinyPolicy()
-    before = policy.weights.state("current")
+class Counting(TinyPolicy):
+    """Counts rows of every forward."""
+
+    rows = 0
+
+    def predict(self, x_t: torch.Tensor, t: torch.Tensor, conditioning: Conditioning) -> torch.Tensor:
+        self.rows += len(x_t)
+        return super().predict(x_t, t, conditioning)
+
+
+def moved() -> TinyPolicy:
+    """A policy far from its reference."""
+    policy = Counting()
+    with torch.no_grad():
+        policy.module[0].bias += 1.0
+    return policy
+
+
+def test_a_sound_policy_passes_and_the_check_costs_no_forward(tmp_path: Path) -> None:
+    policy = Counting()
     check(tmp_path, policy)
-    for name, parameter in policy.weights.trainable().items():
-        assert parameter.grad is None and torch.equal(parameter, before[name])
+    assert policy.rows == 10 * 4  # winners and losers under policy and reference, as any step
+    assert all(parameter.grad is None for parameter in policy.weights.trainable().values())
+
+
+@pytest.mark.parametrize("starts_apart", [True, False])
+def test_a_refused_start_leaves_the_weights_as_they_were(tmp_path: Path, starts_apart: bool) -> None:
+    policy = moved() if starts_apart else Counting()
+    before = policy.weights.state("current")
+    with pytest.raises(TrainingError, match=r"loss is 0\.69.*expected 1\.0"):
+        check(tmp_path, policy, initial_loss=1.0, starts_apart=starts_apart)
+    after = policy.weights.state("current")
+    assert all(torch.equal(value, before[name]) for name, value in after.items())
+
+
+def test_a_reference_that_is_another_model_than_the_policy_is_found(tmp_path: Path) -> None:
+    with pytest.raises(TrainingError, match="margin is .*expected 0: the reference is not the model"):
+        check(tmp_path, moved())
+
+
+def test_a_first_step_that_is_not_finite_leaves_the_check_to_the_next(tmp_path: Path) -> None:
+    def damage(step: int, batch: PairBatch) -> PairBatch:
+        return PairBatch(
+            batch.winner * (math.nan if step == 0 else 1), batch.loser, batch.conditioning, batch.keys
+        )
+
+    def train(policy: TinyPolicy, folder: Path) -> None:
+        engine = Engine(policy, TinyDpo(), settings(), MetricsWriter(folder / "m.jsonl"), initial_loss=LN2)
+        loader = TinyLoader(10, damage=damage)
+        engine.train_iteration(1, loader, steps=2, checkpoint_dir=folder / "c", run_seed=0)
+
+    train(TinyPolicy(), tmp_path / "sound")
+    policy = moved()
+    before = policy.weights.state("current")
+    with pytest.raises(TrainingError, match="margin is .*expected 0"):
+        train(policy, tmp_path / "wrong")
+    assert all(torch.equal(value, before[name]) for name, value in policy.weights.state("current").items())
 
 
 def test_a_policy_far_from_its_reference_is_checked_against_itself(tmp_path: Path) -> None:
-    policy = TinyPolicy()
-    with torch.no_grad():
-        policy.module[0].bias += 1.0
-    check(tmp_path, policy)
-    with pytest.raises(TrainingError, match=r"loss is 0\.69.*expected 1\.0"):
-        check(tmp_path, policy, initial_loss=1.0)
+    policy = moved()
+    check(tmp_path, policy, starts_apart=True)
+    assert policy.rows == (10 + 4) * 4  # four pairs more, without gradient
 
 
 def test_a_fresh_low_rank_update_passes_though_its_down_matrix_has_gradient_zero(tmp_path: Path) -> None:
@@ -75,10 +127,6 @@ def test_nothing_to_train(tmp_path: Path) -> None:
     policy.module.requires_grad_(False)
     with pytest.raises(TrainingError, match="0 trainable tensors"):
         check(tmp_path, policy)
-    with pytest.raises(TrainingError, match="0 trainable tensors"):
-        Engine(policy, TinyDpo(), settings(), MetricsWriter(tmp_path / "m.jsonl")).train_iteration(
-            1, TinyLoader(10), steps=2, checkpoint_dir=tmp_path, run_seed=0
-        )
 
 
 def test_winners_equal_to_losers_give_no_gradient(tmp_path: Path) -> None:

@@ -182,8 +182,9 @@ def settings(**changes: object) -> TrainingConfig:
     return TrainingConfig.model_validate(values | changes)
 
 
-def main(folder: Path, contrast: int, stop_rank: int, start: float) -> None:
-    """One of several processes: train six steps and leave the result in files named by rank."""
+def main(folder: Path, contrast: int, stop_rank: int, start: float, moved: float) -> None:
+    """One of several processes: train six steps and leave the result in files named by rank. Weights are
+    `start` apart between the processes, and in all of them `moved` away from the reference."""
     from diffexpo.errors import Interrupted
     from diffexpo.training.checkpoint import write_tensors
 
@@ -194,9 +195,9 @@ def main(folder: Path, contrast: int, stop_rank: int, start: float) -> None:
     assert world.broadcast_object({"from": world.rank}) == {"from": 0}
 
     policy = TinyPolicy()
-    if start:
+    if start or moved:
         with torch.no_grad():
-            policy.module[0].bias[0] += start * world.rank
+            policy.module[0].bias[0] += start * world.rank + moved
     writer = MetricsWriter(folder / "metrics.jsonl", active=world.rank == 0)
     engine = Engine(policy, TinyDpo(), settings(), writer, world=world)
     ticks = 0
@@ -219,4 +220,4 @@ def main(folder: Path, contrast: int, stop_rank: int, start: float) -> None:
 
 if __name__ == "__main__":
     with in_double():
-        main(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), float(sys.argv[4]))
+        main(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), *map(float, sys.argv[4:]))

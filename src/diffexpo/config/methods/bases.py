@@ -302,6 +302,13 @@ class TrajectoryConfig(MethodConfig):
                 "it to 0"
             )
         yield from self._mixture(run)
+        precision = run.model.inference_precision
+        if precision not in ("no", run.training.mixed_precision):
+            yield (
+                f"model.inference_precision = {precision} {head}: log-probabilities would be recorded in one "
+                "precision and replayed in another, so the ratio of the two would not be 1 before the first "
+                "update; set it to no, or to training.mixed_precision"
+            )
         if run.explore.merge_lora:
             yield (
                 f"explore.merge_lora = true {head}: log-probabilities would be recorded with merged weights "

@@ -125,6 +125,12 @@ class MethodConfig(Section):
         return "old" in self.versions
 
     @property
+    def shows_agreement(self) -> bool:
+        """Whether a step shows that policy and reference agree, by a margin of 0 or by a loss that is
+        known."""
+        return self.needs_reference and (isinstance(self.data, Pairs) or self.initial_loss is not None)
+
+    @property
     def reference_memory(self) -> float | None:
         """Share of itself that the reference keeps when it follows an iterate: 0 is the previous iterate;
         None: it does not follow, and is the base."""
@@ -221,6 +227,21 @@ class MethodConfig(Section):
     def learns_from_offline(self, run: Run) -> bool:
         """Whether iteration 1 has something to train on."""
         return run.offline.source is not None and self.learns_at_once
+
+    def first_trained(self, run: Run) -> int:
+        """The first iteration that trains: the second where there is nothing to learn from before."""
+        return 1 if self.draws_first or self.learns_from_offline(run) else 2
+
+    def starts_apart(self, run: Run, iteration: int) -> bool:
+        """Whether an iteration that trains may start from another model than what its loss measures it
+        against: the base, or an average of iterates, from which it has been trained away before; or the same
+        in another precision."""
+        if run.model.inference_precision not in ("no", run.training.mixed_precision):
+            return True
+        is_base = self.reference_memory is None or self.anchor_version == "base"
+        if not is_base and self.reference_memory == 0:
+            return False
+        return iteration > self.first_trained(run) or (is_base and run.tuning.start is not None)
 
     def collects(self, run: Run) -> bool:
         """Whether any images are drawn for training: from the second iteration on, or in each where it learns

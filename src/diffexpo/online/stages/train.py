@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from diffexpo.errors import ResumeError
-from diffexpo.online.cost import training_cost
+from diffexpo.online.cost import check_cost, training_cost
 from diffexpo.online.loaders import Batches, batches_of
 from diffexpo.online.loop import (
     Loop,
@@ -64,7 +64,8 @@ def train(loop: Loop, iteration: int) -> None:
         payload |= measure_signal(loop, iteration, batches.loader, "start")
         report = _train(loop, iteration, batches, state)
         payload = report.metrics() | payload | measure_signal(loop, iteration, batches.loader, "end")
-        payload["cost/network_evaluations"] = training_cost(loop.config, iteration)
+        spent = training_cost(loop.config, iteration) + check_cost(loop.config, iteration)
+        payload["cost/network_evaluations"] = spent
         state = report.optimizer_state
     unit = "transitions" if card.draws_first else "pairs"
     payload |= {f"{unit}/available": batches.loader.size, "time/train_s": time.monotonic() - began}
@@ -124,13 +125,12 @@ def keep_reference(loop: Loop, iteration: int, reference: Mapping[str, Tensor]) 
 
 def is_idle(loop: Loop, iteration: int) -> bool:
     """Whether an iteration has nothing to learn from yet."""
-    card = loop.config.algorithm
-    return iteration == 1 and not card.draws_first and not card.learns_from_offline(loop.config)
+    return iteration < loop.config.algorithm.first_trained(loop.config)
 
 
 def _train(loop: Loop, iteration: int, batches: Batches, state: OptimizerState) -> TrainReport:
-    steps, draws_first = loop.config.training.steps, loop.config.algorithm.draws_first
-    if draws_first:
+    steps, card = loop.config.training.steps, loop.config.algorithm
+    if card.draws_first:
         check_replay(loop, iteration)
     loop.console.line(f"iteration {iteration}: training on {batches.loader.describe()}")
     if loop.world.size > 1:
@@ -146,7 +146,8 @@ def _train(loop: Loop, iteration: int, batches: Batches, state: OptimizerState) 
             run_seed=loop.config.seed,
             tick=tick,
             optimizer_state=state,
-            is_checked=iteration == 1 or not draws_first,
+            is_checked=iteration == 1 or not card.draws_first,
+            starts_apart=card.starts_apart(loop.config, iteration),
         )
 
 
