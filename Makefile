@@ -1,14 +1,15 @@
-# make run    make .venv, install, run the main job on the embedded emoji world, print the report's path
+# make run    make .venv, install, run the main job on the embedded world of scenes, print the report's path
 # make test   the whole test suite
 # make check  format, lint, types and the rules of the architecture
 # make bench  the measurements of docs/, one script each
 # make docs   the documentation as a site, in site/
 #
 # PYTHON (3.11 or newer) makes the environment once; it is brought up to date only when pyproject.toml or
-# constraints.txt change. `make run RECIPE=emoji/expo_lora ARGS="--set seed=1"` runs something else.
+# constraints.txt change. `make run RECIPE=scenes/expo_lora ARGS="--set seed=1"` runs something else.
 
 PYTHON ?= python3
-RECIPE ?= emoji/expo
+RECIPE ?= scenes/expo
+PROCESSES ?= auto
 ARGS ?=
 VENV := .venv
 READY := $(VENV)/.installed
@@ -18,7 +19,7 @@ CODE := src worlds tests benchmarks examples docs/theme
 .DEFAULT_GOAL := run
 
 run: $(READY)
-	@$(VENV)/bin/diffexpo run $(RECIPE) $(ARGS)
+	@$(VENV)/bin/diffexpo run $(RECIPE) --processes $(PROCESSES) $(ARGS)
 
 # Each worker computes with one thread, so that as many tests run at once as there are cores (at most 4, because of
 # memory), and takes one file after the other in the order of tests/conftest.py, long ones first. The many processes
