@@ -116,10 +116,8 @@ def run(
         _print_header(loaded.config, run_dir, resume, console)
         options = {"sources": loaded.sources, "stop_after": stop_after, "resume": resume, "console": console}
         report = assembly.run(loaded.config, run_dir, **options, accept_changes=accept_changes)
-        if stop_after is None:
-            console.line(f"report: {report}")
-        else:
-            console.line(f"stopped after {stop_after}; continue with: diffexpo run --resume {run_dir}")
+        stopped = f"stopped after {stop_after}; continue with: diffexpo run --resume {run_dir}"
+        console.line(f"report: {report}" if stop_after is None else stopped)
     _print_summary(run_dir, as_json)
 
 
