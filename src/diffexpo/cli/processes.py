@@ -17,7 +17,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from types import FrameType
 
-from diffexpo.errors import ConfigError
+from diffexpo.assembly import ConfigError
 
 MOST = 4
 """Processes that `auto` starts on a CPU at most; each holds the model."""

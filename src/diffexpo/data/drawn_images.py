@@ -14,12 +14,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-import numpy as np
-from PIL import Image
-
-from diffexpo.data.images import on_white
 from diffexpo.data.prompts import json_records, prompt_lines
-from diffexpo.errors import DataError, ImportFormatError, MissingError
+from diffexpo.errors import ImportFormatError, MissingError
 from diffexpo.types import Prompt
 
 ENDINGS = (".png", ".jpg", ".jpeg", ".webp")
@@ -50,15 +46,6 @@ def drawn_images(folder: Path, prompts: Sequence[Prompt]) -> dict[str, list[Path
             return found
     count = len(_files(folder, "**/*"))
     raise MissingError(f"{folder} holds {count} images and no prompts for them; expected {LAYOUTS}")
-
-
-def read_drawn(path: Path) -> np.ndarray:
-    """An image (H,W,3) uint8, transparency on white; DataError for a file that is no image."""
-    try:
-        with Image.open(path) as image:
-            return np.asarray(on_white(image), dtype=np.uint8)
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise DataError(f"{path} is no image that can be read ({error}); copy it again") from error
 
 
 def image_files(folder: Path) -> list[Path]:

@@ -17,6 +17,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from diffexpo.bounded.texts import read_json
 from diffexpo.data.offline.reading import parquet_schema
 from diffexpo.data.prompts import (
     READERS,
@@ -172,15 +173,13 @@ def _prompt(
     if id is not None and (not isinstance(id, str) or not id):
         raise ImportFormatError(f"{where}: 'id' is {id!r}; expected text")
     kept = {name: value for name, value in attributes.items() if value}
-    return where, make_prompt(where, text, category, id, kept)
+    return where, make_prompt(text, category, id, kept)
 
 
 def _json_list(path: Path) -> list[tuple[str, Any]]:
     try:
-        elements = json.loads(path.read_bytes().decode("utf-8-sig"))
-    except UnicodeDecodeError as error:
-        raise ImportFormatError(f"{path} is not UTF-8 ({error.reason}); save the file as UTF-8") from error
-    except (ValueError, RecursionError) as error:
+        elements = read_json(path)
+    except ValueError as error:
         raise ImportFormatError(f"{path} is not JSON ({error}); expected a list of prompts") from error
     if not isinstance(elements, list):
         raise ImportFormatError(f"{path} is a JSON {type(elements).__name__}; expected a list of prompts")

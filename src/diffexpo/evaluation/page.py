@@ -11,6 +11,7 @@ import numpy as np
 import yaml
 
 import diffexpo
+from diffexpo.bounded.images import read_image
 from diffexpo.config import read_resolved
 from diffexpo.config.citations import citations
 from diffexpo.config.load import leaves
@@ -18,7 +19,7 @@ from diffexpo.errors import DiffexpoError
 from diffexpo.evaluation.audit_numbers import AUDIT, PAGE, drawn_rows, read_numbers, safety_lines
 from diffexpo.evaluation.card import CARD
 from diffexpo.evaluation.grid import data_uri, save_comparison
-from diffexpo.evaluation.records import Json, RunRecord, SuiteResult, read_image
+from diffexpo.evaluation.records import Json, RunRecord, SuiteResult
 from diffexpo.evaluation.signal import signal_sentences
 from diffexpo.evaluation.summary import BASELINE, Summary
 from diffexpo.evaluation.verdict import equal_cost, give_verdict

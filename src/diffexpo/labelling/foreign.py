@@ -7,7 +7,6 @@ fit is counted by reason; nothing is guessed.
 from __future__ import annotations
 
 import csv
-import json
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
@@ -15,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from diffexpo.bounded.texts import parse_json, read_json
 from diffexpo.errors import ImportFormatError, MissingError
 from diffexpo.labelling.asking import note_left_out
 from diffexpo.labelling.book import VOTE, Book, Item
@@ -74,9 +74,9 @@ def import_votes(book: Book, path: Path, kind: str = "auto") -> Imported:
                 raise ImportFormatError(f"{path} is a table, not of format {kind}; leave --format out")
             votes = _table(_read_table(path), items, result)
         else:
-            votes = _json(json.loads(path.read_text(encoding="utf-8")), kind, book, items, result)
+            votes = _json(read_json(path), kind, book, items, result)
         found = list(votes)
-    except (UnicodeDecodeError, json.JSONDecodeError, csv.Error) as error:
+    except (ValueError, csv.Error) as error:
         raise ImportFormatError(
             f"{path} cannot be read ({error}); expected CSV, JSON lines or JSON"
         ) from None
@@ -94,7 +94,7 @@ def _read_table(path: Path) -> Iterator[Mapping[str, Any]]:
             return
         for line in file:
             if line.strip():
-                row = json.loads(line)
+                row = parse_json(line)
                 if not isinstance(row, dict):
                     raise ImportFormatError("a line is no JSON object; expected one object a line")
                 yield row

@@ -4,7 +4,6 @@ silent random weight."""
 from __future__ import annotations
 
 import hashlib
-import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from huggingface_hub import snapshot_download
 from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
 from safetensors import SafetensorError, safe_open
 
+from diffexpo.bounded import texts as bounded
 from diffexpo.errors import ConfigError, MissingError, PolicyError
 
 # Folders that no family reads: not downloaded.
@@ -129,8 +129,8 @@ def read_json(file: Path) -> dict[str, Any]:
     if not file.is_file():
         raise incomplete(file)
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        content = bounded.read_json(file)
+    except ValueError as error:
         raise PolicyError(f"{file}: not readable as JSON ({error}); copy or download it again") from error
     if not isinstance(content, dict):
         raise PolicyError(f"{file}: holds {type(content).__name__}, expected a JSON object")

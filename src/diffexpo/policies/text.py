@@ -13,9 +13,10 @@ import transformers
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from diffexpo.bounded.texts import check_json_files
 from diffexpo.config.schema import ModelConfig
 from diffexpo.errors import MissingError, PolicyError
-from diffexpo.policies.loading import LOAD_ERRORS, ModelFolder, component_folder, incomplete, read_json
+from diffexpo.policies.loading import ModelFolder, component_folder, incomplete, read_json
 
 # A folder trained with another number of T5 tokens than its pipeline's default says so:
 # {"max_sequence_length": 0}.
@@ -47,8 +48,9 @@ def load_tokenizer(model: ModelFolder, component: str, encoder_class: str) -> Pr
                 "T5TokenizerFast.from_pretrained(folder).save_pretrained(folder)"
             )
     try:
+        check_json_files(folder)
         return getattr(transformers, class_name).from_pretrained(str(folder), local_files_only=True)
-    except (*LOAD_ERRORS, ImportError) as error:
+    except Exception as error:  # the library that reads tokenizers raises whatever it stumbles over
         why = f"{class_name} cannot be loaded ({error}); copy or download it again"
         raise PolicyError(f"{folder}: {why}") from error
 

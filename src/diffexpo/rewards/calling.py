@@ -21,6 +21,7 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
+from diffexpo.bounded.texts import parse_json
 from diffexpo.config.rewards import ServiceConfig
 from diffexpo.errors import ConfigError, MissingError, RewardError, ScorerStoppedError
 from diffexpo.rewards.images import check_lengths, to_bytes
@@ -259,7 +260,7 @@ def _shorten(text: str) -> str:
 def _object(text: str | bytes) -> dict[str, object] | None:
     """The JSON object of a text; None if it is none."""
     try:
-        reply = json.loads(text)
-    except (ValueError, RecursionError):
+        reply = parse_json(text)
+    except ValueError:
         return None
     return reply if isinstance(reply, dict) else None

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import base64
 import binascii
-import io
 import json
 import logging
 import math
@@ -24,19 +23,19 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import numpy as np
 import torch
-from PIL import Image
 
-from diffexpo.errors import ConfigError, DiffexpoError, RewardError
+from diffexpo.bounded.images import pixels_of
+from diffexpo.bounded.texts import parse_json
+from diffexpo.errors import ConfigError, DiffexpoError, ImportFormatError, RewardError
 from diffexpo.rewards.foreign import blame
 from diffexpo.rewards.remote import PROTOCOL
 from diffexpo.rewards.scoring import score_drawn
 from diffexpo.types import Drawn, Reward
 
 _log = logging.getLogger("diffexpo")
-MAX_SIDE = 4096
 MAX_WAITING = 4096
 IDLE_S = 60.0
-_IMAGE_ERRORS = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
+FORMATS = ("PNG",)
 
 
 class RefusedError(RewardError):
@@ -211,8 +210,8 @@ class ScoreHandler(BaseHTTPRequestHandler):
         body = self.rfile.read(int(length))
         self.close_connection = False
         try:
-            request = json.loads(body)
-        except (ValueError, RecursionError):
+            request = parse_json(body)
+        except ValueError:
             raise RefusedError(400, "the body is not JSON") from None
         if not isinstance(request, dict) or request.get("protocol") != PROTOCOL:
             raise RefusedError(400, f"expected a JSON object with protocol {PROTOCOL}")
@@ -226,7 +225,7 @@ class ScoreHandler(BaseHTTPRequestHandler):
         for item in items:
             try:
                 tickets[item["id"]] = _Ticket(decode_png(item["image"]), item["prompt"])
-            except _IMAGE_ERRORS as error:
+            except (ValueError, ImportFormatError) as error:
                 errors[item["id"]] = f"not a PNG that can be read ({error})"
         self.server.batcher.submit(list(tickets.values()))
         try:
@@ -257,16 +256,13 @@ class ScoreHandler(BaseHTTPRequestHandler):
 
 
 def decode_png(text: str) -> np.ndarray:
-    """The image (H,W,3) uint8 in the base64 text of a PNG; ValueError if it is not base64 or larger than 4096
-    pixels a side, OSError if it is no PNG or a damaged one."""
+    """The image (H,W,3) uint8 in the base64 text of a PNG; ValueError if it is not base64, ImportFormatError
+    if it is no PNG, a damaged one, or one of more than 16 megapixels."""
     try:
         data = base64.b64decode(text, validate=True)
     except binascii.Error as error:
         raise ValueError(f"not base64: {error}") from None
-    with Image.open(io.BytesIO(data), formats=("PNG",)) as image:
-        if max(image.size) > MAX_SIDE:
-            raise ValueError(f"{image.width} x {image.height} pixels, at most {MAX_SIDE} a side")
-        return np.array(image.convert("RGB"), dtype=np.uint8)
+    return pixels_of(data, FORMATS)
 
 
 def _check_items(items: object) -> list[dict[str, str]]:

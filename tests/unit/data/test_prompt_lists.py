@@ -112,7 +112,7 @@ def test_ddpo_animals_do_something(tmp_path: Path) -> None:
         ("p.csv", "drawbench", b'Prompts,Category\n"a"b,x\n', "line 2 is no table row"),
         ("p.json", "hpdv2", b'{"a": 1}', "is a JSON dict; expected a list"),
         ("p.json", "hpdv2", b'["a", 3]', "element 1: the prompt is '3'"),
-        ("p.json", "hpdv2", b'["a", "\\ud800"]', "element 1 holds half a surrogate pair"),
+        ("p.json", "hpdv2", b'["a", "\\ud800"]', "half a surrogate pair"),
         ("p.json", "hpdv2", b"[" * 100_000, "is not JSON"),
         ("p.json", "imagereward", b'[{"id": 3, "prompt": "a"}]', "'id' is 3"),
         ("p.jsonl", "geneval", b'{"prompt": "a"}\n', "expected an object with tag"),

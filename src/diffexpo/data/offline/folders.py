@@ -13,8 +13,9 @@ from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
+from diffexpo.bounded.images import MAX_IMAGE_BYTES
 from diffexpo.data.offline.reading import Damage, column_names, read_rows
-from diffexpo.data.offline.sources import IMAGE_SUFFIXES, MAX_IMAGE_BYTES, printable, read_regular
+from diffexpo.data.offline.sources import IMAGE_SUFFIXES, printable, read_picture
 from diffexpo.data.offline.votes import Format, Vote, skip_votes
 from diffexpo.errors import ImportFormatError, MissingError
 
@@ -61,7 +62,7 @@ def _vote(name: str, prompt: object, winners: list[Path], losers: list[Path]) ->
 def _read(file: Path, most: int) -> bytes:
     if file.is_symlink():
         raise ImportFormatError("picture is a link; copy the file here")
-    return read_regular(file, most)
+    return read_picture(file, most)
 
 
 def _by_stem(files: Iterable[Path], *, lower: bool = False) -> dict[str, list[Path]]:

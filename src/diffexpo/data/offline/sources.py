@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import hashlib
 import os
-import stat
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path, PurePosixPath
 
+from diffexpo.bounded.images import MAX_IMAGE_BYTES
+from diffexpo.bounded.texts import UnreadableError, read_regular
 from diffexpo.errors import ImportFormatError, MissingError
 
-MAX_IMAGE_BYTES = 64 * 1024 * 1024
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 _FOOTER = 2**16
 _HASHED_WHOLE = 2**26
@@ -38,7 +38,7 @@ def read_image(folder: Path, name: object, *prefixes: str) -> bytes:
             raise ImportFormatError("picture cannot be opened") from error
         if not real.is_relative_to(folder.resolve()):
             raise ImportFormatError("picture path leaves the folder")
-        return read_regular(real)
+        return read_picture(real)
     raise ImportFormatError("picture is missing")
 
 
@@ -50,17 +50,13 @@ def image_bytes(value: object, folder: Path) -> object:
     return read_image(folder, value) if isinstance(value, str) else value
 
 
-def read_regular(path: Path, most: int = MAX_IMAGE_BYTES) -> bytes:
-    """The bytes of a regular file of at most `most` bytes; never waits, as a named pipe would make one."""
+def read_picture(path: Path, most: int = MAX_IMAGE_BYTES) -> bytes:
+    """The bytes of a regular file of at most `most` bytes; otherwise an ImportFormatError with a reason that
+    can be counted."""
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
-        with open(descriptor, "rb") as file:
-            found = os.fstat(descriptor)
-            if not stat.S_ISREG(found.st_mode):
-                raise ImportFormatError("picture is not a regular file")
-            if found.st_size > most:
-                raise ImportFormatError("picture file larger than 64 MiB")
-            return file.read(most)
+        return read_regular(path, most)
+    except UnreadableError as error:
+        raise ImportFormatError(f"picture is {error}") from error
     except (OSError, ValueError) as error:
         raise ImportFormatError("picture cannot be opened") from error
 

@@ -14,8 +14,9 @@ import tarfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
 
-from diffexpo.data.offline.reading import Damage, Record, object_of, text_of
-from diffexpo.data.offline.sources import IMAGE_SUFFIXES, MAX_IMAGE_BYTES, find_files, has_suffix, printable
+from diffexpo.bounded.images import MAX_IMAGE_BYTES
+from diffexpo.data.offline.reading import Damage, Record, object_of, text_in
+from diffexpo.data.offline.sources import IMAGE_SUFFIXES, find_files, has_suffix, printable
 from diffexpo.data.offline.votes import Layout, Vote, row_format, verdict_of_record
 from diffexpo.errors import ImportFormatError
 
@@ -116,7 +117,7 @@ def _add(sample: Record, suffix: str, data: bytes) -> None:
             raise ImportFormatError(f"two pictures {side}")
         sample[side] = data
     elif suffix == "txt":
-        sample["txt"] = text_of(data)
+        sample["txt"] = text_in(data)
     elif suffix == "json":
         sample["json"] = object_of(data)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import random
 import struct
 import time
@@ -16,17 +17,18 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from diffexpo.data.offline.image_files import (
+from diffexpo.bounded.images import (
     MAX_SCANS,
     MAX_SEGMENTS,
+    on_white,
+    read_image,
     verify_image,
     verify_structure,
     whole_image,
 )
 from diffexpo.data.offline.writing import rewrite_pairs
-from diffexpo.errors import ImportFormatError, StoreError
-
-from .conftest import jpeg
+from diffexpo.errors import DataError, ImportFormatError, StoreError
+from tests.unit.data.conftest import jpeg
 
 FILES = {
     "jpeg": {"format": "JPEG"},
@@ -291,3 +293,50 @@ def test_a_machine_without_memory_is_no_damage_to_the_image(monkeypatch: pytest.
     monkeypatch.setattr(Image, "open", exhausted)
     with pytest.raises(MemoryError), whole_image(data):
         pass
+
+
+def test_transparency_is_laid_on_white() -> None:
+    assert on_white(Image.new("RGBA", (2, 2), (255, 0, 0, 0))).getpixel((0, 0)) == (255, 255, 255)
+
+
+def test_an_image_is_turned_as_its_file_says() -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (4, 6, 3), dtype=np.uint8)
+    for orientation, turned in (
+        (1, pixels),
+        (3, pixels[::-1, ::-1]),
+        (6, np.rot90(pixels, -1)),
+        (8, np.rot90(pixels)),
+    ):
+        exif = Image.Exif()
+        exif[0x0112] = orientation
+        buffer = io.BytesIO()
+        Image.fromarray(pixels).save(buffer, "PNG", exif=exif)
+        np.testing.assert_array_equal(np.array(on_white(Image.open(buffer))), turned)
+
+
+def test_grey_of_16_bits_keeps_its_greys() -> None:
+    grey = np.array([[0, 257, 32896, 65535]], dtype=np.uint16)
+    shown = np.array(on_white(Image.fromarray(grey)))
+    assert shown[0, :, 0].tolist() == [0, 1, 128, 255]
+
+
+def test_a_file_is_shown_as_it_says_or_refused_with_its_name(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    pixels = np.random.default_rng(0).integers(0, 256, (4, 6, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "turned.png", exif=exif)
+    np.testing.assert_array_equal(read_image(tmp_path / "turned.png"), np.rot90(pixels, -1))
+    Image.fromarray(pixels).save(tmp_path / "a.tiff")
+    Image.new("1", (5000, 5000)).save(tmp_path / "flood.png")
+    (tmp_path / "cut.png").write_bytes((tmp_path / "turned.png").read_bytes()[:-30])
+    os.mkfifo(tmp_path / "pipe.png")
+    reasons = {
+        "a.tiff": "not an image",
+        "flood.png": "more than 16 megapixels",
+        "cut.png": "truncated or damaged",
+        "pipe.png": "not a regular file",
+        "none.png": "No such file",
+    }
+    for name, reason in reasons.items():
+        with pytest.raises(DataError, match=f"{name} is no image that can be read .*{reason}"):
+            read_image(tmp_path / name)
