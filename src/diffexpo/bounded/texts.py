@@ -49,7 +49,7 @@ def read_text(path: Path, most: int = MAX_BYTES) -> str:
     return text_of(read_regular(path, most))
 
 
-def text_of(data: bytes, encoding: str = "utf-8-sig") -> str:
+def text_of(data: bytes | bytearray, encoding: str = "utf-8-sig") -> str:
     """Bytes as text, by default without the mark that some editors put first."""
     try:
         return data.decode(encoding)
@@ -72,9 +72,9 @@ def check_json_files(folder: Path) -> None:
             raise UnreadableError(f"{file.name}: {error}") from None
 
 
-def parse_json(text: str | bytes) -> Any:
+def parse_json(text: str | bytes | bytearray) -> Any:
     """The value of a JSON text, nested at most 64 levels deep."""
-    if isinstance(text, bytes):
+    if not isinstance(text, str):
         text = text_of(text)
     try:
         value = json.loads(text, parse_int=_integer)
