@@ -20,6 +20,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from diffexpo.config.families import FAMILIES, Family
 from diffexpo.config.schema import ModelConfig, TuningConfig
 from diffexpo.diffusion.path import Path as DiffusionPath
+from diffexpo.diffusion.scheduler_settings import check_scheduler
 from diffexpo.errors import ConfigError, MissingError, PolicyError
 from diffexpo.phases import phase
 from diffexpo.policies.autoencoder import decode_with, encode_with
@@ -206,7 +207,12 @@ class Loading:
                 reproduced here.
         """
         file = component_folder(self.folder, "scheduler") / "scheduler_config.json"
-        path = DiffusionPath.from_scheduler_config(change(read_json(file)), **settings)
+        found = read_json(file)
+        try:
+            check_scheduler(found)
+            path = DiffusionPath.from_scheduler_config(change(found), **settings)
+        except PolicyError as error:
+            raise PolicyError(f"{file}: {error}") from None
         if path.kind != kind:
             raise PolicyError(
                 f"{file}: describes a {path.kind!r} path, expected {kind!r} for a {self.card.pipeline}"

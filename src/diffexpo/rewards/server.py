@@ -48,6 +48,7 @@ class ScoreServer(BoundedServer):
         ConfigError: the address cannot be listened on, or a score depends on the other images of its call.
     """
 
+    # Many parameters because each is an option of `diffexpo rewards serve`.
     def __init__(
         self,
         reward: Reward,

@@ -77,8 +77,6 @@ def address_problem(url: str) -> str | None:
     except ValueError:
         return f"path holds no address that can be read; {ADDRESS}"
     if parts.username or parts.password or parts.query or parts.fragment:
-        what = (
-            "a user name or password" if "@" in parts.netloc else "a query, where keys may stand"
-        )
+        what = "a user name or password" if "@" in parts.netloc else "a query, where keys may stand"
         return f"path holds {what}, and settings are written to files; {ADDRESS}, and {KEY}"
     return None if is_good else f"path = {url!r:.200} is no address; {ADDRESS}"
