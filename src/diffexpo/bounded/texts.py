@@ -44,6 +44,12 @@ def size_in_words(count: int) -> str:
     return f"{count} bytes"
 
 
+def is_junk(name: str) -> bool:
+    """Whether programs put a file or folder of this name beside what people keep: hidden ones, caches, the
+    copies of archives made on a Mac."""
+    return name.startswith((".", "__MACOSX", "__pycache__"))
+
+
 def read_text(path: Path, most: int = MAX_BYTES) -> str:
     """A regular file's text, in UTF-8, without the mark that some editors put first."""
     return text_of(read_regular(path, most))

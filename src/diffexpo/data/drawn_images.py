@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
+from diffexpo.bounded.texts import is_junk
 from diffexpo.data.prompts import json_records, prompt_lines
 from diffexpo.errors import ImportFormatError, MissingError
 from diffexpo.types import Prompt
@@ -57,7 +58,8 @@ def image_files(folder: Path) -> list[Path]:
 
 
 def _files(folder: Path, pattern: str) -> list[Path]:
-    return sorted(path for path in folder.glob(pattern) if path.suffix.lower() in ENDINGS and path.is_file())
+    found = (path for path in folder.glob(pattern) if path.suffix.lower() in ENDINGS and path.is_file())
+    return sorted(path for path in found if not any(map(is_junk, path.relative_to(folder).parts)))
 
 
 def _metadata(folder: Path, prompts: Sequence[Prompt]) -> Found:

@@ -163,7 +163,7 @@ class Path:
             )
         if config.get("use_flow_sigmas"):
             raise PolicyError(
-                f"scheduler use_flow_sigmas is true: its levels are those of a flow, for which "
+                "scheduler use_flow_sigmas is true: its levels are those of a flow, for which "
                 "this model has no table of betas; set it to false, or take the flow-match scheduler"
             )
         if config.get("thresholding"):

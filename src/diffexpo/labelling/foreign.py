@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from diffexpo.bounded.texts import parse_json, read_json
+from diffexpo.data.offline.cells import text_of_id
 from diffexpo.errors import ImportFormatError, MissingError
 from diffexpo.labelling.asking import note_left_out
 from diffexpo.labelling.book import VOTE, Book, Item
@@ -113,14 +114,13 @@ def _table(rows: Iterable[Mapping[str, Any]], items: list[Item], result: Importe
         if chosen is None or item is None:
             result.dropped[why if chosen is not None else "without an answer a, b, tie, neither or skip"] += 1
             continue
-        yield Foreign(str(row.get("rater") or "somebody"), item, _turn(chosen, turned))
+        yield Foreign(text_of_id(row.get("rater")) or "somebody", item, _turn(chosen, turned))
 
 
 def _find(row: Mapping[str, Any], items: list[Item]) -> tuple[Item | None, bool, str]:
     """The question that a row means, and whether its a is ours b."""
-    named = {
-        name: str(row[name]) for name in ("item", "question", "prompt_id") if row.get(name) not in (None, "")
-    }
+    texts = {name: text_of_id(row.get(name)) for name in ("item", "question", "prompt_id")}
+    named = {name: text for name, text in texts.items() if text is not None}
     images = (row.get("a"), row.get("b"))
     if "item" not in named and None in images:
         return None, False, "naming neither an item nor images a and b"

@@ -114,7 +114,7 @@ def test_ddpo_animals_do_something(tmp_path: Path) -> None:
         ("p.json", "hpdv2", b'["a", 3]', "element 1: the prompt is '3'"),
         ("p.json", "hpdv2", b'["a", "\\ud800"]', "half a surrogate pair"),
         ("p.json", "hpdv2", b"[" * 100_000, "is not JSON"),
-        ("p.json", "imagereward", b'[{"id": 3, "prompt": "a"}]', "'id' is 3"),
+        ("p.json", "imagereward", b'[{"id": 3.5, "prompt": "a"}]', "'id' is 3.5"),
         ("p.jsonl", "geneval", b'{"prompt": "a"}\n', "expected an object with tag"),
         ("p.jsonl", "jsonl", b'{"prompt": "\\ud800"}\n', "half a surrogate pair"),
         ("p.jsonl", "jsonl", b"[" * 100_000 + b"\n", "is not JSON"),

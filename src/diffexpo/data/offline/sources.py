@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path, PurePosixPath
 
 from diffexpo.bounded.images import MAX_IMAGE_BYTES
-from diffexpo.bounded.texts import UnreadableError, read_regular
+from diffexpo.bounded.texts import UnreadableError, is_junk, read_regular
 from diffexpo.errors import ImportFormatError, MissingError
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
@@ -84,7 +84,7 @@ def index_file(path: Path, suffix: str = ".json") -> Path:
         return find_files(path, (suffix,), f"a {suffix} file that lists pairs")[0]
     if (path / "train.json").is_file():
         return path / "train.json"
-    found = sorted(file for file in path.glob(f"*{suffix}") if file.is_file())
+    found = sorted(file for file in path.glob(f"*{suffix}") if file.is_file() and not is_junk(file.name))
     if len(found) != 1:
         what = ", ".join(file.name for file in found[:5]) or f"no {suffix} file"
         raise MissingError(
@@ -99,8 +99,10 @@ def has_suffix(path: Path, suffixes: Sequence[str]) -> bool:
 
 
 def _below(path: Path, suffixes: Sequence[str]) -> Iterator[Path]:
-    files = (Path(folder) / name for folder, _, names in os.walk(path) for name in names)
-    return (file for file in files if file.suffix.lower() in suffixes)
+    for folder, folders, names in os.walk(path):
+        folders[:] = [name for name in folders if not is_junk(name)]
+        files = (Path(folder, name) for name in names if not is_junk(name))
+        yield from (file for file in files if file.suffix.lower() in suffixes)
 
 
 def row_name(root: Path, file: Path, number: object) -> str:

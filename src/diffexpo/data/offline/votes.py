@@ -380,7 +380,7 @@ def verdict_of_record(record: Mapping[str, object]) -> str:
     if is_empty(value):
         return "unlabelled"
     known = {"image_0": "0", "image_1": "1", "tie": "tie"}
-    if isinstance(value, str) and (verdict := known.get(value.strip())) is not None:
+    if isinstance(value, str) and (verdict := known.get(value.strip().lower())) is not None:
         return verdict
     if name == "label":
         return "label is not image_0, image_1 or tie; put the better picture's number in `preferred`"
