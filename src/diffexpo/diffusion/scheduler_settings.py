@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeGuard
 
 from diffexpo.errors import PolicyError
 
@@ -36,7 +36,8 @@ _TRUTHS = (
     *("clip_sample", "set_alpha_to_one", "thresholding", "rescale_betas_zero_snr", "use_dynamic_shifting"),
     *("use_flow_sigmas", *FLOW_SPACINGS[1:]),
 )
-_NUMBERS = ("beta_start", "beta_end", "clip_sample_range", "shift", "flow_shift", "base_shift", "max_shift")
+_SHARES = ("beta_start", "beta_end")
+_NUMBERS = ("clip_sample_range", "shift", "flow_shift", "base_shift", "max_shift")
 _COUNTS = ("num_train_timesteps", "steps_offset", "base_image_seq_len", "max_image_seq_len")
 
 
@@ -64,6 +65,8 @@ def _expected(key: str, value: object) -> str:
         return "" if value is None or isinstance(value, str) else "text"
     if key in _TRUTHS:
         return "" if value is None or isinstance(value, bool) else "true or false"
+    if key in _SHARES:
+        return "" if _is_number(value) and 0 <= value <= 1 else "a number from 0 to 1"
     if key in _NUMBERS:
         return "" if _is_number(value) else "a number"
     if key in _COUNTS:
@@ -76,5 +79,5 @@ def _expected(key: str, value: object) -> str:
     return ""
 
 
-def _is_number(value: object) -> bool:
+def _is_number(value: object) -> TypeGuard[int | float]:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
