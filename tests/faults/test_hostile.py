@@ -203,10 +203,8 @@ def test_answers_of_a_scorer() -> None:
                 scores = far.score(torch.zeros(2, 3, 8, 8), ["a", "b"])
             except DiffexpoError:
                 continue
-            wanted = [
-                *(float(v) for v in VALUES if isinstance(v, int | float) and not isinstance(v, bool)),
-                3.5,
-            ]
+            numbers = [v for v in VALUES if isinstance(v, int | float) and not isinstance(v, bool)]
+            wanted = torch.tensor([*numbers, 3.5], dtype=torch.float32).tolist()
             assert all(math.isnan(score) or score in wanted for score in scores.tolist())
 
 

@@ -209,7 +209,7 @@ def load_suite(folder: Path, *, with_images: bool = True) -> SuiteResult:
                     raise ValueError(f"{image_path(folder, row).name} is not the image that was scored")
             fields["images"] = np.stack([read_image(image_path(folder, row)) for row in rows])
         return SuiteResult(**fields)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, DataError) as error:
         advice = "delete the folder and run `diffexpo run --resume`"
         raise DataError(f"{folder}: not a complete evaluation ({error}); {advice}") from error
 
