@@ -13,7 +13,7 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager, nullco
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageCms, ImageOps
 
 from diffexpo.bounded.texts import UnreadableError, read_regular
 from diffexpo.errors import DataError, ImportFormatError
@@ -22,6 +22,7 @@ FORMATS = ("JPEG", "PNG", "WEBP")
 MAX_IMAGE_BYTES = 64 * 1024 * 1024
 MAX_PIXELS = 64 * 1024 * 1024
 MAX_BUFFERED_PIXELS = 16 * 1024 * 1024
+MAX_PROFILE_BYTES = 2**22
 MAX_SCANS = 100
 MAX_SEGMENTS = 100_000
 _LARGE = 2 * 1024 * 1024
@@ -214,9 +215,9 @@ def _check_png(data: bytes) -> None:
 
 
 def on_white(image: Image.Image) -> Image.Image:
-    """The image in RGB as it is to be shown: turned as its EXIF orientation says, 16-bit grey scaled to 8
-    bits, transparency laid on white."""
-    image = ImageOps.exif_transpose(image)
+    """The image in sRGB as it is to be shown: turned as its EXIF orientation says, the colours those of its
+    profile, 16-bit grey scaled to 8 bits, transparency laid on white."""
+    image = _in_srgb(ImageOps.exif_transpose(image))
     if image.mode.startswith("I;16") or image.mode == "I":
         grey = np.asarray(image).astype(np.float64) / 257.0
         image = Image.fromarray(grey.round().clip(0, 255).astype(np.uint8))
@@ -224,3 +225,20 @@ def on_white(image: Image.Image) -> Image.Image:
         layer = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", image.size, "white"), layer).convert("RGB")
     return image.convert("RGB")
+
+
+def _in_srgb(image: Image.Image) -> Image.Image:
+    """The image with colours in sRGB, where its file carries the profile of another space; one whose profile
+    cannot be read is taken as it is, as viewers do."""
+    profile = image.info.get("icc_profile", b"")
+    if image.mode not in ("RGB", "RGBA") or not 0 < len(profile) <= MAX_PROFILE_BYTES:
+        return image
+    try:
+        found = ImageCms.getOpenProfile(io.BytesIO(profile))
+        if "srgb" in ImageCms.getProfileDescription(found).lower():
+            return image
+        own = ImageCms.createProfile("sRGB")
+        shown = ImageCms.profileToProfile(image, found, own, outputMode=image.mode)
+    except (ImageCms.PyCMSError, OSError, ValueError):
+        return image
+    return image if shown is None else shown
