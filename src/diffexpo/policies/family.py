@@ -241,9 +241,6 @@ class Loading:
             tokenizers.append(load_tokenizer(self.folder, component, kind))
             encoders.append(load(class_of(kind), component=name, dtype=text_dtype or self.dtype))
             fit_tokenizer(tokenizers[-1], encoders[-1], f"{self.folder.path / component}")
-            count, known = len(tokenizers[-1]), encoders[-1].config.vocab_size
-            if "CLIP" not in kind and count > known:
-                raise self.unfitting(f"{component} has {count} tokens, {name} knows {known}")
         component, kind = self.card.denoiser
         denoiser = load(class_of(kind), component=component, dtype=self.dtype)
         vae = load(class_of(self.card.autoencoder), component="vae", dtype=torch.float32)
