@@ -19,7 +19,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from diffexpo.data.offline.image_files import verify_image, verify_structure
+from diffexpo.bounded.images import verify_image, verify_structure
 from diffexpo.errors import ImportFormatError
 
 CHECKS: dict[str, Callable[[bytes], None]] = {"decode": verify_image, "structure": verify_structure}

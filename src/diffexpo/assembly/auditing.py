@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -11,11 +10,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 
 from diffexpo.assembly.actions import load_weights, open_run
 from diffexpo.assembly.aliases import named_prompts, resolve
 from diffexpo.assembly.folders import result_path
+from diffexpo.bounded.images import read_image
+from diffexpo.bounded.texts import parse_json, read_json, read_text
 from diffexpo.config.audit import AuditConfig
 from diffexpo.config.audits import NO_LABELS, read_audit, scorers_of, shipped_audits
 from diffexpo.config.iterates import split_iterate
@@ -23,7 +23,6 @@ from diffexpo.config.run import RunConfig
 from diffexpo.config.schema import EvaluationConfig, ModelConfig, TuningConfig
 from diffexpo.config.studies import protocol_to_yaml
 from diffexpo.config.worlds import world_of
-from diffexpo.data.images import on_white
 from diffexpo.errors import ConfigError, DataError, MissingError
 from diffexpo.evaluation.audit import Labelled, Scorers, as_tensor, measure_audit
 from diffexpo.evaluation.audit_numbers import AUDIT
@@ -249,7 +248,7 @@ def _draw(
 
 def _read(path: Path) -> object:
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return read_json(path)
     except (OSError, ValueError):
         return None
 
@@ -278,12 +277,12 @@ def read_labelled(source: str | None, settings: AuditConfig) -> list[Labelled] |
 
 
 def _labelled_of(path: Path) -> Iterator[Labelled]:
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+    for number, line in enumerate(read_text(path).splitlines(), 1):
         if not line.strip():
             continue
         where = f"{path}, line {number}"
         try:
-            row = {key: str(value) for key, value in json.loads(line).items()}
+            row = {key: str(value) for key, value in parse_json(line).items()}
             name, text = row.pop("image"), row.pop("prompt")
         except (ValueError, AttributeError, KeyError) as error:
             raise DataError(f'{where}: expected an object with "image" and "prompt" ({error})') from None
@@ -292,12 +291,7 @@ def _labelled_of(path: Path) -> Iterator[Labelled]:
             raise DataError(f"{where}: {name} lies outside of the folder; expected a file in it")
         if not file.is_file():
             raise MissingError(f"{where}: {file} does not exist")
-        try:
-            with Image.open(file) as image:
-                pixels = np.asarray(on_white(image), dtype=np.uint8)
-        except OSError as error:
-            raise DataError(f"{where}: {file} is no image that can be read ({error})") from None
-        yield pixels, Prompt(f"labelled-{number}", text, row.get("category", ""), row)
+        yield read_image(file), Prompt(f"labelled-{number}", text, row.get("category", ""), row)
 
 
 def as_drawn(policy: FamilyPolicy, labelled: Sequence[Labelled], batch: int = 32) -> list[Labelled]:

@@ -18,10 +18,11 @@ from diffexpo.assembly.entries import identity, opened, refuse_trained
 from diffexpo.assembly.evaluating import vendi_embedder
 from diffexpo.assembly.runs import logged_to
 from diffexpo.assembly.sets import import_command
+from diffexpo.bounded.images import read_image
 from diffexpo.config.entries import Entry
 from diffexpo.config.rewards import RewardCard
 from diffexpo.config.suites import Suite
-from diffexpo.data.drawn_images import drawn_images, image_files, read_drawn
+from diffexpo.data.drawn_images import drawn_images, image_files
 from diffexpo.data.prompts import filter_long
 from diffexpo.data.prompts import read_prompts as load_prompts
 from diffexpo.diffusion.sampling import num_network_evaluations
@@ -322,7 +323,7 @@ def _copy(
         images: list[np.ndarray | None] = []
         for row in rows.of(batch):
             paths = found.get(rows.prompt(row).text, [])
-            images.append(read_drawn(paths[rows.index(row)]) if rows.index(row) < len(paths) else None)
+            images.append(read_image(paths[rows.index(row)]) if rows.index(row) < len(paths) else None)
         gallery.keep(batch, images)
 
 
@@ -379,7 +380,7 @@ def set_distances(outcome: Outcome, folder: Path, embedder: Embedder) -> Json:
             found.append(embedder.features(pixels).detach().double().cpu().numpy())
         return np.concatenate(found)
 
-    real = features(read_drawn(path) for path in image_files(folder))
+    real = features(read_image(path) for path in image_files(folder))
     models: Json = {}
     for model in outcome.models:
         drawn = (model.gallery.read(row) for row in range(len(outcome.rows)))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import platform
 import sys
@@ -13,6 +12,7 @@ from pathlib import Path
 import torch
 
 import diffexpo
+from diffexpo.bounded.texts import read_json
 from diffexpo.config import RunConfig, config_to_yaml, read_resolved
 from diffexpo.config.load import leaves
 from diffexpo.config.resuming import CHANGEABLE, differences
@@ -147,6 +147,6 @@ def set_status(run_dir: Path, state: str, world: World) -> None:
 def read_status(run_dir: Path) -> str:
     """`state` of status.json (running, interrupted, failed, finished); "new" where there is none to read."""
     try:
-        return str(json.loads((run_dir / "status.json").read_text(encoding="utf-8"))["state"])
+        return str(read_json(run_dir / "status.json")["state"])
     except (FileNotFoundError, ValueError, KeyError, TypeError):
         return "new"

@@ -17,6 +17,7 @@ import diffexpo
 from diffexpo.assembly.aliases import named_prompts, resolve, resolve_model
 from diffexpo.assembly.folders import has_made_nothing, result_path
 from diffexpo.assembly.together import code_fingerprint
+from diffexpo.bounded.texts import read_json
 from diffexpo.config import RunConfig, read_resolved
 from diffexpo.config.iterates import run_of_model, split_iterate
 from diffexpo.config.load import leaves
@@ -196,7 +197,7 @@ def _pipeline_files(root: Path, variant: str | None) -> list[Path]:
     """The index of a diffusers folder, and settings, tokenizers and weights of the parts that it names."""
     index = root / "model_index.json"
     try:
-        named = json.loads(index.read_text(encoding="utf-8"))
+        named = read_json(index)
         parts = [name for name, entry in named.items() if isinstance(entry, list) and entry[0] is not None]
     except (ValueError, AttributeError, IndexError):
         return [index]

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from diffexpo.assembly.aliases import resolve
-from diffexpo.config.load import load_config, parse_yaml
+from diffexpo.bounded.yaml_texts import read_yaml
+from diffexpo.config.load import load_config
 from diffexpo.config.rewards import RewardCard
 from diffexpo.errors import ConfigError
 from diffexpo.policies.loading import choose_device
@@ -22,11 +23,7 @@ def read_reward(file: Path | None, given: Mapping[str, str]) -> RewardCard:
     values: object = dict(given)
     origin = "the command line" if file is None else str(file)
     if file is not None:
-        try:
-            values = parse_yaml(file.read_text(encoding="utf-8"), origin)
-        except (OSError, UnicodeDecodeError) as error:
-            reason = f"{file} cannot be read ({error})"
-            raise ConfigError(f"{reason}; expected a YAML file with one reward") from None
+        values = read_yaml(file)
     if isinstance(values, list) and len(values) == 1:
         values = values[0]
     if not isinstance(values, dict):

@@ -7,13 +7,12 @@ from collections.abc import Callable, Mapping, Sequence
 from hashlib import sha256
 from pathlib import Path
 
-import numpy as np
-from PIL import Image
-
 from diffexpo.assembly.rating import find_book
+from diffexpo.bounded.images import read_image
+from diffexpo.bounded.yaml_texts import read_yaml_text
 from diffexpo.config.people import StudyConfig
 from diffexpo.config.studies import protocol_to_yaml, read_study
-from diffexpo.data.images import encode_png, on_white
+from diffexpo.data.images import encode_png
 from diffexpo.errors import ConfigError, DataError, MissingError
 from diffexpo.evaluation.people import couples_of, detectable_rate
 from diffexpo.evaluation.records import load_suite
@@ -52,7 +51,7 @@ def new_study(folder: Path, protocol: Path | None, given: Mapping[str, object]) 
             raise MissingError(
                 f"{protocol} does not exist; expected a YAML file with the protocol of a study"
             )
-        text, origin = protocol.read_text(encoding="utf-8"), str(protocol)
+        text, origin = read_yaml_text(protocol), str(protocol)
     study = read_study(text, origin, given)
     images = {model: images_of(model, source) for model, source in study.models.items()}
     prompts = _shared_prompts(study, images)
@@ -157,11 +156,7 @@ def _folder_images(model: str, folder: Path) -> Images:
 
 def _read_png(path: Path) -> bytes:
     """An image written anew, so that nothing in its file tells the model."""
-    try:
-        with Image.open(path) as image:
-            return encode_png(np.asarray(on_white(image), dtype=np.uint8))
-    except OSError as error:
-        raise DataError(f"{path} is no image that can be read ({error}); expected a PNG") from None
+    return encode_png(read_image(path))
 
 
 def _shared_prompts(study: StudyConfig, images: Mapping[str, Images]) -> list[str]:
@@ -200,7 +195,7 @@ def report_study(folder: Path, say: Callable[[str], None] = lambda text: None) -
                 "beforehand cannot change afterwards; restore it"
             )
         book.verify_images()
-        study = read_study(path.read_text(encoding="utf-8"), str(path))
+        study = read_study(read_yaml_text(path), str(path))
         rows = anonymous_rows(book)
         if not any(
             row["kind"] == VOTE and row["answer"] != "skip" and not row["is_left_out"] for row in rows

@@ -7,11 +7,11 @@ behind it: lines that are trained again are the same numbers and are not sent tw
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from diffexpo.bounded.texts import read_json
 from diffexpo.config import RunConfig, read_resolved
 from diffexpo.config.load import leaves
 from diffexpo.evaluation.records import Json, is_saved, load_suite
@@ -37,7 +37,7 @@ class Feed:
     def __init__(self, config: RunConfig, run_dir: Path, trackers: Sequence[str], project: str) -> None:
         self._dir, self._due = run_dir, 0.0
         path = run_dir / FILE
-        self._state: Json = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        self._state: Json = read_json(path) if path.is_file() else {}
         settings = {name: str(value) for name, value in leaves(config.model_dump(mode="json"))}
         self._open: dict[str, Tracker] = {}
         for kind in trackers:

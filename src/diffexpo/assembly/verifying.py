@@ -16,6 +16,7 @@ from PIL import Image
 from torch import Tensor
 
 from diffexpo.assembly.aliases import resolve
+from diffexpo.bounded.texts import read_json
 from diffexpo.config import load_config
 from diffexpo.config.rewards import REWARDS, RewardCard
 from diffexpo.config.worlds import world_of
@@ -246,7 +247,7 @@ def _read_scores(file: Path, report: VerifyReport) -> Mapping[str, float]:
     if not file.is_file():
         raise MissingError(f"no file {file}: expected scores that `rewards verify --write` wrote")
     try:
-        entries = json.loads(file.read_text(encoding="utf-8"))["scorers"]
+        entries = read_json(file)["scorers"]
         named = [entry for entry in entries if entry.get("name") == report.name]
         of_type = [entry for entry in entries if entry.get("type") == report.type]
         found = next(iter([*named, *of_type, *(entries if len(entries) == 1 else [])]))

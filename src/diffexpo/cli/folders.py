@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import difflib
-import json
 from itertools import chain, count
 from pathlib import Path
 
 from diffexpo.assembly import MissingError
+from diffexpo.bounded.texts import read_json
 
 RUNS = Path("runs")
 ACTIVITY = ("config.yaml", "status.json", "metrics.jsonl")
@@ -54,6 +54,6 @@ def is_finished(run_dir: Path) -> bool:
 def run_state(run_dir: Path) -> str:
     """`state` of status.json (running, interrupted, failed, finished), or "unknown"."""
     try:
-        return str(json.loads((run_dir / "status.json").read_text(encoding="utf-8"))["state"])
+        return str(read_json(run_dir / "status.json")["state"])
     except (FileNotFoundError, ValueError, KeyError, TypeError):
         return "unknown"

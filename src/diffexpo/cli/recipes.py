@@ -64,12 +64,12 @@ def show(
     as_json: AsJson = False,
 ) -> None:
     """Print a recipe as it is written, comments included."""
+    from diffexpo.bounded.yaml_texts import parse_yaml, read_yaml_text
     from diffexpo.config import find_recipe
-    from diffexpo.config.load import parse_yaml
     from diffexpo.config.recipes import describe_recipe
 
     path = find_recipe(name)
-    text = path.read_text(encoding="utf-8")
+    text = read_yaml_text(path)
     if as_json:
         settings = parse_yaml(text, str(path)) or {}
         print(json.dumps(_facts(describe_recipe(name, path)) | {"settings": settings}, indent=2))

@@ -48,6 +48,12 @@ def serve(
         float, typer.Option(min=0.0, help="How long a batch that is not full waits for more requests.")
     ] = 5.0,
     max_mib: Annotated[float, typer.Option(min=0.01, help="Largest request that is read, MiB.")] = 64.0,
+    connections: Annotated[
+        int, typer.Option(min=1, help="Most connections at once; more are told to come again.")
+    ] = 64,
+    timeout_s: Annotated[
+        float, typer.Option(min=0.001, help="Longest wait of a request for its scores, seconds.")
+    ] = 600.0,
 ) -> None:
     """Serve one scorer over HTTP until interrupted; a run uses it as `type: remote`."""
     if (config is None) == (kind is None):
@@ -57,8 +63,17 @@ def serve(
         raise ConfigError("--path and --name go with --type; with --config they stand in the file")
     given = {"type": kind, "path": path, "name": name}
     reward = assembly.read_reward(config, {key: value for key, value in given.items() if value is not None})
-    options = {"host": host, "port": port, "batch_size": batch_size, "wait_ms": wait_ms, "max_mib": max_mib}
-    server = assembly.open_server(reward, device=device, **options)
+    server = assembly.open_server(
+        reward,
+        device=device,
+        host=host,
+        port=port,
+        batch_size=batch_size,
+        wait_ms=wait_ms,
+        max_mib=max_mib,
+        connections=connections,
+        timeout_s=timeout_s,
+    )
     facts = server.facts
     print(f"{facts['name']} ({facts['type']}, {facts['scale']}) at {server.url}")
     print(f"version {facts['version']}")

@@ -8,7 +8,9 @@ from typing import Annotated, Any
 
 import typer
 
-from diffexpo.assembly import MissingError
+from diffexpo.assembly import ConfigError, MissingError
+from diffexpo.bounded.texts import read_json
+from diffexpo.bounded.yaml_texts import read_settings
 from diffexpo.cli.folders import RUNS, list_runs, run_state
 from diffexpo.cli.options import AsJson
 from diffexpo.cli.progress import Console
@@ -36,16 +38,17 @@ def describe_run(run_dir: Path) -> dict[str, Any]:
     of now."""
     path = run_dir / "summary.json"
     try:
-        found = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else _from_settings(run_dir)
+        found = read_json(path) if path.is_file() else _from_settings(run_dir)
     except ValueError:
         found = _from_settings(run_dir)
     return {"run": run_dir.name, "folder": str(run_dir)} | found | {"state": run_state(run_dir)}
 
 
 def _from_settings(run_dir: Path) -> dict[str, Any]:
-    import yaml
-
-    config = yaml.safe_load((run_dir / "config.yaml").read_text(encoding="utf-8"))
+    try:
+        config = read_settings(run_dir / "config.yaml")
+    except ConfigError:  # one damaged run does not hide the others
+        return {}
     return {
         "name": config.get("name"),
         "seed": config.get("seed"),

@@ -4,6 +4,7 @@ import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from diffexpo.bounded.yaml_texts import read_yaml_text
 from diffexpo.config.audit import AuditConfig
 from diffexpo.config.rewards import RewardCard
 from diffexpo.config.rewards.balance import PLACES, wrong_places
@@ -32,7 +33,7 @@ def read_audit(name: str, overrides: Sequence[str] = ()) -> AuditConfig:
             f"{name}: neither a file nor a shipped protocol; there are {', '.join(shipped_audits())}"
         )
     origin = f"audit {name}" if name in shipped_audits() else str(path)
-    audit = read_protocol(AuditConfig, path.read_text(encoding="utf-8"), origin, None, overrides)
+    audit = read_protocol(AuditConfig, read_yaml_text(path), origin, None, overrides)
     problems = [*_problems(audit), *_problems_of_scorers(audit)]
     if problems:
         raise ConfigError("\n".join(f"{problem} ({origin})" for problem in problems))

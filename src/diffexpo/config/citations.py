@@ -3,11 +3,11 @@
 A model or scorer that the rules below do not know is listed by name, for its user to find its reference.
 """
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from diffexpo.bounded.texts import read_json
 from diffexpo.config.contenders import known_contenders
 from diffexpo.config.families import FAMILIES, Family, family_of_name
 from diffexpo.config.methods import offline_baseline
@@ -121,7 +121,7 @@ def _model(config: RunConfig) -> Uses:
 def _family_of_folder(folder: Path) -> Family | None:
     """The family behind the class that a pipeline's folder names, if it is one."""
     try:
-        index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
+        index = read_json(folder / "model_index.json")
     except (OSError, ValueError):
         return None
     return FAMILIES.get(str(index.get("_class_name"))) if isinstance(index, dict) else None

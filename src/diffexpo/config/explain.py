@@ -18,6 +18,10 @@ from diffexpo.config.run import RunConfig
 
 # The group whose settings depend on its `type`.
 CHOICE = "algorithm"
+MAX_TOLD = 20
+"""Problems of one configuration that are told, each with what was probably meant."""
+MAX_SHOWN = 400
+"""Characters of a wrong value."""
 # The origin of a value that nothing set.
 DEFAULT = "default"
 
@@ -221,16 +225,21 @@ def suggest_setting(path: str, method: str | None = None) -> str:
 
 
 def explain_errors(error: ValidationError, values: Mapping[str, object], sources: Mapping[str, str]) -> str:
-    """A validation error as lines: path, value and origin, what was expected, what to do."""
+    """A validation error as lines: path, value and origin, what was expected, what to do; the first ones, and
+    how many there are besides."""
     lines: dict[str, str] = {}
     method = chosen_method(values) or DEFAULT_METHOD
-    for detail in error.errors(include_url=False):
+    details = error.errors(include_url=False)
+    for number, detail in enumerate(details):
+        if len(lines) >= MAX_TOLD:
+            lines["further"] = f"... and {len(details) - number} more problems; correct these first"
+            break
         kind = str(detail["type"])
         whole, path, value = _locate(detail["loc"], values)
         if kind.startswith("union_tag") and isinstance(value, Mapping):
             whole = f"{whole}.type"
             # The validator stops at the type; names that no type has are found here.
-            for inner in () if path == CHOICE else [f"{path}.{key}" for key in value]:
+            for inner in () if path == CHOICE else [f"{path}.{key}" for key in value][:MAX_TOLD]:
                 if not is_setting(inner) and not group_keys(inner):
                     lines[inner] = _unknown_setting(inner, _origin(inner, sources), method)
             if "type" in value:
@@ -263,6 +272,7 @@ def _unknown_setting(path: str, origin: str, method: str | None) -> str:
 
 def _wrong_value(path: str, value: object, origin: str, kind: str, method: str | None) -> str:
     shown = "null" if value is None else repr(value)
+    shown = shown if len(shown) <= MAX_SHOWN else f"{shown[:MAX_SHOWN]}..."
     line = f"{path} = {shown} (from {origin}): expected {expected_at(path, method)}"
     setting = find_setting(path, method)
     if setting is not None and isinstance(value, str) and setting.expected.startswith("one of "):

@@ -12,11 +12,11 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
 
 import yaml
 from pydantic import ValidationError
 
+from diffexpo.bounded.yaml_texts import Value, parse_yaml, read_yaml
 from diffexpo.config.explain import (
     CHOICE,
     DEFAULT,
@@ -39,8 +39,6 @@ NONE_OF_OTHERS = ("offline.source", "explore.negatives.source")
 NAMED_BY_OTHERS = ("prompts.source", "evaluation.prompts")
 """Settings whose defaults are data of an embedded world: what they are with a model of somebody else."""
 
-Value = bool | int | float | str | None | list["Value"] | dict[str, "Value"]
-
 
 @dataclass(frozen=True)
 class LoadedConfig:
@@ -50,74 +48,6 @@ class LoadedConfig:
     sources: dict[str, str]
     notes: tuple[str, ...] = ()
     """What a layer set and a later one made void, one sentence each."""
-
-
-class _Loader(yaml.SafeLoader):
-    """Safe YAML with the scalars of YAML 1.2 (`off`, `16:9` are words, `1e-5` a number) and unique keys."""
-
-    yaml_implicit_resolvers: ClassVar = {
-        first: [
-            pair
-            for pair in pairs
-            if pair[0].removeprefix("tag:yaml.org,2002:") not in ("bool", "float", "int")
-        ]
-        for first, pairs in yaml.SafeLoader.yaml_implicit_resolvers.items()
-    }
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[object, object]:
-        keys = [key.value for key, _ in node.value]
-        for (key, _), name in zip(node.value, keys, strict=True):
-            if keys.count(name) > 1:
-                raise yaml.constructor.ConstructorError(
-                    None, None, f"the key {name!r} stands twice in one group", key.start_mark
-                )
-        return super().construct_mapping(node, deep)
-
-
-FLOAT = (
-    r"[-+]?(?:(?:\d[\d_]*\.[\d_]*|\.\d[\d_]*)(?:[eE][-+]?\d+)?|\d[\d_]*[eE][-+]?\d+"
-    r"|\.(?:inf|Inf)|\.(?:nan|NaN))"
-)
-# As in YAML 1.1, without numbers to the base 60: there 16:9 is 969.
-INT = r"[-+]?(?:0b[01_]+|0[0-7_]+|0x[0-9a-fA-F_]+|0|[1-9][0-9_]*)"
-BOOL = r"(?:true|True|TRUE|false|False|FALSE)"
-for tag, pattern, first in (
-    ("bool", BOOL, "tTfF"),
-    ("float", FLOAT, "-+0123456789."),
-    ("int", INT, "-+0123456789"),
-):
-    _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{tag}", re.compile(f"^{pattern}$"), list(first))
-
-
-def parse_yaml(text: str, origin: str) -> Value:
-    """Parse YAML safely.
-
-    Args:
-        text: YAML; `off`, `no`, `yes` stay words and `1e-5` is a float.
-        origin: File or flag, for the message.
-    Returns:
-        Plain Python values; `parse_yaml("1e-5", "--set")` is the float 1e-05.
-    Raises:
-        ConfigError: not YAML, or a key stands twice.
-    """
-    try:
-        return yaml.load(text, Loader=_Loader)
-    except yaml.YAMLError as error:
-        raise ConfigError(_explain_yaml(error, text, origin)) from None
-
-
-def _explain_yaml(error: yaml.YAMLError, text: str, origin: str) -> str:
-    """Where text is no YAML and why, with the line itself below."""
-    mark = getattr(error, "problem_mark", None)
-    if mark is None:
-        return f"{origin} is not valid YAML: {' '.join(str(error).split())}"
-    problem = str(getattr(error, "problem", "") or getattr(error, "context", ""))
-    lines = text.splitlines()
-    number = min(mark.line, max(len(lines) - 1, 0))
-    shown = lines[number] if lines else ""
-    advice = "keys of one group begin in the same column, with spaces, and a colon is followed by a space"
-    where = f"{origin} is not valid YAML: line {number + 1}, column {mark.column + 1}"
-    return f"{where}: {problem} ({advice})\n    {shown}\n    {' ' * min(mark.column, len(shown))}^"
 
 
 def config_to_yaml(config: RunConfig) -> str:
@@ -149,7 +79,7 @@ def load_config(
     for recipe in recipes:
         path = find_recipe(str(recipe))
         origin = origin_of(path)
-        values = parse_yaml(_read(path), origin)
+        values = read_yaml(path, origin)
         if not isinstance(values, dict | None):
             found = type(values).__name__
             raise ConfigError(f"{origin} holds a {found}; expected a YAML mapping of settings")
@@ -174,16 +104,6 @@ def load_config(
 def read_resolved(path: Path) -> LoadedConfig:
     """The configuration of an existing run (`config.yaml`), untouched by the environment."""
     return load_config([path], (), {})
-
-
-def _read(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        place = f"byte {error.start}"
-        raise ConfigError(f"{path} is not UTF-8 text ({place}); save the recipe as UTF-8") from None
-    except OSError as error:
-        raise ConfigError(f"{path} cannot be read: {error.strerror}") from None
 
 
 class _Merged:

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from diffexpo.config.load import parse_yaml
+from diffexpo.bounded.yaml_texts import parse_yaml
 from diffexpo.config.people import StudyConfig
 from diffexpo.config.section import Section
 from diffexpo.errors import ConfigError

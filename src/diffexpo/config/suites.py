@@ -10,7 +10,7 @@ from typing import Literal
 
 from pydantic import Field, ValidationError
 
-from diffexpo.config.load import Value, parse_yaml
+from diffexpo.bounded.yaml_texts import Value, parse_yaml, read_yaml
 from diffexpo.config.rewards import REWARDS, RewardCard, RewardConfig, read_card
 from diffexpo.config.schema import SamplerConfig
 from diffexpo.config.section import Count, Section
@@ -107,7 +107,7 @@ def read_suite(name: str, overrides: Sequence[str] = ()) -> Suite:
         hint = f"Did you mean {' or '.join(near)}?" if near else f"Suites: {', '.join(names)}."
         raise MissingError(f"no suite {name!r}: neither a YAML file nor an embedded suite. {hint}")
     origin = f"suite {path.stem}"
-    values = parse_yaml(path.read_text(encoding="utf-8"), origin)
+    values = read_yaml(path, origin)
     if not isinstance(values, dict):
         raise ConfigError(f"{origin}: {path} holds no settings; expected name, title, prompts, judges ...")
     for override in overrides:

@@ -14,12 +14,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-import numpy as np
-from PIL import Image
-
-from diffexpo.data.images import on_white
+from diffexpo.bounded.texts import is_junk
 from diffexpo.data.prompts import json_records, prompt_lines
-from diffexpo.errors import DataError, ImportFormatError, MissingError
+from diffexpo.errors import ImportFormatError, MissingError
 from diffexpo.types import Prompt
 
 ENDINGS = (".png", ".jpg", ".jpeg", ".webp")
@@ -52,15 +49,6 @@ def drawn_images(folder: Path, prompts: Sequence[Prompt]) -> dict[str, list[Path
     raise MissingError(f"{folder} holds {count} images and no prompts for them; expected {LAYOUTS}")
 
 
-def read_drawn(path: Path) -> np.ndarray:
-    """An image (H,W,3) uint8, transparency on white; DataError for a file that is no image."""
-    try:
-        with Image.open(path) as image:
-            return np.asarray(on_white(image), dtype=np.uint8)
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise DataError(f"{path} is no image that can be read ({error}); copy it again") from error
-
-
 def image_files(folder: Path) -> list[Path]:
     """Every image below a folder, by name; MissingError without one."""
     found = _files(folder, "**/*")
@@ -70,7 +58,8 @@ def image_files(folder: Path) -> list[Path]:
 
 
 def _files(folder: Path, pattern: str) -> list[Path]:
-    return sorted(path for path in folder.glob(pattern) if path.suffix.lower() in ENDINGS and path.is_file())
+    found = (path for path in folder.glob(pattern) if path.suffix.lower() in ENDINGS and path.is_file())
+    return sorted(path for path in found if not any(map(is_junk, path.relative_to(folder).parts)))
 
 
 def _metadata(folder: Path, prompts: Sequence[Prompt]) -> Found:

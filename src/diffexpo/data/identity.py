@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from diffexpo.bounded.texts import parse_json, read_json
 from diffexpo.errors import ResumeError
 from diffexpo.files import checksum_of, seen, sha256_once, write_json
 
@@ -135,7 +136,7 @@ def read_identity(run_dir: Path) -> Identity | None:
     if not path.is_file():
         return None
     try:
-        body = json.loads(path.read_bytes())
+        body = read_json(path)
         if "format" not in body:  # of an early version, without settings and code
             inputs = {name: Input(**entry) for name, entry in body.items() if name != "model.path"}
             return Identity(inputs=inputs)
@@ -171,4 +172,4 @@ def accepted_changes(run_dir: Path) -> list[str]:
 def write_identity(run_dir: Path, identity: Identity) -> None:
     """Write the record whole, with its checksum."""
     body = {"format": FORMAT, **asdict(identity)}
-    write_json(run_dir / FILE, {"sha256": checksum_of(json.loads(json.dumps(body))), **body})
+    write_json(run_dir / FILE, {"sha256": checksum_of(parse_json(json.dumps(body))), **body})

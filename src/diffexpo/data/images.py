@@ -7,7 +7,7 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 
 
 def fit_image(image: Image.Image, height: int, width: int) -> np.ndarray:
@@ -44,16 +44,3 @@ def encode_png(pixels: np.ndarray) -> bytes:
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, "PNG")
     return buffer.getvalue()
-
-
-def on_white(image: Image.Image) -> Image.Image:
-    """The image in RGB as it is to be shown: turned as its EXIF orientation says, 16-bit grey scaled to 8
-    bits, transparency laid on white."""
-    image = ImageOps.exif_transpose(image)
-    if image.mode.startswith("I;16") or image.mode == "I":
-        grey = np.asarray(image).astype(np.float64) / 257.0
-        image = Image.fromarray(grey.round().clip(0, 255).astype(np.uint8))
-    if image.has_transparency_data:
-        layer = image.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", image.size, "white"), layer).convert("RGB")
-    return image.convert("RGB")

@@ -22,6 +22,7 @@ from numpy.typing import ArrayLike
 from safetensors import safe_open
 from safetensors.numpy import save
 
+from diffexpo.bounded.texts import parse_json
 from diffexpo.data.shards import damage, damaged
 from diffexpo.errors import StoreError
 from diffexpo.files import replacing, write_bytes
@@ -206,7 +207,7 @@ def _parse(path: Path, data: bytes | mmap.mmap, size: int) -> tuple[int, dict[st
     """(where numbers begin, entry of each tensor) of a safetensors file; one cut short is a StoreError."""
     try:
         length = int.from_bytes(data[:8], "little")
-        header: dict[str, Any] = json.loads(data[8 : 8 + length])
+        header: dict[str, Any] = parse_json(data[8 : 8 + length])
         header.pop("__metadata__", None)
         end = max((entry["data_offsets"][1] for entry in header.values()), default=0)
     except (ValueError, KeyError, TypeError, AttributeError, IndexError, OverflowError) as error:

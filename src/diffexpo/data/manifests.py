@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from diffexpo.bounded.texts import parse_json, read_json
 from diffexpo.errors import StoreError
 from diffexpo.files import checksum_of, write_text
 
@@ -47,7 +48,7 @@ def read_manifest(
     if not path.exists():
         return None
     try:
-        body = json.loads(path.read_bytes())
+        body = read_json(path)
         if body["format"] not in _READ:
             versions = f"format {body['format']}, this version reads {', '.join(map(str, _READ))}"
             raise StoreError(f"{path} has {versions}; use the version that wrote it")
@@ -57,7 +58,7 @@ def read_manifest(
         if (body["stage"], body["iteration"]) != (stage, iteration):
             raise ValueError(f"it is that of {body['stage']} {body['iteration']}")
         return dict(body["payload"]), dict(body["files"])
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise StoreError(
             f"{path} is damaged ({error!r}); restore it, or delete it and resume: finished units are kept, "
             "it is written again"
@@ -91,7 +92,7 @@ def write_manifest(
         if files.get(name) != entry:
             raise StoreError(f"{path} names {name}, which has changed or is gone; a manifest can only grow")
     named = {"format": FORMAT, "stage": stage, "iteration": iteration}
-    body = json.loads(json.dumps({**named, "payload": _finite(payload), "files": dict(files)}))
+    body = parse_json(json.dumps({**named, "payload": _finite(payload), "files": dict(files)}))
     write_text(
         path,
         json.dumps({**body, "sha256": checksum_of(body)}, indent=1, sort_keys=True, allow_nan=False) + "\n",

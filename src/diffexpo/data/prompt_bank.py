@@ -10,7 +10,6 @@ can be made again: one that is damaged, or of another text encoder, is removed.
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import shutil
 import zlib
@@ -22,6 +21,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
+from diffexpo.bounded.texts import parse_json
 from diffexpo.data.sharing import Processes
 from diffexpo.files import TEMPORARY, write_bytes
 from diffexpo.types import Conditioning
@@ -157,7 +157,7 @@ def _open(path: Path, owner: str) -> tuple[_File, list[bytes]] | None:
     try:
         with open(path, "rb") as opened:
             length = int.from_bytes(opened.read(8), "little")
-            header: dict[str, Any] = json.loads(opened.read(length))
+            header: dict[str, Any] = parse_json(opened.read(length))
             is_own = header.pop("__metadata__")["owner"] == owner
             end = max(entry["data_offsets"][1] for entry in header.values())
             if not is_own or path.stat().st_size != 8 + length + end:

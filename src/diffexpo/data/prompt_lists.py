@@ -17,6 +17,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from diffexpo.bounded.texts import is_junk, read_json
+from diffexpo.data.offline.cells import text_of_id
 from diffexpo.data.offline.reading import parquet_schema
 from diffexpo.data.prompts import (
     READERS,
@@ -169,18 +171,17 @@ def _prompt(
 ) -> tuple[str, Prompt]:
     if not isinstance(text, str) or not text.strip():
         raise ImportFormatError(f"{where}: the prompt is {str(text)[:60]!r}; expected text")
-    if id is not None and (not isinstance(id, str) or not id):
-        raise ImportFormatError(f"{where}: 'id' is {id!r}; expected text")
+    named = text_of_id(id)
+    if id is not None and named is None:
+        raise ImportFormatError(f"{where}: 'id' is {id!r}; expected text or a whole number")
     kept = {name: value for name, value in attributes.items() if value}
-    return where, make_prompt(where, text, category, id, kept)
+    return where, make_prompt(text, category, named, kept)
 
 
 def _json_list(path: Path) -> list[tuple[str, Any]]:
     try:
-        elements = json.loads(path.read_bytes().decode("utf-8-sig"))
-    except UnicodeDecodeError as error:
-        raise ImportFormatError(f"{path} is not UTF-8 ({error.reason}); save the file as UTF-8") from error
-    except (ValueError, RecursionError) as error:
+        elements = read_json(path)
+    except ValueError as error:
         raise ImportFormatError(f"{path} is not JSON ({error}); expected a list of prompts") from error
     if not isinstance(elements, list):
         raise ImportFormatError(f"{path} is a JSON {type(elements).__name__}; expected a list of prompts")
@@ -190,7 +191,7 @@ def _json_list(path: Path) -> list[tuple[str, Any]]:
 def _files(path: Path, pattern: str) -> list[Path]:
     if not path.is_dir():
         return [path]
-    found = sorted(file for file in path.glob(pattern) if file.is_file())
+    found = sorted(file for file in path.glob(pattern) if file.is_file() and not is_junk(file.name))
     if not found:
         raise MissingError(f"{path} holds no {pattern}; expected the list's files")
     return found

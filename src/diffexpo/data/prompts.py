@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import difflib
 import hashlib
-import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,6 +17,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from diffexpo.bounded.texts import parse_json
 from diffexpo.data.offline.cells import is_empty, text_of_id
 from diffexpo.errors import ImportFormatError, MissingError
 from diffexpo.types import Prompt
@@ -131,8 +131,8 @@ def json_records(path: Path, expected: str) -> Iterator[tuple[str, dict[str, obj
     """(where, object) of every JSON line; `expected` says for messages what the objects should be."""
     for where, line in prompt_lines(path):
         try:
-            record = json.loads(line)
-        except (ValueError, RecursionError) as error:
+            record = parse_json(line)
+        except ValueError as error:
             raise ImportFormatError(
                 f"{where} is not JSON ({error}); expected an object {expected}"
             ) from error
@@ -161,18 +161,8 @@ def _is_read(field: pa.Field) -> bool:
     return is_text or (field.name in ("id", "category") and is_number)
 
 
-def make_prompt(
-    where: str, text: str, category: str, id: str | None, attributes: Mapping[str, str]
-) -> Prompt:
-    """The prompt; text that cannot be written in UTF-8, as JSON can spell it, is an ImportFormatError."""
-    for part in (text, id, category):
-        try:
-            str(part).encode()
-        except UnicodeEncodeError as error:
-            raise ImportFormatError(
-                f"{where} holds half a surrogate pair at character {error.start + 1}, which is no text; "
-                "write the character itself"
-            ) from error
+def make_prompt(text: str, category: str, id: str | None, attributes: Mapping[str, str]) -> Prompt:
+    """The prompt; one without an id gets that of its text."""
     return Prompt(id or prompt_id(text.strip()), text.strip(), category, attributes)
 
 
@@ -189,7 +179,7 @@ def _from_record(where: str, record: Mapping[str, object]) -> Prompt:
             raise ImportFormatError(f"{where}: {key!r} is {record[key]!r}; expected text or a whole number")
     texts = {key: value for key, value in record.items() if key != name and isinstance(value, str)}
     texts |= {key: value for key, value in named.items() if value is not None}
-    return make_prompt(where, text, texts.pop("category", ""), texts.pop("id", None), texts)
+    return make_prompt(text, texts.pop("category", ""), texts.pop("id", None), texts)
 
 
 def prompt_lines(path: Path) -> Iterator[tuple[str, str]]:

@@ -6,7 +6,6 @@ Rows are checked in Python before Arrow sees them, so that an error names the ro
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from numbers import Integral, Real
@@ -15,6 +14,7 @@ from typing import Any, TypeVar, get_args, get_type_hints
 
 import pyarrow as pa
 
+from diffexpo.bounded.texts import parse_json
 from diffexpo.errors import StoreError
 
 Row = TypeVar("Row")
@@ -62,12 +62,12 @@ class Sample:
     @property
     def noise_key(self) -> list[str | int]:
         """`seed_key` parsed: the name of the image's noise; empty if it was not drawn."""
-        return json.loads(self.seed_key or "[]")
+        return parse_json(self.seed_key or "[]")
 
     @property
     def sampler_settings(self) -> dict[str, Any]:
         """`sampler` parsed; empty if the image was not drawn."""
-        return json.loads(self.sampler or "{}")
+        return parse_json(self.sampler or "{}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -227,7 +227,7 @@ def _check_entry(name: object, number: object, label: str) -> tuple[str, float]:
 
 def _check_json(text: str, name: str, label: str) -> str:
     try:
-        json.loads(text)
+        parse_json(text)
     except ValueError as error:
         raise StoreError(f"{label}: column {name!r} is {text!r}; it must hold JSON ({error})") from error
     return text

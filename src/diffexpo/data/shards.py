@@ -25,6 +25,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from safetensors import SafetensorError
 
+from diffexpo.bounded.texts import parse_json
 from diffexpo.data.rows import LATER_COLUMNS
 from diffexpo.errors import StoreError
 from diffexpo.files import replacing, write_bytes
@@ -189,7 +190,7 @@ def read_header(path: Path) -> tuple[int, str, dict[str, Any]]:
     with damage(path):
         metadata = pq.read_metadata(path)
     pairs = metadata.metadata or {}
-    return metadata.num_rows, pairs.get(_LATENTS_HASH, b"").decode(), json.loads(pairs.get(_NOTE, b"{}"))
+    return metadata.num_rows, pairs.get(_LATENTS_HASH, b"").decode(), parse_json(pairs.get(_NOTE, b"{}"))
 
 
 @contextmanager

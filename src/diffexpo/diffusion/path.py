@@ -26,6 +26,7 @@ from diffexpo.diffusion.kernels import (
     x0_from_v,
     x0_from_velocity,
 )
+from diffexpo.diffusion.scheduler_settings import FLOW_SPACINGS, FLOWS, check_scheduler
 from diffexpo.errors import PolicyError
 
 PredictionType = Literal["epsilon", "v_prediction", "sample", "flow"]
@@ -33,27 +34,9 @@ Spacing = Literal["leading", "trailing", "linspace"]
 LowestLevel = Literal["shifted", "plain", "steps"]
 
 # Defaults of diffusers' scheduler classes, by how their names begin, for settings that a file leaves out.
-OTHER_LEVELS = (
-    "EDM",
-    "CosineDPMSolver",
-    "ConsistencyModel",
-    "CMStochastic",
-    "KarrasVe",
-    "ScoreSdeVe",
-    "VQDiffusion",
-)
 LINSPACE_BY_DEFAULT = ("DEIS", "DPMSolver", "Euler", "Heun", "KDPM2", "LMS", "SASolver", "UniPC")
 SMALL_BETAS_BY_DEFAULT = ("Heun", "KDPM2", "LCM", "TCD")
 SCALED_LINEAR_BY_DEFAULT = ("LCM", "TCD")
-# Flow schedules other than the plain shifted one.
-FLOW_SPACINGS = (
-    "shift_terminal",
-    "use_karras_sigmas",
-    "use_exponential_sigmas",
-    "use_beta_sigmas",
-    "invert_sigmas",
-    "stochastic_sampling",
-)
 
 
 @dataclass(frozen=True, eq=False)
@@ -157,15 +140,15 @@ class Path:
         Returns:
             The path; SD 1.5's file gives abar[0] = 0.99915 and abar[999] = 0.00466.
         Raises:
-            PolicyError: a setting that this package does not reproduce (thresholding, dynamic shifting of an
-                unknown number of tokens, another spacing of flow levels, a learned variance, unknown
-                schedule).
+            PolicyError: an unknown class, a value that is not of its kind, or a setting that this package
+                does not reproduce (thresholding, dynamic shifting of an unknown number of tokens, another
+                spacing of flow levels, a learned variance, unknown schedule).
         Source: diffusers' DDIM, DDPM and flow-match Euler schedulers; the table is computed in float64 here,
             float32 there.
         """
         name = str(config.get("_class_name", ""))
-        _refuse_other_levels(config, name)
-        if "FlowMatch" in name:
+        check_scheduler(config)
+        if name in FLOWS:
             for key in FLOW_SPACINGS:
                 if config.get(key):
                     raise PolicyError(
@@ -177,6 +160,11 @@ class Path:
                 _dynamic_shift(config, image_tokens) if is_dynamic else float(config.get("shift", 1.0)),
                 num_train_timesteps=int(config.get("num_train_timesteps", 1000)),
                 lowest_level=lowest_level or ("plain" if is_dynamic else "shifted"),
+            )
+        if config.get("use_flow_sigmas"):
+            raise PolicyError(
+                "scheduler use_flow_sigmas is true: its levels are those of a flow, for which "
+                "this model has no table of betas; set it to false, or take the flow-match scheduler"
             )
         if config.get("thresholding"):
             raise PolicyError(
@@ -307,16 +295,6 @@ def dynamic_shift(
     slope = (max_shift - base_shift) / (max_tokens - base_tokens)
     mu = image_tokens * slope + (base_shift - slope * base_tokens)
     return math.exp(mu) if kind == "exponential" else mu
-
-
-def _refuse_other_levels(config: Mapping[str, Any], name: str) -> None:
-    """A PolicyError for a scheduler whose noise levels are not those of a table of betas or of a flow."""
-    if name.startswith(OTHER_LEVELS) or config.get("timestep_type") == "continuous":
-        kind = name if name.startswith(OTHER_LEVELS) else f"{name} with timestep_type continuous"
-        raise PolicyError(
-            f"scheduler {kind}: its noise levels are sigmas of their own, not a table of betas, and are not "
-            "reproduced here; expected a DDIM, DDPM, PNDM, Euler, DPM-Solver, ... or flow-match scheduler"
-        )
 
 
 def _dynamic_shift(config: Mapping[str, Any], image_tokens: int | None) -> float:

@@ -6,7 +6,6 @@ A model is read from the JSON files of its folder or, where there is no folder, 
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from pathlib import Path
 
 import torch
 
+from diffexpo.bounded.texts import read_json
 from diffexpo.config import RunConfig
 from diffexpo.config.families import FAMILIES, checkpoints, find_checkpoint
 from diffexpo.config.iterates import shape_of_model
@@ -29,7 +29,7 @@ from diffexpo.policies.loading import read_model_folder
 from diffexpo.training.engine import AUTOCAST
 from diffexpo.worlds import local_path
 
-PUBLISHED = json.loads(Path(__file__).with_name("architectures.json").read_text(encoding="utf-8"))
+PUBLISHED = read_json(Path(__file__).with_name("architectures.json"))
 Key = tuple[ModelConfig, TuningConfig, str | None]
 """What decides sizes: model, tuning, `--architecture`."""
 

@@ -9,8 +9,8 @@ from functools import partial
 from itertools import chain
 from typing import Any, ClassVar
 
+from diffexpo.bounded.yaml_texts import parse_yaml
 from diffexpo.config import RunConfig
-from diffexpo.config.load import parse_yaml
 from diffexpo.errors import ConfigError
 from diffexpo.estimate.advice import WITHOUT_COPIES, Change, counted_savings
 from diffexpo.estimate.memory import CONTEXT, FLOAT32, Item, fits, largest_phase, peak_bytes

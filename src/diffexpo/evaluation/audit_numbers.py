@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+from diffexpo.bounded.texts import read_json
 
 AUDIT = "audit"
 """Folder of a run with its audit."""
@@ -15,7 +16,7 @@ JSON_FILE, PAGE = "audit.json", "audit.html"
 def read_numbers(folder: Path) -> dict[str, Any] | None:
     """The numbers of an audit in a folder; None where there are none that can be read."""
     try:
-        found = json.loads((folder / JSON_FILE).read_text(encoding="utf-8"))
+        found = read_json(folder / JSON_FILE)
     except (OSError, ValueError):
         return None
     is_whole = isinstance(found, dict) and {"models", "attributes", "safety"} <= set(found)

@@ -16,10 +16,11 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter
 
 import diffexpo
+from diffexpo.bounded.images import read_image
 from diffexpo.evaluation.comparison import ComparedRun, Point, RunComparison
 from diffexpo.evaluation.figures import GREY, PALETTE, TEXT, Absent, draw_figure, spread_of
 from diffexpo.evaluation.grid import data_uri
-from diffexpo.evaluation.records import Json, image_path, load_suite, read_image
+from diffexpo.evaluation.records import Json, image_path, load_suite
 from diffexpo.evaluation.run_groups import BASE
 from diffexpo.evaluation.statistics import Estimate
 from diffexpo.evaluation.templates import HERE, UNKNOWN, digits, percent, signed, template

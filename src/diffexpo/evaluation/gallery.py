@@ -14,7 +14,6 @@ named by its version: another version's scores stay beside it. Imports without t
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -24,9 +23,11 @@ from typing import Any
 
 import numpy as np
 
+from diffexpo.bounded import texts as bounded
+from diffexpo.bounded.images import read_image
 from diffexpo.data.images import encode_png
 from diffexpo.errors import ConfigError
-from diffexpo.evaluation.records import image_path, read_image
+from diffexpo.evaluation.records import image_path
 from diffexpo.files import put, sha256_of, write_json
 from diffexpo.types import Prompt
 
@@ -197,7 +198,7 @@ class Gallery:
 def read_json(path: Path) -> Json | None:
     """A JSON object; None for a file that is not there or holds something else."""
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = bounded.read_json(path)
     except (OSError, ValueError):
         return None
     return found if isinstance(found, dict) else None

@@ -11,18 +11,18 @@ import numpy as np
 import yaml
 
 import diffexpo
+from diffexpo.bounded.images import read_image
 from diffexpo.config import read_resolved
 from diffexpo.config.citations import citations
 from diffexpo.config.load import leaves
-from diffexpo.errors import DiffexpoError
+from diffexpo.errors import DataError, DiffexpoError
 from diffexpo.evaluation.audit_numbers import AUDIT, PAGE, drawn_rows, read_numbers, safety_lines
 from diffexpo.evaluation.card import CARD
 from diffexpo.evaluation.grid import data_uri, save_comparison
-from diffexpo.evaluation.records import Json, RunRecord, SuiteResult, read_image
+from diffexpo.evaluation.records import Json, RunRecord, SuiteResult
 from diffexpo.evaluation.signal import signal_sentences
 from diffexpo.evaluation.summary import BASELINE, Summary
 from diffexpo.evaluation.verdict import equal_cost, give_verdict
-from diffexpo.evaluation.wording import Method
 
 MAX_CARDS = 24
 MAX_EXTREMES = 4
@@ -48,7 +48,7 @@ def page_values(record: RunRecord, summary: Summary) -> Json:
         "suites": record.suites,
         "grid": _grid(record, summary),
         "extremes": _extremes(record, summary),
-        "pairs": _pairs(record, summary.method),
+        "pairs": _pairs(record, summary),
         "pairing": pairing_rows(record.metrics),
         "people": people_rows(record.metrics),
         "drawn": audit_of(record.run_dir),
@@ -142,9 +142,18 @@ def _score(suite: SuiteResult, judge: str | None, row: int) -> str:
     return f"{score:.2f}" if np.isfinite(score) else "not scored"
 
 
-def _pairs(record: RunRecord, method: Method) -> list[Json]:
+def _image_of(path: Path, problems: list[str]) -> np.ndarray | None:
+    """An image; None without one, and for a file that is none, which becomes a sentence in `problems`."""
+    try:
+        return read_image(path) if path.is_file() else None
+    except DataError as error:
+        problems.append(f"{error}.")
+        return None
+
+
+def _pairs(record: RunRecord, summary: Summary) -> list[Json]:
     """Cards of the example pairs; for a method that learns from no pairs, its best and worst images."""
-    folder = record.run_dir / "eval" / "pairs"
+    folder, method = record.run_dir / "eval" / "pairs", summary.method
     names = {} if method.card.has_pairs else {"winner": "best", "loser": "worst"}
     cards = []
     for example in record.examples[:MAX_CARDS]:
@@ -152,7 +161,7 @@ def _pairs(record: RunRecord, method: Method) -> list[Json]:
         for side in ("winner", "loser"):
             path = folder / str(vars(example)[f"{side}_image"])
             scores = vars(example)[f"{side}_scores"].items()
-            image = read_image(path) if path.is_file() else None
+            image = _image_of(path, summary.problems)
             shown = {
                 "side": names.get(side, side),
                 "uri": "" if image is None else data_uri(image),

@@ -26,9 +26,11 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
-import yaml
 from PIL import Image
 
+from diffexpo.bounded.images import read_image
+from diffexpo.bounded.texts import parse_json, read_json
+from diffexpo.bounded.yaml_texts import read_settings
 from diffexpo.data.identity import accepted_changes
 from diffexpo.data.manifests import read_manifests
 from diffexpo.data.rows import MarginOfPair, Pair
@@ -164,7 +166,7 @@ def save_suite(result: SuiteResult, folder: Path) -> Path:
         "pictures": [sha256_of(image_path(folder, row)) for row in range(len(result.images))],
     }
     sync_tree(folder)
-    payload = json.loads(json.dumps(payload, allow_nan=False))
+    payload = parse_json(json.dumps(payload, allow_nan=False))
     write_json(folder / "suite.json", payload | {"sha256": checksum_of(payload)})
     return folder
 
@@ -190,7 +192,7 @@ def load_suite(folder: Path, *, with_images: bool = True) -> SuiteResult:
         reason = f"the evaluation of {folder.name!r} did not finish; run `diffexpo run --resume`"
         raise MissingError(f"{path} does not exist: {reason}")
     try:
-        fields = json.loads(path.read_text(encoding="utf-8"))
+        fields = read_json(path)
         if "sha256" in fields and fields.pop("sha256") != checksum_of(fields):
             raise ValueError("the checksum of suite.json does not match")
         pictures = fields.pop("pictures", [])
@@ -207,15 +209,9 @@ def load_suite(folder: Path, *, with_images: bool = True) -> SuiteResult:
                     raise ValueError(f"{image_path(folder, row).name} is not the image that was scored")
             fields["images"] = np.stack([read_image(image_path(folder, row)) for row in rows])
         return SuiteResult(**fields)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, DataError) as error:
         advice = "delete the folder and run `diffexpo run --resume`"
         raise DataError(f"{folder}: not a complete evaluation ({error}); {advice}") from error
-
-
-def read_image(path: Path) -> np.ndarray:
-    """An image file as (H,W,3) uint8."""
-    with Image.open(path) as image:
-        return np.asarray(image.convert("RGB"))
 
 
 AnyPair = TypeVar("AnyPair", Pair, MarginOfPair)
@@ -286,7 +282,7 @@ def load_run(run_dir: Path, *, with_images: bool = True) -> RunRecord:
     suites = _load_suites(run_dir / "eval", problems, with_images)
     contenders = {
         name: ContenderRecord(
-            suite, _read_yaml(beside / name / "config.yaml"), metrics_of(beside / name / "metrics.jsonl")
+            suite, _read_config(beside / name / "config.yaml"), metrics_of(beside / name / "metrics.jsonl")
         )
         for name, suite in _load_suites(beside / "eval", problems, with_images).items()
     }
@@ -297,7 +293,7 @@ def load_run(run_dir: Path, *, with_images: bool = True) -> RunRecord:
         problems.append(str(error))
     return RunRecord(
         run_dir=run_dir,
-        config=_read_yaml(config_path),
+        config=_read_config(config_path),
         env=_read_json(run_dir / "env.json", {}),
         status=_read_json(run_dir / "status.json", {}),
         metrics=metrics_of(run_dir / "metrics.jsonl"),
@@ -339,14 +335,14 @@ def _read_json(path: Path, absent: Any) -> Any:
     if not path.exists():
         return absent
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return read_json(path)
     except (ValueError, RecursionError) as error:
         advice = "the file is damaged: restore it, or delete it"
         raise DataError(f"{path}: not JSON ({error}); {advice}") from error
 
 
-def _read_yaml(path: Path) -> Json:
-    return yaml.safe_load(path.read_text(encoding="utf-8")) or {} if path.exists() else {}
+def _read_config(path: Path) -> Json:
+    return read_settings(path) if path.exists() else {}
 
 
 def _number(value: float | None) -> float | None:

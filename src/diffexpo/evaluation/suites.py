@@ -20,12 +20,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from diffexpo.bounded.images import read_image
 from diffexpo.config.schema import EvaluationConfig, SamplerConfig
 from diffexpo.diffusion import NoiseSource, num_network_evaluations, sample
 from diffexpo.errors import DataError
 from diffexpo.evaluation.divergence import kl_estimator, path_kl
 from diffexpo.evaluation.metrics import vendi_score
-from diffexpo.evaluation.records import SuiteResult, image_path, read_image, save_images
+from diffexpo.evaluation.records import SuiteResult, image_path, save_images
 from diffexpo.rewards.images import to_bytes
 from diffexpo.rewards.scoring import Budget, score_drawn
 from diffexpo.rng import keyed_order, torch_generator

@@ -24,6 +24,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any, Self
 
+from diffexpo.bounded.texts import parse_json
 from diffexpo.errors import ConfigError, MissingError, StoreError
 from diffexpo.files import sha256_of, write_bytes
 
@@ -211,7 +212,7 @@ class Book:
     def fact(self, name: str) -> Any:
         """A fact of the book; None if it has none of this name."""
         found = self.rows("SELECT value FROM facts WHERE name = ?", name)
-        return json.loads(found[0][0]) if found else None
+        return parse_json(found[0][0]) if found else None
 
     def set_facts(self, facts: Mapping[str, object]) -> None:
         """Set facts, of JSON values."""

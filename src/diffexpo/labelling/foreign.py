@@ -7,7 +7,6 @@ fit is counted by reason; nothing is guessed.
 from __future__ import annotations
 
 import csv
-import json
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
@@ -15,6 +14,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from diffexpo.bounded.texts import parse_json, read_json
+from diffexpo.data.offline.cells import text_of_id
 from diffexpo.errors import ImportFormatError, MissingError
 from diffexpo.labelling.asking import note_left_out
 from diffexpo.labelling.book import VOTE, Book, Item
@@ -74,9 +75,9 @@ def import_votes(book: Book, path: Path, kind: str = "auto") -> Imported:
                 raise ImportFormatError(f"{path} is a table, not of format {kind}; leave --format out")
             votes = _table(_read_table(path), items, result)
         else:
-            votes = _json(json.loads(path.read_text(encoding="utf-8")), kind, book, items, result)
+            votes = _json(read_json(path), kind, book, items, result)
         found = list(votes)
-    except (UnicodeDecodeError, json.JSONDecodeError, csv.Error) as error:
+    except (ValueError, csv.Error) as error:
         raise ImportFormatError(
             f"{path} cannot be read ({error}); expected CSV, JSON lines or JSON"
         ) from None
@@ -94,7 +95,7 @@ def _read_table(path: Path) -> Iterator[Mapping[str, Any]]:
             return
         for line in file:
             if line.strip():
-                row = json.loads(line)
+                row = parse_json(line)
                 if not isinstance(row, dict):
                     raise ImportFormatError("a line is no JSON object; expected one object a line")
                 yield row
@@ -113,14 +114,13 @@ def _table(rows: Iterable[Mapping[str, Any]], items: list[Item], result: Importe
         if chosen is None or item is None:
             result.dropped[why if chosen is not None else "without an answer a, b, tie, neither or skip"] += 1
             continue
-        yield Foreign(str(row.get("rater") or "somebody"), item, _turn(chosen, turned))
+        yield Foreign(text_of_id(row.get("rater")) or "somebody", item, _turn(chosen, turned))
 
 
 def _find(row: Mapping[str, Any], items: list[Item]) -> tuple[Item | None, bool, str]:
     """The question that a row means, and whether its a is ours b."""
-    named = {
-        name: str(row[name]) for name in ("item", "question", "prompt_id") if row.get(name) not in (None, "")
-    }
+    texts = {name: text_of_id(row.get(name)) for name in ("item", "question", "prompt_id")}
+    named = {name: text for name, text in texts.items() if text is not None}
     images = (row.get("a"), row.get("b"))
     if "item" not in named and None in images:
         return None, False, "naming neither an item nor images a and b"

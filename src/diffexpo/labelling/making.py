@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from diffexpo.bounded.images import pixels_of
 from diffexpo.config.people import RatingConfig
 from diffexpo.labelling.book import CHECK, VOTE, Book, Item
 from diffexpo.rng import keyed_choice, keyed_order, numpy_generator
@@ -68,7 +69,7 @@ def add_couples(
 
 def ruined(png: bytes, *key: str | int) -> bytes:
     """A copy of an image that nobody who looks would prefer: its tiles exchanged, under noise."""
-    image = Image.open(io.BytesIO(png)).convert("RGB")
+    image = Image.fromarray(pixels_of(png))
     side = max(1, image.width // _TILES), max(1, image.height // _TILES)
     pixels = np.asarray(image.resize((side[0] * _TILES, side[1] * _TILES)), dtype=np.float64)
     generator = numpy_generator(*key, "ruined")

@@ -21,6 +21,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from diffexpo.config.families import FAMILIES, Family
 from diffexpo.config.schema import ModelConfig, TuningConfig
 from diffexpo.diffusion.path import Path as DiffusionPath
+from diffexpo.diffusion.scheduler_settings import check_scheduler
 from diffexpo.errors import ConfigError, MissingError, PolicyError
 from diffexpo.phases import phase
 from diffexpo.policies.autoencoder import decode_with, encode_with
@@ -220,7 +221,12 @@ class Loading:
                 reproduced here.
         """
         file = component_folder(self.folder, "scheduler") / "scheduler_config.json"
-        path = DiffusionPath.from_scheduler_config(change(read_json(file)), **settings)
+        found = read_json(file)
+        try:
+            check_scheduler(found)
+            path = DiffusionPath.from_scheduler_config(change(found), **settings)
+        except PolicyError as error:
+            raise PolicyError(f"{file}: {error}") from None
         if path.kind != kind:
             raise PolicyError(
                 f"{file}: describes a {path.kind!r} path, expected {kind!r} for a {self.card.pipeline}"
@@ -249,9 +255,6 @@ class Loading:
             tokenizers.append(load_tokenizer(self.folder, component, kind))
             encoders.append(load(class_of(kind), component=name, dtype=text_dtype or self.dtype))
             fit_tokenizer(tokenizers[-1], encoders[-1], f"{self.folder.path / component}")
-            count, known = len(tokenizers[-1]), encoders[-1].config.vocab_size
-            if "CLIP" not in kind and count > known:
-                raise self.unfitting(f"{component} has {count} tokens, {name} knows {known}")
         component, kind = self.card.denoiser
         denoiser = load(class_of(kind), component=component, dtype=self.dtype)
         vae = load(class_of(self.card.autoencoder), component="vae", dtype=torch.float32)

@@ -4,7 +4,6 @@ silent random weight."""
 from __future__ import annotations
 
 import hashlib
-import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,11 +16,14 @@ from huggingface_hub import snapshot_download
 from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
 from safetensors import SafetensorError, safe_open
 
+from diffexpo.bounded import texts as bounded
 from diffexpo.errors import ConfigError, MissingError, PolicyError
 
 # Folders that no family reads: not downloaded.
 NOT_READ = ("safety_checker/*", "feature_extractor/*", "image_encoder/*", "vae_1_0/*")
 OTHER_VARIANTS = ("fp16", "bf16", "fp32", "non_ema", "ema")
+LAYERS = re.compile("layers|blocks|depth")
+MOST_LAYERS = 1000
 HUB_ID = re.compile(r"[\w][\w.-]*/[\w][\w.-]*")
 LOAD_ERRORS = (OSError, ValueError, RuntimeError, TypeError, KeyError, SafetensorError)
 
@@ -129,8 +131,8 @@ def read_json(file: Path) -> dict[str, Any]:
     if not file.is_file():
         raise incomplete(file)
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        content = bounded.read_json(file)
+    except ValueError as error:
         raise PolicyError(f"{file}: not readable as JSON ({error}); copy or download it again") from error
     if not isinstance(content, dict):
         raise PolicyError(f"{file}: holds {type(content).__name__}, expected a JSON object")
@@ -170,6 +172,8 @@ def weight_files(folder: Path, variant: str | None) -> list[Path]:
             "model with `save_pretrained` or choose another model.variant"
         )
     for file in files:
+        if not file.is_file():
+            raise PolicyError(f"{file}: not a regular file; copy or download it again")
         try:
             with safe_open(file, framework="pt") as tensors:
                 tensors.keys()
@@ -219,7 +223,9 @@ def load_module(
     """
     folder = component_folder(model, component)
     weight_files(folder, model.variant)
-    if quantised := read_json(folder / "config.json").get("quantization_config"):
+    config = read_json(folder / "config.json")
+    _check_size(folder, config)
+    if quantised := config.get("quantization_config"):
         method = quantised.get("quant_method", "?") if isinstance(quantised, dict) else "?"
         raise PolicyError(
             f"{folder}: its weights are quantised ({method}), which cannot be trained or compared here; take "
@@ -246,6 +252,18 @@ def load_module(
             "be random, so the model is refused"
         )
     return module.to(device).eval().requires_grad_(False)
+
+
+def _check_size(folder: Path, config: Mapping[str, Any]) -> None:
+    """Raise a PolicyError for a number of layers that would take for ever to build."""
+    for key, value in config.items():
+        counts = value if isinstance(value, list) else [value]
+        is_number = any(isinstance(count, int) and count > MOST_LAYERS for count in counts)
+        if is_number and LAYERS.search(key):
+            raise PolicyError(
+                f"{folder / 'config.json'}: {key} is {value!r:.80}; expected at most {MOST_LAYERS}, copy or "
+                "download the file again"
+            )
 
 
 def choose_device(name: str) -> torch.device:

@@ -12,7 +12,6 @@ can still be trained.
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Mapping
 from pathlib import Path
@@ -27,7 +26,7 @@ from torch import Tensor
 from diffexpo.errors import ConfigError, MissingError, PolicyError
 from diffexpo.policies.export import LORA_FILE, PEFT_CONFIG, PEFT_FILE
 from diffexpo.policies.family import FamilyPolicy, class_of
-from diffexpo.policies.loading import HUB_ID, LOAD_ERRORS
+from diffexpo.policies.loading import HUB_ID, LOAD_ERRORS, read_json
 from diffexpo.policies.weights import LoraWeightSets
 
 # The factor that takes in a module's input, as the layouts name it: its first side is the rank.
@@ -197,7 +196,7 @@ def _of_peft(file: Path) -> tuple[dict[str, Tensor], dict[str, float]]:
         raise MissingError(f"{config}: file is missing; it says what {file.name} is multiplied by")
     tensors = {name.removeprefix(PEFT_PREFIX): tensor for name, tensor in load_file(file).items()}
     modules = {name.rpartition(".lora_")[0] for name in tensors}
-    return tensors, _alphas(json.loads(config.read_text(encoding="utf-8")), modules)
+    return tensors, _alphas(read_json(config), modules)
 
 
 def _alphas(settings: Mapping[str, Any], modules: set[str]) -> dict[str, float]:

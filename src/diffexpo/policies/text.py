@@ -13,16 +13,19 @@ import transformers
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from diffexpo.bounded.texts import check_json_files
 from diffexpo.config.schema import ModelConfig
 from diffexpo.errors import MissingError, PolicyError
-from diffexpo.policies.loading import LOAD_ERRORS, ModelFolder, component_folder, incomplete, read_json
+from diffexpo.policies.loading import ModelFolder, component_folder, incomplete, read_json
 
 # A folder trained with another number of T5 tokens than its pipeline's default says so:
 # {"max_sequence_length": 0}.
 SETTINGS_FILE = "diffexpo.json"
 LONGEST = 512
-UNLIMITED = 10**9
-"""A tokenizer without a longest text has a number above this one."""
+SHORTEST = 3
+"""Tokens of the shortest text that a tokenizer may cut to: both marks and one between them."""
+CLIP_FILES = (("tokenizer.json",), ("vocab.json", "merges.txt"))
+"""Files of CLIP's tokenizer in the layouts of new and old libraries."""
 TOKENIZERS = {"T5EncoderModel": "T5TokenizerFast", "Gemma2Model": "GemmaTokenizerFast"}
 """Class of a text encoder -> class of its tokenizer, where that is not CLIP's."""
 
@@ -37,6 +40,10 @@ def load_tokenizer(model: ModelFolder, component: str, encoder_class: str) -> Pr
     folder = component_folder(model, component)
     class_name = TOKENIZERS.get(encoder_class, "CLIPTokenizer")
     # Without a file transformers would hand out an empty tokenizer of some classes.
+    if class_name == "CLIPTokenizer" and not any(
+        all((folder / name).is_file() for name in names) for names in CLIP_FILES
+    ):
+        raise incomplete(folder / CLIP_FILES[0][0])
     if class_name != "CLIPTokenizer" and not (folder / "tokenizer.json").is_file():
         if class_name != "T5TokenizerFast" or not (folder / "spiece.model").is_file():
             raise incomplete(folder / "tokenizer.json")
@@ -47,27 +54,39 @@ def load_tokenizer(model: ModelFolder, component: str, encoder_class: str) -> Pr
                 "T5TokenizerFast.from_pretrained(folder).save_pretrained(folder)"
             )
     try:
+        check_json_files(folder)
         return getattr(transformers, class_name).from_pretrained(str(folder), local_files_only=True)
-    except (*LOAD_ERRORS, ImportError) as error:
+    except Exception as error:  # the library that reads tokenizers raises whatever it stumbles over
         why = f"{class_name} cannot be loaded ({error}); copy or download it again"
         raise PolicyError(f"{folder}: {why}") from error
 
 
 def fit_tokenizer(tokenizer: PreTrainedTokenizerBase, encoder: PreTrainedModel, where: str) -> None:
-    """Bring a tokenizer that does not say how long a text may be to what its encoder reads.
+    """Bring a tokenizer that does not say how long a text may be, or says more than its encoder reads, to
+    what that reads.
 
     Raises:
-        PolicyError: a token was added that the encoder does not know.
+        PolicyError: it has a token that the encoder does not know, no token to pad with, or a longest text
+            that is no length.
     """
     known, positions = encoder.config.vocab_size, encoder.config.to_dict().get("max_position_embeddings")
-    added = {int(number): str(token) for number, token in tokenizer.added_tokens_decoder.items()}
-    if strange := sorted(number for number in added if number >= known):
+    strange = {number: token for token, number in tokenizer.get_vocab().items() if number >= known}
+    if strange:
+        number = min(strange)
         raise PolicyError(
-            f"{where}: has the added token {added[strange[0]]!r}, number {strange[0]}, and its text encoder "
-            f"knows {known}; add it there too (resize_token_embeddings), or take it out of the tokenizer"
+            f"{where}: has the token {strange[number]!r}, number {number}, and its text encoder knows "
+            f"{known}; add it there too (resize_token_embeddings), or take it out of the tokenizer"
         )
-    if tokenizer.model_max_length > UNLIMITED and positions is not None:
-        tokenizer.model_max_length = positions
+    longest = tokenizer.model_max_length
+    if isinstance(longest, bool) or not isinstance(longest, int) or longest < SHORTEST:
+        raise PolicyError(
+            f"{where}: model_max_length is {longest!r:.40} in tokenizer_config.json; expected an integer of "
+            f"at least {SHORTEST}"
+        )
+    if tokenizer.pad_token is None:
+        raise PolicyError(f"{where}: has no padding token; name one (pad_token) in tokenizer_config.json")
+    if positions is not None:
+        tokenizer.model_max_length = min(longest, positions)
 
 
 def count_tokens(tokenizers: Sequence[PreTrainedTokenizerBase], prompts: Sequence[str]) -> list[int]:

@@ -8,12 +8,14 @@ import io
 import json
 import logging
 import os
+import socket
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import NoReturn, TypeVar
+from contextlib import suppress
+from typing import Any, NoReturn, Self, TypeVar
 from urllib.parse import urlsplit
 
 import httpx2
@@ -21,7 +23,9 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
+from diffexpo.bounded.texts import parse_json
 from diffexpo.config.rewards import ServiceConfig
+from diffexpo.config.rewards.groups import address_problem
 from diffexpo.errors import ConfigError, MissingError, RewardError, ScorerStoppedError
 from diffexpo.rewards.images import check_lengths, to_bytes
 
@@ -97,21 +101,25 @@ class CalledReward:
             ScorerStoppedError: the server refuses us (key, address), which no repetition changes.
         """
         method, body = ("GET", None) if payload is None else ("POST", json.dumps(payload).encode())
-        url, deadline = self.url + path, time.monotonic() + self._service.timeout_s
-        try:
-            with self._client.stream(method, url, content=body) as response:
-                if not response.is_success:
-                    raise self._refusal(url, response, deadline)
-                text = _read(response, deadline, MAX_REPLY_BYTES)
-                if len(text) > MAX_REPLY_BYTES:
-                    raise httpx2.DecodingError(f"the answer is larger than {MAX_REPLY_BYTES} bytes")
-        except (httpx2.HTTPError, httpx2.InvalidURL, OSError) as error:
-            reason = f"{type(error).__name__}: {self._redacted(error)}"
-            raise CallFailedError(f"{url} gave no answer ({reason})", can_retry=True) from None
+        url = self.url + path
+        with _Deadline(self._service.timeout_s) as deadline:
+            try:
+                sent = self._client.stream(method, url, content=body, extensions={"trace": deadline.watch})
+                with sent as response:
+                    if not response.is_success:
+                        raise self._refusal(url, response)
+                    text = _read(response, MAX_REPLY_BYTES)
+                    if len(text) > MAX_REPLY_BYTES:
+                        raise httpx2.DecodingError(f"the answer is larger than {MAX_REPLY_BYTES} bytes")
+            except (httpx2.HTTPError, httpx2.InvalidURL, OSError) as error:
+                reason = f"{type(error).__name__}: {self._redacted(error)}"
+                reason = f"none within {deadline.seconds:g} s" if deadline.is_over else reason
+                raise CallFailedError(f"{url} gave no answer ({reason})", can_retry=True) from None
         if (reply := _object(text)) is None:
             answer = f"{self._redacted(text)[:80]!r}, which is no JSON object"
             raise CallFailedError(f"{url} answered {answer}", can_retry=True)
-        return reply
+        # Nothing that a server says of itself may carry the key into messages and records.
+        return {self._redacted(key): self._without_key(value) for key, value in reply.items()}
 
     def persist(self, attempt: Callable[[], Result]) -> Result:
         """The result of `attempt`, repeated with growing pauses while it fails in a way that may pass and
@@ -142,10 +150,10 @@ class CalledReward:
         check_lengths(self.name, images, prompts)
         return [png_base64(image) for image in to_bytes(images)]
 
-    def _refusal(self, url: str, response: httpx2.Response, deadline: float) -> RewardError:
+    def _refusal(self, url: str, response: httpx2.Response) -> RewardError:
         """The exception for an error status, with what the server says of it."""
         try:
-            detail = _shorten(self._redacted(_read(response, deadline, MAX_DETAIL_BYTES)[:MAX_DETAIL_BYTES]))
+            detail = _shorten(self._redacted(_read(response, MAX_DETAIL_BYTES)[:MAX_DETAIL_BYTES]))
         except (httpx2.HTTPError, OSError):
             detail = ""
         status = response.status_code
@@ -163,6 +171,16 @@ class CalledReward:
         """Servers repeat the key in their complaints."""
         shown = text.decode("utf-8", "replace") if isinstance(text, bytes) else str(text)
         return shown.replace(self._key, "***") if self._key else shown
+
+    def _without_key(self, value: object) -> object:
+        """A value of JSON whose texts do not hold the key."""
+        if isinstance(value, str):
+            return self._redacted(value)
+        if isinstance(value, list):
+            return [self._without_key(inner) for inner in value]
+        if isinstance(value, dict):
+            return {self._redacted(key): self._without_key(inner) for key, inner in value.items()}
+        return value
 
 
 class FailureBudget:
@@ -221,31 +239,51 @@ def png_base64(image: np.ndarray) -> str:
 
 
 def check_url(name: str, url: str) -> str:
-    """The address without a slash at its end; ConfigError if it is not http or https, or has no host, a
-    password, a query or a fragment."""
-    try:
-        parts = urlsplit(url)
-        is_good = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
-    except ValueError:
-        is_good = False
-    if not is_good or parts.query or parts.fragment:
-        raise ConfigError(f"reward {name!r}: path={url!r}; expected an address such as http://127.0.0.1:8188")
-    if parts.username or parts.password:
-        reason = "its path holds a user name or password, which would be written to config.yaml"
-        advice = "put the key in an environment variable and name it in service.api_key_env"
-        raise ConfigError(f"reward {name!r}: {reason}; {advice}")
+    """The address without a slash at its end; ConfigError if it is none that a server is called at."""
+    if problem := address_problem(url):
+        raise ConfigError(f"reward {name!r}: {problem}")
     return url.rstrip("/")
 
 
-def _read(response: httpx2.Response, deadline: float, most: int) -> bytes:
-    """The body up to a little more than `most` bytes; a server that sends it drop by drop is late as well."""
+class _Deadline:
+    """Ends a call that is not over in time, whatever it waits for: a limit on each receive alone would bear a
+    server that sends drop by drop."""
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds = seconds
+        self.is_over = False
+        self._socket: socket.socket | None = None
+        self._timer = threading.Timer(seconds, self._end)
+        self._timer.daemon = True
+
+    def __enter__(self) -> Self:
+        self._timer.start()
+        return self
+
+    def __exit__(self, *raised: object) -> None:
+        self._timer.cancel()
+
+    def watch(self, name: str, facts: Mapping[str, Any]) -> None:
+        """Told by the client of what it does: keeps the connection."""
+        if name in ("connection.connect_tcp.complete", "connection.start_tls.complete"):
+            self._socket = facts["return_value"].get_extra_info("socket")
+            if self.is_over:
+                self._end()
+
+    def _end(self) -> None:
+        self.is_over = True
+        if self._socket is not None:
+            with suppress(OSError):  # it may have ended by itself
+                self._socket.shutdown(socket.SHUT_RDWR)
+
+
+def _read(response: httpx2.Response, most: int) -> bytes:
+    """The body up to a little more than `most` bytes."""
     body = bytearray()
     for part in response.iter_bytes():
         body += part
         if len(body) > most:
             break
-        if time.monotonic() > deadline:
-            raise TimeoutError("the answer did not end in time")
     return bytes(body)
 
 
@@ -259,7 +297,7 @@ def _shorten(text: str) -> str:
 def _object(text: str | bytes) -> dict[str, object] | None:
     """The JSON object of a text; None if it is none."""
     try:
-        reply = json.loads(text)
-    except (ValueError, RecursionError):
+        reply = parse_json(text)
+    except ValueError:
         return None
     return reply if isinstance(reply, dict) else None

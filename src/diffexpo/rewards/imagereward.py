@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -10,6 +9,7 @@ import torch
 from torch import Tensor
 from transformers import BertTokenizer, BlipTextConfig, BlipTextModel, BlipVisionConfig, BlipVisionModel
 
+from diffexpo.bounded.texts import read_json
 from diffexpo.config.rewards.imagereward import ImageRewardCard
 from diffexpo.errors import MissingError, RewardError
 from diffexpo.rewards.dual_encoder import NetworkReward, Texts
@@ -169,7 +169,7 @@ def _med_config(name: str, folder: Path) -> dict[str, object]:
     if not file.is_file():
         return {}
     try:
-        found = json.loads(file.read_text(encoding="utf-8"))
+        found = read_json(file)
         return {key: found[key] for key in MED_KEYS if key in found}
     except (ValueError, TypeError) as error:
         raise RewardError(f"reward {name!r}: {file} is not BLIP's text configuration ({error})") from error

@@ -12,7 +12,6 @@ How good an image looks is judged apart, by a small dual encoder in the layout o
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -25,7 +24,7 @@ from torch import Tensor, nn
 from diffexpo.errors import RewardError
 from diffexpo.rewards.clip import ClipReward
 from diffexpo.rewards.dual_encoder import NetworkReward
-from diffexpo.rewards.weights import fill, find_folder, fingerprint, read_tensors
+from diffexpo.rewards.weights import fill, find_folder, fingerprint, read_settings, read_tensors
 from diffexpo.worlds.scenes.compose import IMAGE_SIZE, READ_CLARITY, clarity
 from diffexpo.worlds.scenes.grammar import (
     COLOURS,
@@ -290,7 +289,7 @@ def load_checker(name: str, path: str) -> tuple[nn.Module, str]:
     """
     folder = find_folder(name, path, "a checker's folder", key="path", patterns=(CONFIG, WEIGHTS))
     files = [folder / CONFIG, folder / WEIGHTS]
-    settings = json.loads(files[0].read_text(encoding="utf-8"))
+    settings = read_settings(name, files[0])
     if settings.get("architecture") not in NETWORKS:
         raise RewardError(
             f"reward {name!r}: {files[0]} names the architecture {settings.get('architecture')!r} - expected "

@@ -1,134 +1,54 @@
 """Serves a scorer over HTTP with the standard library alone: the other side of `remote.py`.
 
-Each request has a thread; one thread scores. Images of requests that arrive within a few milliseconds of each
-other are scored in one batch. The server reads JSON and PNG only, and listens on this machine only unless
-told otherwise.
+Each connection has a thread; one thread scores. Images of requests that arrive within a few milliseconds of
+each other are scored in one batch. The server reads JSON and PNG only, and listens on this machine only
+unless told otherwise. Connections, bytes, pixels and time are bounded for all clients together.
 """
 
 from __future__ import annotations
 
 import base64
 import binascii
-import io
 import json
 import logging
 import math
-import queue
 import threading
 import time
-from collections.abc import Sequence
-from concurrent.futures import Future
-from contextlib import suppress
-from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import numpy as np
-import torch
-from PIL import Image
 
-from diffexpo.errors import ConfigError, DiffexpoError, RewardError
-from diffexpo.rewards.foreign import blame
+from diffexpo.bounded.images import opened, pixels_of
+from diffexpo.bounded.texts import parse_json
+from diffexpo.errors import ConfigError, DiffexpoError, ImportFormatError
+from diffexpo.rewards.batcher import Batcher, Budget, RefusedError, Share, Ticket
+from diffexpo.rewards.connections import READ_S, BoundedHandler, BoundedServer
 from diffexpo.rewards.remote import PROTOCOL
-from diffexpo.rewards.scoring import score_drawn
-from diffexpo.types import Drawn, Reward
+from diffexpo.types import Reward
 
 _log = logging.getLogger("diffexpo")
-MAX_SIDE = 4096
-MAX_WAITING = 4096
-IDLE_S = 60.0
-_IMAGE_ERRORS = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
+FORMATS = ("PNG",)
+MAX_PIXELS = 2**26
+"""Pixels of all images that wait or are scored: as bytes they take 192 MiB."""
+HELD_REQUESTS = 4
+"""Bodies of the largest size that are held at once."""
+_CHUNK = 2**16
+_PARSING = threading.Lock()
+"""One body at a time: parsing holds it three times."""
 
 
-class RefusedError(RewardError):
-    """A request that is not answered with scores, with its HTTP status."""
-
-    def __init__(self, status: int, message: str) -> None:
-        super().__init__(message)
-        self.status = status
-
-
-@dataclass
-class _Ticket:
-    image: np.ndarray
-    prompt: str
-    score: Future[float] = field(default_factory=Future)
-
-
-class Batcher:
-    """Scores tickets in batches, in one thread; a batch that is not full waits `wait_ms` for more."""
-
-    def __init__(self, reward: Reward, batch_size: int, wait_ms: float) -> None:
-        self.num_images = 0
-        self._is_closing = False
-        self._reward, self._batch_size, self._wait_s = reward, batch_size, wait_ms / 1000
-        self._tickets: queue.Queue[_Ticket | None] = queue.Queue()
-        self._thread = threading.Thread(target=self._run, name="scorer", daemon=True)
-        self._thread.start()
-
-    def submit(self, tickets: Sequence[_Ticket]) -> None:
-        """Queue images for their scores; RefusedError (503) near the end or if too many are waiting."""
-        if self._is_closing:
-            raise RefusedError(503, "the server is stopping")
-        if self._tickets.qsize() + len(tickets) > MAX_WAITING:
-            raise RefusedError(503, f"{self._tickets.qsize()} images are waiting; try again later")
-        for ticket in tickets:
-            self._tickets.put(ticket)
-
-    def close(self) -> None:
-        """Score what is queued and end the thread."""
-        self._is_closing = True
-        self._tickets.put(None)
-        self._thread.join()
-
-    def _run(self) -> None:
-        ticket = self._tickets.get()
-        while ticket is not None:
-            batch, until = [ticket], time.monotonic() + self._wait_s
-            with suppress(queue.Empty):
-                while len(batch) < self._batch_size:
-                    ticket = self._tickets.get(timeout=max(until - time.monotonic(), 0.0))
-                    if ticket is None:
-                        break
-                    batch.append(ticket)
-            # Images of one size can be stacked.
-            for shape in dict.fromkeys(ticket.image.shape for ticket in batch):
-                self._score([one for one in batch if one.image.shape == shape])
-            if ticket is not None:
-                ticket = self._tickets.get()
-
-    def _score(self, tickets: Sequence[_Ticket]) -> None:
-        stacked = torch.from_numpy(np.stack([ticket.image for ticket in tickets]))
-        images = stacked.permute(0, 3, 1, 2).float() / 255
-        prompts = [ticket.prompt for ticket in tickets]
-        self.num_images += len(tickets)
-        try:
-            # One bad request must not end the server, whatever the scorer raises.
-            with blame(f"reward {self._reward.name!r}", "correct the scorer"):
-                drawn = Drawn(images=images)
-                scores = score_drawn([self._reward], drawn, prompts, batch_size=self._batch_size)
-        except DiffexpoError as error:
-            _log.error("%s", error)
-            for ticket in tickets:
-                ticket.score.set_exception(error)
-        else:
-            for ticket, score in zip(tickets, scores[self._reward.name].tolist(), strict=True):
-                ticket.score.set_result(score)
-
-
-class ScoreServer(ThreadingHTTPServer):
+class ScoreServer(BoundedServer):
     """A scorer of a type (`kind`) behind `GET /health`, `GET /version` and `POST /score`.
 
     `host` is the address to listen on; anything but this machine's own lets others in, without a password.
     `port` 0 takes a free one. A batch that has not `batch_size` images waits `wait_ms` for more; `max_mib` is
-    the largest request body, MiB.
+    the largest request body, MiB; at most `connections` are open at once, a request has to come within
+    `read_s` and is scored within `timeout_s`, seconds.
 
     Raises:
         ConfigError: the address cannot be listened on, or a score depends on the other images of its call.
     """
 
-    daemon_threads = True
-    request_queue_size = 128
-
+    # Many parameters because each is an option of `diffexpo rewards serve`.
     def __init__(
         self,
         reward: Reward,
@@ -139,6 +59,9 @@ class ScoreServer(ThreadingHTTPServer):
         batch_size: int = 64,
         wait_ms: float = 5.0,
         max_mib: float = 64.0,
+        connections: int = 64,
+        read_s: float = READ_S,
+        timeout_s: float = 600.0,
     ) -> None:
         if getattr(reward, "is_groupwise", False):
             raise ConfigError(
@@ -148,12 +71,15 @@ class ScoreServer(ThreadingHTTPServer):
         self.facts: dict[str, object] = {"protocol": PROTOCOL, "name": reward.name, "type": kind}
         self.facts |= {"version": reward.version, "scale": reward.scale}
         try:
-            super().__init__((host, port), ScoreHandler)
+            super().__init__((host, port), ScoreHandler, connections, read_s)
         except OSError as error:
             raise ConfigError(
                 f"cannot listen on {host}:{port} ({error.strerror or error}); choose another --port or --host"
             ) from None
         self.max_bytes = int(max_mib * 1024 * 1024)
+        self.timeout_s = timeout_s
+        self.bytes = Budget(HELD_REQUESTS * self.max_bytes, "bytes")
+        self.pixels = Budget(MAX_PIXELS, "pixels")
         self.batcher = Batcher(reward, batch_size, wait_ms)
         self.port = int(self.server_address[1])
         self.url = f"http://{host}:{self.port}"
@@ -163,18 +89,13 @@ class ScoreServer(ThreadingHTTPServer):
         self.server_close()
         self.batcher.close()
 
-    def handle_error(self, request: object, client_address: object) -> None:
-        """A connection that fails is logged for debugging only."""
-        _log.debug("connection with %s failed", client_address, exc_info=True)
 
-
-class ScoreHandler(BaseHTTPRequestHandler):
+class ScoreHandler(BoundedHandler):
     """One connection."""
 
     protocol_version = "HTTP/1.1"
     server_version = "diffexpo"
     sys_version = ""
-    timeout = IDLE_S
     server: ScoreServer
 
     def do_GET(self) -> None:
@@ -189,11 +110,13 @@ class ScoreHandler(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         """`/score`."""
         try:
-            self.reply(200, self.score(self.read()))
+            with self.server.bytes.share() as share:
+                self.reply(200, self.score(self.read(share)))
         except RefusedError as error:
             self.reply(error.status, {"error": str(error)})
 
-    def read(self) -> dict[str, object]:
+    def read(self, share: Share) -> dict[str, object]:
+        """The request, of whose bytes those that have come count."""
         # What is not read cannot be skipped: the connection ends with the answer.
         self.close_connection = True
         if self.path != "/score":
@@ -208,35 +131,79 @@ class ScoreHandler(BaseHTTPRequestHandler):
         # Web pages cannot send this type to another site unasked.
         if self.headers.get_content_type() != "application/json":
             raise RefusedError(415, "Content-Type is not application/json")
-        body = self.rfile.read(int(length))
+        body = self._body(int(length), share)
         self.close_connection = False
         try:
-            request = json.loads(body)
-        except (ValueError, RecursionError):
-            raise RefusedError(400, "the body is not JSON") from None
+            with _PARSING:
+                request = parse_json(body)
+        except ValueError as error:
+            raise RefusedError(400, f"the body is not JSON that can be read ({error})") from None
         if not isinstance(request, dict) or request.get("protocol") != PROTOCOL:
             raise RefusedError(400, f"expected a JSON object with protocol {PROTOCOL}")
         return request
+
+    def _body(self, length: int, share: Share) -> bytearray:
+        body = bytearray()
+        while len(body) < length:
+            part = self.rfile.read(min(_CHUNK, length - len(body)))
+            if not part:
+                raise RefusedError(400, f"the body ended after {len(body)} of {length} bytes")
+            share.take(len(part))
+            body += part
+        self.done_reading()
+        return body
 
     def score(self, request: dict[str, object]) -> dict[str, object]:
         """Scores of the items; null for an image without one, with the reason in `errors`."""
         items = _check_items(request.get("items"))
         errors: dict[str, str] = {}
-        tickets: dict[str, _Ticket] = {}
-        for item in items:
-            try:
-                tickets[item["id"]] = _Ticket(decode_png(item["image"]), item["prompt"])
-            except _IMAGE_ERRORS as error:
-                errors[item["id"]] = f"not a PNG that can be read ({error})"
-        self.server.batcher.submit(list(tickets.values()))
-        try:
-            found = {key: ticket.score.result() for key, ticket in tickets.items()}
-        except DiffexpoError as error:
-            raise RefusedError(500, f"the scorer failed: {error}") from None
+        with self.server.pixels.share() as share:
+            tickets = self._tickets(items, share, errors)
+            self.server.batcher.submit(list(tickets.values()))
+            found = self._wait(tickets)
         scores = {key: None if math.isnan(score) else score for key, score in found.items()}
         errors |= {key: "the scorer gave no finite number" for key, score in scores.items() if score is None}
         facts = {key: self.server.facts[key] for key in ("protocol", "name", "version")}
         return {**facts, "scores": {item["id"]: scores.get(item["id"]) for item in items}, "errors": errors}
+
+    def _tickets(
+        self, items: list[dict[str, str]], share: Share, errors: dict[str, str]
+    ) -> dict[str, Ticket]:
+        """The images by id, decoded once there is room for their pixels; what is none goes to `errors`."""
+        num_pixels: dict[str, int] = {}
+        for item in items:
+            try:
+                num_pixels[item["id"]] = count_pixels(item["image"])
+            except (ValueError, ImportFormatError) as error:
+                errors[item["id"]] = f"not a PNG that can be read ({error})"
+        total = sum(num_pixels.values())
+        if total > MAX_PIXELS:
+            raise RefusedError(413, f"{total} pixels, at most {MAX_PIXELS} are read; send fewer images")
+        share.take(total, self.server.timeout_s)
+        tickets: dict[str, Ticket] = {}
+        for item in (item for item in items if item["id"] in num_pixels):
+            try:
+                tickets[item["id"]] = Ticket(decode_png(item["image"]), item["prompt"])
+            except ImportFormatError as error:
+                errors[item["id"]] = f"not a PNG that can be read ({error})"
+        return tickets
+
+    def _wait(self, tickets: dict[str, Ticket]) -> dict[str, float]:
+        """The scores by id; RefusedError if the scorer fails, or takes too long."""
+        until = time.monotonic() + self.server.timeout_s
+        try:
+            return {
+                key: ticket.score.result(max(0.0, until - time.monotonic()))
+                for key, ticket in tickets.items()
+            }
+        except TimeoutError:
+            reason = f"no score within {self.server.timeout_s:g} s"
+            raise RefusedError(503, f"{reason}; send fewer images, or try again later") from None
+        except DiffexpoError as error:
+            raise RefusedError(500, f"the scorer failed: {error}") from None
+        finally:
+            for ticket in tickets.values():
+                ticket.score.cancel()
 
     def reply(self, status: int, body: dict[str, object]) -> None:
         """Send a JSON object."""
@@ -256,17 +223,23 @@ class ScoreHandler(BaseHTTPRequestHandler):
         _log.debug(format, *arguments)
 
 
+def count_pixels(text: str) -> int:
+    """How many pixels an image has, by its head alone; raises as `decode_png`."""
+    with opened(_png(text), FORMATS) as image:
+        return int(image.width * image.height)
+
+
 def decode_png(text: str) -> np.ndarray:
-    """The image (H,W,3) uint8 in the base64 text of a PNG; ValueError if it is not base64 or larger than 4096
-    pixels a side, OSError if it is no PNG or a damaged one."""
+    """The image (H,W,3) uint8 in the base64 text of a PNG; ValueError if it is not base64, ImportFormatError
+    if it is no PNG, a damaged one, or one of more than 16 megapixels."""
+    return pixels_of(_png(text), FORMATS)
+
+
+def _png(text: str) -> bytes:
     try:
-        data = base64.b64decode(text, validate=True)
+        return base64.b64decode(text, validate=True)
     except binascii.Error as error:
         raise ValueError(f"not base64: {error}") from None
-    with Image.open(io.BytesIO(data), formats=("PNG",)) as image:
-        if max(image.size) > MAX_SIDE:
-            raise ValueError(f"{image.width} x {image.height} pixels, at most {MAX_SIDE} a side")
-        return np.array(image.convert("RGB"), dtype=np.uint8)
 
 
 def _check_items(items: object) -> list[dict[str, str]]:

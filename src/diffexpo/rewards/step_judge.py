@@ -25,6 +25,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn.functional import gelu, layer_norm, normalize
 
+from diffexpo.bounded.texts import read_json
 from diffexpo.errors import ConfigError, MissingError, RewardError
 from diffexpo.phases import phase
 from diffexpo.rewards.clip import ClipReward
@@ -235,7 +236,7 @@ def read_shape(folder: Path) -> StepJudgeShape:
                 "`python -m worlds.emoji train step_judge` writes it, or emoji:step_judge"
             )
     try:
-        values = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+        values = read_json(folder / CONFIG)
         kind = values.pop("kind", values.get("model_type"))
         if kind != KIND:
             expected = f"{KIND!r}; a judge of clean images is a reward, not a step judge"

@@ -8,7 +8,6 @@ Recall, because a description may say more than the prompt asks for, but not les
 
 from __future__ import annotations
 
-import json
 import threading
 from pathlib import Path
 
@@ -18,7 +17,7 @@ from transformers import AutoModel, AutoTokenizer
 
 from diffexpo.errors import MissingError, RewardError
 from diffexpo.rewards.clip import ClipReward
-from diffexpo.rewards.weights import LOAD_ERRORS, Device
+from diffexpo.rewards.weights import LOAD_ERRORS, Device, read_settings
 
 # What DDPO compares the description with.
 REFERENCE = "The image contains {prompt}"
@@ -63,7 +62,7 @@ class TextSimilarity:
         self._clip: ClipReward | None = None
         # Tokenizers keep state while they work, and several answers may arrive at once.
         self._lock = threading.Lock()
-        if json.loads(config.read_text(encoding="utf-8")).get("model_type") == "clip":
+        if read_settings(name, config).get("model_type") == "clip":
             self._clip = ClipReward(name, folder, device)
             self.version = f"clip text {self._clip.version[:12]}"
             return

@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from huggingface_hub import snapshot_download
@@ -16,6 +16,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPTokenizer, PreTrainedTokenizerBase
 
+from diffexpo.bounded.texts import check_json_files, read_json
 from diffexpo.config.rewards import RewardCard
 from diffexpo.errors import MissingError, RewardError
 
@@ -127,10 +128,22 @@ def read_part(name: str, folder: Path, kind: type[Part]) -> Part:
             "processor next to the model, or name a base that has them"
         )
     try:
+        check_json_files(folder)
         return kind.from_pretrained(str(folder), local_files_only=True)
-    except LOAD_ERRORS as error:
+    except Exception as error:  # the library that reads tokenizers raises whatever it stumbles over
         reason = f"the {what} of {folder} cannot be read ({error})"
         raise RewardError(f"reward {name!r}: {reason}; copy it again") from error
+
+
+def read_settings(name: str, file: Path) -> dict[str, Any]:
+    """The JSON object of a settings file; RewardError for a file that holds none."""
+    try:
+        found = read_json(file)
+    except (OSError, ValueError) as error:
+        raise RewardError(f"reward {name!r}: {file} cannot be read ({error}); copy it again") from error
+    if not isinstance(found, dict):
+        raise RewardError(f"reward {name!r}: {file} holds no JSON object; copy it again")
+    return found
 
 
 def fill(name: str, source: object, model: Model, state: Mapping[str, Tensor], kind: str) -> Model:

@@ -22,6 +22,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
+from diffexpo.bounded.texts import parse_json, read_json
 from diffexpo.errors import ResumeError, StoreError
 from diffexpo.files import TEMPORARY, put, replacing, write_bytes
 
@@ -94,9 +95,9 @@ def read_checkpoint(path: Path) -> Checkpoint:
     """Read one checkpoint and verify every file; a ResumeError names one that is missing, has another
     checksum or cannot be read."""
     try:
-        files = json.loads((path / "manifest.json").read_bytes())["files"]
+        files = read_json(path / "manifest.json")["files"]
         contents = {name: _verified(path / name, entry) for name, entry in files.items()}
-        state = json.loads(contents.pop("state.json"))
+        state = parse_json(contents.pop("state.json"))
         tensors = {
             name.removesuffix(".safetensors"): safetensors.torch.load(data) for name, data in contents.items()
         }
@@ -128,7 +129,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 
 def _metadata(data: bytes) -> Mapping[str, str]:
     """The free text in the header of a safetensors file that could be read."""
-    header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
+    header = parse_json(data[8 : 8 + int.from_bytes(data[:8], "little")])
     found: Mapping[str, str] = header.get("__metadata__", {})
     return found
 

@@ -17,6 +17,7 @@ import torch
 import torch.distributed as dist
 from accelerate.state import PartialState
 
+from diffexpo.bounded.texts import parse_json
 from diffexpo.errors import ConfigError
 from diffexpo.training.group import Door, Group, open_door
 
@@ -60,7 +61,7 @@ class World:
         """
         text = json.dumps(items)
         texts = [text] if self.group is None else self.group.exchange(text)
-        return [item for part in texts for item in json.loads(part)]
+        return [item for part in texts for item in parse_json(part)]
 
     def refuse_difference(self, facts: Mapping[str, object], advice: str) -> None:
         """A ConfigError on all processes that names what is not the same on all of them."""
@@ -113,7 +114,7 @@ def _join(rank: int, size: int, device: torch.device) -> Group:
         text = torch.frombuffer(bytearray(json.dumps(door).encode()), dtype=torch.uint8)
         told[: len(text)] = text.to(device)
     dist.broadcast(told, 0)
-    door = Door(*json.loads(told.cpu().numpy().tobytes().rstrip(b"\0")))
+    door = Door(*parse_json(told.cpu().numpy().tobytes().rstrip(b"\0")))
     return Group(rank, size, door, listener)
 
 

@@ -20,6 +20,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Any, NamedTuple
 
+from diffexpo.bounded.texts import parse_json
 from diffexpo.errors import EXIT_INTERRUPTED, ConfigError, Interrupted
 
 BEAT_S, SILENCE_S, AGAIN_S = 1.0, 20.0, 60.0
@@ -159,7 +160,7 @@ class Group:
             for line in lines:
                 self._heard[other] = time.monotonic()
                 if line.strip():
-                    self._hear(json.loads(line))
+                    self._hear(parse_json(line))
         if other not in self._farewells and not self._is_closing:
             self._lose(other, "was killed, or its machine is gone", GRACE_S)
 

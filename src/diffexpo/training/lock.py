@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 from typing import Self
 
+from diffexpo.bounded.texts import parse_json
 from diffexpo.errors import RunLockedError
 
 
@@ -52,7 +53,7 @@ class RunLock:
 def _describe(text: bytes) -> str:
     """The holder in words; the text is written after locking, so it can be missing for an instant."""
     try:
-        holder = json.loads(text)
+        holder = parse_json(text)
         return f"process {holder['pid']} on {holder['host']} (since {holder['since']})"
     except (ValueError, KeyError, TypeError):
         return "another process (it has not written its name yet)"

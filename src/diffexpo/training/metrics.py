@@ -18,6 +18,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from diffexpo.bounded.texts import parse_json
 from diffexpo.errors import DataError, DiffexpoError
 from diffexpo.files import write_bytes
 
@@ -78,7 +79,7 @@ class MetricsWriter:
             return 0
         lines = self.path.read_bytes().splitlines(keepends=True)
         for number, line in enumerate(lines):
-            record = json.loads(line)
+            record = parse_json(line)
             if record["iteration"] == iteration and record["phase"] == "train" and record["step"] > step:
                 os.truncate(self.path, sum(map(len, lines[:number])))
                 self._scan()
@@ -161,7 +162,7 @@ def _parse(data: bytes) -> tuple[list[dict[str, Any]], list[tuple[int, bytes]], 
 
 def _row(line: bytes) -> dict[str, Any] | None:
     try:
-        row = json.loads(line)
-    except (ValueError, RecursionError):
+        row = parse_json(line)
+    except ValueError:
         return None
     return row if isinstance(row, dict) and {"iteration", "step", "phase"} <= row.keys() else None

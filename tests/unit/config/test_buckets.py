@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from diffexpo.bounded.yaml_texts import parse_yaml
 from diffexpo.config import RunConfig, config_to_yaml, load_config
-from diffexpo.config.load import parse_yaml
 from diffexpo.errors import ConfigError
 
 BUCKETS = "model.buckets=[[48, 80], 4:3]"

@@ -3,8 +3,9 @@
 import pytest
 import yaml
 
+from diffexpo.bounded.yaml_texts import parse_yaml
 from diffexpo.config import config_to_yaml, find_recipe, list_recipes, load_config, read_resolved
-from diffexpo.config.load import leaves, parse_yaml
+from diffexpo.config.load import leaves
 from diffexpo.config.methods.diffusion_dpo import DiffusionDpoConfig
 from diffexpo.config.methods.expo import ExpoConfig
 from diffexpo.config.methods.mapo import MapoConfig

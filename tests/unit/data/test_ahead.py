@@ -10,9 +10,9 @@ from contextlib import closing
 
 import pytest
 
+from diffexpo.bounded.images import verify_image, whole_image
 from diffexpo.data.offline import ahead
 from diffexpo.data.offline.ahead import map_ahead
-from diffexpo.data.offline.image_files import verify_image, whole_image
 from diffexpo.errors import ImportFormatError
 
 from .conftest import jpeg

@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from diffexpo.bounded.images import whole_image
 from diffexpo.config.schema import HybridConfig
 from diffexpo.data.export import export_pairs
 from diffexpo.data.images import fit_image, nearest_size
 from diffexpo.data.latents import PromptEmbeddings, encode_images, image_sizes, pixel_decoder
-from diffexpo.data.offline.image_files import whole_image
 from diffexpo.data.offline.ingest import import_offline
 from diffexpo.data.pairs import PairLoader, pair_index
 from diffexpo.data.scored import ScoredLoader, ScoredSource

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from diffexpo.data.drawn_images import drawn_images, image_files, read_drawn
+from diffexpo.bounded.images import read_image
+from diffexpo.data.drawn_images import drawn_images, image_files
 from diffexpo.errors import DataError, ImportFormatError, MissingError
 from diffexpo.types import Prompt
 
@@ -97,7 +98,7 @@ def test_lines_that_name_no_image_of_the_folder(record, error, message, tmp_path
 def test_images_are_read_as_they_are_shown(tmp_path):
     clear = Image.fromarray(np.zeros((2, 2, 4), np.uint8))
     clear.save(tmp_path / "clear.png")
-    assert (read_drawn(tmp_path / "clear.png") == 255).all()
+    assert (read_image(tmp_path / "clear.png") == 255).all()
     (tmp_path / "text.png").write_text("no image")
     with pytest.raises(DataError, match="no image that can be read"):
-        read_drawn(tmp_path / "text.png")
+        read_image(tmp_path / "text.png")

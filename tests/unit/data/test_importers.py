@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import shutil
 import tarfile
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -22,6 +23,7 @@ from diffexpo.data.offline.formats import AUTO, OFFLINE, detect_format, read_off
 from diffexpo.data.offline.ingest import import_offline
 from diffexpo.data.offline.summary import inspect_offline, summarise_offline
 from diffexpo.data.offline.votes import ImportReport, OfflinePair, verdict_of_record
+from diffexpo.data.prompt_lists import read_prompt_list
 from diffexpo.data.store import Store
 from diffexpo.errors import ConfigError, ImportFormatError, Interrupted, MissingError
 
@@ -411,3 +413,47 @@ def test_a_folder_of_pairs_is_known_whatever_hidden_folders_lie_in_it(tmp_path: 
     (tmp_path / name / "HEAD").write_text("x")
     assert detect_format(tmp_path) == "folders"
     assert len(list(read_offline(tmp_path))) == 2
+
+
+@pytest.mark.parametrize("builder", BUILDERS)
+def test_what_programs_leave_beside_a_set_is_no_part_of_it(builder: str, tmp_path: Path) -> None:
+    rows = good_rows(random.Random(1))
+    form, build = BUILDERS[builder]
+    path = build(tmp_path / "set", rows)
+    root = path if path.is_dir() else path.parent
+    for file in [file for file in root.rglob("*") if file.is_file()]:
+        file.with_name(f"._{file.name}").write_bytes(b"not what its name says")
+    for name in (".ipynb_checkpoints", "__MACOSX"):
+        shutil.copytree(root, root / name, ignore=shutil.ignore_patterns(".ipynb*", "__MAC*"))
+    assert detect_format(path) == form
+    pairs, report = read(path)
+    assert (len(pairs), report.read, report.quarantined) == (6, 6, {})
+
+
+def test_a_tar_made_on_a_mac_holds_the_same_samples(tmp_path: Path) -> None:
+    with tarfile.open(tmp_path / "set.tar", "w") as tar:
+        for name in ("a.winner.jpg", "a.loser.jpg", "a.txt"):
+            for member, data in ((f"./._{name}", b"Mac OS X"), (f"./{name}", jpeg(name))):
+                content = b"a cat" if member == "./a.txt" else data
+                info = tarfile.TarInfo(member)
+                info.size = len(content)
+                tar.addfile(info, BytesIO(content))
+    pairs, report = read(tmp_path)
+    assert (len(pairs), report.read, report.quarantined) == (1, 1, {})
+
+
+def test_names_and_ids_mean_the_same_as_numbers_and_as_texts(tmp_path: Path) -> None:
+    put(tmp_path / "set", ["winners/7.jpg", "losers/7.jpg"])
+    (tmp_path / "set" / "prompts.jsonl").write_text('{"name": 7, "prompt": "a cat"}\n')
+    assert [pair.caption for pair in read(tmp_path / "set")[0]] == ["a cat"]
+    listed = write_json(tmp_path / "benchmark.json", [{"id": 7, "prompt": "a"}, {"id": "8", "prompt": "b"}])
+    assert [prompt.id for prompt in read_prompt_list(listed, "imagereward")[0]] == ["7", "8"]
+
+
+@pytest.mark.parametrize("one", [1, 1.0, "1"])
+def test_preferences_of_hpdv2_may_be_of_any_type(tmp_path: Path, one: object) -> None:
+    put(tmp_path / "train", ["a.jpg", "b.jpg"])
+    row = {"prompt": "a", "human_preference": [0, one], "file_path": ["a.jpg", "b.jpg"]}
+    write_json(tmp_path / "train.json", [row])
+    (pair,) = read(tmp_path)[0]
+    assert pair.winner_jpg == jpeg("b.jpg")

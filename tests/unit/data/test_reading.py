@@ -10,8 +10,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from diffexpo.bounded.images import verify_image
 from diffexpo.data.offline import reading
-from diffexpo.data.offline.image_files import verify_image
 from diffexpo.data.offline.reading import Damage, csv_rows, json_lines, json_list, parquet_rows
 from diffexpo.data.offline.sources import read_image
 from diffexpo.errors import ImportFormatError

@@ -87,6 +87,18 @@ def test_empty_prompts_are_keyed_and_at_the_asked_rate() -> None:
             {"_class_name": "DDPMScheduler", "variance_type": "learned_range"},
             "variance_type is 'learned_range'",
         ),
+        (DDIM | {"num_train_timesteps": 10**10}, "num_train_timesteps is 1.*an integer from 1 to 10000"),
+        (DDIM | {"num_train_timesteps": 0}, "num_train_timesteps is 0; expected an integer from 1"),
+        (DDIM | {"num_train_timesteps": "1000"}, "num_train_timesteps is '1000'; expected an integer"),
+        (DDIM | {"beta_start": None}, "beta_start is None; expected a number from 0 to 1"),
+        (DDIM | {"beta_start": -1, "beta_schedule": "scaled_linear"}, "beta_start is -1; expected a number"),
+        (DDIM | {"beta_end": float("nan")}, "beta_end is nan; expected a number"),
+        (DDIM | {"trained_betas": [[0.1]]}, "trained_betas is .*; expected null or a list"),
+        (DDIM | {"steps_offset": -1}, "steps_offset is -1; expected an integer from 0"),
+        (DDIM | {"set_alpha_to_one": "no"}, "set_alpha_to_one is 'no'; expected true or false"),
+        (DDIM | {"timestep_spacing": []}, r"timestep_spacing is \[\]; expected text"),
+        (FLOW | {"shift": "3"}, "shift is '3'; expected a number"),
+        (DDIM | {"use_flow_sigmas": True}, "use_flow_sigmas is true: its levels are those of a flow"),
         (FLOW | {"use_dynamic_shifting": True}, "use_dynamic_shifting is true"),
         (FLOW | {"shift": 0.0}, "shift is 0.0; expected a number above 0"),
         (FLOW | {"shift_terminal": 0.02}, "shift_terminal is 0.02"),
@@ -117,11 +129,15 @@ def test_shapes_are_not_broadcast() -> None:
 @pytest.mark.parametrize(
     "config",
     [
+        {},
+        {"_class_name": None},
         {"_class_name": "EDMEulerScheduler"},
+        {"_class_name": "FlowMapEulerDiscreteScheduler"},
+        {"_class_name": "MyDDIMScheduler"},
         {"_class_name": "EDMDPMSolverMultistepScheduler"},
         {"_class_name": "EulerDiscreteScheduler", "timestep_type": "continuous"},
     ],
 )
 def test_schedulers_whose_levels_are_no_table_of_betas_are_refused(config: dict[str, object]) -> None:
-    with pytest.raises(PolicyError, match="noise levels are sigmas of their own"):
+    with pytest.raises(PolicyError, match="is not known, nor what its noise levels|sigmas of their own"):
         Path.from_scheduler_config(config)

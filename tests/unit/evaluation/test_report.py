@@ -209,6 +209,13 @@ def test_without_baseline_kl_vendi_judge_and_pairs_it_says_what_is_absent(tmp_pa
         assert sentence in text, sentence
 
 
+def test_a_damaged_example_is_named_and_the_report_is_written(copied: Path) -> None:
+    path = min((copied / "eval" / "pairs").glob("*.png"))
+    path.write_bytes(path.read_bytes()[:50])
+    _, _, text = read(copied)
+    assert f"{path.name} is no image that can be read (truncated or damaged); copy it again." in text
+
+
 def test_unfinished_runs_are_reported_as_far_as_they_are(copied: Path) -> None:
     shutil.rmtree(copied / "eval" / "iteration-3")
     shutil.rmtree(copied / "eval" / "baseline")

@@ -64,6 +64,13 @@ def test_rows_that_do_not_fit_are_counted_by_reason(tmp_path: Path) -> None:
     assert "1 votes of 1 raters; left out: 1 naming neither" in done.describe()
 
 
+@pytest.mark.parametrize("rater", [0, 0.0, "0"])
+def test_a_rater_is_the_same_as_a_number_and_as_a_text(tmp_path: Path, rater: object) -> None:
+    row = {"rater": rater, "a": "s00", "b": "s02", "answer": "a"}
+    (tmp_path / "votes.jsonl").write_text(json.dumps(row) + "\n")
+    assert import_votes(run_book(tmp_path / "book"), tmp_path / "votes.jsonl").raters == {"0"}
+
+
 def test_an_ambiguous_row_is_not_guessed(tmp_path: Path) -> None:
     (tmp_path / "votes.csv").write_text("rater,a,b,answer\nx,one,two,a\n")
     done = import_votes(make_book(tmp_path / "book", pairs=2), tmp_path / "votes.csv")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -213,4 +214,59 @@ def test_a_token_that_the_encoder_does_not_know_is_named(broken: Path) -> None:
     tokenizer = CLIPTokenizer.from_pretrained(broken / "tokenizer")
     tokenizer.add_tokens(["<my-cat>"])
     tokenizer.save_pretrained(broken / "tokenizer")
-    refuse(broken, PolicyError, "the added token '<my-cat>', number .* its text encoder knows")
+    refuse(broken, PolicyError, "the token '<my-cat>', number .* its text encoder knows")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"model_max_length": "77"},
+            "model_max_length is '77' in tokenizer_config.json; expected an integer",
+        ),
+        ({"model_max_length": -3}, "model_max_length is -3 in tokenizer_config.json; expected an integer"),
+        ({"model_max_length": 2.5}, "model_max_length is 2.5 in tokenizer_config.json; expected an integer"),
+        ({"pad_token": None}, "has no padding token; name one"),
+    ],
+)
+def test_settings_of_a_tokenizer_that_cannot_be(
+    broken: Path, changes: dict[str, object], message: str
+) -> None:
+    edit(broken / "tokenizer" / "tokenizer_config.json", **changes)
+    refuse(broken, PolicyError, message)
+
+
+@pytest.mark.parametrize("longest", [10**6, 10**30])
+def test_a_tokenizer_reads_no_more_than_its_encoder(broken: Path, longest: int) -> None:
+    edit(broken / "tokenizer" / "tokenizer_config.json", model_max_length=longest)
+    policy = load_policy(
+        ModelConfig(device="cpu"), TuningConfig(kind="lora"), folder_or_id=str(broken), seed=0
+    )
+    assert policy.max_tokens == policy.text_encoder.config.max_position_embeddings
+    policy.encode_prompts(["a cat"])
+
+
+def test_a_tokenizer_without_its_vocabulary_is_missed(broken: Path) -> None:
+    (broken / "tokenizer" / "tokenizer.json").unlink()
+    refuse(broken, MissingError, "tokenizer/tokenizer.json: file is missing")
+
+
+def test_a_tokenizer_nested_too_deep_is_refused(broken: Path) -> None:
+    (broken / "tokenizer" / "tokenizer.json").write_text("[" * 5000 + "]" * 5000)
+    refuse(broken, PolicyError, "tokenizer.json: nested deeper than 64 levels")
+
+
+def test_an_unknown_scheduler_is_named_with_its_file(broken: Path) -> None:
+    edit(broken / "scheduler" / "scheduler_config.json", _class_name="MyOwnScheduler")
+    refuse(broken, PolicyError, "scheduler_config.json: scheduler 'MyOwnScheduler' is not known")
+
+
+def test_a_network_of_too_many_layers_is_not_built(broken: Path) -> None:
+    edit(broken / "unet" / "config.json", layers_per_block=100_000)
+    refuse(broken, PolicyError, "layers_per_block is 100000; expected at most 1000")
+
+
+def test_weights_that_are_a_pipe_are_refused(broken: Path) -> None:
+    (broken / "unet" / UNET).unlink()
+    os.mkfifo(broken / "unet" / UNET)
+    refuse(broken, PolicyError, f"{UNET}: not a regular file")

@@ -332,7 +332,7 @@ def test_components_of_other_models(broken: Path) -> None:
     tokenizer.add_tokens(["<one>", "<two>"])
     tiny_gemma(tiny_gemma_tokenizer()).save_pretrained(str(broken / "text_encoder"))
     tokenizer.save_pretrained(str(broken / "tokenizer"))
-    refuse(broken, PolicyError, "added token '<one>', number .*, and its text encoder knows")
+    refuse(broken, PolicyError, "the token '<one>', number .*, and its text encoder knows")
     tiny_gemma_tokenizer().save_pretrained(str(broken / "tokenizer"))
     tiny_deep_autoencoder(channels=8).save_pretrained(str(broken / "vae"))
     refuse(broken, PolicyError, "takes 4 and gives 4 channels, the autoencoder has 8")

@@ -2,17 +2,50 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import logging
+import socket
+import threading
 import time
 
 import pytest
 
+from diffexpo.config.load import load_config
 from diffexpo.config.rewards import ServiceConfig
 from diffexpo.errors import ConfigError, MissingError, ScorerStoppedError
 from diffexpo.rewards.calling import CalledReward, CallFailedError, FailureBudget, check_url, map_concurrently
+from diffexpo.rewards.remote import RemoteReward
 from tests.unit.rewards.scripted_server import Reply, ScriptedServer
 
 QUICK = ServiceConfig(timeout_s=1.0, retry_s=0.0)
+
+
+class Dripping:
+    """A server that sends a byte of its answer every 20 ms: of the head without an end, or of the body."""
+
+    def __init__(self, part: str) -> None:
+        self._start = b"HTTP/1.1 200 OK\r\n" + (b"Content-Length: 9999\r\n\r\n" if part == "body" else b"X: ")
+        self._stop = threading.Event()
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self._thread = threading.Thread(target=self._answer, daemon=True)
+
+    def _answer(self) -> None:
+        connection, _ = self._listener.accept()
+        with connection, contextlib.suppress(OSError):
+            connection.recv(65536)
+            connection.sendall(self._start)
+            while not self._stop.wait(0.02):
+                connection.sendall(b"x")
+
+    def __enter__(self) -> str:
+        self._thread.start()
+        return f"http://127.0.0.1:{self._listener.getsockname()[1]}"
+
+    def __exit__(self, *raised: object) -> None:
+        self._stop.set()
+        self._thread.join()
+        self._listener.close()
 
 
 def endpoint(url: str, **settings: object) -> CalledReward:
@@ -31,6 +64,14 @@ def test_what_is_no_address_is_refused(url: str) -> None:
 def test_a_password_in_the_address_is_refused_without_repeating_it() -> None:
     with pytest.raises(ConfigError, match="api_key_env") as found:
         check_url("far", "http://me:hunter2@host")
+    assert "hunter2" not in str(found.value)
+
+
+@pytest.mark.parametrize("url", ["http://me:hunter2@host", "http://host/v1?key=hunter2"])
+def test_a_secret_in_the_settings_is_refused_before_anything_is_written(url: str) -> None:
+    reward = f"[{{name: far, type: remote, path: '{url}'}}]"
+    with pytest.raises(ConfigError, match=r"rewards\.0\.path holds a .*api_key_env") as found:
+        load_config([], [f"rewards={reward}"], {})
     assert "hunter2" not in str(found.value)
 
 
@@ -75,6 +116,15 @@ def test_a_late_answer_is_no_answer() -> None:
         endpoint(server.url, timeout_s=0.1).call("/score", {})
 
 
+@pytest.mark.parametrize("part", ["head", "body"])
+def test_an_answer_drop_by_drop_is_late_as_well(part: str) -> None:
+    with Dripping(part) as url:
+        began = time.monotonic()
+        with pytest.raises(CallFailedError, match=r"gave no answer \(none within 0.3 s\)"):
+            endpoint(url, timeout_s=0.3).call("/score", {})
+        assert time.monotonic() - began < 3
+
+
 def test_calls_are_repeated_until_they_succeed() -> None:
     replies = [Reply(status=0), Reply(b"?"), Reply({}, 500), Reply({"fine": 1})]
     with ScriptedServer(lambda path, body: replies.pop(0)) as server:
@@ -110,6 +160,15 @@ def test_the_key_is_sent_and_shown_nowhere(
         assert server.seen[0][2]["Authorization"] == "Bearer sk-secret"
     assert "sk-secret" not in caplog.text + str(found.value)
     assert "busy with ***" in caplog.text
+
+
+def test_a_server_that_gives_the_key_as_its_version_gets_it_nowhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FAR_KEY", "sk/secret")
+    facts = {"protocol": 1, "name": "judge", "type": "python", "version": "v-sk/secret", "scale": "sk/secret"}
+    body = json.dumps(facts).replace("sk/secret", "sk\\/secr\\u0065t").encode()
+    with ScriptedServer(lambda path, sent: Reply(body)) as server:
+        far = RemoteReward("far", server.url, QUICK.model_copy(update={"api_key_env": "FAR_KEY"}))
+    assert far.version == "python v-***" and far.scale == "***"
 
 
 def test_a_key_that_is_not_there_is_missed(monkeypatch: pytest.MonkeyPatch) -> None:

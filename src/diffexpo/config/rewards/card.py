@@ -11,7 +11,7 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field
 
 from diffexpo.config.people import Asking
-from diffexpo.config.rewards.groups import SelfJudgeConfig, ServiceConfig, VlmConfig
+from diffexpo.config.rewards.groups import SelfJudgeConfig, ServiceConfig, VlmConfig, address_problem
 from diffexpo.config.section import Section
 
 # Images that are scored in one call; a scorer that compares images of a prompt sees no more of them.
@@ -296,5 +296,5 @@ class CalledCard(RewardCard):
 
     def problems(self, run: Run, where: str) -> Iterator[str]:
         yield from super().problems(run, where)
-        if self.path and not self.path.startswith(("http://", "https://")):
-            yield f"path = {self.path!r}: type {self.type} needs an address such as http://127.0.0.1:8188"
+        if self.path and (problem := address_problem(self.path)):
+            yield problem

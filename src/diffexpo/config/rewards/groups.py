@@ -2,15 +2,19 @@
 itself. Imports without torch."""
 
 from typing import Literal
+from urllib.parse import urlsplit
 
 from pydantic import Field
 
 from diffexpo.config.section import Count, Fraction, NotNegative, Positive, Section
 
+ADDRESS = "expected an address such as http://127.0.0.1:8188"
+KEY = "a key in an environment variable that service.api_key_env names"
+
 
 class ServiceConfig(Section):
     timeout_s: Positive = 60.0
-    """Longest wait for one answer, in seconds."""
+    """Longest wait for one whole answer, in seconds."""
     retry_s: NotNegative = 120.0
     """How long a call that failed is tried again, in seconds, with growing pauses; 0 tries once."""
     images_per_request: Count = 16
@@ -62,3 +66,17 @@ class SelfJudgeConfig(Section):
     beta: Positive = 5000.0
     """`implicit`: unit of the score, beta/2 times the fall of the error (Diffusion-DPO's 5000). It changes no
     order."""
+
+
+def address_problem(url: str) -> str | None:
+    """Why an address is none that a server is called at; None if it is one. What may be a secret in it is not
+    repeated: settings and their complaints are written and shown."""
+    try:
+        parts = urlsplit(url)
+        is_good = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        return f"path holds no address that can be read; {ADDRESS}"
+    if parts.username or parts.password or parts.query or parts.fragment:
+        what = "a user name or password" if "@" in parts.netloc else "a query, where keys may stand"
+        return f"path holds {what}, and settings are written to files; {ADDRESS}, and {KEY}"
+    return None if is_good else f"path = {url!r:.200} is no address; {ADDRESS}"

@@ -13,8 +13,11 @@ from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
+from diffexpo.bounded.images import MAX_IMAGE_BYTES
+from diffexpo.bounded.texts import is_junk
+from diffexpo.data.offline.cells import text_of_id
 from diffexpo.data.offline.reading import Damage, column_names, read_rows
-from diffexpo.data.offline.sources import IMAGE_SUFFIXES, MAX_IMAGE_BYTES, printable, read_regular
+from diffexpo.data.offline.sources import IMAGE_SUFFIXES, printable, read_picture
 from diffexpo.data.offline.votes import Format, Vote, skip_votes
 from diffexpo.errors import ImportFormatError, MissingError
 
@@ -30,18 +33,25 @@ def _is_like(path: Path) -> bool:
     if all((path / f"{role}s").is_dir() for role in ROLES):
         return True
     looked_at = _pair_folders(path)[:LOOKED_AT]
-    return any(file.stem.lower() in (*ROLES, "prompt") for folder in looked_at for file in folder.iterdir())
+    return any(file.stem.lower() in (*ROLES, "prompt") for folder in looked_at for file in _inside(folder))
 
 
 def _files(path: Path) -> list[Path]:
     if not path.is_dir():
         raise MissingError(f"offline.source: there is no folder {path}; expected a folder of pairs")
     if not (path / "winners").is_dir():
-        files = (file for folder in _pair_folders(path) for file in folder.iterdir())
+        files = (
+            file for folder in _pair_folders(path) for file in folder.iterdir() if not is_junk(file.name)
+        )
         return sorted(file for file in files if file.is_file() and not file.is_symlink())
     if not (path / "losers").is_dir():
         raise ImportFormatError(f"{path} has winners/ but no losers/; expected both, with the same names")
-    images = [file for role in ROLES for file in (path / f"{role}s").iterdir() if file.is_file()]
+    images = [
+        file
+        for role in ROLES
+        for file in (path / f"{role}s").iterdir()
+        if file.is_file() and not is_junk(file.name)
+    ]
     return [_prompts_file(path), *sorted(images)]
 
 
@@ -61,7 +71,7 @@ def _vote(name: str, prompt: object, winners: list[Path], losers: list[Path]) ->
 def _read(file: Path, most: int) -> bytes:
     if file.is_symlink():
         raise ImportFormatError("picture is a link; copy the file here")
-    return read_regular(file, most)
+    return read_picture(file, most)
 
 
 def _by_stem(files: Iterable[Path], *, lower: bool = False) -> dict[str, list[Path]]:
@@ -72,18 +82,22 @@ def _by_stem(files: Iterable[Path], *, lower: bool = False) -> dict[str, list[Pa
     return found
 
 
+def _inside(folder: Path) -> Iterator[Path]:
+    return (file for file in folder.iterdir() if not is_junk(file.name))
+
+
 def _pair_folders(path: Path) -> list[Path]:
     with os.scandir(path) as entries:
         return sorted(
             Path(entry.path)
             for entry in entries
-            if entry.is_dir(follow_symlinks=False) and not entry.name.startswith((".", "__"))
+            if entry.is_dir(follow_symlinks=False) and not is_junk(entry.name)
         )
 
 
 def _of_folder(folder: Path) -> Vote:
     name = printable(folder.name)
-    found = _by_stem(folder.iterdir(), lower=True)
+    found = _by_stem(_inside(folder), lower=True)
     vote = _vote(name, "", *(found.get(role, []) for role in ROLES))
     if vote.verdict != "0":
         return vote
@@ -108,15 +122,15 @@ def _prompts_file(path: Path) -> Path:
 
 def _listed(path: Path) -> Iterator[Vote]:
     file = _prompts_file(path)
-    images = {role: _by_stem((path / f"{role}s").iterdir()) for role in ROLES}
+    images = {role: _by_stem(_inside(path / f"{role}s")) for role in ROLES}
     used: set[str] = set()
     for number, row in read_rows(file, ()):
         row_name = f"{file.name}:{number}"
         if isinstance(row, Damage):
             yield Vote(row_name, row.reason, count=row.count)
             continue
-        name = row.get("name")
-        if not isinstance(name, str) or not name:
+        name = text_of_id(row.get("name"))
+        if name is None:
             yield Vote(row_name, "no name")
         elif name in used:
             yield Vote(row_name, "name is there twice")

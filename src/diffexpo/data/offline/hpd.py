@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
+from diffexpo.data.offline.cells import number_of
 from diffexpo.data.offline.reading import Record, column_names
 from diffexpo.data.offline.sources import index_file, read_image
 from diffexpo.data.offline.votes import Layout, Vote, has_columns, row_format, votes_of_ranking
@@ -22,9 +23,10 @@ def _hpdv2(file: Path) -> Layout:
     def votes(name: str, row: Record) -> Iterator[Vote]:
         ranks, preference = row.get("rank"), row.get("human_preference")
         if preference is not None:
-            if not isinstance(preference, list) or any(value not in (0, 1) for value in preference):
+            chosen = list(map(number_of, preference)) if isinstance(preference, list) else [None]
+            if any(number not in (0, 1) for number in chosen):
                 raise ImportFormatError("human_preference is not a list of 0 and 1")
-            ranks = [1 - int(value) for value in preference]
+            ranks = [1 - number for number in chosen if number is not None]
         paths = row.get("file_path", row.get("image_path"))
         return votes_of_ranking(
             name, row.get("prompt"), ranks, paths, lambda path: read_image(file.parent, path, file.stem)

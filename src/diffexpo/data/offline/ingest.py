@@ -14,11 +14,11 @@ from typing import Any
 
 import numpy as np
 
+from diffexpo.bounded.images import whole_image
 from diffexpo.data.images import fit_image, nearest_size, size_name
 from diffexpo.data.latents import encode_images, image_sizes
 from diffexpo.data.offline.ahead import map_ahead
 from diffexpo.data.offline.formats import AUTO, find_format
-from diffexpo.data.offline.image_files import whole_image
 from diffexpo.data.offline.sources import fingerprint
 from diffexpo.data.offline.votes import ImportReport, OfflinePair, read_votes
 from diffexpo.data.offline.writing import QUARANTINE

@@ -21,6 +21,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from diffexpo.bounded.texts import UnreadableError, parse_json, text_of
 from diffexpo.data.rows import is_utf8
 from diffexpo.errors import ImportFormatError
 
@@ -248,19 +249,20 @@ def csv_rows(file: Path) -> Iterator[tuple[int, Record | Damage]]:
             number += 1
 
 
-def text_of(data: bytes, encoding: str = "utf-8-sig") -> str:
-    """Bytes as text, by default without the mark that some editors put first."""
+def text_in(data: bytes, encoding: str = "utf-8-sig") -> str:
+    """Bytes as text; otherwise an ImportFormatError with a reason that can be counted."""
     try:
-        return data.decode(encoding)
-    except UnicodeDecodeError as error:
+        return text_of(data, encoding)
+    except UnreadableError as error:
         raise ImportFormatError("text is not UTF-8") from error
 
 
 def object_of(data: bytes, encoding: str = "utf-8-sig") -> Record:
-    """Bytes as a JSON object."""
+    """Bytes as a JSON object; otherwise an ImportFormatError with a reason that can be counted."""
+    text = text_in(data, encoding)
     try:
-        value = json.loads(text_of(data, encoding))
-    except (ValueError, RecursionError) as error:
+        value = parse_json(text)
+    except ValueError as error:
         raise ImportFormatError("not JSON") from error
     if not isinstance(value, dict):
         raise ImportFormatError("not a JSON object")

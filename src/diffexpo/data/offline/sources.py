@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import hashlib
 import os
-import stat
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path, PurePosixPath
 
+from diffexpo.bounded.images import MAX_IMAGE_BYTES
+from diffexpo.bounded.texts import UnreadableError, is_junk, read_regular
 from diffexpo.errors import ImportFormatError, MissingError
 
-MAX_IMAGE_BYTES = 64 * 1024 * 1024
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 _FOOTER = 2**16
 _HASHED_WHOLE = 2**26
@@ -38,7 +38,7 @@ def read_image(folder: Path, name: object, *prefixes: str) -> bytes:
             raise ImportFormatError("picture cannot be opened") from error
         if not real.is_relative_to(folder.resolve()):
             raise ImportFormatError("picture path leaves the folder")
-        return read_regular(real)
+        return read_picture(real)
     raise ImportFormatError("picture is missing")
 
 
@@ -50,17 +50,13 @@ def image_bytes(value: object, folder: Path) -> object:
     return read_image(folder, value) if isinstance(value, str) else value
 
 
-def read_regular(path: Path, most: int = MAX_IMAGE_BYTES) -> bytes:
-    """The bytes of a regular file of at most `most` bytes; never waits, as a named pipe would make one."""
+def read_picture(path: Path, most: int = MAX_IMAGE_BYTES) -> bytes:
+    """The bytes of a regular file of at most `most` bytes; otherwise an ImportFormatError with a reason that
+    can be counted."""
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
-        with open(descriptor, "rb") as file:
-            found = os.fstat(descriptor)
-            if not stat.S_ISREG(found.st_mode):
-                raise ImportFormatError("picture is not a regular file")
-            if found.st_size > most:
-                raise ImportFormatError("picture file larger than 64 MiB")
-            return file.read(most)
+        return read_regular(path, most)
+    except UnreadableError as error:
+        raise ImportFormatError(f"picture is {error}") from error
     except (OSError, ValueError) as error:
         raise ImportFormatError("picture cannot be opened") from error
 
@@ -88,7 +84,7 @@ def index_file(path: Path, suffix: str = ".json") -> Path:
         return find_files(path, (suffix,), f"a {suffix} file that lists pairs")[0]
     if (path / "train.json").is_file():
         return path / "train.json"
-    found = sorted(file for file in path.glob(f"*{suffix}") if file.is_file())
+    found = sorted(file for file in path.glob(f"*{suffix}") if file.is_file() and not is_junk(file.name))
     if len(found) != 1:
         what = ", ".join(file.name for file in found[:5]) or f"no {suffix} file"
         raise MissingError(
@@ -103,8 +99,10 @@ def has_suffix(path: Path, suffixes: Sequence[str]) -> bool:
 
 
 def _below(path: Path, suffixes: Sequence[str]) -> Iterator[Path]:
-    files = (Path(folder) / name for folder, _, names in os.walk(path) for name in names)
-    return (file for file in files if file.suffix.lower() in suffixes)
+    for folder, folders, names in os.walk(path):
+        folders[:] = [name for name in folders if not is_junk(name)]
+        files = (Path(folder, name) for name in names if not is_junk(name))
+        yield from (file for file in files if file.suffix.lower() in suffixes)
 
 
 def row_name(root: Path, file: Path, number: object) -> str:

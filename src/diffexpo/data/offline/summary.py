@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-import io
 from collections import Counter
 from collections.abc import Iterable
 from itertools import islice
 from pathlib import Path
 from statistics import median_low
 
-from PIL import Image
-
+from diffexpo.bounded.images import opened
 from diffexpo.data.offline.formats import AUTO, find_format
 from diffexpo.data.offline.votes import ImportReport, OfflinePair, read_votes
 
@@ -94,7 +92,7 @@ def _counted(pairs: Iterable[OfflinePair]) -> dict[str, object]:
         winners.setdefault(key, winner)
         found = [("winner models", pair.winner_model), ("loser models", pair.loser_model)]
         for data in images:
-            with Image.open(io.BytesIO(data)) as image:
+            with opened(data) as image:
                 found += [
                     ("picture formats", image.format),
                     ("picture sizes", f"{image.width}x{image.height}"),

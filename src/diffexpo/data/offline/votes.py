@@ -17,11 +17,11 @@ from itertools import combinations
 from pathlib import Path
 from typing import IO, Any, Literal
 
+from diffexpo.bounded.images import MAX_IMAGE_BYTES, verify_image, verify_structure
 from diffexpo.data.offline.ahead import map_ahead
 from diffexpo.data.offline.cells import is_empty, number_of, text_of_id
-from diffexpo.data.offline.image_files import verify_image, verify_structure
 from diffexpo.data.offline.reading import Damage, Record, column_names, parquet_length, read_rows
-from diffexpo.data.offline.sources import MAX_IMAGE_BYTES, printable, row_name
+from diffexpo.data.offline.sources import printable, row_name
 from diffexpo.data.rows import is_utf8
 from diffexpo.errors import ImportFormatError, MissingError
 from diffexpo.rng import keyed_seed
@@ -346,7 +346,7 @@ def _bytes(value: object) -> bytes:
     if not isinstance(data, bytes) or not data:
         raise ImportFormatError("no bytes")
     if len(data) > MAX_IMAGE_BYTES:
-        raise ImportFormatError("picture file larger than 64 MiB")
+        raise ImportFormatError("picture is larger than 64 MiB")
     return data
 
 
@@ -380,7 +380,7 @@ def verdict_of_record(record: Mapping[str, object]) -> str:
     if is_empty(value):
         return "unlabelled"
     known = {"image_0": "0", "image_1": "1", "tie": "tie"}
-    if isinstance(value, str) and (verdict := known.get(value.strip())) is not None:
+    if isinstance(value, str) and (verdict := known.get(value.strip().lower())) is not None:
         return verdict
     if name == "label":
         return "label is not image_0, image_1 or tie; put the better picture's number in `preferred`"

@@ -14,8 +14,10 @@ import tarfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
 
-from diffexpo.data.offline.reading import Damage, Record, object_of, text_of
-from diffexpo.data.offline.sources import IMAGE_SUFFIXES, MAX_IMAGE_BYTES, find_files, has_suffix, printable
+from diffexpo.bounded.images import MAX_IMAGE_BYTES
+from diffexpo.bounded.texts import is_junk
+from diffexpo.data.offline.reading import Damage, Record, object_of, text_in
+from diffexpo.data.offline.sources import IMAGE_SUFFIXES, find_files, has_suffix, printable
 from diffexpo.data.offline.votes import Layout, Vote, row_format, verdict_of_record
 from diffexpo.errors import ImportFormatError
 
@@ -75,7 +77,8 @@ def _members(file: Path) -> Iterator[tuple[str, bytes | Damage]]:
                     raise tarfile.ReadError("a member points backwards")
                 last = member.offset
                 vars(tar)["members"].clear()  # it keeps every member otherwise
-                if not member.isdir():
+                is_part = not any(map(is_junk, PurePosixPath(member.name).parts))
+                if not member.isdir() and (is_part or ".." in PurePosixPath(member.name).parts):
                     yield member.name, _contents(tar, member, size)
             except (tarfile.TarError, OSError, ValueError, OverflowError, EOFError, RecursionError):
                 yield f"byte {max(last, 0)}", Damage("damaged tar: the rest is not read")
@@ -116,7 +119,7 @@ def _add(sample: Record, suffix: str, data: bytes) -> None:
             raise ImportFormatError(f"two pictures {side}")
         sample[side] = data
     elif suffix == "txt":
-        sample["txt"] = text_of(data)
+        sample["txt"] = text_in(data)
     elif suffix == "json":
         sample["json"] = object_of(data)
 

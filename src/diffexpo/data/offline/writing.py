@@ -22,6 +22,7 @@ from typing import IO, Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from diffexpo.bounded.texts import parse_json, read_json
 from diffexpo.data.export import EXPORT_SCHEMA, SCHEMA_VERSION
 from diffexpo.data.offline.ahead import one_ahead
 from diffexpo.data.offline.formats import AUTO, find_format
@@ -258,7 +259,7 @@ def _resumed(folder: Path) -> tuple[ImportReport, dict[str, str]]:
     state: dict[str, Any] = {"report": ImportReport().to_json(), "quarantine_bytes": 0}
     if shards:
         try:
-            state = json.loads(pq.read_metadata(shards[-1]).metadata[_STATE])
+            state = parse_json(pq.read_metadata(shards[-1]).metadata[_STATE])
         except (pa.ArrowException, OSError, KeyError, TypeError, ValueError) as error:
             raise StoreError(f"{shards[-1]} is damaged ({error}); delete it and import again") from error
     log.touch()
@@ -277,7 +278,7 @@ def _entry(path: Path, digest: str) -> dict[str, object]:
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        body = json.loads(path.read_bytes())
+        body = read_json(path)
         if body["format"] != FORMAT:
             raise StoreError(f"{path} has format {body['format']!r}, this version reads {FORMAT}")
         return body

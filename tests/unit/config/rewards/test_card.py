@@ -246,8 +246,8 @@ def test_global_mixture_needs_all_prompts_at_once() -> None:
     ("reward", "others", "reason"),
     [
         ("type: remote", [], "path is empty"),
-        ("type: remote, path: 'localhost:80'", [], "needs an address such as"),
-        ("type: vlm, path: model", [], "needs an address such as"),
+        ("type: remote, path: 'localhost:80'", [], "expected an address such as"),
+        ("type: vlm, path: model", [], "expected an address such as"),
         (f"{REMOTE}, vlm: {{mode: caption}}", [], "asks no vision-language model"),
         ("type: jpeg_compressibility, concurrency: 2", [], "only remote, vlm and python"),
         ("type: jpeg_compressibility, service: {retry_s: 1}", [], "calls no server"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import random
 import struct
 import time
@@ -14,19 +15,21 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from PIL import Image
+from PIL import Image, ImageCms
 
-from diffexpo.data.offline.image_files import (
+from diffexpo.bounded.images import (
     MAX_SCANS,
     MAX_SEGMENTS,
+    on_white,
+    pixels_of,
+    read_image,
     verify_image,
     verify_structure,
     whole_image,
 )
 from diffexpo.data.offline.writing import rewrite_pairs
-from diffexpo.errors import ImportFormatError, StoreError
-
-from .conftest import jpeg
+from diffexpo.errors import DataError, ImportFormatError, StoreError
+from tests.unit.data.conftest import jpeg
 
 FILES = {
     "jpeg": {"format": "JPEG"},
@@ -291,3 +294,111 @@ def test_a_machine_without_memory_is_no_damage_to_the_image(monkeypatch: pytest.
     monkeypatch.setattr(Image, "open", exhausted)
     with pytest.raises(MemoryError), whole_image(data):
         pass
+
+
+def test_transparency_is_laid_on_white() -> None:
+    assert on_white(Image.new("RGBA", (2, 2), (255, 0, 0, 0))).getpixel((0, 0)) == (255, 255, 255)
+
+
+def test_an_image_is_turned_as_its_file_says() -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (4, 6, 3), dtype=np.uint8)
+    for orientation, turned in (
+        (1, pixels),
+        (3, pixels[::-1, ::-1]),
+        (6, np.rot90(pixels, -1)),
+        (8, np.rot90(pixels)),
+    ):
+        exif = Image.Exif()
+        exif[0x0112] = orientation
+        buffer = io.BytesIO()
+        Image.fromarray(pixels).save(buffer, "PNG", exif=exif)
+        np.testing.assert_array_equal(np.array(on_white(Image.open(buffer))), turned)
+
+
+def test_grey_of_16_bits_keeps_its_greys() -> None:
+    grey = np.array([[0, 257, 32896, 65535]], dtype=np.uint16)
+    shown = np.array(on_white(Image.fromarray(grey)))
+    assert shown[0, :, 0].tolist() == [0, 1, 128, 255]
+
+
+def test_a_file_is_shown_as_it_says_or_refused_with_its_name(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    pixels = np.random.default_rng(0).integers(0, 256, (4, 6, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "turned.png", exif=exif)
+    np.testing.assert_array_equal(read_image(tmp_path / "turned.png"), np.rot90(pixels, -1))
+    Image.fromarray(pixels).save(tmp_path / "a.tiff")
+    Image.new("1", (5000, 5000)).save(tmp_path / "flood.png")
+    (tmp_path / "cut.png").write_bytes((tmp_path / "turned.png").read_bytes()[:-30])
+    os.mkfifo(tmp_path / "pipe.png")
+    reasons = {
+        "a.tiff": "not an image",
+        "flood.png": "more than 16 megapixels",
+        "cut.png": "truncated or damaged",
+        "pipe.png": "not a regular file",
+        "none.png": "No such file",
+    }
+    for name, reason in reasons.items():
+        with pytest.raises(DataError, match=f"{name} is no image that can be read .*{reason}"):
+            read_image(tmp_path / name)
+
+
+D50_OF_ADOBE = np.array(
+    [[0.60974, 0.20528, 0.14919], [0.31111, 0.62567, 0.06322], [0.01947, 0.06087, 0.74457]]
+)
+D50_OF_SRGB = np.array(
+    [[0.43607, 0.38515, 0.14307], [0.22249, 0.71687, 0.06061], [0.01392, 0.09708, 0.71410]]
+)
+
+
+def adobe_profile() -> bytes:
+    """An ICC profile of Adobe RGB's primaries with gamma 563/256, made by hand."""
+
+    def number(value: float) -> bytes:
+        return struct.pack(">i", round(value * 65536))
+
+    def xyz(values: np.ndarray) -> bytes:
+        return b"XYZ \0\0\0\0" + b"".join(map(number, values))
+
+    curve = b"curv\0\0\0\0" + struct.pack(">IHxx", 1, 563)
+    name = b"wide\0"
+    tags = {
+        b"desc": b"desc\0\0\0\0" + struct.pack(">I", len(name)) + name + b"\0" * 79,
+        b"cprt": b"text\0\0\0\0none\0\0\0\0",
+        b"wtpt": xyz(np.array([0.9642, 1.0, 0.8249])),
+        **{key: xyz(D50_OF_ADOBE[:, at]) for at, key in enumerate((b"rXYZ", b"gXYZ", b"bXYZ"))},
+        **dict.fromkeys((b"rTRC", b"gTRC", b"bTRC"), curve),
+    }
+    table, data = struct.pack(">I", len(tags)), b""
+    for key, value in tags.items():
+        table += key + struct.pack(">II", 128 + 4 + 12 * len(tags) + len(data), len(value))
+        data += value + b"\0" * (-len(value) % 4)
+    head = struct.pack(
+        ">I4sI4s4s4s", 128 + len(table) + len(data), b"none", 0x02100000, b"mntr", b"RGB ", b"XYZ "
+    )
+    head += b"\0" * 12 + b"acsp" + b"\0" * 28 + b"".join(map(number, (0.9642, 1.0, 0.8249)))
+    return head + b"\0" * (128 - len(head)) + table + data
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA"])
+def test_colours_are_those_of_the_profile(mode: str) -> None:
+    pixels = np.array([[[100, 150, 100], [200, 180, 160], [128, 128, 128]]], dtype=np.uint8)
+    linear = np.linalg.solve(D50_OF_SRGB, D50_OF_ADOBE @ ((pixels[0] / 255) ** (563 / 256)).T).T
+    expected = 255 * np.where(linear <= 0.0031308, 12.92 * linear, 1.055 * linear ** (1 / 2.4) - 0.055)
+    out = io.BytesIO()
+    Image.fromarray(pixels).convert(mode).save(out, "PNG", icc_profile=adobe_profile())
+    shown = pixels_of(out.getvalue())[0]
+    assert np.abs(shown - expected).max() < 2
+    assert np.abs(shown[0].astype(int) - pixels[0, 0]).max() > 10
+
+
+def test_a_profile_that_is_srgb_or_cannot_be_read_changes_nothing() -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (4, 6, 3), dtype=np.uint8)
+    for profile in (
+        ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes(),
+        b"no profile",
+        b"\0" * 5000,
+    ):
+        out = io.BytesIO()
+        Image.fromarray(pixels).save(out, "PNG", icc_profile=profile)
+        np.testing.assert_array_equal(pixels_of(out.getvalue()), pixels)

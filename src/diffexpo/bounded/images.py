@@ -1,4 +1,5 @@
-"""Images from foreign bytes: whether their files are whole and of a size that fits in memory."""
+"""Images of strangers: whether their files are whole and of a size that fits in memory, and their pixels as
+the file says that they are to be shown. Without torch."""
 
 from __future__ import annotations
 
@@ -7,17 +8,21 @@ import re
 import threading
 import warnings
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from pathlib import Path
 
-from PIL import Image
+import numpy as np
+from PIL import Image, ImageCms, ImageOps
 
-from diffexpo.data.images import on_white
-from diffexpo.errors import ImportFormatError
+from diffexpo.bounded.texts import UnreadableError, read_regular
+from diffexpo.errors import DataError, ImportFormatError
 
 FORMATS = ("JPEG", "PNG", "WEBP")
+MAX_IMAGE_BYTES = 64 * 1024 * 1024
 MAX_PIXELS = 64 * 1024 * 1024
 MAX_BUFFERED_PIXELS = 16 * 1024 * 1024
+MAX_PROFILE_BYTES = 2**22
 MAX_SCANS = 100
 MAX_SEGMENTS = 100_000
 _LARGE = 2 * 1024 * 1024
@@ -42,22 +47,36 @@ def verify_image(data: bytes) -> None:
             "more than 16 megapixels in a format that is decoded whole" (all but baseline JPEG); "a JPEG of
             more than 100 scans".
     """
-    with _opened(data) as image, nullcontext() if _is_baseline(image) else _one_if_large(image):
+    with opened(data) as image, nullcontext() if _is_baseline(image) else _one_if_large(image):
         image.draft(None, (max(1, image.width // 8), max(1, image.height // 8)))
         image.load()
 
 
+def read_image(path: Path) -> np.ndarray:
+    """A file's image (H,W,3) uint8 as `whole_image` has it; DataError for a file that is none."""
+    try:
+        return pixels_of(read_regular(path, MAX_IMAGE_BYTES))
+    except (OSError, UnreadableError, ImportFormatError) as error:
+        raise DataError(f"{path} is no image that can be read ({error}); copy it again") from None
+
+
+def pixels_of(data: bytes, formats: Sequence[str] = FORMATS) -> np.ndarray:
+    """The pixels (H,W,3) uint8 of `whole_image`."""
+    with whole_image(data, formats) as image:
+        return np.array(image, dtype=np.uint8)
+
+
 @contextmanager
-def whole_image(data: bytes) -> Iterator[Image.Image]:
+def whole_image(data: bytes, formats: Sequence[str] = FORMATS) -> Iterator[Image.Image]:
     """The image in RGB, within the limits of `verify_image`; while a thread uses a large one, no other
     decodes one. What goes wrong in the block is no damage and passes as it is."""
     with ExitStack() as turn:
-        yield _decoded(data, turn)
+        yield _decoded(data, formats, turn)
 
 
-def _decoded(data: bytes, turn: ExitStack) -> Image.Image:
+def _decoded(data: bytes, formats: Sequence[str], turn: ExitStack) -> Image.Image:
     # a function of its own, so that only the result is kept in memory while it is used
-    with _opened(data) as image:
+    with opened(data, formats) as image:
         turn.enter_context(_one_if_large(image))
         return on_white(image)
 
@@ -88,11 +107,11 @@ _ONE_AT_A_TIME = threading.Lock()
 
 
 @contextmanager
-def _opened(data: bytes) -> Iterator[Image.Image]:
+def opened(data: bytes, formats: Sequence[str] = FORMATS) -> Iterator[Image.Image]:
     """The image with its header read and found to fit in memory; what goes wrong in the block is damage."""
     with _QUIET:
         try:
-            image = Image.open(io.BytesIO(data), formats=FORMATS)
+            image = Image.open(io.BytesIO(data), formats=list(formats))
         except Image.DecompressionBombError as error:
             raise ImportFormatError("more than 64 megapixels") from error
         except MemoryError:  # of the machine, not of the image
@@ -193,3 +212,33 @@ def _check_png(data: bytes) -> None:
             return
         place = end
     raise ImportFormatError(_DAMAGED)
+
+
+def on_white(image: Image.Image) -> Image.Image:
+    """The image in sRGB as it is to be shown: turned as its EXIF orientation says, the colours those of its
+    profile, 16-bit grey scaled to 8 bits, transparency laid on white."""
+    image = _in_srgb(ImageOps.exif_transpose(image))
+    if image.mode.startswith("I;16") or image.mode == "I":
+        grey = np.asarray(image).astype(np.float64) / 257.0
+        image = Image.fromarray(grey.round().clip(0, 255).astype(np.uint8))
+    if image.has_transparency_data:
+        layer = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", image.size, "white"), layer).convert("RGB")
+    return image.convert("RGB")
+
+
+def _in_srgb(image: Image.Image) -> Image.Image:
+    """The image with colours in sRGB, where its file carries the profile of another space; one whose profile
+    cannot be read is taken as it is, as viewers do."""
+    profile = image.info.get("icc_profile", b"")
+    if image.mode not in ("RGB", "RGBA") or not 0 < len(profile) <= MAX_PROFILE_BYTES:
+        return image
+    try:
+        found = ImageCms.getOpenProfile(io.BytesIO(profile))
+        if "srgb" in ImageCms.getProfileDescription(found).lower():
+            return image
+        own = ImageCms.createProfile("sRGB")
+        shown = ImageCms.profileToProfile(image, found, own, outputMode=image.mode)
+    except (ImageCms.PyCMSError, OSError, ValueError):
+        return image
+    return image if shown is None else shown
