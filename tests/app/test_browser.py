@@ -72,8 +72,14 @@ def after(browser: Browser, act: object, *arguments: str) -> None:
 
 
 def loaded(browser: Browser) -> bool:
-    """Whether the page's scripts have run, so that its keys work."""
-    return bool(browser.script("return document.readyState === 'complete'"))
+    """Whether the page's scripts have run and have seen what was swapped in, so that its keys work: pressed
+    earlier, a button sends its form without them, and the page comes as a whole."""
+    return bool(
+        browser.script(
+            "return document.readyState === 'complete' && "
+            "!document.querySelector('.htmx-added, .htmx-settling, .htmx-swapping, .htmx-request')"
+        )
+    )
 
 
 def fits(browser: Browser) -> bool:
