@@ -10,7 +10,7 @@ order.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import KW_ONLY, dataclass, field
 from itertools import islice
@@ -183,9 +183,9 @@ class Engine:
                 values = measure_against_itself(self.policy, self.algorithm, part, key)
         self._check_agreement(self.world.broadcast_object(values))
 
-    def _check_step(self, run: Progress, values: Mapping[str, float]) -> None:
+    def _check_step(self, run: Progress, values: Mapping[str, float], largest: Sequence[float]) -> None:
         """Check the first finite step, before which nothing has moved: the same numbers in all processes."""
-        check_gradients({name: _gradient(parameter) for name, parameter in run.parameters.items()})
+        check_gradients(dict(zip(run.parameters, largest, strict=True)))
         if run.shows_agreement and self.algorithm.settings.shows_agreement:
             self._check_agreement(values)
         run.awaits_check = False
@@ -212,14 +212,15 @@ class Engine:
         gradients = [_gradient(parameter) for parameter in run.parameters.values()]
         self.world.all_reduce_sum(gradients)
         norm = torch.nn.utils.get_total_norm(gradients)
-        values, grad_norm = self._merge(sums, norm)
+        seen = [gradient.abs().amax() for gradient in gradients] if run.awaits_check else []
+        values, grad_norm, largest = self._merge(sums, norm, seen)
         grad_norm /= run.scale.value
         rate = learning_rate(run.step, run.steps, self.settings)
         is_finite = math.isfinite(grad_norm) and math.isfinite(values["train/loss"])
         loss_scale = run.scale.value
         if is_finite:
             if run.awaits_check:
-                self._check_step(run, values)
+                self._check_step(run, values, largest)
             clip = min(1.0, self.settings.max_grad_norm / (grad_norm + 1e-6)) / loss_scale
             if clip != 1.0:
                 torch._foreach_mul_(gradients, clip)
@@ -305,11 +306,12 @@ class Engine:
         return [(algorithm.with_measured(part, sums), factor) for part, factor in batch.parts]
 
     def _merge(
-        self, sums: list[tuple[str, Tensor, float | Tensor]], norm: Tensor
-    ) -> tuple[dict[str, float], float]:
-        """Means over all processes, and the gradient norm, with a single wait for the device."""
+        self, sums: list[tuple[str, Tensor, float | Tensor]], norm: Tensor, others: list[Tensor]
+    ) -> tuple[dict[str, float], float, list[float]]:
+        """Means over all processes, the gradient norm and other numbers, with a single wait for the
+        device."""
         below = [count for _, _, count in sums if isinstance(count, Tensor)]
-        numbers = torch.stack([norm, *(value for _, value, _ in sums), *below]).tolist()
+        numbers = torch.stack([norm, *(value for _, value, _ in sums), *below, *others]).tolist()
         known = iter(numbers[1 + len(sums) :])
         counts = [next(known) if isinstance(count, Tensor) else count for _, _, count in sums]
         names = [name for name, _, _ in sums]
@@ -327,7 +329,8 @@ class Engine:
         # train/loss comes as shares of the mean (count 0); everything else as sums with counts, which are 0
         # where no row of the step has the metric.
         occurs = {name: both for name, both in totals.items() if both[1] or name == "train/loss"}
-        return {name: total / (counted or 1.0) for name, (total, counted) in occurs.items()}, numbers[0]
+        means = {name: total / (counted or 1.0) for name, (total, counted) in occurs.items()}
+        return means, numbers[0], numbers[len(numbers) - len(others) :]
 
     def _tick(self, tick: Callable[[], None]) -> None:
         """With several processes a stop waits for the end of the step, where all agree on it."""

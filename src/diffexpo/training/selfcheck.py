@@ -7,7 +7,6 @@ import re
 from collections.abc import Collection, Mapping
 
 import torch
-from torch import Tensor
 
 from diffexpo.errors import TrainingError
 from diffexpo.types import Algorithm, Batch, LossOutput, Policy
@@ -25,10 +24,14 @@ def check_trainable(parameters: Collection[object]) -> None:
         raise TrainingError(f"nothing to train: the policy has 0 trainable tensors; {advice}")
 
 
-def check_gradients(gradients: Mapping[str, Tensor]) -> None:
-    """Every trained module has a gradient that is not zero; a TrainingError names those that it misses."""
-    modules = {trained_module(name) for name in gradients}
-    missed = unreached_modules(gradients)
+def check_gradients(largest: Mapping[str, float]) -> None:
+    """Every trained module has a gradient that is not zero; a TrainingError names those that it misses.
+
+    Args:
+        largest: Largest absolute value of each trained tensor's gradient.
+    """
+    modules = {trained_module(name) for name in largest}
+    missed = unreached_modules(largest)
     if len(missed) == len(modules):
         raise TrainingError(
             f"no gradient reaches any of the {len(modules)} trained modules; winners equal to losers, "
@@ -41,13 +44,13 @@ def check_gradients(gradients: Mapping[str, Tensor]) -> None:
         raise TrainingError(f"{reason}; {advice}")
 
 
-def unreached_modules(gradients: Mapping[str, Tensor]) -> list[str]:
+def unreached_modules(largest: Mapping[str, float]) -> list[str]:
     """Trained modules whose gradient is zero. A low-rank pair counts as one module: at the start
     its up matrix (B) is 0, so that its down matrix (A) rightly has gradient 0."""
     reached: dict[str, bool] = {}
-    for name, gradient in gradients.items():
+    for name, value in largest.items():
         module = trained_module(name)
-        reached[module] = reached.get(module, False) or bool((gradient != 0).any())
+        reached[module] = reached.get(module, False) or value != 0
     return [module for module, arrived in reached.items() if not arrived]
 
 
