@@ -44,7 +44,7 @@ class ClipReward(DualEncoder):
         files = model_files(name, folder)
         base = base or PROCESSORS.get(path)
         processor = folder if base is None else find_folder(name, base, expected)
-        prepare = read_processor(name, processor)
-        model, tokenizer = read_clip_model(name, folder), read_part(name, processor, CLIPTokenizer)
+        model = read_clip_model(name, folder)  # first: it says whose a damaged config.json is
+        prepare, tokenizer = read_processor(name, processor), read_part(name, processor, CLIPTokenizer)
         super().__init__(name, model, tokenizer, prepare, device=device, precision=precision, unit=scale)
         self.version = fingerprint(files, (folder, processor), scale=scale, precision=precision)

@@ -23,6 +23,8 @@
   }
   document.addEventListener("keydown", function (event) {
     if (event.ctrlKey || event.altKey || event.metaKey || event.repeat) return;
+    // A question that has just been swapped in: nobody has seen it, and its buttons would send the page as a whole.
+    if (document.querySelector("#task .htmx-added, #task.htmx-added, .htmx-settling")) return event.preventDefault();
     var key = event.key.length === 1 ? event.key.toLowerCase() : event.key;
     if (answerNext(key)) return event.preventDefault();
     var buttons = document.querySelectorAll("#task button[data-keys]");
