@@ -13,8 +13,8 @@ from diffexpo.config.methods import METHOD_BY_NAME
 from diffexpo.online.cost import run_cost
 
 NAMES = [recipe.name for recipe in list_recipes() if recipe.name.startswith("scenes/")]
-DEFAULT_RUNS = ("scenes/expo", "scenes/expo_multi", "scenes/dpo_offline")
-"""As long as what `make run` does and compares; the others show that a method learns."""
+DEFAULT_RUNS = ("scenes/expo", "scenes/distil", "scenes/expo_multi", "scenes/dpo_offline")
+"""As long as what `make run` does and compares, where it starts included; the others show that a method learns."""
 SMALL = [name for name in NAMES if name.partition("/")[2] in METHODS and name not in DEFAULT_RUNS]
 MOST_EVALUATIONS = 110_000
 """Network evaluations that an older core does within eight minutes (about 230 a second)."""
