@@ -253,9 +253,9 @@ def test_too_few_images_of_a_prompt_are_refused_with_the_number_that_does() -> N
 
 
 def test_a_method_on_margins_says_what_its_beta_comes_to_at_stable_diffusion():
-    said = load("algorithm.beta=250").algorithm.describe_pull(512)
+    said = load("algorithm.beta=156.25").algorithm.describe_pull(512)
     assert (
-        said is not None and "250 multiplies means over 512 latent elements: it pulls like 7.8125 at" in said
+        said is not None and "156.25 multiplies means over 512 latent elements: it pulls like 5000 at" in said
     )
     assert "like 5000 at" in str(load("algorithm.beta=5000").algorithm.describe_pull(4 * 64 * 64))
     assert load("algorithm.type=sft").algorithm.describe_pull(512) is None

@@ -161,7 +161,8 @@ class MarginConfig(PairsConfig, LogisticConfig):
         return 0.5 * self.beta
 
     def describe_pull(self, elements: int) -> str | None:
-        there = self.beta * elements / SD15_ELEMENTS
+        # beta times a mean over D elements is beta / D times their sum.
+        there = self.beta * SD15_ELEMENTS / elements
         return (
             f"beta {self.beta:g} multiplies means over {elements:,} latent elements: it pulls like {there:g} "
             f"at Stable Diffusion 1.5's {SD15_ELEMENTS:,}"
