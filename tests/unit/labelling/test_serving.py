@@ -11,6 +11,7 @@ import time
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
+from http.client import HTTPException
 from pathlib import Path
 from urllib.parse import urlencode
 
@@ -136,7 +137,7 @@ def test_killed_at_random_moments_it_has_every_confirmed_vote_once(tmp_path: Pat
                     tried[number] = answer
                     get(f"{here}/vote", {"task": number, "answer": answer})
                     confirmed[number] = answer
-            except OSError as error:
+            except (OSError, HTTPException) as error:  # an answer may break off in the middle
                 assert end == float("inf"), f"{error!r} before the server was killed"
             os.waitpid(pid, 0)
     with Book(tmp_path) as book:
