@@ -102,7 +102,7 @@ class PairErrors:
     loser_scale: Tensor | None = None
     distance: Tensor | None = None
     anchor: Tensor | None = None
-    step: Tensor | None = None
+    from_reference: Tensor | None = None
     reference: Tensor | None = None
 
     @property
@@ -173,8 +173,8 @@ class PairMethod(ForwardMethod, ABC):
         seen = predict_pairs(policy, pairs, needs_reference=self.settings.needs_reference)
         errors = self.errors_of(seen)
         if self.settings.proximal > 0 and seen.reference is not None:
-            step = seen.of_pair(squared_distance(seen.current, seen.reference))
-            errors = replace(errors, step=step, reference=seen.reference)
+            away = seen.of_pair(squared_distance(seen.current, seen.reference))
+            errors = replace(errors, from_reference=away, reference=seen.reference)
         if self.anchor is None:
             return errors
         held = seen.held()
@@ -197,8 +197,9 @@ class PairMethod(ForwardMethod, ABC):
 
     def _weighted(self, errors: PairErrors, batch: PairBatch) -> tuple[Tensor, Metrics]:
         per_pair, values = self.losses_of_errors(errors, batch)
-        if errors.step is not None:
-            per_pair = per_pair + 0.5 * self.settings.proximal * self.beta_of(errors, batch) * errors.step
+        if errors.from_reference is not None:
+            pull = 0.5 * self.settings.proximal * self.beta_of(errors, batch)
+            per_pair = per_pair + pull * errors.from_reference
         if self.anchor is not None and errors.distance is not None:
             pull = 0.5 * self.anchor.weight * self.beta_of(errors, batch)
             per_pair = per_pair + pull * errors.distance
@@ -336,7 +337,7 @@ def in_parts(
         "winner": errors.winner,
         "loser": errors.loser,
         "distance": errors.distance,
-        "step": errors.step,
+        "from_reference": errors.from_reference,
     }
     leaves: dict[str, Any] = {
         name: error.detach().requires_grad_() for name, error in measured.items() if error is not None
@@ -352,9 +353,9 @@ def in_parts(
         held = pairs.held_of_half(prediction)
         for pull, target, rows in (
             ("distance", errors.anchor, held),
-            ("step", errors.reference, prediction),
+            ("from_reference", errors.reference, prediction),
         ):
-            if target is not None and pull in slopes:
+            if target is not None:
                 distance = squared_distance(rows, target.chunk(2)[number])
                 terms.append((0.5 * slopes[pull], pairs.mean(distance)))
         loss = shown + sum((slope * (error - error.detach())).sum() for slope, error in terms)
