@@ -79,6 +79,8 @@ class Server:
     ) -> Command:
         number = next(self._numbers)
         out, err = (Path(self._folder.name) / f"{number}.{kind}" for kind in ("out", "err"))
+        for printed in (out, err):  # there to be read before the child opens it
+            printed.touch()
         request = {
             "start": arguments,
             "module": module,
