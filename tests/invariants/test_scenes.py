@@ -1,4 +1,4 @@
-"""A recipe of the scenes with several rewards, small: on the shipped base, from the first image to the judges' scores."""
+"""Recipes of the scenes with several rewards, small: on the shipped base, from the first image to the judges' scores."""
 
 from __future__ import annotations
 
@@ -58,3 +58,14 @@ def test_two_rewards_rank_together_and_two_others_judge(tmp_path: Path) -> None:
     assert np.isfinite(suite.scores["heldout_looks"]).all()
     assert set(np.unique(suite.scores["correct"])) <= {0.0, 1.0}
     assert suite.embedder == "32x32 pixels"
+
+
+def test_a_reward_over_the_images_of_a_prompt_trains_though_no_evaluation_has_it(tmp_path: Path) -> None:
+    config = load_config(["scenes/balance"], SMALL, {}).config
+    folder = tmp_path / "run"
+    assembly.run(config, folder, sources={}, resume=False, console=Console(), stop_after="train-2")
+    samples = Store(folder / "store").samples(1)
+    assert all(np.isfinite([each.rewards["gender"], each.rewards["skin_tone"]]).all() for each in samples)
+    base = load_suite(folder / "eval" / "base").scores
+    assert "score" in base and not {"gender", "skin_tone"} & set(base)
+    assert (folder / "checkpoints" / "weights-0002.safetensors").is_file()

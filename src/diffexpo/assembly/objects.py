@@ -217,7 +217,9 @@ def unused_negatives(config: RunConfig, prompts: Sequence[Prompt]) -> str:
 
 def build_ranking(config: RunConfig) -> Ranking:
     """How the train rewards become one order."""
-    train = {reward.name: reward.weight for reward in train_rewards(config) if not reward.asks_people}
+    rewards = [reward for reward in train_rewards(config) if not reward.asks_people]
+    train = {reward.name: reward.weight for reward in rewards}
+    alone = [reward.name for reward in rewards if not reward.is_groupwise]  # evaluations have these only
     kind, needs_uncertainty = config.mixture.kind, config.algorithm.needs_uncertainty
 
     def only(scores: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -226,7 +228,7 @@ def build_ranking(config: RunConfig) -> Ranking:
     return Ranking(
         judge="+".join(train) if len(train) == 1 else f"{kind}({'+'.join(train)})",
         mix=lambda scores: mix_rewards(only(scores), train, kind),
-        check=lambda scores: check_rewards(only(scores)),
+        check=lambda scores: check_rewards({name: scores[name] for name in alone}),
         dominance=(lambda scores: dominance(only(scores), train)) if kind == "pareto" else None,
         uncertainty=(lambda scores: uncertainty(only(scores))) if needs_uncertainty else None,
         conflicts=lambda scores: conflict_metrics(scores, train),
