@@ -21,6 +21,7 @@ from pathlib import Path
 from diffexpo.errors import StoreError
 
 TEMPORARY = ".tmp"
+SUMS = "SHA256SUMS"
 _CHUNK = 1 << 24
 _ADVICE = {
     errno.ENOSPC: "free space and resume",
@@ -117,6 +118,27 @@ def sha256_of(path: Path) -> str:
     """Hex SHA-256 of a file's bytes."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def write_checksums(folder: Path, files: Sequence[Path]) -> None:
+    """Say in SHA256SUMS of a folder (`sha256sum -c`) what these of its files hold."""
+    lines = (f"{sha256_of(path)}  {path.relative_to(folder).as_posix()}\n" for path in sorted(files))
+    write_text(folder / SUMS, "".join(lines))
+
+
+def changed_files(folder: Path) -> dict[str, str]:
+    """What has become of files that SHA256SUMS of a folder names: name -> "has changed" or "is missing"."""
+    found = {}
+    for line in (folder / SUMS).read_text(encoding="utf-8", errors="replace").splitlines():
+        digest, between, name = line.partition("  ")
+        path = folder / name
+        if len(digest) != 64 or not between:
+            found[SUMS] = "has changed"
+        elif not path.is_file():
+            found[name] = "is missing"
+        elif sha256_of(path) != digest:
+            found[name] = "has changed"
+    return found
 
 
 def sync_tree(folder: Path) -> None:

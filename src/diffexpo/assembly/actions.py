@@ -24,7 +24,7 @@ from diffexpo.data.store import Store
 from diffexpo.errors import MissingError, PolicyError
 from diffexpo.evaluation.card import Exported, write_card
 from diffexpo.evaluation.records import choose_pair_examples
-from diffexpo.files import sha256_of, sync_tree, write_text
+from diffexpo.files import SUMS, sync_tree, write_checksums
 from diffexpo.online.keeping import kept_iterate
 from diffexpo.online.loop import Loop
 from diffexpo.online.stages.improve import redraw_improved
@@ -34,8 +34,6 @@ from diffexpo.policies.family import FamilyPolicy
 from diffexpo.rewards.images import to_bytes
 from diffexpo.training.checkpoint import read_tensors
 from diffexpo.types import Policy
-
-SUMS = "SHA256SUMS"
 
 
 def inspect(run_dir: Path, pair_id: str | None) -> dict[str, object]:
@@ -152,8 +150,7 @@ def export(
 def write_sums(folder: Path) -> None:
     """Make an export durable, and say in SHA256SUMS (`sha256sum -c`) what it consists of."""
     sync_tree(folder)
-    lines = (f"{sha256_of(path)}  {path.relative_to(folder).as_posix()}\n" for path in exported_files(folder))
-    write_text(folder / SUMS, "".join(lines))
+    write_checksums(folder, exported_files(folder))
 
 
 def exported_files(folder: Path) -> list[Path]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from diffexpo.assembly.actions import SUMS
 from diffexpo.assembly.folders import iterate_path, read_status
 from diffexpo.assembly.inputs import identity_of
 from diffexpo.assembly.verifying import Finding
@@ -16,7 +15,7 @@ from diffexpo.data.identity import compare, read_identity
 from diffexpo.data.manifests import list_manifests, read_manifests
 from diffexpo.errors import ConfigError, DiffexpoError, MissingError, ResumeError, StoreError
 from diffexpo.evaluation.records import load_run, load_suite
-from diffexpo.files import sha256_of, write_text
+from diffexpo.files import SUMS, changed_files, write_text
 from diffexpo.policies.states import fingerprint_state
 from diffexpo.training.checkpoint import read_checkpoint, read_tensors
 from diffexpo.training.metrics import sound_metrics
@@ -156,9 +155,8 @@ def _suites(run_dir: Path) -> Iterator[Finding]:
 
 
 def _metrics(run_dir: Path) -> Iterator[Finding]:
-    for path in (
-        file for lane in LANES for file in sorted(run_dir.glob(f"{lane}/metrics.jsonl".lstrip("/")))
-    ):
+    found = (file for lane in LANES for file in run_dir.glob(f"{lane}/metrics.jsonl*".lstrip("/")))
+    for path in sorted({file.with_name("metrics.jsonl") for file in found}):
         rows, problems = sound_metrics(path)
         yield from (Finding("fail", problem) for problem in problems)
         if not problems:
@@ -180,11 +178,11 @@ def _end(run_dir: Path) -> Iterator[Finding]:
         is_there = path.is_file() or next(path.glob("*"), None) is not None
         told = "is there" if is_there else f"is missing; write it again with {again} {run_dir}"
         yield Finding("ok" if is_there else "fail", f"{name} {told}")
+    if (run_dir / SUMS).is_file():
+        for name, what in changed_files(run_dir).items():
+            advice = f"restore it, or write the report again with `diffexpo report {run_dir}`"
+            yield Finding("fail", f"{name} {what} since the report was written; {advice}")
     for sums in sorted((run_dir / "export").rglob(SUMS)):
-        for line in sums.read_text(encoding="utf-8", errors="replace").splitlines():
-            digest, _, name = line.partition("  ")
-            path = sums.parent / name
-            if not path.is_file() or sha256_of(path) != digest:
-                what = "has changed since it was exported" if path.is_file() else "is missing"
-                again = f"write it again with `diffexpo export {run_dir}`"
-                yield Finding("fail", f"{path.relative_to(run_dir)} {what}; {again}")
+        for name, what in changed_files(sums.parent).items():
+            path, again = sums.parent / name, f"write it again with `diffexpo export {run_dir}`"
+            yield Finding("fail", f"{path.relative_to(run_dir)} {what} since it was exported; {again}")

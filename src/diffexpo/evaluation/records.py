@@ -19,6 +19,7 @@ their sum is the run's total.
 from __future__ import annotations
 
 import json
+import logging
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -41,6 +42,7 @@ from diffexpo.training.metrics import sound_metrics
 from diffexpo.types import Prompt
 
 Json = dict[str, Any]
+_log = logging.getLogger("diffexpo")
 CONTENDERS = "contenders"
 PAIR_RULES = ("first", "median margin", "largest margin")
 
@@ -236,7 +238,12 @@ def save_pair_examples(
     """Write an iteration's example pairs (example, winner (H,W,3) uint8, loser) to `<run>/eval/pairs`."""
     folder = run_dir / "eval" / "pairs"
     folder.mkdir(parents=True, exist_ok=True)
-    rows = [row for row in _read_json(folder / "pairs.json", []) if row["iteration"] != iteration]
+    try:
+        known = _read_examples(folder)
+    except DataError as error:
+        _log.warning("%s; the examples of other iterations are lost", error)
+        known = []
+    rows = [asdict(example) for example in known if example.iteration != iteration]
     for index, (example, winner, loser) in enumerate(examples):
         row = asdict(example)
         for side, image in (("winner", winner), ("loser", loser)):
@@ -246,7 +253,22 @@ def save_pair_examples(
             row[f"{side}_scores"] = {name: _number(value) for name, value in scores.items()}
         rows.append(row)
     rows.sort(key=lambda row: row["iteration"])
-    write_json(folder / "pairs.json", rows)
+    write_json(folder / "pairs.json", {"pairs": rows, "checksum": checksum_of({"pairs": rows})})
+
+
+def _read_examples(folder: Path) -> list[PairExample]:
+    """The example pairs of a folder; DataError where pairs.json is not what was written."""
+    found = _read_json(folder / "pairs.json", [])
+    rows, known = (found.get("pairs"), found.get("checksum")) if isinstance(found, dict) else (found, None)
+    try:
+        if isinstance(found, dict) and checksum_of({"pairs": rows}) != known:
+            raise ValueError("its checksum does not match")
+        return [PairExample(**row) for row in rows or ()]
+    except (TypeError, ValueError) as error:
+        raise DataError(
+            f"{folder / 'pairs.json'} is damaged ({error}); restore it, or delete it: the report then has no "
+            "example pairs"
+        ) from error
 
 
 def series(lines: Iterable[Json], name: str, phase: str | None = None) -> list[tuple[int, float]]:
@@ -286,6 +308,11 @@ def load_run(run_dir: Path, *, with_images: bool = True) -> RunRecord:
         )
         for name, suite in _load_suites(beside / "eval", problems, with_images).items()
     }
+    examples: list[PairExample] = []
+    try:
+        examples = _read_examples(run_dir / "eval" / "pairs")
+    except DataError as error:
+        problems.append(str(error))
     validations: dict[int, Json] = {}
     try:
         validations = read_manifests(run_dir / "store", VALIDATE)
@@ -299,7 +326,7 @@ def load_run(run_dir: Path, *, with_images: bool = True) -> RunRecord:
         metrics=metrics_of(run_dir / "metrics.jsonl"),
         suites=suites,
         baseline_metrics=metrics_of(run_dir / "baseline" / "metrics.jsonl"),
-        examples=[PairExample(**row) for row in _read_json(run_dir / "eval" / "pairs" / "pairs.json", [])],
+        examples=examples,
         problems=problems,
         contenders=contenders,
         validations=validations,

@@ -34,7 +34,7 @@ from diffexpo.evaluation.records import RunRecord, load_run, series
 from diffexpo.evaluation.summary import BASELINE, Estimate, Summary, summarise
 from diffexpo.evaluation.templates import HERE, percent, template
 from diffexpo.evaluation.wording import Method
-from diffexpo.files import write_json, write_text
+from diffexpo.files import write_checksums, write_json, write_text
 
 MAX_POINTS = 120
 # Figures of optimiser steps: a method that does not record the metric does not have the figure.
@@ -45,10 +45,18 @@ METRICS = {
     "clipping": "train/clip_fraction",
 }
 
+SEALED = (
+    "report.html", "summary.json", "contenders.json", "config.source.yaml", "eval/*/suite.json",
+    "eval/pairs/*", "eval/grid.png", "contenders/eval/*/suite.json",
+)  # fmt: skip
+"""What a report was made from and what it wrote, as SHA256SUMS of the run has it: everything but the store,
+the weights and the metrics, which have checksums of their own."""
+
 
 def write_report(run_dir: Path, state: str | None = None) -> Path:
     """Write `<run>/report.html` of a run, finished or not, the before/after sheet `<run>/eval/grid.png`, its
-    headline numbers as `<run>/summary.json`, and the table of contenders, if any, as `<run>/contenders.json`.
+    headline numbers as `<run>/summary.json`, the table of contenders, if any, as `<run>/contenders.json`, and
+    the checksums of these and of the evaluations as `<run>/SHA256SUMS`.
 
     `state` is the run's, where status.json does not have it yet. Returns the page's path; the same files give
     the same bytes. MissingError if the folder is not a run, DataError if one of its files is damaged.
@@ -69,6 +77,7 @@ def write_report(run_dir: Path, state: str | None = None) -> Path:
     if summary.contenders is not None:
         named = {"name": record.config.get("name", ""), "seed": record.config.get("seed", 0)}
         write_json(record.run_dir / "contenders.json", named | summary.contenders.to_json())
+    write_checksums(record.run_dir, [file for name in SEALED for file in record.run_dir.glob(name)])
     return path
 
 

@@ -25,7 +25,7 @@ from torch import Tensor
 from diffexpo.config import RunConfig
 from diffexpo.data.latents import PromptEmbeddings
 from diffexpo.data.store import Store
-from diffexpo.errors import ResumeError
+from diffexpo.errors import PolicyError, ResumeError
 from diffexpo.online.improved_pairs import Improving
 from diffexpo.online.keeping import STAGE as VALIDATE
 from diffexpo.online.keeping import last_iteration
@@ -180,7 +180,10 @@ def load_trained(
     """
     if not path.exists():
         raise ResumeError(f"{path} is missing although {fact}; restore it or start a new run")
-    weights.load(version, read_tensors(path))
+    try:
+        weights.load(version, read_tensors(path))
+    except PolicyError as error:
+        raise ResumeError(f"{path} holds no weights of this run: {error}; restore it") from error
     if weights.fingerprint(version) != loop.store.manifest(*stage)["weights"]:
         raise ResumeError(
             f"{path} does not hold the weights that were trained; restore it or start a new run"

@@ -3,6 +3,10 @@
 `wall_s` is the time since this process opened the file; nothing else in the file may differ between two runs
 of the same configuration. `step` counts optimiser steps done, from 1, and is null on lines that belong to no
 step. A value that is not finite is null.
+
+metrics.jsonl.crc32 beside it has the CRC-32 of each line, so that a line that was changed or lost is known.
+A line is written before its sum, and sums are taken back before their lines, so a crash leaves lines without
+a sum at the end only; they count.
 """
 
 from __future__ import annotations
@@ -14,7 +18,10 @@ import os
 import resource
 import sys
 import time
+import zlib
+from collections import Counter
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -57,8 +64,9 @@ class MetricsWriter:
             record[name] = value if value is None or math.isfinite(value) else None
         line = json.dumps(record, allow_nan=False) + "\n"
         try:
-            with self.path.open("ab", buffering=0) as file:
-                file.write(line.encode())
+            for path, text in ((self.path, line), (sums_path(self.path), _sum_of(line.encode()) + "\n")):
+                with path.open("ab", buffering=0) as file:
+                    file.write(text.encode())
         except OSError as error:
             advice = "free space and continue with `diffexpo run --resume`"
             raise DiffexpoError(f"cannot write {self.path}: {error.strerror}; {advice}") from error
@@ -81,6 +89,7 @@ class MetricsWriter:
         for number, line in enumerate(lines):
             record = parse_json(line)
             if record["iteration"] == iteration and record["phase"] == "train" and record["step"] > step:
+                _write_sums(self.path, lines[:number])
                 os.truncate(self.path, sum(map(len, lines[:number])))
                 self._scan()
                 return len(lines) - number
@@ -89,53 +98,49 @@ class MetricsWriter:
     def sync(self) -> None:
         """Force the lines to the disk (before a checkpoint that counts on them)."""
         if self.active:
-            with self.path.open("ab") as file:
-                os.fsync(file.fileno())
+            for path in (self.path, sums_path(self.path)):
+                with path.open("ab") as file:
+                    os.fsync(file.fileno())
 
     def _scan(self) -> None:
         self.path.touch()
-        rows, damaged, sound, torn = _parse(self.path.read_bytes())
-        if damaged:
-            aside, numbers = damaged_path(self.path), ", ".join(str(number) for number, _ in damaged)
+        found = _parse(self.path)
+        if found.damaged or found.lost:
+            aside = damaged_path(self.path)
             kept = aside.read_bytes() if aside.exists() else b""
-            write_bytes(aside, kept + b"".join(line for _, line in damaged))
-            write_bytes(self.path, sound)
+            lost = [line for _, line in found.damaged] + [b"(lost)\n"] * found.lost
+            write_bytes(aside, kept + b"".join(lost))
+            write_bytes(self.path, b"".join(found.sound))
             logging.getLogger("diffexpo").warning(
-                "%s: line %s damaged, kept aside in %s; what stood there is missing from curves and costs",
+                "%s: %s; what stood there is missing from curves and costs",
                 self.path,
-                f"{numbers} is" if len(damaged) == 1 else f"{numbers} are",
-                aside.name,
+                found.describe(aside),
             )
-        elif torn:
-            os.truncate(self.path, len(sound))
-        self._once = {(row["iteration"], row["phase"]) for row in rows if row["step"] is None}
+        elif found.is_torn:
+            os.truncate(self.path, sum(map(len, found.sound)))
+        if found.is_torn or not found.is_summed:
+            _write_sums(self.path, found.sound)
+        self._once = {(row["iteration"], row["phase"]) for row in found.rows if row["step"] is None}
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
     """Lines of a metrics file; one that a crash tore at the end is left out, an absent file is empty.
     DataError if a whole line is not a JSON object with an iteration, a step and a phase."""
-    rows, damaged, _, _ = _parse(path.read_bytes() if path.exists() else b"")
-    if damaged:
-        raise DataError(_say(path, *damaged[0]))
-    return rows
+    found = _parse(path)
+    if problems := found.problems(path):
+        raise DataError(problems[0])
+    return found.rows
 
 
 def sound_metrics(path: Path) -> tuple[list[dict[str, Any]], list[str]]:
-    """What can be read of a metrics file, and a sentence on each damaged line, also on those that were kept
-    aside before."""
-    rows, damaged, _, _ = _parse(path.read_bytes() if path.exists() else b"")
-    told = [_say(path, number, line) for number, line in damaged]
+    """What can be read of a metrics file, and a sentence on each line that is damaged or lost, also on those
+    that were kept aside before."""
+    found = _parse(path)
+    told = found.problems(path)
     if (aside := damaged_path(path)).exists():
         lines = aside.read_bytes().count(b"\n")
-        told.append(f"{path} has lost {lines} damaged lines, which are in {aside.name}")
-    return rows, told
-
-
-def _say(path: Path, number: int, line: bytes) -> str:
-    return (
-        f"{path} line {number}: expected a JSON object with iteration, step and phase, found {line[:40]!r}; "
-        "the file is damaged: restore it, or resume the run, which keeps the line aside"
-    )
+        told.append(f"{path} has lost {lines} damaged lines; what is left of them is in {aside.name}")
+    return found.rows, told
 
 
 def damaged_path(path: Path) -> Path:
@@ -143,21 +148,78 @@ def damaged_path(path: Path) -> Path:
     return path.with_name(path.name + ".damaged")
 
 
-def _parse(data: bytes) -> tuple[list[dict[str, Any]], list[tuple[int, bytes]], bytes, bool]:
-    """The JSON objects; damaged lines with their numbers; the sound lines; and whether a crash tore the end,
-    or left zeros there, which is neither."""
-    rows: list[dict[str, Any]] = []
-    damaged, sound = [], []
-    lines = data.split(b"\n")
-    for number, line in enumerate(lines[:-1], 1):
-        row = _row(line)
-        if row is not None:
-            rows.append(row)
-            sound.append(line + b"\n")
-        elif number < len(lines) - 1 or line.strip(b"\0"):
-            damaged.append((number, line + b"\n"))
-    kept = b"".join(sound)
-    return rows, damaged, kept, len(data) > len(kept)
+def sums_path(path: Path) -> Path:
+    """Where the checksums of the lines of a metrics file are."""
+    return path.with_name(path.name + ".crc32")
+
+
+@dataclass
+class _Parsed:
+    """A metrics file: the objects of its `sound` lines, `damaged` lines with their numbers, how many are
+    `lost`, whether a crash tore the end or left zeros there, which is neither, and whether the sums are those
+    of the sound lines."""
+
+    rows: list[dict[str, Any]] = field(default_factory=list)
+    damaged: list[tuple[int, bytes]] = field(default_factory=list)
+    sound: list[bytes] = field(default_factory=list)
+    lost: int = 0
+    is_torn: bool = False
+    is_summed: bool = True
+
+    def describe(self, aside: Path) -> str:
+        """What was wrong, and where it is kept."""
+        numbers = ", ".join(str(number) for number, _ in self.damaged)
+        verb = "is" if len(self.damaged) == 1 else "are"
+        found = [f"line {numbers} {verb} damaged, kept aside in {aside.name}"] if numbers else []
+        return " and ".join(found + ([f"{self.lost} lines are lost"] if self.lost else []))
+
+    def problems(self, path: Path) -> list[str]:
+        """A sentence on each."""
+        advice = "the file is damaged: restore it, or resume the run, which keeps on without"
+        told = [
+            f"{path} line {number}: expected a JSON object with iteration, step and phase that matches its "
+            f"checksum, found {line[:40]!r}; {advice} it"
+            for number, line in self.damaged
+        ]
+        return told + ([f"{path}: {self.lost} lines are lost; {advice} them"] if self.lost else [])
+
+
+def _parse(path: Path) -> _Parsed:
+    # Sums first: a process that writes meanwhile then leaves lines without a sum, not sums without a line.
+    sums = sums_path(path).read_bytes().split() if sums_path(path).exists() else []
+    data = path.read_bytes() if path.exists() else b""
+    lines, open_sums = data.split(b"\n"), Counter(sum_.decode("latin-1") for sum_ in sums if len(sum_) == 8)
+    found = _Parsed()
+    unsummed: list[tuple[int, bytes, dict[str, Any]]] = []
+    for number, line in enumerate((line + b"\n" for line in lines[:-1]), 1):
+        row, own = _row(line), _sum_of(line)
+        if row is not None and open_sums[own] > 0:
+            open_sums[own] -= 1
+            found.rows.append(row)
+            found.sound.append(line)
+        elif row is not None:
+            unsummed.append((number, line, row))
+        elif number < len(lines) - 1 or line.strip(b"\0\n"):
+            found.damaged.append((number, line))
+    missing = open_sums.total()
+    for number, line, row in unsummed:
+        if missing:  # a sum is left without its line, so this line is what became of one
+            found.damaged.append((number, line))
+        else:
+            found.rows.append(row)
+            found.sound.append(line)
+    found.lost = max(0, missing - len(found.damaged))
+    found.is_torn = len(data) > sum(map(len, found.sound))
+    found.is_summed = [_sum_of(line).encode() for line in found.sound] == sums
+    return found
+
+
+def _sum_of(line: bytes) -> str:
+    return f"{zlib.crc32(line):08x}"
+
+
+def _write_sums(path: Path, lines: list[bytes]) -> None:
+    write_bytes(sums_path(path), b"".join(_sum_of(line).encode() + b"\n" for line in lines))
 
 
 def _row(line: bytes) -> dict[str, Any] | None:

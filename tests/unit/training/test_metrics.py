@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from diffexpo.errors import DataError, DiffexpoError
-from diffexpo.training.metrics import MetricsWriter, damaged_path, read_metrics, sound_metrics
+from diffexpo.training.metrics import MetricsWriter, damaged_path, read_metrics, sound_metrics, sums_path
 
 
 def steps(path: Path) -> list[tuple[int, int | None, str]]:
@@ -67,6 +67,73 @@ def test_a_damaged_line_is_named_and_kept_aside_and_the_others_stay(
     writer.write_once(1, "collect", {})
     assert len(read_metrics(path)) == 2, "what is sound is still known"
     assert "has lost 1 damaged lines" in sound_metrics(path)[1][0]
+
+
+@pytest.fixture
+def four(tmp_path: Path) -> Path:
+    """A file of four lines."""
+    writer = MetricsWriter(tmp_path / "metrics.jsonl")
+    for step in range(4):
+        writer.write(1, step, "train", {"a": 1.5})
+    return writer.path
+
+
+def test_a_changed_digit_is_a_damaged_line(four: Path) -> None:
+    data = four.read_bytes()
+    four.write_bytes(data.replace(b"1.5", b"1.7", 1))
+    rows, problems = sound_metrics(four)
+    assert [row["step"] for row in rows] == [1, 2, 3] and len(problems) == 1
+    assert "line 1: " in problems[0] and "checksum" in problems[0]
+
+
+@pytest.mark.parametrize("kept", [[], [0], [0, 1, 2], [1, 2, 3], [0, 3]])
+def test_lines_that_are_lost_are_counted_and_stay_known(
+    kept: list[int], four: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    lines = four.read_bytes().splitlines(keepends=True)
+    four.write_bytes(b"".join(lines[number] for number in kept))
+    rows, problems = sound_metrics(four)
+    assert [row["step"] for row in rows] == kept
+    assert len(problems) == 1 and f"{4 - len(kept)} lines are lost" in problems[0]
+    MetricsWriter(four).write(1, 4, "train", {})
+    assert f"{4 - len(kept)} lines are lost" in caplog.text
+    rows, problems = sound_metrics(four)
+    assert [row["step"] for row in rows] == [*kept, 4]
+    assert len(problems) == 1 and f"has lost {4 - len(kept)} damaged lines" in problems[0]
+
+
+@pytest.mark.parametrize("left", [0, 1, 2, 3])
+@pytest.mark.parametrize("torn", ["", "abc"])
+def test_lines_whose_sums_a_crash_left_unwritten_count(left: int, torn: str, four: Path) -> None:
+    sums = sums_path(four)
+    written = sums.read_text()
+    sums.write_text(written[: 9 * left] + torn)
+    assert [row["step"] for row in read_metrics(four)] == [0, 1, 2, 3]
+    MetricsWriter(four)
+    assert sums.read_text() == written and not damaged_path(four).exists()
+
+
+def test_a_line_without_a_sum_beside_a_sum_without_a_line_is_damaged(four: Path) -> None:
+    sums_path(four).write_text(sums_path(four).read_text()[:27] + "00000000\n")
+    rows, problems = sound_metrics(four)
+    assert len(rows) == 3 and len(problems) == 1 and "line 4: " in problems[0]
+
+
+def test_a_file_without_sums_is_read_and_gets_them(four: Path) -> None:
+    written = sums_path(four).read_text()
+    sums_path(four).unlink()
+    assert len(read_metrics(four)) == 4
+    MetricsWriter(four)
+    assert sums_path(four).read_text() == written
+
+
+def test_a_rewind_that_was_broken_off_is_no_loss(four: Path) -> None:
+    """Sums are taken back first; a crash before the lines leaves them without sums."""
+    sums = sums_path(four)
+    sums.write_text(sums.read_text()[: 9 * 2])
+    writer = MetricsWriter(four)
+    assert writer.rewind(1, 1) == 2
+    assert [row["step"] for row in read_metrics(four)] == [0, 1] and not damaged_path(four).exists()
 
 
 def test_a_phase_is_written_once_even_by_the_next_process(tmp_path: Path) -> None:
