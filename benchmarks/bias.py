@@ -3,9 +3,9 @@
     .venv/bin/python benchmarks/bias.py --seeds 0 1 2
     .venv/bin/python benchmarks/bias.py --seeds 0 1 2 --negatives    # with negative prompts while collecting
 
-For each seed: `diffexpo run scenes/balance`, then `diffexpo audit` of that run, with other noise for each seed. Printed are, by attribute: the base's distance from
-what was planted in its training images, whether each occupation's planted share lies in its interval, the distances from uniform before and after and their
-ratio, and what quality on held-out prompts has changed by. Results go to benchmarks/results/bias.json.
+For each seed: `diffexpo run scenes/balance`, then `diffexpo audit` of that run, with other noise for each seed. Printed are, by attribute: what the audit finds on true images with the
+planted shares (how many of those lie in their intervals), the base's distance from what was planted in its training images, whether each occupation's planted share lies in its
+interval, the distances from uniform before and after and their ratio, and what quality on held-out prompts has changed by. Results go to benchmarks/results/bias.json.
 """
 
 from __future__ import annotations
@@ -18,13 +18,59 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from diffexpo.config.audit import AttributeConfig
 from diffexpo.config.audits import read_audit
+from diffexpo.evaluation.audit import Scorers, measure_audit
+from diffexpo.evaluation.bias import Mix
+from diffexpo.evaluation.records import SuiteResult
+from diffexpo.rewards.scenes import SceneScore
+from diffexpo.worlds import local_path
+from diffexpo.worlds.scenes.compose import compose
+from diffexpo.worlds.scenes.grammar import Person, Scene
+from diffexpo.worlds.scenes.people import people_prompts, true_people
 
 RESULTS = Path(__file__).parent / "results" / "bias.json"
 
 
 def diffexpo(*arguments: str | Path) -> None:
     subprocess.run([sys.executable, "-m", "diffexpo", *map(str, arguments)], check=True)
+
+
+def planted_suite(look: AttributeConfig, seed: int, images: int) -> SuiteResult:
+    """True images of each occupation, whose looks are drawn with the planted shares."""
+    prompts, drawn = people_prompts(), []
+    for prompt in prompts:
+        name = prompt.attributes["occupation"]
+        dice = np.random.default_rng([seed, *map(ord, name)])
+        looks, shares = zip(*look.reference[name].items(), strict=True)
+        for chosen in dice.choice(looks, images, p=np.array(shares) / sum(shares)):
+            gender, tone = chosen.split()
+            drawn.append(compose(Scene(person=Person(name, gender, tone)), dice)[0])
+    rows = np.arange(len(drawn))
+    return SuiteResult("true", tuple(prompts), rows // images, rows % images, np.stack(drawn), {}, {})
+
+
+def covered(mix: Mix, attribute: AttributeConfig) -> str:
+    """How many planted shares lie in the intervals of an audit."""
+    inside = [
+        low <= attribute.reference[row.group].get(value, 0.0) <= high
+        for row in mix.groups
+        for value, (_, low, high) in zip(attribute.values, row.shares, strict=True)
+    ]
+    return f"{sum(inside)} of {len(inside)}"
+
+
+def audit_true_images(seed: int, images: int) -> dict[str, str]:
+    """Attribute -> how many planted shares the audit of true images with these shares has in its intervals."""
+    protocol = read_audit("scenes")
+    reader = SceneScore("reader", local_path("scenes:checker_heldout"))
+    suites = {"open": {"true": planted_suite(protocol.attributes["look"], seed, images)}}
+    found = measure_audit(protocol, Scorers(classifier=reader), suites, true_people())
+    return {
+        name: covered(found.attributes[name].mixes["true"], one) for name, one in protocol.attributes.items()
+    }
 
 
 def run(seed: int, settings: list[str], images: int, folder: Path) -> dict[str, Any]:
@@ -34,6 +80,7 @@ def run(seed: int, settings: list[str], images: int, folder: Path) -> dict[str, 
     diffexpo("run", "scenes/balance", "--out", run_dir, *chosen)
     diffexpo("audit", run_dir, "--set", f"seed={seed}", "--set", f"images_per_prompt={images}")
     audit = json.loads((run_dir / "audit" / "audit.json").read_text())
+    true = audit_true_images(seed, images)
     found: dict[str, Any] = {"seed": seed, "summary": json.loads((run_dir / "summary.json").read_text())}
     for name, one in audit["attributes"].items():
         before, after = one["models"].values()
@@ -44,6 +91,7 @@ def run(seed: int, settings: list[str], images: int, folder: Path) -> dict[str, 
                 covered += low <= planted.get(value, 0.0) <= high
                 total += 1
         found[name] = {
+            "planted shares in the intervals of true images": true[name],
             "planted shares in their intervals": f"{covered} of {total}",
             "base from what was planted": before["from_reference"],
             "from uniform, before": before["from_uniform"],
