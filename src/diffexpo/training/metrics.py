@@ -81,19 +81,25 @@ class MetricsWriter:
             self.sync()  # the manifest of the stage, which counts on the line, is written next
 
     def rewind(self, iteration: int, step: int) -> int:
-        """Cut the file before the first step after `step` (that of the checkpoint) of an iteration's
-        training, as those steps are done again; returns the number of lines removed."""
+        """Take back the steps of an iteration's training after `step` (that of the checkpoint), as they are
+        done again, and the summary that followed them; returns the number of lines removed."""
         if not self.active:
             return 0
         lines = self.path.read_bytes().splitlines(keepends=True)
-        for number, line in enumerate(lines):
-            record = parse_json(line)
-            if record["iteration"] == iteration and record["phase"] == "train" and record["step"] > step:
-                _write_sums(self.path, lines[:number])
-                os.truncate(self.path, sum(map(len, lines[:number])))
-                self._scan()
-                return len(lines) - number
-        return 0
+        rows = [parse_json(line) for line in lines]
+        later = [_is_step(row, iteration, after=step) for row in rows]
+        if not any(later):
+            return 0
+        summary = (iteration, "train_summary")
+        kept = [
+            line
+            for line, row, is_later in zip(lines, rows, later, strict=True)
+            if not is_later and (row["iteration"], row["phase"]) != summary
+        ]
+        _write_sums(self.path, kept)
+        write_bytes(self.path, b"".join(kept))
+        self._scan()
+        return len(lines) - len(kept)
 
     def sync(self) -> None:
         """Force the lines to the disk (before a checkpoint that counts on them)."""
@@ -220,6 +226,10 @@ def _sum_of(line: bytes) -> str:
 
 def _write_sums(path: Path, lines: list[bytes]) -> None:
     write_bytes(sums_path(path), b"".join(_sum_of(line).encode() + b"\n" for line in lines))
+
+
+def _is_step(row: Mapping[str, Any], iteration: int, *, after: int) -> bool:
+    return row["iteration"] == iteration and row["phase"] == "train" and row["step"] > after
 
 
 def _row(line: bytes) -> dict[str, Any] | None:

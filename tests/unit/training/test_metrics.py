@@ -153,12 +153,14 @@ def test_rewind_cuts_what_will_be_done_again(tmp_path: Path) -> None:
         for step in (1, 2, 3):
             writer.write(iteration, step, "train", {})
         writer.write_once(iteration, "train_summary", {})
-    assert writer.rewind(2, 3) == 0
+    assert writer.rewind(3, 0) == 0 and writer.rewind(2, 3) == 0
     assert writer.rewind(2, 1) == 3
     assert steps(path)[-2:] == [(1, None, "train_summary"), (2, 1, "train")]
     writer.write_once(2, "train_summary", {})
     assert steps(path)[-1] == (2, None, "train_summary")
-    assert writer.rewind(3, 0) == 0
+    writer.write_once(2, "collect", {})
+    assert writer.rewind(1, 0) == 4
+    assert steps(path) == [(2, 1, "train"), (2, None, "train_summary"), (2, None, "collect")]
 
 
 def test_a_full_disk_is_a_clear_error(tmp_path: Path) -> None:
