@@ -15,6 +15,7 @@ from diffexpo.config.worlds import world_of
 from diffexpo.errors import ConfigError, MissingError
 
 RUNS = Path("runs")
+BASELINE = "baseline"
 IMAGES = (".png", ".jpg", ".jpeg", ".webp")
 FORM = "[LABEL=]MODEL[+LORA][,guidance=G][,scale=S]"
 
@@ -24,8 +25,8 @@ class Entry:
     """One model of an evaluation, at one guidance.
 
     `kind`: a `model` (folder, hub id or embedded name), an iterate of a `run` (`iteration`; None: what the
-    run kept) or `images` that others have drawn. `lora` is merged into a model, multiplied by `scale`.
-    `guidance` None is that of the suite.
+    run kept), the offline DPO `baseline` that was trained beside a run, or `images` that others have drawn.
+    `lora` is merged into a model, multiplied by `scale`. `guidance` None is that of the suite.
     """
 
     label: str
@@ -45,6 +46,8 @@ class Entry:
         """What it is, in words."""
         if self.kind == "images":
             return f"images of {self.path}"
+        if self.kind == BASELINE:
+            return f"offline DPO beside run {self.path}"
         which = "" if self.iteration is None else f", iterate {self.iteration}"
         lora = (
             ""
@@ -126,12 +129,14 @@ def _parts(text: str) -> tuple[str, str, dict[str, float]]:
 
 
 def _run(name: str) -> Entry | None:
-    """An iterate, where the name is a run's folder or one below `runs`, with @N or without."""
+    """What a run trained, named by its folder or below `runs`: its result, an iterate (@N), its baseline."""
     run, iteration = split_iterate(name)
     for folder in (Path(run).expanduser(), RUNS / run):
         if (folder / "config.yaml").is_file():
             label = folder.resolve().name + ("" if iteration is None else f"@{iteration}")
             return Entry(label, "run", str(folder), iteration)
+        if folder.name == BASELINE and (folder.parent / "config.yaml").is_file():
+            return Entry(f"{folder.resolve().parent.name}/{BASELINE}", BASELINE, str(folder.parent))
     if iteration is not None:
         known = ", ".join(sorted(path.parent.name for path in RUNS.glob("*/config.yaml"))) or "none"
         raise MissingError(f"no run {run!r}: {name} names its iterate {iteration}. Runs in {RUNS}/: {known}")

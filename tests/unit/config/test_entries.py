@@ -38,6 +38,8 @@ def place(tmp_path, monkeypatch):
         ("runs/mine", Entry("mine", "run", "runs/mine")),
         ("mine@2", Entry("mine@2", "run", "runs/mine", 2)),
         ("last=runs/mine@3", Entry("last", "run", "runs/mine", 3)),
+        ("runs/mine/baseline", Entry("mine/baseline", "baseline", "runs/mine")),
+        ("dpo=mine/baseline", Entry("dpo", "baseline", "runs/mine")),
         ("drawn", Entry("drawn", "images", "drawn")),
     ],
 )
