@@ -4,8 +4,9 @@
 
 One uninterrupted `diffexpo evaluate` of the base of the scenes at two guidance scales gives the truth: table.csv, every
 image and every score. Then the same command starts in new folders and its process group gets SIGKILL at a
-random moment (uniform over the uninterrupted call's wall time, start-up included); it starts again, is killed
-again, and so on `--kills-per-trial` times before it may end. Everything is compared. The result is written to
+random moment: when a number of files is there that is uniform over those of the whole evaluation, and then up to a
+second later, so that load of the machine does not move all moments to the start-up. It starts again, is killed again,
+and so on `--kills-per-trial` times before it may end. Everything is compared. The result is written to
 benchmarks/results/kill_evaluate.json.
 """
 
@@ -49,6 +50,11 @@ def fingerprint(out: Path) -> dict[str, str]:
     return {str(path.relative_to(out)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
 
+def written(out: Path) -> int:
+    """How many of an evaluation's files are there."""
+    return sum(path.is_file() for path in out.rglob("*"))
+
+
 def where(out: Path) -> str:
     """How far a call had come: images, whole batches of them, and batches of scores."""
     counts = [
@@ -58,13 +64,16 @@ def where(out: Path) -> str:
     return "{} images, {} batches drawn, {} judged".format(*counts)
 
 
-def trial(folder: Path, moments: list[float], options: argparse.Namespace) -> dict[str, object]:
-    """One evaluation that is killed after each of `moments` seconds and then runs to its end."""
+def trial(folder: Path, moments: list[tuple[int, float]], options: argparse.Namespace) -> dict[str, object]:
+    """One evaluation that is killed at each of `moments` (so many files, then so many seconds) and then runs to
+    its end."""
     out, log, landed = folder / "out", folder / "log.txt", []
-    for moment in moments:
+    for files, later in moments:
         process = start(out, log, options)
+        while process.poll() is None and written(out) < files:
+            time.sleep(0.01)
         try:
-            process.wait(timeout=moment)
+            process.wait(timeout=later)
         except subprocess.TimeoutExpired:
             os.killpg(process.pid, signal.SIGKILL)
             process.wait()
@@ -95,19 +104,21 @@ def main() -> None:
         if truth["exit"] != 0:
             sys.exit((root / "truth" / "log.txt").read_text()[-2000:])
         print(f"uninterrupted: {seconds:.1f} s, {len(truth['fingerprint'])} files", flush=True)
+        total = written(root / "truth" / "out")
         rows: list[dict[str, object]] = []
         kills = same = 0
         while kills < options.kills:
             folder = root / f"trial-{len(rows)}"
             folder.mkdir()
-            moments = [draw.uniform(0.5, seconds) for _ in range(options.kills_per_trial)]
+            drawn = ((draw.randint(0, total), draw.random()) for _ in range(options.kills_per_trial))
+            moments = sorted(drawn)
             outcome = trial(folder, moments, options)
             is_same = outcome["fingerprint"] == truth["fingerprint"]
             same += is_same
             kills += len(outcome["landed"])
             rows.append(
                 {
-                    "moments_s": moments,
+                    "moments": moments,
                     "landed": outcome["landed"],
                     "exit": outcome["exit"],
                     "identical": is_same,

@@ -5,6 +5,7 @@
 Imports without torch.
 """
 
+import difflib
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -137,9 +138,13 @@ def _run(name: str) -> Entry | None:
             return Entry(label, "run", str(folder), iteration)
         if folder.name == BASELINE and (folder.parent / "config.yaml").is_file():
             return Entry(f"{folder.resolve().parent.name}/{BASELINE}", BASELINE, str(folder.parent))
-    if iteration is not None:
-        known = ", ".join(sorted(path.parent.name for path in RUNS.glob("*/config.yaml"))) or "none"
-        raise MissingError(f"no run {run!r}: {name} names its iterate {iteration}. Runs in {RUNS}/: {known}")
+    is_meant = Path(name).parts[:1] == RUNS.parts and not Path(name).exists()
+    if iteration is not None or is_meant:
+        known = [path.parent.name for path in sorted(RUNS.glob("*/config.yaml"))]
+        near = difflib.get_close_matches(Path(run).name, known, 1)
+        hint = f"Did you mean {near[0]}?" if near else f"Runs in {RUNS}/: {', '.join(known) or 'none'}."
+        what = f": {name} names its iterate {iteration}" if iteration is not None else ""
+        raise MissingError(f"no run {run!r}{what}. {hint}")
     return None
 
 

@@ -63,7 +63,9 @@ def test_guidance_scales_multiply_what_is_drawn(place):
     [
         (["base", "runs/mine", "base"], ConfigError, "2 models are called 'base'.*LABEL=base"),
         (["nowhere"], MissingError, "nowhere does not exist; expected a diffusers folder"),
-        (["mine2@1"], MissingError, "no run 'mine2'.*mine"),
+        (["mine2@1"], MissingError, "no run 'mine2'.*Did you mean mine?"),
+        (["runs/mime"], MissingError, r"no run 'runs/mime'\. Did you mean mine?"),
+        (["runs/other/baseline"], MissingError, r"no run 'runs/other/baseline'\. Runs in runs/: mine\."),
         (["base,strength=2"], ConfigError, "'strength=2' is no option"),
         (["base,guidance=high"], ConfigError, "'guidance=high' is no option"),
         (["base,scale=2"], ConfigError, "scale multiplies a LoRA"),
