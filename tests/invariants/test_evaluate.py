@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.numpy import load_file, save_file
 
 from diffexpo import assembly
 from diffexpo.config.schema import LoraConfig, ModelConfig, TuningConfig
@@ -230,6 +231,14 @@ def test_a_lora_draws_other_images_and_at_scale_0_those_of_its_base(
     assert not list(tmp_path.glob("models/*/merged.tmp"))
 
 
+def unfit_lora(lora: Path, folder: Path) -> Path:
+    """The LoRA for a model that has more blocks."""
+    tensors = load_file(lora / "pytorch_lora_weights.safetensors")
+    file = folder / "unfit.safetensors"
+    save_file({name.replace("blocks.0", "blocks.7"): value for name, value in tensors.items()}, file)
+    return file
+
+
 def refused(suite: Path, out: Path, *arguments: object, code: int = 2) -> str:
     done: Done = command(*words(suite, out), *map(str, arguments))
     assert done.code == code, done.out + done.err
@@ -252,6 +261,64 @@ def test_a_judge_that_trained_a_model_is_refused_and_can_be_shown(
     assert "trained on it" in (tmp_path / "shown" / "report.html").read_text()
 
 
+def test_offline_dpo_beside_a_run_is_a_model(truth: Path, world: Path, suite: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    (run / "baseline").mkdir(parents=True)
+    shutil.copy(truth / "config.yaml", run)
+    assert "baseline.offline_dpo=true" in refused(suite, tmp_path / "no", run / "baseline", code=3)
+    (run / "baseline" / "checkpoints").mkdir()
+    weights = truth / "checkpoints" / "weights-0001.safetensors"
+    shutil.copy(weights, run / "baseline" / "checkpoints")
+    # It learned from given pairs: no reward of the run trained it.
+    judge = ["--judge", f"bright=python:{world}/rewards.py:brightness"]
+    diffexpo(*words(suite, tmp_path / "out", f"dpo={run}/baseline"), *judge)
+    diffexpo(*words(suite, tmp_path / "first", f"first={truth}@1"))
+    assert images(tmp_path / "out", "dpo") == images(tmp_path / "first", "first")
+    told = json.loads((tmp_path / "out" / "summary.json").read_text())["models"]["dpo"]
+    assert told["what"] == f"offline DPO beside run {run}"
+
+
+def test_a_plan_says_what_can_be_seen_and_writes_nothing(
+    copied: Path, suite: Path, models: list[str], tmp_path: Path
+) -> None:
+    done = diffexpo(*words(suite, tmp_path / "new", *models), "--plan")
+    assert not (tmp_path / "new").exists()
+    assert "2 comparisons sharing 5%" in done.out and "measured so far" not in done.out
+    before = stamps(copied, "**/*")
+    arguments = [
+        *words(suite, copied, *models[:2], f"more={models[0].partition('=')[2]}"),
+        "--plan",
+        "--json",
+    ]
+    found = json.loads(diffexpo(*arguments).out)
+    assert stamps(copied, "**/*") == before
+    assert found["to_draw"] == {"base": 0, "strong": 0, "more": ROWS}
+    assert [one["model"] for one in found["measured"]] == ["strong"]
+    assert found["judge"] == "redness" and found["level"] == 0.025
+    assert "images_per_prompt was 2, now 3" in refused(
+        suite, copied, models[0], "--plan", "--set", "images_per_prompt=3"
+    )
+
+
+def test_how_varied_images_are_and_how_far_from_real_ones(
+    copied: Path, together: Path, suite: Path, models: list[str], tmp_path: Path
+) -> None:
+    real = Path(shutil.copytree(together / "models" / "strong" / "images", tmp_path / "real"))
+    Image.new("RGB", (32, 16)).save(real / "black.png")
+    found = json.loads(diffexpo(*words(suite, copied, *models[:2]), "--real", str(real), "--json").out)
+    assert found["real"]["models"]["strong"]["frechet"] == pytest.approx(0.0, abs=1e-6)
+    assert found["real"]["models"]["base"]["frechet"] > 0.01
+    assert (found["real"]["num"], found["real"]["left_out"]) == (ROWS, 1)
+    for label in ("base", "strong"):
+        [(mean, low, high)] = found["vendi"]["models"][label].values()
+        assert 1.0 <= low <= mean <= high <= 2.0
+    assert "How varied the images of a prompt are" in (copied / "report.html").read_text()
+    with_one = words(suite, tmp_path / "one", models[0])
+    only = Path(shutil.copytree(real, tmp_path / "only", ignore=shutil.ignore_patterns("*[1-9].png")))
+    done = command(*with_one, "--real", str(only))
+    assert done.code != 0 and "expected at least 2 of each" in done.message
+
+
 def test_bounds_make_an_exit_code(copied: Path, suite: Path, models: list[str]) -> None:
     arguments = words(suite, copied, *models)
     assert command(*arguments, "--fail-below", "win_rate=0.0", "--fail-below", "redness=-1").code == 0
@@ -271,6 +338,12 @@ def test_what_cannot_be_is_said_before_anything_is_drawn(
     assert "holds no image" in refused(suite, tmp_path / "a", base, "--real", tmp_path / "none", code=3)
     other = refused(suite, together, base, "--set", "images_per_prompt=3")
     assert "images_per_prompt was 2, now 3; choose another folder" in other
+    bare = tmp_path / "bare"
+    bare.mkdir()
+    shutil.copy(together / "models" / "base" / "images" / "00000.png", bare)
+    for unfit, code in ((bare, 3), (f"{world}/model+{unfit_lora(lora, tmp_path)}", 4)):
+        told = refused(suite, tmp_path / "a", base, unfit, code=code)
+        assert "no prompts for them; expected metadata.jsonl" in told or "does not fit" in told
     taken = refused(suite, together, f"base={world}/model+{lora}")
     assert "holds images of another model" in taken
     assert not (tmp_path / "a").exists() or not list((tmp_path / "a").glob("models/*/images/*"))

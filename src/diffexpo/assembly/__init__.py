@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from diffexpo.estimate.resources import Advice as Advice
     from diffexpo.estimate.resources import Computing as Computing
     from diffexpo.estimate.resources import Estimate as Estimate
+    from diffexpo.evaluation.benchmark_plan import BenchmarkPlan as BenchmarkPlan
     from diffexpo.evaluation.comparison import RunComparison as RunComparison
 
 # Public name -> the module of this package, or the whole name of another's, that defines it. No name is that
@@ -45,6 +46,7 @@ _HOME = {
     "write_report": "diffexpo.evaluation.report",
     "Evaluating": "benchmarking",
     "evaluate_models": "benchmarking",
+    "plan_evaluation": "benchmark_planning",
     "evaluations_in": "paper_tables",
     "paper_table": "paper_tables",
     "missing_assets": "aliases",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import groupby
@@ -14,8 +14,9 @@ import numpy as np
 import torch
 
 from diffexpo.assembly.aliases import resolve
-from diffexpo.assembly.entries import identity, opened, refuse_trained
+from diffexpo.assembly.entries import check_lora, identity, opened, refuse_trained
 from diffexpo.assembly.evaluating import vendi_embedder
+from diffexpo.assembly.measuring import diversities, set_distances
 from diffexpo.assembly.runs import logged_to
 from diffexpo.assembly.sets import import_command
 from diffexpo.bounded.images import read_image
@@ -29,8 +30,7 @@ from diffexpo.diffusion.sampling import num_network_evaluations
 from diffexpo.diffusion.transitions import sampler_transitions
 from diffexpo.errors import ConfigError, DataError, Interrupted, MissingError
 from diffexpo.evaluation.benchmark import Json, Judge, Judged, Outcome, check_gates, failures, gates
-from diffexpo.evaluation.benchmark_page import PAGE, markdown, table_rows, verdict, write_page
-from diffexpo.evaluation.frechet import cmmd, frechet_distance
+from diffexpo.evaluation.benchmark_page import PAGE, SetNumbers, markdown, table_rows, verdict, write_page
 from diffexpo.evaluation.gallery import Gallery, Rows
 from diffexpo.evaluation.kept import keep_suite
 from diffexpo.evaluation.suites import Embedder, choose_prompts, describe_scorer, draw_batch, noise_of
@@ -85,7 +85,7 @@ def evaluate_models(asked: Evaluating, console: Console) -> Evaluated:
         MissingError: prompts, a model, a judge or a folder of images is not there.
         Interrupted: a signal arrived; the same call continues.
     """
-    plan = _prepare(asked, console)
+    plan = prepare(asked, console)
     with ExitStack() as stack:
         world = start_world(device=asked.device)
         stack.callback(stop_world, world)
@@ -99,15 +99,19 @@ def evaluate_models(asked: Evaluating, console: Console) -> Evaluated:
             raise Interrupted(f"{str(error).partition(';')[0]}; {AGAIN}") from None
         against = asked.against or asked.entries[0].label
         page = asked.out / PAGE
+        numbers: Json = {}
         if world.rank == 0:
-            real = None if asked.real is None else set_distances(outcome, asked.real, embedder)
-            page = write_page(outcome, asked.out, against, asked.command, real)
+            sets = SetNumbers(
+                diversities(outcome, embedder, "; ".join(judge.key for judge in outcome.judges)),
+                None if asked.real is None else set_distances(outcome, asked.real, embedder),
+            )
+            page, numbers = write_page(outcome, asked.out, against, asked.command, sets)
             _tell(outcome, against, console)
-        return Evaluated(page, outcome.summary(against), failures(outcome, gates(asked.gates), against))
+        return Evaluated(page, numbers, failures(outcome, gates(asked.gates), against))
 
 
 @dataclass(frozen=True)
-class _Plan:
+class Prepared:
     """What is known before anything is written: prompts in their published order, the images to draw, what
     each entry is to the bit, and which judges trained it."""
 
@@ -117,7 +121,7 @@ class _Plan:
     trained: Mapping[str, Sequence[str]]
 
 
-def _prepare(asked: Evaluating, console: Console) -> _Plan:
+def prepare(asked: Evaluating, console: Console) -> Prepared:
     """Look for everything that is named, and refuse what means nothing, before anything is spent."""
     suite, labels = asked.suite, [entry.label for entry in asked.entries]
     if asked.against is not None and asked.against not in labels:
@@ -129,16 +133,20 @@ def _prepare(asked: Evaluating, console: Console) -> _Plan:
         image_files(asked.real)
     prompts = read_prompts(suite, console)
     chosen = choose_prompts(prompts, suite.num_prompts or len(prompts), suite.seed)
-    return _Plan(
+    rows = Rows(tuple(chosen), suite.images_per_prompt, suite.batch_size)
+    for entry in asked.entries:
+        if entry.kind == "images":
+            _found(entry, rows, prompts)
+    return Prepared(
         prompts,
-        Rows(tuple(chosen), suite.images_per_prompt, suite.batch_size),
+        rows,
         {entry.label: identity(entry, asked.dtype) for entry in asked.entries},
         {entry.label: refuse_trained(entry, suite.judges, asked.shows_trained) for entry in asked.entries},
     )
 
 
 def _evaluate(
-    asked: Evaluating, plan: _Plan, console: Console, world: World, check: Callable[[], None]
+    asked: Evaluating, plan: Prepared, console: Console, world: World, check: Callable[[], None]
 ) -> tuple[Outcome, Embedder]:
     suite, rows = asked.suite, plan.rows
     galleries = {entry.label: Gallery(asked.out / "models" / entry.folder, rows) for entry in asked.entries}
@@ -152,6 +160,10 @@ def _evaluate(
         # A judge that is missing is named before the first image; it is loaded anew when its turn comes, so
         # that it does not take the models' memory.
         load_rewards(suite.judges, resolve, world.device)
+        if world.rank == 0:
+            for entry in asked.entries:
+                if entry.lora is not None and galleries[entry.label].missing():
+                    check_lora(entry, asked.dtype)
     for entry in asked.entries:
         _draw_entry(asked, entry, galleries[entry.label], plan.prompts, console, world, check)
     scorers = load_rewards(suite.judges, resolve, world.device)
@@ -300,14 +312,9 @@ def _copy(
     entry: Entry, gallery: Gallery, prompts: Sequence[Prompt], batches: Sequence[int], console: Console
 ) -> None:
     """Take over the images of a folder, by the texts of their prompts."""
-    rows, found = gallery.rows, drawn_images(Path(entry.path).expanduser(), prompts)
-    known = {prompt.text for prompt in rows.prompts}
+    rows = gallery.rows
+    found, known = _found(entry, rows, prompts), {prompt.text for prompt in rows.prompts}
     absent = sum(text not in found for text in known)
-    if absent == len(known):
-        raise DataError(
-            f"{entry.label}: none of the {len(found)} prompts of {entry.path} is one of the suite's "
-            f"{len(known)}; the first there is {next(iter(found))!r:.60}, here {rows.prompts[0].text!r:.60}"
-        )
     beyond = sum(
         max(len(paths) - rows.images_per_prompt, 0) for text, paths in found.items() if text in known
     )
@@ -325,6 +332,18 @@ def _copy(
             paths = found.get(rows.prompt(row).text, [])
             images.append(read_image(paths[rows.index(row)]) if rows.index(row) < len(paths) else None)
         gallery.keep(batch, images)
+
+
+def _found(entry: Entry, rows: Rows, prompts: Sequence[Prompt]) -> dict[str, list[Path]]:
+    """The images of a folder by prompt; a DataError where none is of the suite."""
+    found = drawn_images(Path(entry.path).expanduser(), prompts)
+    if not any(prompt.text in found for prompt in rows.prompts):
+        raise DataError(
+            f"{entry.label}: none of the {len(found)} prompts of {entry.path} is one of the suite's "
+            f"{len(rows.prompts)}; the first there is {next(iter(found))!r:.60}, here "
+            f"{rows.prompts[0].text!r:.60}"
+        )
+    return found
 
 
 # Many parameters because each is a part of the call that the steps share.
@@ -368,29 +387,6 @@ def scores_of(scorer: Scorer, gallery: Gallery, batch: int) -> list[float]:
         drawn = Drawn(None, seen)
         scores[list(places)] = score_drawn([scorer], drawn, [texts[place] for place in places])[scorer.name]
     return [float(score) for score in scores]
-
-
-def set_distances(outcome: Outcome, folder: Path, embedder: Embedder) -> Json:
-    """Fréchet distance and CMMD of each model's images from the real ones of a folder."""
-
-    def features(images: Iterable[np.ndarray]) -> np.ndarray:
-        found = []
-        for image in images:
-            pixels = torch.from_numpy(image.transpose(2, 0, 1)[None].astype(np.float32) / 255.0)
-            found.append(embedder.features(pixels).detach().double().cpu().numpy())
-        return np.concatenate(found)
-
-    real = features(read_image(path) for path in image_files(folder))
-    models: Json = {}
-    for model in outcome.models:
-        drawn = (model.gallery.read(row) for row in range(len(outcome.rows)))
-        own = features(image for image in drawn if image is not None)
-        models[model.label] = {
-            "num": len(own),
-            "frechet": frechet_distance(own, real),
-            "cmmd": cmmd(own, real),
-        }
-    return {"folder": str(folder), "num": len(real), "features": embedder.name, "models": models}
 
 
 def _tell(outcome: Outcome, against: str, console: Console) -> None:

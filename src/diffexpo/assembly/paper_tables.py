@@ -5,16 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
-import numpy as np
-import torch
-
-from diffexpo.assembly.evaluating import pixel_features
+from diffexpo.assembly.measuring import vendi_of
 from diffexpo.config.paper_tables import Column, PaperTable, find_table
 from diffexpo.errors import MissingError
 from diffexpo.evaluation.benchmark import Judge, Judged, Outcome
 from diffexpo.evaluation.benchmark_page import markdown, number, win_text
 from diffexpo.evaluation.kept import FILE, read_outcome
-from diffexpo.evaluation.metrics import bootstrap_mean, vendi_score
 from diffexpo.evaluation.totals import Estimate
 
 NOTHING = "-"
@@ -105,19 +101,3 @@ def _mean(outcome: Outcome, model: Judged, judge: Judge, category: str) -> str:
 
 def _interval(mean: str, low: str, high: str) -> str:
     return f"{mean} [{low}, {high}]"
-
-
-def vendi_of(outcome: Outcome, model: Judged) -> Estimate | None:
-    """Mean over prompts of the Vendi score of a prompt's images, of 32 x 32 pixels; None for one image a
-    prompt."""
-    count = outcome.rows.images_per_prompt
-    if count < 2:
-        return None
-    scores = []
-    for place in range(len(outcome.rows.prompts)):
-        images = [model.gallery.read(row) for row in range(place * count, (place + 1) * count)]
-        whole = [image for image in images if image is not None]
-        if len(whole) == count:
-            pixels = torch.from_numpy(np.stack(whole).transpose(0, 3, 1, 2).astype(np.float32) / 255.0)
-            scores.append(vendi_score(pixel_features(pixels).numpy()))
-    return bootstrap_mean(scores) if scores else None

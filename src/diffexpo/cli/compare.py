@@ -131,7 +131,13 @@ def _print_results(found: RunComparison, console: Console) -> None:
     for group in found.groups:
         point = group.result
         cells = (
-            ["-", "-", "-"] if point is None else [_told(point.score), _told(point.gain), _told(point.rate)]
+            ["-", "-", "-"]
+            if point is None
+            else [
+                _told(point.score, is_share=found.is_share),
+                _told(point.gain),
+                _told(point.rate, is_share=True),
+            ]
         )
         rows.append([group.label, len(group.runs), *cells])
     columns = ["runs", "seeds", f"mean {found.judge}", "gain on the base", "win rate vs base"]
@@ -158,9 +164,12 @@ def _print_plan(found: RunComparison, console: Console, as_json: bool) -> None:
     console.table(f"differences of {found.judge} that four of five comparisons find", columns, rows)
 
 
-def _told(estimate: tuple[float, float, float] | None) -> str:
+def _told(estimate: tuple[float, float, float] | None, *, is_share: bool = False) -> str:
+    """A mean with its interval; that of a share ends at 0 and 1."""
     if estimate is None:
         return "-"
     mean, low, high = estimate
+    if is_share and not math.isnan(low):
+        low, high = max(low, 0.0), min(high, 1.0)
     ends = "" if math.isnan(low) else f" [{low:.4g}, {high:.4g}]"
     return f"{mean:.4g}{ends}"

@@ -6,7 +6,7 @@ import json
 import shlex
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -16,6 +16,9 @@ from diffexpo.cli.options import AsJson
 from diffexpo.cli.processes import is_first
 from diffexpo.cli.progress import Console
 from diffexpo.cli.stages import stage_command
+
+if TYPE_CHECKING:
+    from diffexpo.assembly import BenchmarkPlan
 
 EVALUATIONS = Path("evaluations")
 NOT_MET = 1
@@ -72,6 +75,10 @@ def evaluate(
     show_trained: Annotated[
         bool, typer.Option("--show-trained", help="Show, marked, scores of judges that trained a model.")
     ] = False,
+    plan: Annotated[
+        bool,
+        typer.Option("--plan", help="Print what would be drawn and what it could see; write nothing."),
+    ] = False,
     device: Annotated[str, typer.Option(help="auto, cpu or a device of torch.")] = "auto",
     dtype: Annotated[str, typer.Option(help="Precision of models that are no runs.")] = "float32",
     as_json: AsJson = False,
@@ -100,21 +107,22 @@ def evaluate(
     chosen = chosen.model_copy(update={"judges": (*chosen.judges, *map(read_judge, judge or ()))})
     check_judges(chosen.judges)
     console = Console(sys.stderr if as_json else None)
-    found = assembly.evaluate_models(
-        assembly.Evaluating(
-            suite=chosen,
-            entries=read_entries(models, scales_of(guidance)),
-            out=out or EVALUATIONS / chosen.name,
-            device=device,
-            dtype=dtype,
-            shows_trained=show_trained,
-            against=against,
-            real=real,
-            gates=tuple(fail_below or ()),
-            command=shlex.join(["diffexpo", *sys.argv[1:]]),
-        ),
-        console,
+    wanted = assembly.Evaluating(
+        suite=chosen,
+        entries=read_entries(models, scales_of(guidance)),
+        out=out or EVALUATIONS / chosen.name,
+        device=device,
+        dtype=dtype,
+        shows_trained=show_trained,
+        against=against,
+        real=real,
+        gates=tuple(fail_below or ()),
+        command=shlex.join(["diffexpo", *sys.argv[1:]]),
     )
+    if plan:
+        _print_plan(assembly.plan_evaluation(wanted, console), console, as_json)
+        return
+    found = assembly.evaluate_models(wanted, console)
     console.line(f"report: {found.page}")
     if as_json and is_first():
         print(json.dumps(found.numbers, indent=2))
@@ -131,6 +139,52 @@ def _next_evaluation(models: list[str] | None, as_json: bool) -> None:
             f"{len(models or ())} models and no suite: expected --suite NAME, which `diffexpo suites` lists"
         )
     stage_command("evaluate")(models[0] if models else None, as_json)
+
+
+def _print_plan(found: BenchmarkPlan, console: Console, as_json: bool) -> None:
+    """What would be drawn, what win rates it shows, and what models that are judged already need."""
+    if as_json:
+        print(json.dumps(found.to_json(), indent=1))
+        return
+    rows: list[list[object]] = []
+    for label, count in found.to_draw.items():
+        minutes = found.minutes[label]
+        rows.append([label, found.images, count, "-" if minutes is None else f"{minutes:.1f}"])
+    told = f"{found.suite}: {found.prompts} prompts, {found.images_per_prompt} image(s) each"
+    console.table(told, ["model", "images", "to draw", "minutes at the pace so far"], rows)
+    several = "" if found.comparisons == 1 else f", {found.comparisons} comparisons sharing 5%"
+    rates = [[one.prompts, _rate(one.rate), _rate(one.rate_half_tied)] for one in found.visible]
+    columns = ["prompts", "without ties", "half of them tied"]
+    console.table(f"smallest win rates that four of five evaluations show{several}", columns, rates)
+    needs = ", ".join(f"{rate:.0%} by {count}" for rate, count in found.needed.items())
+    console.line(f"a win rate without ties is shown by so many prompts: {needs}")
+    if found.measured:
+        rows = [
+            [
+                f"{one.model} / {one.against}",
+                f"{one.rate:.1%}",
+                f"{one.visible_rate:.1%}",
+                one.rate_needs or "-",
+                f"{one.difference:.4g}",
+                f"{one.visible_difference:.4g}",
+                one.difference_needs or "-",
+            ]
+            for one in found.measured
+        ]
+        columns = [
+            "couple",
+            "win rate",
+            "visible",
+            "prompts for it",
+            "difference",
+            "visible",
+            "prompts for it",
+        ]
+        console.table(f"measured so far by {found.judge}", columns, rows)
+
+
+def _rate(rate: float | None) -> str:
+    return "none" if rate is None else f"{rate:.1%}"
 
 
 def suites(as_json: AsJson = False) -> None:

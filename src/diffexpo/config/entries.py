@@ -5,6 +5,7 @@
 Imports without torch.
 """
 
+import difflib
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -15,6 +16,7 @@ from diffexpo.config.worlds import world_of
 from diffexpo.errors import ConfigError, MissingError
 
 RUNS = Path("runs")
+BASELINE = "baseline"
 IMAGES = (".png", ".jpg", ".jpeg", ".webp")
 FORM = "[LABEL=]MODEL[+LORA][,guidance=G][,scale=S]"
 
@@ -24,8 +26,8 @@ class Entry:
     """One model of an evaluation, at one guidance.
 
     `kind`: a `model` (folder, hub id or embedded name), an iterate of a `run` (`iteration`; None: what the
-    run kept) or `images` that others have drawn. `lora` is merged into a model, multiplied by `scale`.
-    `guidance` None is that of the suite.
+    run kept), the offline DPO `baseline` that was trained beside a run, or `images` that others have drawn.
+    `lora` is merged into a model, multiplied by `scale`. `guidance` None is that of the suite.
     """
 
     label: str
@@ -45,6 +47,8 @@ class Entry:
         """What it is, in words."""
         if self.kind == "images":
             return f"images of {self.path}"
+        if self.kind == BASELINE:
+            return f"offline DPO beside run {self.path}"
         which = "" if self.iteration is None else f", iterate {self.iteration}"
         lora = (
             ""
@@ -126,15 +130,21 @@ def _parts(text: str) -> tuple[str, str, dict[str, float]]:
 
 
 def _run(name: str) -> Entry | None:
-    """An iterate, where the name is a run's folder or one below `runs`, with @N or without."""
+    """What a run trained, named by its folder or below `runs`: its result, an iterate (@N), its baseline."""
     run, iteration = split_iterate(name)
     for folder in (Path(run).expanduser(), RUNS / run):
         if (folder / "config.yaml").is_file():
             label = folder.resolve().name + ("" if iteration is None else f"@{iteration}")
             return Entry(label, "run", str(folder), iteration)
-    if iteration is not None:
-        known = ", ".join(sorted(path.parent.name for path in RUNS.glob("*/config.yaml"))) or "none"
-        raise MissingError(f"no run {run!r}: {name} names its iterate {iteration}. Runs in {RUNS}/: {known}")
+        if folder.name == BASELINE and (folder.parent / "config.yaml").is_file():
+            return Entry(f"{folder.resolve().parent.name}/{BASELINE}", BASELINE, str(folder.parent))
+    is_meant = Path(name).parts[:1] == RUNS.parts and not Path(name).exists()
+    if iteration is not None or is_meant:
+        known = [path.parent.name for path in sorted(RUNS.glob("*/config.yaml"))]
+        near = difflib.get_close_matches(Path(run).name, known, 1)
+        hint = f"Did you mean {near[0]}?" if near else f"Runs in {RUNS}/: {', '.join(known) or 'none'}."
+        what = f": {name} names its iterate {iteration}" if iteration is not None else ""
+        raise MissingError(f"no run {run!r}{what}. {hint}")
     return None
 
 

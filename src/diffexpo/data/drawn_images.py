@@ -4,7 +4,7 @@
     prompts.txt                one prompt a line; the images are 00000.png, 00001.png ...
     a.png + a.txt              the prompt beside its image
     00000/metadata.jsonl       GenEval's: a prompt, and its images in 00000/samples
-    CATEGORY/00000.jpg         HPSv2's: the numbered prompt of the category
+    CATEGORY/00000.jpg         HPSv2's: the prompt of this number in the category's published list
 
 Nothing outside of the folder is read. Imports without torch.
 """
@@ -97,10 +97,12 @@ def _geneval(folder: Path, prompts: Sequence[Prompt]) -> Found:
 
 def _hpsv2(folder: Path, prompts: Sequence[Prompt]) -> Found:
     for category in dict.fromkeys(prompt.category for prompt in prompts if prompt.category):
-        of_it = [prompt.text for prompt in prompts if prompt.category == category]
+        own = [prompt for prompt in prompts if prompt.category == category]
+        texts = {prompt.attributes.get("number", str(place)): prompt.text for place, prompt in enumerate(own)}
         for image in _files(folder / category, "*"):
-            if image.stem.isdecimal() and int(image.stem) < len(of_it):
-                yield of_it[int(image.stem)], image
+            number = str(int(image.stem)) if image.stem.isdecimal() else ""
+            if number in texts:
+                yield texts[number], image
 
 
 def _beside(folder: Path, prompts: Sequence[Prompt]) -> Found:

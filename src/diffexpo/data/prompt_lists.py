@@ -215,9 +215,10 @@ def _pickapic(path: Path) -> Located:
 
 def _hpdv2(path: Path) -> Located:
     for file in _files(path, "*.json"):
-        for where, element in _json_list(file):
+        for number, (where, element) in enumerate(_json_list(file)):
             text = element.get("prompt") if isinstance(element, dict) else element
-            yield _prompt(where, text, file.stem)
+            # Published images are called by it, also where prompts come twice and are one here.
+            yield _prompt(where, text, file.stem, number=str(number))
 
 
 def _t2i_compbench(path: Path) -> Located:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -17,7 +17,8 @@ from diffexpo.errors import ConfigError
 from diffexpo.evaluation.contenders import finite
 from diffexpo.evaluation.gallery import Gallery, Rows
 from diffexpo.evaluation.metrics import WinRate, bootstrap_mean, win_rate
-from diffexpo.evaluation.statistics import LEVEL, holm
+from diffexpo.evaluation.ranking import Ranking, duels_of_scores, rank
+from diffexpo.evaluation.statistics import LEVEL, Scores, holm
 from diffexpo.evaluation.totals import Estimate, chunk_means, in_order, total
 
 Json = dict[str, Any]
@@ -139,6 +140,21 @@ class Outcome:
             found[label] = None if win is None else win.verdict if is_sure else "undecided"
         return found
 
+    def by_image(self, model: Judged, judge: str) -> Scores:
+        """A model's scores under a judge by (seed, prompt, image)."""
+        rows, values = self.rows, model.scores[judge]
+        return {
+            (self.suite.seed, rows.prompt_ids[row], rows.index(row)): float(value)
+            for row, value in enumerate(values)
+        }
+
+    def ranking(self, judge: str) -> Ranking | None:
+        """Bradley-Terry strengths of three models or more under a judge that trained none of them; those that
+        it trained are left out."""
+        fair = [model for model in self.models if judge not in model.trained_by]
+        duels = duels_of_scores({model.label: self.by_image(model, judge) for model in fair})
+        return rank(duels) if len({duel.second for duel in duels}) > 1 else None
+
     def excluded(self, model: Judged) -> dict[str, int]:
         """Images of a model without a score, by judge; 0 ones are left out."""
         counts = {name: int((~np.isfinite(scores)).sum()) for name, scores in model.scores.items()}
@@ -214,6 +230,11 @@ class Outcome:
             "against": against,
             "judges": [{**vars(judge)} for judge in self.judges],
             "models": models,
+            "ranking": {
+                judge.name: [asdict(one) for one in ranked.models]
+                for judge in self.judges
+                if (ranked := self.ranking(judge.name)) is not None
+            },
             "groups": {
                 kind: {group.name: _group_numbers(group) for group in groups}
                 for kind, groups in self.groups.items()

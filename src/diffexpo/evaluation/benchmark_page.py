@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from markupsafe import Markup
 
 import diffexpo
 from diffexpo.evaluation.benchmark import Judge, Judged, Outcome
+from diffexpo.evaluation.contenders import finite
 from diffexpo.evaluation.grid import data_uri
 from diffexpo.evaluation.metrics import WinRate
 from diffexpo.evaluation.templates import HERE, digits, percent, template
@@ -24,12 +26,22 @@ SHOWN_PROMPTS = 12
 PAGE, NUMBERS, TABLE, MARKDOWN = "report.html", "summary.json", "table.csv", "table.md"
 
 
-def write_page(outcome: Outcome, out: Path, against: str, command: str, real: Json | None = None) -> Path:
-    """Write report.html, summary.json, table.csv and table.md of an evaluation; returns the page.
+@dataclass(frozen=True)
+class SetNumbers:
+    """What is said of all images of a model together: Vendi scores, and distances from real images; None
+    where they were not measured."""
 
-    `command` makes it again; `real` holds distances from real images, of `set_distances`.
-    """
-    numbers = outcome.summary(against) | ({} if real is None else {"real": real})
+    vendi: Json | None = None
+    real: Json | None = None
+
+
+def write_page(
+    outcome: Outcome, out: Path, against: str, command: str, sets: SetNumbers | None = None
+) -> tuple[Path, Json]:
+    """Write report.html, summary.json, table.csv and table.md of an evaluation; returns the page and the
+    numbers of summary.json. `command` makes it again."""
+    measured = vars(sets or SetNumbers())
+    numbers = outcome.summary(against) | {name: finite(found) for name, found in measured.items() if found}
     write_json(out / NUMBERS, numbers)
     header, rows = table_rows(outcome, against)
     buffer = io.StringIO()
@@ -38,8 +50,9 @@ def write_page(outcome: Outcome, out: Path, against: str, command: str, real: Js
     write_text(out / TABLE, buffer.getvalue())
     write_text(out / MARKDOWN, markdown(header, rows))
     path = out / PAGE
-    write_text(path, template("benchmark.html.j2").render(**page_values(outcome, against, command, real)))
-    return path
+    values = page_values(outcome, against, command) | measured
+    write_text(path, template("benchmark.html.j2").render(**values))
+    return path, numbers
 
 
 def table_rows(outcome: Outcome, against: str) -> tuple[list[str], list[list[str]]]:
@@ -122,8 +135,8 @@ def _win_sentences(outcome: Outcome, judge: str, against: str) -> list[str]:
     return sentences
 
 
-def page_values(outcome: Outcome, against: str, command: str, real: Json | None) -> Json:
-    """Everything that the template shows."""
+def page_values(outcome: Outcome, against: str, command: str) -> Json:
+    """Everything that the template shows, but for numbers of sets."""
     kind, title, sentences = verdict(outcome, against)
     first_images = range(0, len(outcome.rows), outcome.rows.images_per_prompt)
     return {
@@ -141,7 +154,7 @@ def page_values(outcome: Outcome, against: str, command: str, real: Json | None)
         "number": number,
         "cards": _cards(outcome, first_images[:SHOWN_PROMPTS], [judge.name for judge in outcome.judges[:2]]),
         "disagreements": _disagreements(outcome, against),
-        "real": real,
+        "ranking": outcome.ranking(outcome.judges[0].name) if outcome.judges else None,
         "command": command,
     }
 

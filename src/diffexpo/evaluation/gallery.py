@@ -130,13 +130,15 @@ class Gallery:
         write_json(self._drawn(batch), {"images": names, **facts})
         self._shown.pop(batch, None)
 
-    def read(self, row: int) -> np.ndarray | None:
-        """An image (H,W,3) uint8; None: there is none."""
+    def digest(self, row: int) -> str | None:
+        """SHA-256 of an image's file; None: there is none."""
         batch = row // self.rows.batch_size
         names = self.images_of(batch)
-        if names is None or names[row - self.rows.of(batch)[0]] is None:
-            return None
-        return read_image(image_path(self.folder, row))
+        return None if names is None else names[row - self.rows.of(batch)[0]]
+
+    def read(self, row: int) -> np.ndarray | None:
+        """An image (H,W,3) uint8; None: there is none."""
+        return None if self.digest(row) is None else read_image(image_path(self.folder, row))
 
     def spent(self, name: str) -> float:
         """Sum of a fact over the drawn batches, such as `seconds`."""

@@ -20,7 +20,14 @@ FILE = "suite.json"
 
 
 def keep_suite(out: Path, suite: Suite, rows: Rows, order: Mapping[str, int]) -> None:
-    """Write what a folder is for; a ConfigError for one that holds other prompts or drew otherwise."""
+    """Write what a folder is for; see `check_suite` for what is refused."""
+    drawing = check_suite(out, suite, rows, order)
+    write_json(out / FILE, {"drawing": drawing, "suite": suite.model_dump(mode="json")})
+
+
+def check_suite(out: Path, suite: Suite, rows: Rows, order: Mapping[str, int]) -> Json:
+    """What the images of a folder depend on; a ConfigError for one that holds other prompts or drew
+    otherwise."""
     path = out / FILE
     prompts = [
         {**vars(prompt), "attributes": dict(prompt.attributes), "place": order[prompt.id]}
@@ -39,7 +46,7 @@ def keep_suite(out: Path, suite: Suite, rows: Rows, order: Mapping[str, int]) ->
                 else "its prompts have changed"
             )
             raise ConfigError(f"{out} holds another evaluation: {told}; choose another folder with --out")
-    write_json(path, {"drawing": drawing, "suite": suite.model_dump(mode="json")})
+    return drawing
 
 
 def read_outcome(out: Path) -> Outcome:

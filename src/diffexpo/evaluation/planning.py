@@ -22,6 +22,8 @@ from numpy.typing import ArrayLike
 from diffexpo.errors import DataError
 from diffexpo.evaluation.metrics import number_labels
 
+_MANY = 2000
+
 
 @dataclass(frozen=True)
 class Spread:
@@ -114,6 +116,64 @@ def num_prompts_needed(
     at_level, at_power = _quantiles(power, level)
     found = (at_level + at_power) ** 2 * spread.of_prompt(images) / difference**2 + at_level**2 / 2
     return max(2, math.ceil(found))
+
+
+def sign_test_power(num_prompts: int, rate: float, *, ties: float = 0.0, level: float = 0.05) -> float:
+    """How often the exact sign test finds the better one of two models.
+
+        M ~ Binomial(P, 1 - ties) prompts are not tied, W ~ Binomial(M, (rate - ties / 2) / (1 - ties)) won;
+        power = P[sign_test(W, M - W) < level, W > M / 2]
+
+    Args:
+        num_prompts: P, one outcome a prompt.
+        rate: True win rate, ties counting one half.
+        ties: Share of ties, in [0, 1).
+    Returns:
+        A probability; 191 prompts with a rate of 0.6 give 0.775, a little less than the 0.8 of an interval
+        (`num_prompts_needed`): the exact test has few levels to choose from.
+    Raises:
+        DataError: numbers that no outcomes have.
+    """
+    from scipy.stats import binom
+
+    win_spread(rate, ties)  # refuses what is no rate
+    decided = np.arange(num_prompts + 1)
+    losses = binom.ppf(level / 2, decided, 0.5)
+    losses = np.where(2 * binom.cdf(losses, decided, 0.5) < level, losses, losses - 1)
+    won = binom.sf(decided - losses - 1, decided, (rate - ties / 2) / (1 - ties))
+    chances = binom.pmf(decided, num_prompts, 1 - ties)
+    return float(np.sum(chances * np.where(losses >= 0, won, 0.0)))
+
+
+def num_prompts_for_rate(rate: float, *, ties: float = 0.0, power: float = 0.8, level: float = 0.05) -> int:
+    """How many prompts show a win rate by the exact sign test: 199 for 0.6, and for 0.4; 103 where half of
+    them are tied. From 2,000 on it is as good as the interval, and `num_prompts_needed` counts.
+
+    Raises:
+        DataError: the rate is one half, which no number of prompts shows, or no rate with so many ties.
+    """
+    better = max(rate, 1 - rate)
+    found = num_prompts_needed(better - 0.5, win_spread(better, ties), power=power, level=level)
+    while found < _MANY and sign_test_power(found, better, ties=ties, level=level) < power:
+        found += 1
+    return found
+
+
+def detectable_rate(
+    num_prompts: int, *, ties: float = 0.0, power: float = 0.8, level: float = 0.05
+) -> float | None:
+    """The smallest win rate above one half that so many prompts show by the exact sign test; None where there
+    is none. 200 prompts show 0.6016."""
+    least, most = 0.5, 1 - ties / 2
+    if sign_test_power(num_prompts, most, ties=ties, level=level) < power:
+        return None
+    while most - least > 1e-4:
+        middle = (least + most) / 2
+        if sign_test_power(num_prompts, middle, ties=ties, level=level) < power:
+            least = middle
+        else:
+            most = middle
+    return most
 
 
 def _quantiles(power: float, level: float) -> tuple[float, float]:

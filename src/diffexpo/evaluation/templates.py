@@ -26,8 +26,12 @@ def small(value: float) -> str:
 
 
 def digits(value: float, count: int = 3) -> str:
-    """A number with `count` significant digits, trailing zeros kept: 10.0, 0.250, 1230."""
-    return UNKNOWN if math.isnan(value) else f"{value:#.{count}g}".rstrip(".")
+    """A number with `count` significant digits, trailing zeros kept: 10.0, 0.250; from 1,000 whole."""
+    if math.isnan(value):
+        return UNKNOWN
+    return (
+        f"{value:,.0f}" if abs(value) >= max(1000, 10 ** (count - 1)) else f"{value:#.{count}g}".rstrip(".")
+    )
 
 
 def signed(value: float) -> str:

@@ -23,7 +23,7 @@ _DOWN = re.compile(r"(\.lora_A\.|\.lora_down\.|\.lora\.down\.|_lora\.down\.|lora
 
 
 @phase("merging a LoRA")
-def merge_lora(model: ModelFolder, file: Path, scale: float, dtype: str, target: Path) -> None:
+def merge_lora(model: ModelFolder, file: Path, scale: float, dtype: str, target: Path | None) -> None:
     """Write the whole pipeline with a LoRA (diffusers', kohya's or peft's layout) folded into its weights.
 
     Args:
@@ -31,7 +31,7 @@ def merge_lora(model: ModelFolder, file: Path, scale: float, dtype: str, target:
         file: Of `require_lora`.
         scale: What the LoRA's update is multiplied by.
         dtype: Precision of the weights that are merged and written.
-        target: Folder to write, in the diffusers layout.
+        target: Folder to write, in the diffusers layout; None: only look whether it fits.
     Raises:
         PolicyError: the LoRA does not fit the base, in part or at all.
     """
@@ -51,6 +51,8 @@ def merge_lora(model: ModelFolder, file: Path, scale: float, dtype: str, target:
         raise PolicyError(
             f"LoRA {file}: does not fit {model.path} ({why}); it was made for another model"
         ) from error
+    if target is None:
+        return
     pipeline.save_pretrained(str(target), safe_serialization=True)
     own = model.path / SETTINGS_FILE
     if own.is_file():

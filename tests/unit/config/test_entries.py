@@ -38,6 +38,8 @@ def place(tmp_path, monkeypatch):
         ("runs/mine", Entry("mine", "run", "runs/mine")),
         ("mine@2", Entry("mine@2", "run", "runs/mine", 2)),
         ("last=runs/mine@3", Entry("last", "run", "runs/mine", 3)),
+        ("runs/mine/baseline", Entry("mine/baseline", "baseline", "runs/mine")),
+        ("dpo=mine/baseline", Entry("dpo", "baseline", "runs/mine")),
         ("drawn", Entry("drawn", "images", "drawn")),
     ],
 )
@@ -61,7 +63,9 @@ def test_guidance_scales_multiply_what_is_drawn(place):
     [
         (["base", "runs/mine", "base"], ConfigError, "2 models are called 'base'.*LABEL=base"),
         (["nowhere"], MissingError, "nowhere does not exist; expected a diffusers folder"),
-        (["mine2@1"], MissingError, "no run 'mine2'.*mine"),
+        (["mine2@1"], MissingError, "no run 'mine2'.*Did you mean mine?"),
+        (["runs/mime"], MissingError, r"no run 'runs/mime'\. Did you mean mine?"),
+        (["runs/other/baseline"], MissingError, r"no run 'runs/other/baseline'\. Runs in runs/: mine\."),
         (["base,strength=2"], ConfigError, "'strength=2' is no option"),
         (["base,guidance=high"], ConfigError, "'guidance=high' is no option"),
         (["base,scale=2"], ConfigError, "scale multiplies a LoRA"),

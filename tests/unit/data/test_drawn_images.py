@@ -8,6 +8,7 @@ from PIL import Image
 
 from diffexpo.bounded.images import read_image
 from diffexpo.data.drawn_images import drawn_images, image_files
+from diffexpo.data.prompt_lists import read_prompt_list
 from diffexpo.errors import DataError, ImportFormatError, MissingError
 from diffexpo.types import Prompt
 
@@ -61,6 +62,15 @@ def beside(root):
 def test_every_layout_gives_each_prompt_its_images(layout, tmp_path):
     cat, dog = layout(tmp_path)
     assert drawn_images(tmp_path, [CAT, DOG]) == {"a cat": [cat], "a dog": [dog]}
+
+
+def test_numbers_are_those_of_the_published_list_where_prompts_come_twice(tmp_path):
+    (tmp_path / "list").mkdir()
+    (tmp_path / "list" / "photo.json").write_text('["a cat", "a cat", "a dog"]')
+    prompts, report = read_prompt_list(tmp_path / "list", "hpdv2")
+    assert report.duplicates == 1
+    cat, _, dog = (draw(tmp_path / "photo" / f"{number:05d}.jpg") for number in range(3))
+    assert drawn_images(tmp_path, prompts) == {"a cat": [cat], "a dog": [dog]}
 
 
 def test_several_images_of_a_prompt_keep_their_order(tmp_path):

@@ -7,66 +7,12 @@ import numpy as np
 import pytest
 
 from diffexpo.config.paper_tables import TABLES
-from diffexpo.config.rewards import read_card
-from diffexpo.config.suites import Suite
 from diffexpo.errors import ConfigError, DataError, MissingError
-from diffexpo.evaluation.benchmark import Judge, Judged, Outcome, failures, gates
-from diffexpo.evaluation.benchmark_page import table_rows, verdict, write_page
-from diffexpo.evaluation.gallery import Gallery, Rows
+from diffexpo.evaluation.benchmark import Outcome, failures, gates
+from diffexpo.evaluation.benchmark_page import SetNumbers, table_rows, verdict, write_page
+from diffexpo.evaluation.gallery import Rows
 from diffexpo.evaluation.kept import keep_suite, read_outcome
-from diffexpo.types import Prompt
-
-LOOKS = Judge.of(read_card(name="looks", type="clip", path="x"), "v1", "cosine", "looks-1")
-RIGHT = Judge.of(read_card(name="right", type="scene_correct", path="x"), "v2", "1 or 0", "right-1")
-
-
-def outcome(tmp_path, scores, *, rule="mean", categories=None, trained=(), count=None):
-    """An outcome of made scores, model -> judge -> (N,), one image a prompt, on disk too."""
-    first = next(iter(next(iter(scores.values())).values()))
-    names = categories or ["even", "odd"] * (len(first) // 2)
-    prompts = tuple(
-        Prompt(f"p{row}", f"a thing {row}", names[row], {"size": "big" if row < 2 else "small"})
-        for row in range(len(first))
-    )
-    suite = Suite(
-        name="made",
-        title="made scores",
-        prompts="made.txt",
-        categories=count or {},
-        rule=rule,
-        batch_size=4,
-        groups=("category", "size"),
-    )
-    rows = Rows(prompts, 1, 4)
-    judges = [judge for judge in (RIGHT, LOOKS) if judge.name in next(iter(scores.values()))]
-    models = []
-    for number, (label, found) in enumerate(scores.items()):
-        gallery = Gallery(tmp_path / "models" / label, rows)
-        facts = {"label": label, "what": f"model {label}", "identity": label, "guidance": None}
-        gallery.claim(facts, "")
-        for batch in rows.batches:
-            images = [np.full((4, 4, 3), (10 * row + number) % 256, np.uint8) for row in rows.of(batch)]
-            gallery.keep(batch, images, seconds=2.0, evaluations=10)
-            for judge in judges:
-                gallery.keep_scores(
-                    judge.key, batch, np.asarray(found[judge.name])[list(rows.of(batch))].tolist()
-                )
-        for judge in judges:
-            gallery.keep_judge(judge.key, vars(judge) | {"trained": (label, judge.name) in trained})
-        by = tuple(judge for model, judge in trained if model == label)
-        models.append(
-            Judged(
-                label,
-                f"model {label}",
-                gallery,
-                {name: np.asarray(v, float) for name, v in found.items()},
-                by,
-            )
-        )
-    order = {prompt.id: place for place, prompt in enumerate(prompts)}
-    keep_suite(tmp_path, suite, rows, order)
-    return Outcome(suite, rows, tuple(models), tuple(judges), order)
-
+from tests.unit.evaluation.made_outcome import LOOKS, RIGHT, outcome
 
 BASE, MINE = [0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 1.0, 0.0], [1.0, 0.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0]
 
@@ -183,6 +129,42 @@ def test_a_model_that_is_not_compared_does_not_count_in_the_correction(tmp_path)
     assert p_values["mine"] == made.wins("right", "base")["mine"].p_value and math.isnan(p_values["own"])
 
 
+def test_three_models_are_ranked_by_a_judge_that_trained_none_of_them(tmp_path):
+    draw = np.random.default_rng(0).normal(size=(3, 60)) + [[0.0], [0.4], [3.0]]
+    scores = {label: {"looks": values} for label, values in zip(("base", "near", "far"), draw, strict=True)}
+    made = outcome(tmp_path, scores)
+    ranked = made.ranking("looks").models
+    assert [one.name for one in ranked] == ["far", "near", "base"]
+    assert (ranked[0].best, ranked[0].worst) == (1, 1)
+    page, numbers = write_page(made, tmp_path, "base", "diffexpo evaluate")
+    assert [one["name"] for one in numbers["ranking"]["looks"]] == ["far", "near", "base"]
+    assert "Ranking by looks" in page.read_text()
+    two = outcome(tmp_path / "two", {label: scores[label] for label in ("base", "far")})
+    assert two.ranking("looks") is None
+    trained = outcome(tmp_path / "trained", scores, trained=[("far", "looks")])
+    assert trained.ranking("looks") is None, "two are left, and a ranking needs three"
+
+
+def test_numbers_of_sets_stand_on_the_page_and_beside_it(two, tmp_path):
+    vendi = {"images": 4, "models": {"base": {"pixels": (1.5, 1.25, 1.75)}, "mine": {"pixels": None}}}
+    found = {"num": 8, "left_out": 0, "frechet": 1234.5, "cmmd": 0.5}
+    real = {"folder": "real", "num": 9, "left_out": 1, "features": "32x32 pixels", "models": {"base": found}}
+    page, numbers = write_page(two, tmp_path, "base", "diffexpo evaluate", SetNumbers(vendi, real))
+    assert json.loads((tmp_path / "summary.json").read_text()) == json.loads(json.dumps(numbers))
+    assert numbers["vendi"]["models"]["base"]["pixels"] == [1.5, 1.25, 1.75]
+    text = page.read_text()
+    for told in (
+        "Vendi score of pixels",
+        "at most 4",
+        "1.50",
+        "[1.25, 1.75]",
+        "9 real images",
+        "1,234",
+        "1 of the real ones",
+    ):
+        assert told in text
+
+
 def test_disagreements_are_rows_that_two_judges_see_differently(two, tmp_path):
     judges, rows = two.disagreements("mine", "base")
     assert judges == ("right", "looks")
@@ -215,7 +197,7 @@ def test_a_bound_has_a_name_and_a_number(text):
 
 
 def test_the_page_and_its_files_tell_the_same(two, tmp_path):
-    page = write_page(two, tmp_path, "base", "diffexpo evaluate base mine --suite made").read_text()
+    page = write_page(two, tmp_path, "base", "diffexpo evaluate base mine --suite made")[0].read_text()
     for text in (
         "mine scores highest by right",
         "87.5%",

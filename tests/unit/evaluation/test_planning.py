@@ -8,12 +8,15 @@ import numpy as np
 import pytest
 
 from diffexpo.errors import DataError
-from diffexpo.evaluation.metrics import bootstrap_mean, win_rate
+from diffexpo.evaluation.metrics import bootstrap_mean, sign_test, win_rate
 from diffexpo.evaluation.planning import (
     Spread,
     detectable_difference,
+    detectable_rate,
     measured_spread,
+    num_prompts_for_rate,
     num_prompts_needed,
+    sign_test_power,
     win_spread,
 )
 from diffexpo.rng import numpy_generator
@@ -44,6 +47,38 @@ def test_a_planned_win_rate_is_found_as_often_as_promised(rate: float, ties: flo
         outcome = draw.choice([1.0, 0.0, -1.0], prompts, p=chances)
         found += win_rate(outcome, np.zeros(prompts), resamples=500, seed=trial).low > 0.5
     assert found / TRIALS == pytest.approx(0.8, abs=0.05)
+
+
+@pytest.mark.parametrize(
+    ("rate", "ties", "level"), [(0.6, 0.0, 0.05), (0.7, 0.0, 0.025), (0.61, 0.7, 0.025), (0.65, 0.3, 0.05)]
+)
+def test_the_sign_test_finds_a_planned_win_rate_as_often_as_promised(
+    rate: float, ties: float, level: float
+) -> None:
+    prompts = num_prompts_for_rate(rate, ties=ties, level=level)
+    draw = numpy_generator(4, "signs", prompts)
+    counts = draw.multinomial(prompts, [rate - ties / 2, ties, 1 - rate - ties / 2], size=4 * TRIALS)
+    found = np.mean([sign_test(int(won), int(lost)) < level for won, _, lost in counts])
+    assert found == pytest.approx(0.8, abs=0.05)
+    assert found == pytest.approx(sign_test_power(prompts, rate, ties=ties, level=level), abs=0.03)
+
+
+def test_the_power_of_the_sign_test_is_that_of_all_outcomes() -> None:
+    """Six prompts of rate 0.9: only six wins have a p-value below 5%, 2/64. With ties fewer are decided."""
+    assert sign_test_power(6, 0.9) == pytest.approx(0.9**6)
+    assert sign_test_power(5, 0.9) == 0.0
+    assert sign_test_power(7, 0.75, ties=0.5) == pytest.approx(0.5**7 + 7 * 0.5**7)
+    assert num_prompts_for_rate(0.4) == num_prompts_for_rate(0.6) == 199
+    assert num_prompts_for_rate(0.51) == num_prompts_needed(0.01, win_spread(0.51)) > 2000
+
+
+@pytest.mark.parametrize("ties", [0.0, 0.5])
+def test_the_rate_that_can_be_seen_has_the_promised_power(ties: float) -> None:
+    rates = [detectable_rate(prompts, ties=ties) for prompts in (50, 200, 1000)]
+    assert rates == sorted(rates, reverse=True)
+    for prompts, rate in zip((50, 200, 1000), rates, strict=True):
+        assert sign_test_power(prompts, rate, ties=ties) == pytest.approx(0.8, abs=0.002)
+    assert detectable_rate(5) is None
 
 
 def test_what_can_be_seen_and_what_it_takes_are_inverse() -> None:
