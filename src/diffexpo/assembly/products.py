@@ -130,7 +130,7 @@ def _work_off(sweep: Sweep, waiting: deque[SweepRun], console: Console, processe
             for run in [run for run, child in active.items() if child.poll() is not None]:
                 code = active.pop(run).returncode
                 if code == EXIT_INTERRUPTED:
-                    stop.received = stop.received or "an interruption of one of its runs"
+                    stop.stop("one of its runs was interrupted")
                     continue
                 console.line(f"{run.name}: {'done' if code == 0 else f'not finished (exit code {code})'}")
                 failed |= {run.name: code} if code else {}
