@@ -50,7 +50,9 @@ def give_verdict(summary: Summary) -> Verdict:
         f"losses; exact sign test p {small(win.p_value)})."
     )
     sentences = [*_share_sentence(summary), *_guidance_sentence(summary), first]
-    if win.verdict == "undecided":
+    if win.wins == win.losses == 0:
+        sentences.append("Every comparison is a tie: to this judge the images of both are equally good.")
+    elif win.verdict == "undecided":
         undecided = "The interval contains 50%, so this evaluation cannot tell which is better"
         sentences.append(f"{undecided}; more prompts narrow it.")
     if summary.validation is not None:

@@ -90,6 +90,14 @@ def test_the_report_leads_with_the_share_that_is_right(tmp_path: Path) -> None:
     assert "Entirely right, by kind" not in write_report(run_dir).read_text()
 
 
+def test_nothing_but_ties_is_said_to_be_that(tmp_path: Path) -> None:
+    record = load_run(make_run(tmp_path / "run"))
+    for name in list(record.suites):
+        record.suites[name] = suite(name, BEFORE)
+    (tie,) = [text for text in give_verdict(summarise(record)).sentences if "tie:" in text]
+    assert tie == "Every comparison is a tie: to this judge the images of both are equally good."
+
+
 def test_a_kind_of_one_prompt_has_no_interval_on_the_page(tmp_path: Path) -> None:
     alone = tuple(Prompt(f"p{i}", f"text {i}", category="b" if i else "alone") for i in range(len(BEFORE)))
     run_dir = make_run(tmp_path / "run")
