@@ -150,6 +150,7 @@ def test_notes_speak_of_what_is_odd_and_are_silent_otherwise():
     assert "iteration 1 has no offline pairs" in notes("offline.source=null")
     assert "no win rate" in "\n".join(config_notes(RunConfig()))
     assert "collapsed" in notes("training.learning_rate=1e-4")
+    assert "collapsed" not in notes("training.learning_rate=8e-5")
 
 
 ANCHOR = ["algorithm.anchor_weight=0.01", "algorithm.anchor_guidance=2.5"]
