@@ -61,7 +61,8 @@ class Group:
         self.rank, self.size = rank, size
         self.lost = ""
         self.names: dict[int, str] = {}
-        self.on_loss: Callable[[str], None] = lambda text: None
+        # Told that a process is gone; returns whether this one did not know already that it has to stop.
+        self.on_loss: Callable[[str], bool] = lambda text: True
         self._number = 0
         self._told: dict[int, dict[int, str]] = {}  # number of an exchange -> text by rank
         self._changed = threading.Condition()
@@ -199,7 +200,7 @@ class Group:
         if self.lost or self._is_closing:
             return
         self.lost = f"process {rank} ({self._name(rank)}) {why}"
-        self.on_loss(self.lost)
+        is_news = self.on_loss(self.lost)
         with self._changed:
             self._changed.notify_all()
         if self.rank == 0:
@@ -207,12 +208,12 @@ class Group:
                 if other != rank:
                     self._send(other, {"lost": rank, "why": why, "is_orderly": is_orderly})
         # A collective waits for the one that is gone; nothing on the disk depends on an orderly end.
-        self._start(self._leave_by_force, is_orderly)
+        self._start(self._leave_by_force, is_orderly, is_news or not is_orderly)
 
-    def _leave_by_force(self, is_orderly: bool) -> None:
+    def _leave_by_force(self, is_orderly: bool, is_told: bool) -> None:
         notice, grace = (NOTICE_S, FAREWELL_GRACE_S) if is_orderly else (0.0, GRACE_S)
         time.sleep(notice)
-        if not self._is_closing:
+        if is_told and not self._is_closing:
             os.write(2, f"\n{self.lost}: process {self.rank} saves and leaves too\n".encode())
         time.sleep(grace - notice)
         sys.stderr.flush()
@@ -226,7 +227,8 @@ class Group:
             for other in self._peers:
                 self._send(other, None)
                 silent = now - self._heard[other]
-                if silent > SILENCE_S and now - named[other] > AGAIN_S:
+                is_gone = other in self._farewells
+                if not is_gone and silent > SILENCE_S and now - named[other] > AGAIN_S:
                     named[other] = now
                     told = (
                         f"\nprocess {other} ({self._name(other)}) has not answered for {silent:.0f} s: it is "

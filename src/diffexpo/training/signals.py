@@ -56,10 +56,12 @@ class StopSignal:
             self._wakes.close()  # ends the thread that watches
             self._wakes = None
 
-    def stop(self, reason: str) -> None:
-        """Let `check` raise because of something else: "process 1 was killed"."""
-        if self.received is None:
-            self.received, self._since = f"because {reason}", time.monotonic()
+    def stop(self, reason: str) -> bool:
+        """Let `check` raise because of something else: "process 1 was killed"; False if it already does."""
+        if self.received is not None:
+            return False
+        self.received, self._since = f"because {reason}", time.monotonic()
+        return True
 
     def check(self) -> None:
         """Raise Interrupted if a signal has arrived since the block was entered."""

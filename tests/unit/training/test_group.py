@@ -65,8 +65,9 @@ def test_a_killed_process_is_named_and_the_others_leave_resumable(what: str, kil
     assert ended(ranks[killed]).code == -signal.SIGKILL
 
 
-def test_nothing_is_said_of_the_others_where_all_are_interrupted() -> None:
-    ranks = start_two("draw")
+@pytest.mark.parametrize("what", ["draw", "long"])
+def test_nothing_is_said_of_the_others_where_all_are_interrupted(what: str) -> None:
+    ranks = start_two(what)
     for one in ranks:
         os.kill(one.pid, signal.SIGINT)
     for done in map(ended, ranks):
