@@ -64,7 +64,7 @@ def test_the_newcomer(tmp_path: Path) -> None:
     assert len(typed) == 14 and not [line for line in typed if line not in readme]
     make_checkout(tmp_path)
     more = {"BASELINE__OFFLINE_DPO": "false", "BASELINE__CONTENDERS": "[]", "TUNING__START": "null"}
-    more["EVALUATION__BASE_GUIDANCES"] = "[]"
+    more |= {"EVALUATION__BASE_GUIDANCES": "[]", "EXPLORE__BATCH_SIZE": "64"}
     told = type_in(script, tmp_path, **{f"DIFFEXPO_{key}": value for key, value in (SMALL | more).items()})
     assert (tmp_path / "runs/scenes_expo/report.html").is_file(), "what `make run` ends with"
     assert "report: runs/scenes_quick/report.html" in told[0] and "report: runs/seed1/report.html" in told[1]
