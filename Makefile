@@ -13,7 +13,7 @@ PROCESSES ?= auto
 ARGS ?=
 VENV := .venv
 READY := $(VENV)/.installed
-CODE := src worlds tests benchmarks examples docs/theme
+CODE := src worlds tests benchmarks examples docs/theme setup.py
 
 .PHONY: run test check bench docs install
 .DEFAULT_GOAL := run

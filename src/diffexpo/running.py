@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -13,7 +14,7 @@ from diffexpo.cli.folders import RUNS, find_run, free_folder, is_finished, run_s
 from diffexpo.cli.progress import Console, Nowhere
 from diffexpo.config import LoadedConfig, RunConfig, load_config, read_resolved
 from diffexpo.config.iterates import split_iterate
-from diffexpo.config.resuming import resumed_config
+from diffexpo.config.resuming import resumed_config, unused_changes
 from diffexpo.config.rewards import RewardCard, read_card
 from diffexpo.config.schema import ModelConfig, TuningConfig
 from diffexpo.errors import ConfigError, Interrupted, MissingError
@@ -78,6 +79,8 @@ def run(
         folder = find_run(str(resume))
         loaded = resumed_config(folder / "config.yaml", _overrides(given, folder.parent / FOLDER))
         if is_finished(folder):
+            for text in unused_changes(folder / "config.yaml", loaded.config):
+                warnings.warn(text, stacklevel=2)
             return Run(folder)
     else:
         loaded, folder = _start(recipes, given, name, None if out is None else Path(out))

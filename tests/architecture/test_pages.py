@@ -16,7 +16,7 @@ from tests.snippets import PAGES, snippets
 
 DOCS = ROOT / "docs"
 MAX_WORDS = 2000
-MEASURED = ("results.md", "methods.md", "without_reward.md", "emoji.md")
+MEASURED = ("results.md", "methods.md", "without_reward.md", "emoji.md", "scenes.md")
 GUIDES = ("index.md", "quickstart.md", "gallery.md", "tutorials", "howto", "concepts", "lab", *MEASURED)
 
 

@@ -68,6 +68,18 @@ def test_a_finished_run_says_so_and_changes_nothing(truth):
     assert weights(truth) == before
 
 
+def test_a_finished_run_says_which_settings_come_too_late(truth):
+    had, wanted = 2, 1
+    before = weights(truth), (truth / "config.yaml").read_bytes()
+    done = diffexpo("run", "--resume", truth, "--set", f"training.micro_batch_size={wanted}")
+    assert f"{truth} is finished" in done.err and "complete" in done.out
+    assert f"training.micro_batch_size stays {had}, not {wanted}" in done.err
+    assert (weights(truth), (truth / "config.yaml").read_bytes()) == before
+    told = diffexpo("run", "--resume", truth, "--json", "--set", f"training.micro_batch_size={wanted}")
+    assert f"stays {had}, not {wanted}" in told.err and json.loads(told.out)["state"] == "finished"
+    assert "stays" not in diffexpo("run", "--resume", truth, "--set", f"training.micro_batch_size={had}").err
+
+
 def test_another_config_in_the_same_folder_is_refused(world, truth):
     done = diffexpo(*run_arguments(world, truth), "--set", "seed=8", check=False)
     assert done.code == 2 and "--resume" in done.err

@@ -26,6 +26,12 @@ def test_a_stopped_sweep_goes_on_and_ends_with_the_same_weights(
     assert [run["seed"] for run in found["groups"][0]["runs"]] == [7, 8]
     assert "nothing was run" in diffexpo(*arguments, "--dry-run").out
     assert "2 of 2 runs are finished already" in diffexpo(*arguments).out
+    assert json.loads(diffexpo(*arguments, "--json").out) == found
+    listed = json.loads(diffexpo(*arguments, "--dry-run", "--json").out)
+    assert [(run["run"], run["state"]) for run in listed["runs"]] == [
+        ("seed-7", "finished"),
+        ("seed-8", "finished"),
+    ]
     refused = command(*arguments, "--set", "training.steps=3")
     assert (
         refused.code == 2 and "holds a run with other settings (training.steps 6, now 3)" in refused.message

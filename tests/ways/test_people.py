@@ -16,18 +16,21 @@ from PIL import Image
 
 import diffexpo
 from diffexpo.config import config_to_yaml, load_config
-from tests.commands import environment, start
+from tests.commands import ROOT, environment, start
+from tests.ways.test_pages import SMALL
 
 WAYS = Path(__file__).parent
 
 
-def type_in(script: Path, folder: Path) -> list[str]:
-    """Run a shell script in a folder, its `diffexpo` lines as the commands they are; returns what each printed."""
+def type_in(script: Path, folder: Path, **small: str) -> list[str]:
+    """Run a shell script in a folder, its `diffexpo` lines as the commands they are, with further variables; returns what each
+    printed."""
     told, rest = [], ""
     bash = {
         **environment(),
         "PATH": f"{Path(sys.executable).parent}:/usr/bin:/bin",
         "PYTHONWARNINGS": "ignore",
+        **small,
     }
     for line in [*script.read_text(encoding="utf-8").splitlines(), "diffexpo --version"]:
         if not line.startswith("diffexpo "):
@@ -35,10 +38,40 @@ def type_in(script: Path, folder: Path) -> list[str]:
             continue
         subprocess.run(["bash", "-e", "-c", rest], cwd=folder, check=True, env=bash)
         rest = ""
-        done = start(*shlex.split(line)[1:], cwd=folder).wait()
+        done = start(*shlex.split(line)[1:], cwd=folder, **small).wait()
         assert done.code == 0, f"{line}\n{done.out}{done.err}"
         told.append(done.out)
     return told
+
+
+def make_checkout(folder: Path) -> None:
+    """What `make run` looks at, installed already: in place of .venv the environment of the tests."""
+    for name in ("Makefile", "pyproject.toml", "constraints.txt"):
+        shutil.copy(ROOT / name, folder / name)
+    (folder / ".venv").mkdir()
+    (folder / ".venv" / "bin").symlink_to(Path(sys.executable).parent)
+    (folder / ".venv" / ".installed").touch()
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
+@pytest.mark.timeout(1800)
+def test_the_newcomer(tmp_path: Path) -> None:
+    """As typed, smaller by variables of the environment alone."""
+    script, readme = WAYS / "newcomer.sh", (ROOT / "README.md").read_text(encoding="utf-8")
+    typed = [
+        line for line in script.read_text(encoding="utf-8").splitlines() if re.match("make|diffexpo", line)
+    ]
+    assert len(typed) == 14 and not [line for line in typed if line not in readme]
+    make_checkout(tmp_path)
+    more = {"BASELINE__OFFLINE_DPO": "false", "BASELINE__CONTENDERS": "[]", "TUNING__START": "null"}
+    more |= {"EVALUATION__BASE_GUIDANCES": "[]", "EXPLORE__BATCH_SIZE": "64"}
+    told = type_in(script, tmp_path, **{f"DIFFEXPO_{key}": value for key, value in (SMALL | more).items()})
+    assert (tmp_path / "runs/scenes_expo/report.html").is_file(), "what `make run` ends with"
+    assert "report: runs/scenes_quick/report.html" in told[0] and "report: runs/seed1/report.html" in told[1]
+    assert "is complete; nothing to resume" in told[2]
+    assert all(re.search(rf"{name} +finished", told[5]) for name in ("scenes_expo", "scenes_quick", "seed1"))
+    with Image.open(tmp_path / "runs/seed1/export/cat.png") as image:
+        assert image.size == (64, 64)
 
 
 @pytest.mark.timeout(1200)

@@ -44,6 +44,28 @@ def test_a_call_trains_the_very_weights_of_the_command(world: Path, ran, tmp_pat
     assert weights(tmp_path / "run") == weights(ran[0].folder)
 
 
+FIVE_LINES = """\
+import diffexpo
+small = {"explore.iterations": 2, "training.steps": 2, "evaluation": {"kl_prompts": 0, "bootstrap": 20}}
+run = diffexpo.run(RECIPE, settings=small, seed=3, name="five")
+print(run.win_rate)
+run.export()
+"""
+
+
+def test_five_lines_train_the_very_weights_of_the_command(
+    world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert len(FIVE_LINES.splitlines()) == 5
+    names: dict[str, object] = {"RECIPE": world / "recipe.yaml"}
+    exec(FIVE_LINES, names)  # noqa: S102 (as a person would type it)
+    sets = [part for setting in [*SETS, "seed=3"] for part in ("--set", setting)]
+    command("run", world / "recipe.yaml", "--out", tmp_path / "typed", *sets)
+    assert len(weights(tmp_path / "typed")) == 2
+    assert weights(tmp_path / "runs" / "five") == weights(tmp_path / "typed")
+
+
 def test_callbacks_are_told_stages_steps_and_images_in_order(ran) -> None:
     run, told = ran
     stages = [line for line in told if line[0] == "stage"]

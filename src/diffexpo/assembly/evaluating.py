@@ -92,6 +92,7 @@ def _keep_validation(loop: Loop, result: SuiteResult, iteration: int, judges: Se
     payload |= {
         "cost/network_evaluations": float(result.network_evaluations),
         "time/validate_s": result.seconds,
+        **peak_memory(),
     }
     loop.metrics.write_once(iteration, keeping.STAGE, payload)
     first = judges[0].name

@@ -38,7 +38,7 @@ from diffexpo.data.offline.formats import find_format
 from diffexpo.data.offline.sources import fingerprint
 from diffexpo.errors import DiffexpoError, MissingError, ResumeError
 from diffexpo.files import seen
-from diffexpo.policies.loading import NOT_READ, named_weights
+from diffexpo.policies.loading import NOT_READ, named_weights, variant_of
 from diffexpo.training.distributed import World
 
 READ = (".json", ".txt", ".model", ".safetensors")
@@ -204,7 +204,7 @@ def _pipeline_files(root: Path, variant: str | None) -> list[Path]:
     files = [index]
     for folder in (root / part for part in parts if f"{part}/*" not in NOT_READ and (root / part).is_dir()):
         plain = [file for file in folder.iterdir() if file.suffix in READ[:-1] and file.is_file()]
-        files += sorted(plain) + named_weights(folder, variant)
+        files += sorted(plain) + named_weights(folder, variant_of(folder, variant))
     return files
 
 

@@ -89,8 +89,9 @@ def plan_sweep(recipes: Sequence[str], combinations: Sequence[Combination], fold
     return Sweep(folder, tuple(recipes), runs)
 
 
-def run_sweep(sweep: Sweep, console: Console, *, processes: int = 1) -> list[Path]:
+def run_sweep(sweep: Sweep, console: Console, *, processes: int = 1, is_quiet: bool = False) -> list[Path]:
     """Run what is not finished, `processes` at once, resuming what was begun, and compare all runs.
+    Several at once, and quiet ones, print to NAME.txt.
 
     Returns the files of the comparison. A run that fails leaves the others at work.
 
@@ -104,7 +105,7 @@ def run_sweep(sweep: Sweep, console: Console, *, processes: int = 1) -> list[Pat
     waiting = deque(run for run in sweep.runs if run.state != "finished")
     if len(waiting) < len(sweep.runs):
         console.line(f"{len(sweep.runs) - len(waiting)} of {len(sweep.runs)} runs are finished already")
-    failed = _work_off(sweep, waiting, console, processes)
+    failed = _work_off(sweep, waiting, console, processes, is_quiet or processes > 1)
     evaluated = [run.folder for run in sweep.runs if is_saved(run.folder / "eval" / "base")]
     paths = write_comparison(compare_runs(evaluated), sweep.folder) if evaluated else []
     if failed:
@@ -114,7 +115,9 @@ def run_sweep(sweep: Sweep, console: Console, *, processes: int = 1) -> list[Pat
     return paths
 
 
-def _work_off(sweep: Sweep, waiting: deque[SweepRun], console: Console, processes: int) -> dict[str, int]:
+def _work_off(
+    sweep: Sweep, waiting: deque[SweepRun], console: Console, processes: int, is_quiet: bool
+) -> dict[str, int]:
     """Run all that wait; returns exit codes of those that failed."""
     active: dict[SweepRun, subprocess.Popen[bytes]] = {}
     failed: dict[str, int] = {}
@@ -123,14 +126,14 @@ def _work_off(sweep: Sweep, waiting: deque[SweepRun], console: Console, processe
             while waiting and len(active) < processes and stop.received is None:
                 run = waiting.popleft()
                 console.line(f"{run.name}: {'starts' if run.state == 'new' else 'goes on'} in {run.folder}")
-                active[run] = _start(sweep, run, processes)
+                active[run] = _start(sweep, run, processes, is_quiet)
             time.sleep(POLL_S)
             if stop.received is not None:
                 _interrupt(active)
             for run in [run for run, child in active.items() if child.poll() is not None]:
                 code = active.pop(run).returncode
                 if code == EXIT_INTERRUPTED:
-                    stop.received = stop.received or "an interruption of one of its runs"
+                    stop.stop("one of its runs was interrupted")
                     continue
                 console.line(f"{run.name}: {'done' if code == 0 else f'not finished (exit code {code})'}")
                 failed |= {run.name: code} if code else {}
@@ -157,7 +160,7 @@ def _interrupt(active: dict[SweepRun, subprocess.Popen[bytes]]) -> None:
     raise Interrupted("the sweep was stopped; every run is saved: the same command continues it")
 
 
-def _start(sweep: Sweep, run: SweepRun, processes: int) -> subprocess.Popen[bytes]:
+def _start(sweep: Sweep, run: SweepRun, processes: int, is_quiet: bool) -> subprocess.Popen[bytes]:
     """A process for a run, in a session of its own: only this one gets a Ctrl-C, and passes it on once."""
     command = [sys.executable, "-m", "diffexpo", "run"]
     if (run.folder / "config.yaml").is_file() and not has_made_nothing(run.folder):
@@ -168,9 +171,10 @@ def _start(sweep: Sweep, run: SweepRun, processes: int) -> subprocess.Popen[byte
         named = f"name={json.dumps(run.config.name)}"
         command += [part for override in (*own, named) for part in ("--set", override)]
     environment = dict(os.environ)
-    if processes == 1:
+    if processes > 1:
+        environment.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // processes)))
+    if not is_quiet:
         return subprocess.Popen(command, stdin=subprocess.DEVNULL, start_new_session=True)
-    environment.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // processes)))
     with (sweep.folder / f"{run.name}.txt").open("ab") as output:
         return subprocess.Popen(
             command,

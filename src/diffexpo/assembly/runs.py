@@ -364,7 +364,7 @@ def _time_plan(config: RunConfig) -> str:
     minutes = minutes_here(config)
     told = f"{minutes:.0f} minutes" if minutes < 120 else f"{minutes / 60:.0f} hours"
     return (
-        f"about {told if minutes >= 1 else 'a minute'} here, within a factor of 2 or 3; scorers not counted"
+        f"about {told if minutes >= 1.5 else 'a minute'} here, within a factor of 2 or 3; scorers not counted"
     )
 
 

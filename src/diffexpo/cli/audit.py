@@ -8,8 +8,8 @@ from typing import Annotated
 import typer
 
 from diffexpo import assembly
-from diffexpo.cli.options import Set
-from diffexpo.cli.progress import Console
+from diffexpo.cli.options import AsJson, Set
+from diffexpo.cli.progress import Console, Nowhere
 
 
 def audit(
@@ -29,6 +29,7 @@ def audit(
         typer.Option(metavar="FOLDER", help="Default: `audit` in the run's folder, else `audit`."),
     ] = None,
     overrides: Set = None,
+    as_json: AsJson = False,
 ) -> None:
     """Draw prompts that leave gender or skin tone open, count who is drawn, and how much is unsafe.
 
@@ -40,5 +41,5 @@ def audit(
     diffexpo audit scenes:diffusion other=FOLDER     two base models
     diffexpo audit FOLDER --set 'classifier={name: reader, type: clip, path: CLIP}' --set labelled=PHOTOS
     """
-    page = assembly.audit(models, protocol, overrides or (), out, Console())
-    print(f"audit: {page}")
+    page = assembly.audit(models, protocol, overrides or (), out, Console(Nowhere() if as_json else None))
+    print(page.with_suffix(".json").read_text(encoding="utf-8") if as_json else f"audit: {page}")

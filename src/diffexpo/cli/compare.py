@@ -15,7 +15,7 @@ from diffexpo.cli.failures import boundary
 from diffexpo.cli.folders import RUNS, find_run
 from diffexpo.cli.options import AsJson
 from diffexpo.cli.processes import is_started_by_a_launcher
-from diffexpo.cli.progress import Console
+from diffexpo.cli.progress import Console, Nowhere
 from diffexpo.cli.run import deadline
 
 if TYPE_CHECKING:
@@ -89,6 +89,7 @@ def sweep(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Check all settings, list the runs, do nothing.")
     ] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Run every combination of some settings, then compare them on one page.
 
@@ -105,17 +106,23 @@ def sweep(
     combinations = load_product(recipes or [], overrides or [])
     folder = out or RUNS / f"{combinations[0].recipe}-sweep"
     planned = assembly.plan_sweep(recipes or [], combinations, folder)
-    console = Console()
+    console = Console(Nowhere() if as_json else None)
     rows = [[run.name, run.state, run.evaluations] for run in planned.runs]
-    console.table(f"sweep in {planned.folder}", ["run", "state", "network evaluations"], rows)
+    columns = ["run", "state", "network evaluations"]
+    console.table(f"sweep in {planned.folder}", columns, rows)
     if dry_run:
+        if as_json:
+            runs = [dict(zip(columns, row, strict=True)) for row in rows]
+            print(json.dumps({"folder": str(planned.folder), "runs": runs}, indent=1))
         console.line(
             f"nothing was run (--dry-run): {len(rows)} runs, {sum(row[2] for row in rows):,} evaluations"
         )
         return
     with boundary(), deadline(max_minutes):
-        paths = assembly.run_sweep(planned, console, processes=processes)
+        paths = assembly.run_sweep(planned, console, processes=processes, is_quiet=as_json)
         console.line(f"page: {paths[0]}" if paths else "no run was evaluated, so there is no page")
+        if as_json:
+            print(paths[-1].read_text(encoding="utf-8") if paths else "{}")
 
 
 def _runs_of(name: str) -> list[Path]:

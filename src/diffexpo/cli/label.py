@@ -136,6 +136,7 @@ def cost(
         float, typer.Option(help="Share of people who would prefer the better image of a pair.")
     ] = 0.75,
     candidates: Annotated[int, typer.Option(min=3, max=12, help="Images of a prompt in a tournament.")] = 4,
+    as_json: AsJson = False,
 ) -> None:
     """Say how many votes a wanted certainty takes, before anybody is asked.
 
@@ -144,7 +145,11 @@ def cost(
     them to be beforehand).
     """
     rows = assembly.vote_costs(certainty, preference, candidates)
-    Console(interactive=False).table("what votes buy", ["asked of a prompt", "votes", "how sure"], rows)
+    columns = ["asked of a prompt", "votes", "how sure"]
+    if as_json:
+        print(json.dumps([dict(zip(columns, row, strict=True)) for row in rows], indent=2))
+        return
+    Console(interactive=False).table("what votes buy", columns, rows)
 
 
 @app.command()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import sys
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -101,7 +102,7 @@ def run(
         _print_plan(loaded.config, run_dir, stop_after, console, as_json)
         return
     if resume and is_finished(run_dir):
-        _print_complete(run_dir, as_json, console)
+        _print_complete(run_dir, loaded.config, as_json, console)
         return
     if count > 1 and not several.is_started_by_a_launcher():
         # The folder is named: processes that start at once would each choose one.
@@ -121,7 +122,11 @@ def run(
     _print_summary(run_dir, as_json)
 
 
-def _print_complete(run_dir: Path, as_json: bool, console: Console) -> None:
+def _print_complete(run_dir: Path, wanted: RunConfig, as_json: bool, console: Console) -> None:
+    from diffexpo.config.resuming import unused_changes
+
+    for text in unused_changes(run_dir / "config.yaml", wanted):
+        print(f"warning: {text}", file=sys.stderr)
     _print_summary(run_dir, as_json)
     console.line(f"{run_dir} is complete; nothing to resume")
     console.line(f"report: {run_dir / 'report.html'}")

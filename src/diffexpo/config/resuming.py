@@ -42,6 +42,24 @@ def resumed_config(path: Path, overrides: Sequence[str]) -> LoadedConfig:
     return found
 
 
+def unused_changes(path: Path, wanted: RunConfig) -> list[str]:
+    """What `--set` asks of a run that is finished, where nothing is left to change, as one warning.
+
+    Args:
+        path: The run's config.yaml.
+        wanted: `resumed_config` of the same run with the changes.
+    Returns:
+        No text if nothing differs, else one that names each setting with both values.
+    """
+    has = read_resolved(path).config
+    old, new = (dict(leaves(config.model_dump(mode="json"))) for config in (has, wanted))
+    told = [f"{name} stays {old.get(name)!r}, not {new.get(name)!r}" for name in differences(has, wanted)]
+    if not told:
+        return []
+    again = "start a new run to use other settings; `diffexpo track` tells trackers of a finished one"
+    return [f"{path.parent} is finished, so settings change nothing: {'; '.join(told)}. {again}"]
+
+
 def differences(before: RunConfig, after: RunConfig) -> list[str]:
     """Dotted paths of the settings that differ."""
     old, new = (dict(leaves(config.model_dump(mode="json"))) for config in (before, after))

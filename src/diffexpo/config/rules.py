@@ -311,10 +311,11 @@ def config_notes(config: Run) -> list[str]:
             "evaluation.judges is empty: the report has no win rate under a judge that was never trained on"
         )
     on_pairs = isinstance(config.algorithm.data, Pairs)
-    if config.tuning.kind == "full" and on_pairs and training.learning_rate >= 5e-5:
+    if config.tuning.kind == "full" and on_pairs and training.learning_rate >= 1e-4:
         notes.append(
             f"training.learning_rate = {training.learning_rate:g} with full tuning: preference losses "
-            "collapsed at 1e-4 in our trials (both errors rise, accuracy near 1); 5e-6 held"
+            "collapsed at 1e-4 in our trials (both errors rise, accuracy near 1); 5e-6 held, with an "
+            "anchor 8e-5"
         )
     if config.evaluation.bootstrap < 200:
         notes.append(

@@ -129,7 +129,8 @@ def check_alarms(history: History) -> list[Alarm]:
     for item in history.snapshots:
         alarms = [*_flat_rewards(item)]
         if item.iteration > 0:
-            alarms += [*early_alarms(item, start, history.run), *_training(item), *_improvement(item)]
+            sound = sound_before(trained, item.iteration, start)
+            alarms += [*early_alarms(item, start, history.run, sound), *_training(item), *_improvement(item)]
             alarms += _errors_rise(item, before)
         found += [replace(one, message=f"iteration {item.iteration}: {one.message}") for one in alarms]
         before = item
@@ -174,13 +175,28 @@ def _training(item: Snapshot) -> Iterator[Alarm]:
         yield Alarm("skipped_steps", "warning", seen, advice)
 
 
-def early_alarms(item: Snapshot, start: float | None = None, run: str = "RUN") -> list[Alarm]:
+def early_alarms(
+    item: Snapshot, start: float | None = None, run: str = "RUN", sound: int | None = None
+) -> list[Alarm]:
     """What an iteration's training tells of its iterate before an image of it is looked at.
 
     `start` is the error with which the run's training began (`start_error`), by default that of the
-    iteration's own reference; `run` is how commands name the run.
+    iteration's own reference; `run` is how commands name the run; `sound` is the iterate to go back to
+    (`sound_before`), by default the one before.
     """
-    return [*(list(_collapse(item)) or _common_part(item, start, run)), *_norm(item)]
+    back = item.iteration - 1 if sound is None else sound
+    return [*(list(_collapse(item)) or _common_part(item, start, run, back)), *_norm(item)]
+
+
+def sound_before(snapshots: Sequence[Snapshot], iteration: int, start: float | None) -> int:
+    """The last iterate before an iteration whose own training raised no critical alarm; 0: the base."""
+    earlier = [item for item in snapshots if 0 < item.iteration < iteration]
+    sound = [
+        item.iteration
+        for item in earlier
+        if not any(alarm.severity == "critical" for alarm in early_alarms(item, start))
+    ]
+    return max(sound, default=0)
 
 
 def use_iterate(run: str, iteration: int) -> str:
@@ -205,7 +221,7 @@ def _collapse(item: Snapshot) -> Iterator[Alarm]:
         yield Alarm("collapse", "critical", seen, RESTRAINT)
 
 
-def _common_part(item: Snapshot, start: float | None, run: str) -> Iterator[Alarm]:
+def _common_part(item: Snapshot, start: float | None, run: str, back: int) -> Iterator[Alarm]:
     reference = item.reference_error
     if item.common_part is None or not reference:
         return
@@ -219,7 +235,7 @@ def _common_part(item: Snapshot, start: float | None, run: str) -> Iterator[Alar
             f"{whose}, as a share of the errors with which training began (more than {COMMON_PART:.0%}): "
             "runs with so large a common part collapsed within a few iterations."
         )
-        advice = f"{use_iterate(run, item.iteration - 1)} {RESTRAINT}"
+        advice = f"{use_iterate(run, back)} {RESTRAINT}"
         yield Alarm("common_part", "critical", seen, advice)
 
 

@@ -77,17 +77,18 @@ def _shares(summary: Summary) -> Json | None:
 
 
 def closing_lines(run_dir: Path, summary: Summary) -> list[str]:
-    """What a finished run says last: the verdict with its numbers, alarms, what to open, how to use it."""
+    """What a finished run says last: the verdict with its numbers, alarms, what to open, how to use it. What
+    to do about alarms is said once, however many of them ask for it."""
     verdict = give_verdict(summary)
-    alarms = [
-        f"{one.severity}: {one.message} {one.what_to_do}" for one in summary.alarms if one.severity != "note"
-    ]
+    alarms = [one for one in summary.alarms if one.severity != "note"]
+    advice = dict.fromkeys(one.what_to_do for one in alarms)
     export = run_dir / "export"
     use = f"use it: the Python code in {export / 'README.md'} loads {export} in plain diffusers"
     return [
         f"{verdict.title}.",
         *(f"  {sentence}" for sentence in verdict.sentences),
-        *(f"alarm, {alarm}" for alarm in alarms),
+        *(f"alarm, {one.severity}: {one.message}" for one in alarms),
+        *(f"  what to do: {text}" for text in advice),
         *([use] if export.is_dir() else []),
         f"compare: diffexpo runs | another iterate: diffexpo export {run_dir} --iteration N",
     ]

@@ -25,7 +25,7 @@ from diffexpo.evaluation.summary import BASELINE, Summary
 from diffexpo.evaluation.verdict import equal_cost, give_verdict
 
 MAX_CARDS = 24
-MAX_EXTREMES = 4
+MAX_EXTREMES = 6
 KEPT = ("groups", "count", "dropped_ties", "dropped_nan", "margin_mean")
 PEOPLE = ("asked", "pairs", "ties", "disagreed", "votes", "agreement")
 ORIGINS = ("winner_from_exploration", "winner_from_negative")

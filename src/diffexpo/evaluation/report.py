@@ -18,6 +18,7 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from diffexpo.evaluation.figures import (
     BLUE,
+    CARD,
     GREEN,
     GREY,
     LINE,
@@ -187,7 +188,7 @@ def _win_rate(axes: Axes, record: RunRecord, summary: Summary) -> str:
         axes.errorbar(x, mean, yerr=spread, color=BLUE, marker="o", capsize=3, label=name)
     _baseline_mark(axes, estimates, x)
     _iterations(axes, "iteration")
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.0%}"))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.3g}%"))
     axes.set_ylabel("win rate vs base")
     label = summary.method.label
     listed = "; ".join(f"{label(name)}: {percent(win.rate)}" for name, win in summary.wins.items())
@@ -202,13 +203,21 @@ def _frontier(axes: Axes, record: RunRecord, summary: Summary) -> str:
         raise Absent(f"No reward-KL curve: {reason}.")
     kl = {"base": (0.0, 0.0, 0.0)} | {name: summary.kl[name] for name in shared if name != BASELINE}
     path = {name: estimate[0] for name, estimate in kl.items()}
+    paper = {
+        "facecolor": CARD,
+        "edgecolor": "none",
+        "pad": 0.8,
+        "alpha": 0.8,
+    }  # words over lines stay legible
     axes.plot(list(path.values()), [rewards[name][0] for name in path], color=BLUE, linewidth=1.2)
     for name, distance in (kl | {name: summary.kl[name] for name in shared}).items():
         colour, marker = (RED, "D") if name == BASELINE else (BLUE, "o")
         x, y, xerr, yerr = distance[0], rewards[name][0], spread_of(distance), spread_of(rewards[name])
         axes.errorbar([x], [y], yerr, xerr, color=colour, marker=marker, capsize=2, elinewidth=0.9)
-        axes.annotate(label(name), (x, y), textcoords="offset points", xytext=(6, -12), fontsize=8)
-    axes.margins(x=0.14)
+        axes.annotate(
+            label(name), (x, y), textcoords="offset points", xytext=(6, -12), fontsize=8, bbox=paper
+        )
+    axes.margins(x=0.14, y=0.12)
     axes.set(xlabel="KL to the base (nats per image)", ylabel=f"gain in {summary.judge}")
     return "Gain in the held-out reward against KL: " + "; ".join(
         f"{label(name)} at {distance:.3g} nats: {rewards[name][0]:+.3g}" for name, distance in path.items()

@@ -21,6 +21,7 @@ from diffexpo.evaluation.alarms import (
     check_alarms,
     early_alarms,
     looked_for,
+    sound_before,
     start_error,
 )
 from diffexpo.evaluation.changes import gains_on_earlier, interval_notes, paired_change
@@ -398,7 +399,8 @@ def alarms_of_training(metrics: Sequence[Json], iteration: int, run: str = "RUN"
     """What the training of an iteration tells of its iterate before it draws an image; `run` is how commands
     name the run."""
     trained = [training_snapshot(metrics, number) for number in range(1, iteration + 1)]
-    return early_alarms(trained[-1], start_error(trained), run)
+    start = start_error(trained)
+    return early_alarms(trained[-1], start, run, sound_before(trained, iteration, start))
 
 
 def training_snapshot(lines: Sequence[Json], number: int) -> Snapshot:

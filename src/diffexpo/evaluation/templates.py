@@ -41,9 +41,14 @@ def signed(value: float) -> str:
     return f"{value:+.2f}" if abs(value) >= 0.1 else f"{value:+.2g}"
 
 
-def between(low: float, high: float, write: Callable[[float], str] = digits) -> str:
+def points(value: float) -> str:
+    """A difference of shares in percentage points: 0.0525 as +5.3."""
+    return UNKNOWN if math.isnan(value) else f"{100 * value:+.1f}"
+
+
+def between(low: float, high: float, write: Callable[[float], str] = digits, what: str = "") -> str:
     """The ends of an interval: "95% 0.10 to 0.30"; what rests on one prompt has none."""
-    return "one prompt, no interval" if math.isnan(low) else f"95% {write(low)} to {write(high)}"
+    return "one prompt, no interval" if math.isnan(low) else f"95% {what}{write(low)} to {write(high)}"
 
 
 def brief(text: str) -> str:
@@ -74,6 +79,6 @@ def template(name: str) -> Template:
         lstrip_blocks=True,
         keep_trailing_newline=not name.endswith(".html.j2"),
     )
-    filters = (percent, small, digits, signed, brief, count, seconds, repr)
+    filters = (percent, small, digits, signed, points, brief, count, seconds, repr)
     environment.filters |= {function.__name__: function for function in filters}
     return environment.get_template(name)

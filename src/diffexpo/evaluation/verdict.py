@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from diffexpo.evaluation.metrics import WinRate
 from diffexpo.evaluation.summary import EQUAL_COST, Summary
-from diffexpo.evaluation.templates import between, digits, percent, signed, small
+from diffexpo.evaluation.templates import between, digits, percent, points, signed, small
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,9 @@ def give_verdict(summary: Summary) -> Verdict:
         f"losses; exact sign test p {small(win.p_value)})."
     )
     sentences = [*_share_sentence(summary), *_guidance_sentence(summary), first]
-    if win.verdict == "undecided":
+    if win.wins == win.losses == 0:
+        sentences.append("Every comparison is a tie: to this judge the images of both are equally good.")
+    elif win.verdict == "undecided":
         undecided = "The interval contains 50%, so this evaluation cannot tell which is better"
         sentences.append(f"{undecided}; more prompts narrow it.")
     if summary.validation is not None:
@@ -98,10 +100,8 @@ def _guidance_sentence(summary: Summary) -> list[str]:
 def difference_text(difference: tuple[float, float, float], is_share: bool) -> str:
     """A difference of two scores with its interval: "+5.3 points (95% interval +0.3 to +10.3)"."""
     if is_share:
-        mean, low, high = (f"{100 * value:+.1f}" for value in difference)
-        return f"{mean} points (95% interval {low} to {high})"
-    mean, low, high = map(signed, difference)
-    return f"{mean} (95% interval {low} to {high})"
+        return f"{points(difference[0])} points ({between(*difference[1:], points, 'interval ')})"
+    return f"{signed(difference[0])} ({between(*difference[1:], signed, 'interval ')})"
 
 
 def _why_unknown(summary: Summary) -> str:

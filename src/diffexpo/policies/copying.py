@@ -9,7 +9,7 @@ from collections.abc import Collection
 from pathlib import Path
 
 from diffexpo.files import write_bytes, write_text
-from diffexpo.policies.loading import ModelFolder, weight_files
+from diffexpo.policies.loading import ModelFolder, variant_of, weight_files
 from diffexpo.policies.text import SETTINGS_FILE
 
 WEIGHTS = (".safetensors", ".bin", ".msgpack", ".h5", ".ckpt", ".onnx", ".onnx_data", ".pb", ".xml")
@@ -43,6 +43,7 @@ def _copy_component(source: Path, target: Path, variant: str | None) -> None:
             shutil.copyfile(file, to)
     if not any(source.glob("*.safetensors")):
         return
+    variant = variant_of(source, variant)
     mark = f".{variant}" if variant else ""
     for file in weight_files(source, variant):
         shutil.copyfile(file, target / file.name.replace(mark, ""))

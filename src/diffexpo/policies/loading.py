@@ -156,15 +156,24 @@ def component_folder(model: ModelFolder, component: str) -> Path:
     return folder
 
 
+def variant_of(folder: Path, variant: str | None) -> str | None:
+    """The variant that a component's weights are read from: as in diffusers the plain one, where a component
+    has no file of the chosen variant and another component of the model has."""
+    if variant is None or named_weights(folder, variant) or not named_weights(folder, None):
+        return variant
+    others = [other for other in folder.parent.iterdir() if other.is_dir()]
+    return None if any(named_weights(other, variant) for other in others) else variant
+
+
 def weight_files(folder: Path, variant: str | None) -> list[Path]:
-    """The safetensors files of one component (shards included) of the chosen variant, each with a readable
-    header.
+    """The safetensors files of one component (shards included) of the chosen variant, or of the plain one
+    (`variant_of`), each with a readable header.
 
     Raises:
         MissingError: there is none (a pickle file does not count: those can run code).
         PolicyError: one is truncated or damaged.
     """
-    files = named_weights(folder, variant)
+    files = named_weights(folder, variant_of(folder, variant))
     if not files:
         kind = f"variant {variant!r}" if variant else "plain variant"
         raise MissingError(
@@ -235,7 +244,7 @@ def load_module(
         module, report = module_class.from_pretrained(
             str(folder),
             dtype=dtype,
-            variant=model.variant,
+            variant=variant_of(folder, model.variant),
             use_safetensors=True,
             local_files_only=True,
             output_loading_info=True,

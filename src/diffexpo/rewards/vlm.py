@@ -33,6 +33,8 @@ QUESTIONS = {
 }
 CHOICES = {"yes_no": ("yes", "no"), "pairwise": ("1", "2")}
 FAIR_SHARE, ROUNDING = 0.1, 1e-3
+OTHER_NAMES = {"max_tokens": "max_completion_tokens", "temperature": ""}
+"""What some servers call a setting of a request; "": it is left out."""
 # Marks of a word's beginning in the vocabularies of tokenizers, and what models put around a word.
 _AROUND = " \t\r\n\u2581\u0120\u010a\"'`*.,:;!()[]"
 
@@ -80,8 +82,8 @@ class VlmJudge(CalledReward):
     """Scores by what a vision-language model answers.
 
     `pairwise` compares images of one prompt within one call; an image that is the only one of its prompt gets
-    NaN. Asking is deterministic as far as the server is (temperature 0). `url` is the server's base address
-    up to and including `/v1`; the text encoder of `caption` runs on `device`.
+    NaN. Asking is deterministic as far as the server is (temperature 0, where it takes one). `url` is the
+    server's base address up to and including `/v1`; the text encoder of `caption` runs on `device`.
 
     Raises:
         ConfigError: `url` is no address, or the question lacks a {prompt} that it needs.
@@ -105,6 +107,7 @@ class VlmJudge(CalledReward):
             reason = f"vlm.question = {self._question!r} holds no {{prompt}}"
             raise ConfigError(f"reward {name!r}: {reason}; the model would not know what to look for")
         self._similarity = self._text_similarity(device) if vlm.mode == "caption" else None
+        self._renamed: dict[str, str] = {}
         self._model = self._find_model()
         # Two servers need not mean the same by a model's name.
         asked = {key: str(getattr(vlm, key)) for key in ("top_logprobs", "max_tokens")}
@@ -201,12 +204,26 @@ class VlmJudge(CalledReward):
         shown = [{"type": "image_url", "image_url": {"url": f"data:image/png;base64,{png}"}} for png in pngs]
         text = {"type": "text", "text": self._question.replace("{prompt}", prompt)}
         messages = [{"role": "user", "content": [*shown, text]}]
-        asked = {"model": self._model, "messages": messages, "temperature": 0}
-        reply = self.call("/chat/completions", asked | dict(settings))
+        reply = self._chat({"model": self._model, "messages": messages, "temperature": 0, **settings})
         choices = reply.get("choices")
         if not isinstance(choices, list) or not choices or not isinstance(choices[0], dict):
             raise CallFailedError("the answer holds no choices", can_retry=True)
         return choices[0]
+
+    def _chat(self, asked: dict[str, object]) -> dict[str, object]:
+        """The answer to a request; what a server refuses by name it is not sent again, as models that are
+        served by others refuse `temperature`, or know `max_tokens` by another name."""
+        while True:
+            sent = {self._renamed.get(key, key): value for key, value in asked.items()}
+            sent.pop("", None)
+            try:
+                return self.call("/chat/completions", sent)
+            except CallFailedError as error:
+                refused = next((key for key in OTHER_NAMES if key in sent and key in str(error)), None)
+                if not error.is_refused_input or refused is None:
+                    raise
+                _log.warning("reward %r: %s; asked without %s from now on", self.name, error, refused)
+                self._renamed[refused] = OTHER_NAMES[refused]
 
     def _first_token(self, choice: Mapping[str, object]) -> list[Mapping[str, object]]:
         """The likeliest first tokens of an answer."""
@@ -225,14 +242,33 @@ class VlmJudge(CalledReward):
     def _find_model(self) -> str:
         """The model asked for, or the only one there is."""
         expected = "an OpenAI-compatible server; its address ends in /v1"
-        models = self._first(lambda: self.call("/models"), expected).get("data")
+        wanted = self._vlm.model
+        try:
+            models = self._first(lambda: self.call("/models"), expected).get("data")
+        except ScorerStoppedError:  # it answers, but keeps no list
+            if wanted is None:
+                raise
+            models = None
         entries = models if isinstance(models, list) else []
         names = [entry.get("id") for entry in entries if isinstance(entry, dict)]
-        wanted = self._vlm.model
         if wanted in names or (wanted is None and len(names) == 1):
             return str(names[0] if wanted is None else wanted)
         served = f"{self.url} serves {', '.join(map(str, names[:20])) or 'none'}"
-        raise MissingError(f"reward {self.name!r}: vlm.model = {wanted!r}; {served}")
+        if wanted is None:
+            raise MissingError(f"reward {self.name!r}: vlm.model = None; {served}")
+        self._check_alias(wanted, served)
+        return wanted
+
+    def _check_alias(self, model: str, served: str) -> None:
+        """Refuse a model that is not listed unless it answers: hosted ones have names of their own."""
+        question = {"role": "user", "content": "Say yes."}
+        asked = {"model": model, "messages": [question], "temperature": 0, "max_tokens": 1}
+        try:
+            self.persist(lambda: self._chat(asked))
+        except (CallFailedError, ScorerStoppedError) as error:
+            raise MissingError(
+                f"reward {self.name!r}: vlm.model = {model!r}; {served}, and asked for it: {error}"
+            ) from None
 
     def _text_similarity(self, device: torch.device | str) -> TextSimilarity:
         if self._vlm.text_encoder is None:

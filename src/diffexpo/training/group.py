@@ -27,6 +27,9 @@ BEAT_S, SILENCE_S, AGAIN_S = 1.0, 20.0, 60.0
 """How often a process says that it is there; after how long a silent one is named, and named again."""
 GRACE_S, FAREWELL_GRACE_S = 3.0, 30.0
 """How long a process may take to save and end after another died, or said farewell."""
+NOTICE_S = 2.0
+"""After how long a farewell is told by who has not ended too: a signal to all, or an error that all find,
+needs no word about the others."""
 _JOIN_S, _GREETING = 120.0, 64
 
 
@@ -58,7 +61,8 @@ class Group:
         self.rank, self.size = rank, size
         self.lost = ""
         self.names: dict[int, str] = {}
-        self.on_loss: Callable[[str], None] = lambda text: None
+        # Told that a process is gone; returns whether this one did not know already that it has to stop.
+        self.on_loss: Callable[[str], bool] = lambda text: True
         self._number = 0
         self._told: dict[int, dict[int, str]] = {}  # number of an exchange -> text by rank
         self._changed = threading.Condition()
@@ -103,7 +107,9 @@ class Group:
         if error is None and not self.lost:
             self.exchange("")
         self._is_closing = True
-        why = "" if error is None else f"{type(error).__name__}: {error}"
+        why = "" if error is None else f"ended with {type(error).__name__}: {error}"
+        if isinstance(error, (Interrupted, KeyboardInterrupt)):
+            why = "was interrupted"
         for other in self._peers:
             self._send(other, {"farewell": self.rank, "why": why})
         for peer in self._peers.values():
@@ -162,7 +168,7 @@ class Group:
                 if line.strip():
                     self._hear(parse_json(line))
         if other not in self._farewells and not self._is_closing:
-            self._lose(other, "was killed, or its machine is gone", GRACE_S)
+            self._lose(other, "was killed, or its machine is gone", is_orderly=False)
 
     def _hear(self, message: dict[str, Any]) -> None:
         if "text" in message and self.rank == 0:
@@ -172,11 +178,11 @@ class Group:
                 self._told[message["number"]] = dict(enumerate(message["texts"]))
                 self._changed.notify_all()
         elif "lost" in message:
-            self._lose(message["lost"], message["why"], message["grace"])
+            self._lose(message["lost"], message["why"], message["is_orderly"])
         elif "farewell" in message:
             self._farewells.add(message["farewell"])
             if message["why"]:
-                self._lose(message["farewell"], f"ended with {message['why']}", FAREWELL_GRACE_S)
+                self._lose(message["farewell"], message["why"], is_orderly=True)
 
     def _take(self, number: int, rank: int, text: str) -> None:
         """On the first process: a text has arrived; with the last one all get all."""
@@ -190,23 +196,26 @@ class Group:
             for other in self._peers:
                 self._send(other, {"number": number, "texts": texts})
 
-    def _lose(self, rank: int, why: str, grace: float) -> None:
+    def _lose(self, rank: int, why: str, is_orderly: bool) -> None:
         if self.lost or self._is_closing:
             return
         self.lost = f"process {rank} ({self._name(rank)}) {why}"
-        os.write(2, f"\n{self.lost}: process {self.rank} saves and leaves too\n".encode())
-        self.on_loss(self.lost)
+        is_news = self.on_loss(self.lost)
         with self._changed:
             self._changed.notify_all()
         if self.rank == 0:
             for other in self._peers:
                 if other != rank:
-                    self._send(other, {"lost": rank, "why": why, "grace": grace})
+                    self._send(other, {"lost": rank, "why": why, "is_orderly": is_orderly})
         # A collective waits for the one that is gone; nothing on the disk depends on an orderly end.
-        self._start(self._leave_by_force, grace)
+        self._start(self._leave_by_force, is_orderly, is_news or not is_orderly)
 
-    def _leave_by_force(self, grace: float) -> None:
-        time.sleep(grace)
+    def _leave_by_force(self, is_orderly: bool, is_told: bool) -> None:
+        notice, grace = (NOTICE_S, FAREWELL_GRACE_S) if is_orderly else (0.0, GRACE_S)
+        time.sleep(notice)
+        if is_told and not self._is_closing:
+            os.write(2, f"\n{self.lost}: process {self.rank} saves and leaves too\n".encode())
+        time.sleep(grace - notice)
         sys.stderr.flush()
         os._exit(EXIT_INTERRUPTED)
 
@@ -218,7 +227,8 @@ class Group:
             for other in self._peers:
                 self._send(other, None)
                 silent = now - self._heard[other]
-                if silent > SILENCE_S and now - named[other] > AGAIN_S:
+                is_gone = other in self._farewells
+                if not is_gone and silent > SILENCE_S and now - named[other] > AGAIN_S:
                     named[other] = now
                     told = (
                         f"\nprocess {other} ({self._name(other)}) has not answered for {silent:.0f} s: it is "

@@ -56,20 +56,22 @@ class StopSignal:
             self._wakes.close()  # ends the thread that watches
             self._wakes = None
 
-    def stop(self, reason: str) -> None:
-        """Let `check` raise because of something else."""
-        if self.received is None:
-            self.received, self._since = reason, time.monotonic()
+    def stop(self, reason: str) -> bool:
+        """Let `check` raise because of something else: "process 1 was killed"; False if it already does."""
+        if self.received is not None:
+            return False
+        self.received, self._since = f"because {reason}", time.monotonic()
+        return True
 
     def check(self) -> None:
         """Raise Interrupted if a signal has arrived since the block was entered."""
         if self.received is not None:
-            raise Interrupted(f"stopped by {self.received}; everything so far is saved")
+            raise Interrupted(f"stopped {self.received}; everything so far is saved")
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         now = time.monotonic()
         if self.received is None:
-            self.received, self._since = signal.Signals(number).name, now
+            self.received, self._since = f"by {signal.Signals(number).name}", now
             self._tell()
         elif now - self._since >= self.echo_seconds:
             os._exit(EXIT_INTERRUPTED)

@@ -82,6 +82,7 @@ def test_an_audit_by_the_command_and_again_without_drawing(root: Path, tmp_path:
     again = diffexpo(*arguments, "--out", tmp_path)
     assert "one, open: 12 images are there" in again.err + again.out
     assert json.loads((tmp_path / "audit.json").read_text()) == numbers
+    assert json.loads(diffexpo(*arguments, "--out", tmp_path, "--json").out) == numbers
 
 
 @pytest.mark.parametrize(

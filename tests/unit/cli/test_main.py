@@ -6,11 +6,12 @@ import subprocess
 import sys
 
 import pytest
+import typer
 import yaml
 
 from diffexpo.cli.failures import boundary
 from diffexpo.cli.folders import find_run, free_folder
-from diffexpo.cli.main import main
+from diffexpo.cli.main import app, main
 from diffexpo.cli.run import deadline
 from diffexpo.config import RunConfig, config_to_yaml, list_recipes, load_config
 from diffexpo.errors import Interrupted, MissingError, RewardError
@@ -241,3 +242,28 @@ def test_doctor_checks_are_json(capsys):
     assert {check["state"] for check in checks} <= {"ok", "warn", "fail"}
     assert (code == 4) == any(check["state"] == "fail" for check in checks)
     assert any("torchvision" in check["what"] for check in checks)
+
+
+NO_RESULTS = {"config schema", "label serve", "rewards serve", "study serve"}
+"""What prints JSON anyway, and what serves until it is stopped."""
+
+
+def commands(group, path=()):
+    """Every command of the tree as (name, options)."""
+    for name, command in group.commands.items():
+        if hasattr(command, "commands"):
+            yield from commands(command, (*path, name))
+        else:
+            options = {option for parameter in command.params for option in parameter.opts}
+            yield " ".join((*path, name)), options
+
+
+def test_every_command_that_prints_results_prints_json():
+    found = dict(commands(typer.main.get_command(app)))
+    assert {name for name, options in found.items() if "--json" not in options} == NO_RESULTS
+    assert len(found) > 40
+
+
+def test_the_votes_that_certainty_takes_are_json(capsys):
+    rows = json.loads(call(capsys, "label", "cost", "--candidates", "3", "--json")[1])
+    assert rows[0] == {"asked of a prompt": "one pair", "votes": "1", "how sure": "75.0% right"}

@@ -150,6 +150,7 @@ def test_notes_speak_of_what_is_odd_and_are_silent_otherwise():
     assert "iteration 1 has no offline pairs" in notes("offline.source=null")
     assert "no win rate" in "\n".join(config_notes(RunConfig()))
     assert "collapsed" in notes("training.learning_rate=1e-4")
+    assert "collapsed" not in notes("training.learning_rate=8e-5")
 
 
 ANCHOR = ["algorithm.anchor_weight=0.01", "algorithm.anchor_guidance=2.5"]
@@ -259,3 +260,9 @@ def test_a_method_on_margins_says_what_its_beta_comes_to_at_stable_diffusion():
     )
     assert "like 5000 at" in str(load("algorithm.beta=5000").algorithm.describe_pull(4 * 64 * 64))
     assert load("algorithm.type=sft").algorithm.describe_pull(512) is None
+
+
+def test_no_pictures_kl_and_diversity_may_be_asked_for() -> None:
+    names = ("grid_prompts", "kl_prompts", "vendi_prompts")
+    config = load_config(["emoji/quick"], [f"evaluation.{name}=0" for name in names], {}).config
+    assert [getattr(config.evaluation, name) for name in names] == [0, 0, 0]

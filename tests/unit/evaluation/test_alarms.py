@@ -247,6 +247,16 @@ def test_measured_runs_that_collapse_are_called_before_they_fall(rows: tuple[Row
     ]
 
 
+def test_the_iterate_to_go_back_to_is_one_that_raised_nothing_critical_itself() -> None:
+    told = {
+        alarm.message[:11]: alarm.what_to_do
+        for alarm in check_alarms(History(measured(ONE_DRAW), run="runs/a"))
+        if alarm.name == "common_part"
+    }
+    assert len(told) > 2
+    assert all("`diffexpo export runs/a --iteration 2`" in advice for advice in told.values())
+
+
 @pytest.mark.parametrize("rows", [HELD, DEFAULT])
 def test_measured_runs_that_hold_raise_nothing_although_both_errors_rise(rows: tuple[Row, ...]) -> None:
     assert all(min(row[0] / row[2], row[1] / row[3]) > 1.2 for row in rows)

@@ -324,7 +324,7 @@ def test_the_biggest_wins_and_losses_stand_beside_those_chosen_by_rule(finished:
     base, last = (load_suite(finished / "eval" / name) for name in ("base", "iteration-3"))
     order = np.argsort(base.scores["judge_heldout"] - last.scores["judge_heldout"])
     wins, losses = page["extremes"]["wins"], page["extremes"]["losses"]
-    assert [card["prompt"] for card in wins] == [last.prompts[index].text for index in order[:4]]
+    assert [card["prompt"] for card in wins] == [last.prompts[index].text for index in order[:6]]
     assert losses[0]["prompt"] == last.prompts[order[-1]].text
     before, after = (float(picture["score"]) for picture in losses[0]["pictures"])
     assert after < before
@@ -355,6 +355,14 @@ def test_words_are_explained_before_they_are_used(rendered: tuple[str, Page, str
     verdict = text.index("Better than the base model", text.index("In short"))
     for word in ("held-out judge scores images", "win rate is how often", "95% interval says", "Vendi score"):
         assert text.index(word) < verdict, word
+
+
+def test_ticks_of_the_win_rate_stand_where_they_say(finished: Path) -> None:
+    record = load_run(finished)
+    axes = Figure().add_subplot()
+    FIGURES["win_rate"](axes, record, summarise(record))
+    assert axes.yaxis.get_major_formatter()(0.575, 0) == "57.5%"
+    assert axes.yaxis.get_major_formatter()(0.6, 0) == "60%"
 
 
 @pytest.mark.parametrize("name", FIGURES)

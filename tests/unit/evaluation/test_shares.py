@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 
-from diffexpo.evaluation.records import SuiteResult, load_run
+from diffexpo.evaluation.records import SuiteResult, load_run, save_suite
 from diffexpo.evaluation.report import write_report
 from diffexpo.evaluation.shares import share_judge, share_rows
 from diffexpo.evaluation.summary import summarise
@@ -86,3 +88,26 @@ def test_the_report_leads_with_the_share_that_is_right(tmp_path: Path) -> None:
     assert verdict.sentences[0].startswith("Entirely right under correct: 50.0% of the base's images, 75.0%")
     assert "3 repaired, 1 broken" in verdict.sentences[0]
     assert "Entirely right, by kind" not in write_report(run_dir).read_text()
+
+
+def test_nothing_but_ties_is_said_to_be_that(tmp_path: Path) -> None:
+    record = load_run(make_run(tmp_path / "run"))
+    for name in list(record.suites):
+        record.suites[name] = suite(name, BEFORE)
+    (tie,) = [text for text in give_verdict(summarise(record)).sentences if "tie:" in text]
+    assert tie == "Every comparison is a tie: to this judge the images of both are equally good."
+
+
+def test_a_kind_of_one_prompt_has_no_interval_on_the_page(tmp_path: Path) -> None:
+    alone = tuple(Prompt(f"p{i}", f"text {i}", category="b" if i else "alone") for i in range(len(BEFORE)))
+    run_dir = make_run(tmp_path / "run")
+    judges = [{"name": "correct", "type": "scene_correct", "path": "scenes:checker_heldout"}]
+    config = make_config() | {"evaluation": {**make_config()["evaluation"], "judges": judges}}
+    (run_dir / "config.yaml").write_text(yaml.safe_dump(config), encoding="utf-8")
+    for folder in (run_dir / "eval").iterdir():
+        shutil.rmtree(folder)
+    for name, scores in {"base": BEFORE, "iteration-3": AFTER}.items():
+        save_suite(suite(name, scores, alone), run_dir / "eval" / name)
+    page = write_report(run_dir).read_text(encoding="utf-8")
+    (row,) = [line for line in page.split("<tr>") if line.startswith("<td>alone</td>")]
+    assert "+100.0" in row and "one prompt, no interval" in row and "nan" not in row

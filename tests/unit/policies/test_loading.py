@@ -53,6 +53,14 @@ def test_missing_variant_is_named(broken: Path) -> None:
     refuse(broken, MissingError, "variant 'fp16'", variant="fp16")
 
 
+def test_a_component_without_the_variant_is_read_from_its_plain_file(broken: Path) -> None:
+    (broken / "unet" / UNET).rename(broken / "unet" / UNET.replace(".safetensors", ".fp16.safetensors"))
+    settings = ModelConfig(path=str(broken), device="cpu", variant="fp16")
+    policy = load_policy(settings, TuningConfig(kind="lora"), folder_or_id=str(broken), seed=0)
+    assert policy.weights.kind == "lora"
+    refuse(broken, MissingError, r"unet: no safetensors weights \(plain variant\)")
+
+
 @pytest.mark.parametrize("component", ["unet", "vae", "text_encoder", "tokenizer", "scheduler"])
 def test_missing_component_is_named(broken: Path, component: str) -> None:
     shutil.rmtree(broken / component)

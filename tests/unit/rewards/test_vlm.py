@@ -92,6 +92,8 @@ def chat(talk: Talk, models: tuple[str, ...] = ("looker",)) -> ScriptedServer:
         if path == "/v1/models":
             return Reply({"object": "list", "data": [{"id": name} for name in models]})
         assert path == "/v1/chat/completions" and body["temperature"] == 0
+        if body["model"] not in models:
+            return Reply({"error": {"message": f"The model `{body['model']}` does not exist."}}, 404)
         *images, text = body["messages"][0]["content"]
         levels = []
         for image in images:
@@ -284,6 +286,33 @@ def test_what_is_missing_is_named(tmp_path: Path) -> None:
             judge(server, model="one", mode="caption", text_encoder=str(tmp_path))
     with pytest.raises(MissingError, match="its address ends in /v1"):
         judge(server, model="one")
+
+
+@pytest.mark.parametrize("lists", ["another", "nothing"])
+def test_a_hosted_model_answers_behind_an_alias_and_refuses_settings_by_name(lists: str) -> None:
+    """As large hosts do: no list of models, or one without the alias; no temperature, another name for max_tokens."""
+
+    def answer(path: str, body: Any) -> Reply:
+        if path == "/v1/models":
+            return Reply({"data": [{"id": "other"}]}) if lists == "another" else Reply({}, 404)
+        if body["model"] != "team/alias":
+            return Reply({"error": {"message": "no such deployment"}}, 404)
+        for name in ("max_tokens", "temperature"):
+            if name in body:
+                return Reply({"error": {"message": f"Unsupported parameter: '{name}'"}}, 400)
+        top = [{"token": "yes", "logprob": math.log(0.8)}, {"token": "no", "logprob": math.log(0.2)}]
+        return Reply({"choices": [{"message": {}, "logprobs": {"content": [{"top_logprobs": top}]}}]})
+
+    with ScriptedServer(answer) as server:
+        found = judge(server, model="team/alias")
+        torch.testing.assert_close(found.score(torch.rand(2, 3, 8, 8), ["a", "b"]), torch.full((2,), 0.8))
+        refused = [
+            body for path, body, _ in server.seen if body and {"max_tokens", "temperature"} & body.keys()
+        ]
+        assert len(refused) == 2, "what is refused is learned once"
+        assert server.seen[-1][1]["max_completion_tokens"] == 1
+        with pytest.raises(MissingError, match=r"vlm.model = 'team/alais'; .*no such deployment"):
+            judge(server, model="team/alais")
 
 
 def test_what_is_left_over_beside_another_first_word_is_no_answer() -> None:

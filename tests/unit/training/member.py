@@ -46,6 +46,15 @@ def work(what: str, world: distributed.World, stop: StopSignal) -> None:
         while True:
             time.sleep(0.05)
             stop.check()
+    elif what == "long" and world.rank == 0:  # a unit of work that takes longer than the others wait to speak
+        while stop.received is None:
+            time.sleep(0.02)
+        time.sleep(group.NOTICE_S + 1)
+        stop.check()
+    elif what == "long":
+        while True:
+            time.sleep(0.02)
+            stop.check()
     elif what == "wait" and world.rank == 0:
         world.barrier()
     elif what == "reduce" and world.rank == 0:

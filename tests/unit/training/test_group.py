@@ -65,6 +65,32 @@ def test_a_killed_process_is_named_and_the_others_leave_resumable(what: str, kil
     assert ended(ranks[killed]).code == -signal.SIGKILL
 
 
+@pytest.mark.parametrize("what", ["draw", "long"])
+def test_nothing_is_said_of_the_others_where_all_are_interrupted(what: str) -> None:
+    ranks = start_two(what)
+    for one in ranks:
+        os.kill(one.pid, signal.SIGINT)
+    for done in map(ended, ranks):
+        assert done.code == 75
+        assert "stopped by SIGINT; everything so far is saved" in done.err
+        assert "process" not in done.err
+
+
+def test_an_error_that_all_find_is_said_once_by_each() -> None:
+    for done in map(ended, start_two("differ")):
+        assert "ended with" not in done.err and "saves and leaves" not in done.err
+
+
+def test_who_is_interrupted_alone_is_named_by_the_others() -> None:
+    ranks = start_two("draw")
+    os.kill(ranks[1].pid, signal.SIGTERM)
+    first, second = map(ended, ranks)
+    assert (first.code, second.code) == (75, 75)
+    who = f"process 1 (pid {ranks[1].pid} on {socket.gethostname()})"
+    assert f"stopped because {who} was interrupted; everything so far is saved" in first.err
+    assert "process" not in second.err
+
+
 @pytest.mark.parametrize("what", ["wait", "reduce"])
 def test_a_stopped_process_is_named_and_a_second_signal_ends_who_waits(what: str) -> None:
     ranks = start_two(what)
