@@ -26,12 +26,11 @@ def small(value: float) -> str:
 
 
 def digits(value: float, count: int = 3) -> str:
-    """A number with `count` significant digits, trailing zeros kept: 10.0, 0.250; from 1,000 whole."""
+    """A number with `count` significant digits, trailing zeros kept: 10.0, 0.250, 1230."""
     if math.isnan(value):
         return UNKNOWN
-    return (
-        f"{value:,.0f}" if abs(value) >= max(1000, 10 ** (count - 1)) else f"{value:#.{count}g}".rstrip(".")
-    )
+    text = f"{value:#.{count}g}".rstrip(".")
+    return f"{float(text):.0f}" if "e+0" in text else text
 
 
 def signed(value: float) -> str:
