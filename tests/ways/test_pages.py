@@ -43,7 +43,7 @@ EMBEDDED = {
 MORE = {
     "docs/tutorials/sd15.md": EMBEDDED,
     "docs/howto/own_data.md": EMBEDDED,
-    "README.md": {"OFFLINE__LIMIT": "4", "BASELINE__OFFLINE_DPO": "false"},
+    "README.md": {"OFFLINE__LIMIT": "4", "BASELINE__OFFLINE_DPO": "false", "BASELINE__CONTENDERS": "[]"},
 }
 API = ROOT / "docs" / "api"
 

@@ -159,7 +159,7 @@ def test_numbers_of_sets_stand_on_the_page_and_beside_it(two, tmp_path):
         "1.50",
         "[1.25, 1.75]",
         "9 real images",
-        "1230",
+        "1234",
         "1 of the real ones",
     ):
         assert told in text
