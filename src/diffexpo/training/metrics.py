@@ -6,7 +6,8 @@ step. A value that is not finite is null.
 
 metrics.jsonl.crc32 beside it has the CRC-32 of each line, so that a line that was changed or lost is known.
 A line is written before its sum, and sums are taken back before their lines, so a crash leaves lines without
-a sum at the end only; they count.
+a sum at the end only; they count. What was forced to the disk is marked there: of what came after, a power
+cut may leave sums without their lines, which are not called lost.
 """
 
 from __future__ import annotations
@@ -28,6 +29,9 @@ from typing import Any
 from diffexpo.bounded.texts import parse_json
 from diffexpo.errors import DataError, DiffexpoError
 from diffexpo.files import write_bytes
+
+SYNCED = b"synced"
+"""Stands in the file of sums where the lines before it were on the disk."""
 
 
 def peak_memory() -> dict[str, float]:
@@ -104,8 +108,9 @@ class MetricsWriter:
     def sync(self) -> None:
         """Force the lines to the disk (before a checkpoint that counts on them)."""
         if self.active:
-            for path in (self.path, sums_path(self.path)):
-                with path.open("ab") as file:
+            for path, mark in ((self.path, b""), (sums_path(self.path), SYNCED + b"\n")):
+                with path.open("ab", buffering=0) as file:
+                    file.write(mark)
                     os.fsync(file.fileno())
 
     def _scan(self) -> None:
@@ -177,7 +182,10 @@ class _Parsed:
         numbers = ", ".join(str(number) for number, _ in self.damaged)
         verb = "is" if len(self.damaged) == 1 else "are"
         found = [f"line {numbers} {verb} damaged, kept aside in {aside.name}"] if numbers else []
-        return " and ".join(found + ([f"{self.lost} lines are lost"] if self.lost else []))
+        return " and ".join(found + ([self.told_lost()] if self.lost else []))
+
+    def told_lost(self) -> str:
+        return "1 line is lost" if self.lost == 1 else f"{self.lost} lines are lost"
 
     def problems(self, path: Path) -> list[str]:
         """A sentence on each."""
@@ -187,36 +195,40 @@ class _Parsed:
             f"checksum, found {line[:40]!r}; {advice} it"
             for number, line in self.damaged
         ]
-        return told + ([f"{path}: {self.lost} lines are lost; {advice} them"] if self.lost else [])
+        return told + ([f"{path}: {self.told_lost()}; {advice} it"] if self.lost else [])
 
 
 def _parse(path: Path) -> _Parsed:
     # Sums first: a process that writes meanwhile then leaves lines without a sum, not sums without a line.
     sums = sums_path(path).read_bytes().split() if sums_path(path).exists() else []
     data = path.read_bytes() if path.exists() else b""
-    lines, open_sums = data.split(b"\n"), Counter(sum_.decode("latin-1") for sum_ in sums if len(sum_) == 8)
+    synced = len(sums) - sums[::-1].index(SYNCED) if SYNCED in sums else 0
+    lines, known = data.split(b"\n"), [sum_ for sum_ in sums if sum_ != SYNCED]
+    open_sums, promised = Counter(known), Counter(sum_ for sum_ in sums[:synced] if sum_ != SYNCED)
     found = _Parsed()
     unsummed: list[tuple[int, bytes, dict[str, Any]]] = []
     for number, line in enumerate((line + b"\n" for line in lines[:-1]), 1):
-        row, own = _row(line), _sum_of(line)
+        row, own = _row(line), _sum_of(line).encode()
         if row is not None and open_sums[own] > 0:
             open_sums[own] -= 1
+            promised[own] -= 1
             found.rows.append(row)
             found.sound.append(line)
         elif row is not None:
             unsummed.append((number, line, row))
         elif number < len(lines) - 1 or line.strip(b"\0\n"):
             found.damaged.append((number, line))
-    missing = open_sums.total()
+    missing = sum(count for sum_, count in open_sums.items() if len(sum_) == 8)
     for number, line, row in unsummed:
         if missing:  # a sum is left without its line, so this line is what became of one
             found.damaged.append((number, line))
         else:
             found.rows.append(row)
             found.sound.append(line)
-    found.lost = max(0, missing - len(found.damaged))
+    kept = sum(count for sum_, count in promised.items() if count > 0 and len(sum_) == 8)
+    found.lost = max(0, kept - len(found.damaged))
     found.is_torn = len(data) > sum(map(len, found.sound))
-    found.is_summed = [_sum_of(line).encode() for line in found.sound] == sums
+    found.is_summed = [_sum_of(line).encode() for line in found.sound] == known
     return found
 
 
@@ -225,7 +237,8 @@ def _sum_of(line: bytes) -> str:
 
 
 def _write_sums(path: Path, lines: list[bytes]) -> None:
-    write_bytes(sums_path(path), b"".join(_sum_of(line).encode() + b"\n" for line in lines))
+    sums = [_sum_of(line).encode() for line in lines]
+    write_bytes(sums_path(path), b"".join(word + b"\n" for word in [*sums, SYNCED]))
 
 
 def _is_step(row: Mapping[str, Any], iteration: int, *, after: int) -> bool:
