@@ -353,6 +353,9 @@ def test_without_a_suite_a_run_is_evaluated_by_its_own_settings(truth: Path, wor
     assert "evaluate: every iteration is complete" in diffexpo("evaluate", truth).out
     done = command("evaluate", truth, f"{world}/model")
     assert done.code == 2 and "2 models and no suite: expected --suite NAME" in done.message
+    for asked in (("base=scenes:diffusion",), ("runs/x", "--plan")):
+        done = command("evaluate", *asked)
+        assert done.code == 2 and "1 model and no suite: expected --suite NAME" in done.message
 
 
 def test_repeated_long_and_unscored_prompts_are_counted(suite: Path, world: Path, tmp_path: Path) -> None:

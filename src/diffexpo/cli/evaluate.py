@@ -95,7 +95,7 @@ def evaluate(
     diffexpo evaluate scenes:diffusion scenes:diffusion+lora.safetensors,scale=0.8 drawn/ --suite scenes
     """
     if suite is None:
-        _next_evaluation(models, as_json)
+        _next_evaluation(models or [], as_json, needs_suite=plan)
         return
     from diffexpo.config.entries import read_entries
     from diffexpo.config.suites import check_judges, read_judge, read_suite
@@ -132,12 +132,11 @@ def evaluate(
         raise typer.Exit(NOT_MET)
 
 
-def _next_evaluation(models: list[str] | None, as_json: bool) -> None:
-    """Without a suite a run is meant, and its own evaluation."""
-    if len(models or ()) > 1:
-        raise ConfigError(
-            f"{len(models or ())} models and no suite: expected --suite NAME, which `diffexpo suites` lists"
-        )
+def _next_evaluation(models: list[str], as_json: bool, *, needs_suite: bool) -> None:
+    """Without a suite a run is meant, and its own evaluation; a ConfigError for what only a suite has."""
+    if len(models) > 1 or needs_suite or any("=" in model for model in models):
+        told = "1 model" if len(models) == 1 else f"{len(models)} models"
+        raise ConfigError(f"{told} and no suite: expected --suite NAME, which `diffexpo suites` lists")
     stage_command("evaluate")(models[0] if models else None, as_json)
 
 
